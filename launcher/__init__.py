@@ -1,0 +1,1 @@
+"""The control plane: starts processes, plans attempts, watches jobs. Never imports torch."""

@@ -1,0 +1,1 @@
+"""One command, vit-dist: a module a verb, heavy imports inside the functions."""

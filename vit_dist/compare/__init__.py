@@ -1,0 +1,1 @@
+"""What models cost, side by side."""

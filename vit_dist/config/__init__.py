@@ -1,0 +1,1 @@
+"""Typed recipes: YAML, overrides, clear errors, an identity. No torch."""

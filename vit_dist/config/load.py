@@ -1,0 +1,359 @@
+"""From YAML text and dotted overrides to a resolved Recipe, with one clear line for each mistake."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from vit_dist.config.schema import DataConfig, Recipe, dump, dump_identity
+from vit_dist.core.errors import ConfigError, did_you_mean
+from vit_dist.core.registry import ENGINES, EVALUATORS, MODELS, OPTIMIZERS, SCHEDULES, Plugin, Registry
+
+C = TypeVar("C", bound=BaseModel)
+
+SECTIONS: dict[str, Registry] = {"model": MODELS, "optim": OPTIMIZERS, "schedule": SCHEDULES, "engine": ENGINES}
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with the number syntax of YAML 1.2: 3e-4 is a float, 1:30 and `on` are text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in {"null", "merge"}]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))  # base 10 always: YAML 1.1 reads 010 as 8
+
+
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str | int | float | bool) or key in seen:
+            what = "given twice" if isinstance(key, str) and key in seen else "not a name"
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is {what}", key_node.start_mark)
+        seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Read YAML safely.
+
+    Raises:
+        ConfigError: not YAML, with line and column.
+    """
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"{where}{place}: not valid YAML: {problem}") from None
+
+
+def config_dirs() -> list[Path]:
+    """Where shipped files are looked for: `configs/` of a checkout, or the copy inside an installed package."""
+    package = Path(__file__).resolve().parent.parent
+    return [d for d in (package.parent / "configs", package / "_configs") if d.is_dir()]
+
+
+def find_config(name: str, kind: str) -> Path:
+    """The file of a recipe, study, cluster or dataset given by path, or by the name of a shipped file.
+
+    Args:
+        name: 'demo', 'demo.yaml' or a path.
+        kind: folder under configs/: 'recipes', 'studies', 'clusters' or 'data'.
+
+    Raises:
+        ConfigError: no such file; the nearest names are given.
+    """
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"} and path.is_file():
+        return path
+    for base in config_dirs():
+        for candidate in (base / kind / name, base / kind / f"{name}.yaml"):
+            if candidate.is_file():
+                return candidate
+    if path.is_dir():
+        raise ConfigError(f"{name} is a directory; give a YAML file or the name of a file in configs/{kind}")
+    known = [p.stem for base in config_dirs() for p in sorted((base / kind).glob("*.yaml"))]
+    what = {"recipes": "recipe", "studies": "study", "clusters": "cluster", "data": "dataset"}[kind]
+    raise ConfigError(f"no {what} {name!r}: not a file, and not in configs/{kind}{did_you_mean(path.stem, known)}")
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping at the top of a YAML file.
+
+    Raises:
+        ConfigError: unreadable, not YAML, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    value = parse_yaml(text, str(path))
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys at the top, got {type(value).__name__}")
+    return value
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, merge and check a recipe.
+
+    Args:
+        name: path of a YAML file, or the name of one in configs/recipes.
+        overrides: 'key.path=value' texts, applied last, values read as YAML.
+
+    Raises:
+        ConfigError: every mistake, a line each.
+    """
+    path = find_config(name, "recipes")
+    return resolve(read_recipe_file(path), overrides, where=str(path))
+
+
+def read_recipe_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe file with its `base:` files merged below it."""
+    raw = read_mapping(path)
+    base = raw.pop("base", None)
+    if base is None:
+        return raw
+    if path in seen:
+        raise ConfigError(f"{path}: `base:` goes round in a circle: {' -> '.join(map(str, (*seen, path)))}")
+    local = path.parent / f"{base}.yaml"
+    parent = local if local.is_file() else find_config(str(base), "recipes")
+    return merge(read_recipe_file(parent, (*seen, path)), raw)
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Deep merge, `above` winning. A section that names another plug-in replaces the one below whole."""
+    merged = dict(below)
+    for key, value in above.items():
+        if key in SECTIONS and isinstance(value, str):
+            value = {"name": value}
+        old = merged.get(key)
+        if key in SECTIONS and isinstance(old, str):
+            old = {"name": old}
+        renamed = (
+            key in SECTIONS
+            and isinstance(value, Mapping)
+            and isinstance(old, Mapping)
+            and ("name" in value and value["name"] != old.get("name"))
+        )
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and not renamed:
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """'a.b=1' texts as one nested mapping, later ones winning.
+
+    Raises:
+        ConfigError: a text without '=', or one that digs into a plain value.
+    """
+    tree: dict[str, Any] = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        parts = key.strip().split(".")
+        if not equals or not all(parts):
+            raise ConfigError(f"override {text!r}: expected key=value, such as optim.lr=1e-3")
+        node: dict[str, Any] = {}
+        leaf = node
+        for part in parts[:-1]:
+            leaf[part] = {}
+            leaf = leaf[part]
+        leaf[parts[-1]] = parse_yaml(value, f"override {text!r}") if value.strip() else ""
+        tree = merge(tree, node)
+    return tree
+
+
+def resolve(raw: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str = "recipe") -> Recipe:
+    """Check plain data and make it a Recipe.
+
+    Raises:
+        ConfigError: every mistake, a line each, with the path, the value and the nearest valid name.
+    """
+    data = merge(raw, parse_overrides(overrides))
+    problems: list[str] = []
+    section = data.get("data")
+    if isinstance(section, str):
+        section = data["data"] = {"dataset": section}
+    if isinstance(section, Mapping) and isinstance(section.get("dataset"), str) and section["dataset"] != "custom":
+        path = find_config(section["dataset"], "data")
+        data["data"] = {**read_mapping(path), **section, "dataset": path.stem}
+    data.setdefault("engine", {"name": "deepspeed"})
+    for key, registry in SECTIONS.items():
+        if key in data:
+            data[key] = _plugin(data[key], registry, key, problems)
+    if isinstance(data.get("evaluators"), list):
+        data["evaluators"] = tuple(
+            _plugin(item, EVALUATORS, f"evaluators[{i}]", problems) for i, item in enumerate(data["evaluators"])
+        )
+    if isinstance(data.get("data"), Mapping):
+        try:
+            DataConfig.model_validate(data["data"])
+        except ValidationError as error:
+            problems += describe(error, DataConfig, "data")
+            data["data"] = DataConfig(num_classes=1)
+    recipe: Recipe | None = None
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        broken = {key for key in (*SECTIONS, "evaluators") if any(p.startswith(key) for p in problems)}
+        problems += [p for p in describe(error, Recipe, "") if p.partition(":")[0].split("[")[0] not in broken]
+    if problems or recipe is None:
+        raise ConfigError("\n".join(f"{where}: {problem}" for problem in problems))
+    return recipe
+
+
+def _plugin(value: Any, registry: Registry, path: str, problems: list[str]) -> Any:
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        problems.append(f"{path}: expected the name of a {registry.kind}, or a mapping with `name`; got {value!r}")
+        return None
+    try:
+        cls, defaults = registry.lookup(value["name"])
+    except ConfigError as error:
+        problems.append(f"{path}.name: {error}")
+        return None
+    try:
+        return cls.model_validate(merge(defaults, value))
+    except ValidationError as error:
+        problems += describe(error, cls, path)
+        return None
+
+
+def validate(cls: type[C], raw: Any, where: str) -> C:
+    """Check plain data against any config class (a study, a cluster).
+
+    Raises:
+        ConfigError: every mistake, a line each.
+    """
+    try:
+        return cls.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{where}: {line}" for line in describe(error, cls, ""))) from None
+
+
+def describe(error: ValidationError, cls: type[BaseModel], prefix: str) -> list[str]:
+    """The mistakes of a validation, one line each: path, what is wrong, the value, the nearest valid name."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        loc = problem["loc"]
+        path = ".".join(([prefix] if prefix else []) + [str(part) for part in loc])
+        kind, shown = problem["type"], _short(problem.get("input"))
+        if kind == "extra_forbidden":
+            known = _fields_at(cls, loc[:-1])
+            lines.append(f"{path}: unknown key{did_you_mean(str(loc[-1]), known)}")
+        elif kind == "missing":
+            lines.append(f"{path}: is required and missing")
+        elif kind == "value_error":
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{path}: {message}" if path else message)
+        elif kind == "literal_error":
+            hint = did_you_mean(str(problem.get("input")), re.findall(r"'([^']+)'", problem["msg"]))
+            lines.append(f"{path}: {problem['msg'].replace('Input should be', 'must be')}, got {shown}{hint}")
+        else:
+            message = problem["msg"].replace("Input should be", "must be")
+            lines.append(f"{path}: {message}, got {shown}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _fields_at(cls: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
+    current: Any = cls
+    for part in loc:
+        field = getattr(current, "model_fields", {}).get(part)
+        current = field.annotation if field is not None else None
+    return list(getattr(current, "model_fields", {}))
+
+
+def to_yaml(plain: Mapping[str, Any]) -> str:
+    """Plain data as YAML that this module reads back to the same values."""
+    return yaml.dump(dict(plain), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes floats that every YAML 1.2 reader takes as floats, and quotes text that looks like a number."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def _represent_float(dumper: _Dumper, value: float) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:float", repr(value))
+
+
+_Dumper.add_representer(float, _represent_float)
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """What two attempts must share to be the same run, as plain data. Sites, cadences and names are not in it."""
+    return dump_identity(recipe)
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """16 hexadecimal digits that name `identity(recipe)`."""
+    text = json.dumps(identity(recipe), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """The resolved recipe as YAML; reading it again gives the same recipe and hash."""
+    return to_yaml(dump(recipe))
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Where two identities differ: 'optim.lr: 0.001 here, 0.003 there', one line each."""
+    lines = []
+    for key in sorted({*ours, *theirs}):
+        a, b, path = ours.get(key), theirs.get(key), f"{prefix}{key}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, f"{path}.")
+        elif a != b:
+            lines.append(f"{path}: {a!r} here, {b!r} there")
+    return lines
+
+
+__all__ = [
+    "Plugin",
+    "differences",
+    "find_config",
+    "identity",
+    "load_recipe",
+    "recipe_hash",
+    "recipe_yaml",
+    "resolve",
+    "to_yaml",
+    "validate",
+]

@@ -1,0 +1,51 @@
+"""Errors that a user can act on: what failed, the value, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VitDistError(Exception):
+    """Base of every error that is shown as one paragraph, without a traceback.
+
+    `exit_code` is what the command line returns for it.
+    """
+
+    exit_code = 1
+
+
+class ConfigError(VitDistError):
+    """A recipe, study, cluster file or option that cannot mean what it says."""
+
+    exit_code = 2
+
+
+class DataError(VitDistError):
+    """Images, shards, manifests or indexes that are missing, damaged or do not fit together."""
+
+
+class CheckpointError(VitDistError):
+    """A checkpoint that is missing, damaged or belongs to something else."""
+
+
+class RunError(VitDistError):
+    """A run that cannot start or go on: directory in use, disk full, a rank lost."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt name: `; did you mean 'x'?`, or the valid names, or nothing.
+
+    Args:
+        name: what the user wrote.
+        known: the valid names.
+    """
+    known = sorted(known)
+    lowered = {k.lower(): k for k in reversed(known)}
+    near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {lowered[near[0]]!r}?"
+    if known:
+        shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+        return f"; valid names: {shown}"
+    return ""

@@ -1,0 +1,177 @@
+"""Numbers that carry their units: durations, counts, bytes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+Unit = Literal["epochs", "examples", "steps", "seconds"]
+
+_MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
+_NUMBER = re.compile(r"^\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:e\+?[0-9]+)?)\s*([kKmMbBgG]?)\s*$")
+_DURATION = re.compile(r"^\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:e\+?[0-9]+)?\s*[kKmMbB]?)\s*([A-Za-z]+)\s*$")
+_UNITS: dict[str, tuple[Unit, int]] = {
+    "epoch": ("epochs", 1),
+    "epochs": ("epochs", 1),
+    "example": ("examples", 1),
+    "examples": ("examples", 1),
+    "step": ("steps", 1),
+    "steps": ("steps", 1),
+    "s": ("seconds", 1),
+    "sec": ("seconds", 1),
+    "second": ("seconds", 1),
+    "seconds": ("seconds", 1),
+    "min": ("seconds", 60),
+    "minute": ("seconds", 60),
+    "minutes": ("seconds", 60),
+    "h": ("seconds", 3600),
+    "hour": ("seconds", 3600),
+    "hours": ("seconds", 3600),
+}
+_BYTES = {
+    "": 1,
+    "B": 1,
+    "kB": 10**3,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
+
+
+def _fraction(text: str) -> Fraction | None:
+    match = _NUMBER.match(text)
+    if match is None:
+        return None
+    digits = match.group(1).replace("_", "").replace(",", "")
+    return Fraction(digits) * _MULTIPLES[match.group(2).lower()]
+
+
+def parse_count(value: object) -> int:
+    """A whole number from `30000`, `"30k"`, `"1.5M"` or `"1_000"`.
+
+    Raises:
+        ValueError: not a whole, non-negative number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"expected a count such as 30000 or '30k', got {value!r}")
+    number = Fraction(value) if isinstance(value, int) else _fraction(value)
+    if number is None or number.denominator != 1 or number < 0:
+        raise ValueError(f"expected a count such as 30000 or '30k', got {value!r}")
+    return int(number)
+
+
+def format_count(number: int | Fraction) -> str:
+    """The shortest exact form: 30000 -> '30k', 1500000 -> '1.5M', 12345 -> '12345'."""
+    for suffix, multiple in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        scaled = Fraction(number) / multiple
+        if scaled >= 1 and (scaled * 10).denominator == 1:
+            return f"{_decimal(scaled)}{suffix}"
+    return _decimal(Fraction(number))
+
+
+def _decimal(number: Fraction) -> str:
+    return str(number.numerator) if number.denominator == 1 else repr(float(number))
+
+
+def parse_bytes(value: object) -> int:
+    """Bytes from `1048576`, `"256 MiB"` or `"1.5GB"`.
+
+    Raises:
+        ValueError: the text is not a size.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = re.match(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*$", str(value))
+    if match is None or match.group(2) not in _BYTES:
+        raise ValueError(f"expected a size such as '256 MiB', got {value!r}")
+    return int(Fraction(match.group(1)) * _BYTES[match.group(2)])
+
+
+def format_bytes(size: int | float) -> str:
+    """A size for people: 1536 -> '1.5 KiB'."""
+    size = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def format_seconds(seconds: float) -> str:
+    """A span of time for people: 75 -> '1m15s'."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f}s" if seconds < 10 else f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of training: '7 epochs', '40M examples', '10k steps', or '2h' for cadences.
+
+    `value` is exact; `unit` is 'epochs', 'examples', 'steps' or 'seconds'.
+    """
+
+    value: Fraction
+    unit: Unit
+
+    @classmethod
+    def parse(cls, text: object) -> Duration:
+        """Read a duration.
+
+        Raises:
+            ValueError: no number, or no unit that is known.
+        """
+        if isinstance(text, Duration):
+            return text
+        if isinstance(text, int | float) and not isinstance(text, bool):
+            raise ValueError(f"{text!r} has no unit; write '{text} steps', '{text} examples' or '{text} epochs'")
+        match = _DURATION.match(text) if isinstance(text, str) else None
+        number = _fraction(match.group(1)) if match else None
+        unit = _UNITS.get(match.group(2).lower()) if match else None
+        if number is None or unit is None:
+            raise ValueError(f"expected a duration such as '7 epochs', '40M examples' or '10k steps', got {text!r}")
+        name, multiple = unit
+        return cls(number * multiple, name)
+
+    def examples(self, *, global_batch: int, epoch_examples: int) -> Fraction:
+        """This duration in examples. Raises ValueError for a span of time."""
+        if self.unit == "epochs":
+            return self.value * epoch_examples
+        if self.unit == "examples":
+            return self.value
+        if self.unit == "steps":
+            return self.value * global_batch
+        raise ValueError(f"'{self}' is a span of time; examples, steps or epochs are needed here")
+
+    def steps(self, *, global_batch: int, epoch_examples: int) -> int:
+        """This duration in optimizer steps, rounded half up: round(examples / batch)."""
+        examples = self.examples(global_batch=global_batch, epoch_examples=epoch_examples)
+        return int(examples / global_batch + Fraction(1, 2))
+
+    def __str__(self) -> str:
+        if self.unit == "seconds":
+            for name, seconds in (("h", 3600), ("min", 60)):
+                if self.value and self.value % seconds == 0:
+                    return f"{self.value // seconds}{name}"
+            return f"{_decimal(self.value)}s"
+        unit = self.unit.removesuffix("s") if self.value == 1 else self.unit
+        return f"{format_count(self.value)} {unit}"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )

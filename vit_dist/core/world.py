@@ -1,0 +1,91 @@
+"""Which of how many processes this is. The environment is read here and nowhere above."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vit_dist.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank of this process among `size`, and its place on its node."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    node: str = "localhost"
+
+    @property
+    def is_main(self) -> bool:
+        """True on rank 0, which writes logs and prints."""
+        return self.rank == 0
+
+    def share(self, global_batch: int) -> int:
+        """Examples of a global batch that one rank owns.
+
+        Raises:
+            ConfigError: the ranks do not divide the batch.
+        """
+        if global_batch % self.size:
+            low = global_batch - global_batch % self.size
+            shown = f"{low}, {low + self.size}" if low else f"{self.size}"
+            raise ConfigError(
+                f"global_batch={global_batch} is not divisible by {self.size} ranks; nearest that are: {shown}. "
+                f"Change global_batch or the number of processes."
+            )
+        return global_batch // self.size
+
+
+def launched_world(environ: Mapping[str, str] | None = None) -> World | None:
+    """The world a launcher has put this process in, or None where it was started by hand.
+
+    RANK and WORLD_SIZE (torchrun, our own launcher) win over an `srun` step's SLURM_* variables.
+
+    Raises:
+        ConfigError: the variables contradict each other.
+    """
+    env = os.environ if environ is None else environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        rank, size, local = env["RANK"], env["WORLD_SIZE"], env.get("LOCAL_RANK", "0")
+    elif "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
+        rank, size = env["SLURM_PROCID"], env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1"))
+        local = env.get("SLURM_LOCALID", "0")
+    else:
+        return None
+    try:
+        world = World(int(rank), int(size), int(local), env.get("SLURMD_NODENAME", socket.gethostname()))
+    except ValueError:
+        raise ConfigError(f"the launcher's variables are not numbers: rank {rank!r}, world size {size!r}") from None
+    if not 0 <= world.rank < world.size:
+        raise ConfigError(f"rank {world.rank} is outside a world of {world.size}; check RANK and WORLD_SIZE")
+    return world
+
+
+def rendezvous(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """MASTER_ADDR and MASTER_PORT for the process group: given, or derived from a SLURM job.
+
+    Raises:
+        ConfigError: neither given nor derivable.
+    """
+    env = os.environ if environ is None else environ
+    if "MASTER_ADDR" in env and "MASTER_PORT" in env:
+        return {"MASTER_ADDR": env["MASTER_ADDR"], "MASTER_PORT": env["MASTER_PORT"]}
+    if "SLURM_JOB_ID" in env:
+        nodes = env.get("SLURM_STEP_NODELIST", env.get("SLURM_JOB_NODELIST", ""))
+        step = env.get("SLURM_STEP_ID", "0")
+        port = 20000 + (int(env["SLURM_JOB_ID"]) * 16 + (int(step) if step.isdigit() else 0)) % 10000
+        return {"MASTER_ADDR": first_host(nodes), "MASTER_PORT": str(port)}
+    raise ConfigError("MASTER_ADDR and MASTER_PORT are not set; start through `vit-dist train --nproc N` or `srun`")
+
+
+def first_host(nodelist: str) -> str:
+    """The first name of a SLURM node list: 'gpu[003-007,9]' -> 'gpu003', 'a1,b2' -> 'a1'."""
+    head, bracket, rest = nodelist.partition("[")
+    if not bracket or "," in head:
+        return head.split(",")[0] or "127.0.0.1"
+    first = rest.partition("]")[0].split(",")[0].split("-")[0]
+    return head + first + rest.partition("]")[2].split(",")[0]

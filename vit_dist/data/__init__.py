@@ -1,0 +1,1 @@
+"""Shards, manifests, one exact order, and the stream that reads it."""

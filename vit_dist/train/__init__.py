@@ -1,0 +1,1 @@
+"""The loop, the train state, checkpoints, metrics and stop requests."""
