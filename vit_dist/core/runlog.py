@@ -1,0 +1,152 @@
+"""What a run writes into its log and a study reads from it: the one contract between the two.
+
+Scalars stand at the optimizer step after which they were measured, so that the n-th value follows n updates. The
+number of examples seen by then is exactly `step * global_batch`; `progress/examples` says it in the log itself.
+Everything else that a study must know stands in three texts: `RunInfo` and the resolved recipe at step 0, `RunStatus`
+at the last step. They are JSON and YAML, since the scalars of TensorBoard keep 24 bits only.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vit_dist.core.errors import DataError
+from vit_dist.core.events import EventWriter, HParam, RunLog
+
+SCHEMA = 1
+
+RUN = "vit_dist/run"
+RECIPE = "vit_dist/recipe"
+STATUS = "vit_dist/status"
+TEXTS = (RUN, RECIPE, STATUS)
+
+TRAIN_LOSS = "train/loss"
+TRAIN_LR = "train/lr"
+TRAIN_GRAD_NORM = "train/grad_norm"
+TRAIN_EXAMPLES_PER_S = "train/examples_per_s"
+TRAIN_EPOCH = "train/epoch"
+PROGRESS_EXAMPLES = "progress/examples"
+VAL_TOP1 = "val/top1"
+VAL_LOSS = "val/loss"
+
+LAYOUT = {
+    "Learning": {"loss": [TRAIN_LOSS, VAL_LOSS], "validation accuracy": [VAL_TOP1]},
+    "Optimizer": {"learning rate": [TRAIN_LR], "gradient norm": [TRAIN_GRAD_NORM]},
+    "Progress": {
+        "examples": [PROGRESS_EXAMPLES],
+        "epochs": [TRAIN_EPOCH],
+        "examples per second": [TRAIN_EXAMPLES_PER_S],
+    },
+}
+"""Charts of TensorBoard's CUSTOM SCALARS tab."""
+
+
+class _Entry(BaseModel):
+    """Base of the JSON entries: strict in types, and unknown keys pass, so that newer logs can be read."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+
+class RunInfo(_Entry):
+    """Who a run is. Counts are of examples unless the name says otherwise."""
+
+    schema_version: int = SCHEMA
+    name: str
+    study: str = ""
+    family: str = ""
+    model: str
+    num_params: Annotated[int, Field(ge=0)]
+    macs_per_image: int | None = Field(None, description="multiply-adds of one forward pass of one image")
+    macs_method: str = Field("", description="how they were counted")
+    dataset: str
+    dataset_fingerprint: str
+    num_classes: int
+    image_size: int
+    subset: Annotated[int, Field(gt=0)] = Field(description="training examples that the run may see")
+    subset_seed: int
+    seed: int
+    planned_examples: int
+    planned_steps: int
+    global_batch: int
+    base_lr: float
+    weight_decay: float
+    precision: str
+    engine: str = Field(description="for people: 'DeepSpeed ZeRO-1, bf16'")
+    world_size: int
+    code_version: str
+    recipe_hash: str
+
+
+class RunStatus(_Entry):
+    """How a run ended, or paused."""
+
+    status: Literal["done", "stopped", "failed"]
+    step: int
+    examples: int
+    reason: str = ""
+
+
+E = TypeVar("E", bound=_Entry)
+
+
+def write_start(writer: EventWriter, info: RunInfo, recipe_yaml: str) -> None:
+    """Say at step 0 who the run is. To be called by every attempt: a file alone must be enough to know its run."""
+    writer.json(RUN, info.model_dump(mode="json"))
+    # Indented text is code to Markdown, and the same YAML to a reader.
+    writer.text(RECIPE, textwrap.indent(recipe_yaml, "    "))
+    writer.hparams(_hparams(info), [VAL_TOP1, VAL_LOSS, TRAIN_LOSS], group=info.name)
+    writer.custom_scalars(LAYOUT)
+
+
+def write_status(writer: EventWriter, status: RunStatus) -> None:
+    """Say how the run ended, at its last step."""
+    writer.json(STATUS, status.model_dump(mode="json"), status.step)
+    writer.flush()
+
+
+def run_info(log: RunLog) -> RunInfo | None:
+    """Who a run is, or None where its log does not say.
+
+    Raises:
+        DataError: the entry is there but cannot be understood.
+    """
+    return _read(log, RUN, RunInfo)
+
+
+def run_status(log: RunLog) -> RunStatus | None:
+    """How the run ended, or None where it has not.
+
+    Raises:
+        DataError: the entry is there but cannot be understood.
+    """
+    return _read(log, STATUS, RunStatus)
+
+
+def run_recipe(log: RunLog) -> str | None:
+    """The resolved recipe as YAML, as it was given to `write_start`."""
+    text = log.last_text(RECIPE)
+    return None if text is None else textwrap.dedent(text)
+
+
+def _read(log: RunLog, tag: str, cls: type[E]) -> E | None:
+    text = log.last_text(tag)
+    if text is None:
+        return None
+    try:
+        value: Any = json.loads(text)
+        version = value.get("schema_version", SCHEMA) if isinstance(value, dict) else SCHEMA
+        if isinstance(version, int) and version > SCHEMA:
+            raise DataError(f"{tag} is of schema {version}; this version reads up to {SCHEMA}: update vit_dist")
+        return cls.model_validate(value)
+    except (json.JSONDecodeError, ValidationError) as error:
+        first = str(error).splitlines()
+        raise DataError(f"{tag} cannot be understood: {' '.join(line.strip() for line in first[:3])}") from None
+
+
+def _hparams(info: RunInfo) -> dict[str, HParam]:
+    shown = ("family", "model", "subset", "seed", "base_lr", "weight_decay", "global_batch", "planned_examples")
+    return {name: getattr(info, name) for name in (*shown, "precision", "dataset")}
