@@ -1,0 +1,219 @@
+"""The manifest of a dataset: its shards, their sizes and checksums, and what the labels mean. No torch.
+
+The file is JSON that webdataset's `wids` reads as its own; what is ours stands under the key "vit_dist".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from vit_dist.core.errors import DataError
+from vit_dist.core.files import join_url, parent_url, read_bytes, redact, write_bytes
+from vit_dist.data.index import ShardIndex, decode_index
+
+I64 = NDArray[np.int64]
+_KIND = "wids-shard-index-v1"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar and its sample index.
+
+    Attributes:
+        url: of the tar; relative ones are relative to the manifest.
+        num_samples: samples in it.
+        num_bytes: its size.
+        checksum: XXH128 of its bytes, 32 hexadecimal digits.
+        index_url: of the sample index; relative as above.
+        index_checksum: XXH128 of the index's bytes.
+    """
+
+    url: str
+    num_samples: int
+    num_bytes: int
+    checksum: str
+    index_url: str
+    index_checksum: str
+
+
+@dataclass(frozen=True)
+class ShardManifest:
+    """The shards of a dataset, in their order.
+
+    Attributes:
+        base: URL of the directory that relative shard URLs start from.
+        name: for people.
+        shards: in the manifest's order, which subsets and shard ordinals refer to.
+        shuffled: True where the samples lie in random order, so that any run of them is a random sample.
+        num_classes: of the label space.
+        classes: their names, or () where there are none.
+        max_labels: the most labels that one sample has.
+        excluded: where this manifest is another one less an exclusion list: {"fingerprint", "num_samples", ...}.
+    """
+
+    base: str
+    name: str
+    shards: tuple[Shard, ...]
+    shuffled: bool
+    num_classes: int
+    classes: tuple[str, ...] = ()
+    max_labels: int = 1
+    excluded: dict[str, Any] | None = None
+
+    @cached_property
+    def counts(self) -> I64:
+        """Samples in each shard. int64 [S]."""
+        return np.array([s.num_samples for s in self.shards], np.int64)
+
+    @cached_property
+    def sizes(self) -> I64:
+        """Bytes of each shard. int64 [S]."""
+        return np.array([s.num_bytes for s in self.shards], np.int64)
+
+    @cached_property
+    def first_ordinals(self) -> I64:
+        """The ordinal, in the whole manifest, of each shard's first sample. int64 [S]."""
+        return np.concatenate(([0], np.cumsum(self.counts)[:-1])).astype(np.int64)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in all shards."""
+        return int(self.counts.sum())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that name the content: bytes and indexes of the shards in order, never their URLs."""
+        digest = hashlib.sha256()
+        for s in self.shards:
+            digest.update(f"{s.num_samples} {s.num_bytes} {s.checksum} {s.index_checksum}\n".encode())
+        tail = {"shuffled": self.shuffled, "num_classes": self.num_classes, "excluded": self.excluded}
+        digest.update(json.dumps(tail, sort_keys=True).encode())
+        return digest.hexdigest()[:16]
+
+    def shard_url(self, shard: int) -> str:
+        """The full URL of a shard's tar."""
+        return join_url(self.base, self.shards[shard].url)
+
+    def read_index(self, shard: int) -> ShardIndex:
+        """The sample index of a shard, checked against the manifest.
+
+        Raises:
+            DataError: missing, damaged, or not the one that the manifest was made with.
+        """
+        entry = self.shards[shard]
+        url = join_url(self.base, entry.index_url)
+        content = read_bytes(url)
+        found = checksum(content)
+        if found != entry.index_checksum:
+            raise DataError(
+                f"{redact(url)}: the index has checksum {found}, the manifest says {entry.index_checksum}: one of them "
+                f"was changed after the other; index the shard {entry.url} again"
+            )
+        index = decode_index(content, redact(url))
+        if index.num_samples != entry.num_samples:
+            raise DataError(
+                f"{redact(url)}: the index holds {index.num_samples} samples, the manifest says {entry.num_samples} "
+                f"for {entry.url}; index the shard again"
+            )
+        return index
+
+
+def checksum(content: bytes | memoryview) -> str:
+    """XXH128 as 32 hexadecimal digits: against damage, not against malice; it keeps up with any disk."""
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def encode_manifest(manifest: ShardManifest) -> bytes:
+    """The JSON text of a manifest, a shard a line; equal manifests give equal bytes."""
+    shards = ",\n".join(
+        "  "
+        + json.dumps(
+            {
+                "url": s.url,
+                "nsamples": s.num_samples,
+                "filesize": s.num_bytes,
+                "xxh128": s.checksum,
+                "index": s.index_url,
+                "index_xxh128": s.index_checksum,
+            }
+        )
+        for s in manifest.shards
+    )
+    ours = {
+        "version": _VERSION,
+        "fingerprint": manifest.fingerprint,
+        "num_samples": manifest.num_samples,
+        "shuffled": manifest.shuffled,
+        "num_classes": manifest.num_classes,
+        "max_labels": manifest.max_labels,
+        "excluded": manifest.excluded,
+        "classes": list(manifest.classes),
+    }
+    return (
+        f'{{\n"__kind__": "{_KIND}",\n"wids_version": 1,\n"name": {json.dumps(manifest.name)},\n'
+        f'"vit_dist": {json.dumps(ours)},\n"shardlist": [\n{shards}\n]\n}}\n'
+    ).encode()
+
+
+def write_manifest(manifest: ShardManifest, url: str) -> None:
+    """Write a manifest; last of all files of a dataset, so that where it is, the dataset is whole."""
+    write_bytes(url, encode_manifest(manifest))
+
+
+def read_manifest(url: str) -> ShardManifest:
+    """Read a manifest by the URL of its JSON file, or of the directory that holds manifest.json.
+
+    Raises:
+        DataError: missing, not a manifest, or edited by hand.
+    """
+    if not url.endswith(".json"):
+        url = join_url(url, "manifest.json")
+    content = read_bytes(url)
+    where = redact(url)
+    try:
+        raw = json.loads(content)
+        kind = raw.get("__kind__")
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{where}: not a manifest: {error}") from None
+    if kind != _KIND:
+        raise DataError(f"{where}: not a manifest: __kind__ is {kind!r}, expected {_KIND!r}")
+    ours = raw.get("vit_dist")
+    if not isinstance(ours, dict):
+        raise DataError(
+            f"{where}: a shard list of wids without sample indexes; make a manifest of these tars with "
+            f"`vit-dist data index`"
+        )
+    if ours.get("version") != _VERSION:
+        raise DataError(f"{where}: manifest version {ours.get('version')!r}; this vit_dist reads version {_VERSION}")
+    try:
+        manifest = ShardManifest(
+            base=parent_url(url),
+            name=str(raw["name"]),
+            shards=tuple(
+                Shard(s["url"], s["nsamples"], s["filesize"], s["xxh128"], s["index"], s["index_xxh128"])
+                for s in raw["shardlist"]
+            ),
+            shuffled=ours["shuffled"],
+            num_classes=ours["num_classes"],
+            classes=tuple(ours["classes"]),
+            max_labels=ours["max_labels"],
+            excluded=ours["excluded"],
+        )
+        fingerprint, counted = manifest.fingerprint, manifest.num_samples
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{where}: damaged manifest: {type(error).__name__}: {error}") from None
+    if fingerprint != ours.get("fingerprint") or counted != ours.get("num_samples"):
+        raise DataError(
+            f"{where}: the manifest was edited by hand: its content has fingerprint {fingerprint} and "
+            f"{counted} samples, it says {ours.get('fingerprint')} and {ours.get('num_samples')}; make it anew with `vit-dist data index`"
+        )
+    return manifest
