@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_dist.core.errors import DataError, RunError
+from vit_dist.core.files import explained, file_system, is_remote, read_bytes, redact
 
 HParam = bool | int | float | str
 
@@ -250,19 +251,11 @@ def event_directories(url: str) -> dict[str, list[str]]:
     Raises:
         DataError: no such directory, or no permission to list it.
     """
-    fs, root = _filesystem(url)
-    try:
-        # An object store has no directories: what lists nothing may be an empty bucket or a misspelt one.
-        if not fs.exists(root):
-            raise DataError(f"{url}: no such directory; give the directory that holds the runs' logs")
-        found = sorted(fs.find(root))
-    except OSError as error:
-        raise DataError(f"{url}: cannot be listed: {error}") from None
     directories: dict[str, list[str]] = {}
-    for path in found:
+    for path in _list(url, deep=True):
         parent, _, name = path.rpartition("/")
         if "tfevents" in name:
-            directories.setdefault(fs.unstrip_protocol(parent), []).append(fs.unstrip_protocol(path))
+            directories.setdefault(parent, []).append(path)
     return directories
 
 
@@ -279,15 +272,10 @@ def read_run(url: str, tags: Collection[str] | None = None) -> RunLog:
     Raises:
         DataError: the directory or a file cannot be read, or the directory holds no event file.
     """
-    directory = url.rstrip("/")
-    fs, root = _filesystem(directory)
-    try:
-        names = [path for path in fs.ls(root, detail=False) if "tfevents" in path.rpartition("/")[2]]
-    except OSError as error:
-        raise DataError(f"{url}: cannot be listed: {error}") from None
-    if not names:
-        raise DataError(f"{url}: holds no TensorBoard event files")
-    return merge_files(directory, [read_events(fs.unstrip_protocol(name), tags) for name in names])
+    files = [path for path in _list(url, deep=False) if "tfevents" in path.rpartition("/")[2]]
+    if not files:
+        raise DataError(f"{redact(url)}: holds no TensorBoard event files")
+    return merge_files(url, [read_events(file, tags) for file in files])
 
 
 def merge_files(url: str, files: Sequence[EventFile]) -> RunLog:
@@ -338,12 +326,7 @@ def read_events(url: str, tags: Collection[str] | None = None) -> EventFile:
     Raises:
         DataError: the file cannot be read at all.
     """
-    fs, path = _filesystem(url)
-    try:
-        data: bytes = fs.cat_file(path)
-    except OSError as error:
-        raise DataError(f"{url}: cannot be read: {error}") from None
-    return parse_events(data, url, tags)
+    return parse_events(read_bytes(url), url, tags)
 
 
 def parse_events(data: bytes, url: str, tags: Collection[str] | None = None) -> EventFile:
@@ -477,14 +460,18 @@ def _tensor_value(value: Any) -> float | str | None:
     return float(numbers[0]) if len(numbers) == 1 else None
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs
-
-    try:
-        fs, path = url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise DataError(f"{url}: not a path or URL that can be read: {error}") from None
-    return fs, path
+def _list(url: str, *, deep: bool) -> list[str]:
+    """The files in a directory, or at any depth below it, as URLs of the same scheme, sorted."""
+    fs, root = file_system(url)
+    with explained(url, "listed"):
+        fs.invalidate_cache()  # runs grow while they are watched
+        try:
+            # `find` says nothing of what it may not see, `ls` does.
+            found = fs.ls(root, detail=False)
+        except FileNotFoundError:
+            raise DataError(f"{redact(url)}: no such directory; give the one that holds the logs") from None
+        found = sorted(fs.find(root) if deep else found)
+    return [f"{url.partition('://')[0]}://{path}" for path in found] if is_remote(url) else found
 
 
 __all__ = [
