@@ -1,0 +1,58 @@
+"""What every model offers to training, evaluation and inspection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from timm.layers import lecun_normal_
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Checkpointing = Literal["none", "full"]
+
+
+class ImageModel(nn.Module):
+    """A backbone and a linear `head`. Submodules are made in one order, whatever the rank, as ZeRO-3 needs."""
+
+    head: nn.Linear
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checkpointing: Checkpointing = "none"
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the head classifies. Images [B, 3, H, W], in the parameters' dtype -> [B, head.in_features]."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1], in the parameters' dtype -> logits [B, num_classes]."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+    def set_activation_checkpointing(self, mode: Checkpointing) -> None:
+        """`full`: keep the input of each block alone and compute the block again in the backward pass."""
+        self.checkpointing = mode
+
+    def _through(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+        # Not re-entrant: works with frozen inputs. The generator's state is kept: both passes drop the same units.
+        recompute = self.checkpointing == "full" and torch.is_grad_enabled()
+        for block in blocks:
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        return x
+
+
+def zero_head(in_features: int, num_classes: int, bias: float) -> nn.Linear:
+    """A classifier that starts by giving every class the logit `bias`, as in the paper's public code."""
+    head = nn.Linear(in_features, num_classes)
+    nn.init.zeros_(head.weight)
+    nn.init.constant_(head.bias, bias)
+    return head
+
+
+def init_conv(conv: nn.Conv2d) -> None:
+    """LeCun normal kernel and zero bias: flax's default, which the paper's public code leaves in place."""
+    lecun_normal_(conv.weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)

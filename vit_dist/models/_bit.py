@@ -1,0 +1,94 @@
+"""ResNets of timm's parts: the BiT baseline, and the backbone that hybrids share."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import partial
+from typing import TYPE_CHECKING
+
+from timm.layers import GroupNormAct, StdConv2d, StdConv2dSame
+from timm.models.resnetv2 import ResNetV2
+from torch import Tensor, nn
+
+from vit_dist.models._base import ImageModel, init_conv, zero_head
+
+if TYPE_CHECKING:
+    from vit_dist.models.bit import BiTConfig
+
+EPS = 1e-8  # inside the root of weight standardisation, as timm has it for the published weights
+
+
+class BiT(ImageModel):
+    """Stem -> stages of residual blocks -> GroupNorm, ReLU -> mean over the image -> head.
+
+    Parameters have timm's names, but for `head`, which is one linear layer here as in every model.
+    """
+
+    def __init__(self, config: BiTConfig, num_classes: int) -> None:
+        super().__init__()
+        width = config.width * config.width_factor
+        basic = config.block == "basic"
+        net = ResNetV2(
+            layers=list(config.blocks),
+            channels=config.channels,
+            stem_chs=width,
+            stem_type="fixed",
+            num_classes=0,
+            preact=True,
+            basic=basic,
+            bottle_ratio=1.0 if basic else 0.25,
+            norm_layer=partial(GroupNormAct, num_groups=config.groups),
+            conv_layer=partial(StdConv2d, eps=EPS),
+            drop_path_rate=config.stochastic_depth,
+        )
+        if config.stem == "imagenet":
+            self.stem = net.stem
+        else:
+            stride = 2 if config.stem == "small/2" else 1
+            self.stem = nn.Sequential(OrderedDict(conv=StdConv2d(3, width, 3, stride=stride, eps=EPS)))
+        self.stages = net.stages
+        self.norm = net.norm
+        self.head = zero_head(config.channels[-1], num_classes, config.head_bias)
+        init_convs(self)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] -> [B, C]: mean over the positions of the last feature map."""
+        x: Tensor = self.stem(images)
+        for stage in self.stages:
+            x = self._through(stage.blocks, x)
+        x = self.norm(x)
+        return x.mean(dim=(2, 3))
+
+
+def post_activation_resnet(blocks: tuple[int, ...], *, width: int, groups: int, stem: str) -> ResNetV2:
+    """A hybrid's backbone: images [B, 3, H, W] -> feature map [B, 4 * width * 2^(stages - 1), H / stride, W / stride].
+
+    Post-activation bottlenecks and TensorFlow's SAME padding, as in google-research/vision_transformer
+    (models_resnet.py); the last scale of each block starts at zero there, so that blocks start as shortcuts.
+    """
+    conv = partial(StdConv2dSame, eps=EPS)
+    norm = partial(GroupNormAct, num_groups=groups)
+    net = ResNetV2(
+        layers=list(blocks),
+        channels=tuple(4 * width * 2**i for i in range(len(blocks))),
+        stem_chs=width,
+        stem_type="same",
+        num_classes=0,
+        global_pool="",
+        preact=False,
+        norm_layer=norm,
+        conv_layer=conv,
+        zero_init_last=True,
+    )
+    if stem != "imagenet":
+        stride = 2 if stem == "small/2" else 1
+        net.stem = nn.Sequential(OrderedDict(conv=conv(3, width, 3, stride=stride), norm=norm(width)))
+    init_convs(net)
+    return net
+
+
+def init_convs(module: nn.Module) -> None:
+    """LeCun normal kernels everywhere; their scale sets nothing but how fast a standardised kernel turns."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            init_conv(part)

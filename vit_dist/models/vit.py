@@ -1,0 +1,103 @@
+"""Vision Transformers: the paper's sizes (Table 1), smaller ones, and any other by its numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from vit_dist.core.registry import MODELS
+from vit_dist.models import ModelConfig
+
+if TYPE_CHECKING:
+    from vit_dist.models._vit import ViT
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+
+
+class ViTConfig(ModelConfig):
+    """A Vision Transformer (arXiv 2010.11929). Defaults are those of the paper and its public code."""
+
+    family: str = "vit"
+    patch_size: Positive
+    width: Positive
+    depth: Positive
+    num_heads: Positive
+    mlp_dim: Positive | None = Field(None, description="hidden width of the MLPs; empty: four times the width")
+    dropout: Rate = Field(
+        0.0, description="after each dense layer but the qkv projections, and on the embedded patches (appendix B.1)"
+    )
+    stochastic_depth: Rate = Field(
+        0.0, description="chance that an example skips the last block; it falls linearly to 0 at the first"
+    )
+    pool: Literal["cls", "mean", "map"] = Field(
+        "cls", description="cls: the class token; mean: of the patches; map: one attention head with a learned query"
+    )
+    representation: bool = Field(
+        False, description="a dense layer of the model's width and tanh before the head; the paper pretrains with it"
+    )
+    gelu: Literal["tanh", "exact"] = "tanh"
+    position_embedding: Literal["learned", "sincos", "none"] = Field(
+        "learned", description="learned: one vector a token; sincos: fixed, 2-D, nothing to learn"
+    )
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> ViTConfig:
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"width={self.width} is not divisible by num_heads={self.num_heads}; "
+                f"heads that divide it: {_divisors(self.width)}"
+            )
+        if self.position_embedding == "sincos" and (self.width % 4 or self.width < 8):
+            raise ValueError(f"position_embedding=sincos needs a width of 8 or more that 4 divides, got {self.width}")
+        return self
+
+    @property
+    def stride(self) -> int:
+        """Side of a patch in pixels."""
+        return self.patch_size
+
+    @property
+    def hidden(self) -> int:
+        """Hidden width of the MLPs."""
+        return 4 * self.width if self.mlp_dim is None else self.mlp_dim
+
+    def build(self, *, num_classes: int, image_size: int) -> ViT:
+        """See `ModelConfig.build`; the patch size must divide the image size."""
+        from vit_dist.models._vit import build_vit
+
+        self._fit(image_size)
+        return build_vit(self, num_classes=num_classes, image_size=image_size)
+
+
+def _divisors(width: int) -> str:
+    found = [n for n in range(1, min(width, 64) + 1) if width % n == 0]
+    return ", ".join(map(str, found))
+
+
+def sizes(width: int, depth: int, num_heads: int) -> dict[str, Any]:
+    """Width, depth and heads as keys of a config."""
+    return {"width": width, "depth": depth, "num_heads": num_heads}
+
+
+# Base, Large, Huge: Table 1 of the paper. Tiny and Small: arXiv 2106.10270, Table 2.
+TINY, SMALL = sizes(192, 12, 3), sizes(384, 12, 6)
+BASE, LARGE, HUGE = sizes(768, 12, 12), sizes(1024, 24, 16), sizes(1280, 32, 16)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "vit": {},
+    "ViT-Ti/16": {"patch_size": 16, **TINY},
+    "ViT-S/16": {"patch_size": 16, **SMALL},
+    "ViT-b/32": {"patch_size": 32, **BASE, "width": 384},  # Figure 4: Base with all hidden dimensions halved
+    "ViT-B/32": {"patch_size": 32, **BASE},
+    "ViT-B/16": {"patch_size": 16, **BASE},
+    "ViT-L/32": {"patch_size": 32, **LARGE},
+    "ViT-L/16": {"patch_size": 16, **LARGE},
+    "ViT-H/14": {"patch_size": 14, **HUGE},
+    # For 28-pixel images on a CPU.
+    "vit-demo": {"patch_size": 7, **sizes(64, 4, 4)},
+    "vit-test": {"patch_size": 7, **sizes(32, 2, 2)},
+}
+for _name, _defaults in PRESETS.items():
+    MODELS.register(_name, **_defaults)(ViTConfig)

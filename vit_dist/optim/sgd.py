@@ -1,0 +1,35 @@
+"""SGD with momentum: what the paper fine-tunes with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from vit_dist.core.registry import OPTIMIZERS
+from vit_dist.optim import NonNegative, OptimizerConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+
+@OPTIMIZERS.register("sgd")
+class SGDConfig(OptimizerConfig):
+    """SGD with momentum; momentum 0.9, no decay and clipping at 1 are the paper's (appendix B.1.1)."""
+
+    elementwise: ClassVar[bool] = True
+
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegative = Field(0.0, description="added to the gradient, times the parameter, before momentum")
+    decay: Literal["kernels", "all"] = Field(
+        "kernels", description="kernels: matrices and convolutions, as in big_vision; all: every parameter"
+    )
+
+    def build(self, model: nn.Module) -> Optimizer:
+        """See `OptimizerConfig.build`."""
+        from torch.optim import SGD
+
+        from vit_dist.optim._groups import decay_groups
+
+        return SGD(decay_groups(model, self.weight_decay, self.decay), lr=self.lr, momentum=self.momentum)
