@@ -246,16 +246,20 @@ class RunLog:
 
 
 def event_directories(url: str) -> dict[str, list[str]]:
-    """The event files under a directory, at any depth: {directory URL: [file URLs]}, sorted.
+    """The event files under a directory, at any depth: {directory relative to `url`: [file URLs]}, sorted.
 
     Raises:
         DataError: no such directory, or no permission to list it.
     """
+    fs, root = file_system(url)
+    top = fs._strip_protocol(root)
+    prefix = f"{url.partition('://')[0]}://" if is_remote(url) else ""
     directories: dict[str, list[str]] = {}
-    for path in _list(url, deep=True):
-        parent, _, name = path.rpartition("/")
+    for file in _list(url, deep=True):
+        parent, _, name = file.rpartition("/")
         if "tfevents" in name:
-            directories.setdefault(parent, []).append(path)
+            relative = parent.removeprefix(prefix).removeprefix(top).strip("/") or "."
+            directories.setdefault(relative, []).append(file)
     return directories
 
 
