@@ -1,0 +1,213 @@
+"""Event files under a directory or URL -> observations, one for each finished run, and why others are left out."""
+
+from __future__ import annotations
+
+import math
+import posixpath
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vit_dist.core.errors import DataError
+from vit_dist.core.events import RunLog, Series, event_directories, merge_files, read_events
+from vit_dist.core.runlog import RUN, STATUS, VAL_TOP1, RunInfo, RunStatus, run_info, run_status
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One point of a study: a finished run and the value of the metric at its last step.
+
+    `best` is the highest value on the way, at `best_step`. `macs` are those of one forward pass of one image.
+    `directory` is relative to the logs that were read.
+    """
+
+    study: str
+    run: str
+    family: str
+    model: str
+    dataset: str
+    dataset_fingerprint: str
+    subset: int
+    subset_seed: int
+    seed: int
+    metric: str
+    value: float
+    best: float
+    best_step: int
+    step: int
+    examples_seen: int
+    planned_examples: int
+    num_params: int
+    macs: int | None
+    macs_method: str
+    global_batch: int
+    base_lr: float
+    weight_decay: float
+    precision: str
+    engine: str
+    world_size: int
+    code_version: str
+    recipe_hash: str
+    status: str
+    directory: str
+    finished: float = field(compare=False, repr=False)
+
+    @property
+    def cell(self) -> tuple[str, int, int, int]:
+        """What makes two runs the same point: family, subset, subset seed, seed."""
+        return self.family, self.subset, self.subset_seed, self.seed
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """A run that is no observation, and why."""
+
+    run: str
+    directory: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What was found: observations by family, subset and seed; runs left out; remarks on damaged files."""
+
+    url: str
+    study: str
+    metric: str
+    observations: tuple[Observation, ...]
+    excluded: tuple[Excluded, ...]
+    remarks: tuple[str, ...]
+
+
+def collect(url: str, *, study: str | None = None, metric: str = VAL_TOP1) -> Collection:
+    """Read every run under a directory.
+
+    Args:
+        url: a directory, local or remote, that holds event files at any depth; one directory is one run.
+        study: take only runs of this study; None takes the only one there is.
+        metric: scalar tag to observe.
+
+    Raises:
+        DataError: nothing there to read, or runs of several studies and none was named.
+    """
+    found: list[Observation] = []
+    excluded: list[Excluded] = []
+    remarks: list[str] = []
+    directories = event_directories(url)
+    if not directories:
+        raise DataError(f"{url}: no TensorBoard event files in it; give the directory that holds the runs' logs")
+    for directory, urls in directories.items():
+        files = [read_events(file, (RUN, STATUS, metric)) for file in urls]
+        names = (posixpath.join(directory, posixpath.basename(file.url)) for file in files)
+        remarks += [f"{name}: {file.problem}" for name, file in zip(names, files, strict=True) if file.problem]
+        outcome = _observe(merge_files(directory, files), directory, study, metric)
+        if isinstance(outcome, Excluded):
+            excluded.append(outcome)
+        else:
+            found.append(outcome)
+    chosen = _choose_study(url, found, study)
+    kept, doubles = _without_duplicates(found)
+    fingerprints = sorted({o.dataset_fingerprint for o in kept})
+    if len(fingerprints) > 1:
+        remarks.append(f"the runs were trained on different data: fingerprints {', '.join(fingerprints)}")
+    return Collection(
+        url,
+        chosen,
+        metric,
+        tuple(sorted(kept, key=lambda o: (o.cell, o.directory))),
+        tuple(sorted([*excluded, *doubles], key=lambda e: e.directory)),
+        tuple(remarks),
+    )
+
+
+def _observe(log: RunLog, shown: str, study: str | None, metric: str) -> Observation | Excluded:
+    try:
+        info, status = run_info(log), run_status(log)
+    except DataError as error:
+        return Excluded(shown, shown, str(error))
+    if info is None:
+        return Excluded(shown, shown, f"says nothing of its run: no text {RUN!r}")
+    if study is not None and info.study != study:
+        return Excluded(info.name, shown, f"of another study: {info.study or '(none)'}")
+    series = log.scalars.get(metric)
+    reason = _why_not(info, status, series, metric)
+    if reason is not None or series is None or status is None:
+        return Excluded(info.name, shown, reason or "")
+    best = int(np.nanargmax(series.values))
+    return Observation(
+        study=info.study,
+        run=info.name,
+        family=info.family or info.model,
+        model=info.model,
+        dataset=info.dataset,
+        dataset_fingerprint=info.dataset_fingerprint,
+        subset=info.subset,
+        subset_seed=info.subset_seed,
+        seed=info.seed,
+        metric=metric,
+        value=_as_logged(series.values[-1]),
+        best=_as_logged(series.values[best]),
+        best_step=int(series.steps[best]),
+        step=status.step,
+        examples_seen=status.examples,
+        planned_examples=info.planned_examples,
+        num_params=info.num_params,
+        macs=info.macs_per_image,
+        macs_method=info.macs_method,
+        global_batch=info.global_batch,
+        base_lr=info.base_lr,
+        weight_decay=info.weight_decay,
+        precision=info.precision,
+        engine=info.engine,
+        world_size=info.world_size,
+        code_version=info.code_version,
+        recipe_hash=info.recipe_hash,
+        status=status.status,
+        directory=shown,
+        finished=float(series.wall_times[-1]),
+    )
+
+
+def _as_logged(value: float) -> float:
+    """The shortest number that single precision stores as this one: 0.64, not 0.6399999856948853."""
+    single = np.float32(value)
+    return float(str(single)) if float(single) == value else float(value)
+
+
+def _why_not(info: RunInfo, status: RunStatus | None, series: Series | None, metric: str) -> str | None:
+    """The reason why a run is no observation, or None."""
+    if status is None:
+        return "unfinished: its log has no end; it is running or was killed"
+    if status.status != "done":
+        because = f" ({status.reason})" if status.reason else ""
+        return f"{status.status} at step {status.step} of {info.planned_steps}{because}"
+    if series is None:
+        return f"has no values of {metric}"
+    if not math.isfinite(series.values[-1]):
+        return f"diverged: {metric} is {series.values[-1]}"
+    if series.steps[-1] != status.step:
+        return f"{metric} was last measured at step {series.steps[-1]}, not at its end, {status.step}"
+    return None
+
+
+def _choose_study(url: str, found: list[Observation], study: str | None) -> str:
+    names = sorted({o.study for o in found})
+    if study is None and len(names) > 1:
+        shown = ", ".join(repr(name) for name in names)
+        raise DataError(f"{url}: holds runs of {len(names)} studies: {shown}; name the one to report")
+    return study if study is not None else (names[0] if names else "")
+
+
+def _without_duplicates(observations: Iterable[Observation]) -> tuple[list[Observation], list[Excluded]]:
+    """One observation for each cell, the one that finished last; the others as excluded."""
+    kept: dict[tuple[str, int, int, int], Observation] = {}
+    doubles = []
+    for one in sorted(observations, key=lambda o: (o.finished, o.directory)):
+        older = kept.get(one.cell)
+        if older is not None:
+            what = "the same recipe" if older.recipe_hash == one.recipe_hash else "another recipe"
+            reason = f"duplicate: {one.directory} is the same cell with {what} and finished later"
+            doubles.append(Excluded(older.run, older.directory, reason))
+        kept[one.cell] = one
+    return list(kept.values()), doubles
