@@ -208,6 +208,7 @@ def resolve(raw: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str
         path = find_config(section["dataset"], "data")
         data["data"] = {**read_mapping(path), **section, "dataset": path.stem}
     data.setdefault("engine", {"name": "deepspeed"})
+    data.setdefault("evaluators", ["classification"])
     for key, registry in SECTIONS.items():
         if key in data:
             data[key] = _plugin(data[key], registry, key, problems)

@@ -39,6 +39,9 @@ class DataConfig(Config):
     )
     crop_area: Floats = Field((0.05, 1.0), description="range of the crop's share of the image's area")
     crop_aspect: Floats = (3 / 4, 4 / 3)
+    val_crop: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.875, description="share of the shorter side that evaluation's centre crop keeps"
+    )
     max_bad: Annotated[float, Field(ge=0, le=1)] = Field(
         0.001, description="share of undecodable examples over which a run stops"
     )

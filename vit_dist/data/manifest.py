@@ -214,6 +214,7 @@ def read_manifest(url: str) -> ShardManifest:
     if fingerprint != ours.get("fingerprint") or counted != ours.get("num_samples"):
         raise DataError(
             f"{where}: the manifest was edited by hand: its content has fingerprint {fingerprint} and "
-            f"{counted} samples, it says {ours.get('fingerprint')} and {ours.get('num_samples')}; make it anew with `vit-dist data index`"
+            f"{counted} samples, it says {ours.get('fingerprint')} and {ours.get('num_samples')}; make it anew with "
+            f"`vit-dist data index`"
         )
     return manifest

@@ -1,1 +1,33 @@
 """Evaluators: each yields (name, value). One file each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vit_dist.core.registry import Plugin
+
+if TYPE_CHECKING:
+    from vit_dist.config.schema import Recipe
+    from vit_dist.core.world import World
+    from vit_dist.data.manifest import ShardManifest
+    from vit_dist.engines._protocol import Engine
+
+
+@dataclass(frozen=True)
+class EvalContext:
+    """What an evaluator may look at. `val` is None where the recipe names no validation set."""
+
+    engine: Engine
+    recipe: Recipe
+    world: World
+    val: ShardManifest | None
+
+
+class EvaluatorConfig(Plugin):
+    """Base of every evaluator's config."""
+
+    def run(self, context: EvalContext) -> Iterator[tuple[str, float]]:
+        """Names and values, the same on every rank. A collective."""
+        raise NotImplementedError

@@ -1,0 +1,142 @@
+"""One attempt of a run on this machine: N rank processes under one parent that lets none outlive the others."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from vit_dist.config.load import recipe_yaml
+from vit_dist.config.schema import Recipe
+from vit_dist.core.files import write_bytes
+from vit_dist.core.log import log
+from vit_dist.core.rundir import RunDir
+
+_POLL_S = 0.05
+_GRACE_S = 3.0
+
+
+def run_local(recipe: Recipe, run_dir: Path, *, nproc: int) -> int:
+    """One attempt of a run in `nproc` processes; goes on from the run's newest checkpoint.
+
+    Returns:
+        0 where the run is done or was stopped on request (status.json says which), else the exit code of the rank
+        that failed first.
+    """
+    resolved = run_dir / "recipe.yaml"
+    if not resolved.exists():  # else the run is another attempt of what stands there, or is refused by the ranks
+        write_bytes(str(resolved), recipe_yaml(recipe).encode())
+    with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
+        asked = Path(scratch) / "recipe.yaml"
+        asked.write_text(recipe_yaml(recipe))
+        code = run_ranks(["train", str(asked), "--run-dir", str(run_dir)], nproc=nproc, scratch=Path(scratch))
+    _close_status(RunDir(run_dir), code)
+    return code
+
+
+def run_ranks(arguments: Sequence[str], *, nproc: int, scratch: Path) -> int:
+    """Run `vit-dist ARGUMENTS` as `nproc` ranks of one world on this machine; the first failure ends them all.
+
+    SIGTERM and SIGINT are passed on, once: the ranks then stop cleanly. A second SIGINT kills them.
+
+    Args:
+        arguments: of the command.
+        nproc: how many ranks.
+        scratch: a directory in which the ranks agree on who prints a shared error.
+
+    Returns:
+        0, or the exit code of the rank that failed first (128 + n where it died of signal n).
+    """
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    command = [sys.executable, "-m", "vit_dist.cli.main", *arguments]
+    ranks = [
+        subprocess.Popen(
+            command, env=_rank_environment(os.environ, rank, nproc, address, scratch), stdin=subprocess.DEVNULL
+        )
+        for rank in range(nproc)
+    ]
+    try:
+        with _passing_signals_to(ranks):
+            return _wait(ranks)
+    finally:
+        for process in ranks:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+
+def _rank_environment(
+    environ: Mapping[str, str], rank: int, nproc: int, address: Mapping[str, str], scratch: Path
+) -> dict[str, str]:
+    threads = str(max(1, len(os.sched_getaffinity(0)) // nproc))
+    return {
+        "OMP_NUM_THREADS": threads,  # more threads than cores make the ranks wait for each other
+        "GLOO_SOCKET_IFNAME": "lo",  # the host's name need not resolve on a laptop or in a container
+        **environ,
+        **address,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(nproc),
+        "VIT_DIST_PARENT": str(os.getpid()),
+        "VIT_DIST_SCRATCH": str(scratch),
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
+    while True:
+        codes = [process.poll() for process in ranks]
+        failed = [(rank, code) for rank, code in enumerate(codes) if code not in (None, 0)]
+        if failed:
+            rank, code = failed[0]
+            # Ranks that met the same error get a moment to say so; those that wait for a dead peer would wait long.
+            deadline = time.monotonic() + _GRACE_S
+            while time.monotonic() < deadline and any(p.poll() is None for p in ranks):
+                time.sleep(_POLL_S)
+            assert code is not None
+            if code < 0:
+                log(f"rank {rank} was killed by {signal.Signals(-code).name}; the other ranks were ended")
+                return 128 - code
+            return code
+        if all(code == 0 for code in codes):
+            return 0
+        time.sleep(_POLL_S)
+
+
+@contextlib.contextmanager
+def _passing_signals_to(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    interrupts = 0
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        for process in ranks:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL if interrupts > 1 else signal.SIGTERM)
+
+    old = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _close_status(directory: RunDir, code: int) -> None:
+    """A rank that was killed could not say so: what still claims to run has failed."""
+    status = directory.status()
+    if code and status is not None and status.status == "running":
+        directory.write_status("failed", status.step, status.examples, f"a rank ended with exit code {code}")

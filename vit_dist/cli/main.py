@@ -1,0 +1,84 @@
+"""`vit-dist`: finds the verb's module, and prints its errors as one paragraph."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import sys
+from pathlib import Path
+
+from vit_dist import __version__
+
+VERBS = {
+    "config": "print a resolved recipe and its hash",
+    "data": "pack images into shards, list the order of examples",
+    "train": "train a recipe on this machine, or as one rank of a job",
+    "study": "train a grid of recipes and draw the scaling curves",
+}
+
+_HELP = """usage: vit-dist VERB ...
+
+Pretrain ViT, BiT and hybrid models on your own images, and see how they scale with data.
+
+verbs:
+{verbs}
+
+  vit-dist VERB --help       what a verb takes, with examples
+  vit-dist --version
+
+a first run:
+  vit-dist data pack IMAGES/ shards/            a folder per class -> shuffled tars and a manifest
+  vit-dist train demo data.train=shards/manifest.json data.val="" data.num_classes=10 --nproc 2
+  tensorboard --logdir runs/
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb. Returns the exit code: 0, 1 (failed), 2 (asked for something impossible), 130 (interrupted)."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        print(_HELP.format(verbs="\n".join(f"  {verb:<10} {what}" for verb, what in VERBS.items())), end="")  # noqa: T201
+        return 0 if arguments else 2
+    if arguments[0] in {"-V", "--version"}:
+        print(f"vit-dist {__version__}")  # noqa: T201
+        return 0
+    from vit_dist.core.errors import VitDistError, did_you_mean
+
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        sys.stderr.write(f"vit-dist: unknown verb {verb!r}{did_you_mean(verb, VERBS)}\n")
+        return 2
+    module = importlib.import_module(f"vit_dist.cli.{verb}")
+    try:
+        return int(module.main(rest))
+    except VitDistError as error:
+        _say(f"vit-dist {verb}: error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        _say(f"vit-dist {verb}: interrupted")
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; Python would complain again while closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _say(message: str) -> None:
+    """Print an error, once: ranks of one launcher that meet the same one leave it to the first."""
+    from vit_dist.core.log import log
+
+    scratch = os.environ.get("VIT_DIST_SCRATCH")
+    if scratch:
+        name = f"said-{hashlib.sha256(message.encode()).hexdigest()[:16]}"
+        try:
+            os.close(os.open(Path(scratch) / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            return
+        except OSError:
+            pass  # better said twice than not at all
+    log(message)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""`vit-dist train`: one attempt of a run, as a parent of N ranks or as a rank of somebody else's launcher."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vit_dist.config.schema import Recipe
+    from vit_dist.core.world import World
+
+SUMMARY = "train a recipe on this machine, or as one rank of a job"
+
+_EXAMPLES = """
+Trains until the horizon, or until SIGTERM or Ctrl-C, which save and stop. Started again with the same run directory
+it goes on from the newest whole checkpoint. Started by `srun`, torchrun or anything that sets RANK and WORLD_SIZE,
+each process is one rank; else --nproc ranks are started here.
+
+examples:
+  vit-dist train demo --nproc 2
+  vit-dist train demo model=bit-demo optim.lr=2e-3 --run-dir runs/bit
+  vit-dist train demo engine.name=plain precision=fp32
+  srun --ntasks-per-node=8 vit-dist train vit-l16-jft300m --run-dir /shared/runs/l16
+
+a run directory holds recipe.yaml, status.json, tb/ (TensorBoard event files) and checkpoints/
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb."""
+    parser = argparse.ArgumentParser(
+        "vit-dist train", description=SUMMARY, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of one in configs/recipes")
+    parser.add_argument("overrides", metavar="k=v", nargs="*", help="dotted overrides, applied last")
+    parser.add_argument("--run-dir", metavar="DIR", help="default: runs/NAME-HASH")
+    parser.add_argument("--nproc", metavar="N", type=int, default=1, help="ranks to start on this machine (default 1)")
+    args = parser.parse_intermixed_args(argv)
+
+    from vit_dist.config.load import load_recipe
+    from vit_dist.core.errors import ConfigError
+    from vit_dist.core.world import World as Ranks
+    from vit_dist.core.world import launched_world
+
+    world = launched_world()
+    if args.nproc < 1:
+        raise ConfigError(f"--nproc={args.nproc}: at least one rank is needed")
+    if world is not None and world.size > 1 and args.nproc not in (1, world.size):
+        raise ConfigError(f"--nproc={args.nproc}, but a launcher has started {world.size} ranks already; leave it out")
+    recipe = load_recipe(args.recipe, args.overrides)
+    run_dir = Path(args.run_dir) if args.run_dir else default_run_dir(recipe)
+    if world is None:
+        from launcher.local import run_local
+
+        Ranks(size=args.nproc).share(recipe.global_batch)  # say so before anything is started
+        return run_local(recipe, run_dir, nproc=args.nproc)
+    _die_with_parent()
+    return _rank(recipe, run_dir, world)
+
+
+def default_run_dir(recipe: Recipe) -> Path:
+    """runs/NAME-HASH, so that the same recipe goes on where it was."""
+    from vit_dist.config.load import recipe_hash
+
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", recipe.name).strip("-.") or "run"
+    return Path("runs") / f"{name}-{recipe_hash(recipe)[:8]}"
+
+
+def _rank(recipe: Recipe, run_dir: Path, world: World) -> int:
+    from vit_dist.train.attempt import PeerLostError, attempt
+
+    try:
+        attempt(recipe, run_dir, world)
+    except PeerLostError as error:
+        sys.stderr.write(f"vit-dist train: rank {world.rank}: {error}\n")
+        return 70
+    return 0
+
+
+def _die_with_parent() -> None:
+    """A launcher of ours that is killed takes its ranks with it: none trains on unseen."""
+    parent = os.environ.get("VIT_DIST_PARENT")
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != int(parent):  # it died before we asked
+        os._exit(1)

@@ -1,0 +1,45 @@
+"""Config of the DeepSpeed engine: ZeRO stages 1 to 3, bf16 or fp32."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from vit_dist.config.schema import Bytes, Recipe
+from vit_dist.core.registry import ENGINES, Plugin
+
+if TYPE_CHECKING:
+    from vit_dist.engines._protocol import Engine, EngineInputs
+
+
+@ENGINES.register("deepspeed")
+class DeepSpeedConfig(Plugin):
+    """ZeRO shards optimizer state (1), gradients too (2), weights too (3). "Stage 0" is the plain engine."""
+
+    zero_stage: Literal[1, 2, 3] = 1
+    max_micro_batch: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="examples a rank may run at once; the derived micro-batch is its largest share below"
+    )
+    activation_checkpointing: Literal["none", "full"] = "none"
+    reduce_bucket: Bytes = Field(100_000_000, description="gradient elements reduced at once")
+    allgather_bucket: Bytes = Field(200_000_000, description="weight elements gathered at once")
+    communication_timeout_s: Annotated[int, Field(ge=10)] = 600
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse what DeepSpeed would get wrong in silence.
+
+        Raises:
+            ValueError: an optimizer that ZeRO's flat shards break.
+        """
+        if not getattr(recipe.optim, "elementwise", False):
+            raise ValueError(
+                f"optim.name: {recipe.optim.name!r} needs whole tensors, which ZeRO's shards are "
+                f"not; use engine.name=plain"
+            )
+
+    def build(self, inputs: EngineInputs) -> Engine:
+        """The engine. A collective."""
+        from vit_dist.engines._deepspeed import DeepSpeedEngine
+
+        return DeepSpeedEngine(self, inputs)

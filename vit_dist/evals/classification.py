@@ -1,0 +1,42 @@
+"""Accuracy and loss on the validation set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vit_dist.core.registry import EVALUATORS
+from vit_dist.evals import EvalContext, EvaluatorConfig
+
+
+@EVALUATORS.register("classification")
+class ClassificationConfig(EvaluatorConfig):
+    """`val/top1`: share of examples whose highest logit is one of their labels; `val/loss`: softmax cross-entropy."""
+
+    def run(self, context: EvalContext) -> Iterator[tuple[str, float]]:
+        """See EvaluatorConfig. Yields nothing without a validation set."""
+        if context.val is None:
+            return
+        import torch
+        from torch.nn import functional
+
+        from vit_dist.data.stream import EvalBatches
+
+        recipe, engine = context.recipe, context.engine
+        size, classes = recipe.data.image_size, recipe.data.num_classes
+        sums = torch.zeros(3, dtype=torch.float64)  # correct, loss, examples
+        for batch in EvalBatches(context.val, recipe.data, context.world, recipe.eval.batch):
+            if batch is None:  # this rank has no examples left, but the others need it in the collectives of the model
+                engine.predict(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+                continue
+            logits = engine.predict(batch.images).cpu()
+            correct = (batch.labels == logits.argmax(1, keepdim=True)).any(1).sum()
+            targets = torch.zeros(len(logits), classes).scatter_add_(1, batch.labels.clamp(min=0), batch.weights)
+            targets /= targets.sum(1, keepdim=True).clamp(min=1e-12)
+            loss = functional.cross_entropy(logits, targets, reduction="sum")
+            sums += torch.tensor([float(correct), float(loss), float(len(logits))], dtype=torch.float64)
+        if context.world.size > 1:
+            device_sums = sums.to(engine.device)
+            torch.distributed.all_reduce(device_sums)
+            sums = device_sums.cpu()
+        yield "val/top1", float(sums[0] / sums[2])
+        yield "val/loss", float(sums[1] / sums[2])

@@ -1,0 +1,302 @@
+"""One attempt of a run on one rank: open everything, restore, train, close. The loop itself is train/loop.py."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vit_dist import __version__
+from vit_dist.config.load import differences, identity, recipe_hash, recipe_yaml
+from vit_dist.config.schema import Recipe
+from vit_dist.core import runlog
+from vit_dist.core.errors import ConfigError, RunError, VitDistError
+from vit_dist.core.events import EventWriter
+from vit_dist.core.files import write_bytes
+from vit_dist.core.log import log
+from vit_dist.core.rundir import RunDir
+from vit_dist.core.seeding import hash64
+from vit_dist.core.units import format_bytes, format_seconds
+from vit_dist.core.world import World, rendezvous
+from vit_dist.data.manifest import read_manifest
+from vit_dist.data.stream import TrainingSet, open_training_set
+from vit_dist.engines._protocol import Engine, EngineInputs
+from vit_dist.evals import EvalContext
+from vit_dist.models import ModelConfig
+from vit_dist.optim import OptimizerConfig, ScheduleConfig
+from vit_dist.train import checkpoints
+from vit_dist.train.loop import Plan, Run, StopRequest, train
+from vit_dist.train.losses import make_loss
+from vit_dist.train.state import TrainState
+
+_TAG_WEIGHTS = 0x57454947485453  # "WEIGHTS"
+
+
+class PeerLostError(Exception):
+    """Another rank is gone: no collective can complete, so this one ends at once."""
+
+
+def attempt(recipe: Recipe, run_dir: Path, world: World) -> None:
+    """Train from the newest checkpoint, or from the beginning, until done or asked to stop.
+
+    Raises:
+        VitDistError: what keeps the run from starting or going on.
+        PeerLostError: another rank died.
+    """
+    began = time.monotonic()
+    directory = RunDir(run_dir)
+    with contextlib.ExitStack() as stack:
+        if world.is_main:
+            stack.enter_context(directory.locked())
+            if _is_done(directory, recipe):
+                log(f"{run_dir}: this run is done; give another --run-dir or another seed to train anew")
+        stop = stack.enter_context(stop_requests())
+        device = stack.enter_context(process_group(world))
+        try:
+            run = open_run(recipe, directory, world, device, stop)
+            if run is not None:
+                stack.callback(run.close)
+                train(run, began)
+        except VitDistError as error:
+            _record_failure(directory, world, str(error))
+            raise
+        except RuntimeError as error:
+            if _is_lost_peer(error):
+                raise PeerLostError(f"a peer is gone ({str(error).splitlines()[0][:120]})") from None
+            _record_failure(directory, world, f"{type(error).__name__}: {error}")
+            raise
+
+
+def open_run(recipe: Recipe, directory: RunDir, world: World, device: torch.device, stop: StopRequest) -> Run | None:
+    """Everything a run needs, restored to where it was. None where it is done already. A collective."""
+    model_config, optim, schedule = recipe.model, recipe.optim, recipe.schedule
+    assert isinstance(model_config, ModelConfig)
+    assert isinstance(optim, OptimizerConfig)
+    assert isinstance(schedule, ScheduleConfig)
+    if not recipe.data.train:
+        raise ConfigError("data.train is empty: give the URL of a manifest, made by `vit-dist data pack`")
+    manifest = read_manifest(recipe.data.train)
+    data = open_training_set(recipe, manifest)
+    val = read_manifest(recipe.data.val) if recipe.data.val else None
+    plan = make_plan(recipe, data, world)
+    whole = {**identity(recipe), "fingerprint": manifest.fingerprint}
+    if world.is_main:
+        _claim(directory, recipe, whole)
+
+    torch.manual_seed(hash64(recipe.seed, _TAG_WEIGHTS))
+    model: Any = model_config.build(num_classes=recipe.data.num_classes, image_size=recipe.data.image_size)
+    checkpointing = getattr(recipe.engine, "activation_checkpointing", "none")
+    model.set_activation_checkpointing(checkpointing)
+    num_params = sum(p.numel() for p in model.parameters())
+    inputs = EngineInputs(
+        model=model,
+        optimizer=optim.build(model),
+        loss=make_loss(recipe.loss),
+        world=world,
+        device=device,
+        precision=recipe.precision,
+        clip=optim.clip,
+        micro_batch=plan.micro_batch,
+        accumulation=plan.accumulation,
+    )
+    engine: Engine = recipe.engine.build(inputs)  # type: ignore[attr-defined]
+    state, restored_s = TrainState(), time.monotonic()
+    found = checkpoints.restore(directory.checkpoints, engine, whole, world)
+    restored_s = time.monotonic() - restored_s
+    if found is not None:
+        state = TrainState.load(found.state, data.identity, str(found.path))
+    if world.is_main:
+        _announce(recipe, data, plan, engine, world, num_params, checkpointing)
+        if found is not None:
+            log(f"  resumed from step {state.step:,} ({found.path}, {format_seconds(restored_s)})")
+    if state.step >= plan.total_steps:
+        if world.is_main:
+            directory.write_status("done", state.step, state.position)
+        return None
+    writer = None
+    if world.is_main:
+        directory.write_status("running", state.step, state.position)
+        writer = EventWriter(directory.events, purge_step=state.step + 1 if state.step else None)
+        info = _run_info(recipe, data, plan, engine, world, num_params, model_config)
+        runlog.write_start(writer, info, recipe_yaml(recipe))
+    context = EvalContext(engine, recipe, world, val)
+    return Run(recipe, world, directory, engine, data, plan, context, whole, state, writer, stop)
+
+
+def make_plan(recipe: Recipe, data: TrainingSet, world: World) -> Plan:
+    """Steps, warm-up, micro-batch and accumulation of a run on this world.
+
+    Raises:
+        ConfigError: they do not come out: no step at all, warm-up longer than the run, ranks that do not divide.
+    """
+    batch, n = recipe.global_batch, data.num_samples
+    total = recipe.horizon.steps(global_batch=batch, epoch_examples=n)
+    if total == 0:
+        raise ConfigError(
+            f"horizon={recipe.horizon} is less than half a step of global_batch={batch}: nothing to train"
+        )
+    warmup_duration = recipe.schedule.warmup  # type: ignore[attr-defined]
+    warmup = warmup_duration.steps(global_batch=batch, epoch_examples=n)
+    if warmup > total:
+        raise ConfigError(
+            f"schedule.warmup={warmup_duration} is {warmup} steps, longer than the whole run of {total} steps "
+            f"(horizon={recipe.horizon} of {n} examples at global_batch={batch}); shorten it"
+        )
+    share = world.share(batch)
+    limit = getattr(recipe.engine, "max_micro_batch", None) or share
+    micro = max(d for d in range(1, min(limit, share) + 1) if share % d == 0)
+    return Plan(total, warmup, micro, share // micro)
+
+
+@contextlib.contextmanager
+def process_group(world: World) -> Iterator[torch.device]:
+    """Join the other ranks: NCCL where there are GPUs, gloo else. Yields this rank's device."""
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda", world.local_rank % max(1, torch.cuda.device_count())) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    os.environ.update(rendezvous(), RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
+    torch.distributed.init_process_group(
+        "nccl" if gpu else "gloo", rank=world.rank, world_size=world.size, init_method="env://"
+    )
+    try:
+        yield device
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """SIGTERM, SIGUSR2 and Ctrl-C ask for a clean stop after the step that runs."""
+    stop = StopRequest()
+
+    def ask(number: int, _frame: Any) -> None:
+        stop.reason = signal.Signals(number).name
+
+    numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    old = {number: signal.signal(number, ask) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def count_macs(config: ModelConfig, num_classes: int, image_size: int) -> int:
+    """Multiply-adds of one forward pass of one image, counted by torch on the meta device."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), torch.no_grad():
+        model = config.build(num_classes=num_classes, image_size=image_size).eval()
+        counter = FlopCounterMode(display=False)
+        with counter:
+            model(torch.zeros(1, 3, image_size, image_size))
+    return int(counter.get_total_flops()) // 2
+
+
+def _claim(directory: RunDir, recipe: Recipe, whole: dict[str, Any]) -> None:
+    """Make the directory this run's, or refuse one that is another's."""
+    found = directory.read_json("run.json")
+    if found is not None:
+        changes = differences(whole, found.get("identity", {}))
+        if changes:
+            raise RunError(
+                f"{directory.path}: holds another run: {'; '.join(changes)}. Restore these settings to go on with it, "
+                f"or give another --run-dir"
+            )
+        return
+    try:
+        write_bytes(str(directory.path / "recipe.yaml"), recipe_yaml(recipe).encode())
+        directory.write_json(
+            "run.json",
+            {"name": recipe.name, "recipe_hash": recipe_hash(recipe), "identity": whole, "vit_dist": __version__},
+        )
+    except VitDistError as error:
+        raise RunError(f"{directory.path}: the run directory cannot be written: {error}") from None
+
+
+def _is_done(directory: RunDir, recipe: Recipe) -> bool:
+    status, found = directory.status(), directory.read_json("run.json")
+    same = found is not None and found.get("recipe_hash") == recipe_hash(recipe)
+    return status is not None and status.status == "done" and same
+
+
+def _announce(
+    recipe: Recipe, data: TrainingSet, plan: Plan, engine: Engine, world: World, num_params: int, checkpointing: str
+) -> None:
+    micro = f"{plan.accumulation} x {plan.micro_batch}" if plan.accumulation > 1 else str(plan.micro_batch)
+    recompute = f", activation checkpointing {checkpointing}" if checkpointing != "none" else ""
+    reads = data.order.amplification(world.size)
+    again = f", each byte read by {reads} ranks" if reads > 1 and data.order.lanes > 1 else ""
+    log(
+        f"  engine: {engine.description}{recompute}; {world.size} process{'es' if world.size > 1 else ''} on "
+        f"{engine.device.type}\n"
+        f"  model: {recipe.model.name}, {num_params:,} parameters\n"
+        f"  data: {data.num_samples:,} of {data.manifest.num_samples:,} examples ({data.manifest.name}, "
+        f"{format_bytes(data.subset.num_bytes)}), {data.order.lanes} lanes{again}\n"
+        f"  plan: {plan.total_steps:,} steps of {recipe.global_batch} ({recipe.horizon}), a rank runs {micro} a step"
+    )
+
+
+def _run_info(
+    recipe: Recipe, data: TrainingSet, plan: Plan, engine: Engine, world: World, num_params: int, model: ModelConfig
+) -> runlog.RunInfo:
+    return runlog.RunInfo(
+        name=recipe.name,
+        study=recipe.study,
+        family=recipe.family or model.family,
+        model=model.name,
+        num_params=num_params,
+        macs_per_image=count_macs(model, recipe.data.num_classes, recipe.data.image_size),
+        macs_method="torch FlopCounterMode, meta device, one forward pass",
+        dataset=data.manifest.name if recipe.data.dataset == "custom" else recipe.data.dataset,
+        dataset_fingerprint=data.manifest.fingerprint,
+        num_classes=recipe.data.num_classes,
+        image_size=recipe.data.image_size,
+        subset=data.num_samples,
+        subset_seed=recipe.data.subset_seed,
+        seed=recipe.seed,
+        planned_examples=plan.total_steps * recipe.global_batch,
+        planned_steps=plan.total_steps,
+        global_batch=recipe.global_batch,
+        base_lr=recipe.optim.lr,  # type: ignore[attr-defined]
+        weight_decay=getattr(recipe.optim, "weight_decay", 0.0),
+        precision=recipe.precision,
+        engine=engine.description,
+        world_size=world.size,
+        code_version=__version__,
+        recipe_hash=recipe_hash(recipe),
+    )
+
+
+def _record_failure(directory: RunDir, world: World, reason: str) -> None:
+    if not world.is_main or directory.read_json("run.json") is None:
+        return
+    status = directory.status()
+    if status is not None and status.status == "running":
+        with contextlib.suppress(VitDistError):  # the disk may be what failed; the error itself is on its way
+            directory.write_status("failed", status.step, status.examples, reason)
+
+
+def _is_lost_peer(error: RuntimeError) -> bool:
+    text = str(error)
+    return any(
+        sign in text
+        for sign in (
+            "Connection closed by peer",
+            "Connection reset by peer",
+            "Broken pipe",
+            "NCCL",
+            "Timed out waiting",
+        )
+    )
