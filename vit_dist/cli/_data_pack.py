@@ -1,0 +1,138 @@
+"""`vit-dist data pack` and `merge`: images become shards, a manifest and indexes. No torch."""
+
+from __future__ import annotations
+
+import argparse
+from fractions import Fraction
+from pathlib import Path
+
+from vit_dist.cli._data_common import (
+    count,
+    default_workers,
+    out,
+    parser,
+    positive,
+    say,
+    share,
+    share_or_count,
+    size,
+)
+from vit_dist.core.errors import ConfigError
+from vit_dist.core.units import format_bytes
+from vit_dist.data.pack.run import BAD_LIST, PackResult
+
+
+def main(argv: list[str]) -> int:
+    """Pack a source."""
+    p = parser(
+        "pack",
+        "Pack labelled images into globally shuffled WebDataset tars, with a manifest and sample indexes.",
+        """
+SRC is a folder with one directory per class, or MNIST's IDX files. Every image is decoded once: those that
+cannot be are left out and listed in DEST/bad.jsonl. Original bytes are kept unless a size or quality is given.
+The command may be killed and started again: it goes on. Packing twice gives the same bytes.
+""",
+        "  vit-dist data pack photos/ runs/data/photos\n"
+        "  vit-dist data pack photos/ s3://bucket/photos --samples-per-shard 10k --resize-shorter 320\n"
+        "  vit-dist data pack photos/ runs/data/photos --val 5%                 # two sets: train and val\n"
+        "  vit-dist data pack configs/data/fashion-mnist-mini runs/data/fm/train --split-name train\n"
+        "  vit-dist data pack photos/ s3://bucket/photos --part 3/16            # one of 16 array tasks, then:\n"
+        "  vit-dist data merge s3://bucket/photos",
+    )
+    p.add_argument("source", metavar="SRC", help="where the images are")
+    p.add_argument("dest", metavar="DEST", help="directory or URL (s3://, gs://, ...) that the shards go to")
+    p.add_argument("--samples-per-shard", type=positive, default=10_000, metavar="N", help="images in a shard (10k)")
+    p.add_argument("--bytes-per-shard", type=size, metavar="B", help="instead: bytes in a shard, about ('512 MiB')")
+    p.add_argument(
+        "--max-bad", type=share, default=Fraction(1, 100), metavar="SHARE", help="unreadable images accepted (1%%)"
+    )
+    p.add_argument("--seed", type=count, default=0, metavar="S", help="of the shuffle (0)")
+    p.add_argument(
+        "--val",
+        type=share_or_count,
+        metavar="SHARE|N",
+        help="keep this many apart, as DEST/val; the rest is DEST/train",
+    )
+    p.add_argument("--resize-shorter", type=positive, metavar="PX", help="reduce the shorter side to this")
+    p.add_argument("--resize-longer", type=positive, metavar="PX", help="reduce the longer side to this")
+    p.add_argument(
+        "--quality", type=positive, metavar="Q", help="write every image as JPEG of this quality (90 where resized)"
+    )
+    p.add_argument("--split-name", default="", metavar="NAME", help="which set of a folder of IDX files: train or test")
+    p.add_argument("--name", default="", help="of the dataset, in the manifest (that of SRC)")
+    p.add_argument("--workers", type=positive, default=None, metavar="N", help="processes (one a core)")
+    p.add_argument("--part", type=_part, metavar="I/N", help="pack one of N parts; then `vit-dist data merge DEST`")
+    p.add_argument("--work-dir", type=Path, metavar="DIR", help="local scratch folder (inside DEST, or /tmp)")
+    p.add_argument("--force", action="store_true", help="replace another packing in DEST")
+    args = p.parse_args(argv)
+    if args.quality is not None and args.quality > 100:
+        raise ConfigError(f"--quality {args.quality}: JPEG quality goes from 1 to 100")
+
+    from vit_dist.data.pack.choose import open_source
+    from vit_dist.data.pack.run import PackOptions, pack
+    from vit_dist.data.pack.shards import ImageOptions
+
+    options = PackOptions(
+        samples_per_shard=args.samples_per_shard,
+        bytes_per_shard=args.bytes_per_shard,
+        seed=args.seed,
+        val=args.val or None,
+        images=ImageOptions(args.resize_shorter, args.resize_longer, args.quality),
+        name=args.name,
+    )
+    result = pack(
+        lambda scratch: open_source(args.source, scratch, split_name=args.split_name),
+        args.dest,
+        options,
+        max_bad=args.max_bad,
+        workers=args.workers or default_workers(),
+        part=args.part,
+        work=args.work_dir,
+        force=args.force,
+        say=say,
+    )
+    if args.part:
+        out(f"part {args.part[0]}/{args.part[1]} is packed; when all are, run: vit-dist data merge {args.dest}\n")
+    else:
+        _report(result, args.dest)
+    return 0
+
+
+def merge_main(argv: list[str]) -> int:
+    """Join parts."""
+    p = parser(
+        "merge",
+        "Write the manifest of what `vit-dist data pack --part I/N` packed, once all parts are there.",
+        "",
+        "  vit-dist data merge s3://bucket/photos",
+    )
+    p.add_argument("dest", metavar="DEST", help="the parts' common destination")
+    p.add_argument(
+        "--max-bad", type=share, default=Fraction(1, 100), metavar="SHARE", help="unreadable images accepted (1%%)"
+    )
+    args = p.parse_args(argv)
+
+    from vit_dist.data.pack.run import merge
+
+    _report(merge(args.dest, max_bad=args.max_bad), args.dest)
+    return 0
+
+
+def _report(result: PackResult, dest: str) -> None:
+    if result.already_there:
+        say("already packed from the same source with the same options; nothing to do")
+    if result.num_bad:
+        say(f"left out {result.num_bad:,} unreadable images; see {dest.rstrip('/')}/{BAD_LIST}")
+    for url, manifest in result.manifests:
+        out(
+            f"{url}: {manifest.num_samples:,} examples of {manifest.num_classes:,} classes in {len(manifest.shards):,} "
+            f"shards, {format_bytes(int(manifest.sizes.sum()))}, fingerprint {manifest.fingerprint}\n"
+        )
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, slash, total = text.partition("/")
+    if not (slash and number.isdigit() and total.isdigit() and 0 <= int(number) <= int(total) and int(total) > 0):
+        raise argparse.ArgumentTypeError(f"expected a part such as 3/16, got {text!r}")
+    # 0/16 ... 15/16 and 1/16 ... 16/16 are both every part once: 16/16 is 0/16.
+    return int(number), int(total)

@@ -1,0 +1,170 @@
+"""What a source says about one image, the catalogue that keeps it on disk, and keys safe in a tar. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vit_dist.core.errors import DataError
+
+MAX_KEY_BYTES = 80  # with extension below the 100 bytes of a tar header's name, which is all that `wids` reads
+_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-/+=@,")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a source.
+
+    Attributes:
+        key: of the sample; unique in the source, safe in a tar.
+        url: of the file that holds it, relative to the source's base.
+        offset: of its bytes in that file; -1: the whole file.
+        num_bytes: their number, or -1 where the source does not say.
+        labels: class numbers.
+        weights: one a label for soft labels, else None.
+        meta: whatever else is kept, as JSON, else None.
+        where: for people: which file, line or row; '' for the url itself.
+    """
+
+    key: str
+    url: str
+    offset: int
+    num_bytes: int
+    labels: tuple[int, ...]
+    weights: tuple[float, ...] | None = None
+    meta: dict[str, Any] | None = None
+    where: str = ""
+
+    def encode(self) -> bytes:
+        """As one record of a catalogue."""
+        row: list[Any] = [self.key, self.url, self.offset, self.num_bytes, self.labels]
+        if self.weights is not None or self.meta is not None or self.where:
+            row += [self.weights, self.meta, self.where]
+        return json.dumps(row, separators=(",", ":")).encode()
+
+    @classmethod
+    def decode(cls, record: bytes) -> Item:
+        """From a record of a catalogue."""
+        key, url, offset, num_bytes, labels, *rest = json.loads(record)
+        weights, meta, where = rest or (None, None, "")
+        return cls(key, url, offset, num_bytes, tuple(labels), None if weights is None else tuple(weights), meta, where)
+
+    @property
+    def place(self) -> str:
+        """Where it comes from, for messages."""
+        return self.where or self.url
+
+
+def safe_key(text: str) -> str:
+    """`text` as a key: ASCII without dots or blanks. Injective: what is not plain is written %XX, as in URLs.
+
+    Keys longer than 80 bytes are cut and end in '~' and a hash of the whole; `urllib.parse.unquote` gives the others
+    back.
+    """
+    raw = text.encode("utf-8", "surrogateescape")
+    key = text if all(b in _PLAIN for b in raw) else "".join(chr(b) if b in _PLAIN else f"%{b:02X}" for b in raw)
+    if key.startswith("__"):  # webdataset takes such names for its own
+        key = "%5F" + key[1:]
+    if len(key) > MAX_KEY_BYTES:
+        head = key[: MAX_KEY_BYTES - 17]
+        cut = head.rfind("%", len(head) - 2)
+        head = head[:cut] if cut >= 0 else head
+        key = f"{head}~{hashlib.sha256(raw).hexdigest()[:16]}"
+    return key
+
+
+class Catalogue:
+    """The items of a source on disk: two files, records end to end and where each ends.
+
+    Attributes:
+        digest: 16 hexadecimal digits of what the items are, but not of where their files lie.
+        num_bytes: bytes of all images, as far as the source says.
+    """
+
+    def __init__(self, folder: Path, *, count: int, digest: str, num_bytes: int) -> None:
+        self.folder, self.count, self.digest, self.num_bytes = folder, count, digest, num_bytes
+        self._records = os.open(folder / "catalogue.bin", os.O_RDONLY)
+        self._ends = os.open(folder / "catalogue.ends", os.O_RDONLY)
+
+    @classmethod
+    def write(cls, folder: Path, items: Iterable[Item]) -> Self:
+        """List all items into `folder`.
+
+        Raises:
+            DataError: the disk is full, or the source fails.
+        """
+        digest, count, end, num_bytes = hashlib.sha256(), 0, 0, 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "catalogue.bin").open("wb") as records, (folder / "catalogue.ends").open("wb") as ends:
+                for item in items:
+                    record = item.encode()
+                    records.write(record)
+                    end += len(record)
+                    ends.write(end.to_bytes(8, "little"))
+                    told = [item.key, item.num_bytes, item.labels, item.weights, item.meta]
+                    digest.update(json.dumps(told, sort_keys=True).encode())
+                    count += 1
+                    num_bytes += max(item.num_bytes, 0)
+        except OSError as error:
+            raise DataError(
+                f"{folder}: the list of images cannot be written: {error}; free some space, or name another folder "
+                f"with --work-dir"
+            ) from None
+        return cls(folder, count=count, digest=digest.hexdigest()[:16], num_bytes=num_bytes)
+
+    def describe(self) -> tuple[Path, int, str, int]:
+        """What `reopen` needs in another process."""
+        return self.folder, self.count, self.digest, self.num_bytes
+
+    @classmethod
+    def reopen(cls, described: tuple[Path, int, str, int]) -> Self:
+        """The same catalogue in another process."""
+        folder, count, digest, num_bytes = described
+        return cls(folder, count=count, digest=digest, num_bytes=num_bytes)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, ordinal: int) -> Item:
+        ends = os.pread(self._ends, 16, (ordinal - 1) * 8) if ordinal else bytes(8) + os.pread(self._ends, 8, 0)
+        begin, end = int.from_bytes(ends[:8], "little"), int.from_bytes(ends[8:], "little")
+        return Item.decode(os.pread(self._records, end - begin, begin))
+
+    def close(self) -> None:
+        """Close its files."""
+        os.close(self._records)
+        os.close(self._ends)
+
+
+def shuffled_ordinals(first: int, count: int, total: int, seed: int) -> NDArray[np.int64]:
+    """The ordinals at places [first, first + count) of the packed set: a slice of a permutation of range(total)."""
+    from vit_dist.core.seeding import hash64
+    from vit_dist.data.order import permute_array
+
+    places = np.arange(first, first + count, dtype=np.int64)
+    key = np.full(count, hash64(seed, _TAG_PACK), np.uint64)
+    return permute_array(places, np.full(count, total, np.int64), key)
+
+
+_TAG_PACK = 0x5041434B  # "PACK"
+
+
+def check_labels(labels: Sequence[int], num_classes: int | None, place: str) -> None:
+    """Refuse labels outside the classes.
+
+    Raises:
+        DataError: naming the image and the label.
+    """
+    for label in labels:
+        if label < 0 or (num_classes is not None and label >= num_classes):
+            known = "" if num_classes is None else f" of {num_classes} classes"
+            raise DataError(f"{place}: label {label} is no class number{known}; mend it, or set --num-classes")

@@ -1,0 +1,488 @@
+"""Pack a source: plan the shards, pack those that are missing, write the manifest last. No torch."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from vit_dist.core.errors import ConfigError, DataError, RunError
+from vit_dist.core.files import (
+    exists,
+    explained,
+    file_system,
+    is_remote,
+    join_url,
+    local_path,
+    read_bytes,
+    redact,
+    write_bytes,
+)
+from vit_dist.data.manifest import ShardManifest, read_manifest, write_manifest
+from vit_dist.data.pack.items import Catalogue, Item, check_labels
+from vit_dist.data.pack.progress import Progress
+from vit_dist.data.pack.shards import RECEIPTS, ImageOptions, Job, Receipt, Task, pack_shard
+from vit_dist.data.pack.sources import Source
+
+PLAN = "pack.json"
+BAD_LIST = "bad.jsonl"
+_VERSION = 1
+_IN_PROCESS = 2000  # images; below it, starting processes costs more than it saves
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """How to pack.
+
+    Attributes:
+        samples_per_shard: images in a shard; bad ones are left out of it.
+        bytes_per_shard: instead: bytes of images in a shard, about (before resizing), from the mean size.
+        seed: of the shuffle.
+        val: images (a whole number) or their share (a fraction below 1) to keep apart as `val`; None: no split.
+        images: resizing.
+        name: of the dataset; '' takes the source's.
+    """
+
+    samples_per_shard: int = 10_000
+    bytes_per_shard: int | None = None
+    seed: int = 0
+    val: Fraction | None = None
+    images: ImageOptions = field(default_factory=ImageOptions)
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is packed, and into what: equal plans give equal bytes. Kept as `pack.json` beside the shards."""
+
+    kind: str
+    digest: str
+    name: str
+    num_images: int
+    num_val: int
+    samples_per_shard: int
+    seed: int
+    images: dict[str, int | None]
+    num_classes: int
+    classes: tuple[str, ...]
+
+    def outputs(self) -> list[tuple[str, int, int]]:
+        """Folder, first place and number of images of each set that comes out: one, or train and val."""
+        if not self.num_val:
+            return [("", 0, self.num_images)]
+        train = self.num_images - self.num_val
+        return [("train", 0, train), ("val", train, self.num_val)]
+
+    def tasks(self) -> Iterator[Task]:
+        """Every shard."""
+        step = self.samples_per_shard
+        for folder, first, count in self.outputs():
+            for number, start in enumerate(range(0, count, step)):
+                yield Task(folder, number, first + start, min(step, count - start))
+
+    def encode(self) -> bytes:
+        """As JSON."""
+        return (json.dumps({"version": _VERSION, **asdict(self)}, indent=1) + "\n").encode()
+
+    @classmethod
+    def decode(cls, content: bytes, where: str) -> Plan:
+        """From JSON.
+
+        Raises:
+            DataError: damaged, or of another version.
+        """
+        try:
+            raw = json.loads(content)
+            version = raw.pop("version")
+            if version != _VERSION:
+                raise DataError(f"{where}: a plan of version {version!r}; this vit_dist reads {_VERSION}")
+            raw["classes"] = tuple(raw["classes"])
+            return cls(**raw)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{where}: damaged plan of a packing: {error}; pack again with --force") from None
+
+
+@dataclass(frozen=True)
+class PackResult:
+    """What came out: manifests (URL and content; none after one part of several), images left out."""
+
+    manifests: tuple[tuple[str, ShardManifest], ...]
+    num_bad: int
+    already_there: bool = False
+
+
+def pack(
+    open_source: Callable[[Path], Source],
+    dest: str,
+    options: PackOptions,
+    *,
+    max_bad: Fraction = Fraction(1, 100),
+    workers: int = 1,
+    part: tuple[int, int] | None = None,
+    work: Path | None = None,
+    force: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    quiet: bool = False,
+) -> PackResult:
+    """Pack a source into `dest`, going on where an earlier call with the same source and options stopped.
+
+    Args:
+        open_source: given a scratch folder, the source.
+        dest: URL of a directory.
+        options: how to pack.
+        max_bad: share of unreadable images that is accepted.
+        workers: processes.
+        part: (i, n): pack only every n-th shard; `merge` joins the parts.
+        work: scratch folder; by default inside a local `dest`, else a temporary one.
+        force: throw away another packing that lies in `dest`.
+        say: called with lines for people.
+        quiet: show no progress.
+
+    Raises:
+        DataError: the source is missing, empty or damaged, too many images are, or the disk is full.
+        ConfigError: `dest` holds something else.
+        RunError: another process packs into `dest` right now.
+    """
+    dest = dest.rstrip("/")
+    label = f"{part[0] % part[1]}-of-{part[1]}" if part else "all"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_claimed(dest, label))
+        if work is not None:
+            scratch = work / f"vit-dist-pack-{label}"
+        elif is_remote(dest):
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vit-dist-pack-")))
+        else:
+            scratch = local_path(dest) / RECEIPTS / f"work-{label}"
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        source = open_source(scratch)
+        catalogue = _list(source, scratch, say, quiet)
+        stack.callback(catalogue.close)
+        plan = _plan(source, catalogue, options)
+        if _already_packed(dest, plan, force=force):
+            manifests = _read_all(dest, plan)
+            return PackResult(manifests, plan.num_images - sum(m.num_samples for _, m in manifests), True)
+        write_bytes(join_url(dest, PLAN), plan.encode())
+        job = Job(dest, scratch, catalogue.describe(), source.base, source.pixels, plan.seed, options.images)
+        tasks = [t for i, t in enumerate(plan.tasks()) if part is None or i % part[1] == part[0] % part[1]]
+        receipts = {t: r for t in tasks if (r := _receipt(dest, t)) is not None}
+        if sum(len(r.bad) for r in receipts.values()) > max_bad * plan.num_images:
+            # They were too many the last time: perhaps the store had a bad day. Those shards are tried anew.
+            receipts = {t: r for t, r in receipts.items() if not r.bad}
+        if receipts:
+            say(f"going on: {len(receipts):,} of {len(tasks):,} shards are packed already")
+        bad = sum(len(r.bad) for r in receipts.values())
+        missing = [t for t in tasks if t not in receipts]
+        total = sum(t.count for t in missing)
+        with Progress("packing", total, "images", quiet=quiet) as progress:
+            for receipt in _pack_all(job, missing, catalogue, workers, progress):
+                bad += len(receipt.bad)
+                if bad > max_bad * plan.num_images:
+                    break
+        _check_bad(dest, plan, bad, max_bad)
+        if part is not None:
+            return PackResult((), bad)
+        return merge(dest, max_bad=max_bad)
+
+
+def merge(dest: str, *, max_bad: Fraction = Fraction(1, 100)) -> PackResult:
+    """Write the manifest of a packing all of whose shards are there, and the list of the images left out.
+
+    Raises:
+        DataError: shards are missing, or too many images were unreadable.
+    """
+    dest = dest.rstrip("/")
+    plan_url = join_url(dest, PLAN)
+    if not exists(plan_url):
+        raise DataError(f"{redact(dest)}: nothing was packed here (no {PLAN}); run `vit-dist data pack` first")
+    plan = Plan.decode(read_bytes(plan_url), redact(plan_url))
+    if _all_there(dest, plan):
+        manifests = _read_all(dest, plan)
+        return PackResult(manifests, plan.num_images - sum(m.num_samples for _, m in manifests), True)
+    receipts: dict[Task, Receipt] = {}
+    missing = []
+    for task in plan.tasks():
+        receipt = _receipt(dest, task)
+        if receipt is None:
+            missing.append(task.stem)
+        else:
+            receipts[task] = receipt
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise DataError(
+            f"{redact(dest)}: {len(missing)} of {len(missing) + len(receipts)} shards are not packed yet ({shown}); "
+            f"start the missing parts again, they go on where they stopped, then merge"
+        )
+    bad = sum(len(r.bad) for r in receipts.values())
+    _check_bad(dest, plan, bad, max_bad)
+    _write_bad(dest, receipts.values())
+    joined = []
+    for folder, _, _ in plan.outputs():
+        mine = [r for t, r in receipts.items() if t.folder == folder and r.shard.num_samples]
+        base = join_url(dest, folder) if folder else dest
+        manifest = ShardManifest(
+            base=base,
+            name=f"{plan.name}-{folder}" if folder else plan.name,
+            shards=tuple(r.shard for r in mine),
+            shuffled=True,
+            num_classes=plan.num_classes,
+            classes=plan.classes,
+            max_labels=max((r.max_labels for r in mine), default=1),
+        )
+        if not manifest.num_samples:
+            raise DataError(f"{redact(base)}: not one image could be read; see {BAD_LIST}")
+        joined.append((join_url(base, "manifest.json"), manifest))
+    for url, manifest in joined:
+        write_manifest(manifest, url)
+    _remove_receipts(dest)
+    return PackResult(tuple(joined), bad)
+
+
+def _list(source: Source, scratch: Path, say: Callable[[str], None], quiet: bool) -> Catalogue:
+    largest = -1
+
+    def watched() -> Iterator[Item]:
+        nonlocal largest
+        with Progress("listing", 0, "images", quiet=quiet) as progress:
+            for item in source.items():
+                check_labels(item.labels, source.num_classes, item.place)
+                largest = max(largest, *item.labels) if item.labels else largest
+                progress.advance(1, max(item.num_bytes, 0))
+                yield item
+
+    catalogue = Catalogue.write(scratch, watched())
+    if not catalogue.count:
+        catalogue.close()
+        raise DataError(f"{redact(source.base or source.name)}: no images in it")
+    if source.num_classes is None:
+        source.num_classes = largest + 1
+    if source.num_ignored:
+        shown = ", ".join(source.ignored) + (", ..." if source.num_ignored > len(source.ignored) else "")
+        say(f"ignored {source.num_ignored:,} files that do not end like images: {shown}")
+    return catalogue
+
+
+def _plan(source: Source, catalogue: Catalogue, options: PackOptions) -> Plan:
+    total = catalogue.count
+    per_shard = options.samples_per_shard
+    if options.bytes_per_shard is not None:
+        if not catalogue.num_bytes:
+            raise ConfigError("--bytes-per-shard: this source does not tell sizes; use --samples-per-shard")
+        per_shard = max(1, options.bytes_per_shard * total // catalogue.num_bytes)
+    num_val = 0
+    if options.val is not None:
+        num_val = int(options.val) if options.val >= 1 else round(options.val * total)
+        if not 0 < num_val < total:
+            raise ConfigError(f"--val: {num_val} of {total} images leaves nothing for one of the two sets")
+    return Plan(
+        kind=source.kind,
+        digest=catalogue.digest,
+        name=options.name or source.name,
+        num_images=total,
+        num_val=num_val,
+        samples_per_shard=min(per_shard, total),
+        seed=options.seed,
+        images=asdict(options.images),
+        num_classes=source.num_classes or 0,
+        classes=source.classes,
+    )
+
+
+def _already_packed(dest: str, plan: Plan, *, force: bool) -> bool:
+    """True where this very plan is packed in `dest`; clears it first where `force` is given."""
+    where = redact(dest)
+    if force:
+        _clear(dest)
+        return False
+    url = join_url(dest, PLAN)
+    if not exists(url):
+        if exists(join_url(dest, "manifest.json")):
+            raise ConfigError(
+                f"{where}: holds a manifest that `vit-dist data pack` did not write; choose another directory, "
+                f"or --force"
+            )
+        return False
+    found = Plan.decode(read_bytes(url), redact(url))
+    changes = [
+        f"{name}: {_shown(ours)} now, {_shown(theirs)} there"
+        for name, ours in asdict(plan).items()
+        if (theirs := asdict(found)[name]) != ours
+    ]
+    if changes:
+        raise ConfigError(
+            f"{where}: holds another packing, or the source has changed since ({'; '.join(changes)}); "
+            f"choose another directory, or --force to pack it anew"
+        )
+    return _all_there(dest, plan)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _all_there(dest: str, plan: Plan) -> bool:
+    return all(exists(join_url(join_url(dest, f) if f else dest, "manifest.json")) for f, _, _ in plan.outputs())
+
+
+def _read_all(dest: str, plan: Plan) -> tuple[tuple[str, ShardManifest], ...]:
+    urls = [join_url(join_url(dest, f) if f else dest, "manifest.json") for f, _, _ in plan.outputs()]
+    return tuple((url, read_manifest(url)) for url in urls)
+
+
+def _receipt(dest: str, task: Task) -> Receipt | None:
+    url = join_url(dest, task.receipt)
+    if not exists(url):
+        return None
+    try:
+        return Receipt.decode(read_bytes(url))
+    except (ValueError, KeyError, TypeError):
+        return None  # damaged: the shard is packed again
+
+
+def _check_bad(dest: str, plan: Plan, bad: int, max_bad: Fraction) -> None:
+    if bad <= max_bad * plan.num_images:
+        return
+    receipts = (_receipt(dest, task) for task in plan.tasks())
+    _write_bad(dest, [r for r in receipts if r is not None])
+    raise DataError(
+        f"{redact(dest)}: {bad:,} of {plan.num_images:,} images cannot be read, more than --max-bad "
+        f"{float(max_bad):.3g} allows; they are listed in {redact(join_url(dest, BAD_LIST))}. Mend or remove them, or "
+        f"raise --max-bad and start again: what is packed is kept"
+    )
+
+
+def _write_bad(dest: str, receipts: Any) -> None:
+    bad = sorted(pair for receipt in receipts for pair in receipt.bad)
+    if bad:
+        lines = [json.dumps({"image": place, "reason": reason}, ensure_ascii=False) for place, reason in bad]
+        write_bytes(join_url(dest, BAD_LIST), ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
+
+
+def _remove_receipts(dest: str) -> None:
+    if is_remote(dest):
+        with explained(dest, "cleared"):
+            system, path = file_system(join_url(dest, RECEIPTS))
+            if system.exists(path):
+                system.rm(path, recursive=True)
+    else:
+        shutil.rmtree(local_path(dest) / RECEIPTS, ignore_errors=True)
+
+
+def _clear(dest: str) -> None:
+    """Remove an earlier packing: its manifest first, then receipts and shards; nothing else in the directory."""
+    system, root = file_system(dest)
+    with explained(dest, "cleared"):
+        for folder in ("", "train", "val"):
+            path = f"{root}/{folder}".rstrip("/")
+            if not system.isdir(path):
+                continue
+            names = [e.rstrip("/").rpartition("/")[2] for e in system.ls(path, detail=False)]
+            ours = [n for n in names if n.startswith("shard-") and n.endswith((".tar", ".idx.npz"))]
+            for name in ["manifest.json", PLAN, BAD_LIST, *ours]:
+                if name in names:
+                    system.rm_file(f"{path}/{name}")
+    if is_remote(dest):
+        _remove_receipts(dest)
+    else:  # the lock and the catalogue of this very process lie there
+        for receipt in (local_path(dest) / RECEIPTS).glob("*.json"):
+            receipt.unlink()
+
+
+@contextlib.contextmanager
+def _claimed(dest: str, label: str) -> Iterator[None]:
+    """Hold a local destination for this process."""
+    if is_remote(dest):
+        yield
+        return
+    folder = local_path(dest) / RECEIPTS
+    created = not folder.parent.exists()
+    with explained(dest, "written to"):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / f"lock-{label}"
+    with explained(str(lock), "written"):
+        handle = os.open(lock, os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise RunError(f"{dest}: another process is packing into it right now; wait for it, or stop it") from None
+    try:
+        yield
+    finally:
+        os.close(handle)
+        lock.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what is left of a packing that failed before its first shard
+            folder.rmdir()
+        if created:
+            with contextlib.suppress(OSError):
+                folder.parent.rmdir()
+
+
+_state: dict[str, Any] = {}
+
+
+def _start_worker(job: Job, images: Any, num_bytes: Any) -> None:
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    _state.update(job=job, catalogue=Catalogue.reopen(job.catalogue), images=images, bytes=num_bytes)
+
+
+def _run_task(task: Task) -> Receipt:
+    def tick(size: int) -> None:
+        with _state["images"].get_lock():
+            _state["images"].value += 1
+            _state["bytes"].value += size
+
+    return pack_shard(_state["job"], task, _state["catalogue"], tick)
+
+
+def _pack_all(
+    job: Job, tasks: Sequence[Task], catalogue: Catalogue, workers: int, progress: Progress
+) -> Iterator[Receipt]:
+    if not tasks:
+        return
+    if workers == 1 or len(tasks) == 1 or sum(t.count for t in tasks) < _IN_PROCESS:
+        for task in tasks:
+            yield pack_shard(job, task, catalogue, lambda size: progress.advance(1, size))
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["webdataset.writer", "PIL.Image", __name__])
+    images, num_bytes = context.Value("q", 0), context.Value("q", 0)
+    workers = min(workers, len(tasks))
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(job, images, num_bytes)
+    )
+    waiting: set[Future[Receipt]] = set()
+    todo = iter(tasks)
+    try:
+        while True:
+            for task in itertools.islice(todo, 2 * workers - len(waiting)):
+                waiting.add(pool.submit(_run_task, task))
+            if not waiting:
+                return
+            done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+            progress.update(images.value, num_bytes.value)
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool:
+        raise DataError(
+            f"{redact(job.dest)}: a packing process was killed, perhaps for want of memory; start the same command "
+            f"again, with fewer --workers: it goes on where it stopped"
+        ) from None
+    finally:
+        sys.stderr.flush()
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,299 @@
+"""Where images come from: a folder with a directory per class, or MNIST's IDX files. No torch."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vit_dist.core.errors import ConfigError, DataError, did_you_mean
+from vit_dist.core.files import explained, file_system, is_remote, local_path, redact
+from vit_dist.data.pack.items import Item, safe_key
+from vit_dist.data.tarindex import IMAGE_EXTENSIONS
+
+
+@dataclass
+class Source:
+    """Labelled images, listed in an order that is always the same.
+
+    Attributes:
+        kind: 'folder', 'idx', 'list', 'parquet' or 'tar'.
+        name: of the dataset, unless another one is given.
+        base: what the items' URLs are relative to.
+        items: lists them.
+        classes: names of the classes, or ().
+        num_classes: None where it is the largest label + 1.
+        pixels: (rows, columns) where the items' bytes are raw grey pixels instead of an image file.
+        ignored: names of files that are no images, at most 5, and how many there are.
+    """
+
+    kind: str
+    name: str
+    base: str
+    items: Callable[[], Iterator[Item]]
+    classes: tuple[str, ...] = ()
+    num_classes: int | None = None
+    pixels: tuple[int, int] | None = None
+    ignored: list[str] = field(default_factory=list)
+    num_ignored: int = 0
+
+    def ignore(self, name: str) -> None:
+        """Count a file that is no image."""
+        self.num_ignored += 1
+        if len(self.ignored) < 5:
+            self.ignored.append(name)
+
+
+def list_directory(url: str) -> tuple[list[str], list[tuple[str, int]]]:
+    """Names of the directories, and names and sizes of the files in a directory, each sorted. Hidden ones are left out.
+
+    Raises:
+        DataError: missing, not a directory, or not readable.
+    """
+    directories: list[str] = []
+    files: list[tuple[str, int]] = []
+    with explained(url, "listed"):
+        if is_remote(url):
+            system, path = file_system(url)
+            for entry in system.ls(path, detail=True):
+                name = entry["name"].rstrip("/").rpartition("/")[2]
+                if name.startswith(".") or entry["name"].rstrip("/") == path.rstrip("/"):
+                    continue
+                if entry["type"] == "directory":
+                    directories.append(name)
+                else:
+                    files.append((name, int(entry["size"] or 0)))
+        else:
+            with os.scandir(local_path(url)) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        directories.append(entry.name)
+                    elif entry.is_file():
+                        files.append((entry.name, entry.stat().st_size))
+                    else:  # a link to nowhere: it is counted as unreadable when it is packed
+                        files.append((entry.name, 0))
+    return sorted(directories), sorted(files)
+
+
+def folder_source(url: str) -> Source:
+    """Images in one directory per class, at any depth below it; classes are numbered in the order of their names.
+
+    A key is the path without its extension, relative to the folder; where two images differ in the extension alone,
+    with it.
+
+    Raises:
+        DataError: missing, empty, or not of this shape; a class without images (when it is listed).
+    """
+    url = url.rstrip("/")
+    directories, files = list_directory(url)
+    where = redact(url)
+    if not directories and not files:
+        raise DataError(f"{where}: the folder is empty; expected a directory per class with images in it")
+    if not directories:
+        hint = "images lie in it directly" if any(_is_image(name) for name, _ in files) else "it holds files only"
+        raise DataError(
+            f"{where}: no class directories: {hint}; put each class into a directory of its own, "
+            f"or give a list (.csv, .jsonl)"
+        )
+
+    def items() -> Iterator[Item]:
+        for name, _ in files:
+            source.ignore(name)
+        for label, name in enumerate(directories):
+            count = 0
+            for item in _walk(source, url, name, label, (os.path.realpath(local_path(url)),)):
+                count += 1
+                yield item
+            if not count:
+                raise DataError(
+                    f"{where}/{name}: the class {name!r} has no images; add some, or remove the directory "
+                    f"(images end in {', '.join(sorted(IMAGE_EXTENSIONS))})"
+                )
+
+    source = Source("folder", url.rpartition("/")[2] or "images", url, items, tuple(directories), len(directories))
+    return source
+
+
+def _walk(source: Source, root: str, folder: str, label: int, above: tuple[str, ...]) -> Iterator[Item]:
+    url = f"{root}/{folder}"
+    if not is_remote(url):
+        real = os.path.realpath(local_path(url))
+        if real in above:
+            raise DataError(f"{url}: a link leads back to a folder above it; remove the link")
+        above = (*above, real)
+    directories, files = list_directory(url)
+    stems: dict[str, int] = {}
+    for name, _ in files:
+        if _is_image(name):
+            stem = name.rpartition(".")[0]
+            stems[stem] = stems.get(stem, 0) + 1
+    for name, num_bytes in files:
+        if not _is_image(name):
+            source.ignore(f"{folder}/{name}")
+            continue
+        stem = name.rpartition(".")[0]
+        path = f"{folder}/{name}"
+        key = safe_key(f"{folder}/{stem}" if stems[stem] == 1 else path)
+        meta = {"path": path} if "~" in key else None
+        yield Item(key, path, -1, num_bytes, (label,), meta=meta)
+    for name in directories:
+        yield from _walk(source, root, f"{folder}/{name}", label, above)
+
+
+def _is_image(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS and "." in name
+
+
+_IDX_PARTS = {"train": "train", "test": "t10k", "t10k": "t10k", "val": "t10k"}
+
+
+def find_idx(folder: Path) -> list[str]:
+    """Which parts ('train', 't10k') of an IDX dataset a folder holds."""
+    return [part for part in ("train", "t10k") if _idx_file(folder, part, "images-idx3-ubyte")]
+
+
+def _idx_file(folder: Path, part: str, kind: str) -> Path | None:
+    for suffix in ("", ".gz"):
+        path = folder / f"{part}-{kind}{suffix}"
+        if path.is_file():
+            return path
+    return None
+
+
+def idx_source(folder: Path, part: str, work: Path) -> Source:
+    """MNIST's format: {train,t10k}-{images-idx3,labels-idx1}-ubyte, gzipped or not, in one folder.
+
+    Grey images, written as PNG. `classes.txt` beside the files names the classes, one a line. Keys are 'train-00012'.
+
+    Args:
+        folder: a local one.
+        part: 'train' or 't10k' (also 'test', 'val'); '' where there is only one.
+        work: where the pixels of a gzipped file are unpacked.
+
+    Raises:
+        ConfigError: no such part, or none chosen.
+        DataError: files missing, damaged or not fitting together.
+    """
+    found = find_idx(folder)
+    if not found:
+        raise DataError(f"{folder}: no IDX files; expected train-images-idx3-ubyte[.gz] or t10k-images-idx3-ubyte[.gz]")
+    if not part:
+        if len(found) > 1:
+            raise ConfigError(f"{folder} holds two sets; choose one with --split-name train or --split-name test")
+        part = found[0]
+    if part not in _IDX_PARTS:
+        raise ConfigError(f"--split-name {part!r}: unknown set of IDX files{did_you_mean(part, _IDX_PARTS)}")
+    part = _IDX_PARTS[part]
+    images, labels = (_idx_file(folder, part, kind) for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+    if images is None or labels is None:
+        missing = "images-idx3-ubyte" if images is None else "labels-idx1-ubyte"
+        raise DataError(f"{folder}: {part}-{missing}[.gz] is missing; an IDX set is two files")
+    label_header, label_bytes = _read_idx(labels, 1)
+    shape, pixels = _unpack_idx(images, work)
+    if label_header[0] != shape[0]:
+        raise DataError(
+            f"{images} has {shape[0]} images, {labels} has {label_header[0]} labels; they do not fit together"
+        )
+    classes = _class_names(folder / "classes.txt")
+    num_classes = max(len(classes), max(label_bytes, default=0) + 1)
+    if classes and num_classes > len(classes):
+        raise DataError(f"{labels}: label {num_classes - 1}, but classes.txt names only {len(classes)} classes")
+    size = shape[1] * shape[2]
+
+    def items() -> Iterator[Item]:
+        digits = max(5, len(str(shape[0] - 1)))
+        for i, label in enumerate(label_bytes):
+            place = f"{images}: image {i}"
+            yield Item(f"{part}-{i:0{digits}d}", str(pixels[0]), pixels[1] + i * size, size, (label,), where=place)
+
+    name = f"{folder.resolve().name}-{'train' if part == 'train' else 'test'}"
+    return Source("idx", name, "", items, classes, num_classes, pixels=(shape[1], shape[2]))
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    return read_classes(path) if path.is_file() else ()
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Names of classes, one a line.
+
+    Raises:
+        DataError: unreadable, empty, or a name twice.
+    """
+    with explained(str(path), "read"):
+        try:
+            names = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not text in UTF-8: {error}") from None
+    while names and not names[-1].strip():
+        names.pop()
+    twice = {n for n in names if names.count(n) > 1} if len(names) != len(set(names)) else set()
+    if not names or twice:
+        problem = f"the name {min(twice)!r} stands twice" if twice else "no names in it"
+        raise DataError(f"{path}: {problem}; expected the name of a class on each line")
+    return tuple(name.strip() for name in names)
+
+
+def _read_idx(path: Path, dimensions: int) -> tuple[list[int], bytes]:
+    """Shape and bytes of a small IDX file."""
+    buffer = io.BytesIO()
+    with _opened_idx(path) as file:
+        shape = _idx_header(path, file.read(4 + 4 * dimensions), dimensions)
+        shutil.copyfileobj(file, buffer)
+    if buffer.tell() != shape[0]:
+        raise DataError(f"{path}: {buffer.tell()} bytes of data, its header says {shape[0]}; the file is damaged")
+    return shape, buffer.getvalue()
+
+
+def _unpack_idx(path: Path, work: Path) -> tuple[list[int], tuple[Path, int]]:
+    """Shape of an IDX file of images; a file that holds its pixels, and where they begin in it."""
+    with _opened_idx(path) as file:
+        shape = _idx_header(path, file.read(16), 3)
+        expected = shape[0] * shape[1] * shape[2]
+        if path.suffix != ".gz":
+            target, offset, found = path.resolve(), 16, path.stat().st_size - 16
+        else:
+            target, offset = work / f"{path.stem}.pixels", 0
+            with explained(str(target), "written"):
+                work.mkdir(parents=True, exist_ok=True)
+                with target.open("wb") as out:
+                    shutil.copyfileobj(file, out, 1 << 20)
+            found = target.stat().st_size
+    if found != expected or 0 in shape:
+        raise DataError(
+            f"{path}: {found} bytes of pixels, but its header says {shape[0]} images of {shape[1]} x {shape[2]}; "
+            f"the file is damaged; copy it again"
+        )
+    return shape, (target, offset)
+
+
+class _opened_idx:  # noqa: N801 - used as a function
+    """An IDX file open for reading, gzipped or not; damage becomes a DataError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> io.BufferedIOBase:
+        with explained(str(self.path), "read"):
+            self._file: io.BufferedIOBase = gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb")
+        return self._file
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._file.close()
+        if isinstance(error, EOFError | gzip.BadGzipFile | OSError) or type(error).__name__ == "error":
+            raise DataError(f"{self.path}: damaged: {error}; copy it again") from None
+
+
+def _idx_header(path: Path, header: bytes, dimensions: int) -> list[int]:
+    if len(header) != 4 + 4 * dimensions or header[:4] != bytes([0, 0, 8, dimensions]):
+        raise DataError(
+            f"{path}: not an IDX file of bytes in {dimensions} dimensions (it begins with "
+            f"{header[:4].hex()}); check the file"
+        )
+    return [int.from_bytes(header[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions)]
