@@ -23,7 +23,8 @@ from vit_dist.core.runlog import RunInfo, RunStatus, run_info, run_recipe, run_s
 from vit_dist.study.collect import collect
 from vit_dist.study.grid import Cell, StudyConfig, load_study, plan
 from vit_dist.study.local import StudyStoppedError, cell_state, run_cells
-from vit_dist.study.report import means, write_report
+from vit_dist.study.report import write_report
+from vit_dist.study.summary import means
 
 RECIPE = """
 global_batch: 64
@@ -369,6 +370,7 @@ def test_the_tables_hold_every_run_and_every_mean(tmp_path: Path) -> None:
     with files.observations.open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 8
+    assert "finished" not in rows[0]  # a time of day is no part of a result
     assert {(r["family"], r["subset"], r["seed"]) for r in rows} == {
         (f, n, s) for f in ("vit", "bit") for n in ("500", "2000") for s in "01"
     }
@@ -549,6 +551,7 @@ def test_run_then_status_then_report_on_the_command_line(
     out = capsys.readouterr().out
     assert "4 cells of the study are not in the figure: vit-500-s1" in out
     assert "50.0 [1]" in out
+    assert "standard deviation [seeds]" in " ".join(out.split())
     png = tmp_path / "runs" / "tiny" / "report" / "accuracy_by_examples.png"
     assert png.is_file()
     assert str(png.relative_to(tmp_path)) in out

@@ -183,13 +183,13 @@ def _report(argv: list[str]) -> int:
 def _means_table(collection: Collection) -> Table:
     from rich.table import Table
 
-    from vit_dist.study.report import is_share, means
+    from vit_dist.study.summary import is_share, means
 
     averaged = means(collection.observations)
     families = list(dict.fromkeys(point.family for point in averaged))
     percent = is_share(collection.metric)
     scale, unit, digits = (100.0, " (%)", 1) if percent else (1.0, "", 4)
-    title = f"{collection.metric}{unit} by pretraining examples: mean ± standard deviation [seeds]"
+    title = f"{collection.metric}{unit} by pretraining examples: mean ± standard deviation \\[seeds]"
     result = Table(title=title, title_justify="left")
     result.add_column("examples", justify="right")
     for family in families:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vit_dist.core.files import write_bytes
 from vit_dist.core.units import format_count
 from vit_dist.study.collect import Collection
-from vit_dist.study.report import Mean, is_share
+from vit_dist.study.summary import Mean, is_share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,10 +1,9 @@
-"""Observations -> means over seeds, CSV tables and figures. The same logs give the same bytes."""
+"""Observations -> CSV tables and figures in a directory. The same logs give the same bytes."""
 
 from __future__ import annotations
 
 import csv
 import io
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,22 +11,8 @@ from pathlib import Path
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import write_bytes
 from vit_dist.study.collect import Collection, Excluded, Observation
-
-
-@dataclass(frozen=True)
-class Mean:
-    """One family at one subset size, over its seeds. `std` is the sample standard deviation; None for one seed."""
-
-    family: str
-    model: str
-    subset: int
-    metric: str
-    num_seeds: int
-    mean: float
-    std: float | None
-    lowest: float
-    highest: float
-    seeds: tuple[int, ...]
+from vit_dist.study.figures import curve, save
+from vit_dist.study.summary import Mean, is_share, means
 
 
 @dataclass(frozen=True)
@@ -41,31 +26,6 @@ class ReportFiles:
     excluded: Path
 
 
-def means(observations: Iterable[Observation]) -> list[Mean]:
-    """The mean over seeds of every family and subset size, by family and size."""
-    groups: dict[tuple[str, int], list[Observation]] = {}
-    for one in observations:
-        groups.setdefault((one.family, one.subset), []).append(one)
-    result = []
-    for (family, subset), group in sorted(groups.items()):
-        values = [one.value for one in group]
-        result.append(
-            Mean(
-                family=family,
-                model=", ".join(sorted({one.model for one in group})),
-                subset=subset,
-                metric=group[0].metric,
-                num_seeds=len(group),
-                mean=statistics.fmean(values),
-                std=statistics.stdev(values) if len(values) > 1 else None,
-                lowest=min(values),
-                highest=max(values),
-                seeds=tuple(sorted(one.seed for one in group)),
-            )
-        )
-    return result
-
-
 def write_report(collection: Collection, directory: Path) -> ReportFiles:
     """Draw the figure and write the tables into `directory`.
 
@@ -74,8 +34,6 @@ def write_report(collection: Collection, directory: Path) -> ReportFiles:
     """
     if not collection.observations:
         raise DataError(_nothing(collection))
-    from vit_dist.study.figures import curve, save
-
     stem = "accuracy_by_examples" if is_share(collection.metric) else "metric_by_examples"
     files = ReportFiles(
         directory / f"{stem}.png",
@@ -93,11 +51,6 @@ def write_report(collection: Collection, directory: Path) -> ReportFiles:
     write_bytes(str(files.means), table([f.name for f in fields(Mean)], averaged))
     write_bytes(str(files.excluded), table([f.name for f in fields(Excluded)], collection.excluded))
     return files
-
-
-def is_share(metric: str) -> bool:
-    """True for metrics between 0 and 1 that are shown in percent."""
-    return metric.rpartition("/")[2].startswith(("top", "acc"))
 
 
 def table(names: Sequence[str], rows: Iterable[object]) -> bytes:
