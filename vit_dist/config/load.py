@@ -152,12 +152,8 @@ def read_recipe_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Deep merge, `above` winning. A section that names another plug-in replaces the one below whole."""
     merged = dict(below)
-    for key, value in above.items():
-        if key in SECTIONS and isinstance(value, str):
-            value = {"name": value}
-        old = merged.get(key)
-        if key in SECTIONS and isinstance(old, str):
-            old = {"name": old}
+    for key, given in above.items():
+        value, old = _spelt_out(key, given), _spelt_out(key, merged.get(key))
         renamed = (
             key in SECTIONS
             and isinstance(value, Mapping)
@@ -169,6 +165,15 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+def _spelt_out(key: str, value: Any) -> Any:
+    """`model: ViT-B/16` is short for `model: {name: ViT-B/16}`, `data: demo` for `data: {dataset: demo}`."""
+    if isinstance(value, str) and key in SECTIONS:
+        return {"name": value}
+    if isinstance(value, str) and key == "data":
+        return {"dataset": value}
+    return value
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
@@ -201,9 +206,7 @@ def resolve(raw: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str
     """
     data = merge(raw, parse_overrides(overrides))
     problems: list[str] = []
-    section = data.get("data")
-    if isinstance(section, str):
-        section = data["data"] = {"dataset": section}
+    section = _spelt_out("data", data.get("data"))
     if isinstance(section, Mapping) and isinstance(section.get("dataset"), str) and section["dataset"] != "custom":
         path = find_config(section["dataset"], "data")
         data["data"] = {**read_mapping(path), **section, "dataset": path.stem}

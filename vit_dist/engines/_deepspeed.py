@@ -5,6 +5,8 @@ Where a default of DeepSpeed is wrong for us the reason stands beside the settin
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import warnings
@@ -68,7 +70,7 @@ class DeepSpeedEngine:
         deepspeed = import_deepspeed()
         self._in, self._stage = inputs, config.zero_stage
         self._dtype = torch.bfloat16 if inputs.precision == "bf16" else torch.float32
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints memory use, unasked
             warnings.simplefilter("ignore")
             deepspeed.init_distributed(
                 dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False

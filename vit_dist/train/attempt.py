@@ -18,7 +18,6 @@ from vit_dist.config.load import differences, identity, recipe_hash, recipe_yaml
 from vit_dist.config.schema import Recipe
 from vit_dist.core import runlog
 from vit_dist.core.errors import ConfigError, RunError, VitDistError
-from vit_dist.core.events import EventWriter
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import log
 from vit_dist.core.rundir import RunDir
@@ -55,27 +54,30 @@ def attempt(recipe: Recipe, run_dir: Path, world: World) -> None:
     with contextlib.ExitStack() as stack:
         if world.is_main:
             stack.enter_context(directory.locked())
-            if _is_done(directory, recipe):
-                log(f"{run_dir}: this run is done; give another --run-dir or another seed to train anew")
         stop = stack.enter_context(stop_requests())
         device = stack.enter_context(process_group(world))
         try:
-            run = open_run(recipe, directory, world, device, stop)
-            if run is not None:
-                stack.callback(run.close)
+            run = stack.enter_context(contextlib.closing(open_run(recipe, directory, world, device, stop)))
+        except RuntimeError as error:
+            raise _explained(error) from error
+        try:
+            if _is_done(directory, run):
+                if world.is_main:
+                    log(f"  {run_dir}: this run is done; give another --run-dir or another seed to train anew")
+            else:
                 train(run, began)
         except VitDistError as error:
-            _record_failure(directory, world, str(error))
+            run.fail(str(error))
             raise
         except RuntimeError as error:
-            if _is_lost_peer(error):
-                raise PeerLostError(f"a peer is gone ({str(error).splitlines()[0][:120]})") from None
-            _record_failure(directory, world, f"{type(error).__name__}: {error}")
-            raise
+            explained = _explained(error)
+            if explained is error:
+                run.fail(f"{type(error).__name__}: {error}")
+            raise explained from error
 
 
-def open_run(recipe: Recipe, directory: RunDir, world: World, device: torch.device, stop: StopRequest) -> Run | None:
-    """Everything a run needs, restored to where it was. None where it is done already. A collective."""
+def open_run(recipe: Recipe, directory: RunDir, world: World, device: torch.device, stop: StopRequest) -> Run:
+    """Everything a run needs, restored to where it was. A collective."""
     model_config, optim, schedule = recipe.model, recipe.optim, recipe.schedule
     assert isinstance(model_config, ModelConfig)
     assert isinstance(optim, OptimizerConfig)
@@ -116,18 +118,9 @@ def open_run(recipe: Recipe, directory: RunDir, world: World, device: torch.devi
         _announce(recipe, data, plan, engine, world, num_params, checkpointing)
         if found is not None:
             log(f"  resumed from step {state.step:,} ({found.path}, {format_seconds(restored_s)})")
-    if state.step >= plan.total_steps:
-        if world.is_main:
-            directory.write_status("done", state.step, state.position)
-        return None
-    writer = None
-    if world.is_main:
-        directory.write_status("running", state.step, state.position)
-        writer = EventWriter(directory.events, purge_step=state.step + 1 if state.step else None)
-        info = _run_info(recipe, data, plan, engine, world, num_params, model_config)
-        runlog.write_start(writer, info, recipe_yaml(recipe))
+    info = _run_info(recipe, data, plan, engine, world, num_params, model_config)
     context = EvalContext(engine, recipe, world, val)
-    return Run(recipe, world, directory, engine, data, plan, context, whole, state, writer, stop)
+    return Run(recipe, world, directory, engine, data, plan, context, whole, info, state, stop)
 
 
 def make_plan(recipe: Recipe, data: TrainingSet, world: World) -> Plan:
@@ -225,10 +218,9 @@ def _claim(directory: RunDir, recipe: Recipe, whole: dict[str, Any]) -> None:
         raise RunError(f"{directory.path}: the run directory cannot be written: {error}") from None
 
 
-def _is_done(directory: RunDir, recipe: Recipe) -> bool:
-    status, found = directory.status(), directory.read_json("run.json")
-    same = found is not None and found.get("recipe_hash") == recipe_hash(recipe)
-    return status is not None and status.status == "done" and same
+def _is_done(directory: RunDir, run: Run) -> bool:
+    status = directory.status()
+    return status is not None and status.status == "done" and run.state.step >= run.plan.total_steps
 
 
 def _announce(
@@ -279,24 +271,9 @@ def _run_info(
     )
 
 
-def _record_failure(directory: RunDir, world: World, reason: str) -> None:
-    if not world.is_main or directory.read_json("run.json") is None:
-        return
-    status = directory.status()
-    if status is not None and status.status == "running":
-        with contextlib.suppress(VitDistError):  # the disk may be what failed; the error itself is on its way
-            directory.write_status("failed", status.step, status.examples, reason)
-
-
-def _is_lost_peer(error: RuntimeError) -> bool:
-    text = str(error)
-    return any(
-        sign in text
-        for sign in (
-            "Connection closed by peer",
-            "Connection reset by peer",
-            "Broken pipe",
-            "NCCL",
-            "Timed out waiting",
-        )
-    )
+def _explained(error: RuntimeError) -> Exception:
+    """The error itself, or PeerLostError where it only says that another rank has gone."""
+    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out waiting")
+    if any(sign in str(error) for sign in signs):
+        return PeerLostError(f"a peer is gone ({str(error).splitlines()[0][:120]})")
+    return error

@@ -8,14 +8,15 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from vit_dist.config.load import recipe_yaml
 from vit_dist.config.schema import Recipe
 from vit_dist.core import runlog
-from vit_dist.core.errors import DataError
+from vit_dist.core.errors import DataError, VitDistError
 from vit_dist.core.events import EventWriter
 from vit_dist.core.log import log
 from vit_dist.core.rundir import RunDir
@@ -64,9 +65,31 @@ class Run:
     plan: Plan
     evaluation: EvalContext
     identity: dict[str, Any]
+    info: runlog.RunInfo
     state: TrainState
-    writer: EventWriter | None
     stop: StopRequest
+    writer: EventWriter | None = None
+
+    def start_log(self) -> None:
+        """Open this attempt's event file, on rank 0. What earlier attempts wrote beyond the restored step is void."""
+        if self.world.is_main:
+            self.writer = EventWriter(self.directory.events, purge_step=self.state.step + 1 if self.state.step else 0)
+            runlog.write_start(self.writer, self.info, recipe_yaml(self.recipe))
+            self.directory.write_status("running", self.state.step, self.state.position)
+
+    def finish(self, status: Literal["done", "stopped", "failed"], reason: str = "") -> None:
+        """Say in the log, then in status.json, how the attempt ended."""
+        if self.writer is not None:
+            step, examples = self.state.step, self.state.position
+            runlog.write_status(
+                self.writer, runlog.RunStatus(status=status, step=step, examples=examples, reason=reason)
+            )
+            self.directory.write_status(status, step, examples, reason)
+
+    def fail(self, reason: str) -> None:
+        """`finish` as failed. The disk may be what failed: then the error that is on its way says so."""
+        with contextlib.suppress(VitDistError):
+            self.finish("failed", reason)
 
     def close(self) -> None:
         """Close the event file."""
@@ -85,7 +108,13 @@ def train(run: Run, began: float) -> None:
         DataError: too many samples cannot be decoded.
         RunError: a checkpoint cannot be written.
     """
+    run.start_log()
     state, plan, clock = run.state, run.plan, _Clock(run)
+    if state.step >= plan.total_steps:  # killed between its last checkpoint and saying so
+        with contextlib.closing(ProgressLine(plan.total_steps, state.step, shown=run.world.is_main)) as progress:
+            _evaluate(run, state, clock, progress)
+        run.finish("done")
+        return
     with (
         TrainStream(run.data, run.recipe, run.world, state.position) as stream,
         contextlib.closing(ProgressLine(plan.total_steps, state.step, shown=run.world.is_main)) as progress,
@@ -96,10 +125,8 @@ def train(run: Run, began: float) -> None:
             result = run.engine.train_step(_micro_batches(run, batch), _lr(run, state.step))
             replaced, stopping = _agree(run, batch.replaced)
             quarantined = frozenset(r.ordinal for r in replaced)
-            before, state = (
-                state,
-                state.advance(position=after.position, applied=result.applied, quarantined=quarantined),
-            )
+            before = state
+            state = run.state = state.advance(position=after.position, applied=result.applied, quarantined=quarantined)
             clock.step_done(result)
             _quarantine(run, replaced, state)
             done = state.step >= plan.total_steps
@@ -110,8 +137,10 @@ def train(run: Run, began: float) -> None:
             if clock.due("save", before, state) or done or stopping:
                 _save(run, state, clock)
             if done or stopping:
-                _finish(run, state, "done" if done else "stopped", stopping, progress)
-                return
+                run.finish("done" if done else "stopped", "" if done else stopping)
+                break
+    if run.state.step < plan.total_steps and run.world.is_main:
+        log(f"  stopped at step {run.state.step:,} on {stopping}; the same command goes on from here")
 
 
 def _lr(run: Run, step: int) -> float:
@@ -163,9 +192,9 @@ def _quarantine(run: Run, replaced: list[Replacement], state: TrainState) -> Non
     if bad > allowed:
         first = replaced[0]
         raise DataError(
-            f"{bad} of {run.data.num_samples} examples cannot be decoded, over data.max_bad={run.recipe.data.max_bad:g}; "
-            f"the last: {first.key!r} of {first.shard}: {first.reason}. All are in {run.directory.quarantine}; "
-            f"repair them, or raise data.max_bad"
+            f"{bad} of {run.data.num_samples} examples cannot be decoded, over data.max_bad="
+            f"{run.recipe.data.max_bad:g}; the last: {first.key!r} of {first.shard}: {first.reason}. "
+            f"All are in {run.directory.quarantine}; repair them, or raise data.max_bad"
         )
 
 
@@ -210,20 +239,6 @@ def _save(run: Run, state: TrainState, clock: _Clock) -> None:
         keep = run.recipe.checkpoint.keep
         dumped = state.dump(run.data.identity)
         checkpoints.save(run.directory.checkpoints, run.engine, dumped, run.identity, run.world, keep)
-
-
-def _finish(run: Run, state: TrainState, status: str, reason: str, progress: ProgressLine) -> None:
-    progress.close()
-    if run.writer is None:
-        return
-    if status == "done":
-        runlog.write_status(run.writer, runlog.RunStatus(status="done", step=state.step, examples=state.position))
-    else:
-        log(f"  stopped at step {state.step:,} on {reason}; the same command goes on from here")
-        runlog.write_status(
-            run.writer, runlog.RunStatus(status="stopped", step=state.step, examples=state.position, reason=reason)
-        )
-    run.directory.write_status(status, state.step, state.position, reason)
 
 
 class _Clock:

@@ -49,7 +49,7 @@ class TrainState:
         changes = describe_identity_change(identity, raw["order"])
         if changes:
             raise CheckpointError(
-                f"{where}: its position belongs to another order of examples ({'; '.join(changes)}); going on would repeat "
-                f"some and leave out others. Restore those settings or start in another --run-dir"
+                f"{where}: its position belongs to another order of examples ({'; '.join(changes)}); going on would "
+                f"repeat some and leave out others. Restore those settings or start in another --run-dir"
             )
         return cls(raw["step"], raw["position"], raw["skipped"], frozenset(raw["quarantined"]))

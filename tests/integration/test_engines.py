@@ -1,0 +1,61 @@
+"""DeepSpeed is held to plain torch: real engines, real processes, the same losses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.distributed
+
+TOLERANCE = {"vit-test": 1e-5, "hybrid-test": 1e-5, "bit-test": 5e-5}
+"""Relative, in fp32, over 20 steps."""
+BF16_TOLERANCE = 5e-3
+
+
+def worst(a: dict[str, Any], b: dict[str, Any]) -> float:
+    """The greatest relative difference of two runs' losses."""
+    assert len(a["losses"]) == len(b["losses"]) >= 6
+    return max(abs(x - y) / abs(x) for x, y in zip(a["losses"], b["losses"], strict=True))
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_zero_1_and_2_train_as_plain_torch_does(run_world: Callable[..., Any], nproc: int) -> None:
+    plain = {model: f"plain:0:fp32:{model}:1" for model in TOLERANCE}
+    sharded = {model: [f"deepspeed:{stage}:fp32:{model}:1" for stage in (1, 2)] for model in TOLERANCE}
+    bf16 = ["plain:0:bf16:vit-test:1", "deepspeed:1:bf16:vit-test:1", "deepspeed:2:bf16:vit-test:2"]
+    wide = ["plain:0:fp32:vit-test:4", "deepspeed:1:fp32:vit-test:4", "deepspeed:2:fp32:vit-test:2"]
+    cases = [*plain.values(), *(c for cs in sharded.values() for c in cs), *bf16, *wide]
+    found = run_world("integration/engine_worker.py", nproc, *cases)
+    for model, tolerance in TOLERANCE.items():
+        assert found[plain[model]]["losses"][-1] != found[plain[model]]["losses"][0]
+        for case in sharded[model]:
+            assert worst(found[plain[model]], found[case]) < tolerance, case
+    for case in bf16[1:]:
+        assert worst(found[bf16[0]], found[case]) < BF16_TOLERANCE, case
+    for case in wide:  # accumulation changes nothing but rounding
+        assert worst(found[plain["vit-test"]], found[case]) < 1e-5, case
+    assert found["deepspeed:1:bf16:vit-test:1"]["description"].endswith("ZeRO stage 1, bf16")
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_zero_3_trains_as_plain_torch_does(run_world: Callable[..., Any], nproc: int) -> None:
+    # A process of its own: stage 3 replaces torch's linear function for good.
+    cases = [f"{engine}:fp32:{model}:1" for model in TOLERANCE for engine in ("plain:0", "deepspeed:3")]
+    found = run_world(
+        "integration/engine_worker.py", nproc, *cases, "plain:0:bf16:vit-test:1", "deepspeed:3:bf16:vit-test:1"
+    )
+    for model, tolerance in TOLERANCE.items():
+        assert worst(found[f"plain:0:fp32:{model}:1"], found[f"deepspeed:3:fp32:{model}:1"]) < tolerance, model
+    assert worst(found["plain:0:bf16:vit-test:1"], found["deepspeed:3:bf16:vit-test:1"]) < BF16_TOLERANCE
+
+
+def test_a_step_with_a_gradient_that_is_not_finite_is_skipped_on_every_engine(run_world: Callable[..., Any]) -> None:
+    cases = [f"{engine}:bf16:vit-test:1:6:nan" for engine in ("plain:0", "deepspeed:1", "deepspeed:2")]
+    found = run_world("integration/engine_worker.py", 2, *cases)
+    for case in cases:
+        assert found[case]["applied"] == [True, True, False, True, True, True]
+        assert math.isnan(found[case]["losses"][2])
+        assert all(math.isfinite(loss) for i, loss in enumerate(found[case]["losses"]) if i != 2)

@@ -1,0 +1,172 @@
+"""Law 4: a run killed at any instant ends with the same weights, bit for bit, and a log without gaps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import command
+from vit_dist.core.events import read_run
+
+pytestmark = pytest.mark.distributed
+
+ENGINES = {
+    "plain": ["engine.name=plain", "precision=bf16"],
+    "zero-1": ["engine.zero_stage=1", "precision=bf16"],
+    "zero-3": ["engine.zero_stage=3", "precision=fp32"],
+}
+
+
+def recipe_file(folder: Path, train: str, val: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(
+        f"""
+name: law-4
+global_batch: 16
+horizon: 10 steps
+model: {{name: vit-test, dropout: 0.1}}
+data: {{num_classes: 4, train: {train}, val: {val}, image_size: 28, augment: inception, val_crop: 1.0}}
+optim: {{name: adamw, lr: 3e-3}}
+schedule: {{name: cosine, warmup: 2 steps}}
+engine: {{name: deepspeed, reduce_bucket: 1000000, allgather_bucket: 1000000}}
+checkpoint: {{every: 3 steps}}
+eval: {{every: 5 steps}}
+log: {{every: 1 step}}
+"""
+    )
+    return path
+
+
+def start(recipe: Path, run_dir: Path, *overrides: str, nproc: int = 2) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command("train", str(recipe), *overrides, "--run-dir", str(run_dir), "--nproc", str(nproc)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 200) -> str:
+    try:
+        output = process.communicate(timeout=timeout)[0]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+def kill_after(process: subprocess.Popen[str], checkpoint: Path, sign: int, timeout: float = 200) -> None:
+    """Send a signal to the parent of the ranks once a checkpoint is there."""
+    deadline = time.monotonic() + timeout
+    while not checkpoint.exists():
+        assert process.poll() is None, process.stdout.read()[-4000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, sign)
+
+
+def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Every tensor in every file of a checkpoint, by its path."""
+    found: dict[str, torch.Tensor] = {}
+
+    def walk(path: str, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            found[path] = value
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                walk(f"{path}/{key}", item)
+        elif isinstance(value, list | tuple):
+            for i, item in enumerate(value):
+                walk(f"{path}/{i}", item)
+
+    for file in sorted(checkpoint.rglob("*.pt")):
+        walk(file.name, torch.load(file, map_location="cpu", weights_only=False))
+    return found
+
+
+def assert_same_bits(a: Path, b: Path) -> None:
+    ours, theirs = tensors(a), tensors(b)
+    assert ours.keys() == theirs.keys()
+    assert len(ours) > 10
+    for name, tensor in ours.items():
+        same = torch.equal(tensor.flatten().view(torch.uint8), theirs[name].flatten().view(torch.uint8))
+        assert same, f"{name} differs"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_ten_steps_equal_six_then_kill_minus_9_then_four(
+    tmp_path: Path, small_set: str, small_val: str, engine: str
+) -> None:
+    recipe = recipe_file(tmp_path, small_set, small_val)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finish(start(recipe, whole, *ENGINES[engine]))
+
+    first = start(recipe, broken, *ENGINES[engine])
+    kill_after(first, broken / "checkpoints" / "step-0000000006" / "COMMITTED.json", signal.SIGKILL)
+    first.wait(10)
+    assert not (broken / "checkpoints" / "step-0000000010").exists(), "the run ended before it could be killed"
+    time.sleep(0.5)  # the ranks follow their parent
+    output = finish(start(recipe, broken, *ENGINES[engine]))
+
+    assert "resumed from step 6" in output
+    last = "checkpoints/step-0000000010"
+    assert_same_bits(whole / last, broken / last)
+    logs = [read_run(str(path / "tb")) for path in (whole, broken)]
+    for tag in ("train/loss", "train/grad_norm", "val/top1", "val/loss"):
+        (steps, values), (other_steps, other_values) = (
+            (log.scalars[tag].steps, log.scalars[tag].values) for log in logs
+        )
+        assert steps.tolist() == other_steps.tolist() == ([5, 10] if tag.startswith("val") else list(range(1, 11)))
+        assert values.tolist() == other_values.tolist()
+
+
+def test_sigterm_saves_and_stops_and_the_same_command_goes_on(tmp_path: Path, small_set: str, small_val: str) -> None:
+    recipe, run_dir = recipe_file(tmp_path, small_set, small_val), tmp_path / "run"
+    options = ["engine.name=plain", "horizon=2000 steps", "checkpoint.every=500 steps", "eval.every=500 steps"]
+    first = start(recipe, run_dir, *options)
+    deadline = time.monotonic() + 100
+    while "running" not in (run_dir / "status.json").read_text() if (run_dir / "status.json").exists() else True:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(1)
+    os.kill(first.pid, signal.SIGTERM)
+    output = finish(first)
+    assert "stopped at step" in output
+    from vit_dist.core.rundir import RunDir
+
+    status = RunDir(run_dir).status()
+    assert status is not None
+    assert status.status == "stopped"
+    assert 0 < status.step < 2000
+    assert status.examples == status.step * 16
+    again = start(recipe, run_dir, *options)
+    time.sleep(6)
+    os.kill(again.pid, signal.SIGTERM)
+    assert f"resumed from step {status.step:,}" in finish(again)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path: Path, small_set: str, small_val: str) -> None:
+    recipe, whole, damaged = recipe_file(tmp_path, small_set, small_val), tmp_path / "whole", tmp_path / "damaged"
+    finish(start(recipe, whole, "engine.name=plain", nproc=1))
+    finish(start(recipe, damaged, "engine.name=plain", "checkpoint.keep=9", nproc=1))
+    state = damaged / "checkpoints" / "step-0000000010" / "state.pt"
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+    (damaged / "checkpoints" / "step-0000000009" / "state.pt").write_bytes(b"short")
+    output = finish(start(recipe, damaged, "engine.name=plain", "checkpoint.keep=9", nproc=1))
+    assert "step-0000000010 is damaged and passed over" in output
+    assert "state.pt does not match its checksum" in output
+    assert "step-0000000009 is damaged and passed over" in output
+    assert "resumed from step 6" in output
+    assert_same_bits(whole / "checkpoints/step-0000000010", damaged / "checkpoints/step-0000000010")

@@ -1,0 +1,82 @@
+"""Sets of real image files for tests, written by webdataset and indexed by Python's own tarfile: an oracle of ours."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import webdataset
+from PIL import Image
+
+from vit_dist.data.index import IndexedSample, build_index, encode_index
+from vit_dist.data.manifest import Shard, ShardManifest, checksum, write_manifest
+
+
+def image_bytes(number: int, label: int, size: int = 28, form: str = "PNG") -> bytes:
+    """An image that a model can learn: noise, with a bright quarter that names the class."""
+    rng = np.random.default_rng(number)
+    pixels = rng.integers(0, 120, (size, size, 3), dtype=np.uint8)
+    half = size // 2
+    row, column = divmod(label % 4, 2)
+    pixels[row * half : (row + 1) * half, column * half : (column + 1) * half] += 120
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form)
+    return buffer.getvalue()
+
+
+def write_set(
+    folder: Path,
+    *,
+    num_samples: int,
+    samples_per_shard: int,
+    num_classes: int,
+    first: int = 0,
+    broken: frozenset[int] = frozenset(),
+    shuffled: bool = True,
+    sizes: list[int] | None = None,
+) -> str:
+    """Write shards, indexes and a manifest; return the manifest's path.
+
+    `broken` samples hold no image. `sizes` gives the samples of each shard in place of `samples_per_shard`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = list(range(0, num_samples, samples_per_shard))
+    counts = sizes if sizes is not None else [min(samples_per_shard, num_samples - s) for s in starts]
+    assert sum(counts) == num_samples
+    shards, number = [], 0
+    for shard, count in enumerate(counts):
+        tar = folder / f"shard-{shard:06d}.tar"
+        labels = {}
+        with webdataset.TarWriter(str(tar), mtime=0) as writer:
+            for i in range(number, number + count):
+                label = (i * 7 + i // 3) % num_classes
+                content = b"not an image" if i in broken else image_bytes(first + i, label)
+                labels[f"k{first + i:06d}"] = label
+                writer.write({"__key__": f"k{first + i:06d}", "png": content, "cls": str(label)})
+        shards.append(_index(tar, labels))
+        number += count
+    manifest = ShardManifest(str(folder), folder.name, tuple(shards), shuffled, num_classes)
+    write_manifest(manifest, str(folder / "manifest.json"))
+    return str(folder / "manifest.json")
+
+
+def _index(tar: Path, labels: dict[str, int]) -> Shard:
+    rows, end = [], 0
+    offsets: dict[str, int] = {}
+    images: dict[str, tuple[int, int]] = {}
+    with tarfile.open(tar) as opened:
+        for member in opened:
+            key, _, extension = member.name.partition(".")
+            offsets.setdefault(key, member.offset)
+            if extension == "png":
+                images[key] = (member.offset_data, member.size)
+            end = member.offset_data + -(-member.size // 512) * 512
+    for key, offset in offsets.items():
+        rows.append(IndexedSample(key, offset, *images[key], [labels[key]]))
+    content = encode_index(build_index(rows, end))
+    index = tar.with_suffix(".idx.npz")
+    index.write_bytes(content)
+    raw = tar.read_bytes()
+    return Shard(tar.name, len(rows), len(raw), checksum(raw), index.name, checksum(content))
