@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from vit_dist.core.registry import MODELS
+from vit_dist.models import ModelConfig
 from vit_dist.models._bit import BiT
 from vit_dist.models.bit import BiTConfig
 
@@ -118,3 +119,15 @@ def test_stochastic_depth_rises_towards_the_last_stage() -> None:
     model = build(stochastic_depth=0.4, blocks=(1, 1, 1))
     skipping = {name: m.drop_prob for name, m in model.named_modules() if hasattr(m, "drop_prob")}
     assert skipping == pytest.approx({"stages.1.blocks.0.drop_path": 0.2, "stages.2.blocks.0.drop_path": 0.4})
+
+
+@pytest.mark.parametrize("name", ["bit", "hybrid"])
+def test_kernels_start_as_lecun_normal(name: str) -> None:
+    cls, defaults = MODELS.lookup(name)
+    blocks = {"stages": (1,), "width": 32, "depth": 1, "num_heads": 1} if name == "hybrid" else {"blocks": (1,)}
+    torch.manual_seed(0)
+    made = cls.model_validate({**defaults, **blocks})
+    assert isinstance(made, ModelConfig)
+    for module in made.build(num_classes=2, image_size=32).modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.weight.std().item() == pytest.approx(module.weight[0].numel() ** -0.5, rel=0.1)

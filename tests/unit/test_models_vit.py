@@ -122,6 +122,12 @@ def test_a_hybrids_logits_are_timms_for_the_same_weights() -> None:
     assert torch.equal(ours(x), theirs(x))
 
 
+def test_a_new_hybrids_residual_blocks_are_their_shortcuts() -> None:
+    block = build("hybrid-test", stages=(2,)).patch_embed.backbone.stages[0].blocks[1]
+    x = torch.rand(2, 32, 8, 8)
+    assert torch.equal(block(x), x)
+
+
 def test_q_k_and_v_are_initialised_as_three_matrices() -> None:
     block = build(width=256, num_heads=4).blocks[0]
     bound = math.sqrt(6 / (256 + 256))
@@ -195,9 +201,10 @@ def test_the_representation_layer_is_a_dense_layer_and_tanh_before_the_head() ->
     torch.testing.assert_close(model.features(x), torch.tanh(plain.features(x) @ weight.T + bias))
 
 
-@pytest.mark.parametrize("width", [8, 48, 96, 1280])
+@pytest.mark.parametrize("width", [11, 56, 1280])
 def test_the_mlp_is_exactly_as_wide_as_asked(width: int) -> None:
-    for hidden in (1, 31, 100, 3 * width + 1, 5120):
+    # 11 * (15 / 11) and 56 * (61 / 56) fall short of 15 and 61 in floating point.
+    for hidden in (1, 15, 61, 3 * width + 1, 5120):
         with torch.device("meta"):
             model = config(width=width, num_heads=1, depth=1, mlp_dim=hidden).build(num_classes=2, image_size=28)
         assert model.get_parameter("blocks.0.mlp.fc1.weight").shape == (hidden, width)
@@ -224,9 +231,12 @@ def test_a_bare_family_name_asks_for_its_shape() -> None:
     assert {e["loc"][0] for e in error.value.errors()} == {"patch_size", "width", "depth", "num_heads"}
 
 
-@pytest.mark.parametrize(("name", "grid"), [("R50+ViT-B/32", 7), ("R50+ViT-B/16", 14), ("hybrid-demo", 7)])
-def test_a_hybrids_stride_gives_its_grid_of_patches(name: str, grid: int) -> None:
-    shape = config(name)
+@pytest.mark.parametrize(
+    ("name", "patch", "grid"),
+    [("R50+ViT-B/32", 1, 7), ("R50+ViT-B/16", 1, 14), ("R50+ViT-B/16", 2, 7), ("hybrid-demo", 1, 7)],
+)
+def test_a_hybrids_stride_gives_its_grid_of_patches(name: str, patch: int, grid: int) -> None:
+    shape = config(name, patch_size=patch)
     assert isinstance(shape, HybridConfig)
     size = 28 if name == "hybrid-demo" else 224
     with torch.device("meta"):

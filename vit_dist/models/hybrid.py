@@ -36,7 +36,7 @@ class HybridConfig(ViTConfig):
     def stride(self) -> int:
         """Side of a patch in pixels of the image."""
         stem = {"imagenet": 4, "small": 1, "small/2": 2}[self.stem]
-        return (stem << len(self.stages) - 1) * self.patch_size
+        return (stem << (len(self.stages) - 1)) * self.patch_size
 
     def build(self, *, num_classes: int, image_size: int) -> ViT:
         """See `ModelConfig.build`; `stride` must divide the image size."""
