@@ -285,12 +285,12 @@ def test_a_full_disk_is_said_and_leaves_no_half_written_shard(tmp_path: Path, mo
     sync = os.fsync
 
     def full(handle: int) -> None:
-        if os.readlink(f"/proc/self/fd/{handle}").endswith(".tar.tmp"):
+        if Path(f"/proc/self/fd/{handle}").readlink().name.endswith(".tar.tmp"):
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DataError, match="disk is full.*start the same command again"):
+    with pytest.raises(DataError, match=r"disk is full.*start the same command again"):
         run(source, tmp_path / "out", samples_per_shard=2)
     assert not [p for p in (tmp_path / "out").rglob("*") if ".tar" in p.name]
     monkeypatch.undo()
@@ -435,7 +435,7 @@ def test_idx_files_become_png_with_the_same_pixels(tmp_path: Path, packed: bool)
 def test_idx_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     images = np.zeros((3, 4, 4), np.uint8)
     write_idx(tmp_path / "labels", "train", images, [0, 1])
-    with pytest.raises(DataError, match="3 images.*2 labels"):
+    with pytest.raises(DataError, match=r"3 images.*2 labels"):
         run(tmp_path / "labels", tmp_path / "out")
     write_idx(tmp_path / "short", "train", images, [0, 1, 1])
     file = tmp_path / "short" / "train-images-idx3-ubyte"

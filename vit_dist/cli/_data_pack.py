@@ -28,14 +28,17 @@ def main(argv: list[str]) -> int:
         "pack",
         "Pack labelled images into globally shuffled WebDataset tars, with a manifest and sample indexes.",
         """
-SRC is a folder with one directory per class, or MNIST's IDX files. Every image is decoded once: those that
-cannot be are left out and listed in DEST/bad.jsonl. Original bytes are kept unless a size or quality is given.
-The command may be killed and started again: it goes on. Packing twice gives the same bytes.
+SRC is a folder with one directory per class, MNIST's IDX files, a list of paths or URLs with labels (.jsonl,
+.csv, .tsv), Parquet with the images inside, or WebDataset tars to be packed anew. Every image is decoded once:
+those that cannot be are left out and listed in DEST/bad.jsonl. Original bytes are kept unless a size or quality
+is given. The command may be killed and started again: it goes on. Packing twice gives the same bytes.
 """,
         "  vit-dist data pack photos/ runs/data/photos\n"
         "  vit-dist data pack photos/ s3://bucket/photos --samples-per-shard 10k --resize-shorter 320\n"
         "  vit-dist data pack photos/ runs/data/photos --val 5%                 # two sets: train and val\n"
         "  vit-dist data pack configs/data/fashion-mnist-mini runs/data/fm/train --split-name train\n"
+        "  vit-dist data pack list.csv s3://bucket/set --image-field file --label-field species\n"
+        "  vit-dist data pack 's3://bucket/old/{00000..00099}.tar' s3://bucket/new --resize-shorter 320\n"
         "  vit-dist data pack photos/ s3://bucket/photos --part 3/16            # one of 16 array tasks, then:\n"
         "  vit-dist data merge s3://bucket/photos",
     )
@@ -58,6 +61,19 @@ The command may be killed and started again: it goes on. Packing twice gives the
     p.add_argument(
         "--quality", type=positive, metavar="Q", help="write every image as JPEG of this quality (90 where resized)"
     )
+    p.add_argument("--from", dest="kind", default="", metavar="KIND", help="folder, idx, list, parquet or tar (looks)")
+    p.add_argument(
+        "--image-field", default="", metavar="F", help="list, Parquet: field of the image; tars: its extension"
+    )
+    p.add_argument(
+        "--label-field", default="", metavar="F", help="list, Parquet: field of the labels; tars: key in .json"
+    )
+    p.add_argument("--key-field", default="", metavar="F", help="list, Parquet: field of unique keys (numbered)")
+    p.add_argument(
+        "--labels", choices=["auto", "cls", "json", "txt"], default="auto", help="tars: member with the labels"
+    )
+    p.add_argument("--classes", type=Path, metavar="FILE", help="list, Parquet, tars: names of the classes, one a line")
+    p.add_argument("--num-classes", type=positive, metavar="N", help="list, Parquet, tars: size of the label space")
     p.add_argument("--split-name", default="", metavar="NAME", help="which set of a folder of IDX files: train or test")
     p.add_argument("--name", default="", help="of the dataset, in the manifest (that of SRC)")
     p.add_argument("--workers", type=positive, default=None, metavar="N", help="processes (one a core)")
@@ -68,10 +84,21 @@ The command may be killed and started again: it goes on. Packing twice gives the
     if args.quality is not None and args.quality > 100:
         raise ConfigError(f"--quality {args.quality}: JPEG quality goes from 1 to 100")
 
-    from vit_dist.data.pack.choose import open_source
+    from vit_dist.data.pack.choose import SourceOptions, open_source
     from vit_dist.data.pack.run import PackOptions, pack
     from vit_dist.data.pack.shards import ImageOptions
+    from vit_dist.data.pack.sources import read_classes
 
+    reading = SourceOptions(
+        kind=args.kind,
+        split_name=args.split_name,
+        image_field=args.image_field,
+        label_field=args.label_field,
+        key_field=args.key_field,
+        labels=args.labels,
+        classes=read_classes(args.classes) if args.classes else (),
+        num_classes=args.num_classes,
+    )
     options = PackOptions(
         samples_per_shard=args.samples_per_shard,
         bytes_per_shard=args.bytes_per_shard,
@@ -81,7 +108,7 @@ The command may be killed and started again: it goes on. Packing twice gives the
         name=args.name,
     )
     result = pack(
-        lambda scratch: open_source(args.source, scratch, split_name=args.split_name),
+        lambda scratch: open_source(args.source, scratch, reading),
         args.dest,
         options,
         max_bad=args.max_bad,

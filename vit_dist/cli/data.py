@@ -14,6 +14,11 @@ SUMMARY = "pack images into shards, index tars, look at datasets and their order
 VERBS: dict[str, tuple[str, str, str]] = {
     "pack": ("_data_pack", "main", "images -> shuffled WebDataset tars, a manifest and sample indexes"),
     "merge": ("_data_pack", "merge_main", "join what `pack --part i/n` packed"),
+    "index": ("_data_index", "main", "manifest and sample indexes of tars that somebody else wrote"),
+    "info": ("_data_look", "info_main", "counts, classes, bytes, resolutions, a grid of random images"),
+    "verify": ("_data_look", "verify_main", "tars against manifest and indexes"),
+    "subset": ("_data_look", "subset_main", "a nested subset, as keys or as a manifest"),
+    "dedup": ("_data_look", "dedup_main", "a manifest without near-duplicates of evaluation sets"),
     "order": ("_data_order", "main", "print the keys of examples in the order they are trained on"),
 }
 

@@ -24,7 +24,8 @@ class ShardIndex:
     """Samples of one shard. n samples, m labels in all.
 
     Attributes:
-        offsets: int64 [n + 1]; sample i's tar members fill bytes [offsets[i], offsets[i + 1]).
+        offsets: int64 [n + 1]; sample i's tar members lie at the start of bytes [offsets[i], offsets[i + 1]). What
+            may follow them there belongs to samples that this index leaves out (an exclusion, a subset).
         image_offsets: int64 [n]; first byte of the image's own bytes in the tar.
         image_bytes: int64 [n]; length of the image's own bytes.
         label_ends: int64 [n]; sample i's labels are labels[label_ends[i - 1]:label_ends[i]].
@@ -100,6 +101,31 @@ def build_index(samples: Sequence[IndexedSample], end: int) -> ShardIndex:
         label_weights=np.array(weights, np.float32),
         key_ends=np.cumsum([len(k) for k in keys], dtype=np.int64),
         key_bytes=np.frombuffer(b"".join(keys), np.uint8),
+    )
+
+
+def select_samples(index: ShardIndex, kept: I64) -> ShardIndex:
+    """The index of some of a shard's samples; the tar stays as it is.
+
+    Args:
+        index: of n samples.
+        kept: which of them, ascending. int64 [k].
+    """
+    n = index.num_samples
+    mask = np.zeros(n, bool)
+    mask[kept] = True
+    label_counts = np.diff(index.label_ends, prepend=0)
+    key_lengths = np.diff(index.key_ends, prepend=0)
+    end = index.offsets[kept[-1] + 1 : kept[-1] + 2] if len(kept) else index.offsets[:1]
+    return ShardIndex(
+        offsets=np.concatenate((index.offsets[:n][kept], end)),
+        image_offsets=index.image_offsets[kept],
+        image_bytes=index.image_bytes[kept],
+        label_ends=np.cumsum(label_counts[kept], dtype=np.int64),
+        labels=index.labels[np.repeat(mask, label_counts)],
+        label_weights=index.label_weights[np.repeat(mask, label_counts)],
+        key_ends=np.cumsum(key_lengths[kept], dtype=np.int64),
+        key_bytes=index.key_bytes[np.repeat(mask, key_lengths)],
     )
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vit_dist.core.errors import ConfigError, DataError
-from vit_dist.core.seeding import hash64, permutation
+from vit_dist.core.seeding import U64, hash64, mix64_array, permutation
+from vit_dist.data.index import ShardIndex
 from vit_dist.data.manifest import ShardManifest
 
 I64 = NDArray[np.int64]
 _TAG_SUBSET = 0x535542534554  # "SUBSET"
+_GOLDEN = 0x9E3779B97F4A7C15  # as in core/seeding
 
 
 @dataclass(frozen=True)
@@ -74,25 +77,115 @@ def select(manifest: ShardManifest, num_samples: int | None, seed: int = 0) -> S
     return Subset(shards, counts, None, int(share.sum()))
 
 
+def select_balanced(manifest: ShardManifest, num_samples: int, seed: int = 0) -> Subset:
+    """A subset with equally many examples of each class, give or take one; nested as `select`'s are.
+
+    Samples are taken in the subset's order (`select`'s), the first of each class, then the second of each, and so on:
+    every subset is a beginning of that one sequence. A sample with several labels counts for its first.
+
+    Raises:
+        ConfigError: larger than the set, or a class has too few examples.
+        DataError: the set is empty or has samples without labels, or an index cannot be read.
+    """
+    whole = select(manifest, None, seed)
+    classes = manifest.num_classes
+    if not 1 <= num_samples <= manifest.num_samples or not classes:
+        raise ConfigError(
+            f"{num_samples} balanced examples cannot be taken from {manifest.num_samples} of {classes} classes in the "
+            f"set {manifest.name!r}"
+        )
+    each, over = divmod(num_samples, classes)
+    needed = each + bool(over)
+    seen = np.zeros(classes, np.int64)
+    parts: list[tuple[I64, I64, I64, I64]] = []  # shard, sample, rank in its class, place in the subset's order
+    place = 0
+    for shards, samples, labels in _in_subset_order(manifest, whole.shards, seed):
+        by_class = np.argsort(labels, kind="stable")
+        sorted_labels = labels[by_class]
+        starts = np.searchsorted(sorted_labels, sorted_labels, side="left")
+        ranks = np.empty(len(labels), np.int64)
+        ranks[by_class] = seen[sorted_labels] + np.arange(len(labels)) - starts
+        seen += np.bincount(labels, minlength=classes)
+        kept = np.flatnonzero(ranks < needed)
+        parts.append((shards[kept], samples[kept], ranks[kept], kept + place))
+        place += len(labels)
+        if seen.min() >= needed:
+            break
+    if int((seen < each).sum()) or (over and int((seen > each).sum()) < over):
+        poorest = int(seen.argmin())
+        name = f" ({manifest.classes[poorest]})" if manifest.classes else ""
+        raise ConfigError(
+            f"{num_samples} examples cannot be balanced over {classes} classes in the set {manifest.name!r}: class "
+            f"{poorest}{name} has only {int(seen[poorest])}; at most {int(seen[poorest]) * classes} can"
+        )
+    shards, samples, ranks, places = (np.concatenate(column) for column in zip(*parts, strict=True))
+    extra = np.flatnonzero(ranks == each)
+    extra = extra[np.argsort(places[extra], kind="stable")][:over]
+    picked = np.concatenate((np.flatnonzero(ranks < each), extra))
+    return _group(manifest, shards[picked], samples[picked])
+
+
+def _in_subset_order(manifest: ShardManifest, order: I64, seed: int) -> Iterator[tuple[I64, I64, I64]]:
+    """Shards, samples and first labels of all samples, piece by piece, in the order that subsets take them."""
+    pieces = ((shard, _first_labels(manifest, shard)) for shard in order.tolist())
+    if manifest.shuffled:
+        for shard, labels in pieces:
+            yield np.full(len(labels), shard, np.int64), np.arange(len(labels)), labels
+        return
+    labels_of = dict(pieces)
+    by_hash = np.argsort(_hashes(manifest, seed), kind="stable")
+    shards = np.repeat(np.arange(len(manifest.shards)), manifest.counts)[by_hash]
+    labels = np.concatenate([labels_of[s] for s in range(len(manifest.shards))])[by_hash]
+    yield shards, by_hash - manifest.first_ordinals[shards], labels
+
+
+def _first_labels(manifest: ShardManifest, shard: int) -> I64:
+    index = manifest.read_index(shard)
+    starts = np.concatenate(([0], index.label_ends[:-1])).astype(np.int64)
+    bare = np.flatnonzero(index.label_ends == starts)
+    if len(bare):
+        raise DataError(f"{manifest.shards[shard].url}: sample {index.key(int(bare[0]))!r} has no label to balance by")
+    return index.labels[starts]
+
+
+def _group(manifest: ShardManifest, shards: I64, samples: I64) -> Subset:
+    """The subset of these samples, in the order of the manifest."""
+    order = np.lexsort((samples, shards))
+    shards, samples = shards[order], samples[order]
+    owners, starts = np.unique(shards, return_index=True)
+    chosen = tuple(np.split(samples, starts[1:]))
+    counts = np.array([len(c) for c in chosen], np.int64)
+    share = manifest.sizes[owners] * counts // np.maximum(manifest.counts[owners], 1)
+    return Subset(owners.astype(np.int64), counts, chosen, int(share.sum()))
+
+
 def _smallest_hashes(manifest: ShardManifest, wanted: int, seed: int) -> Subset:
+    picked = np.argsort(_hashes(manifest, seed), kind="stable")[:wanted]
+    # Empty shards share the first ordinal of the next one; 'right' lands on the last of them, which holds the sample.
+    owners = np.searchsorted(manifest.first_ordinals, picked, side="right") - 1
+    return _group(manifest, owners, picked - manifest.first_ordinals[owners])
+
+
+def _hashes(manifest: ShardManifest, seed: int) -> U64:
+    """hash(seed, shard ordinal, key) of every sample. uint64 [N]."""
     hashes = np.empty(manifest.num_samples, np.uint64)
     for shard, start in enumerate(manifest.first_ordinals.tolist()):
         index = manifest.read_index(shard)
-        state = hash64(seed, _TAG_SUBSET, shard)
-        for i, key in enumerate(index.keys()):
-            hashes[start + i] = hash64(state, *_words(key))
-    picked = np.sort(np.argsort(hashes, kind="stable")[:wanted])
-    owner = np.searchsorted(manifest.first_ordinals, picked, side="right") - 1
-    # Empty shards share the first ordinal of the next one; 'right' lands on the last of them, which holds the sample.
-    shards, starts = np.unique(owner, return_index=True)
-    chosen = tuple(
-        part - manifest.first_ordinals[s] for s, part in zip(shards, np.split(picked, starts[1:]), strict=True)
-    )
-    counts = np.array([len(c) for c in chosen], np.int64)
-    share = manifest.sizes[shards] * counts // np.maximum(manifest.counts[shards], 1)
-    return Subset(shards.astype(np.int64), counts, chosen, int(share.sum()))
+        hashes[start : start + index.num_samples] = _key_hashes(index, hash64(seed, _TAG_SUBSET, shard))
+    return hashes
 
 
-def _words(key: str) -> list[int]:
-    raw = key.encode("utf-8")
-    return [len(raw), *(int.from_bytes(raw[i : i + 8], "little") for i in range(0, len(raw), 8))]
+def _key_hashes(index: ShardIndex, state: int) -> U64:
+    """hash64(state, length, words...) of every key, its bytes taken as little-endian 64-bit words. uint64 [n]."""
+    lengths = np.diff(index.key_ends, prepend=0)
+    num_words = (lengths + 7) // 8
+    padded = np.zeros((len(lengths), max(int(num_words.max(initial=0)), 1) * 8), np.uint8)
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    padded[rows, np.arange(len(index.key_bytes)) - np.repeat(index.key_ends - lengths, lengths)] = index.key_bytes
+    words = padded.view("<u8").astype(np.uint64)
+    golden = np.uint64(_GOLDEN)
+    hashed = mix64_array(lengths.astype(np.uint64) + golden + np.uint64(hash64(state)))
+    for column in range(words.shape[1]):
+        more = np.flatnonzero(num_words > column)
+        hashed[more] = mix64_array(hashed[more] + golden + words[more, column])
+    return hashed

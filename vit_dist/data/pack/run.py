@@ -175,7 +175,16 @@ def pack(
             manifests = _read_all(dest, plan)
             return PackResult(manifests, plan.num_images - sum(m.num_samples for _, m in manifests), True)
         write_bytes(join_url(dest, PLAN), plan.encode())
-        job = Job(dest, scratch, catalogue.describe(), source.base, source.pixels, plan.seed, options.images)
+        job = Job(
+            dest,
+            scratch,
+            catalogue.describe(),
+            source.base,
+            source.pixels,
+            plan.seed,
+            options.images,
+            source.image_member,
+        )
         tasks = [t for i, t in enumerate(plan.tasks()) if part is None or i % part[1] == part[0] % part[1]]
         receipts = {t: r for t in tasks if (r := _receipt(dest, t)) is not None}
         if sum(len(r.bad) for r in receipts.values()) > max_bad * plan.num_images:

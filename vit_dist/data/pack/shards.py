@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +20,7 @@ from vit_dist.core.files import explained, file_system, is_remote, join_url, loc
 from vit_dist.data.index import encode_index
 from vit_dist.data.manifest import Shard, checksum
 from vit_dist.data.pack.items import Catalogue, Item, shuffled_ordinals
-from vit_dist.data.tarindex import LabelRule, TarScanner, scan_file
+from vit_dist.data.tarindex import IMAGE_EXTENSIONS, LabelRule, TarScanner, scan_file
 
 RECEIPTS = ".pack"
 # Member extension of each image format, and the formats that are accepted at all.
@@ -56,7 +56,12 @@ class ImageOptions:
 
 @dataclass(frozen=True)
 class Job:
-    """What all shards of one packing share."""
+    """What all shards of one packing share.
+
+    Attributes:
+        pixels: (rows, columns) where items are raw pixels.
+        image_member: where items are samples of a tar: the extension of the image, '' for the only one; else None.
+    """
 
     dest: str
     work: Path
@@ -65,6 +70,7 @@ class Job:
     pixels: tuple[int, int] | None
     seed: int
     images: ImageOptions
+    image_member: str | None = None
 
 
 @dataclass(frozen=True)
@@ -178,6 +184,42 @@ def png_from_pixels(pixels: bytes, shape: tuple[int, int]) -> bytes:
     return buffer.getvalue()
 
 
+def split_sample(content: bytes, image_member: str) -> tuple[bytes, dict[str, bytes]]:
+    """The image and the other members of a sample, from its part of a tar.
+
+    Raises:
+        BadImageError: there is no image, or more than one.
+    """
+    import tarfile
+
+    members: dict[str, bytes] = {}
+    images: list[str] = []
+    with tarfile.open(fileobj=io.BytesIO(content + bytes(1024))) as tar:
+        for entry in tar:
+            file = tar.extractfile(entry) if entry.isreg() else None
+            if file is not None:
+                extension = entry.name.rpartition("/")[2].partition(".")[2].lower()
+                members[extension] = file.read()
+                if extension in IMAGE_EXTENSIONS and (not image_member or extension == image_member):
+                    images.append(extension)
+    if len(images) != 1:
+        raise BadImageError(f"{len(images)} images in the sample")
+    image = members.pop(images[0])
+    return image, {k: v for k, v in members.items() if k != "cls"}
+
+
+def with_record(item: Item, others: dict[str, bytes]) -> Item:
+    """The item with what the sample's `.json` tells as its metadata; that member is written anew."""
+    record = others.pop("json", None)
+    if record is None:
+        return item
+    try:
+        meta = json.loads(record)
+    except ValueError:
+        meta = record.decode("utf-8", "replace")
+    return replace(item, meta={**(meta if isinstance(meta, dict) else {"json": meta}), **(item.meta or {})})
+
+
 def sample_members(item: Item) -> dict[str, bytes]:
     """The members of a sample besides its image.
 
@@ -277,6 +319,7 @@ def pack_shard(job: Job, task: Task, catalogue: Catalogue, tick: Callable[[int],
     ordinals = shuffled_ordinals(task.first, task.count, catalogue.count, job.seed)
     fetcher = Fetcher(job.base)
     bad: list[tuple[str, str]] = []
+    keys: set[str] = set()
     remote = is_remote(job.dest)
     scratch = job.work if remote else local_path(job.dest) / RECEIPTS
     temporary = scratch / f"{task.stem.replace('/', '-')}.{os.getpid()}.tar.tmp"
@@ -290,14 +333,24 @@ def pack_shard(job: Job, task: Task, catalogue: Catalogue, tick: Callable[[int],
                         try:
                             if isinstance(content, DataError):
                                 raise BadImageError(str(content))
+                            others: dict[str, bytes] = {}
                             if job.pixels is not None:
                                 content = png_from_pixels(content, job.pixels)
+                            elif job.image_member is not None:
+                                content, others = split_sample(content, job.image_member)
+                                item = with_record(item, others)
                             image, extension = check_image(content, job.images)
                         except BadImageError as error:
                             bad.append((item.place, str(error)))
                             image = b""
                         else:
-                            writer.write({"__key__": item.key, extension: image, **sample_members(item)})
+                            if item.key in keys:
+                                raise DataError(
+                                    f"{item.place}: its key {item.key!r} is another image's too; keys must be unique"
+                                )
+                            keys.add(item.key)
+                            members = {**others, **sample_members(item), extension: image}
+                            writer.write({"__key__": item.key, **members})
                         tick(len(image))
                 file.flush()
                 os.fsync(file.fileno())

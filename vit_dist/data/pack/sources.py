@@ -28,6 +28,7 @@ class Source:
         classes: names of the classes, or ().
         num_classes: None where it is the largest label + 1.
         pixels: (rows, columns) where the items' bytes are raw grey pixels instead of an image file.
+        image_member: where items are samples of a tar: the extension of the image, '' for the only one; else None.
         ignored: names of files that are no images, at most 5, and how many there are.
     """
 
@@ -38,6 +39,7 @@ class Source:
     classes: tuple[str, ...] = ()
     num_classes: int | None = None
     pixels: tuple[int, int] | None = None
+    image_member: str | None = None
     ignored: list[str] = field(default_factory=list)
     num_ignored: int = 0
 

@@ -1,0 +1,81 @@
+"""`vit-dist data index`: a manifest for tars that somebody else wrote. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vit_dist.cli._data_common import default_workers, out, parser, positive, say
+from vit_dist.core.errors import ConfigError
+from vit_dist.core.units import format_bytes
+
+_SHOWN = 20
+
+
+def main(argv: list[str]) -> int:
+    """Index tars."""
+    p = parser(
+        "index",
+        "Make the manifest and the sample indexes of WebDataset tars that somebody else wrote.",
+        """
+Each tar is read once, in parallel; nothing is copied. Run it again and only new or changed tars are read.
+Sample counts told by wids, sizes.json, _info.json, img2dataset or wds2idx must agree with the tars.
+Without --shuffled the samples count as lying in an order of their own, and subsets are drawn by hash.
+""",
+        "  vit-dist data index 's3://bucket/cc12m/{00000..01242}.tar' --out cc12m.json --labels none --shuffled\n"
+        "  vit-dist data index /data/imagenet-w21/ --out runs/data/w21.json\n"
+        "  vit-dist data index /data/tars/ --out tars.json --labels json --label-field meta.class --classes names.txt\n"
+        "  vit-dist data index old/wids.json --out new/manifest.json",
+    )
+    p.add_argument("urls", nargs="+", metavar="URL", help="tars, {000..123} or * patterns, directories, a wids list")
+    p.add_argument("--out", required=True, metavar="MANIFEST", help="where the manifest goes; indexes go beside it")
+    p.add_argument("--shuffled", action="store_true", help="the samples are known to lie in random order")
+    p.add_argument(
+        "--labels", choices=["auto", "cls", "json", "txt", "none"], default="auto", help="member with the labels"
+    )
+    p.add_argument("--label-field", default="", metavar="KEY", help="key in .json, dots go deeper (labels, then label)")
+    p.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes, one a line")
+    p.add_argument("--num-classes", type=positive, metavar="N", help="size of the label space (largest label + 1)")
+    p.add_argument("--image", default="", metavar="EXT", help="which member is the image, where there are several")
+    p.add_argument(
+        "--skip-bad", action="store_true", help="leave out samples without an image or a label, and list them"
+    )
+    p.add_argument("--name", default="", help="of the dataset")
+    p.add_argument("--workers", type=positive, metavar="N", help="processes (one a core)")
+    args = p.parse_args(argv)
+    if args.label_field and args.labels not in {"auto", "json"}:
+        raise ConfigError(f"--label-field {args.label_field}: only .json has fields, but --labels is {args.labels}")
+
+    from vit_dist.data.indexing import index_tars
+    from vit_dist.data.pack.sources import read_classes
+    from vit_dist.data.tarindex import LabelRule
+
+    rule = LabelRule(
+        member="json" if args.label_field else args.labels,
+        field=args.label_field,
+        classes=read_classes(args.classes) if args.classes else (),
+        image=args.image.lower().lstrip("."),
+    )
+    result = index_tars(
+        args.urls,
+        args.out,
+        shuffled=args.shuffled,
+        rule=rule,
+        num_classes=args.num_classes,
+        name=args.name,
+        leave_out=args.skip_bad,
+        workers=args.workers or default_workers(),
+        say=say,
+    )
+    for url, key, offset, reason in result.left_out[:_SHOWN]:
+        say(f"left out: {url}: at byte {offset}: sample {key!r} {reason}")
+    if len(result.left_out) > _SHOWN:
+        say(f"left out: {len(result.left_out) - _SHOWN:,} more")
+    if result.ignored:
+        say(f"{result.ignored:,} members are no part of a sample (no extension, or not a file)")
+    manifest = result.manifest
+    out(
+        f"{args.out}: {manifest.num_samples:,} examples of {manifest.num_classes:,} classes in "
+        f"{len(manifest.shards):,} shards, {format_bytes(int(manifest.sizes.sum()))}, "
+        f"{'shuffled' if manifest.shuffled else 'not shuffled'}, fingerprint {manifest.fingerprint}\n"
+    )
+    return 0

@@ -1,0 +1,257 @@
+"""`vit-dist data info`, `verify`, `subset` and `dedup`: look at a dataset, and choose from it. No torch."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from vit_dist.cli._data_common import count, default_workers, out, parser, positive, say
+from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.units import format_bytes
+
+_LISTED = 10
+
+
+def info_main(argv: list[str]) -> int:
+    """Print what is in a dataset."""
+    p = parser(
+        "info",
+        "Print what is in a dataset: examples, shards, bytes, classes, resolutions; draw some of its images.",
+        "",
+        "  vit-dist data info runs/data/pets\n"
+        "  vit-dist data info s3://bucket/pets --grid pets.png        # 64 random images\n"
+        "  vit-dist data info runs/data/pets --all-classes",
+    )
+    p.add_argument("manifest", help="URL of a manifest.json, or of the directory that holds it")
+    p.add_argument("--grid", metavar="PNG", help="draw random images into this file")
+    p.add_argument(
+        "--columns", type=positive, default=8, metavar="N", help="pictures in a row, and rows of the grid (8)"
+    )
+    p.add_argument("--sample", type=count, default=400, metavar="N", help="images whose resolution is looked at (400)")
+    p.add_argument("--seed", type=count, default=0, metavar="S", help="of the random images (0)")
+    p.add_argument("--all-classes", action="store_true", help="list every class, not only the largest and smallest")
+    args = p.parse_args(argv)
+
+    from vit_dist.core.files import write_bytes
+    from vit_dist.data.describe import count as count_all
+    from vit_dist.data.describe import picture_grid, random_pictures
+    from vit_dist.data.manifest import read_manifest
+
+    manifest = read_manifest(args.manifest)
+    counts = count_all(manifest)
+    sizes = manifest.counts
+    low, mean, high = counts.image_bytes
+    out(
+        f"name         {manifest.name}\n"
+        f"fingerprint  {manifest.fingerprint}\n"
+        f"examples     {manifest.num_samples:,}\n"
+        f"shards       {len(manifest.shards):,} of {int(sizes.min()):,} to {int(sizes.max()):,} examples, "
+        f"{format_bytes(int(manifest.sizes.sum()))} in all\n"
+        f"order        {'shuffled' if manifest.shuffled else 'not shuffled: subsets are drawn by hash'}\n"
+        f"images       {format_bytes(low)} to {format_bytes(high)}, mean {format_bytes(mean)}\n"
+    )
+    if manifest.excluded:
+        out(f"excluded     {manifest.excluded.get('num_samples')} examples of {manifest.excluded.get('fingerprint')}\n")
+    _print_classes(manifest, counts, everything=args.all_classes)
+    wanted = max(args.sample, args.columns**2 if args.grid else 0)
+    pictures = list(random_pictures(manifest, wanted, args.seed)) if wanted else []
+    _print_resolutions(pictures)
+    if args.grid:
+        write_bytes(args.grid, picture_grid(pictures[: args.columns**2], args.columns, manifest.classes))
+        out(f"grid         {args.grid}\n")
+    return 0
+
+
+def _print_classes(manifest: Any, counts: Any, *, everything: bool) -> None:
+    per_class = counts.per_class.tolist()[: manifest.num_classes]
+    labels = f", {counts.num_labels / manifest.num_samples:.2f} labels an example" if manifest.max_labels > 1 else ""
+    out(f"classes      {manifest.num_classes:,}{labels}\n")
+    if not per_class:
+        return
+    order = sorted(range(len(per_class)), key=lambda c: (-per_class[c], c))
+    empty = sum(not n for n in per_class)
+    if empty:
+        out(f"             {empty:,} classes have no examples\n")
+    if not everything and len(order) > 2 * _LISTED:
+        out(f"             the {_LISTED} largest and the {_LISTED} smallest:\n")
+        order = order[:_LISTED] + order[-_LISTED:]
+    for c in order:
+        name = manifest.classes[c] if manifest.classes else ""
+        out(f"             {per_class[c]:>12,}  {c} {name}".rstrip() + "\n")
+
+
+def _print_resolutions(pictures: list[Any]) -> None:
+    from statistics import median
+
+    from vit_dist.data.describe import size_of
+
+    found = [size_of(p.content) for p in pictures]
+    sizes = [s for s in found if s is not None]
+    if not sizes:
+        return
+    formats: dict[str, int] = {}
+    for _, _, name in sizes:
+        formats[name] = formats.get(name, 0) + 1
+    shorter = sorted(min(w, h) for w, h, _ in sizes)
+    longer = sorted(max(w, h) for w, h, _ in sizes)
+    out(
+        f"resolution   of {len(sizes):,} random images: shorter side {shorter[0]} to {shorter[-1]}, median "
+        f"{median(shorter):.0f}; longer side {longer[0]} to {longer[-1]}, median {median(longer):.0f}\n"
+        f"formats      {', '.join(f'{n} {c / len(sizes):.0%}' for n, c in sorted(formats.items()))}\n"
+    )
+    if len(sizes) < len(found):
+        out(f"unreadable   {len(found) - len(sizes)} of {len(found)} random images\n")
+
+
+def verify_main(argv: list[str]) -> int:
+    """Check a dataset."""
+    p = parser(
+        "verify",
+        "Check the tars of a dataset against its manifest and indexes; name every difference.",
+        "Reads every byte, in parallel. Exit code 1 where anything is wrong.",
+        "  vit-dist data verify s3://bucket/pets\n"
+        "  vit-dist data verify runs/data/pets --fast     # sizes and indexes only",
+    )
+    p.add_argument("manifest", help="URL of a manifest.json, or of the directory that holds it")
+    p.add_argument("--fast", action="store_true", help="compare sizes and read the indexes, not the tars")
+    p.add_argument("--workers", type=positive, metavar="N", help="processes (one a core)")
+    args = p.parse_args(argv)
+
+    from vit_dist.data.manifest import read_manifest
+    from vit_dist.data.pack.progress import Progress
+    from vit_dist.data.verify import verify
+
+    manifest = read_manifest(args.manifest)
+    broken = 0
+    total = int(manifest.sizes.sum())
+    with Progress("verifying", total >> 20, "MiB") as progress:
+        done = 0
+        for shard, problems in verify(manifest, fast=args.fast, workers=args.workers or default_workers()):
+            broken += bool(problems)
+            out("".join(f"{problem}\n" for problem in problems))
+            done += int(manifest.sizes[shard])
+            progress.update(done >> 20)
+    if broken:
+        raise DataError(
+            f"{args.manifest}: {broken:,} of {len(manifest.shards):,} shards are not what the manifest says"
+        )
+    checked = "sizes and indexes" if args.fast else "bytes and indexes"
+    out(
+        f"{args.manifest}: {checked} of {len(manifest.shards):,} shards, {manifest.num_samples:,} examples, are right\n"
+    )
+    return 0
+
+
+def subset_main(argv: list[str]) -> int:
+    """Print or write a subset."""
+    p = parser(
+        "subset",
+        "Print the keys of a nested subset, or write it as a manifest of its own. No image is copied.",
+        """
+The subset of 9M lies inside that of 30M, and so on. Recipes need no manifest for it: `data.subset=30k` does the
+same. --balanced takes equally many of each class, and is nested too; it needs a manifest (--out).
+""",
+        "  vit-dist data subset runs/data/pets 1k | head\n"
+        "  vit-dist data subset s3://bucket/pets 30k --out s3://bucket/pets-30k/manifest.json\n"
+        "  vit-dist data subset runs/data/pets 1000 --balanced --out runs/data/pets-1000.json",
+    )
+    p.add_argument("manifest", help="URL of a manifest.json, or of the directory that holds it")
+    p.add_argument("num", type=positive, metavar="N", help="examples (30k, 1.5M)")
+    p.add_argument("--subset-seed", type=count, default=0, metavar="S", help="which nested family of subsets (0)")
+    p.add_argument("--balanced", action="store_true", help="equally many of each class, give or take one")
+    p.add_argument("--out", metavar="MANIFEST", help="write a manifest instead of printing keys")
+    args = p.parse_args(argv)
+
+    from vit_dist.data.derive import write_subset
+    from vit_dist.data.manifest import read_manifest
+    from vit_dist.data.subset import select, select_balanced
+
+    manifest = read_manifest(args.manifest)
+    chosen = (select_balanced if args.balanced else select)(manifest, args.num, args.subset_seed)
+    if args.out:
+        made = write_subset(manifest, chosen, args.out, balanced=args.balanced)
+        out(
+            f"{args.out}: {made.num_samples:,} examples in {len(made.shards):,} shards, "
+            f"fingerprint {made.fingerprint}\n"
+        )
+        return 0
+    for i, shard in enumerate(chosen.shards.tolist()):
+        keys = manifest.read_index(shard).keys()
+        samples = range(int(chosen.counts[i])) if chosen.chosen is None else chosen.chosen[i].tolist()
+        out("".join(f"{keys[s]}\n" for s in samples))
+    return 0
+
+
+def dedup_main(argv: list[str]) -> int:
+    """Write a manifest without near-duplicates of evaluation sets."""
+    p = parser(
+        "dedup",
+        "Find training images that are nearly those of evaluation sets, and write a manifest without them.",
+        """
+Images are compared by a 64-bit perceptual hash; where at most --distance bits differ they count as the same. What
+was left out stands in a list beside the new manifest. The tars stay as they are.
+""",
+        "  vit-dist data dedup s3://bucket/train --against s3://bucket/val --out s3://bucket/train-dedup.json\n"
+        "  vit-dist data dedup train.json --against a/val.json b/test.json --out train-dedup.json --distance 2",
+    )
+    p.add_argument("manifest", help="of the training set")
+    p.add_argument("--against", nargs="+", required=True, metavar="MANIFEST", help="of the evaluation sets")
+    p.add_argument("--out", required=True, metavar="MANIFEST", help="where the new manifest goes")
+    p.add_argument("--distance", type=count, default=4, metavar="BITS", help="bits of 64 that may differ (4)")
+    p.add_argument("--workers", type=positive, metavar="N", help="processes (one a core)")
+    args = p.parse_args(argv)
+
+    import numpy as np
+
+    from vit_dist.core.files import write_bytes
+    from vit_dist.data.dedup import MAX_DISTANCE, NearHashes, hash_all, require_imagehash
+    from vit_dist.data.derive import write_exclusion
+    from vit_dist.data.manifest import read_manifest
+    from vit_dist.data.pack.progress import Progress
+
+    if args.distance > MAX_DISTANCE:
+        raise ConfigError(f"--distance {args.distance}: expected 0 to {MAX_DISTANCE} of the 64 bits")
+    require_imagehash()
+    workers = args.workers or default_workers()
+    train = read_manifest(args.manifest)
+    hashes, keys, unreadable = [], [], 0
+    for url in args.against:
+        evaluation = read_manifest(url)
+        with Progress(f"hashing {evaluation.name}", evaluation.num_samples, "images") as progress:
+            for shard, found, readable in hash_all(evaluation, workers):
+                names = evaluation.read_index(shard).keys()
+                hashes.append(found[readable])
+                keys += [(evaluation.name, names[i]) for i in np.flatnonzero(readable).tolist()]
+                unreadable += int((~readable).sum())
+                progress.advance(len(found))
+    near = NearHashes(np.concatenate(hashes), args.distance)
+    left_out: dict[int, list[int]] = {}
+    lines: dict[int, list[str]] = {}
+    with Progress(f"hashing {train.name}", train.num_samples, "images") as progress:
+        for shard, found, readable in hash_all(train, workers):
+            names = train.read_index(shard).keys()
+            mine = np.flatnonzero(readable)
+            unreadable += len(found) - len(mine)
+            rows, others, distances = near.find(found[mine])
+            for row, other, distance in zip(mine[rows].tolist(), others.tolist(), distances.tolist(), strict=True):
+                left_out.setdefault(shard, []).append(row)
+                told = {
+                    "shard": train.shards[shard].url,
+                    "key": names[row],
+                    "set": keys[other][0],
+                    "same_as": keys[other][1],
+                    "distance": distance,
+                }
+                lines.setdefault(shard, []).append(json.dumps(told, ensure_ascii=False))
+            progress.advance(len(found))
+    made = write_exclusion(train, left_out, args.out, reason="dedup")
+    listed = [line for shard in sorted(lines) for line in lines[shard]]
+    report = f"{args.out.removesuffix('.json')}.excluded.jsonl"
+    write_bytes(report, "".join(f"{line}\n" for line in listed).encode())
+    if unreadable:
+        say(f"{unreadable:,} images could not be decoded; they were compared with nothing and stay")
+    out(
+        f"{args.out}: {len(listed):,} of {train.num_samples:,} examples left out ({report}), {made.num_samples:,} "
+        f"stay, fingerprint {made.fingerprint}\n"
+    )
+    return 0

@@ -1,0 +1,151 @@
+"""What is in a dataset: counts, classes, bytes, resolutions, and a look at some of its images. No torch."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vit_dist.core.errors import DataError
+from vit_dist.core.seeding import permutation
+from vit_dist.data.manifest import ShardManifest
+from vit_dist.data.ranges import RangeReader
+
+I64 = NDArray[np.int64]
+_TAG_LOOK = 0x4C4F4F4B  # "LOOK"
+_CELL = 96  # pixels of a picture in the grid
+_TEXT = 12
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the indexes tell.
+
+    Attributes:
+        per_class: examples that have the class among their labels. int64 [classes].
+        num_labels: labels in all.
+        image_bytes: (smallest, mean, largest) image.
+    """
+
+    per_class: I64
+    num_labels: int
+    image_bytes: tuple[int, float, int]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image that was looked at."""
+
+    key: str
+    labels: tuple[int, ...]
+    content: bytes
+
+
+def count(manifest: ShardManifest) -> Counts:
+    """Read every index once.
+
+    Raises:
+        DataError: an index is missing or damaged, or a label is outside the classes.
+    """
+    per_class = np.zeros(max(manifest.num_classes, 1), np.int64)
+    num_labels, smallest, largest, total = 0, 1 << 62, 0, 0
+    for shard, entry in enumerate(manifest.shards):
+        index = manifest.read_index(shard)
+        num_labels += len(index.labels)
+        if len(index.labels) and not 0 <= int(index.labels.min()) <= int(index.labels.max()) < manifest.num_classes:
+            wrong = int(np.argmax((index.labels < 0) | (index.labels >= manifest.num_classes)))
+            owner = int(np.searchsorted(index.label_ends, wrong, side="right"))
+            raise DataError(
+                f"{entry.url}: sample {index.key(owner)!r} has label {int(index.labels[wrong])}, but the manifest says "
+                f"{manifest.num_classes} classes; index the tars again with --num-classes"
+            )
+        per_class += np.bincount(index.labels, minlength=len(per_class))
+        if index.num_samples:
+            smallest = min(smallest, int(index.image_bytes.min()))
+            largest = max(largest, int(index.image_bytes.max()))
+            total += int(index.image_bytes.sum())
+    mean = total / manifest.num_samples if manifest.num_samples else 0.0
+    return Counts(per_class, num_labels, (min(smallest, largest), mean, largest))
+
+
+def random_pictures(manifest: ShardManifest, wanted: int, seed: int = 0) -> Iterator[Picture]:
+    """Images drawn without replacement from the whole set, in a random order of at most 64 shards.
+
+    Raises:
+        DataError: a tar or an index cannot be read.
+    """
+    filled = np.flatnonzero(manifest.counts)
+    shards = filled[permutation(len(filled), seed, _TAG_LOOK)][:64]
+    wanted = min(wanted, int(manifest.counts[shards].sum()))
+    ends = np.cumsum(manifest.counts[shards])
+    picked = permutation(int(ends[-1]), seed, _TAG_LOOK, 1)[:wanted]
+    owners = np.searchsorted(ends, picked, side="right")
+    reader = RangeReader()
+    try:
+        for slot in dict.fromkeys(owners.tolist()):
+            shard = int(shards[slot])
+            index = manifest.read_index(shard)
+            for place in picked[owners == slot].tolist():
+                sample = place - (int(ends[slot - 1]) if slot else 0)
+                begin = int(index.image_offsets[sample])
+                content = reader.read(manifest.shard_url(shard), begin, begin + int(index.image_bytes[sample]))
+                yield Picture(index.key(sample), tuple(index.sample_labels(sample)[0].tolist()), content)
+    finally:
+        reader.close()
+
+
+def size_of(content: bytes) -> tuple[int, int, str] | None:
+    """Width, height and format of an image, from its header; None where it is no image."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content)) as image:
+                return image.width, image.height, str(image.format)
+    except Exception:  # Pillow's plug-ins raise whatever damaged bytes lead to
+        return None
+
+
+def picture_grid(pictures: list[Picture], columns: int, classes: tuple[str, ...]) -> bytes:
+    """A PNG of pictures side by side, each with its class below."""
+    from PIL import Image, ImageDraw
+
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (_CELL + 4) + 4, rows * (_CELL + _TEXT + 6) + 4), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, picture in enumerate(pictures):
+        x, y = 4 + i % columns * (_CELL + 4), 4 + i // columns * (_CELL + _TEXT + 6)
+        small = _thumbnail(picture.content)
+        sheet.paste(small, (x + (_CELL - small.width) // 2, y + (_CELL - small.height) // 2))
+        names = [classes[n] if n < len(classes) else str(n) for n in picture.labels]
+        draw.text((x, y + _CELL), _fitting(draw, ", ".join(names)), fill="black")
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _thumbnail(content: bytes) -> Any:
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content)) as image:
+                scale = _CELL / max(image.size)
+                size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+                smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+                return image.convert("RGB").resize(size, smooth)
+    except Exception:  # as above; a red square says so
+        return Image.new("RGB", (_CELL, _CELL), "red")
+
+
+def _fitting(draw: Any, text: str) -> str:
+    while text and draw.textlength(text) > _CELL:
+        text = text[:-1]
+    return text

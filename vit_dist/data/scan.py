@@ -1,0 +1,95 @@
+"""Read a tar at a URL once, as fast as it comes, and index it on the way. No torch."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from vit_dist.core.files import explained, file_system, is_remote, local_path, redact
+from vit_dist.data.ranges import RangeReader
+from vit_dist.data.tarindex import LabelRule, TarScan, TarScanner
+
+_CHUNK_BYTES = 8 << 20
+_LOCAL_CHUNK_BYTES = 4 << 20
+_BLOCK = 512
+_REMOTE_IN_FLIGHT = 6
+
+
+def file_size(url: str) -> int:
+    """Bytes of a file.
+
+    Raises:
+        DataError: missing or not readable.
+    """
+    with explained(url, "read"):
+        if not is_remote(url):
+            return local_path(url).stat().st_size
+        system, path = file_system(url)
+        return int(system.size(path))
+
+
+def scan_tar(url: str, rule: LabelRule | None = None, *, leave_out: bool = False) -> TarScan:
+    """Index and checksum a tar, reading each byte once.
+
+    Args:
+        url: of the tar.
+        rule: where labels stand.
+        leave_out: list samples without an image or a label instead of refusing the tar.
+
+    Raises:
+        DataError: missing, not a tar, damaged, or with samples that cannot be used.
+    """
+    size = file_size(url)
+    scanner = TarScanner(redact(url), rule, size=size, leave_out=leave_out)
+    for chunk in _remote_chunks(url, size) if is_remote(url) else _local_chunks(url, size):
+        scanner.feed(chunk)
+    return scanner.finish()
+
+
+def _local_chunks(url: str, size: int) -> Iterator[memoryview]:
+    """Whole chunks of a file; while one is parsed, a thread reads the next into the other buffer."""
+    length = min(_LOCAL_CHUNK_BYTES, size + _BLOCK - size % _BLOCK)
+    buffers = [memoryview(bytearray(length)) for _ in range(2)]
+    with (
+        explained(url, "read"),
+        local_path(url).open("rb", buffering=0) as file,
+        ThreadPoolExecutor(1, thread_name_prefix="scan") as pool,
+    ):
+
+        def fill(buffer: memoryview) -> int:
+            filled = 0
+            while filled < length:
+                got = file.readinto(buffer[filled:])
+                if not got:
+                    break
+                filled += got
+            return filled
+
+        coming = pool.submit(fill, buffers[0])
+        while True:
+            filled = coming.result()
+            if filled == length:
+                coming = pool.submit(fill, buffers[1])
+            if filled:
+                yield buffers[0][:filled]
+            if filled < length:
+                return
+            buffers.reverse()
+
+
+def _remote_chunks(url: str, size: int) -> Iterator[memoryview]:
+    reader = RangeReader()
+    with ThreadPoolExecutor(_REMOTE_IN_FLIGHT, thread_name_prefix="scan") as pool:
+        coming: deque[Future[bytes]] = deque()
+        try:
+            for start in range(0, size, _CHUNK_BYTES):
+                coming.append(pool.submit(reader.read, url, start, min(start + _CHUNK_BYTES, size)))
+                if len(coming) >= _REMOTE_IN_FLIGHT:
+                    yield memoryview(coming.popleft().result())
+            while coming:
+                yield memoryview(coming.popleft().result())
+        finally:
+            for future in coming:
+                future.cancel()
+            reader.close()

@@ -1,0 +1,139 @@
+"""Do the tars still hold what manifest and indexes say? Every difference is named, with what to do. No torch."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from itertools import islice
+
+import numpy as np
+
+from vit_dist.core.errors import DataError
+from vit_dist.core.files import join_url, redact
+from vit_dist.data.index import ShardIndex
+from vit_dist.data.manifest import Shard, ShardManifest
+from vit_dist.data.scan import file_size, scan_tar
+from vit_dist.data.tarindex import LabelRule, TarScan
+
+_SHOWN = 5
+_IN_PROCESS_BYTES = 512 << 20  # less than this is read without starting processes
+
+
+def verify_shard(manifest: ShardManifest, shard: int, *, fast: bool = False) -> list[str]:
+    """What is wrong with a shard, a text each; none where all is well.
+
+    Args:
+        manifest: of the dataset.
+        shard: its number in it.
+        fast: compare sizes and read the index, but not the tar.
+    """
+    entry = manifest.shards[shard]
+    where = redact(manifest.shard_url(shard))
+    problems = []
+    index: ShardIndex | None = None
+    try:
+        index = manifest.read_index(shard)
+    except DataError as error:
+        problems.append(str(error))
+    try:
+        size = file_size(manifest.shard_url(shard))
+        if size != entry.num_bytes:
+            problems.append(f"{where}: has {size:,} bytes, the manifest says {entry.num_bytes:,}: {_changed(entry)}")
+        if index is not None and index.num_samples and int(index.offsets[-1]) > size:
+            problems.append(f"{where}: ends at byte {size:,}, its index reaches byte {int(index.offsets[-1]):,}")
+        if fast:
+            return problems
+        scan = scan_tar(manifest.shard_url(shard), LabelRule("none"), leave_out=True)
+    except DataError as error:
+        return [*problems, str(error)]
+    if size == entry.num_bytes and scan.checksum != entry.checksum:
+        problems.append(f"{where}: has checksum {scan.checksum}, the manifest says {entry.checksum}: {_changed(entry)}")
+    if index is not None:
+        problems += _differences(where, index, scan)
+    return problems
+
+
+def _changed(entry: Shard) -> str:
+    return (
+        f"the tar is not the one that was indexed; restore {entry.url} from its source, or make the manifest anew with "
+        f"`vit-dist data index`"
+    )
+
+
+def _differences(where: str, index: ShardIndex, scan: TarScan) -> list[str]:
+    """Samples that lie elsewhere than their index says; at most five are named."""
+    rows = {key: i for i, key in enumerate(scan.index.keys())}
+    unknown = {key for key, _, _ in scan.left_out}  # with several images: which one is meant is not ours to say
+    wrong = []
+    for i, key in enumerate(index.keys()):
+        row = rows.get(key)
+        if row is None:
+            if key not in unknown:
+                wrong.append(f"{where}: sample {key!r} of the index is not in the tar")
+            continue
+        for name, ours, theirs in (
+            ("begins at byte", index.offsets[i], scan.index.offsets[row]),
+            ("has its image at byte", index.image_offsets[i], scan.index.image_offsets[row]),
+            ("has an image of bytes", index.image_bytes[i], scan.index.image_bytes[row]),
+        ):
+            if ours != theirs:
+                wrong.append(f"{where}: sample {key!r} {name} {int(theirs):,}, its index says {int(ours):,}")
+                break
+    if len(wrong) > _SHOWN:
+        wrong[_SHOWN:] = [f"{where}: and {len(wrong) - _SHOWN:,} more samples"]
+    if wrong:
+        wrong.append(f"{where}: {_what_to_do()}")
+    return wrong
+
+
+def _what_to_do() -> str:
+    return "tar and index do not belong together; restore the tar, or make the manifest anew with `vit-dist data index`"
+
+
+def verify(manifest: ShardManifest, *, fast: bool = False, workers: int = 1) -> Iterator[tuple[int, list[str]]]:
+    """Every shard with what is wrong with it, as they are done."""
+    shards = range(len(manifest.shards))
+    twice = _twice(manifest)
+    if workers == 1 or fast or int(np.sum(manifest.sizes)) < _IN_PROCESS_BYTES:
+        for shard in shards:
+            yield shard, twice.get(shard, []) + verify_shard(manifest, shard, fast=fast)
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(min(workers, len(shards)), mp_context=context, initializer=_start, initargs=(manifest,))
+    waiting: dict[Future[list[str]], int] = {}
+    todo = iter(shards)
+    try:
+        while True:
+            for shard in islice(todo, 2 * workers - len(waiting)):
+                waiting[pool.submit(_run, shard)] = shard
+            if not waiting:
+                return
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                shard = waiting.pop(future)
+                yield shard, twice.get(shard, []) + future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _twice(manifest: ShardManifest) -> dict[int, list[str]]:
+    seen: dict[str, int] = {}
+    found = {}
+    for shard, entry in enumerate(manifest.shards):
+        url = join_url(manifest.base, entry.url)
+        if url in seen:
+            found[shard] = [f"{redact(url)}: stands twice in the manifest, as shards {seen[url]} and {shard}"]
+        seen.setdefault(url, shard)
+    return found
+
+
+_manifest: list[ShardManifest] = []
+
+
+def _start(manifest: ShardManifest) -> None:
+    _manifest[:] = [manifest]
+
+
+def _run(shard: int) -> list[str]:
+    return verify_shard(_manifest[0], shard)
