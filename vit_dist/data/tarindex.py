@@ -222,6 +222,8 @@ class TarScanner:
                 return
             header = bytes(chunk[at : at + BLOCK])
             if len(header) < BLOCK:
+                if self._next == 0:
+                    self._not_a_header(header)
                 self._truncated()
             content = self._next + BLOCK
             self._header(header)
