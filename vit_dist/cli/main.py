@@ -80,5 +80,20 @@ def _say(message: str) -> None:
     log(message)
 
 
+def entry() -> None:
+    """What the console script and `python -m` call: `main`, and an end that cannot fail.
+
+    After a clean end of training, torch's C++ threads now and then abort the process while the interpreter is torn
+    down ("terminate called without an active exception"), which would turn a finished rank into a failed one. All our
+    files are closed by then, so the process leaves without tearing anything down.
+    """
+    code = main()
+    if "torch" in sys.modules:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

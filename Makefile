@@ -1,0 +1,66 @@
+# make setup | demo | test | check | bench | drill      (PYTHON=python3.12 make setup to choose the interpreter)
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO := runs/data/fashion-mnist-mini
+
+# DeepSpeed compiles nothing while it is installed; it runs on the CPU without its CUDA operators.
+export DS_BUILD_OPS := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench drill clean
+
+help:
+	@echo "make demo    set up, pack real images, train through DeepSpeed, draw accuracy against data (minutes)"
+	@echo "make test    set up, run the tests"
+	@echo "make check   format, lint, types, imports"
+	@echo "make bench   the benchmarks, each a ratio measured in one run"
+	@echo "make drill   the long drills: minutes to hours"
+	@echo "make setup   the environment in $(VENV) alone"
+
+setup: $(INSTALLED)
+
+$(INSTALLED): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "Python 3.11 or newer is needed, $(PYTHON) is older or missing; try PYTHON=python3.12 make setup"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "$(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "installing into $(VENV): PyTorch is some gigabytes, so this takes a few minutes the first time"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/pip install --quiet -r requirements.txt
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	@rm -rf runs/demo $(DEMO)
+	@echo "== pack: 10,000 images of clothes (Fashion-MNIST, MIT licence) into shuffled WebDataset tars"
+	$(BIN)/vit-dist data pack configs/data/fashion-mnist-mini $(DEMO)/train --split-name train --samples-per-shard 1k
+	$(BIN)/vit-dist data pack configs/data/fashion-mnist-mini $(DEMO)/val --split-name test --samples-per-shard 1k
+	@echo "== train: three model families at three dataset sizes, through DeepSpeed"
+	$(BIN)/vit-dist study run demo --nproc 2
+	@echo "== report: read back from the TensorBoard event files alone"
+	$(BIN)/vit-dist study report demo
+	@echo
+	@echo "logs         runs/demo/*/tb/"
+	@echo "checkpoints  $$(ls -d runs/demo/vit-*/checkpoints/step-* | tail -n 1)"
+	@echo "TensorBoard  $(BIN)/tensorboard --logdir runs/demo"
+
+test: setup
+	$(BIN)/python -m pytest -m "not drill"
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+drill: setup
+	$(BIN)/python -m pytest -m drill --timeout 7200 -s
+
+clean:
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info
