@@ -21,6 +21,10 @@ C = TypeVar("C", bound=BaseModel)
 SECTIONS: dict[str, Registry] = {"model": MODELS, "optim": OPTIMIZERS, "schedule": SCHEDULES, "engine": ENGINES}
 
 
+_DEFAULTS = {"engine": {"name": "deepspeed"}, "evaluators": ["classification"]}
+"""Plug-ins of a recipe that names none; the schema cannot say them, since it does not know the plug-ins."""
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML with the number syntax of YAML 1.2: 3e-4 is a float, 1:30 and `on` are text."""
 
@@ -204,14 +208,12 @@ def resolve(raw: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str
     Raises:
         ConfigError: every mistake, a line each, with the path, the value and the nearest valid name.
     """
-    data = merge(raw, parse_overrides(overrides))
+    data = merge(merge(_DEFAULTS, raw), parse_overrides(overrides))
     problems: list[str] = []
     section = _spelt_out("data", data.get("data"))
     if isinstance(section, Mapping) and isinstance(section.get("dataset"), str) and section["dataset"] != "custom":
         path = find_config(section["dataset"], "data")
         data["data"] = {**read_mapping(path), **section, "dataset": path.stem}
-    data.setdefault("engine", {"name": "deepspeed"})
-    data.setdefault("evaluators", ["classification"])
     for key, registry in SECTIONS.items():
         if key in data:
             data[key] = _plugin(data[key], registry, key, problems)
@@ -229,11 +231,15 @@ def resolve(raw: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        broken = {key for key in (*SECTIONS, "evaluators") if any(p.startswith(key) for p in problems)}
-        problems += [p for p in describe(error, Recipe, "") if p.partition(":")[0].split("[")[0] not in broken]
+        said = {_section(problem) for problem in problems}  # a section that is wrong is also wrong as a part
+        problems += [p for p in describe(error, Recipe, "") if _section(p) not in said]
     if problems or recipe is None:
         raise ConfigError("\n".join(f"{where}: {problem}" for problem in problems))
     return recipe
+
+
+def _section(problem: str) -> str:
+    return re.split(r"[.\[:]", problem, maxsplit=1)[0]
 
 
 def _plugin(value: Any, registry: Registry, path: str, problems: list[str]) -> Any:

@@ -14,7 +14,7 @@ Unit = Literal["epochs", "examples", "steps", "seconds"]
 
 _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 _NUMBER = re.compile(r"^\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:e\+?[0-9]+)?)\s*([kKmMbBgG]?)\s*$")
-_DURATION = re.compile(r"^\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:e\+?[0-9]+)?\s*[kKmMbB]?)\s*([A-Za-z]+)\s*$")
+_DURATION = re.compile(r"^\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:e\+?[0-9]+)?(?:\s*[kKmMbB](?=\s))?)\s*([A-Za-z]+)\s*$")
 _UNITS: dict[str, tuple[Unit, int]] = {
     "epoch": ("epochs", 1),
     "epochs": ("epochs", 1),
@@ -81,6 +81,12 @@ def format_count(number: int | Fraction) -> str:
 
 def _decimal(number: Fraction) -> str:
     return str(number.numerator) if number.denominator == 1 else repr(float(number))
+
+
+def nearest_multiples(value: int, of: int) -> str:
+    """The multiples of a number on both sides of a value, for error texts: (10, 4) -> '8, 12', (3, 4) -> '4'."""
+    low = value - value % of
+    return f"{low}, {low + of}" if low else f"{of}"
 
 
 def parse_bytes(value: object) -> int:
