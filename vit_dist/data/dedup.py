@@ -89,7 +89,7 @@ def hash_shard(manifest: ShardManifest, shard: int) -> tuple[U64, NDArray[np.boo
             start = begins[first]
             content = reader.read(manifest.shard_url(shard), start, begins[last - 1] + sizes[last - 1])
             for i in range(first, last):
-                found = hash_image(content[begins[i] - start : begins[i] - start + sizes[i]])
+                found = hash_image(bytes(content[begins[i] - start : begins[i] - start + sizes[i]]))
                 if found is not None:
                     hashes[i], readable[i] = found, True
             first = last

@@ -94,7 +94,7 @@ def random_pictures(manifest: ShardManifest, wanted: int, seed: int = 0) -> Iter
                 sample = place - (int(ends[slot - 1]) if slot else 0)
                 begin = int(index.image_offsets[sample])
                 content = reader.read(manifest.shard_url(shard), begin, begin + int(index.image_bytes[sample]))
-                yield Picture(index.key(sample), tuple(index.sample_labels(sample)[0].tolist()), content)
+                yield Picture(index.key(sample), tuple(index.sample_labels(sample)[0].tolist()), bytes(content))
     finally:
         reader.close()
 

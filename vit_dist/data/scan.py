@@ -81,7 +81,7 @@ def _local_chunks(url: str, size: int) -> Iterator[memoryview]:
 def _remote_chunks(url: str, size: int) -> Iterator[memoryview]:
     reader = RangeReader()
     with ThreadPoolExecutor(_REMOTE_IN_FLIGHT, thread_name_prefix="scan") as pool:
-        coming: deque[Future[bytes]] = deque()
+        coming: deque[Future[bytes | memoryview]] = deque()
         try:
             for start in range(0, size, _CHUNK_BYTES):
                 coming.append(pool.submit(reader.read, url, start, min(start + _CHUNK_BYTES, size)))
