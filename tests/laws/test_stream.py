@@ -19,7 +19,8 @@ from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.world import World
 from vit_dist.data.manifest import read_manifest
-from vit_dist.data.stream import EvalBatches, TrainStream, open_training_set
+from vit_dist.data.sets import open_training_set
+from vit_dist.data.stream import EvalBatches, TrainStream
 
 
 def recipe(manifest: str, *overrides: str) -> Recipe:
@@ -39,7 +40,7 @@ def recipe(manifest: str, *overrides: str) -> Recipe:
 
 def global_batches(config: Recipe, world_size: int, position: int, steps: int) -> list[tuple[torch.Tensor, ...]]:
     """Ordinals, labels and images of `steps` global batches, put together from all ranks."""
-    data = open_training_set(config, read_manifest(config.data.train))
+    data = open_training_set(config)
     parts = []
     for rank in range(world_size):
         with TrainStream(data, config, World(rank, world_size), position) as stream:
@@ -122,7 +123,7 @@ def test_a_broken_image_is_replaced_by_the_next_of_its_window_everywhere_alike(t
         ordinals = torch.cat([b[0] for b in base]).tolist()
         assert set(ordinals) == set(range(60)) - {3, 4, 40}
         assert len(ordinals) == 60
-    data = open_training_set(config, read_manifest(manifest))
+    data = open_training_set(config)
     with TrainStream(data, config, World(), 0) as stream:
         replaced = [r for b, _ in itertools.islice(stream, 5) for r in b.replaced]
     assert {r.key for r in replaced} == {"k000003", "k000004", "k000040"}
@@ -136,9 +137,8 @@ def test_a_window_without_one_good_image_is_an_error_that_names_the_shard(tmp_pa
 
 
 def test_a_label_that_the_head_does_not_know_names_the_sample(small_set: str) -> None:
-    manifest = read_manifest(small_set)
     config = recipe(small_set)
-    data = open_training_set(config, manifest)
+    data = open_training_set(config)
     narrow = config.model_copy(update={"data": config.data.model_copy(update={"num_classes": 2})})
     with pytest.raises(DataError, match=r"sample 'k\d+' has label [23], but the head knows classes 0 to 1"):
         next(iter(TrainStream(data, narrow, World(), 0)))
@@ -146,7 +146,7 @@ def test_a_label_that_the_head_does_not_know_names_the_sample(small_set: str) ->
 
 def test_fewer_classes_than_the_set_has_are_refused(small_set: str) -> None:
     with pytest.raises(ConfigError, match=r"has 4 classes; set data\.num_classes=4"):
-        open_training_set(recipe(small_set, "data.num_classes=3"), read_manifest(small_set))
+        open_training_set(recipe(small_set, "data.num_classes=3"))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -182,7 +182,7 @@ def test_a_missing_shard_and_a_damaged_index_are_named(tmp_path: Path) -> None:
 
 def test_read_ahead_over_the_memory_limit_is_refused(small_set: str) -> None:
     config = recipe(small_set, "data.lanes=8", "data.window=5", "data.memory_limit=1000")
-    data = open_training_set(config, read_manifest(small_set))
+    data = open_training_set(config)
     with pytest.raises(ConfigError, match=r"over data\.memory_limit"):
         TrainStream(data, config, World(), 0)
 

@@ -22,6 +22,36 @@ AnyPlugin = SerializeAsAny[Plugin]
 Floats = Annotated[tuple[float, ...], Field(strict=False)]
 
 
+class ComponentConfig(Config):
+    """One set of a mixture. All sets share the labels of the head; `label_offset` moves a set to a range of its own."""
+
+    train: Annotated[str, Field(min_length=1), INCIDENTAL] = Field(description="URL of the set's training manifest")
+    weight: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="share of the stream, beside the others'")
+    subset: Annotated[Count, Field(ge=1)] | None = Field(None, description="the first n examples of its nested order")
+    subset_seed: Annotated[int, Field(ge=0)] = 0
+    label_offset: Annotated[int, Field(ge=0)] = Field(0, description="added to each of the set's labels")
+
+
+class MixupConfig(Config):
+    """MixUp (Zhang et al. 2018) and CutMix (Yun et al. 2019) of example j of the global batch with j + B/2.
+
+    An alpha is that of Beta(alpha, alpha), from which each pair draws its share; 0 switches that one off.
+    """
+
+    alpha: Annotated[float, Field(ge=0, le=4)] = Field(0.0, description="of MixUp")
+    cutmix_alpha: Annotated[float, Field(ge=0, le=4)] = Field(0.0, description="of CutMix")
+    cutmix_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="share of the mixed pairs that are cut where both are on"
+    )
+    probability: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of the pairs that are mixed")
+
+    @model_validator(mode="after")
+    def _does_something(self) -> MixupConfig:
+        if not self.alpha and not self.cutmix_alpha:
+            raise ValueError("alpha and cutmix_alpha are both 0: give one of them, or leave data.mixup out")
+        return self
+
+
 class DataConfig(Config):
     """Which examples, in which order, and how an image becomes a tensor."""
 
@@ -29,6 +59,9 @@ class DataConfig(Config):
     num_classes: Annotated[int, Field(gt=0)]
     train: Annotated[str, INCIDENTAL] = Field("", description="URL of the training manifest")
     val: Annotated[str, INCIDENTAL] = Field("", description="URL of the validation manifest; empty: no validation")
+    mixture: dict[str, ComponentConfig] = Field(
+        {}, description="several training sets by name, in place of `train`: {web: {train: URL, weight: 3}, ...}"
+    )
     subset: Count | None = Field(None, description="train on the first n examples of the nested order")
     subset_seed: Annotated[int, Field(ge=0)] = 0
     lanes: Annotated[Count, Field(ge=1)] | None = None
@@ -39,6 +72,7 @@ class DataConfig(Config):
     )
     crop_area: Floats = Field((0.05, 1.0), description="range of the crop's share of the image's area")
     crop_aspect: Floats = (3 / 4, 4 / 3)
+    mixup: MixupConfig | None = Field(None, description="mix pairs of training examples; left out: none")
     val_crop: Annotated[float, Field(gt=0, le=1)] = Field(
         0.875, description="share of the shorter side that evaluation's centre crop keeps"
     )
@@ -63,6 +97,13 @@ class DataConfig(Config):
         if value == 0:
             raise ValueError("a subset of 0 examples cannot be trained on; leave it out for the whole set")
         return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        for key, given in ("train", self.train), ("subset", self.subset), ("subset_seed", self.subset_seed):
+            if self.mixture and given:
+                raise ValueError(f"{key}={given} beside mixture: give `{key}` to each set of the mixture")
+        return self
 
 
 class LossConfig(Config):
@@ -119,11 +160,33 @@ class Recipe(Config):
             raise ValueError(f"horizon: '{self.horizon}' is a span of time; a recipe is trained for examples or epochs")
         if self.horizon.value == 0:
             raise ValueError("horizon: a run of length 0 trains nothing")
+        if self.data.mixture:
+            self._check_no_epochs()
+        if self.data.mixup is not None and self.global_batch % 2:
+            raise ValueError(
+                f"global_batch: {self.global_batch} is odd, but data.mixup pairs its halves; nearest that can be: "
+                f"{self.global_batch - 1}, {self.global_batch + 1}"
+            )
         for plugin in (self.model, self.optim, self.schedule, self.engine):
             check = getattr(plugin, "check", None)
             if check is not None:
                 check(self)
         return self
+
+    def _check_no_epochs(self) -> None:
+        durations = {
+            "horizon": self.horizon,
+            "schedule.warmup": getattr(self.schedule, "warmup", None),
+            "eval.every": self.eval.every,
+            "checkpoint.every": self.checkpoint.every,
+            "log.every": self.log.every,
+        }
+        for key, duration in durations.items():
+            if duration is not None and duration.unit == "epochs":
+                raise ValueError(
+                    f"{key}: '{duration}' says nothing for data.mixture, whose sets have epochs of their own; give "
+                    f"examples or steps, such as {key}='100k examples'"
+                )
 
 
 def dump(config: Config) -> dict[str, Any]:
@@ -138,13 +201,17 @@ def dump_identity(config: Config) -> dict[str, Any]:
         if any(isinstance(mark, Incidental) for mark in field.metadata):
             continue
         value = getattr(config, name)
-        plain[name] = dump_identity(value) if isinstance(value, Config) else _plain(value)
+        plain[name] = _plain(value)
     return plain
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Duration):
         return str(value)
+    if isinstance(value, Config):
+        return dump_identity(value)
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in sorted(value.items())}
     return value

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.units import nearest_multiples
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,7 @@ class World:
             ConfigError: the ranks do not divide the batch.
         """
         if global_batch % self.size:
-            low = global_batch - global_batch % self.size
-            shown = f"{low}, {low + self.size}" if low else f"{self.size}"
+            shown = nearest_multiples(global_batch, self.size)
             raise ConfigError(
                 f"global_batch={global_batch} is not divisible by {self.size} ranks; nearest that are: {shown}. "
                 f"Change global_batch or the number of processes."

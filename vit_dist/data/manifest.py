@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -103,15 +104,19 @@ class ShardManifest:
         """The full URL of a shard's tar."""
         return join_url(self.base, self.shards[shard].url)
 
-    def read_index(self, shard: int) -> ShardIndex:
+    def read_index(self, shard: int, read: Callable[[str], bytes] = read_bytes) -> ShardIndex:
         """The sample index of a shard, checked against the manifest.
+
+        Args:
+            shard: its ordinal.
+            read: from a URL to its bytes.
 
         Raises:
             DataError: missing, damaged, or not the one that the manifest was made with.
         """
         entry = self.shards[shard]
         url = join_url(self.base, entry.index_url)
-        content = read_bytes(url)
+        content = read(url)
         found = checksum(content)
         if found != entry.index_checksum:
             raise DataError(

@@ -288,10 +288,6 @@ class GlobalOrder:
         """How many ranks read each lane's bytes: W / gcd(W, C); 1 where whole lanes are owned."""
         return ranks // gcd(ranks, self.lanes)
 
-    def read_ahead_windows(self, ranks: int) -> int:
-        """Windows that a rank holds at once, about: two for each lane it reads."""
-        return 2 * self.lanes // gcd(self.lanes, ranks)
-
 
 def _window_keys(window_key: int, lanes: I64, index: I64) -> U64:
     """hash64(window_key, lane, index) for arrays. uint64 [n]."""
@@ -301,10 +297,25 @@ def _window_keys(window_key: int, lanes: I64, index: I64) -> U64:
     return mix64_array(index.astype(np.uint64) + (by_lane + golden))
 
 
-def describe_identity_change(ours: OrderIdentity, theirs: dict[str, Any]) -> list[str]:
-    """Where a saved stream belongs to another order: 'seed: 1 here, 0 there', one text each."""
-    return [
-        f"{name}: {value!r} here, {theirs.get(name)!r} there"
-        for name, value in vars(ours).items()
-        if theirs.get(name) != value
-    ]
+def describe_identity_change(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
+    """Where a saved stream belongs to another order: 'seed: 1 here, 0 there', one text each.
+
+    Args:
+        ours: this run's identity as plain data, nested for a mixture.
+        theirs: the saved one.
+        prefix: of the names.
+    """
+    changes = []
+    for name in [*ours, *(name for name in theirs if name not in ours)]:
+        a, b, path = ours.get(name), theirs.get(name), f"{prefix}{name}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            changes += describe_identity_change(a, b, f"{path}.")
+        elif a != b:
+            changes.append(f"{path}: {_shown(a)} here, {_shown(b)} there")
+    return changes
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    return ", ".join(value) if isinstance(value, dict) else repr(value)

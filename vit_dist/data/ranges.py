@@ -1,35 +1,75 @@
-"""Byte ranges of shards, local or remote, tried again when the store stumbles. No torch."""
+"""Byte ranges of shards, local or remote, gone on with where they broke when the store stumbles. No torch."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from email.utils import parsedate_to_datetime
+from functools import cached_property, partial
+from typing import TypeVar
+
+import urllib3
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.files import explained, file_system, is_remote, local_path, redact
+from vit_dist.core.files import explained, file_system, is_remote, local_path, read_bytes, redact
 
-_TRIES = 6
 _MAX_OPEN_FILES = 256
+_PART_BYTES = 8 << 20  # of a store that hands over ranges whole: what a broken connection costs at most
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_NEVER_BETTER = {"NoCredentialsError", "TypeError", "ValueError", "ImportError", "NotImplementedError"}
+_PAST_THE_END = ("InvalidRange", "not satisfiable")
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_SLOW_DOWN = ("SlowDown", "Slow Down", "reduce your request rate", "TooManyRequests", "RequestLimitExceeded", "503")
+_SLOW_DOWN_S = 2.0
+_MAX_WAIT_S = 60.0
+
+T = TypeVar("T")
+
+
+class _Transient(Exception):  # noqa: N818 - not an error yet
+    """What may go better the next time; `wait_s` is what the store asked for, if it did."""
+
+    def __init__(self, reason: str, wait_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
 
 
 class RangeReader:
-    """Reads bytes [start, end) of files by URL; safe to use from many threads."""
+    """Reads bytes [start, end) of files by URL; safe to use from many threads.
 
-    def __init__(self) -> None:
+    Remote ranges are tried again from the byte where they broke. The wait doubles from try to try, with jitter, so
+    that the ranks of a cluster do not come back all at once; a store that says how long to wait (Retry-After) or to
+    slow down is heard. A range is given up after `tries` tries in a row that brought not one byte.
+
+    Args:
+        tries: in a row, without a byte.
+        first_wait_s: before the second try; doubled each time.
+        timeout_s: without a byte from the store, after which a try counts as broken.
+    """
+
+    def __init__(self, *, tries: int = 9, first_wait_s: float = 0.2, timeout_s: float = 30.0) -> None:
+        self._tries, self._first_wait_s, self._timeout_s = tries, first_wait_s, timeout_s
         self._files: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._jitter = random.Random()
 
-    def read(self, url: str, start: int, end: int) -> bytes:
+    def read(self, url: str, start: int, end: int) -> bytes | memoryview:
         """Bytes [start, end) of a file.
 
         Raises:
             DataError: missing, forbidden, shorter than `end`, or still failing after several tries.
         """
         with explained(url, "read"):
-            content = self._read_remote(url, start, end) if is_remote(url) else self._read_local(url, start, end)
+            get: Callable[[str, int, int], bytes | memoryview] = (
+                self._read_remote if is_remote(url) else self._read_local
+            )
+            content = get(url, start, end)
         if len(content) != end - start:
             raise DataError(
                 f"{redact(url)}: ends at byte {start + len(content)}, but its index reaches byte {end}: the shard is "
@@ -37,11 +77,35 @@ class RangeReader:
             )
         return content
 
+    def read_all(self, url: str) -> bytes:
+        """All bytes of a small file, such as an index; as patient as `read`.
+
+        Raises:
+            DataError: as `read`.
+        """
+        if not is_remote(url):
+            return read_bytes(url)
+        with explained(url, "read"):
+            if _is_http(url):
+                return self._insist(partial(self._http.get, url))
+            return self._insist(partial(_ask_fsspec, url, None, None))
+
+    def stop(self) -> None:
+        """Give up at once whatever waits to be tried again."""
+        self._stopped.set()
+
     def close(self) -> None:
-        """Close the local files."""
+        """Stop, and close files and connections."""
+        self.stop()
         with self._lock:
             while self._files:
                 os.close(self._files.popitem()[1])
+        if "_http" in vars(self):
+            self._http.close()
+
+    @cached_property
+    def _http(self) -> _Http:
+        return _Http(self._timeout_s)
 
     def _read_local(self, url: str, start: int, end: int) -> bytes:
         with self._lock:
@@ -64,15 +128,153 @@ class RangeReader:
         finally:
             os.close(duplicate)
 
-    def _read_remote(self, url: str, start: int, end: int) -> bytes:
-        system, path = file_system(url)
-        for attempt in range(_TRIES):
+    def _read_remote(self, url: str, start: int, end: int) -> memoryview:
+        """The bytes of a range; fewer where the file ends before."""
+        content, got = memoryview(bytearray(end - start)), 0
+        fetch = self._http.fetch if _is_http(url) else _fetch_with_fsspec
+        while got < len(content):
+            taken = self._insist(partial(fetch, url, start + got, content[got:]))
+            if not taken:
+                break
+            got += taken
+        return content[:got]
+
+    def _insist(self, attempt: Callable[[], T]) -> T:
+        """Call until it succeeds, fails for good, or has failed too often."""
+        failures = 0
+        while True:
             try:
-                return bytes(system.cat_file(path, start=start, end=end))
-            except _FINAL:
-                raise
-            except Exception:
-                if attempt == _TRIES - 1:
-                    raise
-                time.sleep(0.2 * 2**attempt)
-        raise AssertionError("unreachable")
+                return attempt()
+            except _Transient as error:
+                failures += 1
+                if failures >= self._tries or self._stopped.is_set():
+                    raise OSError(f"{error}, after {failures} tries") from error
+                wait = self._first_wait_s * 2 ** (failures - 1) * (0.5 + self._jitter.random())
+                self._stopped.wait(min(_MAX_WAIT_S, max(wait, error.wait_s)))
+
+
+def _is_http(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
+
+
+class _Http:
+    """HTTP and HTTPS with kept connections, redirects and certificates, in threads."""
+
+    _CHUNK = 1 << 18
+
+    def __init__(self, timeout_s: float) -> None:
+        self._pool = urllib3.PoolManager(
+            num_pools=32,
+            maxsize=32,
+            timeout=urllib3.Timeout(connect=min(10.0, timeout_s), read=timeout_s),
+            retries=urllib3.Retry(connect=0, read=0, status=0, other=0, redirect=5),
+        )
+
+    def fetch(self, url: str, start: int, into: memoryview) -> int:
+        """Read a file's bytes from `start` on; returns how many came before the range, the file or the connection
+        ended; 0 where the file has none there.
+
+        Raises:
+            _Transient: nothing came, and may the next time.
+        """
+        got = 0
+        try:
+            with self._open(url, {"Range": f"bytes={start}-{start + len(into) - 1}"}) as response:
+                if response.status == 416:
+                    return 0
+                if response.status != 206 and start:
+                    raise DataError(
+                        f"{redact(url)}: the server does not serve byte ranges (it answered {response.status}); copy "
+                        f"the shards to one that does"
+                    )
+                while got < len(into) and (chunk := response.read(min(self._CHUNK, len(into) - got))):
+                    into[got : got + len(chunk)] = chunk
+                    got += len(chunk)
+        except urllib3.exceptions.HTTPError as error:
+            if not got:
+                raise _Transient(_reason(error)) from error
+        return got
+
+    def get(self, url: str) -> bytes:
+        """A whole file.
+
+        Raises:
+            _Transient: it did not come, and may the next time.
+        """
+        try:
+            with self._open(url, {}) as response:
+                return response.read()
+        except urllib3.exceptions.HTTPError as error:
+            raise _Transient(_reason(error)) from error
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._pool.clear()
+
+    @contextlib.contextmanager
+    def _open(self, url: str, headers: dict[str, str]) -> Iterator[urllib3.BaseHTTPResponse]:
+        parsed = urllib3.util.parse_url(url)
+        if parsed.auth:
+            headers = {**headers, **urllib3.make_headers(basic_auth=parsed.auth)}
+        plain = parsed._replace(auth=None, fragment=None).url
+        response = self._pool.request(
+            "GET", plain, headers={"Accept-Encoding": "identity", **headers}, preload_content=False
+        )
+        whole = False
+        try:
+            status = response.status
+            if status in {404, 410}:
+                raise FileNotFoundError(plain)
+            if status in {401, 403}:
+                raise PermissionError(f"HTTP {status}")
+            if status in _TRANSIENT:
+                raise _Transient(f"HTTP {status} {response.reason or ''}".strip(), _retry_after(response.headers))
+            if status not in {200, 206, 416}:
+                raise OSError(f"HTTP {status} {response.reason or ''}".strip())
+            yield response
+            whole = True
+        finally:
+            if whole and response.length_remaining == 0:
+                response.release_conn()
+            else:
+                response.close()  # what is left of the answer is not worth reading
+
+
+def _reason(error: urllib3.exceptions.HTTPError) -> str:
+    if isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason is not None:
+        return str(error.reason)
+    return str(error)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that a server asks a client to stay away; 0 where it does not."""
+    text = headers.get("Retry-After", "")
+    if text.isdigit():
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def _fetch_with_fsspec(url: str, start: int, into: memoryview) -> int:
+    """As `_Http.fetch`, for every other scheme; at most 8 MiB at once, which is what a broken connection costs."""
+    size = min(len(into), _PART_BYTES)
+    content = _ask_fsspec(url, start, start + size)
+    into[: len(content)] = content
+    return len(content)
+
+
+def _ask_fsspec(url: str, start: int | None, end: int | None) -> bytes:
+    system, path = file_system(url)
+    try:
+        return bytes(system.cat_file(path, start=start, end=end))
+    except _FINAL:
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        if any(sign in text for sign in _PAST_THE_END):
+            return b""
+        if type(error).__name__ in _NEVER_BETTER:
+            raise
+        raise _Transient(redact(text), _SLOW_DOWN_S if any(sign in text for sign in _SLOW_DOWN) else 0.0) from error

@@ -25,7 +25,7 @@ from vit_dist.core.seeding import hash64
 from vit_dist.core.units import format_bytes, format_seconds
 from vit_dist.core.world import World, rendezvous
 from vit_dist.data.manifest import read_manifest
-from vit_dist.data.stream import TrainingSet, open_training_set
+from vit_dist.data.sets import TrainingSet, open_training_set
 from vit_dist.engines._protocol import Engine, EngineInputs
 from vit_dist.evals import EvalContext
 from vit_dist.models import ModelConfig
@@ -82,13 +82,10 @@ def open_run(recipe: Recipe, directory: RunDir, world: World, device: torch.devi
     assert isinstance(model_config, ModelConfig)
     assert isinstance(optim, OptimizerConfig)
     assert isinstance(schedule, ScheduleConfig)
-    if not recipe.data.train:
-        raise ConfigError("data.train is empty: give the URL of a manifest, made by `vit-dist data pack`")
-    manifest = read_manifest(recipe.data.train)
-    data = open_training_set(recipe, manifest)
+    data = open_training_set(recipe)
     val = read_manifest(recipe.data.val) if recipe.data.val else None
     plan = make_plan(recipe, data, world)
-    whole = {**identity(recipe), "fingerprint": manifest.fingerprint}
+    whole = {**identity(recipe), "fingerprint": data.fingerprint}
     if world.is_main:
         _claim(directory, recipe, whole)
 
@@ -234,8 +231,8 @@ def _announce(
         f"  engine: {engine.description}{recompute}; {world.size} process{'es' if world.size > 1 else ''} on "
         f"{engine.device.type}\n"
         f"  model: {recipe.model.name}, {num_params:,} parameters\n"
-        f"  data: {data.num_samples:,} of {data.manifest.num_samples:,} examples ({data.manifest.name}, "
-        f"{format_bytes(data.subset.num_bytes)}), {data.order.lanes} lanes{again}\n"
+        f"  data: {data.num_samples:,} of {data.total_samples:,} examples ({data.name}, "
+        f"{format_bytes(data.num_bytes)}), {data.order.lanes} lanes{again}\n"
         f"  plan: {plan.total_steps:,} steps of {recipe.global_batch} ({recipe.horizon}), a rank runs {micro} a step"
     )
 
@@ -251,8 +248,8 @@ def _run_info(
         num_params=num_params,
         macs_per_image=count_macs(model, recipe.data.num_classes, recipe.data.image_size),
         macs_method="torch FlopCounterMode, meta device, one forward pass",
-        dataset=data.manifest.name if recipe.data.dataset == "custom" else recipe.data.dataset,
-        dataset_fingerprint=data.manifest.fingerprint,
+        dataset=data.name if recipe.data.dataset == "custom" else recipe.data.dataset,
+        dataset_fingerprint=data.fingerprint,
         num_classes=recipe.data.num_classes,
         image_size=recipe.data.image_size,
         subset=data.num_samples,

@@ -23,7 +23,9 @@ from vit_dist.core.rundir import RunDir
 from vit_dist.core.seeding import hash64
 from vit_dist.core.units import format_seconds
 from vit_dist.core.world import World
-from vit_dist.data.stream import Batch, Replacement, TrainingSet, TrainStream
+from vit_dist.data.reader import Batch, Replacement
+from vit_dist.data.sets import TrainingSet
+from vit_dist.data.stream import TrainStream
 from vit_dist.engines._protocol import Engine, StepResult
 from vit_dist.evals import EvalContext, EvaluatorConfig
 from vit_dist.optim import OptimizerConfig, ScheduleConfig
@@ -214,6 +216,7 @@ def _log(run: Run, state: TrainState, result: StepResult, clock: _Clock, progres
                 "train/data_wait": wait,
                 "train/skipped_steps": state.skipped,
                 "train/quarantined": len(state.quarantined),
+                **{f"data/epochs/{name}": epochs for name, epochs in run.data.epochs(state.position).items()},
             },
         )
         run.directory.write_status("running", state.step, state.position)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vit_dist.config.schema import LossConfig
-from vit_dist.data.stream import Batch
+from vit_dist.data.reader import Batch
 from vit_dist.engines._protocol import LossFunction
 
 

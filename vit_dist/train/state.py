@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vit_dist.core.errors import CheckpointError
+from vit_dist.data.mixture import MixtureIdentity
 from vit_dist.data.order import OrderIdentity, describe_identity_change
 
 
@@ -35,18 +36,18 @@ class TrainState:
             quarantined=self.quarantined | quarantined,
         )
 
-    def dump(self, identity: OrderIdentity) -> dict[str, Any]:
+    def dump(self, identity: OrderIdentity | MixtureIdentity) -> dict[str, Any]:
         """As plain data, with the order that the position belongs to."""
         return {**asdict(self), "quarantined": sorted(self.quarantined), "order": asdict(identity)}
 
     @classmethod
-    def load(cls, raw: dict[str, Any], identity: OrderIdentity, where: str) -> TrainState:
+    def load(cls, raw: dict[str, Any], identity: OrderIdentity | MixtureIdentity, where: str) -> TrainState:
         """Read what `dump` wrote.
 
         Raises:
             CheckpointError: the position belongs to another order; says what differs.
         """
-        changes = describe_identity_change(identity, raw["order"])
+        changes = describe_identity_change(asdict(identity), raw["order"])
         if changes:
             raise CheckpointError(
                 f"{where}: its position belongs to another order of examples ({'; '.join(changes)}); going on would "

@@ -1,0 +1,246 @@
+"""From positions of an order to batches of uint8 images, ahead of whoever takes them.
+
+One planner thread walks the order ahead; reader threads keep byte ranges in flight; decode threads write uint8
+straight into the batch's buffer. There are no worker processes, so there is no worker state: a position is the
+whole state of a stream.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vit_dist.config.schema import DataConfig
+from vit_dist.core.errors import DataError
+from vit_dist.core.files import redact
+from vit_dist.data.decode import DecodeError, decode
+from vit_dist.data.order import I64, Segment, WindowId
+from vit_dist.data.segments import Piece, SegmentReader
+from vit_dist.data.sets import Parts
+
+View = Callable[[Tensor, int, int], Tensor]
+"""What an image becomes: (uint8 [3, H, W], epoch, ordinal) -> uint8 [3, S, S]."""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A sample that could not be decoded when its turn came, and what was read in its place."""
+
+    shard: str
+    key: str
+    ordinal: int
+    reason: str
+    replaced_by: str
+
+
+@dataclass
+class Batch:
+    """Examples of one rank, in the order of the global batch. B of them.
+
+    Attributes:
+        images: uint8 [B, 3, S, S].
+        labels: int64 [B, L]; -1 where a sample has fewer than L labels.
+        weights: float32 [B, L]; 1 but for soft labels, 0 where the label is -1.
+        ordinals: int64 [B]; each sample's ordinal in its manifest; in a mixture, manifests count on from each other.
+        positions: int64 [B]; where in the order each example stood.
+        replaced: the undecodable samples among those whose turn it was.
+    """
+
+    images: Tensor
+    labels: Tensor
+    weights: Tensor
+    ordinals: Tensor
+    positions: Tensor
+    replaced: list[Replacement] = field(default_factory=list)
+
+
+class Order(Protocol):
+    """What the reader asks of an order: GlobalOrder, MixtureOrder, or StoredOrder for evaluation."""
+
+    def place(self, position: int) -> tuple[WindowId, int]:
+        """The window of a position, and the place in it of the sample to consume."""
+
+    def window_segments(self, window: WindowId) -> list[Segment]:
+        """The samples of a window in stored order."""
+
+    def window_slots(self, window: WindowId) -> I64:
+        """The places of a window in the order they are consumed."""
+
+
+class _Window:
+    """A window on its way: its segments, each a future of a piece."""
+
+    def __init__(self, identity: WindowId, segments: Sequence[Segment], pieces: Sequence[Future[Piece]]) -> None:
+        self.identity, self._segments, self._pieces = identity, segments, pieces
+        self._ends = np.cumsum([s.length for s in segments]).tolist()
+
+    def sample(self, slot: int, *, whole: bool) -> tuple[Piece, int]:
+        """The piece of a place in the window, once it is here, and the sample as the piece's index counts it."""
+        at = 0
+        while slot >= self._ends[at]:
+            at += 1
+        inner = slot - (self._ends[at - 1] if at else 0)
+        piece = self._pieces[at].result()
+        return piece, int(piece.samples[inner + (self._segments[at].first if whole else 0)])
+
+
+class Reader:
+    """Turns positions into batches.
+
+    Args:
+        parts: what `order` counts in.
+        order: where a position's example is.
+        plan: the positions of each batch to come; the planner thread walks it.
+        view: what an image becomes.
+        config: threads, prefetch, image size, classes.
+        whole_shards: read shards whole and keep them: for sets that fit in memory.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        order: Order,
+        plan: Iterator[Sequence[int]],
+        view: View,
+        config: DataConfig,
+        *,
+        whole_shards: bool,
+    ) -> None:
+        self._order, self._plan, self._view = order, plan, view
+        self._config, self._whole_shards = config, whole_shards
+        self._max_labels = max(part.manifest.max_labels for part in parts)
+        self._windows: dict[int, _Window] = {}
+        self._segments = SegmentReader(parts, config.read_threads, lambda: max(64, 2 * len(self._windows)))
+        self._decoders = ThreadPoolExecutor(config.decode_threads, "decode")
+        self._planner = ThreadPoolExecutor(1, "plan")
+        self._closed = False
+        self._ahead: deque[Future[tuple[Batch, list[Future[None]]] | None]] = deque()
+        for _ in range(config.prefetch_batches):
+            self._ahead.append(self._planner.submit(self._plan_batch))
+
+    def next(self) -> Batch | None:
+        """The next batch, or None at the end of the plan.
+
+        Raises:
+            DataError: what a thread met: a shard that cannot be read, or does not fit its index.
+        """
+        planned = self._ahead.popleft().result()
+        if planned is None:
+            return None
+        self._ahead.append(self._planner.submit(self._plan_batch))
+        batch, tasks = planned
+        for task in tasks:
+            task.result()
+        batch.replaced.sort(key=lambda r: r.ordinal)
+        return batch
+
+    def close(self) -> None:
+        """Stop the threads; what is in flight is dropped."""
+        self._closed = True
+        self._segments.stop()
+        for pool in (self._planner, self._decoders):
+            pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._planner, self._decoders):
+            pool.shutdown(wait=True)
+        self._segments.close()
+
+    def _plan_batch(self) -> tuple[Batch, list[Future[None]]] | None:
+        positions = next(self._plan, None)
+        if positions is None:
+            return None
+        n, size, width = len(positions), self._config.image_size, self._max_labels
+        batch = Batch(
+            images=torch.empty((n, 3, size, size), dtype=torch.uint8, pin_memory=torch.cuda.is_available()),
+            labels=torch.full((n, width), -1, dtype=torch.int64),
+            weights=torch.zeros((n, width), dtype=torch.float32),
+            ordinals=torch.zeros(n, dtype=torch.int64),
+            positions=torch.tensor(positions, dtype=torch.int64),
+        )
+        tasks = []
+        for row, position in enumerate(positions):
+            identity, slot = self._order.place(position)
+            window = self._windows.get(identity.lane)
+            if window is None or window.identity != identity:
+                # A lane's windows are met one after the other: the old one lives on only in the tasks that need it.
+                window = self._windows[identity.lane] = self._open(identity)
+            tasks.append(self._decoders.submit(self._fill, batch, row, window, slot))
+        return batch, tasks
+
+    def _open(self, identity: WindowId) -> _Window:
+        segments = self._order.window_segments(identity)
+        read = self._segments.read_whole if self._whole_shards else self._segments.read
+        return _Window(identity, segments, [read(segment) for segment in segments])
+
+    def _fill(self, batch: Batch, row: int, window: _Window, slot: int) -> None:
+        """Decode the sample at a place of a window into row `row`; in its stead the next decodable one.
+
+        Only the sample whose turn it is counts as replaced: those after it have turns of their own.
+        """
+        if self._closed:
+            return
+        first: Replacement | None = None
+        tried = 0
+        for candidate in self._candidates(window, slot):
+            piece, sample = window.sample(candidate, whole=self._whole_shards)
+            key, tried = piece.index.key(sample), tried + 1
+            _check_header(piece, sample, key)
+            ordinal = piece.part.ordinal(piece.shard, sample)
+            try:
+                image = self._view(decode(piece.image(sample)), window.identity.epoch, ordinal)
+            except DecodeError as error:
+                first = first or Replacement(_url(piece), key, ordinal, str(error), "")
+                continue
+            batch.images[row].copy_(image)
+            self._fill_labels(batch, row, piece, sample, key)
+            batch.ordinals[row] = ordinal
+            if first is not None:
+                batch.replaced.append(Replacement(first.shard, first.key, first.ordinal, first.reason, key))
+            return
+        assert first is not None
+        raise DataError(
+            f"{first.shard}: none of the {tried} samples around {first.key!r} can be decoded (the first: "
+            f"{first.reason}); the shard is damaged: run `vit-dist data verify`"
+        )
+
+    def _candidates(self, window: _Window, slot: int) -> Iterator[int]:
+        yield slot
+        slots = self._order.window_slots(window.identity)
+        start = int(np.flatnonzero(slots == slot)[0])
+        for step in range(1, len(slots)):
+            yield int(slots[(start + step) % len(slots)])
+
+    def _fill_labels(self, batch: Batch, row: int, piece: Piece, sample: int, key: str) -> None:
+        labels, weights = piece.index.sample_labels(sample)
+        if not len(labels):
+            raise DataError(f"{_url(piece)}: sample {key!r} has no label")
+        labels = labels + piece.part.label_offset
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= self._config.num_classes:
+            bad = low if low < 0 else high
+            moved = f" (label_offset={piece.part.label_offset} added)" if piece.part.label_offset else ""
+            raise DataError(
+                f"{_url(piece)}: sample {key!r} has label {bad}{moved}, but the head knows classes 0 to "
+                f"{self._config.num_classes - 1} (data.num_classes={self._config.num_classes})"
+            )
+        batch.labels[row, : len(labels)] = torch.from_numpy(labels)
+        batch.weights[row, : len(labels)] = torch.from_numpy(weights)
+
+
+def _url(piece: Piece) -> str:
+    return redact(piece.part.manifest.shard_url(piece.shard))
+
+
+def _check_header(piece: Piece, sample: int, key: str) -> None:
+    found = piece.header_key(sample)
+    if found is not None and found != key:
+        raise DataError(
+            f"{_url(piece)}: the index says sample {key!r} begins at byte {int(piece.index.offsets[sample])}, the tar "
+            f"has {found!r} there: the manifest does not match its tars; run `vit-dist data verify`"
+        )

@@ -1,0 +1,194 @@
+"""The training examples of a recipe: one set or a mixture, their subsets and their order. No torch, no sample read."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import gcd
+
+from vit_dist.config.schema import ComponentConfig, DataConfig, Recipe
+from vit_dist.core.errors import ConfigError
+from vit_dist.data.manifest import ShardManifest, read_manifest
+from vit_dist.data.mixture import MixtureIdentity, MixtureOrder, resolve_mixture
+from vit_dist.data.order import SMALL_SET_BYTES, GlobalOrder, OrderIdentity, resolve_lanes
+from vit_dist.data.subset import Subset, select
+
+
+@dataclass(frozen=True)
+class Part:
+    """One set among those that an order counts in.
+
+    Attributes:
+        manifest: of its shards.
+        subset: which of its samples are used.
+        name: in the mixture; '' where there is one set only.
+        label_offset: added to each label.
+        first_shard: the number that the order gives to the subset's first shard.
+        first_ordinal: the ordinal, among all parts, of the manifest's first sample.
+    """
+
+    manifest: ShardManifest
+    subset: Subset
+    name: str = ""
+    label_offset: int = 0
+    first_shard: int = 0
+    first_ordinal: int = 0
+
+    def ordinal(self, shard: int, sample: int) -> int:
+        """The ordinal, among all parts, of a sample of a shard of the manifest."""
+        return self.first_ordinal + int(self.manifest.first_ordinals[shard]) + sample
+
+
+class Parts(tuple[Part, ...]):
+    """The parts of an order, found by its shard numbers."""
+
+    def find(self, shard: int) -> tuple[Part, int]:
+        """The part of an order's shard, and the shard's number in the part's subset."""
+        at = bisect_right(self, shard, key=lambda part: part.first_shard) - 1
+        part = self[at]
+        return part, shard - part.first_shard
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The examples of a run and their order.
+
+    Attributes:
+        parts: the set, or those of a mixture in the order of their names.
+        order: of all of them.
+        identity: what a position belongs to.
+    """
+
+    parts: Parts
+    order: GlobalOrder | MixtureOrder
+    identity: OrderIdentity | MixtureIdentity
+
+    @property
+    def num_samples(self) -> int:
+        """Examples of an epoch; of a mixture, of all its subsets together."""
+        return self.order.num_samples
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of tar that hold them, about."""
+        return sum(part.subset.num_bytes for part in self.parts)
+
+    @property
+    def total_samples(self) -> int:
+        """Samples of the whole manifests, before subsets."""
+        return sum(part.manifest.num_samples for part in self.parts)
+
+    @property
+    def name(self) -> str:
+        """For people: the manifest's name, or 'web + books' for a mixture."""
+        return " + ".join(part.name or part.manifest.name for part in self.parts)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that name the content of the manifests."""
+        if len(self.parts) == 1 and not self.parts[0].name:
+            return self.parts[0].manifest.fingerprint
+        text = "\n".join(f"{part.name} {part.manifest.fingerprint}" for part in self.parts)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def fits_in_memory(self) -> bool:
+        """Whether shards are read whole and kept: the parts are small, and a lane of each is one window."""
+        return self.num_bytes < SMALL_SET_BYTES and all(o.window == o.num_samples for o in self._orders)
+
+    @property
+    def _orders(self) -> Sequence[GlobalOrder]:
+        return self.order.orders if isinstance(self.order, MixtureOrder) else (self.order,)
+
+    def epochs(self, position: int) -> dict[str, float]:
+        """How many of its own epochs each set of a mixture has been through at a position; {} for one set."""
+        if not isinstance(self.order, MixtureOrder):
+            return {}
+        given = self.order.consumed(position)
+        return {p.name: n / o.num_samples for p, n, o in zip(self.parts, given, self._orders, strict=True)}
+
+    def read_ahead_bytes(self, ranks: int) -> int:
+        """Bytes of tar that a rank holds at once, about: two windows of each lane that it reads, and their indexes."""
+        if self.fits_in_memory:
+            return self.num_bytes
+        total, shared = 0, gcd(self.order.lanes, ranks)
+        for part, order in zip(self.parts, self._orders, strict=True):
+            n, lanes = order.num_samples, -(-order.lanes // shared)
+            samples = min(n, 2 * lanes * order.window)
+            indexed = min(n, 2 * lanes * int(part.manifest.counts.max()))
+            total += part.subset.num_bytes * samples // n + _INDEX_BYTES * indexed
+        return total
+
+
+_INDEX_BYTES = 64
+"""Of one sample in an index in memory: offsets, lengths, a label, a key of some ten letters."""
+
+
+def open_training_set(recipe: Recipe) -> TrainingSet:
+    """Read the manifests, choose the subsets and fix the order.
+
+    Raises:
+        ConfigError: no set is named, a subset larger than its set, more lanes than examples, labels that the head does
+            not know.
+        DataError: a manifest that cannot be read.
+    """
+    config = recipe.data
+    if config.mixture:
+        return _open_mixture(recipe, config)
+    if not config.train:
+        raise ConfigError("data.train is empty: give the URL of a manifest, made by `vit-dist data pack`")
+    part = _open_part(
+        "", ComponentConfig(train=config.train, subset=config.subset, subset_seed=config.subset_seed), config, 0, 0
+    )
+    lanes, window = resolve_lanes(part.subset.num_samples, part.subset.num_bytes, config.lanes, config.window)
+    order = GlobalOrder(part.subset.counts, seed=recipe.seed, lanes=lanes, window=window)
+    return TrainingSet(Parts([part]), order, _identity(part, order, config.subset_seed))
+
+
+def _open_mixture(recipe: Recipe, config: DataConfig) -> TrainingSet:
+    parts: list[Part] = []
+    shards = ordinals = 0
+    for name, component in sorted(config.mixture.items()):
+        part = _open_part(name, component, config, shards, ordinals)
+        parts.append(part)
+        shards, ordinals = shards + len(part.subset.counts), ordinals + part.manifest.num_samples
+    shapes = resolve_mixture(
+        {name: component.weight for name, component in config.mixture.items()},
+        {part.name: part.subset.num_samples for part in parts},
+        sum(part.subset.num_bytes for part in parts),
+        config.lanes,
+        config.window,
+    )
+    orders = [
+        GlobalOrder(part.subset.counts, seed=recipe.seed, lanes=shapes[part.name][0], window=shapes[part.name][1])
+        for part in parts
+    ]
+    identities = {
+        part.name: _identity(part, order, config.mixture[part.name].subset_seed)
+        for part, order in zip(parts, orders, strict=True)
+    }
+    return TrainingSet(Parts(parts), MixtureOrder(orders), MixtureIdentity(identities))
+
+
+def _open_part(name: str, component: ComponentConfig, config: DataConfig, first_shard: int, first_ordinal: int) -> Part:
+    where = f"data.mixture.{name}: " if name else ""
+    manifest, offset = read_manifest(component.train), component.label_offset
+    needed = manifest.num_classes + offset
+    if needed > config.num_classes:
+        moved = f" and label_offset={offset}" if offset else ""
+        raise ConfigError(
+            f"{where}data.num_classes={config.num_classes}, but the set {manifest.name!r} has {manifest.num_classes} "
+            f"classes{moved}; set data.num_classes={needed}"
+        )
+    try:
+        subset = select(manifest, component.subset, component.subset_seed)
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error}") from None
+    return Part(manifest, subset, name, offset, first_shard, first_ordinal)
+
+
+def _identity(part: Part, order: GlobalOrder, subset_seed: int) -> OrderIdentity:
+    fingerprint, n = part.manifest.fingerprint, order.num_samples
+    return OrderIdentity(fingerprint, n, subset_seed, order.lanes, order.window, order.seed)
