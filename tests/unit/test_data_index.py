@@ -272,7 +272,7 @@ def test_processes_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         write_tar(tmp_path / f"{t}.tar", simple(4))
     one = index_tars([str(tmp_path)], str(tmp_path / "one.json"), quiet=True, name="x").manifest
     monkeypatch.setattr("vit_dist.data.indexing._IN_PROCESS_BYTES", 0)
-    two = index_tars([str(tmp_path)], str(tmp_path / "two.json"), quiet=True, name="x", workers=2).manifest
+    two = index_tars([str(tmp_path)], str(tmp_path / "two.json"), quiet=True, name="x", num_workers=2).manifest
     assert one.fingerprint == two.fingerprint
 
 

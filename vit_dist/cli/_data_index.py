@@ -63,7 +63,7 @@ Without --shuffled the samples count as lying in an order of their own, and subs
         num_classes=args.num_classes,
         name=args.name,
         leave_out=args.skip_bad,
-        workers=args.workers or default_workers(),
+        num_workers=args.workers or default_workers(),
         say=say,
     )
     for url, key, offset, reason in result.left_out[:_SHOWN]:

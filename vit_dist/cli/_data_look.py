@@ -126,7 +126,7 @@ def verify_main(argv: list[str]) -> int:
     total = int(manifest.sizes.sum())
     with Progress("verifying", total >> 20, "MiB") as progress:
         done = 0
-        for shard, problems in verify(manifest, fast=args.fast, workers=args.workers or default_workers()):
+        for shard, problems in verify(manifest, fast=args.fast, num_workers=args.workers or default_workers()):
             broken += bool(problems)
             out("".join(f"{problem}\n" for problem in problems))
             done += int(manifest.sizes[shard])

@@ -112,7 +112,7 @@ is given. The command may be killed and started again: it goes on. Packing twice
         args.dest,
         options,
         max_bad=args.max_bad,
-        workers=args.workers or default_workers(),
+        num_workers=args.workers or default_workers(),
         part=args.part,
         work=args.work_dir,
         force=args.force,

@@ -8,18 +8,17 @@ images count as the same where at most `distance` of the 64 bits differ.
 from __future__ import annotations
 
 import io
-import multiprocessing
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.seeding import U64
+from vit_dist.data import workers
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.ranges import RangeReader
 
@@ -98,32 +97,26 @@ def hash_shard(manifest: ShardManifest, shard: int) -> tuple[U64, NDArray[np.boo
     return hashes, readable
 
 
-def hash_all(manifest: ShardManifest, workers: int = 1) -> Iterator[tuple[int, U64, NDArray[np.bool_]]]:
+def hash_all(manifest: ShardManifest, num_workers: int = 1) -> Iterator[tuple[int, U64, NDArray[np.bool_]]]:
     """Every shard with its hashes, as they are done.
 
     Raises:
         DataError: a tar or an index cannot be read.
     """
     shards = range(len(manifest.shards))
-    if workers == 1 or len(shards) == 1 or manifest.num_samples < _IN_PROCESS:
+    if num_workers == 1 or len(shards) == 1 or manifest.num_samples < _IN_PROCESS:
         for shard in shards:
             yield shard, *hash_shard(manifest, shard)
         return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "imagehash"])
-    pool = ProcessPoolExecutor(min(workers, len(shards)), mp_context=context, initializer=_start, initargs=(manifest,))
-    waiting: dict[Future[tuple[U64, NDArray[np.bool_]]], int] = {}
-    todo = iter(shards)
-    try:
-        while True:
-            for shard in islice(todo, 2 * workers - len(waiting)):
-                waiting[pool.submit(_run, shard)] = shard
-            if not waiting:
-                return
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                yield waiting.pop(future), *future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    share = {"manifest": manifest}
+    for shard, found in workers.run(
+        _hash_task, shards, min(num_workers, len(shards)), share=share, preload=("imagehash",)
+    ):
+        yield shard, *found
+
+
+def _hash_task(shard: int) -> tuple[U64, NDArray[np.bool_]]:
+    return hash_shard(workers.shared("manifest"), shard)
 
 
 class NearHashes:
@@ -169,14 +162,3 @@ class NearHashes:
         row, other, distance = row[best], other[best], distance[best]
         _, unique = np.unique(row, return_index=True)
         return row[unique], other[unique], distance[unique]
-
-
-_manifest: list[ShardManifest] = []
-
-
-def _start(manifest: ShardManifest) -> None:
-    _manifest[:] = [manifest]
-
-
-def _run(shard: int) -> tuple[U64, NDArray[np.bool_]]:
-    return hash_shard(_manifest[0], shard)

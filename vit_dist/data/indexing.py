@@ -11,12 +11,8 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any
 
 from vit_dist.core.errors import DataError
@@ -32,6 +28,7 @@ from vit_dist.core.files import (
     redact,
     write_bytes,
 )
+from vit_dist.data import workers
 from vit_dist.data.index import encode_index
 from vit_dist.data.manifest import Shard, ShardManifest, checksum, write_manifest
 from vit_dist.data.pack.progress import Progress
@@ -213,7 +210,7 @@ def index_tars(
     num_classes: int | None = None,
     name: str = "",
     leave_out: bool = False,
-    workers: int = 1,
+    num_workers: int = 1,
     quiet: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> IndexResult:
@@ -227,7 +224,7 @@ def index_tars(
         num_classes: of the label space; None: names of classes in the rule, or the largest label + 1.
         name: of the dataset; '' takes the manifest's.
         leave_out: leave samples without image or label out instead of refusing their tar.
-        workers: processes.
+        num_workers: processes.
         quiet: show no progress.
         say: called with lines for people.
 
@@ -252,7 +249,7 @@ def index_tars(
     missing = [i for i in range(len(tars)) if i not in notes]
     with Progress("indexing", sum(sizes[tars[i].url] for i in missing) >> 20, "MiB", quiet=quiet) as progress:
         done = 0
-        for i, note in _index_all(job, tars, missing, sizes, workers):
+        for i, note in _index_all(job, tars, missing, sizes, num_workers):
             note["rule"] = rule_id
             write_bytes(_note_url(job, i, tars[i].url), json.dumps(note).encode())
             notes[i] = note
@@ -374,26 +371,16 @@ def _index_one(job: _Job, i: int, url: str) -> dict[str, Any]:
 
 
 def _index_all(
-    job: _Job, tars: list[TarToIndex], missing: list[int], sizes: dict[str, int], workers: int
+    job: _Job, tars: list[TarToIndex], missing: list[int], sizes: dict[str, int], num_workers: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    if workers == 1 or len(missing) < 2 or sum(sizes[tars[i].url] for i in missing) < _IN_PROCESS_BYTES:
+    if num_workers == 1 or len(missing) < 2 or sum(sizes[tars[i].url] for i in missing) < _IN_PROCESS_BYTES:
         for i in missing:
             yield i, _index_one(job, i, tars[i].url)
         return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(min(workers, len(missing)), mp_context=context)
-    waiting: dict[Future[dict[str, Any]], int] = {}
-    todo = iter(missing)
-    try:
-        while True:
-            for i in islice(todo, 2 * workers - len(waiting)):
-                waiting[pool.submit(_index_one, job, i, tars[i].url)] = i
-            if not waiting:
-                return
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                yield waiting.pop(future), future.result()
-    except BrokenProcessPool:
-        raise DataError("an indexing process was killed, perhaps for want of memory; start again: it goes on") from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    tasks = ((i, tars[i].url) for i in missing)
+    for (i, _), note in workers.run(_index_task, tasks, min(num_workers, len(missing)), share={"job": job}):
+        yield i, note
+
+
+def _index_task(task: tuple[int, str]) -> dict[str, Any]:
+    return _index_one(workers.shared("job"), *task)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from itertools import islice
 
 import numpy as np
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import join_url, redact
+from vit_dist.data import workers
 from vit_dist.data.index import ShardIndex
 from vit_dist.data.manifest import Shard, ShardManifest
 from vit_dist.data.scan import file_size, scan_tar
@@ -91,30 +89,21 @@ def _what_to_do() -> str:
     return "tar and index do not belong together; restore the tar, or make the manifest anew with `vit-dist data index`"
 
 
-def verify(manifest: ShardManifest, *, fast: bool = False, workers: int = 1) -> Iterator[tuple[int, list[str]]]:
+def verify(manifest: ShardManifest, *, fast: bool = False, num_workers: int = 1) -> Iterator[tuple[int, list[str]]]:
     """Every shard with what is wrong with it, as they are done."""
     shards = range(len(manifest.shards))
     twice = _twice(manifest)
-    if workers == 1 or fast or int(np.sum(manifest.sizes)) < _IN_PROCESS_BYTES:
+    if num_workers == 1 or fast or int(np.sum(manifest.sizes)) < _IN_PROCESS_BYTES:
         for shard in shards:
             yield shard, twice.get(shard, []) + verify_shard(manifest, shard, fast=fast)
         return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(min(workers, len(shards)), mp_context=context, initializer=_start, initargs=(manifest,))
-    waiting: dict[Future[list[str]], int] = {}
-    todo = iter(shards)
-    try:
-        while True:
-            for shard in islice(todo, 2 * workers - len(waiting)):
-                waiting[pool.submit(_run, shard)] = shard
-            if not waiting:
-                return
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                shard = waiting.pop(future)
-                yield shard, twice.get(shard, []) + future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    share = {"manifest": manifest}
+    for shard, problems in workers.run(_verify_task, shards, min(num_workers, len(shards)), share=share):
+        yield shard, twice.get(shard, []) + problems
+
+
+def _verify_task(shard: int) -> list[str]:
+    return verify_shard(workers.shared("manifest"), shard)
 
 
 def _twice(manifest: ShardManifest) -> dict[int, list[str]]:
@@ -126,14 +115,3 @@ def _twice(manifest: ShardManifest) -> dict[int, list[str]]:
             found[shard] = [f"{redact(url)}: stands twice in the manifest, as shards {seen[url]} and {shard}"]
         seen.setdefault(url, shard)
     return found
-
-
-_manifest: list[ShardManifest] = []
-
-
-def _start(manifest: ShardManifest) -> None:
-    _manifest[:] = [manifest]
-
-
-def _run(shard: int) -> list[str]:
-    return verify_shard(_manifest[0], shard)

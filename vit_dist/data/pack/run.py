@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import json
-import multiprocessing
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +27,7 @@ from vit_dist.core.files import (
     redact,
     write_bytes,
 )
+from vit_dist.data import workers
 from vit_dist.data.manifest import ShardManifest, read_manifest, write_manifest
 from vit_dist.data.pack.items import Catalogue, Item, check_labels
 from vit_dist.data.pack.progress import Progress
@@ -130,7 +127,7 @@ def pack(
     options: PackOptions,
     *,
     max_bad: Fraction = Fraction(1, 100),
-    workers: int = 1,
+    num_workers: int = 1,
     part: tuple[int, int] | None = None,
     work: Path | None = None,
     force: bool = False,
@@ -144,7 +141,7 @@ def pack(
         dest: URL of a directory.
         options: how to pack.
         max_bad: share of unreadable images that is accepted.
-        workers: processes.
+        num_workers: processes.
         part: (i, n): pack only every n-th shard; `merge` joins the parts.
         work: scratch folder; by default inside a local `dest`, else a temporary one.
         force: throw away another packing that lies in `dest`.
@@ -196,7 +193,7 @@ def pack(
         missing = [t for t in tasks if t not in receipts]
         total = sum(t.count for t in missing)
         with Progress("packing", total, "images", quiet=quiet) as progress:
-            for receipt in _pack_all(job, missing, catalogue, workers, progress):
+            for receipt in _pack_all(job, missing, catalogue, num_workers, progress):
                 bad += len(receipt.bad)
                 if bad > max_bad * plan.num_images:
                     break
@@ -440,58 +437,36 @@ def _claimed(dest: str, label: str) -> Iterator[None]:
                 folder.parent.rmdir()
 
 
-_state: dict[str, Any] = {}
-
-
-def _start_worker(job: Job, images: Any, num_bytes: Any) -> None:
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    _state.update(job=job, catalogue=Catalogue.reopen(job.catalogue), images=images, bytes=num_bytes)
-
-
 def _run_task(task: Task) -> Receipt:
-    def tick(size: int) -> None:
-        with _state["images"].get_lock():
-            _state["images"].value += 1
-            _state["bytes"].value += size
+    images, num_bytes = workers.shared("images"), workers.shared("bytes")
 
-    return pack_shard(_state["job"], task, _state["catalogue"], tick)
+    def tick(size: int) -> None:
+        with images.get_lock():
+            images.value += 1
+            num_bytes.value += size
+
+    return pack_shard(workers.shared("job"), task, _catalogue(workers.shared("job")), tick)
+
+
+@cache
+def _catalogue(job: Job) -> Catalogue:
+    return Catalogue.reopen(job.catalogue)
 
 
 def _pack_all(
-    job: Job, tasks: Sequence[Task], catalogue: Catalogue, workers: int, progress: Progress
+    job: Job, tasks: Sequence[Task], catalogue: Catalogue, num_workers: int, progress: Progress
 ) -> Iterator[Receipt]:
-    if not tasks:
-        return
-    if workers == 1 or len(tasks) == 1 or sum(t.count for t in tasks) < _IN_PROCESS:
+    if num_workers == 1 or len(tasks) < 2 or sum(t.count for t in tasks) < _IN_PROCESS:
         for task in tasks:
             yield pack_shard(job, task, catalogue, lambda size: progress.advance(1, size))
         return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["webdataset.writer", "PIL.Image", __name__])
-    images, num_bytes = context.Value("q", 0), context.Value("q", 0)
-    workers = min(workers, len(tasks))
-    pool = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(job, images, num_bytes)
-    )
-    waiting: set[Future[Receipt]] = set()
-    todo = iter(tasks)
-    try:
-        while True:
-            for task in itertools.islice(todo, 2 * workers - len(waiting)):
-                waiting.add(pool.submit(_run_task, task))
-            if not waiting:
-                return
-            done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-            progress.update(images.value, num_bytes.value)
-            for future in done:
-                yield future.result()
-    except BrokenProcessPool:
-        raise DataError(
-            f"{redact(job.dest)}: a packing process was killed, perhaps for want of memory; start the same command "
-            f"again, with fewer --workers: it goes on where it stopped"
-        ) from None
-    finally:
-        sys.stderr.flush()
-        pool.shutdown(wait=True, cancel_futures=True)
+    images, num_bytes = (workers.context().Value("q", 0) for _ in range(2))
+    for _, receipt in workers.run(
+        _run_task,
+        tasks,
+        min(num_workers, len(tasks)),
+        share={"job": job, "images": images, "bytes": num_bytes},
+        preload=("webdataset.writer", "PIL.Image"),
+        tick=lambda: progress.update(images.value, num_bytes.value),
+    ):
+        yield receipt
