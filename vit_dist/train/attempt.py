@@ -25,6 +25,7 @@ from vit_dist.core.seeding import hash64
 from vit_dist.core.units import format_bytes, format_seconds
 from vit_dist.core.world import World, rendezvous
 from vit_dist.data.manifest import read_manifest
+from vit_dist.data.mixup import check_pairs
 from vit_dist.data.sets import TrainingSet, open_training_set
 from vit_dist.engines._protocol import Engine, EngineInputs
 from vit_dist.evals import EvalContext
@@ -141,7 +142,11 @@ def make_plan(recipe: Recipe, data: TrainingSet, world: World) -> Plan:
         )
     share = world.share(batch)
     limit = getattr(recipe.engine, "max_micro_batch", None) or share
-    micro = max(d for d in range(1, min(limit, share) + 1) if share % d == 0)
+    together = 1
+    if recipe.data.mixup is not None:
+        check_pairs(batch, world.size, limit)
+        together = 2
+    micro = max(d for d in range(together, min(limit, share) + 1, together) if share % d == 0)
     return Plan(total, warmup, micro, share // micro)
 
 

@@ -23,6 +23,7 @@ from vit_dist.core.rundir import RunDir
 from vit_dist.core.seeding import hash64
 from vit_dist.core.units import format_seconds
 from vit_dist.core.world import World
+from vit_dist.data.mixup import draw_mix, mix_micro_batches
 from vit_dist.data.reader import Batch, Replacement
 from vit_dist.data.sets import TrainingSet
 from vit_dist.data.stream import TrainStream
@@ -159,7 +160,11 @@ def _seed_step(run: Run, step: int) -> None:
 
 def _micro_batches(run: Run, batch: Batch) -> Sequence[tuple[Tensor, Tensor]]:
     targets = make_targets(batch, run.recipe.data.num_classes, run.recipe.loss)
-    size = run.plan.micro_batch
+    size, mixup = run.plan.micro_batch, run.recipe.data.mixup
+    if mixup is not None:
+        firsts = batch.positions[: len(batch.positions) // 2].tolist()
+        mixes = [draw_mix(mixup, run.recipe.seed, position, batch.images.shape[-1]) for position in firsts]
+        return mix_micro_batches(batch.images, targets, mixes, size, run.engine.device)
     return [(batch.images[i : i + size], targets[i : i + size]) for i in range(0, len(batch.images), size)]
 
 

@@ -1,0 +1,128 @@
+"""MixUp and CutMix of pairs of the global batch, the same on any number of ranks, after any restart.
+
+Slot j of the global batch is paired with slot j + B/2. Rank r of W owns the slots j = r mod W, so where 2W divides B
+both slots of a pair are on one rank, half its rows apart. How a pair is mixed is a function of (seed, position of its
+first slot) alone. Both slots get the same share and box: x_j' = s x_j + (1 - s) x_k, x_k' = s x_k + (1 - s) x_j.
+
+Mixing is done on uint8, in integers, on the device that trains: every device and every micro-batch size gives the same
+bits, a quarter of the bytes of float32 cross the bus, and the decode threads are left alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vit_dist.config.schema import MixupConfig
+from vit_dist.core.errors import ConfigError
+from vit_dist.core.seeding import hash64, uniform
+from vit_dist.core.units import nearest_multiples
+
+_TAG_MIX = 0x4D4958  # "MIX"
+_ONE = 1 << 16  # shares are counted in 1/65536: products with a uint8 fit 32 bits
+
+
+@dataclass(frozen=True)
+class PairMix:
+    """How one pair is mixed.
+
+    Attributes:
+        share: of the example itself in its mixed image and target; the rest is its partner's.
+        box: top, left, bottom, right of what CutMix takes from the partner, in pixels; None for MixUp.
+    """
+
+    share: float
+    box: tuple[int, int, int, int] | None = None
+
+
+def draw_mix(config: MixupConfig, seed: int, position: int, size: int) -> PairMix:
+    """How the pair whose first slot stands at a position of the stream is mixed, in images of size x size pixels."""
+    key = hash64(seed, _TAG_MIX, position)
+    if uniform(key, 0) >= config.probability:
+        return PairMix(1.0)
+    cut = config.cutmix_alpha and (not config.alpha or uniform(key, 1) < config.cutmix_share)
+    if not cut:
+        return PairMix(round(_beta(config.alpha, key) * _ONE) / _ONE)
+    # Yun et al. 2019: a box of the image's shape and of 1 - share of its area, around any pixel, cut off at the edges.
+    side = size * math.sqrt(1 - _beta(config.cutmix_alpha, key))
+    middle = uniform(key, 2) * size, uniform(key, 3) * size
+    top, left = (max(0, round(m - side / 2)) for m in middle)
+    bottom, right = (min(size, round(m + side / 2)) for m in middle)
+    return PairMix(1 - (bottom - top) * (right - left) / size**2, (top, left, bottom, right))
+
+
+def _beta(alpha: float, key: int) -> float:
+    """A draw from Beta(alpha, alpha): Joehnk's method (1964), in logarithms, with counters for random numbers."""
+    attempt = 4
+    while True:
+        x = math.log(1 - uniform(key, attempt)) / alpha
+        y = math.log(1 - uniform(key, attempt + 1)) / alpha
+        high = max(x, y)
+        if math.exp(x) + math.exp(y) <= 1:
+            return math.exp(x - high) / (math.exp(x - high) + math.exp(y - high))
+        attempt += 2
+
+
+def check_pairs(global_batch: int, ranks: int, micro_batch_limit: int | None) -> None:
+    """Whether every pair is on one rank, and fits one micro-batch.
+
+    Raises:
+        ConfigError: 2W does not divide the batch, or a micro-batch has no room for two.
+    """
+    if global_batch % (2 * ranks):
+        raise ConfigError(
+            f"global_batch={global_batch} is not divisible by twice the {ranks} ranks, so that data.mixup cannot keep "
+            f"its pairs together; nearest that are: {nearest_multiples(global_batch, 2 * ranks)}"
+        )
+    if micro_batch_limit == 1:
+        raise ConfigError("engine.max_micro_batch=1 leaves no room for the pairs of data.mixup; give it 2 or more")
+
+
+def mix_micro_batches(
+    images: Tensor, targets: Tensor, mixes: list[PairMix], micro_batch: int, device: torch.device
+) -> list[tuple[Tensor, Tensor]]:
+    """Mixed micro-batches of whole pairs: the first rows of both halves of the batch, then the next ones, and so on.
+
+    Args:
+        images: uint8 [n, 3, S, S], row i paired with row i + n/2.
+        targets: float32 [n, K].
+        mixes: of the n/2 pairs.
+        micro_batch: examples of one, even, a divisor of n.
+        device: where images are mixed, and left.
+
+    Returns:
+        (uint8 [micro_batch, 3, S, S], float32 [micro_batch, K]) each.
+    """
+    half, pairs = len(images) // 2, micro_batch // 2
+    mixed = []
+    for start in range(0, half, pairs):
+        rows = slice(start, start + pairs), slice(half + start, half + start + pairs)
+        some = mixes[start : start + pairs]
+        a, b = (images[r].to(device, non_blocking=True) for r in rows)
+        share = torch.tensor([mix.share for mix in some]).unsqueeze(1)
+        s, t = targets[rows[0]], targets[rows[1]]
+        mixed.append((_mix_images(a, b, some), torch.cat((share * s + (1 - share) * t, share * t + (1 - share) * s))))
+    return mixed
+
+
+def _mix_images(a: Tensor, b: Tensor, mixes: list[PairMix]) -> Tensor:
+    """uint8 [m, 3, S, S] twice -> uint8 [2m, 3, S, S]."""
+    blend = torch.tensor([_ONE if mix.box else int(mix.share * _ONE) for mix in mixes], dtype=torch.int32)
+    if bool((blend < _ONE).any()):
+        blend = blend.to(a.device).view(-1, 1, 1, 1)
+        # b + (a - b) * share, rounded; what the first gains the second loses, but for the rounding
+        step = (a.to(torch.int32) - b) * blend
+        first = ((b.to(torch.int32) << 16) + step + (_ONE >> 1)) >> 16
+        second = ((a.to(torch.int32) << 16) - step + (_ONE >> 1)) >> 16
+        a, b = first.to(torch.uint8), second.to(torch.uint8)
+    if any(mix.box for mix in mixes):
+        corners = torch.tensor([mix.box or (0, 0, 0, 0) for mix in mixes], device=a.device).view(-1, 4, 1)
+        at = torch.arange(a.shape[-1], device=a.device)
+        tall = (at >= corners[:, 0]) & (at < corners[:, 2])
+        wide = (at >= corners[:, 1]) & (at < corners[:, 3])
+        inside = (tall.unsqueeze(2) & wide.unsqueeze(1)).unsqueeze(1)
+        a, b = torch.where(inside, b, a), torch.where(inside, a, b)
+    return torch.cat((a, b))
