@@ -239,8 +239,10 @@ def _url(piece: Piece) -> str:
 
 def _check_header(piece: Piece, sample: int, key: str) -> None:
     found = piece.header_key(sample)
-    if found is not None and found != key:
-        raise DataError(
-            f"{_url(piece)}: the index says sample {key!r} begins at byte {int(piece.index.offsets[sample])}, the tar "
-            f"has {found!r} there: the manifest does not match its tars; run `vit-dist data verify`"
-        )
+    if (found is None or found == key) and piece.image_header_fits(sample):
+        return
+    has = f"{found!r} there" if found not in (None, key) else "no image of the indexed size there"
+    raise DataError(
+        f"{_url(piece)}: the index says sample {key!r} begins at byte {int(piece.index.offsets[sample])}, the tar has "
+        f"{has}: the manifest does not match its tars; run `vit-dist data verify`"
+    )

@@ -76,6 +76,15 @@ class Piece:
         folder, slash, file = path.rpartition(b"/")
         return (folder + slash + file.partition(b".")[0]).decode("utf-8", "replace").removeprefix("./")
 
+    def image_header_fits(self, sample: int) -> bool:
+        """True where a tar header of a file as long as the indexed image stands right before the image's bytes."""
+        begin = int(self.index.image_offsets[sample]) - 512
+        header = self._slice(begin, begin + 512).tobytes()
+        if len(header) < 512 or header[257:262] != b"ustar" or header[156:157] not in (b"0", b"\0"):
+            return False
+        digits = header[124:136].strip(b" \0")
+        return header[124] >= 0x80 or (digits.isdigit() and int(digits, 8) == int(self.index.image_bytes[sample]))
+
     def _slice(self, begin: int, end: int) -> memoryview:
         at = bisect_right(self.starts, begin) - 1
         start = self.starts[at]
