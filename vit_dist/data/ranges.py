@@ -167,7 +167,7 @@ class _Http:
             num_pools=32,
             maxsize=32,
             timeout=urllib3.Timeout(connect=min(10.0, timeout_s), read=timeout_s),
-            retries=urllib3.Retry(connect=0, read=0, status=0, other=0, redirect=5),
+            retries=urllib3.Retry(connect=0, read=0, status=0, other=0, redirect=5, respect_retry_after_header=False),
         )
 
     def fetch(self, url: str, start: int, into: memoryview) -> int:
@@ -187,7 +187,7 @@ class _Http:
                         f"{redact(url)}: the server does not serve byte ranges (it answered {response.status}); copy "
                         f"the shards to one that does"
                     )
-                while got < len(into) and (chunk := response.read(min(self._CHUNK, len(into) - got))):
+                while got < len(into) and (chunk := response.read1(min(self._CHUNK, len(into) - got))):
                     into[got : got + len(chunk)] = chunk
                     got += len(chunk)
         except urllib3.exceptions.HTTPError as error:

@@ -1,0 +1,251 @@
+"""Ranged reads over HTTP from a server that breaks connections, is busy, moves files or knows no ranges."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.laws.test_stream import digest, global_batches, recipe
+from tests.shards import write_set
+from vit_dist.core.errors import DataError
+from vit_dist.data.ranges import RangeReader
+from vit_dist.data.segments import coalesce
+
+CONTENT = np.random.default_rng(0).bytes(1 << 20)
+
+
+class Store(ThreadingHTTPServer):
+    """A file server with ranges. `troubles` are taken one a request: what to do instead of serving it well."""
+
+    daemon_threads = True
+
+    def __init__(self, files: dict[str, bytes], folder: Path | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.folder = files, folder
+        self.troubles: list[str] = []
+        self.asked: list[tuple[str, str]] = []
+        self.headers: list[dict[str, str]] = []
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # a client that hangs up is what these tests are about
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Store
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        name, asked = self.path.lstrip("/"), self.headers.get("Range", "")
+        with self.server.lock:
+            self.server.asked.append((name, asked))
+            self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
+            trouble = self.server.troubles.pop(0) if self.server.troubles and self.command == "GET" else ""
+        kind, _, value = trouble.partition(" ")
+        if kind.isdigit():
+            return self.answer(int(kind), {"Retry-After": value} if value else {}, b"SlowDown")
+        if kind == "redirect":
+            return self.answer(302, {"Location": value}, b"")
+        if kind == "sleep":
+            time.sleep(float(value))
+        content = self.server.files.get(name)
+        if content is None and self.server.folder is not None and (self.server.folder / name).is_file():
+            content = (self.server.folder / name).read_bytes()
+        if content is None:
+            return self.answer(404, {}, b"")
+        if not asked or kind == "no-ranges":
+            return self.answer(200, {}, content)
+        first, last = (int(x) for x in asked.removeprefix("bytes=").split("-"))
+        if first >= len(content):
+            return self.answer(416, {}, b"")
+        part = content[first : last + 1]
+        where = {"Content-Range": f"bytes {first}-{first + len(part) - 1}/{len(content)}"}
+        return self.answer(206, where, part, only=int(value) if kind == "break" else None)
+
+    def answer(self, status: int, headers: dict[str, str], body: bytes, only: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body[:only])
+        if only is not None:
+            self.close_connection = True
+            self.connection.close()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store({"a.tar": CONTENT}, tmp_path) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def reader() -> Iterator[RangeReader]:
+    ranges = RangeReader(tries=4, first_wait_s=0.01, timeout_s=0.5)
+    yield ranges
+    ranges.close()
+
+
+def test_a_range_is_gone_on_with_at_the_byte_where_it_broke(store: Store, reader: RangeReader) -> None:
+    store.troubles = ["break 300000", "break 300000", "503", "break 0", "break 5"]
+    assert reader.read(f"{store.url}/a.tar", 1000, 1_000_000) == CONTENT[1000:1_000_000]
+    starts = [int(asked.removeprefix("bytes=").partition("-")[0]) for _, asked in store.asked]
+    assert starts == [1000, 301_000, 601_000, 601_000, 601_000, 601_005]
+
+
+def test_what_gets_nowhere_is_given_up_and_says_after_how_many_tries(store: Store, reader: RangeReader) -> None:
+    store.troubles = ["503"] * 99
+    with pytest.raises(DataError, match=r"a\.tar: cannot be read: OSError: HTTP 503 .*, after 4 tries"):
+        reader.read(f"{store.url}/a.tar", 0, 10)
+    assert len(store.asked) == 4
+
+
+@pytest.mark.parametrize("how", ["1", "date"])
+def test_a_store_that_says_when_to_come_back_is_heard(store: Store, reader: RangeReader, how: str) -> None:
+    store.troubles = [f"429 {how if how == '1' else formatdate(time.time() + 2, usegmt=True)}"]
+    began = time.monotonic()
+    assert reader.read(f"{store.url}/a.tar", 0, 10) == CONTENT[:10]
+    assert time.monotonic() - began >= 0.95
+
+
+def test_a_wait_ends_when_the_reader_is_stopped(store: Store, reader: RangeReader) -> None:
+    store.troubles = ["503 50"] * 9
+    threading.Timer(0.2, reader.stop).start()
+    began = time.monotonic()
+    with pytest.raises(DataError, match="503"):
+        reader.read(f"{store.url}/a.tar", 0, 10)
+    assert time.monotonic() - began < 5
+
+
+def test_a_silent_store_is_asked_again(store: Store, reader: RangeReader) -> None:
+    store.troubles = ["sleep 1"]
+    assert reader.read(f"{store.url}/a.tar", 5, 10) == CONTENT[5:10]
+
+
+def test_a_refused_connection_is_an_error_that_hides_the_password(reader: RangeReader) -> None:
+    with pytest.raises(DataError, match=r"http://me:\*\*\*@127\.0\.0\.1:9/a\.tar: cannot be read: .* after 4 tries"):
+        reader.read("http://me:secret@127.0.0.1:9/a.tar", 0, 10)
+
+
+def test_redirects_are_followed_and_passwords_sent(store: Store, reader: RangeReader) -> None:
+    store.troubles = [f"redirect {store.url}/a.tar?signature=x"]
+    store.files["a.tar?signature=x"] = CONTENT
+    url = store.url.replace("http://", "http://me:secret@")
+    assert reader.read(f"{url}/moved.tar", 7, 20) == CONTENT[7:20]
+    assert store.headers[0]["authorization"] == "Basic bWU6c2VjcmV0"
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [("403", "not allowed"), ("404", "no such file"), ("400", "HTTP 400"), ("410", "no such file")],
+)
+def test_final_answers_are_not_asked_for_twice(store: Store, reader: RangeReader, trouble: str, message: str) -> None:
+    store.troubles = [trouble]
+    with pytest.raises(DataError, match=message):
+        reader.read(f"{store.url}/a.tar", 0, 10)
+    assert len(store.asked) == 1
+
+
+def test_a_file_that_is_too_short_and_a_server_without_ranges_are_told_apart(store: Store, reader: RangeReader) -> None:
+    with pytest.raises(DataError, match=r"ends at byte 1048576, but its index reaches byte 1048600"):
+        reader.read(f"{store.url}/a.tar", 1_048_500, 1_048_600)
+    with pytest.raises(DataError, match=r"ends at byte 2000000, but its index reaches byte 2000009"):
+        reader.read(f"{store.url}/a.tar", 2_000_000, 2_000_009)
+    store.troubles = ["no-ranges"] * 2
+    assert reader.read(f"{store.url}/a.tar", 0, 10) == CONTENT[:10]
+    with pytest.raises(DataError, match="does not serve byte ranges"):
+        reader.read(f"{store.url}/a.tar", 5, 10)
+
+
+def test_small_files_are_read_as_patiently(store: Store, reader: RangeReader) -> None:
+    store.troubles = ["503", "500"]
+    assert reader.read_all(f"{store.url}/a.tar") == CONTENT
+
+
+@pytest.mark.parametrize("shape", [(), ("data.lanes=8", "data.window=5")])
+def test_training_from_a_flaky_server_gives_the_batches_of_the_disk(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, shape: tuple[str, ...]
+) -> None:
+    local = write_set(tmp_path, num_samples=60, samples_per_shard=20, num_classes=4)
+    expected = digest(global_batches(recipe(local, *shape), 1, 0, 10))
+    monkeypatch.setattr("vit_dist.data.segments.RangeReader", lambda: RangeReader(first_wait_s=0.01))
+    config = recipe(f"{store.url}/manifest.json", *shape)
+    from vit_dist.data.sets import open_training_set
+
+    open_training_set(config)  # the manifest itself is not asked for patiently
+    begin = len(store.asked)
+    store.troubles = [""] + ["503", "break 100", "", "break 7000"] * 10
+    assert digest(global_batches(config, 1, 0, 10)) == expected
+    assert len(store.asked) > begin + 6
+
+
+def test_https_works_with_the_certificates_that_the_system_trusts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    files = {name: str(tmp_path / name) for name in ("key.pem", "cert.pem")}
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost", "-keyout", files["key.pem"], "-out", files["cert.pem"]),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    with Store({"a.tar": CONTENT}) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(files["cert.pem"], files["key.pem"])
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            url = f"https://localhost:{server.server_port}/a.tar"
+            distrustful = RangeReader(tries=1)
+            with pytest.raises(DataError, match=r"(?i)certificate"):
+                distrustful.read(url, 3, 9)
+            distrustful.close()
+            monkeypatch.setenv("SSL_CERT_FILE", files["cert.pem"])
+            trusting = RangeReader(tries=1)
+            assert trusting.read(url, 3, 9) == CONTENT[3:9]
+            trusting.close()
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_neighbours_are_read_at_once_and_far_ones_apart() -> None:
+    def ranges(*pairs: tuple[int, int], gap: int = 10) -> list[tuple[int, int]]:
+        begins, ends = (np.array(column, np.int64) for column in zip(*pairs, strict=True))
+        return coalesce(begins, ends, gap)
+
+    assert ranges((5, 7)) == [(5, 7)]
+    assert ranges((0, 5), (15, 20), (31, 40)) == [(0, 20), (31, 40)]
+    assert ranges((0, 50), (10, 20), (55, 56)) == [(0, 56)]
+    assert ranges((0, 1), (100, 101), (200, 201)) == [(0, 1), (100, 101), (200, 201)]
