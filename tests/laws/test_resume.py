@@ -7,13 +7,13 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from tests.conftest import command
 from vit_dist.core.events import read_run
+from vit_dist.train.checkpoint_format import SliceSource
 
 pytestmark = pytest.mark.distributed
 
@@ -75,21 +75,11 @@ def kill_after(process: subprocess.Popen[str], checkpoint: Path, sign: int, time
 
 
 def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Every tensor in every file of a checkpoint, by its path."""
-    found: dict[str, torch.Tensor] = {}
-
-    def walk(path: str, value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            found[path] = value
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                walk(f"{path}/{key}", item)
-        elif isinstance(value, list | tuple):
-            for i, item in enumerate(value):
-                walk(f"{path}/{i}", item)
-
-    for file in sorted(checkpoint.rglob("*.pt")):
-        walk(file.name, torch.load(file, map_location="cpu", weights_only=False))
+    """Every whole tensor of a checkpoint, put together from the files of all ranks."""
+    source = SliceSource(sorted(checkpoint.glob("*.safetensors")))
+    found = {f"{kind}:{name}": source.tensor(kind, name) for kind, name in source.names()}
+    for _, name in source.names():
+        found[f"scalars:{name}"] = torch.tensor(sorted(source.scalars(name).values()))
     return found
 
 
@@ -148,7 +138,9 @@ def test_sigterm_saves_and_stops_and_the_same_command_goes_on(tmp_path: Path, sm
     assert 0 < status.step < 2000
     assert status.examples == status.step * 16
     again = start(recipe, run_dir, *options)
-    time.sleep(6)
+    while RunDir(run_dir).status().status != "running":
+        assert time.monotonic() < deadline + 100
+        time.sleep(0.01)
     os.kill(again.pid, signal.SIGTERM)
     assert f"resumed from step {status.step:,}" in finish(again)
 
@@ -157,14 +149,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path: Path, small_set:
     recipe, whole, damaged = recipe_file(tmp_path, small_set, small_val), tmp_path / "whole", tmp_path / "damaged"
     finish(start(recipe, whole, "engine.name=plain", nproc=1))
     finish(start(recipe, damaged, "engine.name=plain", "checkpoint.keep=9", nproc=1))
-    state = damaged / "checkpoints" / "step-0000000010" / "state.pt"
+    state = damaged / "checkpoints" / "step-0000000010" / "rank-00000.safetensors"
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
     state.write_bytes(content)
-    (damaged / "checkpoints" / "step-0000000009" / "state.pt").write_bytes(b"short")
+    (damaged / "checkpoints" / "step-0000000009" / "rank-00000.safetensors").write_bytes(b"short")
     output = finish(start(recipe, damaged, "engine.name=plain", "checkpoint.keep=9", nproc=1))
     assert "step-0000000010 is damaged and passed over" in output
-    assert "state.pt does not match its checksum" in output
+    assert "rank-00000.safetensors does not match its checksum" in output
     assert "step-0000000009 is damaged and passed over" in output
     assert "resumed from step 6" in output
     assert_same_bits(whole / "checkpoints/step-0000000010", damaged / "checkpoints/step-0000000010")

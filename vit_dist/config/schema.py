@@ -120,11 +120,66 @@ class EvalConfig(Config):
     batch: Annotated[int, Field(ge=1), INCIDENTAL] = Field(256, description="examples a rank evaluates at once")
 
 
-class CheckpointConfig(Config):
-    """When to save, and how many to keep."""
+Cadence = Annotated[Duration | Literal["auto"], BeforeValidator(lambda v: v if v == "auto" else Duration.parse(v))]
 
-    every: Annotated[Duration, INCIDENTAL] = Duration.parse("1 epoch")
-    keep: Annotated[int, Field(ge=1), INCIDENTAL] = 2
+
+class CheckpointConfig(Config):
+    """When to save, what to keep, and where copies go."""
+
+    every: Annotated[Cadence, INCIDENTAL] = Field(
+        Duration.parse("1 epoch"),
+        description="steps, examples, epochs or a span of time; auto: from the measured cost of a save and `mtbf`",
+    )
+    mtbf: Annotated[Duration, INCIDENTAL] = Field(
+        Duration.parse("24h"), description="assumed time between failures of the whole job, for `every: auto`"
+    )
+    keep: Annotated[int, Field(ge=1), INCIDENTAL] = Field(2, description="so many of the newest stay")
+    keep_every: Annotated[Duration | None, INCIDENTAL] = Field(
+        None, description="the first at or past each multiple of this stays for ever"
+    )
+    keep_best: Annotated[str, INCIDENTAL] = Field("", description="the best by this metric stays, such as val/top1")
+    remote: Annotated[str, INCIDENTAL] = Field("", description="URL under which copies are kept, such as s3://b/run-7")
+    max_failures: Annotated[int, Field(ge=1), INCIDENTAL] = Field(3, description="failed saves in a row that end a run")
+    probe: Annotated[int, Field(ge=0), INCIDENTAL] = Field(
+        4, description="examples whose loss a checkpoint records, and a restored model must give; 0: none"
+    )
+
+    @model_validator(mode="after")
+    def _units(self) -> CheckpointConfig:
+        if self.mtbf.unit != "seconds" or self.mtbf.value == 0:
+            raise ValueError(f"mtbf: '{self.mtbf}' is not a span of time such as 24h")
+        if self.keep_every is not None and (self.keep_every.unit == "seconds" or self.keep_every.value == 0):
+            raise ValueError(f"keep_every: '{self.keep_every}'; give examples, steps or epochs")
+        return self
+
+
+class GuardConfig(Config):
+    """What stops, skips or rewinds a run that goes wrong."""
+
+    max_in_row: Annotated[int, Field(ge=1), INCIDENTAL] = Field(
+        10, description="steps in a row that were not applied (not finite, or skipped as a spike) that end the run"
+    )
+    spike: Literal["off", "warn", "skip", "rewind"] = Field(
+        "warn", description="what follows a loss spike; skip: the step is not applied; rewind: to the last checkpoint"
+    )
+    spike_z: Annotated[float, Field(gt=0)] = Field(
+        8.0, description="robust z-score (median, 1.4826 MAD) from which a loss is a spike"
+    )
+    spike_window: Annotated[int, Field(ge=8, le=4096)] = Field(128, description="losses that it is measured against")
+    max_rewinds: Annotated[int, Field(ge=0), INCIDENTAL] = 3
+    checksum_every: Annotated[Duration, INCIDENTAL] = Field(
+        Duration.parse("1k steps"),
+        description="how often replicated weights are compared over the ranks; 0 steps: never",
+    )
+    hang: Annotated[Duration, INCIDENTAL] = Field(
+        Duration.parse("10 min"), description="a step that takes longer ends the run; ten times that for other work"
+    )
+
+    @model_validator(mode="after")
+    def _units(self) -> GuardConfig:
+        if self.hang.unit != "seconds":
+            raise ValueError(f"hang: '{self.hang}' is not a span of time such as 10min; 0s switches the watchdog off")
+        return self
 
 
 class LogConfig(Config):
@@ -152,6 +207,7 @@ class Recipe(Config):
     evaluators: Annotated[tuple[AnyPlugin, ...], Field(strict=False), INCIDENTAL] = ()
     eval: Annotated[EvalConfig, INCIDENTAL] = EvalConfig()
     checkpoint: Annotated[CheckpointConfig, INCIDENTAL] = CheckpointConfig()
+    guards: GuardConfig = GuardConfig()
     log: Annotated[LogConfig, INCIDENTAL] = LogConfig()
 
     @model_validator(mode="after")
@@ -179,10 +235,11 @@ class Recipe(Config):
             "schedule.warmup": getattr(self.schedule, "warmup", None),
             "eval.every": self.eval.every,
             "checkpoint.every": self.checkpoint.every,
+            "checkpoint.keep_every": self.checkpoint.keep_every,
             "log.every": self.log.every,
         }
         for key, duration in durations.items():
-            if duration is not None and duration.unit == "epochs":
+            if isinstance(duration, Duration) and duration.unit == "epochs":
                 raise ValueError(
                     f"{key}: '{duration}' says nothing for data.mixture, whose sets have epochs of their own; give "
                     f"examples or steps, such as {key}='100k examples'"

@@ -3,9 +3,14 @@
 run.json          identity of the run; written once
 recipe.yaml       the resolved recipe
 status.json       how the last attempt stands: running, done, stopped, failed
+attempts.jsonl    every attempt's beginning and end, a line each; only ever appended to
+owner.json        the attempt that may write here; an older one that still runs finds it is not it
+request           made by a person: `save`, or `stop` for save and stop; removed when it is served
+stacks/           where every thread stood when a rank hung
 tb/               event files
 checkpoints/      step-0000001000/, each whole once its COMMITTED.json is there
 quarantine.jsonl  samples that could not be decoded
+nonfinite.jsonl   steps whose loss or gradient was not finite, with the keys of their examples
 lock              held while an attempt runs
 """
 
@@ -16,15 +21,17 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vit_dist.core.errors import RunError
 from vit_dist.core.files import write_bytes
+from vit_dist.core.log import log
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,8 @@ class Status:
         examples: examples consumed.
         reason: why it stopped or failed.
         host, pid, time: who wrote this, and when (seconds since 1970).
+        attempt: the how-manieth of the run, from 1.
+        goodput: where the time of all attempts went, in seconds (see train/goodput.py).
     """
 
     status: str
@@ -46,6 +55,8 @@ class Status:
     host: str = ""
     pid: int = 0
     time: float = 0.0
+    attempt: int = 0
+    goodput: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,16 @@ class RunDir:
     def quarantine(self) -> Path:
         """Samples that could not be decoded, a JSON object a line."""
         return self.path / "quarantine.jsonl"
+
+    @property
+    def nonfinite(self) -> Path:
+        """Steps that were not applied, with the keys of their examples, a JSON object a line."""
+        return self.path / "nonfinite.jsonl"
+
+    @property
+    def stacks(self) -> Path:
+        """Where every thread stood when a rank hung, a file a rank."""
+        return self.path / "stacks"
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A small JSON file, or None where there is none.
@@ -96,10 +117,82 @@ class RunDir:
             return None
         return Status(**{k: v for k, v in raw.items() if k in Status.__dataclass_fields__})
 
-    def write_status(self, status: str, step: int, examples: int, reason: str = "") -> None:
+    def write_status(
+        self,
+        status: str,
+        step: int,
+        examples: int,
+        reason: str = "",
+        *,
+        attempt: int = 0,
+        goodput: Mapping[str, float] | None = None,
+    ) -> None:
         """Say how this attempt stands."""
         host, pid = socket.gethostname(), os.getpid()
-        self.write_json("status.json", asdict(Status(status, step, examples, reason, host, pid, time.time())))
+        told = Status(status, step, examples, reason, host, pid, time.time(), attempt, dict(goodput or {}))
+        self.write_json("status.json", asdict(told))
+
+    def take_over(self, attempt: int) -> str:
+        """Make this attempt the one that may write here.
+
+        Returns:
+            Its token: what it writes from now on must find this token in owner.json.
+        """
+        token = secrets.token_hex(16)
+        owner = {"token": token, "attempt": attempt, "host": socket.gethostname(), "pid": os.getpid()}
+        self.write_json("owner.json", {**owner, "time": time.time()})
+        return token
+
+    def owner(self) -> dict[str, Any]:
+        """The attempt that may write here; empty where none has begun."""
+        return self.read_json("owner.json") or {}
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """The lines of attempts.jsonl that are whole, in the order they were written."""
+        try:
+            text = (self.path / "attempts.jsonl").read_text()
+        except FileNotFoundError:
+            return []
+        lines = []
+        for line in text.splitlines():
+            with contextlib.suppress(ValueError):  # a crash may have cut a line short
+                lines.append(json.loads(line))
+        return lines
+
+    def append_attempt(self, entry: Mapping[str, Any]) -> None:
+        """Add a line to attempts.jsonl."""
+        line = json.dumps({**entry, "time": time.time()}) + "\n"
+        path = self.path / "attempts.jsonl"
+        try:
+            with path.open("a+b") as file:
+                if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                    line = "\n" + line
+                file.write(line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written: {error.strerror}") from None
+
+    def take_request(self) -> str:
+        """What a person asks for: 'save', 'stop' or ''. The file is removed, so that it is served once.
+
+        A file that says anything else is set aside as request.unknown.
+        """
+        path = self.path / "request"
+        try:
+            asked = path.read_text().strip().lower()
+        except FileNotFoundError:
+            return ""
+        except (OSError, UnicodeDecodeError):
+            asked = "unreadable"
+        if asked == "":  # being written just now
+            return ""
+        known = asked in {"save", "stop"}
+        with contextlib.suppress(OSError):
+            path.unlink() if known else path.rename(path.with_suffix(".unknown"))
+        if not known:
+            log(f"  {path}: asks for {asked[:40]!r}; it may say `save` or `stop`. Set aside as request.unknown")
+        return asked if known else ""
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

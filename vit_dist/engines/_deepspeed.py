@@ -8,21 +8,20 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import os
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vit_dist.core.errors import CheckpointError
 from vit_dist.data.decode import normalize
-from vit_dist.engines._protocol import EngineInputs, StepResult, mean_over_ranks, set_lr
+from vit_dist.engines._protocol import EngineInputs, StepResult, mean_over_ranks, poisoned, set_lr
+from vit_dist.engines._slices import EngineState, Source
+from vit_dist.engines._zero import load_zero_state, zero_state
 from vit_dist.engines.deepspeed import DeepSpeedConfig
-
-_TAG = "engine"
 
 
 def import_deepspeed() -> Any:
@@ -58,7 +57,6 @@ def engine_config(config: DeepSpeedConfig, inputs: EngineInputs) -> dict[str, An
             "allgather_bucket_size": config.allgather_bucket,
             "memory_efficient_linear": False,  # its in-place bias breaks recomputed activations
         },
-        "checkpoint": {"tag_validation": "Fail"},
         "steps_per_print": 10**9,
     }
 
@@ -92,7 +90,9 @@ class DeepSpeedEngine:
         }
         self.description = f"DeepSpeed {deepspeed.__version__}, ZeRO stage {config.zero_stage}, {inputs.precision}"
 
-    def train_step(self, micro_batches: Sequence[tuple[Tensor, Tensor]], lr: float) -> StepResult:
+    def train_step(
+        self, micro_batches: Sequence[tuple[Tensor, Tensor]], lr: float, *, skip_over: float = math.inf
+    ) -> StepResult:
         """See Engine."""
         assert len(micro_batches) == self._in.accumulation
         self._engine.train()
@@ -100,12 +100,14 @@ class DeepSpeedEngine:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch renamed collectives that DeepSpeed still calls
-            for images, targets in micro_batches:
+            for i, (images, targets) in enumerate(micro_batches):
                 logits = self._engine(normalize(images.to(self.device, non_blocking=True), self._dtype))
                 loss = self._in.loss(logits.float(), targets.to(self.device, non_blocking=True))
+                total += loss.detach() / len(micro_batches)
+                if i == len(micro_batches) - 1:
+                    loss = poisoned(loss, total, skip_over, self._in.world)
                 self._engine.backward(loss)
                 self._engine.step()
-                total += loss.detach() / len(micro_batches)
         norm = self._engine.get_global_grad_norm()
         applied = bool(self._engine.was_step_applied())
         return StepResult(
@@ -120,17 +122,18 @@ class DeepSpeedEngine:
             logits: Tensor = self._engine(normalize(images.to(self.device), self._dtype))
         return logits.float()
 
-    def save(self, directory: Path) -> None:
+    def state(self) -> EngineState:
         """See Engine."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            # `latest` would be written before the files are known to be whole: the commit marker is ours.
-            self._engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False)
+        return zero_state(self.module, self._optimizer, self._stage, self._in.world)
 
-    def load(self, directory: Path) -> None:
-        """See Engine."""
-        with warnings.catch_warnings():
+    def load(self, source: Source) -> None:
+        """See Engine. Hyper-parameters are the recipe's: nothing here touches the parameter groups."""
+        with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore", FutureWarning)
-            found, _ = self._engine.load_checkpoint(str(directory), tag=_TAG, load_lr_scheduler_states=False)
-        if found is None:
-            raise CheckpointError(f"{directory}: DeepSpeed found nothing to load there")
+            load_zero_state(self.module, self._optimizer, self._stage, self._in.world, source)
+
+    def replicated(self) -> Iterator[tuple[str, Tensor]]:
+        """See Engine. Under stage 3 weights are cut over the ranks: only buffers are replicated."""
+        if self._stage < 3:
+            yield from self.module.named_parameters()
+        yield from self.module.named_buffers()

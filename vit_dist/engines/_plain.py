@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from pathlib import Path
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vit_dist.data.decode import normalize
-from vit_dist.engines._protocol import EngineInputs, StepResult, mean_over_ranks, set_lr
+from vit_dist.engines._protocol import EngineInputs, StepResult, mean_over_ranks, poisoned, set_lr
+from vit_dist.engines._slices import (
+    BUFFER,
+    WEIGHT,
+    EngineState,
+    Scalars,
+    Source,
+    buffers,
+    load_whole,
+    restore_scalars,
+    shares,
+    split_state,
+)
 
 
 class PlainEngine:
@@ -24,10 +36,16 @@ class PlainEngine:
         self.device = inputs.device
         self._ddp = DistributedDataParallel(self.module) if inputs.world.size > 1 else None
         self._optimizer = inputs.optimizer
-        self.layout: dict[str, Any] = {"engine": "plain", "torch": torch.__version__}
+        self.layout: dict[str, Any] = {
+            "engine": "plain",
+            "torch": torch.__version__,
+            "world_size": inputs.world.size,
+        }
         self.description = f"plain torch {torch.__version__.partition('+')[0]} (DDP), {inputs.precision}"
 
-    def train_step(self, micro_batches: Sequence[tuple[Tensor, Tensor]], lr: float) -> StepResult:
+    def train_step(
+        self, micro_batches: Sequence[tuple[Tensor, Tensor]], lr: float, *, skip_over: float = math.inf
+    ) -> StepResult:
         """See Engine."""
         self.module.train()
         net = self._ddp if self._ddp is not None else self.module
@@ -40,8 +58,8 @@ class PlainEngine:
                 with self._autocast():
                     logits = net(normalize(images.to(self.device, non_blocking=True), torch.float32))
                 loss = self._in.loss(logits.float(), targets.to(self.device, non_blocking=True)) / len(micro_batches)
-                torch.autograd.backward(loss)
-            total += loss.detach()
+                total += loss.detach()
+                torch.autograd.backward(poisoned(loss, total, skip_over, self._in.world) if last else loss)
         clip = self._in.clip
         parameters = [p for p in self.module.parameters() if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(parameters, clip if clip is not None else float("inf"))
@@ -58,17 +76,34 @@ class PlainEngine:
             logits: Tensor = self.module(normalize(images.to(self.device), torch.float32))
         return logits.float()
 
-    def save(self, directory: Path) -> None:
-        """See Engine. Rank 0 writes; every rank holds the same."""
-        if self._in.world.is_main:
-            state = {"model": self.module.state_dict(), "optimizer": self._optimizer.state_dict()}
-            torch.save(state, directory / "state.pt")
+    def state(self) -> EngineState:
+        """See Engine. Every rank holds everything; each gives its share of it."""
+        wholes = [(WEIGHT, name, p.detach()) for name, p in self.module.named_parameters()]
+        wholes += [(BUFFER, name, b) for name, b in buffers(self.module)]
+        scalars: Scalars = {}
+        for name, p in self.module.named_parameters():
+            moments, scalars[name] = split_state(self._optimizer.state.get(p, {}))
+            wholes += [(kind, name, moment) for kind, moment in moments.items()]
+        return EngineState(shares(wholes, self._in.world), scalars)
 
-    def load(self, directory: Path) -> None:
+    def load(self, source: Source) -> None:
         """See Engine."""
-        state = torch.load(directory / "state.pt", map_location=self.device, weights_only=True)
-        self.module.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        for name, p in self.module.named_parameters():
+            load_whole(p, source, WEIGHT, name)
+            state = self._optimizer.state[p] if p.requires_grad else {}
+            for kind in source.kinds(name):
+                shape = source.shape(kind, name)
+                if kind not in state:
+                    state[kind] = torch.zeros(shape, dtype=p.dtype, device=p.device)
+                load_whole(state[kind], source, kind, name)
+            restore_scalars(state, source.scalars(name), p, self._optimizer.defaults)
+        for name, buffer in buffers(self.module):
+            load_whole(buffer, source, BUFFER, name)
+
+    def replicated(self) -> Iterator[tuple[str, Tensor]]:
+        """See Engine."""
+        yield from self.module.named_parameters()
+        yield from self.module.named_buffers()
 
     def _autocast(self) -> Any:
         enabled = self._in.precision == "bf16"

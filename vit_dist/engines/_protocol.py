@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from vit_dist.core.world import World
+from vit_dist.engines._slices import EngineState, Source
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """(logits [B, K], targets [B, K]) -> scalar mean over the batch."""
@@ -23,7 +24,7 @@ class StepResult:
     Attributes:
         loss: mean over the global batch, the same on every rank.
         grad_norm: global 2-norm of the gradient before clipping.
-        applied: False where the engine skipped the step (a gradient was not finite).
+        applied: False where the step was skipped: a gradient was not finite, or the loss was over the limit.
     """
 
     loss: float
@@ -32,28 +33,41 @@ class StepResult:
 
 
 class Engine(Protocol):
-    """Forward, backward, step, save and load of one model on one rank."""
+    """Forward, backward, step and state of one model on one rank."""
 
     description: str
     """For people: 'DeepSpeed 0.19.8, ZeRO stage 1, bf16'."""
 
     layout: dict[str, Any]
-    """What its checkpoints depend on beside the recipe; equal layouts can load each other's files."""
+    """What wrote a checkpoint: engine, versions, ranks. Another layout can load it; only on an equal one is what
+    follows the same bit for bit."""
 
     module: nn.Module
     device: torch.device
 
-    def train_step(self, micro_batches: Sequence[tuple[Tensor, Tensor]], lr: float) -> StepResult:
-        """One optimizer step over micro-batches of (uint8 images [b, 3, S, S], targets [b, K]). A collective."""
+    def train_step(
+        self, micro_batches: Sequence[tuple[Tensor, Tensor]], lr: float, *, skip_over: float = math.inf
+    ) -> StepResult:
+        """One optimizer step over micro-batches of (uint8 images [b, 3, S, S], targets [b, K]). A collective.
+
+        A step whose mean loss is greater than `skip_over` leaves weights and optimizer as they are.
+        """
 
     def predict(self, images: Tensor) -> Tensor:
         """uint8 [b, 3, S, S] -> float32 logits [b, K], without gradients. A collective under ZeRO-3."""
 
-    def save(self, directory: Path) -> None:
-        """Write this rank's part of weights and optimizer state. A collective."""
+    def state(self) -> EngineState:
+        """This rank's part of weights and optimizer state, as views: to be copied before the next step."""
 
-    def load(self, directory: Path) -> None:
-        """Restore what `save` wrote, on the same layout. A collective."""
+    def load(self, source: Source) -> None:
+        """Restore weights and optimizer state, whatever engine on however many ranks wrote them. A collective.
+
+        Raises:
+            CheckpointError: a tensor is missing or of another shape.
+        """
+
+    def replicated(self) -> Iterator[tuple[str, Tensor]]:
+        """What must be the same on every rank, bit for bit: (name, tensor)."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,22 @@ def mean_over_ranks(value: Tensor, world: World) -> float:
     if world.size > 1:
         torch.distributed.all_reduce(total)
     return float(total) / world.size
+
+
+def poisoned(loss: Tensor, total: Tensor, skip_over: float, world: World) -> Tensor:
+    """The last micro-batch's loss, or one without a finite gradient where the step shall be skipped. A collective.
+
+    So a step is skipped the one way that an engine knows anyhow, on all ranks and whatever was accumulated before.
+
+    Args:
+        loss: of the last micro-batch, before its backward pass.
+        total: mean over this rank's micro-batches, the last one included.
+        skip_over: the limit; inf costs nothing.
+        world: whose mean is compared.
+    """
+    if math.isinf(skip_over) or not mean_over_ranks(total, world) > skip_over:
+        return loss
+    return loss * float("nan")
 
 
 def set_lr(optimizer: Any, lr: float) -> None:

@@ -22,7 +22,7 @@ from vit_dist.core.files import write_bytes
 from vit_dist.core.log import log
 from vit_dist.core.rundir import RunDir
 from vit_dist.core.seeding import hash64
-from vit_dist.core.units import format_bytes, format_seconds
+from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World, rendezvous
 from vit_dist.data.manifest import read_manifest
 from vit_dist.data.mixup import check_pairs
@@ -32,8 +32,16 @@ from vit_dist.evals import EvalContext
 from vit_dist.models import ModelConfig
 from vit_dist.optim import OptimizerConfig, ScheduleConfig
 from vit_dist.train import checkpoints
-from vit_dist.train.loop import Plan, Run, StopRequest, train
+from vit_dist.train.checkpoint_saver import Saver
+from vit_dist.train.checkpoint_store import Retention, sweep
+from vit_dist.train.clock import Clock, StartUp
+from vit_dist.train.goodput import Goodput, carried
+from vit_dist.train.ledger import Ledger
+from vit_dist.train.loop import train
 from vit_dist.train.losses import make_loss
+from vit_dist.train.monitor import Monitor, Watchdog, leave_after_grace
+from vit_dist.train.probe import make_probe
+from vit_dist.train.run import Plan, Run, StopRequest
 from vit_dist.train.state import TrainState
 
 _TAG_WEIGHTS = 0x57454947485453  # "WEIGHTS"
@@ -50,34 +58,81 @@ def attempt(recipe: Recipe, run_dir: Path, world: World) -> None:
         VitDistError: what keeps the run from starting or going on.
         PeerLostError: another rank died.
     """
-    began = time.monotonic()
+    start = StartUp()
+    start.mark("imports")
     directory = RunDir(run_dir)
+    ledger = Ledger(directory, world)
     with contextlib.ExitStack() as stack:
         if world.is_main:
             stack.enter_context(directory.locked())
         stop = stack.enter_context(stop_requests())
         device = stack.enter_context(process_group(world))
+        watchdog = stack.enter_context(watched(recipe, directory, world, ledger))
+        start.mark("process group")
         try:
-            run = stack.enter_context(contextlib.closing(open_run(recipe, directory, world, device, stop)))
-        except RuntimeError as error:
-            raise _explained(error) from error
+            run = stack.enter_context(
+                contextlib.closing(open_run(recipe, directory, world, device, stop, ledger, watchdog, start))
+            )
+        except (VitDistError, RuntimeError) as error:
+            explained = _explained(error)
+            ledger.end("failed", str(explained))
+            raise explained from (None if explained is error else error)
         try:
-            if _is_done(directory, run):
+            if _is_done(run):
                 if world.is_main:
                     log(f"  {run_dir}: this run is done; give another --run-dir or another seed to train anew")
+                ledger.end("done")
             else:
-                train(run, began)
-        except VitDistError as error:
-            run.fail(str(error))
-            raise
-        except RuntimeError as error:
+                train(run)
+        except (VitDistError, RuntimeError) as error:
             explained = _explained(error)
-            if explained is error:
-                run.fail(f"{type(error).__name__}: {error}")
-            raise explained from error
+            run.fail(str(explained) if isinstance(error, VitDistError) else f"{type(error).__name__}: {explained}")
+            raise explained from (None if explained is error else error)
 
 
-def open_run(recipe: Recipe, directory: RunDir, world: World, device: torch.device, stop: StopRequest) -> Run:
+@contextlib.contextmanager
+def watched(recipe: Recipe, directory: RunDir, world: World, ledger: Ledger) -> Iterator[Watchdog]:
+    """Notice ranks that die or hang, for as long as the block lasts. A collective."""
+    monitor: list[Monitor] = []
+
+    def ended(reason: str) -> None:
+        ledger.end("failed", reason)
+
+    def tell(message: str) -> None:
+        for link in monitor:
+            link.tell(message)
+
+    watchdog = Watchdog(float(recipe.guards.hang.value), directory.stacks, world.rank, tell, ended)
+    if world.size > 1:
+        monitor.append(Monitor(world, _exchange, leave_after_grace(world, ended), lambda: _dump(watchdog)))
+    yield watchdog
+    # Not in a `finally`: a rank that fails is gone for the others, and they must not wait for it.
+    watchdog.close()
+    for link in monitor:
+        link.close()
+
+
+def _exchange(address: tuple[str, int] | None) -> tuple[str, int]:
+    told: list[Any] = [address]
+    torch.distributed.broadcast_object_list(told, 0)
+    host, port = told[0]
+    return str(host), int(port)
+
+
+def _dump(watchdog: Watchdog) -> None:
+    watchdog.dump()
+
+
+def open_run(
+    recipe: Recipe,
+    directory: RunDir,
+    world: World,
+    device: torch.device,
+    stop: StopRequest,
+    ledger: Ledger,
+    watchdog: Watchdog,
+    start: StartUp,
+) -> Run:
     """Everything a run needs, restored to where it was. A collective."""
     model_config, optim, schedule = recipe.model, recipe.optim, recipe.schedule
     assert isinstance(model_config, ModelConfig)
@@ -89,6 +144,8 @@ def open_run(recipe: Recipe, directory: RunDir, world: World, device: torch.devi
     whole = {**identity(recipe), "fingerprint": data.fingerprint}
     if world.is_main:
         _claim(directory, recipe, whole)
+    ledger.begin()
+    start.mark("data")
 
     torch.manual_seed(hash64(recipe.seed, _TAG_WEIGHTS))
     model: Any = model_config.build(num_classes=recipe.data.num_classes, image_size=recipe.data.image_size)
@@ -107,18 +164,53 @@ def open_run(recipe: Recipe, directory: RunDir, world: World, device: torch.devi
         accumulation=plan.accumulation,
     )
     engine: Engine = recipe.engine.build(inputs)  # type: ignore[attr-defined]
-    state, restored_s = TrainState(), time.monotonic()
-    found = checkpoints.restore(directory.checkpoints, engine, whole, world)
-    restored_s = time.monotonic() - restored_s
+    start.mark("model and engine")
+    probe = make_probe(recipe, data.parts[0].manifest, world, recipe.checkpoint.probe)
+    found = checkpoints.restore(
+        directory.checkpoints, engine, whole, world, probe=probe, remote=recipe.checkpoint.remote
+    )
+    state = TrainState()
     if found is not None:
         state = TrainState.load(found.state, data.identity, str(found.path))
+    start.mark("restoring" if found is not None else "probe")
     if world.is_main:
         _announce(recipe, data, plan, engine, world, num_params, checkpointing)
-        if found is not None:
-            log(f"  resumed from step {state.step:,} ({found.path}, {format_seconds(restored_s)})")
+        _announce_restored(found, state, engine)
+    saver = _make_saver(recipe, data, directory, world, ledger)
+    saver.last_step = state.step if found is not None else None
+    before = ledger.before
+    sums = carried(found.marker.get("goodput", {}) if found else {}, before.goodput, before.time, time.time())
+    clock = Clock(recipe, data, world, device, Goodput(sums, start.began), watchdog, start)
     info = _run_info(recipe, data, plan, engine, world, num_params, model_config)
     context = EvalContext(engine, recipe, world, val)
-    return Run(recipe, world, directory, engine, data, plan, context, whole, info, state, stop)
+    return Run(
+        recipe, world, directory, engine, data, plan, context, whole, info, state, stop, ledger, saver, probe, clock
+    )
+
+
+def _make_saver(recipe: Recipe, data: TrainingSet, directory: RunDir, world: World, ledger: Ledger) -> Saver:
+    """The writer of this attempt's checkpoints; removes what dead attempts left half written. A collective."""
+    config, told = recipe.checkpoint, [ledger.token]
+    if world.is_main:
+        sweep(directory.checkpoints)
+    if world.size > 1:
+        torch.distributed.broadcast_object_list(told, 0)
+    every = config.keep_every
+    examples = every and int(every.examples(global_batch=recipe.global_batch, epoch_examples=data.num_samples))
+    retention = Retention(config.keep, examples or None, config.keep_best)
+    return Saver(directory, world, told[0], retention, max_failures=config.max_failures, remote=config.remote)
+
+
+def _announce_restored(found: checkpoints.Restored | None, state: TrainState, engine: Engine) -> None:
+    if found is None:
+        return
+    log(f"  resumed from step {state.step:,} ({found.path})")
+    changes = checkpoints.layout_changes(found.marker["layout"], engine.layout)
+    if changes:
+        log(
+            f"  that checkpoint was written by another layout: {'; '.join(changes)}. Weights and moments are the same "
+            f"bit for bit; what follows may round differently"
+        )
 
 
 def make_plan(recipe: Recipe, data: TrainingSet, world: World) -> Plan:
@@ -220,9 +312,11 @@ def _claim(directory: RunDir, recipe: Recipe, whole: dict[str, Any]) -> None:
         raise RunError(f"{directory.path}: the run directory cannot be written: {error}") from None
 
 
-def _is_done(directory: RunDir, run: Run) -> bool:
-    status = directory.status()
-    return status is not None and status.status == "done" and run.state.step >= run.plan.total_steps
+def _is_done(run: Run) -> bool:
+    told = [run.ledger.before.status == "done" and run.state.step >= run.plan.total_steps]
+    if run.world.size > 1:
+        torch.distributed.broadcast_object_list(told, 0)
+    return told[0]
 
 
 def _announce(
@@ -273,8 +367,10 @@ def _run_info(
     )
 
 
-def _explained(error: RuntimeError) -> Exception:
+def _explained(error: Exception) -> Exception:
     """The error itself, or PeerLostError where it only says that another rank has gone."""
+    if isinstance(error, VitDistError):
+        return error
     signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out waiting")
     if any(sign in str(error) for sign in signs):
         return PeerLostError(f"a peer is gone ({str(error).splitlines()[0][:120]})")

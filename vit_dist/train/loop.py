@@ -7,142 +7,92 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vit_dist.config.load import recipe_yaml
-from vit_dist.config.schema import Recipe
 from vit_dist.core import runlog
-from vit_dist.core.errors import DataError, VitDistError
-from vit_dist.core.events import EventWriter
+from vit_dist.core.errors import DataError
 from vit_dist.core.log import log
-from vit_dist.core.rundir import RunDir
 from vit_dist.core.seeding import hash64
-from vit_dist.core.units import format_seconds
-from vit_dist.core.world import World
 from vit_dist.data.mixup import draw_mix, mix_micro_batches
 from vit_dist.data.reader import Batch, Replacement
-from vit_dist.data.sets import TrainingSet
 from vit_dist.data.stream import TrainStream
-from vit_dist.engines._protocol import Engine, StepResult
-from vit_dist.evals import EvalContext, EvaluatorConfig
+from vit_dist.engines._protocol import StepResult
+from vit_dist.evals import EvaluatorConfig
 from vit_dist.optim import OptimizerConfig, ScheduleConfig
-from vit_dist.train import checkpoints
-from vit_dist.train.cadence import Cadence
+from vit_dist.train import guards
 from vit_dist.train.losses import make_targets
 from vit_dist.train.progress import ProgressLine
+from vit_dist.train.run import Run
+from vit_dist.train.saving import can_rewind, rewind, save
 from vit_dist.train.state import TrainState
 
 _TAG_STEP = 0x53544550  # "STEP"
+_REQUESTS_EVERY_S = 0.5
 
 
-@dataclass
-class StopRequest:
-    """A wish to stop, from a signal; empty while there is none."""
-
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a recipe comes to on this world: steps, and a rank's share of one as accumulation x micro_batch."""
-
-    total_steps: int
-    warmup_steps: int
-    micro_batch: int
-    accumulation: int
-
-
-@dataclass
-class Run:
-    """The collaborators of one attempt, by name."""
-
-    recipe: Recipe
-    world: World
-    directory: RunDir
-    engine: Engine
-    data: TrainingSet
-    plan: Plan
-    evaluation: EvalContext
-    identity: dict[str, Any]
-    info: runlog.RunInfo
-    state: TrainState
-    stop: StopRequest
-    writer: EventWriter | None = None
-
-    def start_log(self) -> None:
-        """Open this attempt's event file, on rank 0. What earlier attempts wrote beyond the restored step is void."""
-        if self.world.is_main:
-            self.writer = EventWriter(self.directory.events, purge_step=self.state.step + 1 if self.state.step else 0)
-            runlog.write_start(self.writer, self.info, recipe_yaml(self.recipe))
-            self.directory.write_status("running", self.state.step, self.state.position)
-
-    def finish(self, status: Literal["done", "stopped", "failed"], reason: str = "") -> None:
-        """Say in the log, then in status.json, how the attempt ended."""
-        if self.writer is not None:
-            step, examples = self.state.step, self.state.position
-            runlog.write_status(
-                self.writer, runlog.RunStatus(status=status, step=step, examples=examples, reason=reason)
-            )
-            self.directory.write_status(status, step, examples, reason)
-
-    def fail(self, reason: str) -> None:
-        """`finish` as failed. The disk may be what failed: then the error that is on its way says so."""
-        with contextlib.suppress(VitDistError):
-            self.finish("failed", reason)
-
-    def close(self) -> None:
-        """Close the event file."""
-        if self.writer is not None:
-            self.writer.close()
-
-
-def train(run: Run, began: float) -> None:
+def train(run: Run) -> None:
     """Train until the horizon, or until a stop is asked for. A collective.
-
-    Args:
-        run: everything that takes part.
-        began: monotonic time at which the attempt began, for the report of the first batch.
 
     Raises:
         DataError: too many samples cannot be decoded.
-        RunError: a checkpoint cannot be written.
+        RunError: checkpoints cannot be written, or the numbers are beyond help.
     """
     run.start_log()
-    state, plan, clock = run.state, run.plan, _Clock(run)
-    if state.step >= plan.total_steps:  # killed between its last checkpoint and saying so
-        with contextlib.closing(ProgressLine(plan.total_steps, state.step, shown=run.world.is_main)) as progress:
-            _evaluate(run, state, clock, progress)
-        run.finish("done")
-        return
+    while not _course(run):
+        rewind(run)
+
+
+def _course(run: Run) -> bool:
+    """Train from where the run stands. True: it has ended; False: it shall be rewound. A collective."""
+    plan, clock, config, state = run.plan, run.clock, run.recipe.guards, run.state
+    requests = _Requests()
     with (
         TrainStream(run.data, run.recipe, run.world, state.position) as stream,
         contextlib.closing(ProgressLine(plan.total_steps, state.step, shown=run.world.is_main)) as progress,
     ):
+        clock.enter("wait")
         for batch, after in stream:
-            clock.batch_came(began)
+            clock.enter("train")
             _seed_step(run, state.step)
-            result = run.engine.train_step(_micro_batches(run, batch), _lr(run, state.step))
-            replaced, stopping = _agree(run, batch.replaced)
-            quarantined = frozenset(r.ordinal for r in replaced)
-            before = state
-            state = run.state = state.advance(position=after.position, applied=result.applied, quarantined=quarantined)
+            limit = guards.loss_limit(config, state.losses)
+            skip_over = limit if config.spike == "skip" else math.inf
+            result = run.engine.train_step(_micro_batches(run, batch), _lr(run, state.step), skip_over=skip_over)
+            agreed = _agree(run, batch.replaced, requests)
+            before, bad = state, frozenset(r.ordinal for r in agreed.replaced)
+            state, spike = guards.after_step(config, state, result, limit, position=after.position, quarantined=bad)
+            run.state = state
             clock.step_done(result)
-            _quarantine(run, replaced, state)
+            _quarantine(run, agreed.replaced, state)
+            if spike or not result.applied:
+                guards.record_bad_step(run, batch, result, spike=spike)
+                if spike and config.spike == "rewind" and can_rewind(run):
+                    return False
             done = state.step >= plan.total_steps
+            if clock.due("checksum", before, state):
+                guards.check_replicas(run.engine, run.world, state.step)
             if clock.due("log", before, state) or done:
-                _log(run, state, result, clock, progress)
+                _log(run, state, result, progress)
             if clock.due("eval", before, state) or done:
-                _evaluate(run, state, clock, progress)
-            if clock.due("save", before, state) or done or stopping:
-                _save(run, state, clock)
-            if done or stopping:
-                run.finish("done" if done else "stopped", "" if done else stopping)
+                _evaluate(run, state, progress)
+            if clock.due("save", before, state) or agreed.save or done or agreed.stop:
+                save(run)
+            if done or agreed.stop:
+                _end(run, "" if done else agreed.stop)
                 break
-    if run.state.step < plan.total_steps and run.world.is_main:
+            clock.enter("wait")
+    return True
+
+
+def _end(run: Run, stopping: str) -> None:
+    """Wait for the last checkpoint, then say how the attempt ended. A collective."""
+    run.clock.enter("save")
+    run.saver.finish()
+    run.finish("stopped" if stopping else "done", stopping)
+    if stopping and run.world.is_main:
         log(f"  stopped at step {run.state.step:,} on {stopping}; the same command goes on from here")
 
 
@@ -168,18 +118,44 @@ def _micro_batches(run: Run, batch: Batch) -> Sequence[tuple[Tensor, Tensor]]:
     return [(batch.images[i : i + size], targets[i : i + size]) for i in range(0, len(batch.images), size)]
 
 
-def _agree(run: Run, replaced: list[Replacement]) -> tuple[list[Replacement], str]:
-    """What any rank met in this step: samples replaced, and a reason to stop or ''. A collective."""
-    reason = run.stop.reason
+@dataclass(frozen=True)
+class _Agreed:
+    """What any rank met in a step, the same on every rank: samples replaced, a wish to save, a reason to stop or ''."""
+
+    replaced: list[Replacement] = field(default_factory=list)
+    save: bool = False
+    stop: str = ""
+
+
+class _Requests:
+    """Looks for the request file, now and then: the file system may be a slow one."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def take(self, run: Run) -> str:
+        """'save', 'stop' or ''; on the first rank only."""
+        now = time.monotonic()
+        if not run.world.is_main or now < self._next:
+            return ""
+        self._next = now + _REQUESTS_EVERY_S
+        return run.directory.take_request()
+
+
+def _agree(run: Run, replaced: list[Replacement], requests: _Requests) -> _Agreed:
+    """What any rank met in this step. A collective."""
+    asked = requests.take(run)
+    reason = run.stop.reason or ("the request file" if asked == "stop" else "")
     if run.world.size == 1:
-        return replaced, reason
-    flags = torch.tensor([bool(replaced), bool(reason)], dtype=torch.int32, device=run.engine.device)
+        return _Agreed(replaced, asked == "save", reason)
+    flags = torch.tensor([bool(replaced), asked == "save", bool(reason)], dtype=torch.int32, device=run.engine.device)
     torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
     if not flags.any():
-        return [], ""
+        return _Agreed()
     everyone: list[Any] = [None] * run.world.size
     torch.distributed.all_gather_object(everyone, (replaced, reason))
-    return [r for part, _ in everyone for r in part], next((why for _, why in everyone if why), "")
+    stop = next((why for _, why in everyone if why), "")
+    return _Agreed([r for part, _ in everyone for r in part], bool(flags[1]), stop)
 
 
 def _quarantine(run: Run, replaced: list[Replacement], state: TrainState) -> None:
@@ -205,8 +181,8 @@ def _quarantine(run: Run, replaced: list[Replacement], state: TrainState) -> Non
         )
 
 
-def _log(run: Run, state: TrainState, result: StepResult, clock: _Clock, progress: ProgressLine) -> None:
-    loss, rate, wait = clock.since_last_log()
+def _log(run: Run, state: TrainState, result: StepResult, progress: ProgressLine) -> None:
+    loss, rate, wait = run.clock.since_last_log()
     epoch = state.position / run.data.num_samples
     if run.writer is not None:
         run.writer.scalars(
@@ -217,95 +193,29 @@ def _log(run: Run, state: TrainState, result: StepResult, clock: _Clock, progres
                 runlog.TRAIN_GRAD_NORM: result.grad_norm,
                 runlog.TRAIN_EXAMPLES_PER_S: rate,
                 runlog.TRAIN_EPOCH: epoch,
-                runlog.PROGRESS_EXAMPLES: state.position,
+                runlog.PROGRESS_EXAMPLES: state.examples,
                 "train/data_wait": wait,
                 "train/skipped_steps": state.skipped,
+                "train/spikes": state.spikes,
                 "train/quarantined": len(state.quarantined),
                 **{f"data/epochs/{name}": epochs for name, epochs in run.data.epochs(state.position).items()},
+                **{f"goodput/{bucket}_s": seconds for bucket, seconds in run.clock.goodput.sums().items()},
+                "goodput/useful": run.clock.goodput.share(),
             },
         )
-        run.directory.write_status("running", state.step, state.position)
+    run.alive()
     progress.update(state.step, {"epoch": epoch, "loss": loss, "img/s": rate})
 
 
-def _evaluate(run: Run, state: TrainState, clock: _Clock, progress: ProgressLine) -> None:
+def _evaluate(run: Run, state: TrainState, progress: ProgressLine) -> None:
     values: dict[str, float] = {}
-    with clock.pause():
-        for evaluator in run.recipe.evaluators:
-            assert isinstance(evaluator, EvaluatorConfig)
-            values.update(evaluator.run(run.evaluation))
+    run.clock.enter("eval")
+    for evaluator in run.recipe.evaluators:
+        assert isinstance(evaluator, EvaluatorConfig)
+        values.update(evaluator.run(run.evaluation))
+    run.clock.enter("train")
+    run.metrics = (state.step, values)
     if values and run.writer is not None:
         run.writer.scalars(state.step, values)
         shown = {name.removeprefix("val/"): value for name, value in values.items()}
         progress.update(state.step, {"epoch": state.position / run.data.num_samples, **shown}, force=True)
-
-
-def _save(run: Run, state: TrainState, clock: _Clock) -> None:
-    with clock.pause():
-        if run.writer is not None:
-            run.writer.flush()  # what the log says must not be behind what the checkpoint holds
-        keep = run.recipe.checkpoint.keep
-        dumped = state.dump(run.data.identity)
-        checkpoints.save(run.directory.checkpoints, run.engine, dumped, run.identity, run.world, keep)
-
-
-class _Clock:
-    """Cadences, throughput and waiting of this attempt. Evaluations and saves do not count as training time."""
-
-    def __init__(self, run: Run) -> None:
-        n, batch = run.data.num_samples, run.recipe.global_batch
-        durations = {"log": run.recipe.log.every, "eval": run.recipe.eval.every, "save": run.recipe.checkpoint.every}
-        self._cadences = {name: Cadence(every, batch, n) for name, every in durations.items()}
-        self._world, self._batch, self._device = run.world, batch, run.engine.device
-        self._waited = self._paused = 0.0
-        self._steps, self._loss = 0, 0.0
-        self._mark = self._idle_since = time.monotonic()
-        self._first = True
-
-    def batch_came(self, began: float) -> None:
-        now = time.monotonic()
-        self._waited += now - self._idle_since
-        if self._first:
-            self._first = False
-            if self._world.is_main:
-                log(f"  first batch {format_seconds(now - began)} after the start")
-
-    def step_done(self, result: StepResult) -> None:
-        self._steps += 1
-        self._loss += result.loss
-        self._idle_since = time.monotonic()
-
-    def due(self, name: str, before: TrainState, after: TrainState) -> bool:
-        cadence = self._cadences[name]
-        due = cadence.due(before.position, after.position)
-        if cadence.every.unit == "seconds" and self._world.size > 1:
-            flag = torch.tensor([due and self._world.is_main], dtype=torch.int32, device=self._device)
-            torch.distributed.broadcast(flag, 0)  # one clock decides for all
-            due = bool(flag)
-        return due
-
-    def pause(self) -> _Pause:
-        return _Pause(self)
-
-    def add_pause(self, seconds: float) -> None:
-        self._paused += seconds
-        self._idle_since = time.monotonic()
-
-    def since_last_log(self) -> tuple[float, float, float]:
-        """Mean loss, examples a second, and the share of time spent waiting for data."""
-        now = time.monotonic()
-        spent = max(1e-9, now - self._mark - self._paused)
-        answer = (self._loss / max(1, self._steps), self._steps * self._batch / spent, min(1.0, self._waited / spent))
-        self._mark, self._waited, self._paused, self._steps, self._loss = now, 0.0, 0.0, 0, 0.0
-        return answer
-
-
-class _Pause:
-    def __init__(self, clock: _Clock) -> None:
-        self._clock = clock
-
-    def __enter__(self) -> None:
-        self._began = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._clock.add_pause(time.monotonic() - self._began)

@@ -17,16 +17,37 @@ class TrainState:
     Attributes:
         step: optimizer steps completed, skipped ones included.
         position: examples consumed: the state of the stream.
-        skipped: steps that the engine did not apply since a gradient was not finite.
+        skipped: steps that the engine did not apply, since a gradient was not finite or the loss was a spike.
         quarantined: ordinals of the samples that could not be decoded so far.
+        losses: of the last applied steps: what a spike is measured against.
+        bad_in_row: steps up to now that were not applied, without one between that was.
+        spikes: steps whose loss was a spike.
+        passed_over: runs of positions [begin, end) that a rewind left out of training.
     """
 
     step: int = 0
     position: int = 0
     skipped: int = 0
     quarantined: frozenset[int] = frozenset()
+    losses: tuple[float, ...] = ()
+    bad_in_row: int = 0
+    spikes: int = 0
+    passed_over: tuple[tuple[int, int], ...] = ()
 
-    def advance(self, *, position: int, applied: bool, quarantined: frozenset[int]) -> TrainState:
+    @property
+    def examples(self) -> int:
+        """Examples that were trained on."""
+        return self.position - sum(end - begin for begin, end in self.passed_over)
+
+    def advance(
+        self,
+        *,
+        position: int,
+        applied: bool,
+        quarantined: frozenset[int],
+        spike: bool = False,
+        losses: tuple[float, ...] = (),
+    ) -> TrainState:
         """The state after one more step."""
         return replace(
             self,
@@ -34,7 +55,19 @@ class TrainState:
             position=position,
             skipped=self.skipped + (not applied),
             quarantined=self.quarantined | quarantined,
+            losses=losses,
+            bad_in_row=0 if applied else self.bad_in_row + 1,
+            spikes=self.spikes + spike,
         )
+
+    def rewound(self, end: int, rewinds_from: int) -> TrainState:
+        """This state of the past, going on at position `end`: what lies between is passed over.
+
+        Args:
+            end: where the stream goes on.
+            rewinds_from: spikes counted so far, this one included.
+        """
+        return replace(self, position=end, passed_over=(*self.passed_over, (self.position, end)), spikes=rewinds_from)
 
     def dump(self, identity: OrderIdentity | MixtureIdentity) -> dict[str, Any]:
         """As plain data, with the order that the position belongs to."""
@@ -53,4 +86,13 @@ class TrainState:
                 f"{where}: its position belongs to another order of examples ({'; '.join(changes)}); going on would "
                 f"repeat some and leave out others. Restore those settings or start in another --run-dir"
             )
-        return cls(raw["step"], raw["position"], raw["skipped"], frozenset(raw["quarantined"]))
+        return cls(
+            raw["step"],
+            raw["position"],
+            raw["skipped"],
+            frozenset(raw["quarantined"]),
+            tuple(raw["losses"]),
+            raw["bad_in_row"],
+            raw["spikes"],
+            tuple((begin, end) for begin, end in raw["passed_over"]),
+        )

@@ -1,0 +1,134 @@
+"""Which elements of which parameter lie where in DeepSpeed's flat fp32 partitions, for ZeRO 1 to 3.
+
+DeepSpeed keeps master weights and moments as flat tensors, cut over the ranks. Stages 1 and 2 leave on each
+parameter the run of it that this rank owns (`_hp_mapping`); stage 3 cuts every parameter into equal runs and knows
+their places (`grad_position`). Padding is zero, stays zero and is not saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vit_dist.core.world import World
+from vit_dist.engines._slices import (
+    BUFFER,
+    WEIGHT,
+    EngineState,
+    Scalars,
+    Slice,
+    Source,
+    buffers,
+    load_whole,
+    restore_scalars,
+    split_state,
+)
+
+
+@dataclass(frozen=True)
+class _Fragment:
+    """Elements [start, start + size) of a parameter are elements [offset, offset + size) of the tensor `flat`."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
+    flat: Tensor
+    offset: int
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The fragment's place in a tensor shaped as `flat`: weights or a moment."""
+        return tensor.detach().narrow(0, self.offset, self.size)
+
+
+def zero_state(module: nn.Module, optimizer: Any, stage: int, world: World) -> EngineState:
+    """This rank's part of weights and moments."""
+    slices: list[Slice] = []
+    scalars: Scalars = {}
+    for part in _fragments(module, optimizer, stage, world):
+        slices.append(Slice(WEIGHT, part.name, part.shape, part.start, part.of(part.flat)))
+        moments, scalars[part.name] = split_state(optimizer.optimizer.state.get(part.flat, {}))
+        slices += [Slice(kind, part.name, part.shape, part.start, part.of(m)) for kind, m in moments.items()]
+    for name, shape, start, data in _frozen(module, stage, world):
+        slices.append(Slice(WEIGHT, name, shape, start, data))
+    if world.is_main:
+        slices += [Slice(BUFFER, name, tuple(b.shape), 0, b.detach().reshape(-1)) for name, b in buffers(module)]
+    return EngineState(slices, scalars)
+
+
+def load_zero_state(module: nn.Module, optimizer: Any, stage: int, world: World, source: Source) -> None:
+    """Fill this rank's partitions from a checkpoint, and derive the weights that are computed with. A collective."""
+    if stage == 3:
+        optimizer.checkpoint_event_prologue()
+    for part in _fragments(module, optimizer, stage, world):
+        part.of(part.flat).copy_(source.read(WEIGHT, part.name, part.start, part.start + part.size))
+        state = optimizer.optimizer.state[part.flat]
+        for kind in source.kinds(part.name):
+            if kind not in state:
+                state[kind] = torch.zeros_like(part.flat)
+            part.of(state[kind]).copy_(source.read(kind, part.name, part.start, part.start + part.size))
+        restore_scalars(state, source.scalars(part.name), part.flat, optimizer.optimizer.defaults)
+    for name, _, start, data in _frozen(module, stage, world, everywhere=True):
+        data.copy_(source.read(WEIGHT, name, start, start + data.numel()))
+    for name, buffer in buffers(module):
+        load_whole(buffer, source, BUFFER, name)
+    if stage == 3:
+        _refresh_stage_3(optimizer)
+    else:
+        optimizer.update_lp_params()
+
+
+def _refresh_stage_3(optimizer: Any) -> None:
+    flats = zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_partitioned_groups_flat, strict=True)
+    for i, (master, computed) in enumerate(flats):
+        computed.data.copy_(master.data)
+        groups = optimizer.fp16_partitioned_groups[i]
+        for partition, view in zip(groups, optimizer.unflatten(computed, groups), strict=True):
+            partition.data = view.data
+    optimizer.checkpoint_event_epilogue()  # gathers the small parameters that are kept whole
+
+
+def _fragments(module: nn.Module, optimizer: Any, stage: int, world: World) -> Iterator[_Fragment]:
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        p: Any = parameter
+        if stage == 3:
+            group, offset, size = optimizer.grad_position[optimizer.get_param_id(p)]
+            start = world.rank * size
+            size = min(size, p.ds_numel - start)
+            if size > 0:
+                flat = optimizer.fp32_partitioned_groups_flat[group]
+                yield _Fragment(name, tuple(p.ds_shape), start, size, flat, offset)
+        elif p._hp_mapping is not None:
+            mapping = p._hp_mapping
+            flat = _flat_partitions(optimizer)[mapping.param_group_index]
+            at, here = mapping.lp_fragment_address, mapping.hp_fragment_address
+            yield _Fragment(name, tuple(p.shape), at.start, at.numel, flat, here.start)
+
+
+def _flat_partitions(optimizer: Any) -> Any:
+    # Stage 1 in bf16 is another class of DeepSpeed than stage 1 in fp32 and stage 2.
+    bf16 = getattr(optimizer, "fp32_groups_flat_partition", None)
+    return optimizer.single_partition_of_fp32_groups if bf16 is None else bf16
+
+
+def _frozen(
+    module: nn.Module, stage: int, world: World, *, everywhere: bool = False
+) -> Iterator[tuple[str, tuple[int, ...], int, Tensor]]:
+    """Parameters that no optimizer holds: (name, shape, start, view), on stages 1 and 2 of the first rank alone."""
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            continue
+        p: Any = parameter
+        if stage == 3:
+            own = p.ds_tensor.detach().reshape(-1)
+            start = world.rank * own.numel()
+            if start < p.ds_numel:
+                yield name, tuple(p.ds_shape), start, own[: p.ds_numel - start]
+        elif world.is_main or everywhere:
+            yield name, tuple(p.shape), 0, p.detach().view(-1)

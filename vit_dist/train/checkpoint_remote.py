@@ -1,0 +1,166 @@
+"""Copies of checkpoints on object storage: sent in the background, marker last; fetched where there is no local one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from vit_dist.core.errors import CheckpointError, DataError
+from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, read_bytes, redact, write_bytes
+from vit_dist.core.log import log
+from vit_dist.train.checkpoint_store import MARKER, Retention, Saved, summaries
+
+_IN_FLIGHT = 4
+
+
+class Uploader:
+    """Copies committed checkpoints to a URL, one at a time; of those that wait only the newest is sent.
+
+    Args:
+        root: the run's checkpoints.
+        remote: URL of the directory that shall hold the copies.
+        retention: which copies stay.
+    """
+
+    def __init__(self, root: Path, remote: str, retention: Retention) -> None:
+        self._root, self._remote, self._retention = root, remote.rstrip("/"), retention
+        self._waiting: Path | None = None
+        self._failed: Path | None = None
+        self._wake = threading.Condition()
+        self._busy = False
+        self._thread: threading.Thread | None = None
+
+    def submit(self, checkpoint: Path) -> None:
+        """Copy this checkpoint when the one on its way is there."""
+        with self._wake:
+            self._waiting = checkpoint
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="upload", daemon=True)
+                self._thread.start()
+            self._wake.notify_all()
+
+    def finish(self, timeout_s: float = 600.0) -> None:
+        """Wait until nothing is on its way. A copy that failed is tried once more, then left."""
+        with self._wake:
+            self._wake.wait_for(lambda: not self._busy and self._waiting is None, timeout_s)
+            again = self._failed
+        if again is not None:
+            self.submit(again)
+            with self._wake:
+                self._wake.wait_for(lambda: not self._busy and self._waiting is None, timeout_s)
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._waiting is not None)
+                checkpoint, self._waiting, self._busy = self._waiting, None, True
+            assert checkpoint is not None
+            try:
+                upload(checkpoint, self._remote)
+                self._prune()
+                self._failed = None
+            except FileNotFoundError:
+                self._failed = None  # retention took it meanwhile; a newer one is coming
+            except Exception as error:
+                self._failed = checkpoint
+                log(
+                    f"  {redact(self._remote)}: {checkpoint.name} COULD NOT BE COPIED: {redact(str(error))}. Training "
+                    f"goes on; the local checkpoint is whole, and the next one is tried again"
+                )
+            with self._wake:
+                self._busy = False
+                self._wake.notify_all()
+
+    def _prune(self) -> None:
+        there = {name: step for name in remote_steps(self._remote) if (step := int(name.removeprefix("step-"))) >= 0}
+        known = {s.step: s for s in summaries(self._root)}
+        # What is no longer here is judged by its step alone.
+        saved = [known.get(step) or _remote_summary(self._remote, name) for name, step in there.items()]
+        kept = self._retention.kept([s for s in saved if s is not None])
+        fs, root = file_system(self._remote)
+        for name, step in there.items():
+            if step not in kept:
+                with contextlib.suppress(FileNotFoundError):
+                    fs.rm_file(f"{root}/{name}/{MARKER}")
+                fs.rm(f"{root}/{name}", recursive=True)
+
+
+def upload(checkpoint: Path, remote: str) -> None:
+    """Copy a checkpoint, several files in flight, its marker last.
+
+    Raises:
+        DataError: the store refused, or is away.
+        FileNotFoundError: the checkpoint has gone meanwhile.
+    """
+    marker = json.loads((checkpoint / MARKER).read_text())
+    base = join_url(remote, checkpoint.name)
+    fs, root = file_system(base)
+
+    def put(name: str) -> None:
+        with explained(join_url(base, name), "written"):
+            fs.put_file(str(checkpoint / name), f"{root}/{name}")
+
+    if not is_remote(remote):
+        local_path(base).mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(_IN_FLIGHT, "upload") as pool:
+        for done in [pool.submit(put, name) for name in sorted(marker["files"])]:
+            done.result()
+    write_bytes(join_url(base, MARKER), json.dumps(marker, indent=1).encode())
+
+
+def remote_steps(remote: str) -> list[str]:
+    """Names of the checkpoints whose copies are complete, the newest first.
+
+    Raises:
+        DataError: the store cannot be asked: that is not the same as holding nothing.
+    """
+    fs, root = file_system(remote.rstrip("/"))
+    with explained(remote, "listed"):
+        fs.invalidate_cache()
+        try:
+            found = fs.find(root)
+        except FileNotFoundError:
+            return []
+    names = {path.split("/")[-2] for path in found if path.endswith(f"/{MARKER}")}
+    return sorted((n for n in names if n.startswith("step-")), reverse=True)
+
+
+def fetch(remote: str, name: str, root: Path) -> Path:
+    """Bring one checkpoint here, under its own name when all of it is.
+
+    Raises:
+        DataError: the store cannot be read.
+        CheckpointError: its marker is not one.
+    """
+    base, partial, final = join_url(remote.rstrip("/"), name), root / f".fetch-{name}", root / name
+    try:
+        content = read_bytes(join_url(base, MARKER))
+        files: dict[str, Any] = json.loads(content)["files"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{redact(base)}: its {MARKER} cannot be read: {error}") from None
+    partial.mkdir(parents=True, exist_ok=True)
+    fs, there = file_system(base)
+
+    def get(name: str) -> None:
+        with explained(join_url(base, name), "read"):
+            fs.get_file(f"{there}/{name}", str(partial / name))
+
+    with ThreadPoolExecutor(_IN_FLIGHT, "fetch") as pool:
+        for done in [pool.submit(get, name) for name in sorted(files)]:
+            done.result()
+    write_bytes(str(partial / MARKER), content)
+    partial.rename(final)
+    return final
+
+
+def _remote_summary(remote: str, name: str) -> Saved | None:
+    try:
+        marker = json.loads(read_bytes(join_url(join_url(remote, name), MARKER)))
+        state = marker["state"]
+        return Saved(int(state["step"]), int(state["position"]), dict(marker.get("metrics", {})))
+    except (DataError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,305 @@
+"""Saving while training goes on: a copy to host memory blocks, the disk and object storage do not.
+
+Every rank writes its part in a thread of its own, and a small `.done.json` beside it when it is on the disk. A thread
+of the first rank waits for all of them, writes the marker, makes sure that the run is still this attempt's, and
+renames the directory: that is the commit, and it needs no collective. What became of a save is agreed on when the
+next one begins, or at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vit_dist import __version__
+from vit_dist.core.errors import RunError, VitDistError
+from vit_dist.core.files import write_bytes
+from vit_dist.core.log import log
+from vit_dist.core.rundir import RunDir
+from vit_dist.core.units import format_bytes, format_seconds
+from vit_dist.core.world import World
+from vit_dist.engines._protocol import Engine
+from vit_dist.train.checkpoint_format import Snapshot
+from vit_dist.train.checkpoint_remote import Uploader
+from vit_dist.train.checkpoint_store import (
+    FORMAT,
+    MARKER,
+    Retention,
+    committed,
+    drop_after,
+    prune,
+    rank_file,
+    remove,
+    shortage,
+    step_name,
+    sync_directory,
+)
+
+_POLL_S = 0.02
+_PEERS_TIMEOUT_S = 1800.0
+
+
+class FencedError(RunError):
+    """A later attempt owns the run directory: this one must not write to it."""
+
+    exit_code = 72
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint says beside weights and moments; all plain data.
+
+    Attributes:
+        state: the train state; `step` names the directory.
+        recipe: the identity of the recipe.
+        layout: what wrote it.
+        extras: further entries of the marker: probe, metrics, goodput.
+    """
+
+    state: dict[str, Any]
+    recipe: dict[str, Any]
+    layout: dict[str, Any]
+    extras: dict[str, Any]
+
+
+class Saver:
+    """Writes the checkpoints of one attempt, on one rank.
+
+    Args:
+        directory: of the run, shared by all ranks.
+        world: this rank's place.
+        token: of the attempt; see RunDir.take_over.
+        retention: which checkpoints stay.
+        max_failures: so many failed saves in a row end the run.
+        remote: URL under which checkpoints are copied, or ''.
+        background: False writes before `save` returns, for measurements.
+    """
+
+    def __init__(
+        self,
+        directory: RunDir,
+        world: World,
+        token: str,
+        retention: Retention,
+        *,
+        max_failures: int = 3,
+        remote: str = "",
+        background: bool = True,
+    ) -> None:
+        self._directory, self._world, self._token, self._retention = directory, world, token, retention
+        self._root = directory.checkpoints
+        self._max_failures, self._failures, self._background = max_failures, 0, background
+        self._memory: torch.Tensor | None = None
+        self._threads: list[threading.Thread] = []
+        self._problem = ""  # of this rank's writing
+        self._verdict = ""  # of the commit, on the first rank
+        self._fenced = False
+        self._abort = threading.Event()
+        self._pending: int | None = None
+        self.last_step: int | None = None
+        self.blocked_s = self.wrote_s = 0.0
+        self.uploader = Uploader(self._root, remote, retention) if remote and world.is_main else None
+
+    def save(self, engine: Engine, contents: Contents) -> None:
+        """Begin to write a checkpoint; returns when the state may change. A collective.
+
+        A save that cannot begin, or that failed since the last call, is shouted and counted.
+
+        Raises:
+            RunError: `max_failures` saves in a row have failed.
+            FencedError: a later attempt owns the run directory.
+        """
+        began = time.monotonic()
+        self.settle()
+        step = int(contents.state["step"])
+        snapshot = Snapshot(engine.state(), self._memory)
+        self._memory = snapshot.memory
+        # Ranks hold about the same share; the first one's stands for all.
+        short = shortage(self._root, int(1.05 * snapshot.num_bytes * self._world.size)) if self._world.is_main else ""
+        if self._agreed(short, step):
+            return
+        partial = self._root / f".{step_name(step)}.{self._token[:8]}.partial"
+        self._pending, self._problem, self._verdict = step, "", ""
+        self._abort.clear()
+        self._start(lambda: self._write(snapshot, partial))
+        if self._world.is_main:
+            self._start(lambda: self._commit(partial, contents, time.monotonic()))
+        if not self._background:
+            self.settle()
+        self.blocked_s = time.monotonic() - began
+
+    def settle(self) -> None:
+        """Wait for the save under way, and agree on what became of it. A collective where there is one.
+
+        Raises:
+            RunError, FencedError: see `save`.
+        """
+        if self._pending is None:
+            return
+        step, self._pending = self._pending, None
+        self._threads[0].join()
+        problem = next((p for p in _gather(self._problem, self._world) if p), "")
+        if self._world.is_main:
+            if problem:
+                self._abort.set()
+            self._threads[1].join()
+        self._threads.clear()
+        if not self._agreed(problem or self._verdict, step):
+            self._failures, self.last_step = 0, step
+
+    def finish(self) -> None:
+        """Wait for everything under way, uploads included, at the end of an attempt. A collective.
+
+        Raises:
+            RunError: the last checkpoint could not be written.
+            FencedError: see `save`.
+        """
+        self.settle()
+        if self.uploader is not None:
+            self.uploader.finish()
+        if self._failures:
+            raise RunError(
+                f"{self._root}: the last checkpoint could not be written, see above; the ones before it are whole. "
+                f"Free space or repair the storage and start the run again"
+            )
+
+    def covers(self, step: int) -> bool:
+        """Whether the state after this step is saved, or on its way."""
+        return step in (self._pending, self.last_step)
+
+    def rewind_to(self, step: int) -> None:
+        """Forget the checkpoints beyond `step`. A collective."""
+        if self._world.is_main:
+            drop_after(self._root, step)
+        self.last_step = step
+        if self._world.size > 1:
+            torch.distributed.barrier()
+
+    def _agreed(self, problem: str, step: int) -> bool:
+        """Whether there is a problem, the same on every rank; shouts and counts it."""
+        told = [problem, self._fenced]
+        if self._world.size > 1:
+            torch.distributed.broadcast_object_list(told, 0)
+        problem, fenced = str(told[0]), bool(told[1])
+        if fenced:
+            raise FencedError(problem)
+        if not problem:
+            return False
+        self._failures += 1
+        if self._world.is_main:
+            log(
+                f"  CHECKPOINT FAILED at step {step:,}: {problem}. Training goes on; what was saved before is whole. "
+                f"Failure {self._failures} of {self._max_failures} in a row"
+            )
+        if self._failures >= self._max_failures:
+            raise RunError(
+                f"{self._root}: {self._failures} checkpoints in a row could not be written, the last since {problem}; "
+                f"going on would lose more than it gains (checkpoint.max_failures). Free space or repair the storage "
+                f"and start the run again"
+            )
+        return True
+
+    def _start(self, work: Callable[[], None]) -> None:
+        thread = threading.Thread(target=work, name="checkpoint", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _write(self, snapshot: Snapshot, partial: Path) -> None:
+        """This rank's part, then the word that it is there."""
+        name = rank_file(self._world.rank)
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            digest = snapshot.write(partial / name)
+            done = {"bytes": snapshot.num_bytes, "xxh128": digest}
+            write_bytes(str(partial / f"{name}.done.json"), json.dumps(done).encode())
+        except Exception as error:  # whatever it was, the other ranks must hear of it
+            self._problem = f"rank {self._world.rank}: {type(error).__name__}: {error}"
+
+    def _commit(self, partial: Path, contents: Contents, began: float) -> None:
+        try:
+            files = self._wait_for_parts(partial, began)
+            marker = {
+                "format": FORMAT,
+                "vit_dist": __version__,
+                "layout": contents.layout,
+                "recipe": contents.recipe,
+                "state": contents.state,
+                "files": files,
+                **contents.extras,
+            }
+            write_bytes(str(partial / MARKER), json.dumps(marker, indent=1).encode())
+            for name in files:
+                (partial / f"{name}.done.json").unlink()
+            final = self._root / step_name(int(contents.state["step"]))
+            self._check_owner()
+            if final.exists():  # an attempt before this one got as far, and its step was passed over as damaged
+                remove(final) if (final / MARKER).exists() else shutil.rmtree(final)
+            partial.rename(final)
+            sync_directory(self._root)
+            self.wrote_s = time.monotonic() - began
+        except FencedError as error:
+            self._fenced, self._verdict = True, str(error)
+            shutil.rmtree(partial, ignore_errors=True)
+            return
+        except Exception as error:
+            self._verdict = f"{error}" if isinstance(error, VitDistError) else f"{type(error).__name__}: {error}"
+            shutil.rmtree(partial, ignore_errors=True)
+            return
+        try:
+            prune(self._root, self._retention)
+        except OSError as error:  # the checkpoint is there: an old one too many is no failure of it
+            log(f"  {self._root}: an old checkpoint could not be removed: {error}")
+        if self.uploader is not None:
+            self.uploader.submit(final)
+
+    def _wait_for_parts(self, partial: Path, began: float) -> dict[str, dict[str, Any]]:
+        files: dict[str, dict[str, Any]] = {}
+        while len(files) < self._world.size:
+            for rank in range(self._world.size):
+                name = rank_file(rank)
+                done = partial / f"{name}.done.json"
+                if name not in files and done.exists():
+                    files[name] = json.loads(done.read_text())
+            if len(files) < self._world.size:
+                if self._abort.wait(_POLL_S) or self._problem:
+                    raise RunError(self._problem or "another rank could not write its part")
+                if time.monotonic() - began > _PEERS_TIMEOUT_S:
+                    missing = [r for r in range(self._world.size) if rank_file(r) not in files]
+                    raise RunError(
+                        f"ranks {missing[:8]} have not written their parts in {format_seconds(_PEERS_TIMEOUT_S)}"
+                    )
+        return files
+
+    def _check_owner(self) -> None:
+        owner = self._directory.owner()
+        if owner.get("token") != self._token:
+            raise FencedError(
+                f"{self._directory.path}: attempt {owner.get('attempt')} on {owner.get('host')} (process "
+                f"{owner.get('pid')}) has taken this run over; this attempt ends without writing. If both are yours, "
+                f"stop one of them"
+            )
+
+
+def describe(root: Path) -> str:
+    """The newest checkpoint for people: its step, parts and size."""
+    newest = committed(root)
+    if not newest:
+        return "no checkpoint"
+    size = sum(f.stat().st_size for f in newest[0].iterdir())
+    return f"{newest[0].name}, {format_bytes(size)}"
+
+
+def _gather(problem: str, world: World) -> list[str]:
+    if world.size == 1:
+        return [problem]
+    everyone: list[Any] = [None] * world.size
+    torch.distributed.all_gather_object(everyone, problem)
+    return everyone

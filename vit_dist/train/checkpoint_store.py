@@ -1,0 +1,177 @@
+"""The directory of a run's checkpoints: which are committed, which are whole, which may go.
+
+step-0000001000/            a checkpoint
+  rank-00000.safetensors    a rank's part
+  COMMITTED.json            written last: sizes and checksums of the parts, the train state, what wrote it
+.step-....partial/          one that is being written, or was when its attempt died
+No `latest` file exists to point at the wrong one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vit_dist.core.units import format_bytes
+from vit_dist.core.world import World
+from vit_dist.train.checkpoint_format import checksum
+
+MARKER = "COMMITTED.json"
+FORMAT = 2
+_MAPPINGS = ("layout", "recipe", "state", "files")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What retention looks at: a checkpoint's step, the examples before it, and what was measured at it."""
+
+    step: int
+    examples: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay.
+
+    Attributes:
+        keep: so many of the newest.
+        every_examples: the first at or past each multiple of this many examples, for ever; None: none.
+        best: the one with the best value of this metric ('loss' in its name: the lowest, else the highest).
+    """
+
+    keep: int = 2
+    every_examples: int | None = None
+    best: str = ""
+
+    def kept(self, saved: Sequence[Saved]) -> set[int]:
+        """The steps that stay, of those given."""
+        ordered = sorted(saved, key=lambda s: s.step)
+        steps = {s.step for s in ordered[-self.keep :]}
+        if self.every_examples:
+            multiple = 0
+            for s in ordered:
+                if s.examples // self.every_examples > multiple:
+                    steps.add(s.step)
+                multiple = s.examples // self.every_examples
+        rated = [s for s in ordered if self.best in s.metrics]
+        if self.best and rated:
+            sign = -1 if "loss" in self.best else 1
+            steps.add(max(rated, key=lambda s: (sign * s.metrics[self.best], s.step)).step)
+        return steps
+
+
+def step_name(step: int) -> str:
+    """Name of a checkpoint's directory."""
+    return f"step-{step:010d}"
+
+
+def rank_file(rank: int) -> str:
+    """Name of a rank's part."""
+    return f"rank-{rank:05d}.safetensors"
+
+
+def committed(root: Path) -> list[Path]:
+    """Committed checkpoints, the newest step first."""
+    return sorted((p.parent for p in root.glob(f"step-*/{MARKER}")), reverse=True)
+
+
+def read_marker(path: Path) -> tuple[dict[str, Any], str]:
+    """What a checkpoint's marker says, and what is wrong with it or ''."""
+    try:
+        marker = json.loads((path / MARKER).read_text())
+        if marker["format"] != FORMAT:
+            return {}, f"it is of format {marker['format']}, this version reads {FORMAT}"
+        for key in _MAPPINGS:
+            if not isinstance(marker[key], dict):
+                raise ValueError(f"{key} is not a mapping")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {}, f"{MARKER} cannot be read: {type(error).__name__}: {error}"
+    return marker, ""
+
+
+def verify_share(path: Path, marker: dict[str, Any], world: World) -> str:
+    """What is wrong with the files that fall to this rank to check, or ''."""
+    for name in sorted(marker["files"])[world.rank :: world.size]:
+        entry, file = marker["files"][name], path / name
+        try:
+            size = file.stat().st_size
+            if size != entry["bytes"]:
+                return f"{name} has {size} bytes, {entry['bytes']} were written"
+            if checksum(file) != entry["xxh128"]:
+                return f"{name} does not match its checksum"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except (OSError, KeyError, TypeError) as error:
+            return f"{name} cannot be read: {error}"
+    return ""
+
+
+def summaries(root: Path) -> list[Saved]:
+    """What retention needs to know of every committed checkpoint whose marker can be read."""
+    found = []
+    for path in committed(root):
+        marker, problem = read_marker(path)
+        if not problem:
+            state = marker["state"]
+            found.append(Saved(int(state["step"]), int(state["position"]), dict(marker.get("metrics", {}))))
+    return found
+
+
+def prune(root: Path, retention: Retention) -> None:
+    """Remove what retention lets go. One whose marker cannot be read is left for people to look at.
+
+    Raises:
+        OSError: a directory cannot be removed.
+    """
+    saved = summaries(root)
+    kept = retention.kept(saved)
+    for s in saved:
+        if s.step not in kept:
+            remove(root / step_name(s.step))
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint, its marker first: half removed, it must not look committed."""
+    with contextlib.suppress(FileNotFoundError):
+        (path / MARKER).unlink()
+    shutil.rmtree(path)
+
+
+def drop_after(root: Path, step: int) -> None:
+    """Remove the checkpoints of a course that was given up: all beyond `step`."""
+    for path in committed(root):
+        if int(path.name.removeprefix("step-")) > step:
+            remove(path)
+
+
+def sweep(root: Path) -> None:
+    """Remove what attempts left that died while they wrote."""
+    for pattern in (".step-*.partial", ".fetch-*"):
+        for old in root.glob(pattern):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def shortage(root: Path, needed: int) -> str:
+    """Why `needed` bytes do not fit on the disk of the checkpoints, or ''."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(root).free
+    except OSError as error:
+        return f"{root}: {error.strerror}"
+    return f"{format_bytes(free)} are free, {format_bytes(needed)} are needed" if free < needed else ""
+
+
+def sync_directory(path: Path) -> None:
+    """Write a directory's entries through to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,162 @@
+"""What watches over a run's numbers: losses and gradients that are not finite, loss spikes, ranks that drift apart."""
+
+from __future__ import annotations
+
+import json
+import math
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vit_dist.config.schema import GuardConfig
+from vit_dist.core.errors import RunError
+from vit_dist.core.log import log
+from vit_dist.core.rundir import RunDir
+from vit_dist.core.world import World
+from vit_dist.data.reader import Batch
+from vit_dist.data.sets import TrainingSet
+from vit_dist.engines._protocol import Engine, StepResult
+from vit_dist.train.run import Run
+from vit_dist.train.state import TrainState
+
+_LEAST_LOSSES = 16
+_MOST_KEYS = 64
+
+
+def loss_limit(config: GuardConfig, losses: tuple[float, ...]) -> float:
+    """The loss above which a step is a spike: median + z * 1.4826 * MAD of the last losses; inf while there are few.
+
+    The scale is at least a hundredth of the median, lest a run whose loss has come to rest calls every ripple a spike.
+    1.4826 makes the median absolute deviation a standard deviation where losses are normal.
+    """
+    if config.spike == "off" or len(losses) < _LEAST_LOSSES:
+        return math.inf
+    middle = median(losses)
+    scale = 1.4826 * median(abs(loss - middle) for loss in losses)
+    return middle + config.spike_z * max(scale, 0.01 * abs(middle))
+
+
+def after_step(
+    config: GuardConfig,
+    state: TrainState,
+    result: StepResult,
+    limit: float,
+    *,
+    position: int,
+    quarantined: frozenset[int],
+) -> tuple[TrainState, bool]:
+    """The state after a step, and whether the step was a spike."""
+    finite = math.isfinite(result.loss)
+    spike = finite and result.loss > limit
+    remembered = state.losses
+    if finite and result.applied:
+        remembered = (*state.losses, result.loss)[-config.spike_window :]
+    after = state.advance(
+        position=position,
+        applied=result.applied,
+        spike=spike,
+        quarantined=quarantined,
+        losses=remembered if config.spike != "off" else (),
+    )
+    return after, spike
+
+
+def check_in_row(config: GuardConfig, state: TrainState, where: RunDir) -> None:
+    """Stop a run that does not apply its steps any more.
+
+    Raises:
+        RunError: so many in a row.
+    """
+    if state.bad_in_row >= config.max_in_row:
+        raise RunError(
+            f"the last {state.bad_in_row} steps, up to step {state.step}, were not applied: their loss or gradient was "
+            f"not finite, or they were skipped as spikes; weights are those of step {state.step - state.bad_in_row}. "
+            f"The examples' keys are in {where.nonfinite}; try a lower optim.lr, gradient clipping or precision=fp32, "
+            f"or raise guards.max_in_row"
+        )
+
+
+def record_bad_step(run: Run, batch: Batch, result: StepResult, *, spike: bool) -> None:
+    """Write down which examples a bad step was made of; stop where it is one too many. A collective.
+
+    Raises:
+        RunError: too many steps in a row were not applied.
+    """
+    ordinals, world, state = batch.ordinals.tolist(), run.world, run.state
+    everyone: list[Any] = [ordinals]
+    if world.size > 1:
+        everyone = [None] * world.size
+        torch.distributed.all_gather_object(everyone, ordinals)
+    if world.is_main:
+        together = sorted(o for part in everyone for o in part)
+        what = "loss spike" if spike else "the loss or a gradient is not finite"
+        left_out = "" if result.applied else ", the step was not applied"
+        numbers = f"loss {result.loss:.6g}, gradient norm {result.grad_norm:.6g}"
+        log(f"  step {state.step:,}: {what}{left_out} ({numbers})")
+        entry = {
+            "step": state.step,
+            "reason": "spike" if spike else "not finite",
+            "loss": _plain(result.loss),
+            "grad_norm": _plain(result.grad_norm),
+            "applied": result.applied,
+            "keys": _keys(run.data, together[:_MOST_KEYS]),
+            "ordinals": together,
+        }
+        with run.directory.nonfinite.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+    check_in_row(run.recipe.guards, state, run.directory)
+
+
+def _plain(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)  # JSON knows no NaN
+
+
+def _keys(data: TrainingSet, ordinals: list[int]) -> list[str]:
+    """Keys of samples; of large batches the first ones only, since each may take an index of its own to be read."""
+    keys = []
+    for ordinal in ordinals:
+        part = [p for p in data.parts if p.first_ordinal <= ordinal][-1]
+        first = part.manifest.first_ordinals
+        inner = ordinal - part.first_ordinal
+        shard = int(np.searchsorted(first[: len(part.manifest.counts)], inner, side="right")) - 1
+        try:
+            keys.append(part.manifest.read_index(shard).key(inner - int(first[shard])))
+        except Exception:  # the index may be away just now: the ordinal is there
+            keys.append(f"#{ordinal}")
+    return keys
+
+
+def checksum(engine: Engine) -> Tensor:
+    """One number for what is replicated, sensitive to every bit and every place. int64 [1]."""
+    total = torch.zeros(1, dtype=torch.int64, device=engine.device)
+    for place, (_, tensor) in enumerate(engine.replicated()):
+        flat = tensor.detach().reshape(-1)
+        bits = flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
+        weights = torch.arange(1, len(bits) + 1, device=bits.device, dtype=torch.int64)
+        total += (bits.to(torch.int64) * weights).sum() * (2 * place + 1)
+    return total
+
+
+def check_replicas(engine: Engine, world: World, step: int) -> None:
+    """Compare what must be the same on every rank. A collective.
+
+    Raises:
+        RunError: on every rank, naming those that differ from most.
+    """
+    if world.size == 1:
+        return
+    own = checksum(engine)
+    gathered = [torch.zeros_like(own) for _ in range(world.size)]
+    torch.distributed.all_gather(gathered, own)
+    sums = [int(t) for t in gathered]
+    usual = max(set(sums), key=sums.count)
+    strange = [rank for rank, value in enumerate(sums) if value != usual]
+    if strange:
+        raise RunError(
+            f"after step {step} the weights of ranks {strange} differ from those of the others: memory, a link or a "
+            f"kernel is at fault there. The checkpoints before are whole; start the run again, without the nodes of "
+            f"these ranks if it happens twice"
+        )

@@ -1,0 +1,225 @@
+"""A rank that dies takes the others down within seconds, and a rank that hangs leaves its stacks behind.
+
+Collectives wait for a dead peer for minutes. So every rank keeps one TCP connection to the first rank, on which
+hardly anything is ever said: when a process dies its kernel closes the connection, when a node dies keep-alive finds
+out in some ten seconds. The first rank tells the others. Ranks that end as they should say so before they hang up.
+This needs no parent of ours: it is the same under srun, torchrun or `vit-dist train --nproc`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vit_dist.core.log import log
+from vit_dist.core.units import format_seconds
+from vit_dist.core.world import World
+
+PEER_LOST_CODE = 70
+HANG_CODE = 71
+_GRACE_S = 2.0  # a rank that meets the same error as the one that is gone gets to say so itself
+_CONNECT_S = 60.0
+
+
+class Monitor:
+    """This rank's link to the others.
+
+    Args:
+        world: this rank's place.
+        exchange: hands the first rank's (host, port) to every rank: a collective.
+        lost: called once, from a thread, with what happened; it ends the process.
+        asked_for_stacks: called from a thread when another rank hangs.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        exchange: Callable[[tuple[str, int] | None], tuple[str, int]],
+        lost: Callable[[str], None],
+        asked_for_stacks: Callable[[], None],
+    ) -> None:
+        self._world, self._lost, self._asked = world, lost, asked_for_stacks
+        self._closing = False
+        self._links: list[socket.socket] = []
+        if world.is_main:
+            server = socket.create_server(("", 0), backlog=world.size)
+            exchange((os.environ.get("MASTER_ADDR", "127.0.0.1"), int(server.getsockname()[1])))
+            work: Callable[[], None] = lambda: self._serve(server)  # noqa: E731
+        else:
+            link = socket.create_connection(exchange(None), timeout=_CONNECT_S)
+            link.settimeout(None)
+            _keep_alive(link)
+            link.sendall(f"rank {world.rank}\n".encode())
+            self._links.append(link)
+            work = lambda: self._listen(link)  # noqa: E731
+        threading.Thread(target=work, name="monitor", daemon=True).start()
+
+    def tell(self, message: str) -> None:
+        """Say a line to the first rank; the first rank to all."""
+        for link in list(self._links):
+            with contextlib.suppress(OSError):
+                link.sendall(f"{message}\n".encode())
+
+    def close(self) -> None:
+        """End as one should: nobody is to mind that this rank is gone."""
+        self._closing = True
+        self.tell("bye")
+
+    def _listen(self, link: socket.socket) -> None:
+        pending = b""
+        while True:
+            try:
+                received = link.recv(4096)
+            except OSError:
+                received = b""
+            if not received:
+                if not self._closing:
+                    self._lost("rank 0 is gone")
+                return
+            *lines, pending = (pending + received).split(b"\n")
+            for line in lines:
+                word, _, rest = line.decode().partition(" ")
+                if word == "bye":
+                    self._closing = True
+                elif word == "lost" and not self._closing:
+                    self._lost(rest)
+                elif word == "stacks":
+                    self._asked()
+
+    def _serve(self, server: socket.socket) -> None:
+        names: dict[socket.socket, str] = {}
+        leaving: set[socket.socket] = set()
+        with selectors.DefaultSelector() as ready:
+            ready.register(server, selectors.EVENT_READ)
+            while True:
+                for key, _ in ready.select():
+                    if key.fileobj is server:
+                        link, _ = server.accept()
+                        _keep_alive(link)
+                        ready.register(link, selectors.EVENT_READ)
+                        names[link] = "a rank"
+                        self._links.append(link)
+                        continue
+                    link = key.fileobj  # type: ignore[assignment]
+                    try:
+                        received = link.recv(4096)
+                    except OSError:
+                        received = b""
+                    for line in received.decode(errors="replace").splitlines():
+                        self._heard(line, link, names, leaving)
+                    if not received:
+                        ready.unregister(link)
+                        self._links.remove(link)
+                        if link not in leaving and not self._closing:
+                            self.tell(f"lost {names[link]} is gone")
+                            self._lost(f"{names[link]} is gone")
+
+    def _heard(self, line: str, link: Any, names: dict[Any, str], leaving: set[Any]) -> None:
+        if line.startswith("rank "):
+            names[link] = line
+        elif line == "bye":
+            leaving.add(link)
+        elif line == "stacks":
+            self.tell("stacks")
+            self._asked()
+
+
+def _keep_alive(link: socket.socket) -> None:
+    """Find out in about ten seconds that the other node has vanished without a word."""
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 4), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):
+            link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+class Watchdog:
+    """Ends a rank that makes no progress, after it has written where every thread stands.
+
+    Args:
+        timeout_s: a step may take so long; 0: watch nothing.
+        stacks: directory for the stacks, made when needed.
+        rank: of this process.
+        tell: passes "stacks" on to the other ranks.
+        ended: called before the process ends, with what happened.
+    """
+
+    _PATIENCE = 10  # times the time-out, for whatever is not a step
+
+    def __init__(
+        self, timeout_s: float, stacks: Path, rank: int, tell: Callable[[str], None], ended: Callable[[str], None]
+    ) -> None:
+        self._timeout, self._stacks, self._rank, self._tell, self._ended = timeout_s, stacks, rank, tell, ended
+        self._last, self._patience, self._closed = time.monotonic(), self._PATIENCE, threading.Event()
+        self._dumped = False
+        if timeout_s > 0:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def step(self) -> None:
+        """The loop goes on: what follows is a step."""
+        self._last, self._patience = time.monotonic(), 1
+
+    def other_work(self) -> None:
+        """What follows is not a step: an evaluation, a checkpoint, the beginning."""
+        self._last, self._patience = time.monotonic(), self._PATIENCE
+
+    def close(self) -> None:
+        """Watch no more."""
+        self._closed.set()
+
+    def dump(self) -> Path:
+        """Write where every thread stands; once. Returns the file."""
+        path = self._stacks / f"rank-{self._rank:05d}.txt"
+        if not self._dumped:
+            self._dumped = True
+            with contextlib.suppress(OSError):
+                self._stacks.mkdir(parents=True, exist_ok=True)
+                with path.open("w") as file:
+                    file.write(f"rank {self._rank}, process {os.getpid()} on {socket.gethostname()}, {time.ctime()}\n")
+                    file.flush()
+                    faulthandler.dump_traceback(file, all_threads=True)
+        return path
+
+    def _watch(self) -> None:
+        poll = min(1.0, self._timeout / 10)
+        woke = time.monotonic()
+        while not self._closed.wait(poll):
+            now = time.monotonic()
+            if now - woke > 5 * poll + 5:  # the whole process stood still (suspended): that is no hang of ours
+                self._last = now
+            woke = now
+            waited, patience = now - self._last, self._patience
+            if waited > self._timeout * patience:
+                what = "step" if patience == 1 else "evaluation, checkpoint or start"
+                path = self.dump()
+                self._tell("stacks")
+                reason = (
+                    f"rank {self._rank} has hung for {format_seconds(waited)} in one {what} (guards.hang="
+                    f"{format_seconds(self._timeout)}); every rank's stacks are in {path.parent}"
+                )
+                log(reason)
+                self._ended(reason)
+                time.sleep(_GRACE_S)  # the others write theirs
+                os._exit(HANG_CODE)
+
+
+def leave_after_grace(world: World, ended: Callable[[str], None]) -> Callable[[str], None]:
+    """What a rank does when another one is gone: wait a moment, then end without any collective."""
+
+    def leave(what: str) -> None:
+        def work() -> None:
+            time.sleep(_GRACE_S)
+            log(f"rank {world.rank}: {what}: no collective can complete, so this rank ends too")
+            ended(what)
+            os._exit(PEER_LOST_CODE)
+
+        threading.Thread(target=work, name="leave", daemon=True).start()
+
+    return leave

@@ -1,0 +1,72 @@
+"""A loss that a checkpoint can be held to: of the first examples of the run's own set, without augmentation.
+
+It is measured when a checkpoint is made and again when one was loaded: weights that were read wrong, cut wrong or
+damaged in memory give another loss, whatever checksums say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from vit_dist.config.schema import Recipe
+from vit_dist.core.world import World
+from vit_dist.data.manifest import ShardManifest
+from vit_dist.data.stream import EvalBatches
+from vit_dist.engines._protocol import Engine, mean_over_ranks
+from vit_dist.train.losses import make_loss, make_targets
+
+_SAME = {"fp32": 1e-5, "bf16": 2e-3}
+_OTHER = {"fp32": 1e-4, "bf16": 5e-2}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fixed batch and how it is judged. uint8 images [n, 3, S, S], float32 targets [n, K]."""
+
+    images: Tensor
+    targets: Tensor
+    loss: Any
+    world: World
+    precision: str
+
+    def measure(self, engine: Engine) -> float:
+        """The loss of the batch with the engine's weights as they are. A collective."""
+        logits = engine.predict(self.images)
+        return mean_over_ranks(self.loss(logits.float(), self.targets.to(logits.device)), self.world)
+
+    def tolerance(self, wrote: dict[str, Any], reads: dict[str, Any]) -> float:
+        """Greatest relative difference that rounding explains, between the layout that wrote and the one that reads.
+
+        On the same engine and stage the same kernels see the same weights; DeepSpeed in bf16 casts weights where
+        plain torch casts under autocast.
+        """
+        same = all(wrote.get(key) == reads.get(key) for key in ("engine", "zero_stage", "torch"))
+        return (_SAME if same else _OTHER)[self.precision]
+
+    def judge(self, engine: Engine, recorded: float, wrote: dict[str, Any]) -> str:
+        """What is wrong with the restored weights, or ''. A collective."""
+        found, tolerance = self.measure(engine), self.tolerance(wrote, engine.layout)
+        if math.isnan(recorded) and math.isnan(found):
+            return ""
+        if abs(found - recorded) <= tolerance * max(abs(recorded), 1e-3):
+            return ""
+        return (
+            f"the restored model's loss on the first {len(self.images)} examples is {found:.8g}, it was "
+            f"{recorded:.8g} when saved (tolerance {tolerance:g}, relative)"
+        )
+
+
+def make_probe(recipe: Recipe, manifest: ShardManifest, world: World, examples: int) -> Probe | None:
+    """The first examples of a set as they lie in the shards; None for 0 examples."""
+    if examples == 0:
+        return None
+    with contextlib.closing(iter(EvalBatches(manifest, recipe.data, World(), examples))) as batches:  # type: ignore[type-var]
+        batch = next(batches)
+    assert batch is not None, "a training set is never empty"
+    targets = make_targets(batch, recipe.data.num_classes, recipe.loss)
+    return Probe(batch.images, targets, make_loss(recipe.loss), world, recipe.precision)
