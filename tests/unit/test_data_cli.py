@@ -156,6 +156,8 @@ def test_mistakes_on_the_command_line_are_named(
         assert message in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"data\.subset=61 examples cannot be taken from 60"):
         cli.main(["order", str(packed), "--subset", "61"])
+    with pytest.raises(ConfigError, match="lies inside"):
+        cli.main(["pack", str(tmp_path), str(tmp_path / "out")])
     with pytest.raises(ConfigError, match="--quality 101"):
         cli.main(["pack", str(packed), str(tmp_path / "x"), "--quality", "101"])
 

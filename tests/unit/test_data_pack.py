@@ -385,6 +385,25 @@ def test_odd_names_become_safe_unique_keys(tmp_path: Path) -> None:
     assert json.loads(str(told, "utf-8")) == {"path": f"class 1.0 é/{'x' * 120}.jpg"}  # type: ignore[call-overload]
 
 
+def test_names_that_are_other_names_without_an_ending_get_keys_of_their_own(tmp_path: Path) -> None:
+    names = ["a.jpg", "a.png", "a.png.jpg", "a.png.jpg.gif", "b.jpg", "b.jpg.jpg"]
+    (tmp_path / "src" / "c").mkdir(parents=True)
+    for i, name in enumerate(names):
+        (tmp_path / "src" / "c" / name).write_bytes(image_bytes(i))
+    run(tmp_path / "src", tmp_path / "out", samples_per_shard=1)
+    assert len(all_samples(read_manifest(str(tmp_path / "out")))) == len(names)
+
+
+def test_names_that_are_not_utf8_are_packed_but_name_no_class(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "src", {"a": 1}) / "a"
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.jpg")).write_bytes(image_bytes(7))
+    run(tmp_path / "src", tmp_path / "out")
+    assert all_samples(read_manifest(str(tmp_path / "out")))["a/%FF"][0] == image_bytes(7)
+    Path(os.fsdecode(os.fsencode(tmp_path / "src") + b"/\xfe")).mkdir()
+    with pytest.raises(DataError, match="name that is not UTF-8"):
+        run(tmp_path / "src", tmp_path / "new")
+
+
 def test_safe_keys_differ_where_texts_differ() -> None:
     texts = ["a", "a.b", "a%2Eb", "a b", "__x", "%5F_x", "_x", "ä", "x" * 80, "x" * 81, "x" * 82, "é" * 40]
     keys = [safe_key(t) for t in texts]

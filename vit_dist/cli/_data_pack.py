@@ -18,6 +18,7 @@ from vit_dist.cli._data_common import (
     size,
 )
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.files import is_remote, local_path
 from vit_dist.core.units import format_bytes
 from vit_dist.data.pack.run import BAD_LIST, PackResult
 
@@ -83,6 +84,13 @@ is given. The command may be killed and started again: it goes on. Packing twice
     args = p.parse_args(argv)
     if args.quality is not None and args.quality > 100:
         raise ConfigError(f"--quality {args.quality}: JPEG quality goes from 1 to 100")
+
+    if not is_remote(args.source) and not is_remote(args.dest):
+        source, dest = local_path(args.source).resolve(), local_path(args.dest).resolve()
+        if dest == source or source in dest.parents:
+            raise ConfigError(
+                f"{args.dest}: lies inside {args.source}, from which it is packed; choose another directory"
+            )
 
     from vit_dist.data.pack.choose import SourceOptions, open_source
     from vit_dist.data.pack.run import PackOptions, pack

@@ -1,4 +1,8 @@
-"""Manifests made of others: a selection of their samples, over the same tars, with indexes of its own. No torch."""
+"""Manifests made of others: a selection of their samples, over the same tars, with indexes of its own. No torch.
+
+The indexes have holes then: they name the samples that are kept, where they lie. Readers that go by the tar alone
+(`wids`, webdataset) still see all of them; only readers of the indexes see the selection.
+"""
 
 from __future__ import annotations
 

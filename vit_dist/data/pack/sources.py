@@ -86,8 +86,7 @@ def list_directory(url: str) -> tuple[list[str], list[tuple[str, int]]]:
 def folder_source(url: str) -> Source:
     """Images in one directory per class, at any depth below it; classes are numbered in the order of their names.
 
-    A key is the path without its extension, relative to the folder; where two images differ in the extension alone,
-    with it.
+    A key is the path without its extension, relative to the folder; with it where two images would have the same.
 
     Raises:
         DataError: missing, empty, or not of this shape; a class without images (when it is listed).
@@ -103,6 +102,10 @@ def folder_source(url: str) -> Source:
             f"{where}: no class directories: {hint}; put each class into a directory of its own, "
             f"or give a list (.csv, .jsonl)"
         )
+
+    for name in directories:
+        if not _is_text(name):
+            raise DataError(f"{where}: the class directory {name!r} has a name that is not UTF-8; rename it")
 
     def items() -> Iterator[Item]:
         for name, _ in files:
@@ -131,6 +134,7 @@ def _walk(source: Source, root: str, folder: str, label: int, above: tuple[str, 
         above = (*above, real)
     directories, files = list_directory(url)
     stems: dict[str, int] = {}
+    names = {name for name, _ in files}
     for name, _ in files:
         if _is_image(name):
             stem = name.rpartition(".")[0]
@@ -141,11 +145,20 @@ def _walk(source: Source, root: str, folder: str, label: int, above: tuple[str, 
             continue
         stem = name.rpartition(".")[0]
         path = f"{folder}/{name}"
-        key = safe_key(f"{folder}/{stem}" if stems[stem] == 1 else path)
+        # `a.jpg` is 'a', unless there is `a.png` too; `a.png.jpg` is not 'a.png' where that is a name itself.
+        key = safe_key(f"{folder}/{stem}" if stems[stem] == 1 and stem not in names else path)
         meta = {"path": path} if "~" in key else None
         yield Item(key, path, -1, num_bytes, (label,), meta=meta)
     for name in directories:
         yield from _walk(source, root, f"{folder}/{name}", label, above)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_image(name: str) -> bool:
