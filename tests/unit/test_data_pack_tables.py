@@ -125,6 +125,7 @@ def test_given_classes_decide_the_numbers(images: Path) -> None:
         ('{"image": "img/0.png", "label": [1, "x"]}\n', {}, r"some labels are numbers and some are names \('x'\)"),
         ('{"image": "img/0.png", "label": [1], "weights": [1, 2]}\n', {}, "1 labels but weights"),
         ('{"image": "img/0.png", "label": {"1": -0.5}}\n', {}, "the weight -0.5 is not a number of 0 or more"),
+        ('{"image": "img/0.png", "label": "1:0.5|2"}\n', {}, "some labels have a weight and some have none"),
         ('{"image": 7, "label": 1}\n', {}, "'image' is 7, expected a path or a URL"),
         ("", {}, "no images in it"),
     ],
