@@ -6,6 +6,7 @@ A sidecar file beside the tar, an uncompressed .npz without pickles. Samples are
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from vit_dist.core.errors import DataError
 I64 = NDArray[np.int64]
 F32 = NDArray[np.float32]
 _FORMAT = 1
+_ONE_AT_A_TIME = threading.Lock()
+# numpy parses the headers of arrays with Python's `ast`, which in Python 3.11 now and then fails when two threads do so
+# at once ("AST constructor recursion depth mismatch").
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ def decode_index(content: bytes, where: str) -> ShardIndex:
         DataError: not an index, of a newer format, or damaged.
     """
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        with _ONE_AT_A_TIME, np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             found = int(arrays["format"])
             if found != _FORMAT:
                 raise DataError(f"{where}: index of format {found}; this version reads {_FORMAT}; index the tar again")
