@@ -10,9 +10,10 @@ import io
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
+from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
 from vit_dist.config.schema import DataConfig
@@ -20,7 +21,6 @@ from vit_dist.core.seeding import hash64, uniform
 
 _TAG_CROP = 0x43524F50  # "CROP"
 _TRIES = 10
-_NATIVE = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF")
 
 
 class DecodeError(Exception):
@@ -28,26 +28,28 @@ class DecodeError(Exception):
 
 
 def decode(content: bytes | memoryview) -> Tensor:
-    """Bytes of a JPEG, PNG, WebP, GIF or any format Pillow reads -> uint8 [3, H, W].
+    """Bytes of a JPEG, or of any format that Pillow reads -> uint8 [3, H, W]. Transparency is dropped.
+
+    Only JPEGs go to torchvision, which is faster there: its PNG decoder dies of some damaged files, and takes the
+    whole process with it.
 
     Raises:
         DecodeError: not an image, or cut off. A JPEG without its end marker counts as cut off: decoders fill the
             missing part with grey and say nothing.
     """
-    head = bytes(content[:4])
     if not content:
         raise DecodeError("the image has no bytes")
-    if head.startswith(b"\xff\xd8\xff") and b"\xff\xd9" not in bytes(content[-64:]):
-        raise DecodeError("the JPEG is cut off: it has no end marker")
-    if not head.startswith(_NATIVE):
+    if bytes(content[:3]) != b"\xff\xd8\xff":
         return _decode_with_pillow(content)
+    if b"\xff\xd9" not in bytes(content[-64:]):
+        raise DecodeError("the JPEG is cut off: it has no end marker")
     try:
         # A copy: torch wants writable memory, and says so in a warning.
-        image = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        image = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except RuntimeError as error:
         raise DecodeError(str(error).splitlines()[0]) from None
-    frame: Tensor = image[0] if image.ndim == 4 else image  # the first frame of an animation
-    return frame
+    pixels: Tensor = image
+    return pixels
 
 
 def _decode_with_pillow(content: bytes | memoryview) -> Tensor:
@@ -55,9 +57,14 @@ def _decode_with_pillow(content: bytes | memoryview) -> Tensor:
 
     try:
         with Image.open(io.BytesIO(content)) as image:
+            if image.mode.startswith("I"):  # 16 bits a channel, which convert() would cut off at 255
+                deep = np.asarray(image).clip(0, 65535).astype(np.uint16)
+                return torch.from_numpy((deep >> 8).astype(np.uint8)).expand(3, -1, -1)
             pixels: Tensor = tv.pil_to_tensor(image.convert("RGB"))
             return pixels
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # its many plug-ins raise whatever damaged bytes make them raise
         raise DecodeError(f"not an image that can be decoded: {error}") from None
 
 
