@@ -22,6 +22,7 @@ from vit_dist.core.rundir import RunDir
 
 _POLL_S = 0.05
 _GRACE_S = 3.0
+_PEER_LOST = 70  # the exit code of a rank that ends since another has died
 
 
 def run_local(recipe: Recipe, run_dir: Path, *, nproc: int) -> int:
@@ -45,7 +46,7 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int) -> int:
 def run_ranks(arguments: Sequence[str], *, nproc: int, scratch: Path) -> int:
     """Run `vit-dist ARGUMENTS` as `nproc` ranks of one world on this machine; the first failure ends them all.
 
-    SIGTERM and SIGINT are passed on, once: the ranks then stop cleanly. A second SIGINT kills them.
+    SIGTERM, SIGUSR2 and SIGINT are passed on: the ranks then stop cleanly. A second SIGINT kills them.
 
     Args:
         arguments: of the command.
@@ -101,12 +102,14 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
         codes = [process.poll() for process in ranks]
         failed = [(rank, code) for rank, code in enumerate(codes) if code not in (None, 0)]
         if failed:
-            rank, code = failed[0]
             # Ranks that met the same error get a moment to say so; those that wait for a dead peer would wait long.
             deadline = time.monotonic() + _GRACE_S
             while time.monotonic() < deadline and any(p.poll() is None for p in ranks):
                 time.sleep(_POLL_S)
-            assert code is not None
+            ended = {rank: p.returncode for rank, p in enumerate(ranks) if p.returncode not in (None, 0)}
+            # One that ended since another is gone is not the cause.
+            rank = next((r for r, c in {**dict(failed), **ended}.items() if c != _PEER_LOST), failed[0][0])
+            code = ended[rank]
             if code < 0:
                 log(f"rank {rank} was killed by {signal.Signals(-code).name}; the other ranks were ended")
                 return 128 - code
@@ -118,16 +121,16 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
 
 @contextlib.contextmanager
 def _passing_signals_to(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    interrupts = 0
+    interrupts, passed = 0, {int(signal.SIGINT): int(signal.SIGTERM)}
 
     def forward(number: int, _frame: FrameType | None) -> None:
         nonlocal interrupts
         interrupts += number == signal.SIGINT
         for process in ranks:
             if process.poll() is None:
-                process.send_signal(signal.SIGKILL if interrupts > 1 else signal.SIGTERM)
+                process.send_signal(signal.SIGKILL if interrupts > 1 else passed.get(number, number))
 
-    old = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    old = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)}
     try:
         yield
     finally:
@@ -139,4 +142,7 @@ def _close_status(directory: RunDir, code: int) -> None:
     """A rank that was killed could not say so: what still claims to run has failed."""
     status = directory.status()
     if code and status is not None and status.status == "running":
-        directory.write_status("failed", status.step, status.examples, f"a rank ended with exit code {code}")
+        reason = f"a rank was killed by signal {code - 128}" if code > 128 else f"a rank ended with exit code {code}"
+        directory.write_status(
+            "failed", status.step, status.examples, reason, attempt=status.attempt, goodput=status.goodput
+        )

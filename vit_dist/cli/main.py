@@ -14,6 +14,8 @@ VERBS = {
     "config": "print a resolved recipe and its hash",
     "data": "pack images into shards, list the order of examples",
     "train": "train a recipe on this machine, or as one rank of a job",
+    "run": "train a recipe here, starting again after failures, until it is done",
+    "verify-resume": "prove on this machine that a recipe survives kills and other numbers of processes",
     "study": "train a grid of recipes and draw the scaling curves",
 }
 
@@ -38,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0, 1 (failed), 2 (asked for something impossible), 130 (interrupted)."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
-        print(_HELP.format(verbs="\n".join(f"  {verb:<10} {what}" for verb, what in VERBS.items())), end="")  # noqa: T201
+        print(_HELP.format(verbs="\n".join(f"  {verb:<14} {what}" for verb, what in VERBS.items())), end="")  # noqa: T201
         return 0 if arguments else 2
     if arguments[0] in {"-V", "--version"}:
         print(f"vit-dist {__version__}")  # noqa: T201
@@ -49,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     if verb not in VERBS:
         sys.stderr.write(f"vit-dist: unknown verb {verb!r}{did_you_mean(verb, VERBS)}\n")
         return 2
-    module = importlib.import_module(f"vit_dist.cli.{verb}")
+    module = importlib.import_module(f"vit_dist.cli.{verb.replace('-', '_')}")
     try:
         return int(module.main(rest))
     except VitDistError as error:

@@ -186,6 +186,9 @@ class LogConfig(Config):
     """How often training metrics are written."""
 
     every: Annotated[Duration, INCIDENTAL] = Duration.parse("10 steps")
+    order: Annotated[bool, INCIDENTAL] = Field(
+        False, description="write the ordinals of every step's examples to RUN-DIR/order, a file an attempt and rank"
+    )
 
 
 class Recipe(Config):

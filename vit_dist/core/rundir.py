@@ -6,6 +6,7 @@ status.json       how the last attempt stands: running, done, stopped, failed
 attempts.jsonl    every attempt's beginning and end, a line each; only ever appended to
 owner.json        the attempt that may write here; an older one that still runs finds it is not it
 request           made by a person: `save`, or `stop` for save and stop; removed when it is served
+order/            ordinals of every step's examples, where the recipe asks for them
 stacks/           where every thread stood when a rank hung
 tb/               event files
 checkpoints/      step-0000001000/, each whole once its COMMITTED.json is there
@@ -89,6 +90,11 @@ class RunDir:
     def stacks(self) -> Path:
         """Where every thread stood when a rank hung, a file a rank."""
         return self.path / "stacks"
+
+    @property
+    def order(self) -> Path:
+        """What every step was trained on, a file an attempt and rank; see `log.order`."""
+        return self.path / "order"
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A small JSON file, or None where there is none.

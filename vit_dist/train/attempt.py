@@ -176,7 +176,7 @@ def open_run(
     if world.is_main:
         _announce(recipe, data, plan, engine, world, num_params, checkpointing)
         _announce_restored(found, state, engine)
-    saver = _make_saver(recipe, data, directory, world, ledger)
+    saver, attempt_number = _make_saver(recipe, data, directory, world, ledger)
     saver.last_step = state.step if found is not None else None
     before = ledger.before
     sums = carried(found.marker.get("goodput", {}) if found else {}, before.goodput, before.time, time.time())
@@ -184,13 +184,34 @@ def open_run(
     info = _run_info(recipe, data, plan, engine, world, num_params, model_config)
     context = EvalContext(engine, recipe, world, val)
     return Run(
-        recipe, world, directory, engine, data, plan, context, whole, info, state, stop, ledger, saver, probe, clock
+        recipe,
+        world,
+        directory,
+        engine,
+        data,
+        plan,
+        context,
+        whole,
+        info,
+        state,
+        stop,
+        ledger,
+        saver,
+        probe,
+        clock,
+        attempt_number,
     )
 
 
-def _make_saver(recipe: Recipe, data: TrainingSet, directory: RunDir, world: World, ledger: Ledger) -> Saver:
-    """The writer of this attempt's checkpoints; removes what dead attempts left half written. A collective."""
-    config, told = recipe.checkpoint, [ledger.token]
+def _make_saver(
+    recipe: Recipe, data: TrainingSet, directory: RunDir, world: World, ledger: Ledger
+) -> tuple[Saver, int]:
+    """The writer of this attempt's checkpoints, and the attempt's number. A collective.
+
+    What dead attempts left half written is removed.
+    """
+    config = recipe.checkpoint
+    told: list[str | int] = [ledger.token, ledger.attempt]
     if world.is_main:
         sweep(directory.checkpoints)
     if world.size > 1:
@@ -198,7 +219,15 @@ def _make_saver(recipe: Recipe, data: TrainingSet, directory: RunDir, world: Wor
     every = config.keep_every
     examples = every and int(every.examples(global_batch=recipe.global_batch, epoch_examples=data.num_samples))
     retention = Retention(config.keep, examples or None, config.keep_best)
-    return Saver(directory, world, told[0], retention, max_failures=config.max_failures, remote=config.remote)
+    saver = Saver(
+        directory,
+        world,
+        str(told[0]),
+        retention,
+        max_failures=config.max_failures,
+        remote=config.remote,
+    )
+    return saver, int(told[1])
 
 
 def _announce_restored(found: checkpoints.Restored | None, state: TrainState, engine: Engine) -> None:

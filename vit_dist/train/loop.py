@@ -66,6 +66,7 @@ def _course(run: Run) -> bool:
             state, spike = guards.after_step(config, state, result, limit, position=after.position, quarantined=bad)
             run.state = state
             clock.step_done(result)
+            _trace(run, batch)
             _quarantine(run, agreed.replaced, state)
             if spike or not result.applied:
                 guards.record_bad_step(run, batch, result, spike=spike)
@@ -156,6 +157,15 @@ def _agree(run: Run, replaced: list[Replacement], requests: _Requests) -> _Agree
     torch.distributed.all_gather_object(everyone, (replaced, reason))
     stop = next((why for _, why in everyone if why), "")
     return _Agreed([r for part, _ in everyone for r in part], bool(flags[1]), stop)
+
+
+def _trace(run: Run, batch: Batch) -> None:
+    """Write down what this step was trained on, where the recipe asks for it."""
+    if run.recipe.log.order:
+        path = run.directory.order / f"attempt-{run.attempt:05d}-rank-{run.world.rank:05d}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(json.dumps({"step": run.state.step, "ordinals": batch.ordinals.tolist()}) + "\n")
 
 
 def _quarantine(run: Run, replaced: list[Replacement], state: TrainState) -> None:

@@ -45,6 +45,7 @@ class Run:
     """Everything that takes part in an attempt.
 
     Attributes:
+        attempt: the how-manieth of the run.
         metrics: what was measured last, and after which step.
     """
 
@@ -63,6 +64,7 @@ class Run:
     saver: Saver
     probe: Probe | None
     clock: Clock
+    attempt: int = 0
     metrics: tuple[int, dict[str, float]] = (0, {})
     writer: EventWriter | None = field(default=None)
 

@@ -1,0 +1,89 @@
+"""Trains engines, saves them, and loads them into others: one process of a world.
+
+python recovery_worker.py OUT OPERATION ...
+    train:ENGINE:TO          4 steps, then a checkpoint in TO
+    load:ENGINE:FROM:TO      FROM's checkpoint into a new engine, then a checkpoint of that in TO
+ENGINE is plain, zero-1, zero-2 or zero-3, with -bf16 or -fp32.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.integration.engine_worker import BATCH, CLASSES, SIZE
+from vit_dist.config.load import resolve
+from vit_dist.core.rundir import RunDir
+from vit_dist.core.world import launched_world
+from vit_dist.engines._protocol import EngineInputs
+from vit_dist.train.attempt import process_group
+from vit_dist.train.checkpoint_saver import Contents, Saver
+from vit_dist.train.checkpoint_store import Retention
+from vit_dist.train.checkpoints import restore
+from vit_dist.train.losses import make_loss
+
+
+def build(name: str, world, device, seed: int):
+    kind, _, precision = name.rpartition("-")
+    engine = {"name": "plain"} if kind == "plain" else {"name": "deepspeed", "zero_stage": int(kind[-1])}
+    recipe = resolve(
+        {
+            "horizon": "1 epoch",
+            "global_batch": BATCH,
+            "precision": precision,
+            "model": "hybrid-test",
+            "data": {"num_classes": CLASSES, "image_size": SIZE},
+            "optim": {"name": "adamw", "lr": 1e-3},
+            "schedule": {"name": "constant", "warmup": "0 steps"},
+            "engine": engine,
+        }
+    )
+    torch.manual_seed(seed)
+    model = recipe.model.build(num_classes=CLASSES, image_size=SIZE)
+    micro = BATCH // world.size
+    inputs = EngineInputs(
+        model, recipe.optim.build(model), make_loss(recipe.loss), world, device, precision, 1.0, micro, 1
+    )
+    return recipe.engine.build(inputs)
+
+
+def step(engine, world, number: int) -> float:
+    generator = torch.Generator().manual_seed(number)
+    images = torch.randint(0, 255, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, CLASSES, (BATCH,), generator=generator)
+    targets = torch.nn.functional.one_hot(labels, CLASSES).float()
+    return engine.train_step([(images[world.rank :: world.size], targets[world.rank :: world.size])], 1e-3).loss
+
+
+def save(engine, world, to: str, number: int) -> None:
+    saver = Saver(RunDir(Path(to)), world, "token", Retention(9), background=False)
+    if world.is_main:
+        RunDir(Path(to)).write_json("owner.json", {"token": "token"})
+    torch.distributed.barrier()
+    saver.save(engine, Contents({"step": number, "position": 0}, {}, engine.layout, {}))
+    saver.finish()
+
+
+def main() -> None:
+    world, losses = launched_world(), {}
+    with process_group(world) as device:
+        for operation in sys.argv[2:]:
+            verb, name, *places = operation.split(":")
+            if verb == "train":
+                engine = build(name, world, device, 0)
+                losses[operation] = [step(engine, world, i) for i in range(4)]
+                save(engine, world, places[0], 4)
+            else:
+                engine = build(name, world, device, 1)
+                assert restore(Path(places[0]) / "checkpoints", engine, {}, world) is not None
+                save(engine, world, places[1], 4)
+            losses[operation] = [*losses.get(operation, []), step(engine, world, 4), step(engine, world, 5)]
+    if world.is_main:
+        Path(sys.argv[1]).write_text(json.dumps(losses))
+
+
+if __name__ == "__main__":
+    main()

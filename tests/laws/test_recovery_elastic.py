@@ -1,0 +1,77 @@
+"""Law 4 across worlds: a checkpoint of any engine on any number of processes loads into any other, bit for bit."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.laws.test_resume import assert_same_bits, finish, kill_after, recipe_file, start
+from vit_dist.core.events import read_run
+
+pytestmark = pytest.mark.distributed
+
+LOSS_TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}
+"""Relative, of the two steps after loading: only the order of sums, or the engine's own rounding, differs."""
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_and_moments_cross_worlds_and_engines_without_a_bit_changed(
+    tmp_path: Path, run_world: Callable[..., Any], precision: str
+) -> None:
+    def place(name: str) -> str:
+        return str(tmp_path / name)
+
+    zero = {stage: f"zero-{stage}-{precision}" for stage in (1, 2, 3)}
+    plain = f"plain-{precision}"
+    two = [f"train:{engine}:{place(f'two-{engine}')}" for engine in (plain, zero[1], zero[2], zero[3])]
+    # Stage 3 comes last in each process: it replaces torch's linear function for good.
+    one = [
+        f"load:{zero[2]}:{place(f'two-{zero[1]}')}:{place('one-a')}",
+        f"load:{plain}:{place(f'two-{zero[3]}')}:{place('one-b')}",
+        f"load:{zero[3]}:{place(f'two-{plain}')}:{place('one-c')}",
+    ]
+    back = [
+        f"load:{zero[1]}:{place('one-a')}:{place('back-a')}",
+        f"load:{zero[2]}:{place('one-c')}:{place('back-c')}",
+        f"load:{zero[3]}:{place('one-b')}:{place('back-b')}",
+    ]
+    losses = run_world("laws/recovery_worker.py", 2, *two)
+    losses |= run_world("laws/recovery_worker.py", 1, *one)
+    losses |= run_world("laws/recovery_worker.py", 2, *back)
+    step = "checkpoints/step-0000000004"
+    for origin, copies, made in (
+        (f"two-{zero[1]}", ("one-a", "back-a"), (one[0], back[0])),
+        (f"two-{zero[3]}", ("one-b", "back-b"), (one[1], back[2])),
+        (f"two-{plain}", ("one-c", "back-c"), (one[2], back[1])),
+    ):
+        for copy in copies:
+            assert_same_bits(tmp_path / origin / step, tmp_path / copy / step)
+        trained = next(values for key, values in losses.items() if key.endswith(f":{place(origin)}"))
+        for key in made:
+            for ours, theirs in zip(losses[key], trained[4:], strict=True):
+                assert abs(ours - theirs) <= LOSS_TOLERANCE[precision] * abs(theirs), (key, ours, theirs)
+
+
+def test_a_run_goes_from_two_processes_to_one_and_back(tmp_path: Path, small_set: str, small_val: str) -> None:
+    recipe = recipe_file(tmp_path, small_set, small_val)
+    options = ["model.dropout=0.0", "precision=fp32", "engine.zero_stage=2"]
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    finish(start(recipe, whole, *options))
+    first = start(recipe, moved, *options)
+    kill_after(first, moved / "checkpoints" / "step-0000000003" / "COMMITTED.json", signal.SIGKILL)
+    first.communicate(timeout=10)
+    second = start(recipe, moved, *options, "engine.zero_stage=1", nproc=1)
+    kill_after(second, moved / "checkpoints" / "step-0000000006" / "COMMITTED.json", signal.SIGKILL)
+    second.communicate(timeout=10)
+    output = finish(start(recipe, moved, *options))
+
+    assert "written by another layout" in output
+    assert "world_size: 2 here, 1 there" in output
+    ours, theirs = (read_run(str(path / "tb")).scalars["train/loss"] for path in (whole, moved))
+    assert ours.steps.tolist() == theirs.steps.tolist() == list(range(1, 11))
+    for a, b in zip(ours.values, theirs.values, strict=True):
+        assert abs(a - b) <= 1e-4 * abs(a)

@@ -1,0 +1,54 @@
+"""`vit-dist run`: attempts of a run on this machine under a supervisor, until it is done."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "train a recipe on this machine, starting again after failures"
+
+_EXAMPLES = """
+`vit-dist train` is one attempt; this starts one after another until the run is done. Each attempt goes on from the
+newest whole checkpoint. It ends when the run is done, when it is stopped (Ctrl-C, SIGTERM, or `echo stop >
+RUN-DIR/request`), or when attempts in a row have saved nothing new.
+
+examples:
+  vit-dist run demo --nproc 2
+  vit-dist run demo checkpoint.every=5min --give-up-after 5 --run-dir runs/long
+  echo save > runs/long/request        a checkpoint now, training goes on
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb."""
+    parser = argparse.ArgumentParser(
+        "vit-dist run", description=SUMMARY, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of one in configs/recipes")
+    parser.add_argument("overrides", metavar="k=v", nargs="*", help="dotted overrides, applied last")
+    parser.add_argument("--run-dir", metavar="DIR", help="default: runs/NAME-HASH")
+    parser.add_argument("--nproc", metavar="N", type=int, default=1, help="ranks to start on this machine (default 1)")
+    parser.add_argument(
+        "--give-up-after", metavar="N", type=int, default=3, help="attempts in a row without progress (default 3)"
+    )
+    args = parser.parse_intermixed_args(argv)
+
+    from launcher.local import run_local
+    from launcher.supervisor import supervise
+    from vit_dist.cli.train import default_run_dir
+    from vit_dist.config.load import load_recipe
+    from vit_dist.core.errors import ConfigError
+    from vit_dist.core.world import World, launched_world
+
+    if launched_world() is not None:
+        raise ConfigError(
+            "`vit-dist run` starts the ranks itself, but a launcher has started this process as one; use `vit-dist "
+            "train` there"
+        )
+    for name, value in (("--nproc", args.nproc), ("--give-up-after", args.give_up_after)):
+        if value < 1:
+            raise ConfigError(f"{name}={value}: at least 1 is needed")
+    recipe = load_recipe(args.recipe, args.overrides)
+    World(size=args.nproc).share(recipe.global_batch)
+    run_dir = Path(args.run_dir) if args.run_dir else default_run_dir(recipe)
+    return supervise(recipe, run_dir, lambda r, d: run_local(r, d, nproc=args.nproc), give_up_after=args.give_up_after)

@@ -1,0 +1,168 @@
+"""`vit-dist verify-resume`: kill a few steps of a recipe, go on, and compare with a run that nobody disturbed."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vit_dist.config.schema import Recipe
+
+SUMMARY = "prove on this machine that a recipe survives kills and other numbers of processes"
+
+_EXAMPLES = """
+Trains STEPS steps undisturbed; again, killed twice with SIGKILL and gone on with; and, for each of --worlds, killed,
+gone on with on that many processes, killed, and back. Then every run's examples, step by step, must be those of the
+undisturbed one; weights and moments too: bit for bit on the same number of processes, within --tolerance on others,
+where sums are rounded in another order. Dropout draws by rank, so with dropout other worlds are held to the order.
+Cadences, evaluation and the horizon are replaced; model, data, engine and optimizer are the recipe's.
+
+examples:
+  vit-dist verify-resume demo --nproc 2
+  vit-dist verify-resume vit-b16-imagenet21k data.train=... --nproc 8 --worlds 4 2 --steps 12
+"""
+_TIMEOUT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """One comparison: what was done, whether it holds, and what was found."""
+
+    done: str
+    holds: bool
+    found: str
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb."""
+    parser = argparse.ArgumentParser(
+        "vit-dist verify-resume",
+        description=SUMMARY,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of one in configs/recipes")
+    parser.add_argument("overrides", metavar="k=v", nargs="*", help="dotted overrides, applied last")
+    parser.add_argument("--nproc", metavar="N", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--worlds", metavar="W", type=int, nargs="+", help="other numbers (default: half of --nproc)")
+    parser.add_argument("--steps", metavar="S", type=int, default=8, help="length of the rehearsal (default 8)")
+    parser.add_argument("--tolerance", metavar="T", type=float, help="relative, on losses (default 1e-3, bf16 5e-2)")
+    parser.add_argument("--dir", metavar="DIR", help="keep the rehearsal's runs there (default: removed)")
+    args = parser.parse_intermixed_args(argv)
+
+    from vit_dist.config.load import load_recipe
+    from vit_dist.core.errors import ConfigError
+    from vit_dist.core.world import World
+
+    if args.steps < 6:
+        raise ConfigError(f"--steps={args.steps}: two kills and what follows them need at least 6")
+    worlds = args.worlds if args.worlds is not None else [w for w in (args.nproc // 2,) if w]
+    recipe = load_recipe(args.recipe, [*args.overrides, *_overrides(args.steps)])
+    for size in (args.nproc, *worlds):
+        World(size=size).share(recipe.global_batch)
+    tolerance = args.tolerance or {"fp32": 1e-3, "bf16": 5e-2}[recipe.precision]
+    with tempfile.TemporaryDirectory(prefix="vit-dist-verify-") as scratch:
+        base = Path(args.dir) if args.dir else Path(scratch)
+        findings = _rehearse(recipe, base, args.nproc, worlds, args.steps, tolerance)
+    return _verdict(recipe, args.steps, findings)
+
+
+def _overrides(steps: int) -> list[str]:
+    return [
+        f"horizon={steps} steps",
+        "schedule.warmup=1 steps",
+        "checkpoint={every: 1 step, keep: 1000}",
+        "evaluators=[]",
+        "log={every: 1 step, order: true}",
+    ]
+
+
+def _rehearse(
+    recipe: Recipe, base: Path, nproc: int, worlds: Sequence[int], steps: int, tolerance: float
+) -> list[_Finding]:
+    from launcher.rehearsal import Attempt, committed
+    from vit_dist.config.load import recipe_yaml
+    from vit_dist.core.log import log
+
+    base.mkdir(parents=True, exist_ok=True)
+    file = base / "recipe.yaml"
+    file.write_text(recipe_yaml(recipe))
+    kills = (max(1, steps // 4), max(3, steps // 2 + 1))
+
+    def disturbed(name: str, sizes: Sequence[int]) -> Path:
+        run_dir = base / name
+        log(f"  {name}: {' -> '.join(map(str, sizes))} processes, killed after steps {kills[0]} and {kills[1]}")
+        for size, step in zip(sizes, kills, strict=False):
+            Attempt(file, run_dir, size).kill_when(lambda step=step: committed(run_dir, step), _TIMEOUT_S)  # type: ignore[misc]
+        Attempt(file, run_dir, sizes[-1]).finish(_TIMEOUT_S)
+        return run_dir
+
+    log(f"  undisturbed: {nproc} processes, {steps} steps")
+    whole = base / "undisturbed"
+    Attempt(file, whole, nproc).finish(_TIMEOUT_S)
+    same = disturbed("killed-twice", [nproc] * 3)
+    findings = [_order(f"killed twice, {nproc} processes", whole, same, steps)]
+    findings.append(_bits(f"killed twice, {nproc} processes", whole, same, steps))
+    for size in worlds:
+        done = f"killed, {nproc} -> {size} -> {nproc} processes"
+        other = disturbed(f"world-{size}", [nproc, size, nproc])
+        findings.append(_order(done, whole, other, steps))
+        if not getattr(recipe.model, "dropout", 0):
+            findings.append(_losses(done, whole, other, tolerance))
+    return findings
+
+
+def _order(done: str, whole: Path, other: Path, steps: int) -> _Finding:
+    from launcher.rehearsal import trained_order
+
+    ours, theirs = trained_order(whole), trained_order(other)
+    wrong = [step for step in range(1, steps + 1) if ours.get(step) is None or ours.get(step) != theirs.get(step)]
+    if wrong:
+        return _Finding(done, False, f"steps {wrong[:8]} were trained on other examples")
+    return _Finding(done, True, f"the same {sum(map(len, ours.values()))} examples in the same order")
+
+
+def _bits(done: str, whole: Path, other: Path, steps: int) -> _Finding:
+    import torch
+
+    from vit_dist.train.checkpoint_format import SliceSource
+    from vit_dist.train.checkpoint_store import step_name
+
+    sources = [
+        SliceSource(sorted((run / "checkpoints" / step_name(steps)).glob("*.safetensors"))) for run in (whole, other)
+    ]
+    ours, theirs = sources
+    if ours.names() != theirs.names():
+        return _Finding(done, False, "the checkpoints hold other tensors")
+    for kind, name in ours.names():
+        a, b = (s.tensor(kind, name).contiguous().reshape(-1).view(torch.uint8) for s in sources)
+        if not torch.equal(a, b):
+            return _Finding(done, False, f"the {kind} of {name} differs after step {steps}")
+    return _Finding(done, True, f"{len(ours.names())} tensors of weights and moments are the same, bit for bit")
+
+
+def _losses(done: str, whole: Path, other: Path, tolerance: float) -> _Finding:
+    from vit_dist.core import runlog
+    from vit_dist.core.events import read_run
+
+    ours, theirs = (read_run(str(run / "tb")).scalars[runlog.TRAIN_LOSS] for run in (whole, other))
+    if ours.steps.tolist() != theirs.steps.tolist():
+        return _Finding(done, False, f"the log has steps {theirs.steps.tolist()}, not {ours.steps.tolist()}")
+    worst = max(abs(a - b) / max(abs(a), 1e-9) for a, b in zip(ours.values, theirs.values, strict=True))
+    return _Finding(done, worst <= tolerance, f"losses differ by {worst:.1e} at most (tolerance {tolerance:g})")
+
+
+def _verdict(recipe: Recipe, steps: int, findings: Sequence[_Finding]) -> int:
+    from vit_dist.study.local import engine_line
+
+    width = max(len(f.done) for f in findings)
+    lines = [f"{recipe.name}: {steps} steps of {recipe.global_batch}, {engine_line(recipe)}"]
+    lines += [f"  {'ok  ' if f.holds else 'FAIL'}  {f.done:<{width}}  {f.found}" for f in findings]
+    passed = all(f.holds for f in findings)
+    lines.append("PASS: this recipe can be killed and gone on with" if passed else "FAIL: see above")
+    print("\n".join(lines))  # noqa: T201
+    return 0 if passed else 1
