@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import cache
@@ -37,6 +38,7 @@ from vit_dist.data.pack.sources import Source
 PLAN = "pack.json"
 BAD_LIST = "bad.jsonl"
 _VERSION = 1
+_READS_IN_FLIGHT = 16
 _IN_PROCESS = 2000  # images; below it, starting processes costs more than it saves
 
 
@@ -183,7 +185,7 @@ def pack(
             source.image_member,
         )
         tasks = [t for i, t in enumerate(plan.tasks()) if part is None or i % part[1] == part[0] % part[1]]
-        receipts = {t: r for t in tasks if (r := _receipt(dest, t)) is not None}
+        receipts = _receipts(dest, tasks)
         if sum(len(r.bad) for r in receipts.values()) > max_bad * plan.num_images:
             # They were too many the last time: perhaps the store had a bad day. Those shards are tried anew.
             receipts = {t: r for t, r in receipts.items() if not r.bad}
@@ -217,14 +219,9 @@ def merge(dest: str, *, max_bad: Fraction = Fraction(1, 100)) -> PackResult:
     if _all_there(dest, plan):
         manifests = _read_all(dest, plan)
         return PackResult(manifests, plan.num_images - sum(m.num_samples for _, m in manifests), True)
-    receipts: dict[Task, Receipt] = {}
-    missing = []
-    for task in plan.tasks():
-        receipt = _receipt(dest, task)
-        if receipt is None:
-            missing.append(task.stem)
-        else:
-            receipts[task] = receipt
+    tasks = list(plan.tasks())
+    receipts = _receipts(dest, tasks)
+    missing = [task.stem for task in tasks if task not in receipts]
     if missing:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
@@ -348,12 +345,24 @@ def _read_all(dest: str, plan: Plan) -> tuple[tuple[str, ShardManifest], ...]:
     return tuple((url, read_manifest(url)) for url in urls)
 
 
+def _receipts(dest: str, tasks: Sequence[Task]) -> dict[Task, Receipt]:
+    """The receipts of the shards that are packed, in the order of the tasks: one listing, then a read for each."""
+    folder = join_url(dest, RECEIPTS)
+    system, path = file_system(folder)
+    with explained(folder, "listed"):
+        if is_remote(folder):
+            system.invalidate_cache()
+        found = system.ls(path, detail=False) if system.isdir(path) else []
+    names = {name.rpartition("/")[2] for name in found}
+    there = [task for task in tasks if task.receipt.rpartition("/")[2] in names]
+    with ThreadPoolExecutor(_READS_IN_FLIGHT, thread_name_prefix="receipts") as pool:
+        read = pool.map(lambda task: _receipt(dest, task), there)
+        return {task: receipt for task, receipt in zip(there, read, strict=True) if receipt is not None}
+
+
 def _receipt(dest: str, task: Task) -> Receipt | None:
-    url = join_url(dest, task.receipt)
-    if not exists(url):
-        return None
     try:
-        return Receipt.decode(read_bytes(url))
+        return Receipt.decode(read_bytes(join_url(dest, task.receipt)))
     except (ValueError, KeyError, TypeError):
         return None  # damaged: the shard is packed again
 
@@ -361,8 +370,7 @@ def _receipt(dest: str, task: Task) -> Receipt | None:
 def _check_bad(dest: str, plan: Plan, bad: int, max_bad: Fraction) -> None:
     if bad <= max_bad * plan.num_images:
         return
-    receipts = (_receipt(dest, task) for task in plan.tasks())
-    _write_bad(dest, [r for r in receipts if r is not None])
+    _write_bad(dest, _receipts(dest, list(plan.tasks())).values())
     raise DataError(
         f"{redact(dest)}: {bad:,} of {plan.num_images:,} images cannot be read, more than --max-bad "
         f"{float(max_bad):.3g} allows; they are listed in {redact(join_url(dest, BAD_LIST))}. Mend or remove them, or "
