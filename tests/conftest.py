@@ -136,16 +136,14 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ports = dict(zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True))
     arguments = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data}", f"-s3.config={data / 's3.json'}"]
     arguments += ["-master.volumeSizeLimitMB=64", "-volume.max=100"]
+    arguments += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # or two servers on one machine get in each other's way
     arguments += [f"-{name}.port={port}" for name, port in ports.items()]
     arguments += [
         f"-{name}.port.grpc={port}"
         for name, port in zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True)
     ]
-    server = subprocess.Popen(
-        [weed, "server", "-s3", *arguments],
-        stdout=(data / "log").open("wb"),
-        stderr=subprocess.STDOUT,
-    )
+    with (data / "log").open("wb") as log:
+        server = subprocess.Popen([weed, "server", "-s3", *arguments], stdout=log, stderr=subprocess.STDOUT)
     variables = {
         "AWS_ACCESS_KEY_ID": key,
         "AWS_SECRET_ACCESS_KEY": secret,
