@@ -43,7 +43,8 @@ def test_what_is_packed_to_s3_equals_what_is_packed_to_a_disk(folder: str, sourc
     names = sorted(p.name for p in (tmp_path / "set").iterdir())
     system, path = file_system(f"{folder}/set")
     system.invalidate_cache()
-    assert sorted(e.rpartition("/")[2] for e in system.ls(path, detail=False)) == names
+    # Not ls: this server goes on listing a folder after its last file has gone.
+    assert sorted(e.removeprefix(f"{path}/") for e in system.find(path)) == names
     for name in names:
         assert read_bytes(f"{folder}/set/{name}") == (tmp_path / "set" / name).read_bytes()
     assert cli.main(["verify", f"{folder}/set"]) == 0

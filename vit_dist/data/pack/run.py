@@ -389,6 +389,7 @@ def _remove_receipts(dest: str) -> None:
     if is_remote(dest):
         with explained(dest, "cleared"):
             system, path = file_system(join_url(dest, RECEIPTS))
+            system.invalidate_cache()
             if system.exists(path):
                 system.rm(path, recursive=True)
     else:
