@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,21 @@ _TAG = 0x53594E5448  # "SYNTH"
 _LABEL_BYTES = 1024  # a header and a block
 _RECORD = 10240
 _KEY = 12  # digits: shard, sample
+
+
+def pool_of_photos(count: int) -> list[tuple[str, bytes]]:
+    """JPEGs of 500 x 375 pixels and about 100 kB, as photographs have: shapes of all sizes under some noise."""
+    rng, files = np.random.default_rng(2), []
+    for _ in range(count):
+        pixels = np.zeros((375, 500, 3))
+        for side in (4, 12, 40, 120):
+            coarse = Image.fromarray(rng.integers(0, 256, (side * 3 // 4, side, 3), dtype=np.uint8))
+            pixels += np.asarray(coarse.resize((500, 375)), float) / 4
+        pixels += rng.normal(0, 18, pixels.shape)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=88)
+        files.append(("jpg", buffer.getvalue()))
+    return files
 
 
 def pool_of_images(count: int, size: int) -> list[tuple[str, bytes]]:
@@ -52,10 +68,11 @@ class SyntheticSet:
     samples_per_shard: int
     num_classes: int = 1000
     image_size: int = 48
+    photos: bool = False
 
     @functools.cached_property
     def pool(self) -> list[tuple[str, bytes]]:
-        return pool_of_images(64, self.image_size)
+        return pool_of_photos(64) if self.photos else pool_of_images(64, self.image_size)
 
     @functools.cached_property
     def _lengths(self) -> np.ndarray:
@@ -138,6 +155,15 @@ class SyntheticSet:
 def _picks(data: SyntheticSet, shard: int) -> np.ndarray:
     samples = np.arange(data.samples_per_shard, dtype=np.uint64)
     return (hash64(_TAG, shard, samples) % np.uint64(len(data.pool))).astype(np.int64)
+
+
+def write(data: SyntheticSet, folder: Path) -> str:
+    """Store a set after all; returns the path of its manifest."""
+    for shard in range(data.num_shards):
+        (folder / f"train-{shard:06d}.tar").write_bytes(data.tar(shard, 0, data.num_bytes(shard)))
+        (folder / f"train-{shard:06d}.idx.npz").write_bytes(data.index(shard))
+    (folder / "manifest.json").write_bytes(data.manifest())
+    return str(folder / "manifest.json")
 
 
 def _member(name: str, content: bytes) -> bytes:

@@ -197,3 +197,11 @@ def test_evaluation_sees_every_example_once_in_equally_many_rounds(small_val: st
         seen += [int(o) for b in batches if b is not None for o in b.ordinals]
     assert sorted(seen) == list(range(45))
     assert len(rounds) == 1
+
+
+def test_undecodable_validation_examples_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = write_set(tmp_path, num_samples=20, samples_per_shard=20, num_classes=4, broken=frozenset({3, 9}))
+    assert len(list(EvalBatches(read_manifest(manifest), recipe(manifest).data, World(), 7))) == 3
+    said = capsys.readouterr()
+    assert "2 validation examples cannot be decoded" in said.out + said.err
+    assert "'k000003'" in said.out + said.err

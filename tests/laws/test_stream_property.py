@@ -178,7 +178,7 @@ def resident_mb() -> float:
 
 @pytest.mark.parametrize("shape", [(), ("data.lanes=8", "data.window=8")])
 def test_memory_stays_flat_over_ten_epochs(small_set: str, shape: tuple[str, ...]) -> None:
-    config = recipe(small_set, *shape, "global_batch=20")
+    config = recipe(small_set, *shape, "global_batch=20", "data.image_size=56")
     data, after_epoch = open_training_set(config), []
     with TrainStream(data, config, World(), 0) as stream:
         for step, _ in enumerate(itertools.islice(stream, 100), 1):

@@ -10,13 +10,14 @@ import numpy as np
 
 from vit_dist.config.schema import DataConfig, Recipe
 from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.log import log
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
 from vit_dist.data.decode import Augment, centre
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.mixture import MixtureIdentity
 from vit_dist.data.order import I64, OrderIdentity, Segment, WindowId
-from vit_dist.data.reader import Batch, Reader
+from vit_dist.data.reader import Batch, Reader, Replacement
 from vit_dist.data.sets import Part, Parts, TrainingSet
 from vit_dist.data.subset import select
 
@@ -115,7 +116,7 @@ class EvalBatches:
     """A validation set in stored order, cut into equal runs for the ranks.
 
     Every rank yields the same number of batches (collectives inside the model need that); past the end of a rank's
-    run its batches are shorter, at last None.
+    run its batches are shorter, at last None. A sample that cannot be decoded is replaced by its neighbour, and said.
     """
 
     def __init__(self, manifest: ShardManifest, config: DataConfig, world: World, batch: int) -> None:
@@ -137,8 +138,17 @@ class EvalBatches:
         )
 
     def __iter__(self) -> Iterator[Batch | None]:
+        replaced: list[Replacement] = []
         try:
             for _ in range(self._rounds):
-                yield self._reader.next()
+                batch = self._reader.next()
+                replaced += batch.replaced if batch is not None else []
+                yield batch
+            if replaced:
+                first = replaced[0]
+                log(
+                    f"  {len(replaced)} validation examples cannot be decoded and count as their neighbours do; the "
+                    f"first: {first.key!r} of {first.shard}: {first.reason}"
+                )
         finally:
             self._reader.close()
