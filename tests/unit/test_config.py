@@ -66,7 +66,7 @@ def test_yaml_1_2_numbers() -> None:
     ],
 )
 def test_bad_yaml_is_named_with_its_place(text: str, says: str) -> None:
-    with pytest.raises(ConfigError, match="test.*") as caught:
+    with pytest.raises(ConfigError, match="test") as caught:
         parse_yaml(text, "test.yaml")
     assert says in str(caught.value)
 
