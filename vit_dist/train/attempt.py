@@ -179,7 +179,8 @@ def open_run(
     saver, attempt_number = _make_saver(recipe, data, directory, world, ledger)
     saver.last_step = state.step if found is not None else None
     before = ledger.before
-    sums = carried(found.marker.get("goodput", {}) if found else {}, before.goodput, before.time, time.time())
+    now = time.time() - (time.monotonic() - start.began)  # when this attempt began, by the clock on the wall
+    sums = carried(found.marker.get("goodput", {}) if found else {}, before.goodput, before.time, now)
     clock = Clock(recipe, data, world, device, Goodput(sums, start.began), watchdog, start)
     info = _run_info(recipe, data, plan, engine, world, num_params, model_config)
     context = EvalContext(engine, recipe, world, val)

@@ -1,0 +1,176 @@
+"""Recovery with real processes: ranks that die or hang, requests, guards, object storage."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import _free_ports, command
+from tests.laws.test_resume import finish, recipe_file, start
+from vit_dist.core.events import read_run
+from vit_dist.core.rundir import RunDir, Status
+from vit_dist.train.goodput import BUCKETS
+
+pytestmark = pytest.mark.distributed
+
+LONG = ["engine.name=plain", "horizon=100k steps", "checkpoint.every=50k steps", "eval.every=50k steps"]
+
+
+def start_ranks(recipe: Path, run_dir: Path, *overrides: str) -> list[subprocess.Popen[str]]:
+    """Two ranks without a parent of ours, as under srun."""
+    (port,) = _free_ports(1)
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
+    return [
+        subprocess.Popen(
+            command("train", str(recipe), *overrides, "--run-dir", str(run_dir)),
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+def wait_until_running(run_dir: Path, step: int = 1, timeout: float = 120) -> Status:
+    deadline = time.monotonic() + timeout
+    while True:
+        assert time.monotonic() < deadline
+        status = RunDir(run_dir).status()
+        if status is not None and status.status == "running" and status.step >= step:
+            return status
+        time.sleep(0.02)
+
+
+def end_all(ranks: list[subprocess.Popen[str]]) -> list[str]:
+    for process in ranks:
+        if process.poll() is None:
+            process.kill()
+    return [process.communicate()[0] for process in ranks]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_dies_takes_the_others_down_within_seconds(
+    tmp_path: Path, small_set: str, small_val: str, victim: int
+) -> None:
+    ranks = start_ranks(recipe_file(tmp_path, small_set, small_val), tmp_path / "run", *LONG)
+    try:
+        wait_until_running(tmp_path / "run", 3)
+        ranks[victim].kill()
+        began = time.monotonic()
+        code = ranks[1 - victim].wait(20)
+        took = time.monotonic() - began
+    finally:
+        outputs = end_all(ranks)
+    assert code == 70, outputs
+    assert took < 10
+    if victim == 1:
+        status = RunDir(tmp_path / "run").status()
+        assert status is not None
+        assert status.status == "failed"
+        assert "gone" in status.reason
+
+
+def test_a_hang_leaves_the_stacks_of_every_rank_and_ends(tmp_path: Path, small_set: str, small_val: str) -> None:
+    ranks = start_ranks(recipe_file(tmp_path, small_set, small_val), tmp_path / "run", *LONG, "guards.hang=4s")
+    try:
+        wait_until_running(tmp_path / "run", 3)
+        ranks[1].send_signal(signal.SIGSTOP)
+        code = ranks[0].wait(60)
+    finally:
+        outputs = end_all(ranks)
+    assert code == 71, outputs
+    assert "rank 0 has hung for" in outputs[0]
+    assert "train_step" in (tmp_path / "run" / "stacks" / "rank-00000.txt").read_text()
+
+
+def test_a_request_saves_or_stops_and_the_ledger_tells_of_it(tmp_path: Path, small_set: str, small_val: str) -> None:
+    run_dir = tmp_path / "run"
+    process = start(recipe_file(tmp_path, small_set, small_val), run_dir, *LONG)
+    try:
+        wait_until_running(run_dir, 2)
+        (run_dir / "request").write_text("save\n")
+        deadline = time.monotonic() + 60
+        while not list(run_dir.glob("checkpoints/step-*/COMMITTED.json")):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert process.poll() is None, "a save alone does not stop the run"
+        (run_dir / "request").write_text("stop\n")
+        output = finish(process, 60)
+    finally:
+        end_all([process])
+    assert "on the request file" in output
+    status = RunDir(run_dir).status()
+    assert status is not None
+    assert (status.status, status.reason) == ("stopped", "the request file")
+    entries = RunDir(run_dir).attempts()
+    assert [(e["event"], e["attempt"], e.get("status")) for e in entries] == [("start", 1, None), ("end", 1, "stopped")]
+    assert entries[1]["step"] == status.step > 0
+    assert not (run_dir / "request").exists()
+    assert f"step-{status.step:010d}" in {p.name for p in (run_dir / "checkpoints").iterdir()}
+
+
+def test_goodput_adds_up_over_attempts_and_stands_in_the_log(tmp_path: Path, small_set: str, small_val: str) -> None:
+    recipe, run_dir, began = recipe_file(tmp_path, small_set, small_val), tmp_path / "run", time.time()
+    options = ["engine.name=plain", "horizon=30 steps", "checkpoint.every=10 steps"]
+    process = start(recipe, run_dir, *options, nproc=1)
+    wait_until_running(run_dir, 13)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    finish(start(recipe, run_dir, *options, nproc=1))
+    elapsed = time.time() - began
+    log, status = read_run(str(run_dir / "tb")), RunDir(run_dir).status()
+    assert status is not None
+    assert sorted(status.goodput) == sorted(BUCKETS)
+    assert 0 < sum(status.goodput.values()) <= elapsed + 0.5
+    assert sum(status.goodput.values()) > elapsed - 6
+    assert status.goodput["lost"] > 0
+    assert log.scalars["goodput/lost_s"].values[-1] == pytest.approx(status.goodput["lost"], abs=0.01)
+    assert log.scalars["goodput/useful"].steps.tolist() == list(range(1, 31))
+
+
+@pytest.mark.parametrize("engine", ["engine.name=plain", "engine.zero_stage=2"])
+def test_a_spike_is_skipped_or_rewound_from(tmp_path: Path, small_set: str, small_val: str, engine: str) -> None:
+    # At a learning rate as absurd as this some loss is far above those before it.
+    options = [engine, "horizon=60 steps", "optim.lr=0.3", "optim.clip=null", "schedule.warmup=30 steps"]
+    options += ["precision=fp32", "model.dropout=0.0", "checkpoint.every=5 steps", "guards.spike_z=3.0"]
+    run_dir = tmp_path / "skip"
+    process = start(recipe_file(tmp_path, small_set, small_val), run_dir, *options, "guards.spike=skip", nproc=1)
+    output = process.communicate(timeout=200)[0]
+    assert "loss spike, the step was not applied" in output
+    bad = [json.loads(line) for line in (run_dir / "nonfinite.jsonl").read_text().splitlines()]
+    assert bad[0]["reason"] == "spike"
+    assert bad[0]["applied"] is False
+    assert len(bad[0]["keys"]) == len(bad[0]["ordinals"]) == 16
+    assert len(set(bad[0]["keys"])) == 16
+    assert all(key.startswith("k") for key in bad[0]["keys"])
+
+    run_dir = tmp_path / "rewind"
+    process = start(recipe_file(tmp_path, small_set, small_val), run_dir, *options, "guards.spike=rewind", nproc=1)
+    output = process.communicate(timeout=200)[0]
+    assert "REWOUND to step" in output
+    if process.returncode:  # diverging again and again is a reason to stop
+        assert "guards.max_rewinds" in output
+    steps = read_run(str(run_dir / "tb")).scalars["train/loss"].steps.tolist()
+    assert steps == list(range(1, len(steps) + 1)), "a rewind leaves no step twice and none out"
+
+
+@pytest.mark.s3
+def test_a_machine_without_the_run_directory_goes_on_from_object_storage(
+    tmp_path: Path, small_set: str, small_val: str, s3: str
+) -> None:
+    recipe, run_dir = recipe_file(tmp_path, small_set, small_val), tmp_path / "run"
+    options = ["engine.name=plain", "checkpoint.every=4 steps", f"checkpoint.remote={s3}/runs/moved"]
+    finish(start(recipe, run_dir, *options, nproc=1))
+    whole = tmp_path / "whole"
+    shutil.move(run_dir, whole)
+    output = finish(start(recipe, run_dir, *options, nproc=1))
+    assert "fetching step-0000000010 from" in output
+    assert "resumed from step 10" in output
