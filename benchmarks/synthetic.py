@@ -119,8 +119,8 @@ class SyntheticSet:
         """The bytes of a shard's index."""
         n, picks = self.samples_per_shard, self.picks(shard)
         offsets = self.offsets(picks)
-        numbers = shard * 10**6 + np.arange(n)
-        digits = (numbers[:, None] // 10 ** np.arange(_KEY - 1, -1, -1) % 10 + ord("0")).astype(np.uint8)
+        keys = np.empty((n, _KEY), np.uint8)
+        keys[:, :6], keys[:, 6:] = np.frombuffer(f"{shard:06d}".encode(), np.uint8), _sample_digits(n)
         ones = np.arange(1, n + 1)
         index = ShardIndex(
             offsets=offsets,
@@ -130,7 +130,7 @@ class SyntheticSet:
             labels=self.labels(shard),
             label_weights=np.ones(n, np.float32),
             key_ends=ones * _KEY,
-            key_bytes=digits.reshape(-1),
+            key_bytes=keys.reshape(-1),
         )
         return encode_index(index)
 
@@ -155,6 +155,11 @@ class SyntheticSet:
 def _picks(data: SyntheticSet, shard: int) -> np.ndarray:
     samples = np.arange(data.samples_per_shard, dtype=np.uint64)
     return (hash64(_TAG, shard, samples) % np.uint64(len(data.pool))).astype(np.int64)
+
+
+@functools.cache
+def _sample_digits(count: int) -> np.ndarray:
+    return np.frombuffer("".join(f"{i:06d}" for i in range(count)).encode(), np.uint8).reshape(count, 6)
 
 
 def write(data: SyntheticSet, folder: Path) -> str:
