@@ -57,7 +57,7 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $$(grep -l __main__ benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 drill: setup
 	$(BIN)/python -m pytest -m drill --timeout 7200 -s
