@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -304,8 +305,13 @@ def _short(value: Any) -> str:
 def _fields_at(cls: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
     current: Any = cls
     for part in loc:
+        if typing.get_origin(current) is dict:  # a name that the user chose
+            current = typing.get_args(current)[1]
+            continue
         field = getattr(current, "model_fields", {}).get(part)
         current = field.annotation if field is not None else None
+        if type(None) in typing.get_args(current):
+            current = next(option for option in typing.get_args(current) if option is not type(None))
     return list(getattr(current, "model_fields", {}))
 
 
