@@ -53,7 +53,7 @@ def decode(content: bytes | memoryview) -> Tensor:
 
 
 def _decode_with_pillow(content: bytes | memoryview) -> Tensor:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -64,6 +64,8 @@ def _decode_with_pillow(content: bytes | memoryview) -> Tensor:
             return pixels
     except MemoryError:
         raise
+    except UnidentifiedImageError:
+        raise DecodeError("not an image of any format that Pillow knows") from None
     except Exception as error:  # its many plug-ins raise whatever damaged bytes make them raise
         raise DecodeError(f"not an image that can be decoded: {error}") from None
 
