@@ -19,8 +19,8 @@ from vit_dist.core.world import World
 from vit_dist.data.mixup import PairMix, draw_mix, mix_micro_batches
 from vit_dist.data.sets import open_training_set
 from vit_dist.data.stream import TrainStream
-from vit_dist.train.attempt import make_plan
 from vit_dist.train.loop import _micro_batches
+from vit_dist.train.plan import make_plan
 
 MIXES = {
     "mixup": ("data.mixup.alpha=0.8",),

@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
     from vit_dist.config.load import load_recipe
     from vit_dist.core.errors import ConfigError
     from vit_dist.core.world import World, launched_world
+    from vit_dist.train.plan import open_training
 
     if launched_world() is not None:
         raise ConfigError(
@@ -49,6 +50,6 @@ def main(argv: list[str]) -> int:
         if value < 1:
             raise ConfigError(f"{name}={value}: at least 1 is needed")
     recipe = load_recipe(args.recipe, args.overrides)
-    World(size=args.nproc).share(recipe.global_batch)
+    open_training(recipe, World(size=args.nproc))  # what does not come out is said before anything is started
     run_dir = Path(args.run_dir) if args.run_dir else default_run_dir(recipe)
     return supervise(recipe, run_dir, lambda r, d: run_local(r, d, nproc=args.nproc), give_up_after=args.give_up_after)

@@ -57,8 +57,9 @@ def main(argv: list[str]) -> int:
     run_dir = Path(args.run_dir) if args.run_dir else default_run_dir(recipe)
     if world is None:
         from launcher.local import run_local
+        from vit_dist.train.plan import open_training
 
-        Ranks(size=args.nproc).share(recipe.global_batch)  # say so before anything is started
+        open_training(recipe, Ranks(size=args.nproc))  # what does not come out is said before anything is started
         return run_local(recipe, run_dir, nproc=args.nproc)
     _die_with_parent()
     return _rank(recipe, run_dir, world)

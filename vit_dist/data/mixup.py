@@ -17,9 +17,7 @@ import torch
 from torch import Tensor
 
 from vit_dist.config.schema import MixupConfig
-from vit_dist.core.errors import ConfigError
 from vit_dist.core.seeding import hash64, uniform
-from vit_dist.core.units import nearest_multiples
 
 _TAG_MIX = 0x4D4958  # "MIX"
 _ONE = 1 << 16  # shares are counted in 1/65536: products with a uint8 fit 32 bits
@@ -64,21 +62,6 @@ def _beta(alpha: float, key: int) -> float:
         if math.exp(x) + math.exp(y) <= 1:
             return math.exp(x - high) / (math.exp(x - high) + math.exp(y - high))
         attempt += 2
-
-
-def check_pairs(global_batch: int, ranks: int, micro_batch_limit: int | None) -> None:
-    """Whether every pair is on one rank, and fits one micro-batch.
-
-    Raises:
-        ConfigError: 2W does not divide the batch, or a micro-batch has no room for two.
-    """
-    if global_batch % (2 * ranks):
-        raise ConfigError(
-            f"global_batch={global_batch} is not divisible by twice the {ranks} ranks, so that data.mixup cannot keep "
-            f"its pairs together; nearest that are: {nearest_multiples(global_batch, 2 * ranks)}"
-        )
-    if micro_batch_limit == 1:
-        raise ConfigError("engine.max_micro_batch=1 leaves no room for the pairs of data.mixup; give it 2 or more")
 
 
 def mix_micro_batches(

@@ -17,16 +17,14 @@ from vit_dist import __version__
 from vit_dist.config.load import differences, identity, recipe_hash, recipe_yaml
 from vit_dist.config.schema import Recipe
 from vit_dist.core import runlog
-from vit_dist.core.errors import ConfigError, RunError, VitDistError
+from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import log
 from vit_dist.core.rundir import RunDir
 from vit_dist.core.seeding import hash64
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World, rendezvous
-from vit_dist.data.manifest import read_manifest
-from vit_dist.data.mixup import check_pairs
-from vit_dist.data.sets import TrainingSet, open_training_set
+from vit_dist.data.sets import TrainingSet
 from vit_dist.engines._protocol import Engine, EngineInputs
 from vit_dist.evals import EvalContext
 from vit_dist.models import ModelConfig
@@ -40,8 +38,9 @@ from vit_dist.train.ledger import Ledger
 from vit_dist.train.loop import train
 from vit_dist.train.losses import make_loss
 from vit_dist.train.monitor import Monitor, Watchdog, leave_after_grace
+from vit_dist.train.plan import Plan, open_training
 from vit_dist.train.probe import make_probe
-from vit_dist.train.run import Plan, Run, StopRequest
+from vit_dist.train.run import Run, StopRequest
 from vit_dist.train.state import TrainState
 
 _TAG_WEIGHTS = 0x57454947485453  # "WEIGHTS"
@@ -138,9 +137,7 @@ def open_run(
     assert isinstance(model_config, ModelConfig)
     assert isinstance(optim, OptimizerConfig)
     assert isinstance(schedule, ScheduleConfig)
-    data = open_training_set(recipe)
-    val = read_manifest(recipe.data.val) if recipe.data.val else None
-    plan = make_plan(recipe, data, world)
+    data, val, plan = open_training(recipe, world)
     whole = {**identity(recipe), "fingerprint": data.fingerprint}
     if world.is_main:
         _claim(directory, recipe, whole)
@@ -241,35 +238,6 @@ def _announce_restored(found: checkpoints.Restored | None, state: TrainState, en
             f"  that checkpoint was written by another layout: {'; '.join(changes)}. Weights and moments are the same "
             f"bit for bit; what follows may round differently"
         )
-
-
-def make_plan(recipe: Recipe, data: TrainingSet, world: World) -> Plan:
-    """Steps, warm-up, micro-batch and accumulation of a run on this world.
-
-    Raises:
-        ConfigError: they do not come out: no step at all, warm-up longer than the run, ranks that do not divide.
-    """
-    batch, n = recipe.global_batch, data.num_samples
-    total = recipe.horizon.steps(global_batch=batch, epoch_examples=n)
-    if total == 0:
-        raise ConfigError(
-            f"horizon={recipe.horizon} is less than half a step of global_batch={batch}: nothing to train"
-        )
-    warmup_duration = recipe.schedule.warmup  # type: ignore[attr-defined]
-    warmup = warmup_duration.steps(global_batch=batch, epoch_examples=n)
-    if warmup > total:
-        raise ConfigError(
-            f"schedule.warmup={warmup_duration} is {warmup} steps, longer than the whole run of {total} steps "
-            f"(horizon={recipe.horizon} of {n} examples at global_batch={batch}); shorten it"
-        )
-    share = world.share(batch)
-    limit = getattr(recipe.engine, "max_micro_batch", None) or share
-    together = 1
-    if recipe.data.mixup is not None:
-        check_pairs(batch, world.size, limit)
-        together = 2
-    micro = max(d for d in range(together, min(limit, share) + 1, together) if share % d == 0)
-    return Plan(total, warmup, micro, share // micro)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from vit_dist.evals import EvalContext
 from vit_dist.train.checkpoint_saver import Saver
 from vit_dist.train.clock import Clock
 from vit_dist.train.ledger import Ledger
+from vit_dist.train.plan import Plan
 from vit_dist.train.probe import Probe
 from vit_dist.train.state import TrainState
 
@@ -28,16 +29,6 @@ class StopRequest:
     """A wish to stop, from a signal; empty while there is none."""
 
     reason: str = ""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a recipe comes to on this world: steps, and a rank's share of one as accumulation x micro_batch."""
-
-    total_steps: int
-    warmup_steps: int
-    micro_batch: int
-    accumulation: int
 
 
 @dataclass

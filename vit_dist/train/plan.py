@@ -1,0 +1,78 @@
+"""What a recipe comes to on a world, and whether it comes out at all. No torch: asked before a process is started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vit_dist.config.schema import Recipe
+from vit_dist.core.errors import ConfigError
+from vit_dist.core.units import nearest_multiples
+from vit_dist.core.world import World
+from vit_dist.data.manifest import ShardManifest, read_manifest
+from vit_dist.data.sets import TrainingSet, open_training_set
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe comes to on this world: steps, and a rank's share of one as accumulation x micro_batch."""
+
+    total_steps: int
+    warmup_steps: int
+    micro_batch: int
+    accumulation: int
+
+
+def open_training(recipe: Recipe, world: World) -> tuple[TrainingSet, ShardManifest | None, Plan]:
+    """The training set, the validation set or None, and the plan of a run.
+
+    Raises:
+        ConfigError: the recipe does not fit its data or the world.
+        DataError: a manifest cannot be read.
+    """
+    data = open_training_set(recipe)
+    val = read_manifest(recipe.data.val) if recipe.data.val else None
+    return data, val, make_plan(recipe, data, world)
+
+
+def make_plan(recipe: Recipe, data: TrainingSet, world: World) -> Plan:
+    """Steps, warm-up, micro-batch and accumulation of a run on this world.
+
+    Raises:
+        ConfigError: they do not come out: no step at all, warm-up longer than the run, ranks that do not divide.
+    """
+    batch, n = recipe.global_batch, data.num_samples
+    total = recipe.horizon.steps(global_batch=batch, epoch_examples=n)
+    if total == 0:
+        raise ConfigError(
+            f"horizon={recipe.horizon} is less than half a step of global_batch={batch}: nothing to train"
+        )
+    warmup_duration = recipe.schedule.warmup  # type: ignore[attr-defined]
+    warmup = warmup_duration.steps(global_batch=batch, epoch_examples=n)
+    if warmup > total:
+        raise ConfigError(
+            f"schedule.warmup={warmup_duration} is {warmup} steps, longer than the whole run of {total} steps "
+            f"(horizon={recipe.horizon} of {n} examples at global_batch={batch}); shorten it"
+        )
+    share = world.share(batch)
+    limit = getattr(recipe.engine, "max_micro_batch", None) or share
+    together = 1
+    if recipe.data.mixup is not None:
+        _check_pairs(batch, world.size, limit)
+        together = 2
+    micro = max(d for d in range(together, min(limit, share) + 1, together) if share % d == 0)
+    return Plan(total, warmup, micro, share // micro)
+
+
+def _check_pairs(global_batch: int, ranks: int, micro_batch_limit: int | None) -> None:
+    """Whether every pair is on one rank, and fits one micro-batch.
+
+    Raises:
+        ConfigError: 2W does not divide the batch, or a micro-batch has no room for two.
+    """
+    if global_batch % (2 * ranks):
+        raise ConfigError(
+            f"global_batch={global_batch} is not divisible by twice the {ranks} ranks, so that data.mixup cannot keep "
+            f"its pairs together; nearest that are: {nearest_multiples(global_batch, 2 * ranks)}"
+        )
+    if micro_batch_limit == 1:
+        raise ConfigError("engine.max_micro_batch=1 leaves no room for the pairs of data.mixup; give it 2 or more")
