@@ -52,8 +52,8 @@ class Report:
         victims = {v: sum(k.victim == v for k in self.kills) for v in ("rank 0", "rank 1", "parent")}
         lines = [
             (
-                f"{self.engine}: {len(self.kills)} kills in {self.seconds:.0f}s (seed {self.seed}), {self.steps} steps, of "
-                f"which {self.lost_steps} done twice; final weights and moments bit-identical, log without gaps"
+                f"{self.engine}: {len(self.kills)} kills in {self.seconds:.0f}s (seed {self.seed}), {self.steps} steps,"
+                f" {self.lost_steps} of them done twice; final weights and moments bit-identical, log without gaps"
             ),
             "  while " + ", ".join(f"{phase}: {n}" for phase, n in phases.items()),
             "  of " + ", ".join(f"{victim}: {n}" for victim, n in victims.items()),

@@ -3,6 +3,7 @@
 python recovery_worker.py OUT OPERATION ...
     train:ENGINE:TO          4 steps, then a checkpoint in TO
     load:ENGINE:FROM:TO      FROM's checkpoint into a new engine, then a checkpoint of that in TO
+    drift:ENGINE:TO          as train, then one bit of a weight of rank 1 flips: what the guard says goes to the output
 ENGINE is plain, zero-1, zero-2 or zero-3, with -bf16 or -fp32.
 """
 
@@ -16,6 +17,7 @@ import torch
 
 from tests.integration.engine_worker import BATCH, CLASSES, SIZE
 from vit_dist.config.load import resolve
+from vit_dist.core.errors import RunError
 from vit_dist.core.rundir import RunDir
 from vit_dist.core.world import launched_world
 from vit_dist.engines._protocol import EngineInputs
@@ -23,6 +25,7 @@ from vit_dist.train.attempt import process_group
 from vit_dist.train.checkpoint_saver import Contents, Saver
 from vit_dist.train.checkpoint_store import Retention
 from vit_dist.train.checkpoints import restore
+from vit_dist.train.guards import check_replicas
 from vit_dist.train.losses import make_loss
 
 
@@ -67,16 +70,33 @@ def save(engine, world, to: str, number: int) -> None:
     saver.finish()
 
 
+def drift(engine, world) -> str:
+    if world.rank == 1:
+        bits = next(engine.module.parameters()).detach().view(-1)
+        bits[0] = (
+            torch.nextafter(bits[0].float(), torch.tensor(9.0)).to(bits.dtype) if bits.dtype == torch.float32 else 9
+        )
+    try:
+        check_replicas(engine, world, 5)
+    except RunError as error:
+        return str(error)
+    return ""
+
+
 def main() -> None:
     world, losses = launched_world(), {}
     with process_group(world) as device:
         for operation in sys.argv[2:]:
             verb, name, *places = operation.split(":")
-            if verb == "train":
+            if verb != "load":
                 engine = build(name, world, device, 0)
                 losses[operation] = [step(engine, world, i) for i in range(4)]
                 save(engine, world, places[0], 4)
-            else:
+                check_replicas(engine, world, 4)
+            if verb == "drift":
+                losses[operation] = drift(engine, world)
+                continue
+            if verb == "load":
                 engine = build(name, world, device, 1)
                 assert restore(Path(places[0]) / "checkpoints", engine, {}, world) is not None
                 save(engine, world, places[1], 4)

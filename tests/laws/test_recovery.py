@@ -162,6 +162,44 @@ def test_a_spike_is_skipped_or_rewound_from(tmp_path: Path, small_set: str, smal
     assert steps == list(range(1, len(steps) + 1)), "a rewind leaves no step twice and none out"
 
 
+def test_a_run_whose_numbers_are_beyond_help_is_stopped_with_the_keys(
+    tmp_path: Path, small_set: str, small_val: str
+) -> None:
+    run_dir, options = tmp_path / "run", ["engine.name=plain", "precision=fp32", "optim.lr=1e30", "horizon=99 steps"]
+    process = start(recipe_file(tmp_path, small_set, small_val), run_dir, *options, "guards.max_in_row=4", nproc=1)
+    output = process.communicate(timeout=100)[0]
+    assert process.returncode == 1
+    assert "the last 4 steps, up to step" in output
+    bad = [json.loads(line) for line in (run_dir / "nonfinite.jsonl").read_text().splitlines()]
+    assert [(b["reason"], b["applied"], len(b["keys"])) for b in bad] == [("not finite", False, 16)] * 4
+    status = RunDir(run_dir).status()
+    assert status is not None
+    assert (status.status, status.step) == ("failed", bad[-1]["step"])
+
+
+def test_run_starts_again_after_a_kill_until_it_is_done(tmp_path: Path, small_set: str, small_val: str) -> None:
+    recipe, run_dir = recipe_file(tmp_path, small_set, small_val), tmp_path / "run"
+    arguments = ["engine.name=plain", "horizon=200 steps", "checkpoint.every=10 steps", "--run-dir", str(run_dir)]
+    process = subprocess.Popen(
+        command("run", str(recipe), *arguments, "--nproc", "1"),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        wait_until_running(run_dir, 15)
+        pid = RunDir(run_dir).owner()["pid"]
+        os.kill(pid, signal.SIGKILL)
+        output = process.communicate(timeout=100)[1]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output
+    assert "attempt 1: killed by signal 9" in output
+    assert "attempt 2: done" in output
+    assert [e.get("status") for e in RunDir(run_dir).attempts()] == [None, "killed", None, "done"]
+
+
 @pytest.mark.s3
 def test_a_machine_without_the_run_directory_goes_on_from_object_storage(
     tmp_path: Path, small_set: str, small_val: str, s3: str

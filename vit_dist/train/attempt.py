@@ -133,10 +133,9 @@ def open_run(
     start: StartUp,
 ) -> Run:
     """Everything a run needs, restored to where it was. A collective."""
-    model_config, optim, schedule = recipe.model, recipe.optim, recipe.schedule
+    model_config = recipe.model
     assert isinstance(model_config, ModelConfig)
-    assert isinstance(optim, OptimizerConfig)
-    assert isinstance(schedule, ScheduleConfig)
+    assert isinstance(recipe.schedule, ScheduleConfig)
     data, val, plan = open_training(recipe, world)
     whole = {**identity(recipe), "fingerprint": data.fingerprint}
     if world.is_main:
@@ -144,23 +143,7 @@ def open_run(
     ledger.begin()
     start.mark("data")
 
-    torch.manual_seed(hash64(recipe.seed, _TAG_WEIGHTS))
-    model: Any = model_config.build(num_classes=recipe.data.num_classes, image_size=recipe.data.image_size)
-    checkpointing = getattr(recipe.engine, "activation_checkpointing", "none")
-    model.set_activation_checkpointing(checkpointing)
-    num_params = sum(p.numel() for p in model.parameters())
-    inputs = EngineInputs(
-        model=model,
-        optimizer=optim.build(model),
-        loss=make_loss(recipe.loss),
-        world=world,
-        device=device,
-        precision=recipe.precision,
-        clip=optim.clip,
-        micro_batch=plan.micro_batch,
-        accumulation=plan.accumulation,
-    )
-    engine: Engine = recipe.engine.build(inputs)  # type: ignore[attr-defined]
+    engine, num_params = _build_engine(recipe, plan, world, device)
     start.mark("model and engine")
     probe = make_probe(recipe, data.parts[0].manifest, world, recipe.checkpoint.probe)
     found = checkpoints.restore(
@@ -171,7 +154,7 @@ def open_run(
         state = TrainState.load(found.state, data.identity, str(found.path))
     start.mark("restoring" if found is not None else "probe")
     if world.is_main:
-        _announce(recipe, data, plan, engine, world, num_params, checkpointing)
+        _announce(recipe, data, plan, engine, world, num_params)
         _announce_restored(found, state, engine)
     saver, attempt_number = _make_saver(recipe, data, directory, world, ledger)
     saver.last_step = state.step if found is not None else None
@@ -199,6 +182,34 @@ def open_run(
         clock,
         attempt_number,
     )
+
+
+def _build_engine(recipe: Recipe, plan: Plan, world: World, device: torch.device) -> tuple[Engine, int]:
+    """The model in its engine, with the weights of the seed, and how many parameters it has. A collective."""
+    config, optim = recipe.model, recipe.optim
+    assert isinstance(config, ModelConfig)
+    assert isinstance(optim, OptimizerConfig)
+    torch.manual_seed(hash64(recipe.seed, _TAG_WEIGHTS))
+    model: Any = config.build(num_classes=recipe.data.num_classes, image_size=recipe.data.image_size)
+    model.set_activation_checkpointing(_recomputes(recipe))
+    num_params = sum(p.numel() for p in model.parameters())
+    inputs = EngineInputs(
+        model=model,
+        optimizer=optim.build(model),
+        loss=make_loss(recipe.loss),
+        world=world,
+        device=device,
+        precision=recipe.precision,
+        clip=optim.clip,
+        micro_batch=plan.micro_batch,
+        accumulation=plan.accumulation,
+    )
+    engine: Engine = recipe.engine.build(inputs)  # type: ignore[attr-defined]
+    return engine, num_params
+
+
+def _recomputes(recipe: Recipe) -> str:
+    return str(getattr(recipe.engine, "activation_checkpointing", "none"))
 
 
 def _make_saver(
@@ -317,10 +328,9 @@ def _is_done(run: Run) -> bool:
     return told[0]
 
 
-def _announce(
-    recipe: Recipe, data: TrainingSet, plan: Plan, engine: Engine, world: World, num_params: int, checkpointing: str
-) -> None:
+def _announce(recipe: Recipe, data: TrainingSet, plan: Plan, engine: Engine, world: World, num_params: int) -> None:
     micro = f"{plan.accumulation} x {plan.micro_batch}" if plan.accumulation > 1 else str(plan.micro_batch)
+    checkpointing = _recomputes(recipe)
     recompute = f", activation checkpointing {checkpointing}" if checkpointing != "none" else ""
     reads = data.order.amplification(world.size)
     again = f", each byte read by {reads} ranks" if reads > 1 and data.order.lanes > 1 else ""

@@ -54,7 +54,12 @@ class Monitor:
             exchange((os.environ.get("MASTER_ADDR", "127.0.0.1"), int(server.getsockname()[1])))
             work: Callable[[], None] = lambda: self._serve(server)  # noqa: E731
         else:
-            link = socket.create_connection(exchange(None), timeout=_CONNECT_S)
+            address = exchange(None)
+            try:
+                link = socket.create_connection(address, timeout=_CONNECT_S)
+            except OSError as error:
+                log(f"rank {world.rank}: cannot reach rank 0 at {address[0]}:{address[1]} ({error}): it is not watched")
+                return
             link.settimeout(None)
             _keep_alive(link)
             link.sendall(f"rank {world.rank}\n".encode())
