@@ -57,7 +57,8 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	@for script in $$(grep -l __main__ benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $$(grep -l __main__ benchmarks/*.py); do \
+	    echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
 
 drill: setup
 	$(BIN)/python -m pytest -m drill --timeout 7200 -s
