@@ -177,6 +177,26 @@ def test_a_run_whose_numbers_are_beyond_help_is_stopped_with_the_keys(
     assert (status.status, status.step) == ("failed", bad[-1]["step"])
 
 
+def test_a_run_killed_after_its_last_checkpoint_trains_no_further_step(
+    tmp_path: Path, small_set: str, small_val: str
+) -> None:
+    recipe, run_dir = recipe_file(tmp_path, small_set, small_val), tmp_path / "run"
+    finish(start(recipe, run_dir, "engine.name=plain", nproc=1))
+    before = RunDir(run_dir).status()
+    assert before is not None
+    RunDir(run_dir).write_status("running", 10, 160, attempt=1, goodput=before.goodput)
+    finish(start(recipe, run_dir, "engine.name=plain", nproc=1))
+    status = RunDir(run_dir).status()
+    assert status is not None
+    assert (status.status, status.step, status.examples) == ("done", 10, 160)
+    assert read_run(str(run_dir / "tb")).scalars["train/loss"].steps.tolist() == list(range(1, 11))
+    output = finish(start(recipe, run_dir, "engine.name=plain", nproc=1))
+    assert "this run is done" in output
+    again = RunDir(run_dir).status()
+    assert again is not None
+    assert again.goodput["train"] == status.goodput["train"]
+
+
 def test_run_starts_again_after_a_kill_until_it_is_done(tmp_path: Path, small_set: str, small_val: str) -> None:
     recipe, run_dir = recipe_file(tmp_path, small_set, small_val), tmp_path / "run"
     arguments = ["engine.name=plain", "horizon=200 steps", "checkpoint.every=10 steps", "--run-dir", str(run_dir)]

@@ -80,7 +80,7 @@ def attempt(recipe: Recipe, run_dir: Path, world: World) -> None:
             if _is_done(run):
                 if world.is_main:
                     log(f"  {run_dir}: this run is done; give another --run-dir or another seed to train anew")
-                ledger.end("done")
+                ledger.end("done", goodput=ledger.before.goodput)
             else:
                 train(run)
         except (VitDistError, RuntimeError) as error:

@@ -42,6 +42,9 @@ def train(run: Run) -> None:
         RunError: checkpoints cannot be written, or the numbers are beyond help.
     """
     run.start_log()
+    if run.state.step >= run.plan.total_steps:  # killed between the last checkpoint and the word that it is done
+        _end(run, "")
+        return
     while not _course(run):
         rewind(run)
 
