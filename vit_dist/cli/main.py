@@ -12,7 +12,7 @@ from vit_dist import __version__
 
 VERBS = {
     "config": "print a resolved recipe and its hash",
-    "data": "pack images into shards, list the order of examples",
+    "data": "pack images, index tars, look at datasets and their order",
     "train": "train a recipe on this machine, or as one rank of a job",
     "run": "train a recipe here, starting again after failures, until it is done",
     "verify-resume": "prove on this machine that a recipe survives kills and other numbers of processes",
