@@ -66,7 +66,9 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     gate, write = threading.Event(), Snapshot.write
     monkeypatch.setattr(Snapshot, "write", lambda self, path: (gate.wait(10), write(self, path))[1])
     saver, engine = make(tmp_path), TinyEngine(5.0)
+    began = time.monotonic()
     saver.save(engine, contents(5))  # type: ignore[arg-type]
+    assert time.monotonic() - began < 5, "it waited for the disk"
     engine.weight += 1  # the disk has not begun
     assert saver.covers(5)
     assert committed(tmp_path / "checkpoints") == []
