@@ -74,6 +74,8 @@ def default_run_dir(recipe: Recipe) -> Path:
 
 
 def _rank(recipe: Recipe, run_dir: Path, world: World) -> int:
+    # A wish to stop that comes while torch is imported waits until it can be heard, in place of killing the rank.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT))
     from vit_dist.train.attempt import PeerLostError, attempt
 
     try:

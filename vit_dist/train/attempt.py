@@ -281,6 +281,7 @@ def stop_requests() -> Iterator[StopRequest]:
         yield stop
         return
     old = {number: signal.signal(number, ask) for number in numbers}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # the command line holds them back while torch is imported
     try:
         yield stop
     finally:
