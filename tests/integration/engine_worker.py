@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from vit_dist.cli.main import leave
 from vit_dist.config.load import resolve
 from vit_dist.core.world import launched_world
 from vit_dist.engines._protocol import EngineInputs
@@ -82,3 +83,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

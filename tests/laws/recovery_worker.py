@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from tests.integration.engine_worker import BATCH, CLASSES, SIZE
+from vit_dist.cli.main import leave
 from vit_dist.config.load import resolve
 from vit_dist.core.errors import RunError
 from vit_dist.core.rundir import RunDir
@@ -107,3 +108,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

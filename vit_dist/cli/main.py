@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from vit_dist import __version__
 
@@ -83,13 +84,17 @@ def _say(message: str) -> None:
 
 
 def entry() -> None:
-    """What the console script and `python -m` call: `main`, and an end that cannot fail.
+    """What the console script and `python -m` call: `main`, and an end that cannot fail."""
+    leave(main())
+
+
+def leave(code: int) -> NoReturn:
+    """End the process without tearing torch down.
 
     After a clean end of training, torch's C++ threads now and then abort the process while the interpreter is torn
     down ("terminate called without an active exception"), which would turn a finished rank into a failed one. All our
-    files are closed by then, so the process leaves without tearing anything down.
+    files are closed by then.
     """
-    code = main()
     if "torch" in sys.modules:
         sys.stdout.flush()
         sys.stderr.flush()
