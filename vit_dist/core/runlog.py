@@ -1,7 +1,7 @@
 """What a run writes into its log and a study reads from it: the one contract between the two.
 
 Scalars stand at the optimizer step after which they were measured, so that the n-th value follows n updates. The
-number of examples seen by then is exactly `step * global_batch`; `progress/examples` says it in the log itself.
+number of examples seen by then is exactly `step * global_batch`; `progress/examples` charts it, in single precision.
 Everything else that a study must know stands in three texts: `RunInfo` and the resolved recipe at step 0, `RunStatus`
 at the last step. They are JSON and YAML, since the scalars of TensorBoard keep 24 bits only.
 """
