@@ -206,7 +206,7 @@ def _log(run: Run, state: TrainState, result: StepResult, progress: ProgressLine
                 runlog.TRAIN_GRAD_NORM: result.grad_norm,
                 runlog.TRAIN_EXAMPLES_PER_S: rate,
                 runlog.TRAIN_EPOCH: epoch,
-                runlog.PROGRESS_EXAMPLES: float(state.examples),  # TensorBoard's charts leave out doubles
+                runlog.PROGRESS_EXAMPLES: float(state.examples),  # as a double its custom chart stayed empty
                 "train/data_wait": wait,
                 "train/skipped_steps": state.skipped,
                 "train/spikes": state.spikes,
