@@ -1,0 +1,96 @@
+"""`vit-dist study report`: from event files to tables and figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vit_dist.cli._study_common import add_runs, make_console, split_words, study_parser
+from vit_dist.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vit_dist.study.collect import Collection
+    from vit_dist.study.grid import StudyConfig
+
+
+def main(argv: list[str]) -> int:
+    """See `vit-dist study report --help`."""
+    parser = study_parser(
+        "report",
+        "Read the event files of a study's runs and draw accuracy against number of pretraining examples.",
+        "demo",
+        "demo --out /tmp/report",
+        "--logs s3://bucket/tensorboard/demo --out report   # no study file needed",
+    )
+    add_runs(parser)
+    parser.add_argument("--logs", metavar="URL", help="directory that holds the event files (DIR/<study>)")
+    parser.add_argument("--out", metavar="DIR", help="where figure and tables go (DIR/<study>/report)")
+    parser.add_argument("--metric", metavar="TAG", help="scalar tag to draw (the study's, or val/top1)")
+    args = parser.parse_intermixed_args(argv)
+
+    from vit_dist.core.runlog import VAL_TOP1
+    from vit_dist.study.collect import collect
+    from vit_dist.study.grid import load_study, plan
+    from vit_dist.study.report import write_report
+
+    study: StudyConfig | None = None
+    name: str | None = None
+    if args.words or not args.logs:
+        name, overrides = split_words(args.words, "report")
+        try:
+            study = load_study(name, overrides)
+            name = study.name
+        except ConfigError:
+            # Logs are enough: beside --logs the word may be the study's name in them, with no file of it here.
+            if not args.logs or overrides or Path(name).suffix:
+                raise
+    logs = args.logs or str(Path(args.runs) / str(name))
+    metric = args.metric or (study.metric if study else VAL_TOP1)
+    collection = collect(logs, study=name, metric=metric)
+    out = Path(args.out) if args.out else Path(args.runs) / (collection.study or "runs") / "report"
+    files = write_report(collection, out)
+    console = make_console()
+    console.print(_means_table(collection))
+    for one in collection.excluded:
+        console.print(f"left out: {one.run} ({one.directory}): {one.reason}", markup=False)
+    for remark in collection.remarks:
+        console.print(f"note: {remark}", markup=False)
+    if study is not None:
+        have = {one.run for one in collection.observations}
+        missing = [cell.name for cell in plan(study) if cell.name not in have]
+        if missing:
+            shown = ", ".join(missing[:6]) + (", ..." if len(missing) > 6 else "")
+            console.print(f"note: {len(missing)} cells of the study are not in the figure: {shown}", markup=False)
+    console.print(f"figure  {files.png}\n        {files.svg}", markup=False)
+    console.print(f"tables  {files.observations}\n        {files.means}\n        {files.excluded}", markup=False)
+    return 0
+
+
+def _means_table(collection: Collection) -> Table:
+    from rich.table import Table
+
+    from vit_dist.study.summary import is_share, means
+
+    averaged = means(collection.observations)
+    families = list(dict.fromkeys(point.family for point in averaged))
+    percent = is_share(collection.metric)
+    scale, unit, digits = (100.0, " (%)", 1) if percent else (1.0, "", 4)
+    title = f"{collection.metric}{unit} by pretraining examples: mean ± standard deviation \\[seeds]"
+    result = Table(title=title, title_justify="left")
+    result.add_column("examples", justify="right")
+    for family in families:
+        result.add_column(family, justify="right")
+    cells = {(point.family, point.subset): point for point in averaged}
+    for size in sorted({point.subset for point in averaged}):
+        row = [f"{size:,}"]
+        for family in families:
+            point = cells.get((family, size))
+            if point is None:
+                row.append("-")
+                continue
+            spread = f" ± {point.std * scale:.{digits}f}" if point.std is not None else ""
+            row.append(f"{point.mean * scale:.{digits}f}{spread} \\[{point.num_seeds}]")
+        result.add_row(*row)
+    return result

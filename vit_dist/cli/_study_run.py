@@ -1,0 +1,48 @@
+"""`vit-dist study run`: train what is not done, on this machine."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from vit_dist.cli._study_common import add_runs, grid_line, make_console, split_words, study_parser
+from vit_dist.core.errors import ConfigError
+
+
+def main(argv: list[str]) -> int:
+    """See `vit-dist study run --help`."""
+    parser = study_parser(
+        "run",
+        "Train every cell of a study that is not done, one after another, on this machine.",
+        "demo",
+        "demo --nproc 2 --runs /scratch/runs",
+        "demo seeds=[0] subsets=[500,2000]",
+    )
+    add_runs(parser)
+    parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes a run (1)")
+    parser.add_argument("--keep-going", action="store_true", help="train the other cells when one fails")
+    args = parser.parse_intermixed_args(argv)
+    name, overrides = split_words(args.words, "run")
+
+    from launcher.local import run_local
+    from vit_dist.study.grid import load_study, plan
+    from vit_dist.study.local import run_cells
+
+    if args.nproc < 1:
+        raise ConfigError(f"--nproc {args.nproc}: at least one process is needed")
+    study = load_study(name, overrides)
+    cells, console = plan(study), make_console()
+    directory = Path(args.runs) / study.name
+    console.print(f"study {study.name}: {grid_line(study)}, in {directory}", markup=False)
+    run_cells(
+        cells,
+        directory,
+        lambda recipe, run_dir: run_local(recipe, run_dir, nproc=args.nproc),
+        lambda line: console.print(line, markup=False),
+        again=shlex.join(["vit-dist", "study", "run", *argv]),
+        keep_going=args.keep_going,
+    )
+    options = [] if args.runs == "runs" else ["--runs", args.runs]
+    report = shlex.join(["vit-dist", "study", "report", *args.words, *options])
+    console.print(f"study {study.name}: all {len(cells)} cells are done; next: {report}", markup=False)
+    return 0
