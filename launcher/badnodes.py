@@ -1,0 +1,106 @@
+"""Nodes to stay away from for a while: a list on the shared file system that forgets by itself.
+
+`<run_root>/.bad-nodes.jsonl`, a JSON object a line: node, reason, until, at (seconds since 1970). Lines are only
+appended; the last one of a node counts. A node is taken off by a line whose time is over.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from vit_dist.core.errors import RunError
+
+NAME = ".bad-nodes.jsonl"
+KEEP_S = 24 * 3600.0
+"""How long a node stays on the list where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class BadNode:
+    """A node on the list.
+
+    Attributes:
+        node: its name in Slurm.
+        reason: what was seen.
+        until: seconds since 1970; from then on it counts as good again.
+        at: when it was put on the list.
+    """
+
+    node: str
+    reason: str
+    until: float
+    at: float
+
+
+def add(run_root: Path, node: str, reason: str, *, keep_s: float = KEEP_S, now: float | None = None) -> BadNode:
+    """Put a node on the list, or keep it there longer.
+
+    Raises:
+        RunError: the list cannot be written.
+    """
+    at = time.time() if now is None else now
+    entry = BadNode(node, " ".join(reason.split())[:500], at + keep_s, at)
+    _append(run_root, entry)
+    return entry
+
+
+def remove(run_root: Path, node: str, *, now: float | None = None) -> None:
+    """Take a node off the list.
+
+    Raises:
+        RunError: the list cannot be written.
+    """
+    at = time.time() if now is None else now
+    _append(run_root, BadNode(node, "taken off the list", at, at))
+
+
+def active(run_root: Path, now: float | None = None) -> dict[str, BadNode]:
+    """The nodes on the list at a time (now), by name. A missing list is an empty one, a cut line is passed over.
+
+    Raises:
+        RunError: the list is there and cannot be read.
+    """
+    at = time.time() if now is None else now
+    latest: dict[str, BadNode] = {}
+    for entry in _read(run_root / NAME):
+        latest[entry.node] = entry
+    return {node: entry for node, entry in sorted(latest.items()) if entry.until > at}
+
+
+def _read(path: Path) -> list[BadNode]:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise RunError(f"{path}: the list of bad nodes cannot be read: {error.strerror}") from None
+    found = []
+    for line in text.splitlines():
+        try:
+            raw = json.loads(line)
+            entry = BadNode(str(raw["node"]), str(raw["reason"]), float(raw["until"]), float(raw["at"]))
+        except (ValueError, KeyError, TypeError):  # a crash may have cut a line short
+            continue
+        if entry.node and math.isfinite(entry.until):
+            found.append(entry)
+    return found
+
+
+def _append(run_root: Path, entry: BadNode) -> None:
+    path = run_root / NAME
+    line = json.dumps(asdict(entry)) + "\n"
+    try:
+        run_root.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                line = "\n" + line  # after a line that was cut short
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise RunError(f"{path}: the list of bad nodes cannot be written: {error.strerror}") from None
