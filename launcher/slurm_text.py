@@ -1,0 +1,252 @@
+"""What Slurm's commands print, as values. Only their plain formats: JSON output moves from version to version."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+ENDED = frozenset(
+    {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY"}
+    | {"PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT"}
+)
+"""States that a job does not leave by itself."""
+WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
+"""States of a job that waits for nodes, for a time or for a person."""
+SQUEUE_FORMAT = "%A|%F|%K|%T|%D|%N|%B|%V|%S|%e|%l|%P|%u|%r"
+"""One job a line for `squeue -o`. The reason, the only free text, stands last; a job's name is not asked for."""
+SACCT_FIELDS = "JobIDRaw,JobID,State,ExitCode,NNodes,NodeList,Submit,Start,End,TimelimitRaw,Partition,User"
+"""One job a line for `sacct -P -X -o`; the names exist since Slurm 17.11."""
+
+_NOTHING = frozenset({"", "(null)", "N/A", "None", "NONE", "Unknown", "None assigned"})
+_KEY = re.compile(r"(?:^|\s)([A-Z][\w/:]*)=")
+_NAME = re.compile(r"\sJobName=(.*?)(?=\sUserId=\S*\(\d+\)\sGroupId=\S*\(\d+\)\s)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job, or one element of an array, as Slurm tells of it.
+
+    Attributes:
+        id: the job's own number; for an array's element too.
+        state: PENDING, RUNNING, COMPLETING, COMPLETED, ...
+        reason: why it waits or ended, in Slurm's word; empty where there is none.
+        nodes: how many it has or asks for.
+        nodelist: its nodes, folded as Slurm writes them (`n[1-3]`); empty while it waits.
+        batch_host: the node its script runs on.
+        submitted, start, end: seconds since 1970. While it waits, `start` is expected; while it runs, `end` is its time
+            limit's.
+        time_limit: seconds; None where there is none, or it is not told.
+        restarts: how often it was requeued; None where the command does not tell.
+        exit_code, exit_signal: of the batch script.
+        array_id, array_task: for an array's elements: number of the array, and which element ("3", "4-9%2").
+        requeue: Slurm may put it back into the queue; None where the command does not tell.
+        excluded: nodes it must not get, folded.
+    """
+
+    id: str
+    state: str
+    reason: str = ""
+    nodes: int = 0
+    nodelist: str = ""
+    batch_host: str = ""
+    submitted: float | None = None
+    start: float | None = None
+    end: float | None = None
+    time_limit: float | None = None
+    restarts: int | None = None
+    partition: str = ""
+    user: str = ""
+    exit_code: int = 0
+    exit_signal: int = 0
+    array_id: str = ""
+    array_task: str = ""
+    requeue: bool | None = None
+    excluded: str = ""
+    name: str = ""
+    work_dir: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """It will not run again by itself."""
+        return self.state in ENDED
+
+    @property
+    def waiting(self) -> bool:
+        """It is in the queue and has no nodes."""
+        return self.state in WAITING
+
+    @property
+    def running(self) -> bool:
+        """It has nodes: runs, begins or ends."""
+        return not self.ended and not self.waiting
+
+    @property
+    def label(self) -> str:
+        """How a person names it: `123`, or `120_3` for an array's element."""
+        return f"{self.array_id}_{self.array_task}" if self.array_task else self.id
+
+
+def parse_time(text: str) -> float | None:
+    """Seconds since 1970 of a time stamp (`2026-11-22T18:50:00`, local time, or plain seconds); None for `N/A`."""
+    if text in _NOTHING:
+        return None
+    if text.isdigit():
+        return float(text) or None
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None
+
+
+def parse_duration(text: str) -> float | None:
+    """Seconds of `1-02:03:04`, `2:03:04`, `03:04` or `INVALID`, `UNLIMITED` (None)."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?", text)
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def parse_fields(line: str) -> dict[str, str]:
+    """`Key=value Key=value ...` of `scontrol -o show`, where values may hold blanks; the first of a key counts."""
+    found = list(_KEY.finditer(line))
+    fields: dict[str, str] = {}
+    for match, following in zip(found, [*found[1:], None], strict=True):
+        value = line[match.end() : following.start() if following else len(line)].strip()
+        fields.setdefault(match[1], value)
+    return fields
+
+
+def parse_show_jobs(text: str) -> list[Job]:
+    """Jobs of `scontrol -o show job`."""
+    # A name may hold a line break: a job begins where a line begins with its number.
+    lines = re.split(r"\n(?=JobId=\d)", text.strip())
+    return [_shown(line) for line in lines if line.startswith("JobId=")]
+
+
+def _shown(line: str) -> Job:
+    name = _NAME.search(line)
+    if name is not None:  # out of the way: it may look like other fields
+        line = line[: name.start()] + line[name.end() :]
+    fields = {k: v for k, v in parse_fields(line).items() if v not in _NOTHING}
+    exit_code, exit_signal = _exit(fields.get("ExitCode", ""))
+    return Job(
+        id=fields["JobId"].split()[0],
+        state=_state(fields.get("JobState", "")),
+        reason=fields.get("Reason", ""),
+        nodes=_int(fields.get("NumNodes", "")),
+        nodelist=fields.get("NodeList", ""),
+        batch_host=fields.get("BatchHost", ""),
+        submitted=parse_time(fields.get("SubmitTime", "")),
+        start=parse_time(fields.get("StartTime", "")),
+        end=parse_time(fields.get("EndTime", "")),
+        time_limit=parse_duration(fields.get("TimeLimit", "")),
+        restarts=_int(fields["Restarts"]) if "Restarts" in fields else None,
+        partition=fields.get("Partition", ""),
+        user=fields.get("UserId", "").partition("(")[0],
+        exit_code=exit_code,
+        exit_signal=exit_signal,
+        array_id=fields.get("ArrayJobId", ""),
+        array_task=fields.get("ArrayTaskId", ""),
+        requeue=fields["Requeue"] == "1" if "Requeue" in fields else None,
+        excluded=fields.get("ExcNodeList", ""),
+        name=name[1] if name is not None else fields.get("JobName", ""),
+        work_dir=fields.get("WorkDir", ""),
+    )
+
+
+def parse_squeue(text: str) -> list[Job]:
+    """Jobs of `squeue -h -o SQUEUE_FORMAT`."""
+    jobs = []
+    for line in text.splitlines():
+        values = [value.strip() for value in line.split("|", 13)]
+        if len(values) != 14 or not values[0].isdigit():
+            continue
+        values = ["" if value in _NOTHING else value for value in values]
+        task = values[2]
+        jobs.append(
+            Job(
+                id=values[0],
+                array_id=values[1] if task else "",
+                array_task=task,
+                state=_state(values[3]),
+                nodes=_int(values[4]),
+                nodelist=values[5],
+                batch_host=values[6],
+                submitted=parse_time(values[7]),
+                start=parse_time(values[8]),
+                end=parse_time(values[9]),
+                time_limit=parse_duration(values[10]),
+                partition=values[11],
+                user=values[12],
+                reason=values[13],
+            )
+        )
+    return jobs
+
+
+def parse_sacct(text: str) -> list[Job]:
+    """Jobs of `sacct -n -P -X -D -o SACCT_FIELDS`, a line for each time it ran."""
+    jobs = []
+    for line in text.splitlines():
+        values = ["" if value in _NOTHING else value for value in line.strip().split("|")]
+        if len(values) != 12 or not values[0].isdigit():
+            continue
+        exit_code, exit_signal = _exit(values[3])
+        array, _, task = values[1].partition("_")
+        jobs.append(
+            Job(
+                id=values[0],
+                array_id=array if task else "",
+                array_task=task.strip("[]"),
+                state=_state(values[2]),
+                exit_code=exit_code,
+                exit_signal=exit_signal,
+                nodes=_int(values[4]),
+                nodelist=values[5],
+                submitted=parse_time(values[6]),
+                start=parse_time(values[7]),
+                end=parse_time(values[8]),
+                time_limit=float(values[9]) * 60 if values[9].isdigit() else None,
+                partition=values[10],
+                user=values[11],
+            )
+        )
+    return jobs
+
+
+def parse_config(text: str) -> dict[str, str]:
+    """Settings of `scontrol show config`."""
+    pairs = (line.partition("=") for line in text.splitlines())
+    return {key.strip(): value.strip() for key, equals, value in pairs if equals}
+
+
+def parse_nodes(text: str) -> Mapping[str, tuple[str, str]]:
+    """Node -> (state, reason) of `sinfo -h -N -o '%N|%T|%E'`."""
+    nodes = {}
+    for line in text.splitlines():
+        name, _, rest = line.strip().partition("|")
+        state, _, reason = rest.partition("|")
+        if name and state:
+            nodes[name.strip()] = (state.strip(), "" if reason.strip().lower() == "none" else reason.strip())
+    return nodes
+
+
+def _state(text: str) -> str:
+    # sacct says `CANCELLED by 1000`, and cuts long words short with a plus.
+    word = (text.split() or ["UNKNOWN"])[0].upper()
+    if word.endswith("+"):
+        return next((state for state in sorted(ENDED | WAITING) if state.startswith(word[:-1])), word[:-1])
+    return word
+
+
+def _exit(text: str) -> tuple[int, int]:
+    code, _, number = text.partition(":")
+    return _int(code), _int(number)
+
+
+def _int(text: str) -> int:
+    match = re.match(r"\d+", text)
+    return int(match[0]) if match else 0
