@@ -45,15 +45,15 @@ _AWAY = (
     "Connection refused",
 )
 _HINTS = (
-    ("invalid partition", "partition: name one that `sinfo` lists in the cluster file, or --set partition"),
+    ("invalid partition", "partition: name one that `sinfo` lists in the cluster file"),
     ("account", "account: `sacctmgr show assoc user=$USER` lists yours, where accounts are kept"),
     ("qos", "qos: `sacctmgr show assoc user=$USER format=account,qos` lists yours"),
     ("reservation", "reservation: `scontrol show reservation` lists them"),
     ("time limit", "time limit: `sinfo -o '%P %l'` lists the partitions' limits"),
-    ("node configuration is not available", "no node has so many GPUs, CPUs or so much memory: see `sinfo -Nel`"),
-    ("more processors", "more nodes or CPUs than the partition has: see `sinfo`"),
+    ("node configuration is not available", "size: no node has so many GPUs, CPUs or so much memory: see `sinfo -Nel`"),
+    ("more processors", "size: more nodes or CPUs than the partition has: see `sinfo`"),
     ("invalid feature", "constraint: `sinfo -o '%f'` lists the features of nodes"),
-    ("generic resource", "the kind or number of GPUs is not known here: `sinfo -o '%G'` lists them"),
+    ("generic resource", "GPUs: their kind or number is not known here: `sinfo -o '%G'` lists them"),
 )
 
 
@@ -88,8 +88,7 @@ def available() -> bool:
 def environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment for Slurm's commands: nothing of a surrounding job or of a person's formats gets through."""
     environ = os.environ if environ is None else environ
-    kept = {k: v for k, v in environ.items() if k in _KEPT or not k.startswith(_FOREIGN)}
-    return {**kept, "SLURM_TIME_FORMAT": "standard", "LC_ALL": "C.UTF-8"}
+    return {k: v for k, v in environ.items() if k in _KEPT or not k.startswith(_FOREIGN)}
 
 
 def sbatch(script: Path, *, args: Sequence[str] = (), test_only: bool = False) -> Submission:
@@ -104,13 +103,8 @@ def sbatch(script: Path, *, args: Sequence[str] = (), test_only: bool = False) -
         ConfigError: refused; with Slurm's words and what to look at.
         NoSlurmError, SlurmAwayError: no Slurm here, or no answer.
     """
-    # The job's environment is its script's business; of ours, formats and the surrounding job's variables stay out.
-    env = environment()
-    env.pop("SLURM_TIME_FORMAT")
-    env.pop("LC_ALL")
-    env.update({k: os.environ[k] for k in ("LC_ALL",) if k in os.environ})
     command = ["sbatch", "--test-only" if test_only else "--parsable", *args, str(script)]
-    done = _call(command, env=env)
+    done = _call(command, env=environment())
     text = (done.stdout + done.stderr).strip()
     if done.returncode:
         raise ConfigError(f"{script}: Slurm does not accept this job: {_words(text)}{_hint(text)}")
@@ -290,7 +284,7 @@ def _call(
     """Run one command; again, for some seconds, while the controller is away."""
     deadline, pause = time.monotonic() + patience_s, 0.5
     while True:
-        done = _once(command, environment() if env is None else env)
+        done = _once(command, {**environment(), "SLURM_TIME_FORMAT": "%s"} if env is None else env)
         silent = done.returncode != 0 and any(words in done.stderr for words in _AWAY)
         if not silent or not away:
             return done

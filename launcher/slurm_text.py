@@ -121,8 +121,8 @@ def parse_fields(line: str) -> dict[str, str]:
 
 def parse_show_jobs(text: str) -> list[Job]:
     """Jobs of `scontrol -o show job`."""
-    # A name may hold a line break: a job begins where a line begins with its number.
-    lines = re.split(r"\n(?=JobId=\d)", text.strip())
+    # A name or a comment may hold line breaks.
+    lines = re.split(r"\n(?=JobId=\d+ (?:ArrayJobId|HetJobId|JobName)=)", text.strip())
     return [_shown(line) for line in lines if line.startswith("JobId=")]
 
 
