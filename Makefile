@@ -9,7 +9,7 @@ DEMO := runs/data/fashion-mnist-mini
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench drill clean
+.PHONY: help setup demo test check bench drill dev-cluster clean
 
 help:
 	@echo "make demo    set up, pack real images, train through DeepSpeed, draw accuracy against data (minutes)"
@@ -17,6 +17,7 @@ help:
 	@echo "make check   format, lint, types, imports"
 	@echo "make bench   the benchmarks, each a ratio measured in one run"
 	@echo "make drill   the long drills: minutes to hours"
+	@echo "make dev-cluster   a real Slurm of three nodes on this machine, to try submit, status and the rest on"
 	@echo "make setup   the environment in $(VENV) alone"
 
 setup: $(INSTALLED)
@@ -62,6 +63,15 @@ bench: setup
 
 drill: setup
 	$(BIN)/python -m pytest -m drill --timeout 7200 -s
+
+dev-cluster: setup
+	@$(BIN)/python slurm/dev-cluster/dev_cluster.py up --nodes 3
+	@echo
+	@echo "next:  . $(BIN)/activate; eval \"\$$($(BIN)/python slurm/dev-cluster/dev_cluster.py env)\""
+	@echo "       vit-dist submit demo --cluster dev --nodes 2"
+	@echo "       vit-dist status --watch"
+	@echo "       $(BIN)/python slurm/dev-cluster/dev_cluster.py kill n2      a node dies; revive n2 brings it back"
+	@echo "end:   $(BIN)/python slurm/dev-cluster/dev_cluster.py down"
 
 clean:
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info

@@ -170,6 +170,28 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 os.environ[name] = value
 
 
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[Any]:
+    """A real Slurm of three nodes on this machine that runs for the session; tests want `slurm`."""
+    from tests.slurm.cluster import running_cluster
+
+    with running_cluster(nodes=3) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(slurm_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A DevCluster (slurm/dev-cluster/dev_cluster.py), idle; sbatch and the like of this test talk to it."""
+    from tests.slurm.cluster import settle
+
+    for name in [n for n in os.environ if n.startswith(("SLURM_", "SBATCH_"))]:
+        monkeypatch.delenv(name)
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, slurm_cluster.environment()[name])
+    yield slurm_cluster
+    settle(slurm_cluster)
+
+
 def _make_bucket(server: subprocess.Popen[bytes], log: Path) -> None:
     from vit_dist.core.files import file_system
 
