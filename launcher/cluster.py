@@ -1,0 +1,225 @@
+"""A site as a YAML file: what a job asks of Slurm there, and what a node needs before training starts. No science."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from vit_dist.config.load import find_config, merge, parse_overrides, read_mapping, validate
+from vit_dist.core.registry import Config
+from vit_dist.core.units import Duration
+
+_TIME = re.compile(r"^(?:(\d+)-)?(\d+)(?::(\d{1,2}))?(?::(\d{1,2}))?$")
+_MEMORY = re.compile(r"^\d+[KMGT]?$")
+_VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+_SECRET = re.compile(r"(?i)(secret|password|passwd|_token$|^token$|access_key|api_key|credential)")
+
+
+def slurm_time(value: object) -> str:
+    """A time limit as Slurm writes it, D-HH:MM:SS, from that, from '30' (minutes) or from '36h'.
+
+    Raises:
+        ValueError: none of these, or 0.
+    """
+    text = str(value).strip()
+    if text.lower() in {"unlimited", "infinite"}:
+        return "UNLIMITED"
+    match = _TIME.match(text)
+    if match is None or isinstance(value, bool):
+        try:
+            span = Duration.parse(value)
+        except ValueError:
+            span = None
+        if span is None or span.unit != "seconds":
+            raise ValueError(f"expected a time such as '24:00:00', '2-12:00:00', '36h' or '90min', got {value!r}")
+        seconds = int(span.value)
+    else:
+        days, first, second, third = match.groups()
+        a, b, c = int(first), int(second or 0), int(third or 0)
+        if days is not None:  # D-HH[:MM[:SS]]
+            seconds = int(days) * 86400 + a * 3600 + b * 60 + c
+        elif third is not None:  # HH:MM:SS
+            seconds = a * 3600 + b * 60 + c
+        else:  # MM[:SS]
+            seconds = a * 60 + b
+    if seconds <= 0:
+        raise ValueError("a time limit of 0 lets nothing run")
+    days_, rest = divmod(seconds, 86400)
+    clock = f"{rest // 3600:02d}:{rest % 3600 // 60:02d}:{rest % 60:02d}"
+    return f"{days_}-{clock}" if days_ else clock
+
+
+def slurm_seconds(text: str) -> float:
+    """Seconds of what `slurm_time` gives; infinite where there is no limit."""
+    if text == "UNLIMITED":
+        return float("inf")
+    days, _, clock = text.rpartition("-")
+    hours, minutes, seconds = (int(part) for part in clock.split(":"))
+    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
+
+
+def _plain_text(value: object) -> object:
+    # A control character would end an #SBATCH line and begin another; nothing that Slurm knows has one.
+    if isinstance(value, str) and re.search(r"[\x00-\x1f\x7f]", value):
+        raise ValueError(f"holds a line break or another control character: {value[:60]!r}")
+    return value
+
+
+Line = Annotated[str, BeforeValidator(_plain_text)]
+Word = Annotated[str, BeforeValidator(_plain_text), Field(pattern=r"^\S*$")]
+TimeLimit = Annotated[str, BeforeValidator(slurm_time)]
+Seconds = Annotated[Duration, BeforeValidator(Duration.parse)]
+Lines = Annotated[tuple[Line, ...], Field(strict=False)]
+
+
+class Container(Config):
+    """In what the ranks run. The supervisor itself runs outside, where Slurm's commands are."""
+
+    runtime: Literal["pyxis", "apptainer"] = Field(description="pyxis: `srun --container-image` (enroot); or apptainer")
+    image: Annotated[Line, Field(min_length=1)] = Field(description="a .sqsh or .sif file, or a registry's URL")
+    mounts: Lines = Field((), description="HOST or HOST:INSIDE; the run root and the code are mounted by themselves")
+    python: Annotated[Line, Field(min_length=1)] = Field("python3", description="the interpreter inside")
+    options: Lines = Field((), description="further options of srun (pyxis) or of `apptainer exec`, each one word")
+
+
+class Cluster(Config):
+    """A site. Empty texts leave the choice to Slurm."""
+
+    name: Annotated[Line, Field(min_length=1, max_length=100)] = Field(
+        "cluster", description="default: the file's name"
+    )
+    description: Line = ""
+
+    partition: Word = Field("", description="or several, 'a,b'")
+    account: Word = ""
+    qos: Word = ""
+    constraint: Line = Field("", description="features of nodes, such as 'h100&ib'")
+    reservation: Word = ""
+    exclude: Word = Field("", description="nodes never to use, such as 'n[7-9]'")
+
+    devices_per_node: Annotated[int, Field(ge=0, le=64)] = Field(description="GPUs a job uses on a node; 0: none")
+    device_kind: Word = Field("", description="the type that Slurm knows them by, such as h100")
+    device_option: Literal["gpus-per-node", "gres", "none"] = Field(
+        "gpus-per-node", description="how GPUs are asked for; none: the partition gives whole nodes anyway"
+    )
+    tasks_per_node: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="processes on a node; given where there are no GPUs, else one a GPU"
+    )
+    cpus_per_node: Annotated[int, Field(ge=1)] = Field(
+        description="CPUs that a job uses on a node, shared by its tasks"
+    )
+    memory: Word = Field("", description="of a node, such as 200G; '0': all of it")
+    exclusive: bool = Field(False, description="no other job on the nodes")
+    time_limit: TimeLimit = Field(description="of one job; a run that needs longer is queued again, again and again")
+
+    max_nodes: Annotated[int, Field(ge=1)] | None = Field(None, description="more are refused before Slurm is asked")
+    signal_lead: Seconds = Field(
+        Duration.parse("5min"),
+        description="how long before the time limit a run saves and ends, until the cost of a save has been measured",
+    )
+    preempt_grace: Seconds | None = Field(
+        None, description="what a preempted job is given; a warning is printed where a save takes longer"
+    )
+    give_up_after: Annotated[int, Field(ge=1)] = Field(3, description="attempts in a row that save nothing new")
+    preflight: bool = Field(False, description="test the nodes before training starts on them")
+
+    run_root: Line = Field("", description="shared directory for run directories; empty: `runs` where one is")
+    scratch: Line = Field("", description="node-local directory for temporary files; must exist on every node")
+    python: Line = Field("", description="interpreter on the nodes; empty: the one that submits")
+    setup: Lines = Field((), description="lines of shell before everything else: module load, source, ulimit")
+    env: dict[str, Line] = Field({}, description="environment variables: NCCL, EFA, proxies. No secrets")
+    container: Container | None = None
+    sbatch_options: Lines = Field((), description="further lines for the head of scripts, such as '--switches=1'")
+    srun_options: Lines = Field((), description="further options of srun, each one word, such as '--mpi=none'")
+
+    @field_validator("memory")
+    @classmethod
+    def _is_memory(cls, value: str) -> str:
+        if value and not _MEMORY.match(value):
+            raise ValueError(f"expected a size such as 200G or 64000M, or '0' for all of a node, got {value!r}")
+        return value
+
+    @field_validator("env")
+    @classmethod
+    def _is_environment(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not _VARIABLE.match(name):
+                raise ValueError(f"{name!r} is not the name of an environment variable")
+            if _SECRET.search(name):
+                raise ValueError(
+                    f"{name} looks like a secret, and scripts are readable; set it in the shell that submits (jobs "
+                    f"inherit its environment), or in ~/.aws/credentials"
+                )
+        return value
+
+    @field_validator("sbatch_options", "srun_options")
+    @classmethod
+    def _are_options(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for option in value:
+            if not option.startswith("-"):
+                raise ValueError(f"{option!r}: an option begins with '-', such as '--switches=1'")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Cluster:
+        if self.devices_per_node and self.tasks_per_node not in (None, self.devices_per_node):
+            raise ValueError(
+                f"tasks_per_node: {self.tasks_per_node} beside devices_per_node={self.devices_per_node}: a task has "
+                f"one GPU; leave it out"
+            )
+        if self.tasks > self.cpus_per_node:
+            raise ValueError(
+                f"cpus_per_node: {self.cpus_per_node} CPUs are fewer than the {self.tasks} tasks of a node"
+            )
+        if self.signal_lead.unit != "seconds" or (self.preempt_grace and self.preempt_grace.unit != "seconds"):
+            raise ValueError("signal_lead and preempt_grace are spans of time such as 5min")
+        return self
+
+    @property
+    def tasks(self) -> int:
+        """Processes on a node: one a GPU, or `tasks_per_node`."""
+        return self.devices_per_node or self.tasks_per_node or 1
+
+    @property
+    def cpus_per_task(self) -> int:
+        """CPUs of one process."""
+        return self.cpus_per_node // self.tasks
+
+    @property
+    def lead_s(self) -> float:
+        """`signal_lead` in seconds."""
+        return float(self.signal_lead.value)
+
+
+def load_cluster(name: str, overrides: Sequence[str] = ()) -> Cluster:
+    """Read and check a cluster file.
+
+    Args:
+        name: path of a YAML file, or the name of one in configs/clusters.
+        overrides: 'key=value' texts, applied last.
+
+    Raises:
+        ConfigError: every mistake, a line each, with the nearest valid name.
+    """
+    path = find_config(name, "clusters")
+    raw = read_cluster_file(path)
+    return validate(Cluster, {"name": path.stem, **merge(raw, parse_overrides(overrides))}, str(path))
+
+
+def read_cluster_file(path: Path) -> dict[str, object]:
+    """A cluster file with the file that its `base:` names merged below it (one level deep or more)."""
+    raw = read_mapping(path)
+    base = raw.pop("base", None)
+    if base is None:
+        return raw
+    local = path.parent / f"{base}.yaml"
+    below = local if local.is_file() and local != path else find_config(str(base), "clusters")
+    if below.resolve() == path.resolve():
+        from vit_dist.core.errors import ConfigError
+
+        raise ConfigError(f"{path}: `base: {base}` names this file itself")
+    return merge(read_cluster_file(below), raw)
