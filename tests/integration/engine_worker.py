@@ -1,6 +1,6 @@
 """Runs engines over the same random batches and writes their losses as JSON: one process of a world.
 
-python engine_worker.py OUT CASE [CASE ...]     CASE: engine:stage:precision:model:accumulation[:steps]
+python engine_worker.py OUT CASE [CASE ...]     CASE: engine:stage:precision:model[+key=value]:accumulation[:steps]
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ SIZE, CLASSES, BATCH = 28, 10, 8
 
 
 def run_case(case: str, world, device) -> dict:
-    name, stage, precision, model_name, accumulation, *rest = case.split(":")
+    name, stage, precision, model_spec, accumulation, *rest = case.split(":")
+    model_name, *options = model_spec.split("+")
+    recompute = "recompute" in options
+    changes = dict(option.split("=") for option in options if option != "recompute")
     steps = int(rest[0]) if rest else 20
     engine = {"name": name, "zero_stage": int(stage)} if name == "deepspeed" else {"name": name}
     recipe = resolve(
@@ -30,7 +33,7 @@ def run_case(case: str, world, device) -> dict:
             "horizon": "1 epoch",
             "global_batch": BATCH,
             "precision": precision,
-            "model": model_name,
+            "model": {"name": model_name, **changes},
             "data": {"num_classes": CLASSES, "image_size": SIZE},
             "optim": {"name": "adamw", "lr": 1e-3},
             "schedule": {"name": "constant", "warmup": "0 steps"},
@@ -41,6 +44,7 @@ def run_case(case: str, world, device) -> dict:
     model = recipe.model.build(num_classes=CLASSES, image_size=SIZE)
     with torch.no_grad():  # a head of zeros would hide a wrong backward pass in the first steps
         model.head.weight.normal_(0, 0.05)
+    model.set_activation_checkpointing("full" if recompute else "none")
     share = BATCH // world.size
     micro = share // int(accumulation)
     built = recipe.engine.build(

@@ -59,3 +59,23 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_skipped_on_every_engine(ru
         assert found[case]["applied"] == [True, True, False, True, True, True]
         assert math.isnan(found[case]["losses"][2])
         assert all(math.isfinite(loss) for i, loss in enumerate(found[case]["losses"]) if i != 2)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_every_kind_of_position_trains_under_zero_as_in_plain_torch(run_world: Callable[..., Any], stage: int) -> None:
+    places = {
+        "learned-2d": "layers",
+        "learned": "shared",
+        "relative": "shared",
+        "sincos": "shared",
+        "conditional": "layers",
+    }
+    models = [f"vit-test+recompute+position_embedding={kind}+positions_at={at}" for kind, at in places.items()]
+    models.append("vit-test+recompute+position_embedding=relative+positions_at=layers+pool=mean")
+    cases = {f"plain:0:fp32:{model}:1:6": f"deepspeed:{stage}:fp32:{model}:1:6" for model in models}
+    bf16 = [f"deepspeed:{stage}:bf16:{model}:1:6" for model in models]
+    found = run_world("integration/engine_worker.py", 2, *cases, *cases.values(), *bf16)
+    for plain, sharded in cases.items():
+        assert worst(found[plain], found[sharded]) < 1e-5, sharded
+    for plain, half in zip(cases, bf16, strict=True):
+        assert worst(found[plain], found[half]) < 5e-2, half

@@ -27,6 +27,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("vit-test", {}),
     ("vit-test", {"pool": "mean", "position_embedding": "sincos", "representation": True, "gelu": "exact"}),
     ("vit-test", {"pool": "map", "position_embedding": "none"}),
+    ("vit-test", {"position_embedding": "relative"}),
+    ("vit-test", {"position_embedding": "conditional", "positions_at": "shared"}),
     ("bit-test", {}),
     ("bit-test", {"block": "basic", "stem": "imagenet"}),
     ("hybrid-test", {}),

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from vit_dist.core.registry import MODELS
-from vit_dist.models._vit import ViT, sincos_positions
+from vit_dist.models._positions import sincos_positions
+from vit_dist.models._vit import ViT
 from vit_dist.models.hybrid import HybridConfig
 from vit_dist.models.vit import ViTConfig
 
@@ -88,6 +89,8 @@ def test_logits_are_timms_for_the_same_weights(pool: str, gelu: str) -> None:
         ("ViT-B/32", "vit_base_patch32_224"),
         ("ViT-L/16", "vit_large_patch16_224"),
         ("ViT-H/14", "vit_huge_patch14_224"),
+        ("ViT-g/14", "vit_giant_patch14_224"),
+        ("ViT-G/14", "vit_gigantic_patch14_224"),
         ("R50+ViT-B/16", "vit_base_r50_s16_224"),
         ("R50+ViT-L/32", "vit_large_r50_s32_224"),
     ],

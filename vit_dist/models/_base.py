@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
 from timm.layers import lecun_normal_
@@ -36,11 +36,17 @@ class ImageModel(nn.Module):
         self.checkpointing = mode
 
     def _through(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
-        # Not re-entrant: works with frozen inputs. The generator's state is kept: both passes drop the same units.
-        recompute = self.checkpointing == "full" and torch.is_grad_enabled()
         for block in blocks:
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+            x = self._once(block, x)
         return x
+
+    def _once(self, step: Callable[..., Tensor], x: Tensor, *others: Any) -> Tensor:
+        """One step forward; `full` checkpointing keeps its arguments alone."""
+        if self.checkpointing == "full" and torch.is_grad_enabled():
+            # Not re-entrant: works with frozen inputs. The generator's state is kept: both passes drop the same units.
+            recomputed: Tensor = checkpoint(step, x, *others, use_reentrant=False)
+            return recomputed
+        return step(x, *others)
 
 
 def zero_head(in_features: int, num_classes: int, bias: float) -> nn.Linear:

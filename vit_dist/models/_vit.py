@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING
 
 import torch
 from timm.layers import AttentionPoolLatent, HybridEmbed, LayerNorm, Mlp, PatchEmbed, lecun_normal_
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
 from vit_dist.models._base import ImageModel, init_conv, zero_head
+from vit_dist.models._positions import (
+    ConditionalPositions,
+    RelativeAttention,
+    crossed,
+    num_offsets,
+    sincos_positions,
+)
 
 if TYPE_CHECKING:
     from vit_dist.models.vit import ViTConfig
@@ -39,13 +46,7 @@ class ViT(ImageModel):
 
         self.patch_embed: PatchEmbed | HybridEmbed = patch_embed
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if prefix else None
-        self.pos_embed: Tensor | None
-        if config.position_embedding == "learned":
-            self.pos_embed = nn.Parameter(torch.empty(1, prefix + rows * columns, width))
-        elif config.position_embedding == "sincos":
-            self.register_buffer("pos_embed", sincos_positions(rows, columns, width, prefix), persistent=False)
-        else:
-            self.pos_embed = None
+        self._make_positions(config, (rows, columns), prefix)
         self.pos_drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             Block(
@@ -57,9 +58,13 @@ class ViT(ImageModel):
                 drop_path=config.stochastic_depth * i / max(1, config.depth - 1),
                 act_layer=act,
                 norm_layer=LayerNorm,
+                attn_layer=RelativeAttention if config.position_embedding == "relative" else Attention,
             )
             for i in range(config.depth)
         )
+        for block in self.blocks:
+            if isinstance(block.attn, RelativeAttention):
+                block.attn.place((rows, columns), prefix)
         self.norm = LayerNorm(width)
         self.attn_pool: AttentionPoolLatent | None = (
             AttentionPoolLatent(
@@ -78,20 +83,68 @@ class ViT(ImageModel):
         self.head = zero_head(width, num_classes, config.head_bias)
         self._init_weights()
 
+    def _make_positions(self, config: ViTConfig, grid: tuple[int, int], prefix: int) -> None:
+        """Tables have one entry for each place where they are used: the stem, all layers together, or each layer."""
+        kind, width = config.position_embedding, config.width
+        self.prefix, self.grid, self.positions_at = prefix, grid, config.places
+        places = config.depth if config.places == "layers" else 1
+        self.pos_embed: Tensor | None = None
+        self.pos_embed_x = self.pos_embed_y = self.pos_relative = None
+        self.peg: nn.ModuleList | None = None
+        if kind == "learned":
+            self.pos_embed = nn.Parameter(torch.empty(places, prefix + grid[0] * grid[1], width))
+        elif kind == "sincos":
+            del self.pos_embed
+            self.register_buffer("pos_embed", sincos_positions(*grid, width, prefix), persistent=False)
+        elif kind == "learned-2d":
+            self.pos_embed_x = nn.Parameter(torch.empty(places, grid[1], width // 2))
+            self.pos_embed_y = nn.Parameter(torch.empty(places, grid[0], width // 2))
+        elif kind == "relative":
+            self.pos_relative = nn.Parameter(torch.empty(places, num_offsets(grid), width // config.num_heads))
+        elif kind == "conditional":
+            # Behind the last block the class token would see nothing of it.
+            behind = 1 if places == 1 else config.depth - 1
+            self.peg = nn.ModuleList(ConditionalPositions(grid, prefix, width) for _ in range(behind))
+
+    def positions(self, layer: int = 0) -> Tensor | None:
+        """What is added to the tokens before a layer (all but 'layers': any), [T, D]; None where nothing is."""
+        if self.pos_embed_x is not None and self.pos_embed_y is not None:
+            place = min(layer, len(self.pos_embed_x) - 1)
+            return crossed(self.pos_embed_x[place], self.pos_embed_y[place], self.prefix)
+        if self.pos_embed is None:
+            return None
+        # A fixed table is a buffer, which an engine that casts the parameters leaves in float32.
+        return self.pos_embed[min(layer, len(self.pos_embed) - 1)].to(self.norm.weight.dtype)
+
     def embed(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> tokens [B, T, D] with positions, the class token first."""
+        """Images [B, 3, H, W] -> tokens [B, T, D], the class token first; with positions where the stem adds them."""
         x: Tensor = self.patch_embed(images)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
-        if self.pos_embed is not None:
-            # A fixed table is a buffer, which an engine that casts the parameters leaves in float32.
-            x = x + self.pos_embed.to(self.norm.weight.dtype)
+        table = self.positions() if self.positions_at == "stem" else None
+        if table is not None:
+            x = x + table
         dropped: Tensor = self.pos_drop(x)
         return dropped
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> tokens [B, T, D] after the last block and the final LayerNorm."""
-        x: Tensor = self.norm(self._through(self.blocks, self.embed(images)))
+        x = self.embed(images)
+        for i, block in enumerate(self.blocks):
+            x = self._once(self._layer, x, block, i, self.positions(i) if self.positions_at != "stem" else None)
+        tokens: Tensor = self.norm(x)
+        return tokens
+
+    def _layer(self, x: Tensor, block: nn.Module, i: int, table: Tensor | None) -> Tensor:
+        """One block and the positions that belong to it."""
+        if table is not None:
+            x = x + table
+        if self.pos_relative is not None:
+            x = block(x, attn_mask=self.pos_relative[min(i, len(self.pos_relative) - 1)])
+        else:
+            x = block(x)
+        if self.peg is not None and (i == 0 or (self.positions_at != "stem" and i < len(self.blocks) - 1)):
+            x = self.peg[min(i, len(self.peg) - 1)](x)
         return x
 
     def features(self, images: Tensor) -> Tensor:
@@ -107,8 +160,12 @@ class ViT(ImageModel):
     def _init_weights(self) -> None:
         """The initial weights of the paper's public code (google-research/vision_transformer, models_vit.py)."""
         init_conv(self.patch_embed.proj)
-        if isinstance(self.pos_embed, nn.Parameter):
-            nn.init.normal_(self.pos_embed, std=0.02)
+        for table in (self.pos_embed, self.pos_embed_x, self.pos_embed_y, self.pos_relative):
+            if isinstance(table, nn.Parameter):
+                nn.init.normal_(table, std=0.02)
+        for peg in self.peg or ():
+            assert isinstance(peg, ConditionalPositions)
+            init_conv(peg.proj)
         for block in self.blocks:
             _init_block(block)
         if self.attn_pool is not None:
@@ -128,20 +185,6 @@ def build_vit(config: ViTConfig, *, num_classes: int, image_size: int) -> ViT:
     """A ViT whose patches are squares of pixels, embedded by one strided convolution."""
     patches = PatchEmbed(image_size, config.patch_size, embed_dim=config.width)
     return ViT(config, patches, num_classes)
-
-
-def sincos_positions(rows: int, columns: int, width: int, prefix: int) -> Tensor:
-    """Fixed 2-D positions [1, prefix + rows * columns, width]: sin x, cos x, sin y, cos y, a quarter each.
-
-    Frequencies are 1 down to 1/10000, evenly in the logarithm; prefix tokens get zeros. Source:
-    google-research/big_vision, models/vit.py, and "Better plain ViT baselines" (arXiv 2205.01580).
-    """
-    quarter = width // 4
-    frequency = 10_000.0 ** -torch.linspace(0, 1, quarter)
-    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    angles = [axis.flatten()[:, None] * frequency for axis in (x, y)]
-    table = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
-    return torch.cat([torch.zeros(prefix, width), table])[None]
 
 
 def _ratio(hidden: int, width: int) -> float:

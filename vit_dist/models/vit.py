@@ -38,8 +38,16 @@ class ViTConfig(ModelConfig):
         False, description="a dense layer of the model's width and tanh before the head; the paper pretrains with it"
     )
     gelu: Literal["tanh", "exact"] = "tanh"
-    position_embedding: Literal["learned", "sincos", "none"] = Field(
-        "learned", description="learned: one vector a token; sincos: fixed, 2-D, nothing to learn"
+    position_embedding: Literal["learned", "learned-2d", "relative", "sincos", "conditional", "none"] = Field(
+        "learned",
+        description="learned: a vector a token; learned-2d: half a vector a column, half a row; relative: in "
+        "attention, by the offset of two patches; sincos: fixed, 2-D; conditional: a convolution over patches (CPVT)",
+    )
+    positions_at: Literal["stem", "layers", "shared"] | None = Field(
+        None,
+        description="stem: added once (conditional: behind the first block); layers: at each layer, its own; "
+        "shared: at each layer, the same (conditional: behind each but the last). Left out: stem, but for relative "
+        "layers",
     )
 
     @model_validator(mode="after")
@@ -51,7 +59,23 @@ class ViTConfig(ModelConfig):
             )
         if self.position_embedding == "sincos" and (self.width % 4 or self.width < 8):
             raise ValueError(f"position_embedding=sincos needs a width of 8 or more that 4 divides, got {self.width}")
+        if self.position_embedding == "learned-2d" and self.width % 2:
+            raise ValueError(f"position_embedding=learned-2d needs an even width, got {self.width}")
+        if self.position_embedding == "conditional" and self.depth < 2:
+            raise ValueError("position_embedding=conditional stands between two blocks: it needs a depth of 2 or more")
+        impossible = {"relative": "stem", "sincos": "layers"}
+        if self.positions_at is not None and impossible.get(self.position_embedding) == self.positions_at:
+            raise ValueError(
+                "positions_at=stem: relative positions act in attention; choose layers or shared"
+                if self.position_embedding == "relative"
+                else "positions_at=layers: a fixed sincos table is the same in each layer; choose stem or shared"
+            )
         return self
+
+    @property
+    def places(self) -> Literal["stem", "layers", "shared"]:
+        """Where positions are added."""
+        return self.positions_at or ("layers" if self.position_embedding == "relative" else "stem")
 
     @property
     def stride(self) -> int:
@@ -81,13 +105,16 @@ def sizes(width: int, depth: int, num_heads: int) -> dict[str, Any]:
     return {"width": width, "depth": depth, "num_heads": num_heads}
 
 
-# Base, Large, Huge: Table 1 of the paper. Tiny and Small: arXiv 2106.10270, Table 2.
+# Base, Large, Huge: Table 1 of the paper. Tiny and Small: arXiv 2106.10270, Table 2. g, G: arXiv 2106.04560, Table 2.
 TINY, SMALL = sizes(192, 12, 3), sizes(384, 12, 6)
 BASE, LARGE, HUGE = sizes(768, 12, 12), sizes(1024, 24, 16), sizes(1280, 32, 16)
+
+LITTLE_G, BIG_G = {**sizes(1408, 40, 16), "mlp_dim": 6144}, {**sizes(1664, 48, 16), "mlp_dim": 8192}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "vit": {},
     "ViT-Ti/16": {"patch_size": 16, **TINY},
+    "ViT-S/32": {"patch_size": 32, **SMALL},
     "ViT-S/16": {"patch_size": 16, **SMALL},
     "ViT-b/32": {"patch_size": 32, **BASE, "width": 384},  # Figure 4: Base with all hidden dimensions halved
     "ViT-B/32": {"patch_size": 32, **BASE},
@@ -95,6 +122,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ViT-L/32": {"patch_size": 32, **LARGE},
     "ViT-L/16": {"patch_size": 16, **LARGE},
     "ViT-H/14": {"patch_size": 14, **HUGE},
+    "ViT-g/14": {"patch_size": 14, **LITTLE_G},
+    "ViT-G/14": {"patch_size": 14, **BIG_G},
     # For 28-pixel images on a CPU.
     "vit-demo": {"patch_size": 7, **sizes(64, 4, 4)},
     "vit-test": {"patch_size": 7, **sizes(32, 2, 2)},
