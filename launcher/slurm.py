@@ -129,13 +129,12 @@ def job(job_id: str, *, patience_s: float = PATIENCE_S) -> Job | None:
             return None
         raise _failed(done, f"job {job_id} cannot be shown")
     found = parse_show_jobs(done.stdout)
-    return next((j for j in found if job_id in (j.id, j.label)), found[0] if found else None)
+    exact = (j for j in found if job_id in (j.id, j.label))
+    return next(exact, None) or next((j for j in found if j.matches(job_id)), None)
 
 
-def jobs(
-    ids: Collection[str] | None = None, *, user: str | None = None, patience_s: float = PATIENCE_S
-) -> dict[str, Job]:
-    """Jobs that Slurm still knows, by number, with one call; those that ended lately are among them.
+def jobs(ids: Collection[str] | None = None, *, user: str | None = None, patience_s: float = PATIENCE_S) -> list[Job]:
+    """Jobs that Slurm still knows, with one call; those that ended lately are among them.
 
     Args:
         ids: of these jobs; an array's number stands for all its elements.
@@ -143,7 +142,7 @@ def jobs(
         patience_s: how long to try while the controller does not answer.
     """
     if ids is not None and not ids:
-        return {}
+        return []
     command = ["squeue", "-h", "-a", "-t", "all", "-o", SQUEUE_FORMAT]
     few = ids is not None and len(ids) <= 1000  # more would not fit into a command line everywhere
     if ids is not None and few:
@@ -157,8 +156,9 @@ def jobs(
         raise _failed(done, "the queue cannot be read")
     found = parse_squeue(done.stdout)
     if ids is not None:
-        found = [j for j in found if {j.id, j.array_id, j.label} & set(ids)]
-    return {j.id: j for j in found}
+        exact = {*ids}
+        found = [j for j in found if {j.id, j.array_id, j.label} & exact or any(j.matches(one) for one in exact)]
+    return found
 
 
 def accounting(job_id: str, *, patience_s: float = PATIENCE_S) -> list[Job] | None:

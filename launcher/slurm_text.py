@@ -87,6 +87,13 @@ class Job:
         """How a person names it: `123`, or `120_3` for an array's element."""
         return f"{self.array_id}_{self.array_task}" if self.array_task else self.id
 
+    def matches(self, job_id: str) -> bool:
+        """Whether a number means this job: its own, its array's, or that of an element that waits among others."""
+        if job_id in (self.id, self.label, self.array_id):
+            return True
+        array, _, task = job_id.partition("_")
+        return bool(task) and array == self.array_id and _among(int(task), self.array_task)
+
 
 def parse_time(text: str) -> float | None:
     """Seconds since 1970 of a time stamp (`2026-11-22T18:50:00`, local time, or plain seconds); None for `N/A`."""
@@ -232,6 +239,17 @@ def parse_nodes(text: str) -> Mapping[str, tuple[str, str]]:
         if name and state:
             nodes[name.strip()] = (state.strip(), "" if reason.strip().lower() == "none" else reason.strip())
     return nodes
+
+
+def _among(task: int, tasks: str) -> bool:
+    """Whether `3` is one of `1,3-9:2%4`."""
+    for part in tasks.partition("%")[0].split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?(?::(\d+))?", part)
+        if match is not None:
+            first, step = int(match[1]), int(match[3] or 1)
+            if first <= task <= int(match[2] or first) and (task - first) % step == 0:
+                return True
+    return False
 
 
 def _state(text: str) -> str:

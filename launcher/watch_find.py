@@ -1,0 +1,158 @@
+"""Which runs there are, and which one a person means by a directory, a name or a job's number."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from vit_dist.core.errors import ConfigError, did_you_mean
+
+_MARKS = frozenset({"job.json", "status.json", "run.json", "ledger.jsonl", "attempts.jsonl"})
+_DEPTH = 3  # ROOT/RUN, ROOT/STUDY/CELL, and one more for a person's own order
+_JOB = re.compile(r"\d{1,10}(_\d{1,9})?")
+
+
+def run_roots(given: Sequence[str] = ()) -> list[Path]:
+    """Directories in which runs are looked for.
+
+    Args:
+        given: by the user; else `runs`, those of VIT_DIST_RUNS (with colons between), and `run_root` of the cluster
+            files that are shipped or lie in configs/clusters, as far as they exist.
+
+    Raises:
+        ConfigError: one that was given is no directory.
+    """
+    if given:
+        for root in given:
+            if not Path(root).is_dir():
+                raise ConfigError(f"--runs {root}: no such directory")
+        return _distinct(Path(root) for root in given)
+    named = [Path("runs"), *(Path(p) for p in os.environ.get("VIT_DIST_RUNS", "").split(":") if p)]
+    return _distinct(path for path in (*named, *_cluster_roots()) if path.is_dir())
+
+
+def find_runs(roots: Iterable[Path]) -> list[Path]:
+    """Every run directory below the roots, by path. What lies in a run directory is not looked at."""
+    roots = list(roots)
+    with ThreadPoolExecutor(16) as pool:  # a shared file system takes its time for each answer
+        found = [run for root in roots for run in _below(root, pool)]
+    return sorted(set(found))
+
+
+def find_run(wanted: str, roots: Sequence[Path]) -> Path:
+    """The directory of the run that is meant.
+
+    Args:
+        wanted: its directory; its name, or the beginning of its name, or STUDY/CELL; or the number of one of its jobs.
+        roots: where to look for it; see `run_roots`.
+
+    Raises:
+        ConfigError: there is none, or more than one; they are listed.
+    """
+    direct = Path(wanted)
+    if wanted and direct.is_dir():
+        if is_run(direct) or (direct / "recipe.yaml").is_file():
+            return direct
+        if not find_runs([direct]):
+            raise ConfigError(f"{wanted!r}: a directory, but not of a run: it has none of {', '.join(sorted(_MARKS))}")
+    runs = find_runs(roots)
+    if _JOB.fullmatch(wanted):
+        with_job = [run for run in runs if wanted in jobs_of(run)]
+        if with_job:
+            return _only(wanted, with_job, "more than one run has had this job number")
+    parts = Path(wanted).parts
+    for matches in (
+        [run for run in runs if parts and run.parts[-len(parts) :] == parts],
+        [run for run in runs if wanted and run.name.startswith(wanted)],
+    ):
+        if matches:
+            return _only(wanted, matches, "this may be any of several runs")
+    where = ", ".join(str(root) for root in roots) or "no directory (there is no runs/ here)"
+    hint = did_you_mean(wanted, [run.name for run in runs]) if runs else "; there are no runs there"
+    raise ConfigError(
+        f"no run {wanted!r}: not the directory of a run, nor the name or the job of one in {where}{hint}; --runs DIR "
+        "looks elsewhere"
+    )
+
+
+def is_run(path: Path) -> bool:
+    """True where a directory is that of a run."""
+    return any((path / mark).is_file() for mark in _MARKS)
+
+
+def jobs_of(run: Path) -> set[str]:
+    """Numbers of all jobs that a run has had: `120`, and for an array's elements `120_3` too."""
+    found = set()
+    try:
+        found.add(str(json.loads((run / "job.json").read_text()).get("job", "")))
+    except (OSError, ValueError, AttributeError):
+        pass
+    try:
+        lines = (run / "ledger.jsonl").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        try:
+            found.add(str(json.loads(line).get("job", "")))
+        except (ValueError, AttributeError):
+            continue
+    return found - {""}
+
+
+def _only(wanted: str, matches: Sequence[Path], why: str) -> Path:
+    if len(matches) == 1:
+        return matches[0]
+    shown = "".join(f"\n  {run}" for run in matches[:20])
+    more = f"\n  and {len(matches) - 20} more" if len(matches) > 20 else ""
+    raise ConfigError(f"{wanted!r}: {why}; give the directory of the one that is meant:{shown}{more}")
+
+
+def _below(root: Path, pool: ThreadPoolExecutor) -> list[Path]:
+    level, runs = [root], list[Path]()
+    for depth in range(_DEPTH + 1):
+        listed = list(pool.map(_list, level))
+        level = []
+        for path, (files, folders) in listed:
+            if depth and files & _MARKS:
+                runs.append(path)
+            else:
+                level += folders
+    return runs
+
+
+def _list(path: Path) -> tuple[Path, tuple[set[str], list[Path]]]:
+    files, folders = set[str](), list[Path]()
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name in _MARKS:
+                    files.add(entry.name)
+                elif not entry.name.startswith(".") and entry.is_dir():
+                    folders.append(path / entry.name)
+    except OSError:
+        pass  # no permission, or gone: nothing of it can be shown
+    return path, (files, folders)
+
+
+def _cluster_roots() -> Iterator[Path]:
+    from vit_dist.config.load import config_dirs, read_mapping
+
+    places = [*config_dirs(), Path("configs")]
+    for file in {file.resolve() for place in places for file in (place / "clusters").glob("*.yaml")}:
+        try:
+            root = read_mapping(file).get("run_root")
+        except ConfigError:
+            continue  # `vit-dist submit` says what is wrong with it
+        if isinstance(root, str) and root:
+            yield Path(os.path.expandvars(root)).expanduser()
+
+
+def _distinct(paths: Iterable[Path]) -> list[Path]:
+    seen = dict[Path, Path]()
+    for path in paths:
+        seen.setdefault(path.resolve(), path)
+    return list(seen.values())
