@@ -121,6 +121,9 @@ class Cluster(Config):
         Duration.parse("5min"),
         description="how long before the time limit a run saves and ends, until the cost of a save has been measured",
     )
+    signal_margin: Seconds = Field(
+        Duration.parse("60s"), description="added to the measured cost of a save: Slurm's signals come late and early"
+    )
     preempt_grace: Seconds | None = Field(
         None, description="what a preempted job is given; a warning is printed where a save takes longer"
     )
@@ -175,8 +178,10 @@ class Cluster(Config):
             raise ValueError(
                 f"cpus_per_node: {self.cpus_per_node} CPUs are fewer than the {self.tasks} tasks of a node"
             )
-        if self.signal_lead.unit != "seconds" or (self.preempt_grace and self.preempt_grace.unit != "seconds"):
-            raise ValueError("signal_lead and preempt_grace are spans of time such as 5min")
+        for key in ("signal_lead", "signal_margin", "preempt_grace"):
+            span = getattr(self, key)
+            if span is not None and span.unit != "seconds":
+                raise ValueError(f"{key}: '{span}' is not a span of time such as 5min")
         return self
 
     @property
