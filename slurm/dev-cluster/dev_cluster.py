@@ -68,6 +68,9 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
 KillWait=2
+# a connection that is refused is retried for TCPTimeout seconds, a silent one for MessageTimeout
+MessageTimeout=5
+TCPTimeout=1
 SlurmdTimeout={slurmd_timeout}
 MinJobAge=3600
 JobRequeue=1
