@@ -175,7 +175,7 @@ def slurm_cluster() -> Iterator[Any]:
     """A real Slurm of three nodes on this machine that runs for the session; tests want `slurm`."""
     from tests.slurm.cluster import running_cluster
 
-    with running_cluster(nodes=3) as cluster:
+    with running_cluster(nodes=3, slurmd_timeout=8) as cluster:
         yield cluster
 
 
