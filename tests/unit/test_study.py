@@ -580,7 +580,8 @@ def test_plan_shows_the_cells(study_file: Path, capsys: pytest.CaptureFixture[st
         (["run"], "give one study, got none"),
         (["plan", "a", "b"], "give one study, got 2: a, b"),
         (["report", "nostudy"], "no study 'nostudy'"),
-        (["run", "demo", "--nproc", "0"], "at least one process"),
+        (["run", "demo", "--nproc", "0"], "--nproc 0: at least one"),
+        (["run", "demo", "--jobs", "0"], "--jobs 0: at least one"),
     ],
 )
 def test_a_command_that_cannot_be_meant_is_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 
 from vit_dist.cli._study_common import add_runs, grid_line, make_console, split_words, study_parser
@@ -17,31 +18,44 @@ def main(argv: list[str]) -> int:
         "demo",
         "demo --nproc 2 --runs /scratch/runs",
         "demo seeds=[0] subsets=[500,2000]",
+        "demo --jobs 2                              # two runs at once, side by side",
     )
     add_runs(parser)
     parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes a run (1)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="runs at once, each printing to its train.log (1)"
+    )
     parser.add_argument("--keep-going", action="store_true", help="train the other cells when one fails")
     args = parser.parse_intermixed_args(argv)
     name, overrides = split_words(args.words, "run")
 
     from launcher.local import run_local
+    from launcher.side_by_side import SideBySide
     from vit_dist.study.grid import load_study, plan
     from vit_dist.study.local import run_cells
 
-    if args.nproc < 1:
-        raise ConfigError(f"--nproc {args.nproc}: at least one process is needed")
+    for option in ("nproc", "jobs"):
+        if getattr(args, option) < 1:
+            raise ConfigError(f"--{option} {getattr(args, option)}: at least one is needed")
     study = load_study(name, overrides)
     cells, console = plan(study), make_console()
     directory = Path(args.runs) / study.name
     console.print(f"study {study.name}: {grid_line(study)}, in {directory}", markup=False)
-    run_cells(
+    run = partial(
+        run_cells,
         cells,
         directory,
-        lambda recipe, run_dir: run_local(recipe, run_dir, nproc=args.nproc),
-        lambda line: console.print(line, markup=False),
+        say=lambda line: console.print(line, markup=False),
         again=shlex.join(["vit-dist", "study", "run", *argv]),
         keep_going=args.keep_going,
+        jobs=args.jobs,
     )
+    if args.jobs == 1:
+        run(attempt=lambda recipe, run_dir: run_local(recipe, run_dir, nproc=args.nproc))
+    else:
+        side_by_side = SideBySide(nproc=args.nproc, jobs=args.jobs)
+        with side_by_side.signals():
+            run(attempt=side_by_side)
     options = [] if args.runs == "runs" else ["--runs", args.runs]
     report = shlex.join(["vit-dist", "study", "report", *args.words, *options])
     console.print(f"study {study.name}: all {len(cells)} cells are done; next: {report}", markup=False)

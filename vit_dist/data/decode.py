@@ -133,6 +133,16 @@ def centre(image: Tensor, size: int, share: float) -> Tensor:
     return image[:, top : top + size, left : left + size]
 
 
+def squash(image: Tensor, size: int, share: float) -> Tensor:
+    """Both sides resized to size / share, whatever the aspect, and the middle cut out. -> uint8 [3, size, size].
+
+    The view of few-shot evaluation in google-research/big_vision, with share = 224 / 256.
+    """
+    side = max(size, round(size / share))
+    edge = (side - size) // 2
+    return _resize(image, side)[:, edge : edge + size, edge : edge + size]
+
+
 def _resize(image: Tensor, size: int) -> Tensor:
     if image.shape[1:] == (size, size):
         return image

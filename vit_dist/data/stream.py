@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
+from torch import Tensor
 
 from vit_dist.config.schema import DataConfig, Recipe
 from vit_dist.core.errors import ConfigError, DataError
@@ -19,7 +20,7 @@ from vit_dist.data.mixture import MixtureIdentity
 from vit_dist.data.order import I64, OrderIdentity, Segment, WindowId
 from vit_dist.data.reader import Batch, Reader, Replacement
 from vit_dist.data.sets import Part, Parts, TrainingSet
-from vit_dist.data.subset import select
+from vit_dist.data.subset import Subset, select
 
 
 @dataclass(frozen=True)
@@ -113,26 +114,44 @@ class StoredOrder:
 
 
 class EvalBatches:
-    """A validation set in stored order, cut into equal runs for the ranks.
+    """A validation set, or a subset of one, in stored order, cut into equal runs for the ranks.
 
     Every rank yields the same number of batches (collectives inside the model need that); past the end of a rank's
     run its batches are shorter, at last None. A sample that cannot be decoded is replaced by its neighbour, and said.
+
+    Args:
+        manifest: the set.
+        config: image size, crop, classes, threads.
+        world: whose ranks share the set.
+        batch: examples a rank gets at once.
+        subset: which of them; None: all.
+        view: what an image becomes, given S and the share that the crop keeps.
     """
 
-    def __init__(self, manifest: ShardManifest, config: DataConfig, world: World, batch: int) -> None:
-        total = manifest.num_samples
-        if total == 0:
+    def __init__(
+        self,
+        manifest: ShardManifest,
+        config: DataConfig,
+        world: World,
+        batch: int,
+        *,
+        subset: Subset | None = None,
+        view: Callable[[Tensor, int, float], Tensor] = centre,
+    ) -> None:
+        if manifest.num_samples == 0:
             raise DataError(f"the validation set {manifest.name!r} has no samples")
+        subset = subset or select(manifest, None)
+        total = subset.num_samples
         share = -(-total // world.size)
         mine = range(min(total, world.rank * share), min(total, (world.rank + 1) * share))
         self._rounds = -(-share // batch)
         chunks = [mine[i * batch : (i + 1) * batch] for i in range(self._rounds)]
         size, crop = config.image_size, config.val_crop
         self._reader = Reader(
-            Parts([Part(manifest, select(manifest, None))]),
-            StoredOrder(manifest.counts),
+            Parts([Part(manifest, subset)]),
+            StoredOrder(subset.counts),
             iter([c for c in chunks if len(c)]),
-            lambda image, _epoch, _ordinal: centre(image, size, crop),
+            lambda image, _epoch, _ordinal: view(image, size, crop),
             config,
             whole_shards=False,
         )

@@ -15,6 +15,7 @@ from vit_dist.data.manifest import ShardManifest
 
 I64 = NDArray[np.int64]
 _TAG_SUBSET = 0x535542534554  # "SUBSET"
+_TAG_SHOTS = 0x53484F5453  # "SHOTS"
 _GOLDEN = 0x9E3779B97F4A7C15  # as in core/seeding
 
 
@@ -125,6 +126,43 @@ def select_balanced(manifest: ShardManifest, num_samples: int, seed: int = 0) ->
     return _group(manifest, shards[picked], samples[picked])
 
 
+def select_shots(manifest: ShardManifest, shots: int, seed: int = 0) -> I64:
+    """`shots` examples of each class in a random order of the seed; fewer shots are the first of them.
+
+    A sample with several labels counts for its first. Classes of the label space without any sample are left out.
+
+    Returns:
+        Ordinals in the manifest. int64 [classes, shots].
+
+    Raises:
+        ConfigError: a class has too few examples.
+        DataError: the set is empty or has samples without labels, or an index cannot be read.
+    """
+    if manifest.num_samples == 0:
+        raise DataError(f"the manifest {manifest.name!r} has no samples")
+    labels = np.concatenate([_first_labels(manifest, shard) for shard in range(len(manifest.shards))])
+    order = permutation(len(labels), seed, _TAG_SHOTS)
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    classes, starts, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
+    if counts.min() < shots:
+        poorest = int(classes[counts.argmin()])
+        name = f" ({manifest.classes[poorest]})" if manifest.classes else ""
+        raise ConfigError(
+            f"{shots} shots cannot be taken in the set {manifest.name!r}: class {poorest}{name} has only "
+            f"{int(counts.min())} examples"
+        )
+    ordinals: I64 = by_class[starts[:, None] + np.arange(shots)]
+    return ordinals
+
+
+def pick(manifest: ShardManifest, ordinals: I64) -> Subset:
+    """The subset of the samples with these ordinals, in the order of the manifest."""
+    ordinals = np.unique(ordinals)
+    # Empty shards share the first ordinal of the next one; 'right' lands on the last of them, which holds the sample.
+    owners = np.searchsorted(manifest.first_ordinals, ordinals, side="right") - 1
+    return _group(manifest, owners, ordinals - manifest.first_ordinals[owners])
+
+
 def _in_subset_order(manifest: ShardManifest, order: I64, seed: int) -> Iterator[tuple[I64, I64, I64]]:
     """Shards, samples and first labels of all samples, piece by piece, in the order that subsets take them."""
     pieces = ((shard, _first_labels(manifest, shard)) for shard in order.tolist())
@@ -160,10 +198,7 @@ def _group(manifest: ShardManifest, shards: I64, samples: I64) -> Subset:
 
 
 def _smallest_hashes(manifest: ShardManifest, wanted: int, seed: int) -> Subset:
-    picked = np.argsort(_hashes(manifest, seed), kind="stable")[:wanted]
-    # Empty shards share the first ordinal of the next one; 'right' lands on the last of them, which holds the sample.
-    owners = np.searchsorted(manifest.first_ordinals, picked, side="right") - 1
-    return _group(manifest, owners, picked - manifest.first_ordinals[owners])
+    return pick(manifest, np.argsort(_hashes(manifest, seed), kind="stable")[:wanted].astype(np.int64))
 
 
 def _hashes(manifest: ShardManifest, seed: int) -> U64:

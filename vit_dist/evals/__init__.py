@@ -28,6 +28,14 @@ class EvalContext:
 class EvaluatorConfig(Plugin):
     """Base of every evaluator's config."""
 
+    def check_sets(self, recipe: Recipe) -> None:
+        """Look at the sets that it will need, before training starts.
+
+        Raises:
+            ConfigError: one is not named, or cannot serve.
+            DataError: one cannot be read.
+        """
+
     def run(self, context: EvalContext) -> Iterator[tuple[str, float]]:
         """Names and values, the same on every rank. A collective."""
         raise NotImplementedError

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -82,16 +84,18 @@ def run_cells(
     *,
     again: str,
     keep_going: bool = False,
+    jobs: int = 1,
 ) -> None:
     """Train every cell that is not done, in order.
 
     Args:
         cells: the whole study.
         directory: run directories are `directory/<cell name>`.
-        attempt: starts one attempt and waits for it.
+        attempt: starts one attempt and waits for it; from several threads where `jobs` is over 1.
         say: prints a line.
         again: the command that goes on, for messages.
         keep_going: train the other cells when one fails.
+        jobs: cells trained at once.
 
     Raises:
         ConfigError: a run directory is of another recipe.
@@ -99,40 +103,90 @@ def run_cells(
         RunError: a cell failed.
     """
     check_directories(cells, directory)
-    pace = _Pace()
-    failed: list[str] = []
-    for i, cell in enumerate(cells):
-        run_dir = directory / cell.name
-        head = f"[{i + 1}/{len(cells)}] {headline(cell)}"
+    course = _Course(cells, directory, attempt, say, again, keep_going, jobs)
+    if jobs == 1:
+        course.work()
+    else:
+        with ThreadPoolExecutor(jobs, "cell") as pool:
+            for worker in [pool.submit(course.work) for _ in range(jobs)]:
+                worker.exception()  # waits; what went wrong first is raised below
+        if course.trouble is not None:
+            raise course.trouble
+    if course.failed:
+        failed = ", ".join(course.failed)
+        raise RunError(f"{len(course.failed)} of {len(cells)} cells failed: {failed}; try them again with: {again}")
+
+
+class _Course:
+    """A study on its way: whoever works takes the next cell, until there is none left or one has gone wrong."""
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        directory: Path,
+        attempt: Attempt,
+        say: Callable[[str], None],
+        again: str,
+        keep_going: bool,
+        jobs: int,
+    ) -> None:
+        self._cells, self._directory, self._attempt = cells, directory, attempt
+        self._say, self._again, self._keep_going, self._jobs = say, again, keep_going, jobs
+        self._todo = iter(enumerate(cells))
+        self._lock = threading.Lock()
+        self._pace = _Pace()
+        self.failed: list[str] = []
+        self.trouble: Exception | None = None
+
+    def work(self) -> None:
+        """Train cells until there are none left. Raises as `run_cells`."""
+        while True:
+            with self._lock:
+                i, cell = next(self._todo, (0, None)) if self.trouble is None else (0, None)
+            if cell is None:
+                return
+            try:
+                self._train(i, cell)
+            except Exception as error:
+                with self._lock:
+                    self.trouble = self.trouble or error
+                raise
+
+    def _train(self, i: int, cell: Cell) -> None:
+        run_dir, say, again = self._directory / cell.name, self._say, self._again
+        head = f"[{i + 1}/{len(self._cells)}] {headline(cell)}"
         before = cell_state(run_dir)
         if before.state == "done":
             say(f"{head}: done before")
-            continue
-        rest = [c for c in cells[i:] if cell_state(directory / c.name).state != "done"]
-        left = pace.left(rest)
+            return
         goes_on = f", goes on from an earlier attempt ({before.state})" if before.state != "missing" else ""
-        say(f"{head}: {engine_line(cell.recipe)}{goes_on}" + (f", about {format_seconds(left)} left" if left else ""))
+        say(f"{head}: {engine_line(cell.recipe)}{goes_on}{self._time_left(i)}")
         began = time.monotonic()
         try:
-            code = attempt(cell.recipe, run_dir)
+            code = self._attempt(cell.recipe, run_dir)
         except KeyboardInterrupt:
             raise StudyStoppedError(f"stopped in {cell.name}; to go on: {again}") from None
         after = cell_state(run_dir)
         if code == 0 and after.state == "done":
             if before.state == "missing":
-                pace.add(cell, time.monotonic() - began)
-            continue
+                self._pace.add(cell, time.monotonic() - began)
+            if self._jobs > 1:
+                say(f"{head}: done in {format_seconds(time.monotonic() - began)}")
+            return
         if code == 0 and after.state == "stopped":
             because = f" ({after.reason})" if after.reason else ""
             raise StudyStoppedError(f"{cell.name} was stopped at step {after.step}{because}; to go on: {again}")
         because = f": {after.reason}" if after.reason else ""
         trouble = f"{cell.name} failed with exit code {code}{because}"
-        if not keep_going:
+        if not self._keep_going:
             raise RunError(f"{trouble}. Its files are in {run_dir}; when it is mended, go on with: {again}")
         say(f"{trouble}; going on with the others")
-        failed.append(cell.name)
-    if failed:
-        raise RunError(f"{len(failed)} of {len(cells)} cells failed: {', '.join(failed)}; try them again with: {again}")
+        self.failed.append(cell.name)
+
+    def _time_left(self, i: int) -> str:
+        rest = [c for c in self._cells[i:] if cell_state(self._directory / c.name).state != "done"]
+        left = self._pace.left(rest)
+        return f", about {format_seconds(left / self._jobs)} left" if left else ""
 
 
 def headline(cell: Cell) -> str:

@@ -10,6 +10,7 @@ from vit_dist.core.units import nearest_multiples
 from vit_dist.core.world import World
 from vit_dist.data.manifest import ShardManifest, read_manifest
 from vit_dist.data.sets import TrainingSet, open_training_set
+from vit_dist.evals import EvaluatorConfig
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ def open_training(recipe: Recipe, world: World) -> tuple[TrainingSet, ShardManif
     """
     data = open_training_set(recipe)
     val = read_manifest(recipe.data.val) if recipe.data.val else None
+    for evaluator in recipe.evaluators if world.is_main else ():
+        assert isinstance(evaluator, EvaluatorConfig)
+        evaluator.check_sets(recipe)
     return data, val, make_plan(recipe, data, world)
 
 

@@ -1,0 +1,81 @@
+"""Several attempts at once on this machine: a `vit-dist train` each, its output in a file, signals passed on to all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from vit_dist.config.load import recipe_yaml
+from vit_dist.config.schema import Recipe
+
+LOG = "train.log"
+
+
+class SideBySide:
+    """Runs attempts, each when it is called, from as many threads as there are `jobs`.
+
+    Args:
+        nproc: ranks of each attempt.
+        jobs: how many attempts run at once; they share the cores.
+    """
+
+    def __init__(self, *, nproc: int, jobs: int) -> None:
+        self._nproc = nproc
+        threads = max(1, len(os.sched_getaffinity(0)) // (nproc * jobs))
+        self._environ = {"OMP_NUM_THREADS": str(threads), **os.environ}
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._asked = 0
+
+    def __call__(self, recipe: Recipe, run_dir: Path) -> int:
+        """One attempt of a run, and its exit code; what it prints goes to `train.log` in the run directory."""
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch, (run_dir / LOG).open("ab") as output:
+            asked = Path(scratch) / "recipe.yaml"
+            asked.write_text(recipe_yaml(recipe))
+            command = [sys.executable, "-m", "vit_dist.cli.main", "train", str(asked), "--run-dir", str(run_dir)]
+            command += ["--nproc", str(self._nproc)]
+            with self._lock:
+                # A session of its own: Ctrl-C in the terminal reaches it once, through `signals`, and not twice.
+                process = subprocess.Popen(
+                    command,
+                    env=self._environ,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+                self._running.add(process)
+                if self._asked:
+                    process.send_signal(signal.SIGTERM)
+            try:
+                return process.wait()
+            finally:
+                with self._lock:
+                    self._running.discard(process)
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """While this lasts, SIGTERM and Ctrl-C let the attempts save and stop; a second Ctrl-C kills them."""
+
+        def forward(number: int, _frame: FrameType | None) -> None:
+            # No lock: the thread that is interrupted may hold it. A process that is started just now sees `_asked`.
+            self._asked += 1
+            for process in list(self._running):
+                if process.poll() is None:
+                    process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+
+        old = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)

@@ -1,0 +1,66 @@
+"""What a model makes of a set's images, before its head: the ground of every evaluation of frozen features."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vit_dist.data.decode import centre
+from vit_dist.data.manifest import ShardManifest
+from vit_dist.data.reader import Batch
+from vit_dist.data.stream import EvalBatches
+from vit_dist.data.subset import Subset
+from vit_dist.evals import EvalContext
+
+
+def feature_width(context: EvalContext) -> int:
+    """D, the number of features that the head classifies."""
+    head: Any = context.engine.module.head
+    return int(head.in_features)
+
+
+def features(
+    context: EvalContext,
+    manifest: ShardManifest,
+    *,
+    subset: Subset | None = None,
+    crop: float,
+    view: Callable[[Tensor, int, float], Tensor] = centre,
+) -> Iterator[tuple[Batch, Tensor]]:
+    """This rank's share of a set, batch by batch, each with its features, float32 [B, D]. A collective.
+
+    Features are what enters the head while the whole model runs, so that any engine can give them, whichever way it
+    has cut the weights.
+
+    Args:
+        context: model, recipe, world.
+        manifest: the set; its labels need not be those that the head knows.
+        subset: which of it; None: all.
+        crop: given to `view`.
+        view: what an image becomes.
+    """
+    recipe, engine = context.recipe, context.engine
+    config = recipe.data.model_copy(update={"num_classes": manifest.num_classes, "val_crop": crop})
+    size = config.image_size
+    kept: list[Tensor] = []
+
+    def keep(_module: object, inputs: tuple[Tensor, ...]) -> None:
+        kept[:] = [inputs[0].detach().float()]
+
+    head: Any = engine.module.head
+    batches = EvalBatches(manifest, config, context.world, recipe.eval.batch, subset=subset, view=view)
+    with contextlib.closing(iter(batches)) as ours:  # type: ignore[type-var]
+        hook = head.register_forward_pre_hook(keep)
+        try:
+            for batch in ours:
+                if batch is None:  # this rank has none left, but the others need it in the collectives of the model
+                    engine.predict(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+                    continue
+                engine.predict(batch.images)
+                yield batch, kept.pop()
+        finally:
+            hook.remove()

@@ -1,0 +1,85 @@
+"""Few-shot linear evaluation: the metric of Figures 4 and 5 of the ViT paper. Closed form, nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from vit_dist.core.errors import ConfigError
+from vit_dist.core.registry import EVALUATORS
+from vit_dist.evals import EvalContext, EvaluatorConfig
+
+if TYPE_CHECKING:
+    from vit_dist.config.schema import Recipe
+
+Shots = Annotated[int, Field(ge=1)]
+
+
+@EVALUATORS.register("fewshot")
+class FewShotConfig(EvaluatorConfig):
+    """`fewshot/<set>_<k>shot`: top-1 on a test set of ridge regression from k frozen features of each class.
+
+    The protocol of google-research/big_vision (evaluators/fewshot_lsr.py), which the paper's figures follow: features
+    are what the head classifies; targets are -1 and 1; the mean over draws of the shots is given.
+    """
+
+    set: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(description="its name in the tags")
+    train: str = Field("", description="URL of the manifest that shots are drawn from; empty: the recipe's data.train")
+    test: str = Field("", description="URL of the manifest that is classified; empty: the recipe's data.val")
+    shots: Annotated[tuple[Shots, ...], Field(strict=False, min_length=1)] = (1, 5, 10, 25)
+    seeds: Annotated[int, Field(ge=1)] = Field(3, description="draws of the shots that are averaged")
+    l2: Annotated[float, Field(gt=0)] = Field(1024.0, description="lambda of |XW - Y|^2 + lambda |W|^2")
+    crop: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.875, description="share of each side that is kept once the image is squashed to a square"
+    )
+
+    def sources(self, recipe: Recipe) -> tuple[str, str]:
+        """URLs of the manifests of shots and of the test set.
+
+        Raises:
+            ConfigError: neither this evaluator nor the recipe names one.
+        """
+        train, test = self.train or recipe.data.train, self.test or recipe.data.val
+        for key, url in ("train", train), ("test", test):
+            if not url:
+                raise ConfigError(f"evaluators: fewshot of {self.set!r} has no {key} set: give it `{key}: URL`")
+        return train, test
+
+    def check_sets(self, recipe: Recipe) -> None:
+        """See EvaluatorConfig: reads both manifests, and the labels of the set of shots."""
+        from vit_dist.data.manifest import read_manifest
+
+        train, test = self.sources(recipe)
+        draw(train, max(self.shots), self.seeds)
+        known, asked = read_manifest(train).num_classes, read_manifest(test).num_classes
+        if known != asked:
+            raise ConfigError(
+                f"evaluators: fewshot of {self.set!r}: its train set knows {known} classes, its test set {asked}"
+            )
+
+    def run(self, context: EvalContext) -> Iterator[tuple[str, float]]:
+        """See EvaluatorConfig."""
+        from vit_dist.evals._fewshot import accuracies
+
+        for shots, top1 in accuracies(self, context).items():
+            yield f"fewshot/{self.set}_{shots}shot", top1
+
+
+@lru_cache(maxsize=8)
+def draw(train: str, shots: int, seeds: int) -> NDArray[np.int64]:
+    """Ordinals of the shots, the same wherever and whenever they are drawn. int64 [seeds, classes, shots].
+
+    Raises:
+        ConfigError: a class has too few examples.
+        DataError: the manifest or an index cannot be read.
+    """
+    from vit_dist.data.manifest import read_manifest
+    from vit_dist.data.subset import select_shots
+
+    manifest = read_manifest(train)
+    return np.stack([select_shots(manifest, shots, seed) for seed in range(seeds)])
