@@ -39,7 +39,17 @@ class Registry:
         self.kind = kind
         self._package = package
         self._entries: dict[str, tuple[type[Plugin], dict[str, Any]]] = {}
+        self._prefixes: dict[str, type[Plugin]] = {}
         self._discovered = False
+
+    def register_prefix(self, prefix: str) -> Callable[[type[P]], type[P]]:
+        """Class decorator: make a config class available under every name that begins with `prefix`."""
+
+        def add(cls: type[P]) -> type[P]:
+            self._prefixes[prefix] = cls
+            return cls
+
+        return add
 
     def register(self, name: str, **defaults: Any) -> Callable[[type[P]], type[P]]:
         """Class decorator: make a config class available under `name`, with defaults of that name."""
@@ -64,6 +74,9 @@ class Registry:
             ConfigError: nothing is registered under `name`.
         """
         self._discover()
+        for prefix, plugin in self._prefixes.items():
+            if name.startswith(prefix) and name != prefix:
+                return plugin, {"name": name}
         if name not in self._entries:
             raise ConfigError(f"unknown {self.kind} {name!r}{did_you_mean(name, self._entries)}")
         cls, defaults = self._entries[name]

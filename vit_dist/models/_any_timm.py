@@ -1,0 +1,64 @@
+"""A model of timm as an `ImageModel`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import timm
+from torch import Tensor, nn
+
+from vit_dist.core.errors import ConfigError, did_you_mean
+from vit_dist.models._base import Checkpointing, ImageModel, zero_head
+
+if TYPE_CHECKING:
+    from vit_dist.models.any_timm import TimmConfig
+
+
+class TimmModel(ImageModel):
+    """timm's backbone under `net`, and the linear `head` that every model here has."""
+
+    def __init__(self, config: TimmConfig, num_classes: int, image_size: int) -> None:
+        super().__init__()
+        net: Any = _create(config, image_size)
+        self.net = net
+        # Running statistics would be each rank's own: the result would hang on the number of ranks.
+        normalised = [n for n, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if normalised:
+            raise ConfigError(
+                f"model {config.name!r} has BatchNorm ({normalised[0]}, {len(normalised)} in all), whose result "
+                f"depends on the number of ranks; choose one with another norm, such as "
+                f"timm:resnet50_gn, timm:convnext_tiny, or R50x1"
+            )
+        self.head = zero_head(net.head_hidden_size, num_classes, config.head_bias)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] -> [B, C]: what timm gives to its classifier."""
+        x: Tensor = self.net(images)
+        return x
+
+    def set_activation_checkpointing(self, mode: Checkpointing) -> None:
+        """As for every model, where timm's has it."""
+        super().set_activation_checkpointing(mode)
+        try:
+            self.net.set_grad_checkpointing(mode == "full")
+        except (AssertionError, AttributeError):
+            if mode == "full":
+                name = type(self.net).__name__
+                raise ConfigError(
+                    f"timm's {name} cannot recompute activations; switch activation checkpointing off"
+                ) from None
+
+
+def _create(config: TimmConfig, image_size: int) -> nn.Module:
+    name = config.architecture
+    if not timm.is_model(name):
+        raise ConfigError(f"timm {timm.__version__} has no model {name!r}{did_you_mean(name, timm.list_models())}")
+    known = timm.models.get_pretrained_cfg(name)
+    size = {"img_size": image_size} if known is None or known.fixed_input_size else {}
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **{**size, **config.args})
+    except Exception as error:  # each of timm's models refuses in its own words
+        raise ConfigError(
+            f"timm cannot make {name!r} for {image_size}-pixel images with args {config.args}: {error}"
+        ) from None
+    return model
