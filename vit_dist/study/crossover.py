@@ -6,17 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vit_dist.study.fits import CurveFit, Interval
+import numpy as np
+
+from vit_dist.study.doubts import short, span
+from vit_dist.study.fits import CurveFit, Interval, alternatives, plain
+from vit_dist.study.forms import Array
+
+_GRID = 600
 
 
 @dataclass(frozen=True)
 class Crossover:
     """From `x` on `winner` has the lower error than `loser`.
 
-    Without a crossing in `range`: x is None, `winner` is lower all over it (or empty where the curves are equal). `low` and `high`
-    are the interval; None means it is open there: more than half a tail of the bootstraps cross beyond that end of the range.
+    Without a crossing in `range`: x is None and `winner` is lower all over it. `low` and `high` are the interval; None
+    means it is open there: more than half a tail of the bootstraps cross beyond that end of the range, or never.
     `share` of the bootstraps cross in the range. `inside`: x and its interval lie where both curves have data.
-    `per_form` has x, low, high and share of each form; when extrapolating, low and high span all of them.
+    `per_form` has x, low, high and share of each pair of forms; when extrapolating, low and high span all of them.
     """
 
     winner: str
@@ -32,19 +38,119 @@ class Crossover:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict."""
-        return {
-            **vars(self),
-            "range": list(self.range),
-            "per_form": {form: dict(one) for form, one in self.per_form.items()},
-        }
+        per_form = {form: dict(one) for form, one in self.per_form.items()}
+        return {**vars(self), "range": list(self.range), "per_form": per_form}
+
+
+@dataclass(frozen=True)
+class _Crossing:
+    """One pair of forms: x is NaN without a crossing; low and high may be 0 or inf, beyond the range."""
+
+    x: float
+    low: float
+    high: float
+    share: float | None
+
+    def to_json(self) -> dict[str, float | None]:
+        return {"x": plain(self.x), "low": plain(self.low or np.nan), "high": plain(self.high), "share": self.share}
 
 
 def crossover(a: CurveFit, b: CurveFit, range: Interval | None = None) -> Crossover:
-    """Where two curves cross.
+    """Where two curves cross for the last time.
 
     Args:
         a: one curve.
         b: the other, on the same x.
         range: sizes to look in; by default from the smallest size both have to ten times the largest either has.
     """
-    raise NotImplementedError
+    if not (a.fitted and b.fitted):
+        missing = " and ".join(repr(fit.name) for fit in (a, b) if not fit.fitted)
+        return _without(a, b, range or (0.0, 0.0), f"no crossover of {a.name} and {b.name}: no curve for {missing}")
+    (a_low, a_high), (b_low, b_high) = a.x_range, b.x_range
+    where = range or (max(a_low, b_low), 10 * max(a_high, b_high))
+    grid = np.geomspace(*where, _GRID)
+    first = float(np.log(a.predict(grid[-1:]))[0] - np.log(b.predict(grid[-1:]))[0])
+    winner, loser = (a, b) if first < 0 else (b, a)
+    crossing = _crossing(winner, loser, grid)
+    data = max(a_low, b_low), min(a_high, b_high)
+    inside = bool(data[0] <= crossing.low and crossing.x >= data[0] and max(crossing.x, crossing.high) <= data[1])
+    per_form = {_pair(winner, loser): crossing}
+    low, high = crossing.low, crossing.high
+    if not inside:
+        for one in alternatives(winner).values():
+            for other in alternatives(loser).values():
+                per_form.setdefault(_pair(one, other), _crossing(one, other, grid))
+        low = min(one.low for one in per_form.values())
+        high = max(one.high for one in per_form.values())
+    crossed = bool(np.isfinite(crossing.x))
+    return Crossover(
+        winner=winner.name,
+        loser=loser.name,
+        x=plain(crossing.x),
+        low=plain(low or np.nan) if crossed else None,
+        high=plain(high) if crossed else None,
+        share=crossing.share,
+        inside=inside,
+        range=(float(where[0]), float(where[1])),
+        per_form={form: one.to_json() for form, one in per_form.items()},
+        text=_text(winner, loser, crossing, (low, high), inside, where, len(per_form)),
+    )
+
+
+def _without(a: CurveFit, b: CurveFit, range: Interval, text: str) -> Crossover:
+    return Crossover(a.name, b.name, None, None, None, None, False, range, {}, text)
+
+
+def _pair(winner: CurveFit, loser: CurveFit) -> str:
+    return winner.form if winner.form == loser.form else f"{winner.form} / {loser.form}"
+
+
+def _crossing(winner: CurveFit, loser: CurveFit, grid: Array) -> _Crossing:
+    gap = np.log(winner.predict(grid)) - np.log(loser.predict(grid))
+    x = _last(gap[None], grid)[0]
+    here = float(x) if 0 < x < np.inf else np.nan
+    ours, theirs = winner.predict_draws(grid), loser.predict_draws(grid)
+    count = min(len(ours), len(theirs))
+    if not count:
+        return _Crossing(here, np.nan, np.nan, None)
+    drawn = _last(np.log(ours[:count]) - np.log(theirs[:count]), grid)
+    low, high = np.quantile(drawn, winner.tails, method="nearest")
+    if np.isfinite(here):
+        low, high = min(low, here), max(high, here)
+    return _Crossing(here, float(low), float(high), float(((drawn > 0) & (drawn < np.inf)).mean()))
+
+
+def _last(gap: Array, grid: Array) -> Array:
+    """[B, n] -> [B]: where the gap turns negative for good; 0 if it always is, inf if it is not at the end."""
+    below = gap < 0
+    # the last place that is not below, and its neighbour, which is
+    place = gap.shape[1] - 1 - np.argmax(~below[:, ::-1], axis=1)
+    place = np.minimum(place, gap.shape[1] - 2)
+    rows = np.arange(len(gap))
+    before, after = gap[rows, place], gap[rows, place + 1]
+    share = np.clip(before / np.where(before == after, 1.0, before - after), 0, 1)
+    x = np.exp(np.log(grid[place]) + share * (np.log(grid[place + 1]) - np.log(grid[place])))
+    return np.where(below.all(axis=1), 0.0, np.where(below[:, -1], x, np.inf))
+
+
+def _text(
+    winner: CurveFit,
+    loser: CurveFit,
+    crossing: _Crossing,
+    interval: Interval,
+    inside: bool,
+    where: Interval,
+    num_forms: int,
+) -> str:
+    cross = "" if crossing.share is None else f"{crossing.share:.0%} of bootstraps cross"
+    if not np.isfinite(crossing.x):
+        tail = f"; {cross} there" if cross else ""
+        return (
+            f"no crossing in range {short(where[0])} to {short(where[1])}: {winner.name} is lower than {loser.name} "
+            f"all over it{tail}"
+        )
+    how = "inside data" if inside else f"extrapolated: interval over {num_forms} pairs of forms"
+    if not inside and num_forms == 1:
+        how = "extrapolated"
+    notes = "; ".join(note for note in (how, cross) if note)
+    return f"{winner.name} overtakes {loser.name} at {short(crossing.x)} {span(*interval)} ({notes})"

@@ -1,220 +1,30 @@
-"""Curves of error against size: fitted, chosen among forms, and given intervals. `fit_curve` is the way in."""
+"""Fit curves of error against size: forms tried, one chosen, intervals, warnings. `fit_curve` is the way in."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from vit_dist.core.errors import ConfigError, DataError, did_you_mean
+from vit_dist.study.bootstrap import BLOCK, Points, bootstrap, pooled_deviation
+from vit_dist.study.curve import CurveFit, FitOptions, Interval, plain
+from vit_dist.study.doubts import doubts
+from vit_dist.study.forms import FORMS, Array, Form
+from vit_dist.study.solve import Solution, fit_form, solve_many
 
-from vit_dist.study.forms import FORMS, Array
+__all__ = ["CurveFit", "FitOptions", "Interval", "alternatives", "fit_curve", "plain", "refit"]
 
-
-Interval = tuple[float, float]
-
-# A parameter whose interval spans this share of what its bounds allow says nothing.
-_WIDE = 0.8
-# Points along one training curve are resampled in runs of this many.
-BLOCK = 5
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """How to fit; the same options and the same points give the same fit.
-
-    `starts` seeded starts a form; `bootstraps` resampled fits (0: no intervals); `confidence` of the intervals; `delta` where
-    Huber's loss turns linear, in log error; `seed` of starts and bootstraps.
-    """
-
-    starts: int = 12
-    bootstraps: int = 200
-    confidence: float = 0.95
-    delta: float = 1e-3
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class CurveFit:
-    """A curve of error against size.
-
-    `form` is m1, m2, zhai, m4, or "none" where nothing could be fitted (then `warnings` say why, and predictions are NaN).
-    `params` are those of `formula`, in the unit of x; `intervals` those of the bootstrap at `confidence`, None without one.
-    `points` is "runs" (each point a run of its own) or "curve" (points along training curves, bootstrapped in blocks).
-    `scores` is the leave-largest-out log-RMSE of each form that was tried. `deviation` is the pooled deviation of the log error
-    from the curve. `starts_agree` of `starts` starts ended at the same loss. `theta`, `log_x0` and `draws` [B, p] are the
-    curve and its bootstraps as `forms.py` has them.
-    """
-
-    name: str
-    form: str
-    params: Mapping[str, float]
-    intervals: Mapping[str, Interval | None]
-    estimator: str
-    points: str
-    x: tuple[float, ...]
-    error: tuple[float, ...]
-    runs: tuple[str, ...]
-    num_sizes: int
-    starts: int
-    starts_agree: int
-    deviation: float | None
-    scores: Mapping[str, float]
-    warnings: tuple[str, ...]
-    options: FitOptions
-    theta: tuple[float, ...]
-    log_x0: float
-    draws: Array = field(compare=False, repr=False)
-    block: int = BLOCK
-
-    @property
-    def formula(self) -> str:
-        """The form as text."""
-        return FORMS[self.form].formula if self.form in FORMS else ""
-
-    @property
-    def fitted(self) -> bool:
-        """True where there is a curve."""
-        return self.form in FORMS
-
-    @property
-    def num_points(self) -> int:
-        """How many points were fitted."""
-        return len(self.x)
-
-    @property
-    def score(self) -> float | None:
-        """Leave-largest-out log-RMSE of the form chosen."""
-        return self.scores.get(self.form)
-
-    @property
-    def floor(self) -> float:
-        """The error that no size goes below (0 for m1, NaN without a curve)."""
-        return float(FORMS[self.form].floor(np.array(self.theta))) if self.fitted else math.nan
-
-    @property
-    def x_range(self) -> Interval:
-        """The smallest and the largest size fitted."""
-        return min(self.x), max(self.x)
-
-    @property
-    def residuals(self) -> Array:
-        """[n]: log(error) - log(curve) of each point."""
-        return np.asarray(np.log(self.error) - np.log(self.predict(self.x)))
-
-    def predict(self, x: ArrayLike) -> Array:
-        """Sizes [...] -> the curve's errors [...]."""
-        sizes = np.asarray(x, dtype=float)
-        if not self.fitted:
-            return np.full(sizes.shape, np.nan)
-        u = np.log(sizes.ravel()) - self.log_x0
-        return FORMS[self.form].values(np.array(self.theta), u).reshape(sizes.shape)
-
-    def predict_draws(self, x: ArrayLike) -> Array:
-        """Sizes [n] -> the errors of each bootstrap [B, n]."""
-        sizes = np.asarray(x, dtype=float).ravel()
-        if not self.fitted or not len(self.draws):
-            return np.empty((0, sizes.size))
-        return FORMS[self.form].values(self.draws, np.broadcast_to(np.log(sizes) - self.log_x0, (1, sizes.size)))
-
-    def band(self, x: ArrayLike) -> tuple[Array, Array]:
-        """Sizes [...] -> low and high [...]: the interval of the curve (not of a new run); NaN without bootstraps."""
-        sizes = np.asarray(x, dtype=float)
-        drawn = self.predict_draws(sizes)
-        if not len(drawn):
-            return np.full(sizes.shape, np.nan), np.full(sizes.shape, np.nan)
-        low, high = np.quantile(drawn, self.tails, axis=0)
-        curve = self.predict(sizes).ravel()
-        return np.minimum(low, curve).reshape(sizes.shape), np.maximum(high, curve).reshape(sizes.shape)
-
-    @property
-    def tails(self) -> Interval:
-        """The two quantiles that hold the interval."""
-        return (1 - self.options.confidence) / 2, (1 + self.options.confidence) / 2
-
-    def inside(self, x: float) -> bool:
-        """True where a size lies within the data."""
-        low, high = self.x_range
-        return low <= x <= high
-
-    def refit(self, form: str) -> CurveFit:
-        """The same points with another form."""
-        again = fit_curve(
-            self.x,
-            self.error,
-            form=form,
-            points=self.points,
-            runs=self.runs or None,
-            name=self.name,
-            options=self.options,
-        )
-        return replace(again, scores=self.scores)
-
-    def to_json(self, *, draws: bool = True) -> dict[str, Any]:
-        """A plain dict; None for what is not finite. `draws` false leaves the bootstraps out: small, but without bands."""
-        return {
-            "name": self.name,
-            "form": self.form,
-            "formula": self.formula,
-            "params": {k: plain(v) for k, v in self.params.items()},
-            "intervals": {k: v and [plain(v[0]), plain(v[1])] for k, v in self.intervals.items()},
-            "estimator": self.estimator,
-            "points": self.points,
-            "block": self.block,
-            "num_points": self.num_points,
-            "num_sizes": self.num_sizes,
-            "x": list(self.x),
-            "error": list(self.error),
-            "runs": list(self.runs),
-            "residuals": [plain(v) for v in self.residuals] if self.x else [],
-            "deviation": plain(self.deviation),
-            "scores": {k: plain(v) for k, v in self.scores.items()},
-            "starts": self.starts,
-            "starts_agree": self.starts_agree,
-            "warnings": list(self.warnings),
-            "options": vars(self.options).copy(),
-            "theta": list(self.theta),
-            "log_x0": self.log_x0,
-            "draws": self.draws.tolist() if draws else [],
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> CurveFit:
-        """The fit that `to_json` was made of."""
-        return cls(
-            name=data["name"],
-            form=data["form"],
-            params={k: _number(v) for k, v in data["params"].items()},
-            intervals={k: v and (_number(v[0]), _number(v[1])) for k, v in data["intervals"].items()},
-            estimator=data["estimator"],
-            points=data["points"],
-            block=data["block"],
-            x=tuple(data["x"]),
-            error=tuple(data["error"]),
-            runs=tuple(data["runs"]),
-            num_sizes=data["num_sizes"],
-            starts=data["starts"],
-            starts_agree=data["starts_agree"],
-            deviation=data["deviation"],
-            scores={k: _number(v) for k, v in data["scores"].items()},
-            warnings=tuple(data["warnings"]),
-            options=FitOptions(**data["options"]),
-            theta=tuple(data["theta"]),
-            log_x0=data["log_x0"],
-            draws=np.array(data["draws"], dtype=float).reshape(-1, len(data["theta"])),
-        )
-
-
-def plain(value: float | None) -> float | None:
-    """A number for JSON: None where it is not finite."""
-    return None if value is None or not math.isfinite(value) else float(value)
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
+# Without names of runs, this many sizes with one point each are taken for one training curve.
+_CURVE_SIZES = 12
+# A form is plausible where its leave-largest-out log-RMSE is at most this many times the best one's.
+_PLAUSIBLE = 2.0
+_DEFAULTS = FitOptions()
+# A larger form must beat a smaller one by this factor.
+_BETTER = 0.95
 
 
 def fit_curve(
@@ -225,26 +35,227 @@ def fit_curve(
     points: str = "auto",
     runs: Sequence[str] | None = None,
     name: str = "",
-    options: FitOptions = FitOptions(),  # noqa: B008 - frozen
+    options: FitOptions = _DEFAULTS,
 ) -> CurveFit:
     """Fit error against size.
 
     Args:
         x: sizes (examples, images seen, FLOPs, ...), one a point; equal sizes are seeds of one size.
-        error: error or loss at each, above 0.
-        form: m1, m2, zhai, m4, or auto: the one with the lowest leave-largest-out log-RMSE among those that the number of
-            sizes allows.
-        points: "runs", "curve" (points along training curves), or auto: "curve" where a run has several points, or, without
-            `runs`, where there are 12 sizes or more with one point each.
+        error: error or loss at each, above 0. Points that are not numbers above 0 are left out, with a warning.
+        form: m1, m2, zhai, m4, or auto: the one with the lowest leave-largest-out log-RMSE among those that the
+            number of sizes allows.
+        points: "runs", "curve" (points along training curves), or auto: "curve" where a run has several points, or,
+            without `runs`, where there are 12 sizes or more with one point each.
         runs: which training run each point belongs to.
         name: what the curve is called in texts.
         options: starts, bootstraps, confidence, Huber's delta, seed.
 
     Returns:
-        the fit; with form "none" and a warning where there is one point or one size.
+        the fit; with form "none" and a warning where no two sizes are left.
 
     Raises:
         ConfigError: an unknown form, or one with more parameters than there are sizes.
-        DataError: sizes and errors of different number.
+        DataError: sizes, errors and runs of different number.
     """
-    raise NotImplementedError
+    if form != "auto" and form not in FORMS:
+        raise ConfigError(f"unknown form {form!r}{did_you_mean(form, ['auto', *FORMS])}")
+    kept, names, warnings = _usable(x, error, runs, name)
+    along = _along_curves(kept, names, points)
+    kept = replace(kept, curves=tuple(names) if along and names else ("",) * kept.x.size if along else ())
+    sizes = kept.sizes
+    if sizes.size < 2:
+        count = "no point" if not sizes.size else "one point" if kept.x.size == 1 else "one size"
+        return _nothing(kept, names, name, options, (*warnings, f"{count} only: a curve needs two sizes or more"))
+    if form != "auto" and FORMS[form].num_params > sizes.size:
+        raise ConfigError(
+            f"{_called(name)}form {form} has {FORMS[form].num_params} parameters, and there are {sizes.size} sizes; "
+            "give more sizes, or a smaller form"
+        )
+    tried = [form] if form != "auto" else [f.name for f in FORMS.values() if f.min_sizes <= sizes.size] or ["m1"]
+    scores = {one: score for one in tried if (score := _held_out(kept, FORMS[one], options)) is not None}
+    chosen = _choose(tried, scores)
+    return _fit(kept, names, FORMS[chosen], name, options, scores, warnings, auto=form == "auto")
+
+
+def refit(fit: CurveFit, form: str) -> CurveFit:
+    """The same points and options with another form."""
+    runs = fit.runs or None
+    return fit_curve(fit.x, fit.error, form=form, points=fit.points, runs=runs, name=fit.name, options=fit.options)
+
+
+def alternatives(fit: CurveFit) -> dict[str, CurveFit]:
+    """The fits of all plausible forms, this one first: what a statement beyond the data should span.
+
+    Plausible is a form that the number of sizes allows and whose leave-largest-out log-RMSE is at most twice the best.
+    """
+    if not fit.fitted:
+        return {}
+    curves = (fit.runs or ("",) * fit.num_points) if fit.points == "curve" else ()
+    kept = Points(np.array(fit.x), np.log(fit.error), curves)
+    scores = dict(fit.scores)
+    for form in FORMS.values():
+        if form.name not in scores and form.min_sizes <= fit.num_sizes:
+            score = _held_out(kept, form, fit.options)
+            if score is not None:
+                scores[form.name] = score
+    limit = _PLAUSIBLE * min(scores.values(), default=math.inf)
+    others = [form for form, score in scores.items() if score <= limit and form != fit.form]
+    return {fit.form: fit, **{form: refit(fit, form) for form in others}}
+
+
+def _called(name: str) -> str:
+    return f"{name}: " if name else ""
+
+
+def _usable(
+    x: ArrayLike, error: ArrayLike, runs: Sequence[str] | None, name: str
+) -> tuple[Points, list[str], list[str]]:
+    """The points that can be fitted, by rising size, their runs, and a warning on the others."""
+    sizes, errors = np.asarray(x, dtype=float).ravel(), np.asarray(error, dtype=float).ravel()
+    if sizes.size != errors.size or (runs is not None and len(runs) != sizes.size):
+        counts = f"{sizes.size} sizes, {errors.size} errors" + (f", {len(runs)} runs" if runs is not None else "")
+        raise DataError(f"{_called(name)}{counts}: there must be as many of each")
+    good = np.isfinite(sizes) & np.isfinite(errors) & (sizes > 0) & (errors > 0)
+    warnings = []
+    if not good.all():
+        shown = ", ".join(f"{errors[i]:g} at x = {sizes[i]:g}" for i in np.flatnonzero(~good)[:4])
+        more = ", ..." if (~good).sum() > 4 else ""
+        warnings.append(f"left out {(~good).sum()} of {good.size} points that are not numbers above 0: {shown}{more}")
+    order = np.flatnonzero(good)[np.argsort(sizes[good], kind="stable")]
+    names = [str(runs[i]) for i in order] if runs is not None else []
+    return Points(sizes[order], np.log(errors[order])), names, warnings
+
+
+def _along_curves(kept: Points, names: list[str], points: str) -> bool:
+    if points not in {"auto", "runs", "curve"}:
+        raise ConfigError(f"points={points!r}{did_you_mean(points, ['auto', 'runs', 'curve'])}")
+    if points != "auto":
+        return points == "curve"
+    if names:
+        return len(set(names)) < len(names)
+    return kept.sizes.size == kept.x.size >= _CURVE_SIZES
+
+
+def _nothing(kept: Points, names: list[str], name: str, options: FitOptions, warnings: tuple[str, ...]) -> CurveFit:
+    return CurveFit(
+        name=name,
+        form="none",
+        params={},
+        intervals={},
+        estimator="nothing fitted",
+        points="curve" if kept.curves else "runs",
+        x=tuple(kept.x.tolist()),
+        error=tuple(np.exp(kept.log_y).tolist()),
+        runs=tuple(names),
+        num_sizes=kept.sizes.size,
+        starts=0,
+        starts_agree=0,
+        deviation=None,
+        scores={},
+        warnings=warnings,
+        options=options,
+        theta=(),
+        log_x0=0.0,
+        draws=np.empty((0, 0)),
+    )
+
+
+def _held_out(kept: Points, form: Form, options: FitOptions) -> float | None:
+    """Log-RMSE on the largest sizes (one in five, at least one) of a fit to the others; None with too few others."""
+    sizes = kept.sizes
+    largest = sizes[-max(1, sizes.size // 5) :]
+    rest = kept.select(kept.x < largest[0])
+    if rest.sizes.size < min(form.num_params, sizes.size - 1) or rest.sizes.size < 2:
+        return None
+    solution, log_x0 = _solve(rest, form, options)
+    held = kept.x >= largest[0]
+    predicted = form.values(solution.theta, np.log(kept.x[held]) - log_x0)
+    return float(np.sqrt(np.mean((np.log(predicted) - kept.log_y[held]) ** 2)))
+
+
+def _choose(tried: Sequence[str], scores: Mapping[str, float]) -> str:
+    """The form with the lowest score; a larger form must be clearly better than a smaller one."""
+    chosen = tried[0]
+    for one in tried[1:]:
+        if scores.get(one, math.inf) < _BETTER * scores.get(chosen, math.inf):
+            chosen = one
+    return chosen
+
+
+def _solve(kept: Points, form: Form, options: FitOptions) -> tuple[Solution, float]:
+    log_x = np.log(kept.x)
+    log_x0 = float(log_x.mean())
+    solution = fit_form(form, log_x - log_x0, kept.log_y, starts=options.starts, delta=options.delta, seed=options.seed)
+    return solution, log_x0
+
+
+def _fit(
+    kept: Points,
+    names: list[str],
+    form: Form,
+    name: str,
+    options: FitOptions,
+    scores: Mapping[str, float],
+    warnings: Sequence[str],
+    *,
+    auto: bool,
+) -> CurveFit:
+    solution, log_x0 = _solve(kept, form, options)
+    u = np.log(kept.x) - log_x0
+    fitted = np.log(form.values(solution.theta, u))
+    draws = _draws(kept, fitted, form, solution.theta, u, options)
+    params = {key: float(value) for key, value in form.params(solution.theta, log_x0).items()}
+    tail = (1 - options.confidence) / 2
+    intervals: dict[str, Interval | None] = dict.fromkeys(params)
+    if len(draws):
+        for key, values in form.params(draws, log_x0).items():
+            low, high = np.quantile(values, [tail, 1 - tail])
+            intervals[key] = (float(min(low, params[key])), float(max(high, params[key])))
+    fit = CurveFit(
+        name=name,
+        form=form.name,
+        params=params,
+        intervals=intervals,
+        estimator=_estimator(form, kept, options, len(draws), auto=auto, tried=len(scores)),
+        points="curve" if kept.curves else "runs",
+        x=tuple(kept.x.tolist()),
+        error=tuple(np.exp(kept.log_y).tolist()),
+        runs=tuple(names),
+        num_sizes=kept.sizes.size,
+        starts=options.starts,
+        starts_agree=solution.agree,
+        deviation=pooled_deviation(kept.log_y - fitted, form.num_params),
+        scores=dict(scores),
+        warnings=tuple(warnings),
+        options=options,
+        theta=tuple(solution.theta.tolist()),
+        log_x0=log_x0,
+        draws=draws,
+    )
+    return replace(fit, warnings=(*fit.warnings, *doubts(fit)))
+
+
+def _draws(kept: Points, fitted: Array, form: Form, theta: Array, u: Array, options: FitOptions) -> Array:
+    """Theta of every bootstrap, [B, p]; each starts from the fit itself."""
+    rng = np.random.default_rng([options.seed, 1])
+    log_y = bootstrap(kept, fitted, form.num_params, options.bootstraps, rng)
+    if not len(log_y):
+        return np.empty((0, form.num_params))
+    if kept.log_y.max() < 0:
+        # what is below 1 everywhere is an error rate, and stays one
+        log_y = np.minimum(log_y, -1e-4)
+    bounds = [form.bounds(u, np.exp(row)) for row in log_y]
+    low, high = (np.stack(side) for side in zip(*bounds, strict=True))
+    begin = np.broadcast_to(theta, (len(log_y), theta.size))
+    return solve_many(form, begin, u, log_y, low, high, delta=options.delta)[0]
+
+
+def _estimator(form: Form, kept: Points, options: FitOptions, drawn: int, *, auto: bool, tried: int) -> str:
+    """How the fit was made, for captions."""
+    parts = [f"{form.name}: {form.formula}", f"Huber (delta {options.delta:g}) on log error, {options.starts} starts"]
+    if auto and tried > 1:
+        parts.append(f"chosen of {tried} forms by leave-largest-out log-RMSE")
+    if drawn:
+        how = f"block bootstrap (blocks of {BLOCK})" if kept.curves else "parametric bootstrap (pooled deviation)"
+        parts.append(f"{options.confidence:.0%} intervals from {drawn} draws of a {how}")
+    return "; ".join(parts)

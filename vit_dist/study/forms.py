@@ -1,7 +1,7 @@
-"""The curves that are fitted to error against size: values, derivatives, bounds and starts, for many curves at once.
+"""The curves that are fitted to error against size: values, derivatives, inverses, bounds; many curves at once.
 
-Every form is a function of u = log(x) - log_x0, so that no parameter depends on the unit of x, and is fitted as a vector
-`theta`. `theta` may have leading axes, [..., p], and then u has them too or is broadcast: [..., n].
+Every form is a function of u = log(x) - log_x0, so that no parameter depends on the unit of x, and is fitted as a
+vector `theta`. `theta` may have leading axes, [..., p], and then u has them too or is broadcast: [..., n].
 
     m1    a x^-b
     m2    a x^-b + c
@@ -30,7 +30,8 @@ class Form:
     """One form.
 
     `values(theta, u)` is the predicted error, [..., n]; `gradient(theta, u)` adds its derivatives, [..., n, p].
-    `bounds(u, y)` are the lower and upper bounds of theta for these data. `params(theta, log_x0)` names the parameters
+    `inverse(theta, y)` is u where the curve has the value y, [...]: inf where it never falls to it, -inf where it is below
+    it everywhere. `bounds(u, y)` are the lower and upper bounds of theta for these data. `params(theta, log_x0)` names the parameters
     in the unit of x, the way the formula has them; `min_sizes` is how many sizes the form needs to be chosen.
     """
 
@@ -39,6 +40,7 @@ class Form:
     theta_names: tuple[str, ...]
     min_sizes: int
     gradient: Callable[[Array, Array], tuple[Array, Array]]
+    inverse: Callable[[Array, float], Array]
     bounds: Callable[[Array, Array], tuple[Array, Array]]
     params: Callable[[Array, float], dict[str, Array]]
 
@@ -93,7 +95,7 @@ def _log_sigmoid(s: Array) -> Array:
 def _m4_place(level: Array, alpha: Array) -> tuple[Array, Array, Array, Array]:
     """Solve log sigmoid(s) - alpha log sigmoid(-s) = level; gives s's sigmoid, its complement, log of it, and slope.
 
-    The left side rises with s and bends one way only, so Newton's steps from its asymptotes converge for every alpha > 0.
+    The left side rises with s and bends one way only, so Newton's steps from its asymptotes converge for alpha > 0.
     """
     s = np.where(level < 0, level, level / np.maximum(alpha, 0.05))
     for _ in range(6):
@@ -115,17 +117,46 @@ def _m4(theta: Array, u: Array) -> tuple[Array, Array]:
     return y, np.stack(parts, axis=-1)
 
 
+def _distance(log_a: Array, b: Array, excess: Array) -> Array:
+    """Where exp(log_a - b u) is `excess`; inf where it never is."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gap = log_a - np.log(excess)
+        u = np.where(b > 0, gap / b, np.where(gap > 0, np.inf, -np.inf))
+    return np.where(excess > 0, u, np.inf)
+
+
+def _power_inverse(theta: Array, y: float) -> Array:
+    floor = theta[..., 2] if theta.shape[-1] > 2 else 0.0
+    return _distance(theta[..., 0], theta[..., 1], np.asarray(y - floor))
+
+
+def _zhai_inverse(theta: Array, y: float) -> Array:
+    log_a, b, c, shift = np.moveaxis(theta, -1, 0)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        moved = np.exp(_distance(log_a, b, y - c) + shift) - np.expm1(shift)
+        return np.where(moved > 0, np.log(np.maximum(moved, _TINY)), -np.inf)
+
+
+def _m4_inverse(theta: Array, y: float) -> Array:
+    level, b, c, alpha, e0 = np.moveaxis(theta, -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.clip((y - c) / (e0 - c), 0, 1)
+        gap = level - (np.log(share) - alpha * np.log1p(-share))
+        u = np.where(b > 0, gap / b, np.where(gap > 0, np.inf, -np.inf))
+    return np.where(share <= 0, np.inf, np.where(share >= 1, -np.inf, u))
+
+
 def _amplitude(y: Array) -> tuple[float, float]:
     """Bounds of the log of the power term at the centre: far below and above anything that was measured."""
     return float(np.log(y.min())) - 20.0, float(np.log(y.max())) + 5.0
 
 
-def _m1_bounds(u: Array, y: Array) -> tuple[Array, Array]:
+def _m1_bounds(_: Array, y: Array) -> tuple[Array, Array]:
     low, high = _amplitude(y)
     return np.array([low, 0.0]), np.array([high, MAX_EXPONENT])
 
 
-def _m2_bounds(u: Array, y: Array) -> tuple[Array, Array]:
+def _m2_bounds(_: Array, y: Array) -> tuple[Array, Array]:
     low, high = _amplitude(y)
     return np.array([low, 0.0, 0.0]), np.array([high, MAX_EXPONENT, y.min()])
 
@@ -136,7 +167,7 @@ def _zhai_bounds(u: Array, y: Array) -> tuple[Array, Array]:
     return np.array([low, 0.0, 0.0, 0.0]), np.array([high, MAX_EXPONENT, y.min(), shift])
 
 
-def _m4_bounds(u: Array, y: Array) -> tuple[Array, Array]:
+def _m4_bounds(_: Array, y: Array) -> tuple[Array, Array]:
     top = float(y.max())
     # an error rate cannot pass 1; a loss has no such limit
     high = 1.0 if top < 1 else 4 * top
@@ -168,15 +199,25 @@ def _m4_params(theta: Array, log_x0: float) -> dict[str, Array]:
 FORMS: dict[str, Form] = {
     form.name: form
     for form in (
-        Form("m1", "a x^-b", ("log_a", "b"), 3, _m1, _m1_bounds, _m1_params),
-        Form("m2", "a x^-b + c", ("log_a", "b", "c"), 4, _m2, _m2_bounds, _m2_params),
-        Form("zhai", "a (x + d)^-b + c", ("log_a", "b", "c", "shift"), 6, _zhai, _zhai_bounds, _zhai_params),
+        Form("m1", "a x^-b", ("log_a", "b"), 3, _m1, _power_inverse, _m1_bounds, _m1_params),
+        Form("m2", "a x^-b + c", ("log_a", "b", "c"), 4, _m2, _power_inverse, _m2_bounds, _m2_params),
+        Form(
+            "zhai",
+            "a (x + d)^-b + c",
+            ("log_a", "b", "c", "shift"),
+            6,
+            _zhai,
+            _zhai_inverse,
+            _zhai_bounds,
+            _zhai_params,
+        ),
         Form(
             "m4",
             "(y - c) / (e0 - y)^alpha = a x^-b",
             ("level", "b", "c", "alpha", "e0"),
             8,
             _m4,
+            _m4_inverse,
             _m4_bounds,
             _m4_params,
         ),

@@ -1,10 +1,78 @@
-"""Bounded Huber regression of log error for many curves at once: Levenberg-Marquardt in numpy, one row a problem."""
+"""Bounded Huber regression of log error: many starts and bootstraps at once in numpy, the final fit by scipy."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from vit_dist.study.forms import Array, Form
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The best of several starts: theta [p], Huber's loss, and how many starts ended at the same loss."""
+
+    theta: Array
+    loss: float
+    agree: int
+
+
+def fit_form(form: Form, u: Array, log_y: Array, *, starts: int, delta: float, seed: int) -> Solution:
+    """Fit one form to points.
+
+    Seeded starts are followed together; scipy's least_squares goes on from the best of them.
+
+    Args:
+        form: the curve.
+        u: centred log sizes, [n].
+        log_y: log errors, [n].
+        starts: how many.
+        delta: where Huber's loss turns linear.
+        seed: of the starts.
+    """
+    from scipy.optimize import least_squares
+
+    low, high = form.bounds(u, np.exp(log_y))
+    begin = _starts(form, log_y, low, high, starts, seed)
+    thetas, losses = solve_many(form, begin, u, log_y, low, high, delta=delta)
+    best = int(losses.argmin())
+    theta, loss = thetas[best], float(losses[best])
+    if form.num_params < log_y.size:
+        inner = np.clip(theta, low + 1e-10 * (high - low), high - 1e-10 * (high - low))
+        polished = least_squares(
+            lambda t: np.log(np.maximum(form.values(t, u), 1e-300)) - log_y,
+            inner,
+            jac=lambda t: _log(*form.gradient(t, u), log_y)[1],
+            bounds=(low, high),
+            loss="huber",
+            f_scale=delta,
+            x_scale="jac",
+            xtol=1e-12,
+            ftol=1e-12,
+            gtol=1e-12,
+            max_nfev=50,
+        )
+        if polished.cost < loss:
+            theta, loss = polished.x, float(polished.cost)
+    agree = int((losses <= loss * 1.001 + 1e-14).sum())
+    return Solution(theta, loss, max(agree, 1))
+
+
+def _starts(form: Form, log_y: Array, low: Array, high: Array, starts: int, seed: int) -> Array:
+    """Seeded starts inside the bounds, [starts, p]: exponents 0.05 to 2, floors up to the lowest error."""
+    rng = np.random.default_rng([seed, len(form.name), *form.name.encode()])
+    theta = low + (high - low) * rng.random((starts, form.num_params))
+    exponents = np.exp(rng.uniform(np.log(0.05), np.log(2.0), starts))
+    theta[:, 1] = exponents
+    floor = form.floor(theta)
+    if form.name == "m4":
+        theta[:, 3] = rng.uniform(0.05, 1.5, starts)
+        theta[:, 4] = low[4] + (high[4] - low[4]) * rng.random(starts)
+    # the power term meets the middle of the points
+    middle = np.exp(np.median(log_y))
+    theta[:, 0] = np.log(np.maximum(middle - floor, 0.05 * middle))
+    return np.asarray(np.clip(theta, low, high))
 
 
 def huber(residual: Array, delta: float) -> Array:
@@ -31,13 +99,12 @@ def solve_many(
     Returns:
         theta [m, p] and Huber's loss [m].
     """
-    rows, p = theta.shape
+    rows = theta.shape[0]
     u = np.broadcast_to(u, (rows, u.shape[-1]))
     log_y = np.broadcast_to(log_y, u.shape)
     low, high = np.broadcast_to(low, theta.shape), np.broadcast_to(high, theta.shape)
     best = np.clip(theta, low, high)
-    cost = np.full(rows, np.inf)
-    result, result_cost = best.copy(), cost
+    result = best.copy()
     alive = np.arange(rows)
     damping = np.full(rows, 1e-2)
     quiet = np.zeros(rows, dtype=int)

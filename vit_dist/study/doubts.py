@@ -1,0 +1,103 @@
+"""Why a fit should not be believed, in words: too few sizes, rising errors, parameters that the points do not tell."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from vit_dist.study.curve import CurveFit
+from vit_dist.study.forms import FORMS, MAX_EXPONENT
+
+# A floor whose interval spans this share of what it could be at all is not known.
+_WIDE = 0.75
+
+
+def short(number: float) -> str:
+    """A size for texts, to three digits: 292M, 1.5k, 0.25; 3e+18 where there is no suffix."""
+    if not 1000 <= abs(number) < 1e13:
+        return f"{number:.3g}"
+    digits = 2 - math.floor(math.log10(abs(number)))
+    rounded = round(number, digits)
+    for suffix, multiple in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
+        if abs(rounded) >= multiple:
+            return f"{rounded / multiple:.3g}{suffix}"
+    return f"{rounded / 1e3:.3g}k"
+
+
+def span(low: float | None, high: float | None, digits: int = 0) -> str:
+    """An interval for texts: [279M, 306M]; an end that is open, beyond what was looked at, is left blank."""
+    ends = [
+        "" if end is None or end == 0 or not math.isfinite(end) else f"{end:.{digits}g}" if digits else short(end)
+        for end in (low, high)
+    ]
+    if not any(ends):
+        return "[no interval]"
+    return f"[{ends[0] or 'below'}, {ends[1] or 'beyond'}]"
+
+
+def doubts(fit: CurveFit) -> list[str]:
+    """Warnings on a fit, worst first."""
+    return [*_rises(fit), *_few(fit), *_unidentified(fit)]
+
+
+def _rises(fit: CurveFit) -> list[str]:
+    x, log_y = np.array(fit.x), np.log(fit.error)
+    sizes = np.unique(x)
+    means = np.array([log_y[x == size].mean() for size in sizes])
+    if means[-1] >= means[0]:
+        return [
+            f"error does not fall with size: {np.exp(means[0]):.4g} at {short(sizes[0])}, {np.exp(means[-1]):.4g} at "
+            f"{short(sizes[-1])}; the forms can only fall, so this fit says nothing"
+        ]
+    if fit.points == "curve":
+        return []
+    counts = np.array([(x == size).sum() for size in sizes])
+    within = x.size - sizes.size
+    deviation = 0.0
+    if within:
+        spread = sum(((log_y[x == size] - mean) ** 2).sum() for size, mean in zip(sizes, means, strict=True))
+        deviation = float(np.sqrt(spread / within))
+    noise = 2 * deviation * np.sqrt(1 / counts[1:] + 1 / counts[:-1])
+    worse = np.flatnonzero(np.diff(means) > noise)
+    return [
+        f"error rises from {np.exp(means[i]):.4g} at {short(sizes[i])} to {np.exp(means[i + 1]):.4g} at {short(sizes[i + 1])}, "
+        + ("more than its seeds explain" if deviation else "with one run each")
+        for i in worse[:3]
+    ]
+
+
+def _few(fit: CurveFit) -> list[str]:
+    form, found = FORMS[fit.form], []
+    if fit.num_sizes < form.min_sizes:
+        found.append(f"too few sizes: {fit.num_sizes}, where {fit.form} wants {form.min_sizes} or more")
+    if fit.form == "m1":
+        found.append(
+            "m1 has no floor: where there is one, it predicts too low beyond the data and its intervals are too narrow"
+        )
+    if fit.deviation is None:
+        found.append("as many parameters as points: no intervals")
+    elif fit.points == "runs" and fit.num_points == fit.num_sizes and fit.num_sizes < 8:
+        found.append("one run a size: intervals rest on few residuals; three seeds a size or more are better")
+    return found
+
+
+def _unidentified(fit: CurveFit) -> list[str]:
+    found = []
+    if fit.starts >= 4 and fit.starts_agree < fit.starts / 4:
+        found.append(f"only {fit.starts_agree} of {fit.starts} starts found this curve: there may be a better one")
+    b = fit.params["b"]
+    if b <= 1e-6:
+        found.append("the exponent is 0: the curve is flat")
+    elif b >= 0.99 * MAX_EXPONENT:
+        found.append(f"the exponent is at its bound, {MAX_EXPONENT:g}: the form is not identified")
+    floor = fit.intervals.get("c")
+    if floor is not None and floor[1] - floor[0] > _WIDE * min(fit.error):
+        found.append(
+            f"the floor is not identified: anything from {floor[0]:.3g} to {floor[1]:.3g}; believe the curve inside the "
+            "data only"
+        )
+    slope = fit.intervals["b"]
+    if slope is not None and b > 1e-6 and slope[1] > 5 * max(slope[0], 1e-9):
+        found.append(f"the exponent is not identified: anything from {slope[0]:.3g} to {slope[1]:.3g}")
+    return found
