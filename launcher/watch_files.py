@@ -62,9 +62,14 @@ def read_run(path: Path) -> RunFiles:
         problems.append(str(error))
     saved, saved_at = newest_checkpoint(path)
     return RunFiles(
-        path, **found, attempts=tuple(attempts), saved=saved, saved_at=saved_at, request=pending_request(path),
+        path,
+        **found,
+        attempts=tuple(attempts),
+        saved=saved,
+        saved_at=saved_at,
+        request=pending_request(path),
         problems=tuple(problems),
-    )  # fmt: skip
+    )
 
 
 def newest_checkpoint(path: Path) -> tuple[int | None, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -87,10 +88,8 @@ def is_run(path: Path) -> bool:
 def jobs_of(run: Path) -> set[str]:
     """Numbers of all jobs that a run has had: `120`, and for an array's elements `120_3` too."""
     found = set()
-    try:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         found.add(str(json.loads((run / "job.json").read_text()).get("job", "")))
-    except (OSError, ValueError, AttributeError):
-        pass
     try:
         lines = (run / "ledger.jsonl").read_text(errors="replace").splitlines()
     except OSError:

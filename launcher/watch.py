@@ -1,0 +1,311 @@
+"""How runs stand: what their files say and what Slurm says of their jobs, made into one answer."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launcher import slurm
+from launcher.ledger import LedgerEntry
+from launcher.slurm import Job, NoSlurmError, SlurmAwayError
+from launcher.watch_files import RunFiles, number, read_run
+from vit_dist.core.errors import RunError, VitDistError
+
+ACTIVE = ("running", "starting", "ending", "waiting")
+"""States in which a job or a process has the run in hand."""
+SILENT_S = 180.0
+"""After so long without a sign of life a run that should train is pointed out."""
+_PATIENCE_S = 4.0
+
+
+@dataclass(frozen=True)
+class RunView:
+    """How one run stands.
+
+    Attributes:
+        state: waiting (in the queue), starting, running, ending; done, stopped, failed, cancelled, given up; lost (it
+            says it runs, and its job or process is gone); silent (as lost, as far as can be known from here); new.
+        reason: why, for people; may be empty.
+        advice: what to do next, a sentence or command each.
+        step, total_steps, examples: where it stands; total_steps 0 where that is not known.
+        rate: examples a second; 0 where not known.
+        eta_s: seconds of training that are left; None where not known or nothing is left.
+        goodput: seconds of all attempts by what they went into.
+        saved, saved_at: newest checkpoint and when it was committed.
+        seen: last sign of life, seconds since 1970.
+        job: what Slurm says, where it knows the job.
+        job_id: its number, also where Slurm has dropped it or is not here.
+        attempts: the ledger.
+        metrics: what was measured last.
+        request: asked for by a person, not served yet.
+        problems: files that cannot be read.
+    """
+
+    path: Path
+    state: str
+    reason: str = ""
+    advice: tuple[str, ...] = ()
+    step: int = 0
+    total_steps: int = 0
+    examples: int = 0
+    rate: float = 0.0
+    eta_s: float | None = None
+    goodput: Mapping[str, float] = field(default_factory=dict)
+    saved: int | None = None
+    saved_at: float = 0.0
+    seen: float = 0.0
+    job: Job | None = None
+    job_id: str = ""
+    cluster: str = ""
+    devices: int = 0
+    attempts: tuple[LedgerEntry, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    request: str = ""
+    problems: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of its directory."""
+        return self.path.resolve().name
+
+    @property
+    def share_done(self) -> float | None:
+        """From 0 to 1; None where the length is not known."""
+        return min(1.0, self.step / self.total_steps) if self.total_steps else None
+
+    @property
+    def useful(self) -> float | None:
+        """Share of all time that went into steps the run still has."""
+        whole = sum(self.goodput.values())
+        return self.goodput.get("train", 0.0) / whole if whole > 0 else None
+
+    @property
+    def active(self) -> bool:
+        """A job or a process has it in hand."""
+        return self.state in ACTIVE
+
+
+def look(paths: Sequence[Path], *, ask_slurm: bool = True) -> tuple[list[RunView], str]:
+    """How these runs stand, and why Slurm could not be asked ('' where it could, or need not be).
+
+    Slurm is asked once for all of them, and only about jobs of runs that have not ended.
+    """
+    with ThreadPoolExecutor(16) as pool:  # a shared file system takes its time for each answer
+        files = list(pool.map(read_run, paths))
+    wanted = {one.job_id for one in files if one.job_id and one.status.get("status") != "done"}
+    jobs, silence = _ask(wanted) if ask_slurm else ([], "Slurm was not asked")
+    by_number = {number: job for job in jobs for number in (job.id, job.label)}
+    now = time.time()
+    views = []
+    for one in files:
+        job = by_number.get(one.job_id) or next((j for j in jobs if one.job_id and j.matches(one.job_id)), None)
+        views.append(view(one, job, silence, now=now))
+    return views, silence
+
+
+def look_at(path: Path, *, ask_slurm: bool = True) -> tuple[RunView, str]:
+    """How one run stands: as `look`, with all that Slurm or its accounting says of its job."""
+    files = read_run(path)
+    job, silence = None, ""
+    if files.job_id and ask_slurm:
+        try:
+            job = slurm.job(files.job_id, patience_s=_PATIENCE_S)
+            if job is None:
+                told = slurm.accounting(files.job_id)
+                # Numbers begin anew on some sites: what ended before the run was submitted is another's job.
+                submitted = number(files.job, "submitted_at") or (files.attempts[0].begun if files.attempts else 0.0)
+                job = next((j for j in reversed(told or []) if (j.end or submitted) >= submitted - 60), None)
+        except (NoSlurmError, SlurmAwayError) as error:
+            silence = str(error)
+    return view(files, job, silence, now=time.time()), silence
+
+
+def view(files: RunFiles, job: Job | None, silence: str = "", *, now: float) -> RunView:
+    """One answer from the files of a run and its job.
+
+    Args:
+        files: of the run.
+        job: as Slurm has it; None where it has dropped it, where there is none, or it could not be asked.
+        silence: why Slurm could not be asked.
+        now: seconds since 1970.
+    """
+    from launcher.watch_advice import advise
+
+    state, reason = _state(files, job, bool(silence), now)
+    step, examples = int(number(files.status, "step")), int(number(files.status, "examples"))
+    total = int(number(files.status, "total_steps")) or _planned_steps(files.run)
+    goodput = _goodput(files)
+    rate = number(files.status, "examples_per_s") or _mean_rate(examples, goodput)
+    left = (total - step) * examples / step if step and total > step else 0.0
+    last = files.attempts[-1] if files.attempts else None
+    shown = RunView(
+        path=files.path,
+        state=state,
+        reason=reason,
+        step=max(step, files.saved or 0),
+        total_steps=total,
+        examples=examples,
+        rate=rate,
+        eta_s=left / rate if left and rate and state not in {"done", "failed"} else None,
+        goodput=goodput,
+        saved=files.saved,
+        saved_at=files.saved_at,
+        seen=files.seen,
+        job=job,
+        job_id=files.job_id,
+        cluster=str(files.job.get("cluster") or ""),
+        devices=last.devices if last else int(number(files.job, "nodes") * number(files.job, "devices_per_node")),
+        attempts=files.attempts,
+        metrics=_numbers(files.status.get("metrics")),
+        request=files.request,
+        problems=files.problems,
+    )
+    return advise(shown, silence, now)
+
+
+def _ask(ids: set[str]) -> tuple[list[Job], str]:
+    if not ids:
+        return [], ""
+    try:
+        return slurm.jobs(ids, patience_s=_PATIENCE_S), ""
+    except VitDistError as error:
+        return [], str(error)
+
+
+def _state(files: RunFiles, job: Job | None, silent: bool, now: float) -> tuple[str, str]:
+    said, reason = str(files.status.get("status", "")), str(files.status.get("reason") or "")
+    if said == "done":
+        return "done", reason
+    if job is not None and job.waiting:
+        return "waiting", job.reason
+    if job is not None and not job.ended:
+        if files.attempts and not files.attempts[-1].open and said != "running":
+            return "ending", files.attempts[-1].cause
+        return ("running", "") if said == "running" and _of_this_attempt(files, job) else ("starting", "")
+    if job is None and silent and files.job_id and said in {"", "running"}:
+        fresh = files.seen > now - SILENT_S
+        return ("running", "") if fresh else ("silent", _ago("no sign of life for", files.seen, now))
+    if job is None and not files.job_id and said == "running":
+        return _local(files, now)
+    return _ended(files, job, said, reason)
+
+
+def _of_this_attempt(files: RunFiles, job: Job) -> bool:
+    """Whether status.json was written since the job has its nodes."""
+    return files.seen >= (job.start or 0.0) - 1.0
+
+
+def _ended(files: RunFiles, job: Job | None, said: str, reason: str) -> tuple[str, str]:
+    last = files.attempts[-1] if files.attempts else None
+    if last is not None and not last.open and last.ended is not None and last.ended >= number(files.status, "time") - 5:
+        words = last.detail or reason or last.cause.replace("_", " ")
+        if last.action == "give_up":
+            return "given up", words
+        if last.cause in {"done", "stopped", "cancelled"}:
+            return last.cause, "" if last.cause == "done" else words
+        if said != "stopped":
+            return "failed", words if last.cause in words else f"{last.cause.replace('_', ' ')}: {words}"
+    if said in {"stopped", "failed"}:
+        return said, reason
+    if job is not None:
+        return ("cancelled", "by scancel") if job.state == "CANCELLED" else ("failed", _slurm_words(job))
+    if said == "running":
+        return "lost", f"job {files.job_id} is no longer known to Slurm"
+    return (
+        ("lost", f"job {files.job_id} ended before it began to train") if files.job_id else ("new", "not yet started")
+    )
+
+
+def _slurm_words(job: Job) -> str:
+    words = job.state.lower().replace("_", " ")
+    code = f", exit code {job.exit_code}" if job.exit_code else ""
+    killed = f", signal {job.exit_signal}" if job.exit_signal else ""
+    known = job.reason and job.reason.lower() not in {"none", job.state.lower(), "nonzeroexitcode"}
+    return f"Slurm says {words}{code}{killed}{f' ({job.reason})' if known else ''}"
+
+
+def _local(files: RunFiles, now: float) -> tuple[str, str]:
+    host, pid = str(files.status.get("host", "")), int(number(files.status, "pid"))
+    if host == socket.gethostname():
+        if _lives(pid):
+            return "running", ""
+        return "lost", f"process {pid} is gone; it could not say why"
+    fresh = files.seen > now - SILENT_S
+    return ("running", "") if fresh else ("silent", _ago(f"on {host}; no sign of life for", files.seen, now))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    try:  # the number may have gone to another program since
+        return b"vit" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return True
+
+
+def _planned_steps(run: Mapping[str, Any]) -> int:
+    """The length of a run from its identity; 0 where that is in epochs and the set's size is not known."""
+    from vit_dist.core.units import Duration
+
+    identity = run.get("identity")
+    if not isinstance(identity, dict):
+        return 0
+    data = identity.get("data")
+    subset = data.get("subset") if isinstance(data, dict) else None
+    batch = identity.get("global_batch")
+    try:
+        horizon = Duration.parse(identity.get("horizon"))
+        if not isinstance(batch, int) or (horizon.unit == "epochs" and not isinstance(subset, int)):
+            return 0
+        return horizon.steps(global_batch=batch, epoch_examples=subset if isinstance(subset, int) else 1)
+    except (ValueError, ZeroDivisionError):
+        return 0
+
+
+def _goodput(files: RunFiles) -> Mapping[str, float]:
+    """Of status.json or, where that has got further, of alive.json."""
+    told, alive = _numbers(files.status.get("goodput")), _numbers(files.alive.get("goodput"))
+    return alive if sum(alive.values()) > sum(told.values()) else told
+
+
+def _mean_rate(examples: int, goodput: Mapping[str, float]) -> float:
+    spent = goodput.get("train", 0.0) + goodput.get("wait", 0.0)
+    return examples / spent if spent > 0 else 0.0
+
+
+def _numbers(value: object) -> dict[str, float]:
+    if not isinstance(value, dict):
+        return {}
+    return {str(k): float(v) for k, v in value.items() if isinstance(v, int | float)}
+
+
+def _ago(words: str, when: float, now: float) -> str:
+    from vit_dist.core.units import format_seconds
+
+    return f"{words} {format_seconds(max(0.0, now - when))}" if when else "no sign of life yet"
+
+
+def require(path: Path, states: Sequence[str], doing: str) -> RunView:
+    """The run, where its state allows what is wanted.
+
+    Raises:
+        RunError: it does not; says how it stands and what can be done.
+    """
+    shown, _ = look_at(path)
+    if shown.state not in states:
+        why = f" ({shown.reason})" if shown.reason else ""
+        hint = f" {shown.advice[0]}" if shown.advice else ""
+        raise RunError(
+            f"{path}: {doing} needs a run that is {' or '.join(states)}; this one is {shown.state}{why}.{hint}"
+        )
+    return shown

@@ -1,0 +1,233 @@
+"""How a run stands, as short texts: what the terminal and plain lines have in common."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from vit_dist.core.files import redact
+from vit_dist.core.units import format_seconds
+
+if TYPE_CHECKING:
+    from launcher.ledger import LedgerEntry
+    from launcher.watch import RunView
+
+BUCKETS = ("train", "wait", "eval", "save", "start", "lost", "down")
+COLUMNS = ("run", "state", "job", "step", "done", "img/s", "left", "useful", "saved", "tries", "note")
+ATTEMPT_COLUMNS = ("#", "began", "took", "job", "nodes", "steps", "gained", "lost", "ended", "then")
+
+
+def clean(text: str) -> str:
+    """Without control characters, which could redraw a terminal, and without secrets."""
+    return redact(re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text)).strip()
+
+
+def as_json(view: RunView) -> dict[str, Any]:
+    """Everything, for programs."""
+    plain = asdict(view)
+    plain["path"] = str(view.path.resolve())
+    plain |= {"name": view.name, "done": view.share_done, "useful": view.useful}
+    if view.job is not None:
+        plain["job"]["label"] = view.job.label
+    return plain
+
+
+def facts(view: RunView, now: float) -> list[tuple[str, str]]:
+    """(label, text) pairs of one run, in the order to read them; those with nothing to say are left out."""
+    pairs = [
+        ("path", str(view.path.resolve())),
+        ("job", job_line(view, now)),
+        ("progress", progress_line(view)),
+        ("rate", rate_line(view, now)),
+        ("saved", saved_line(view, now)),
+        ("measured", "  ".join(f"{name} {value:.4g}" for name, value in view.metrics.items())),
+        ("goodput", goodput_line(view.goodput, view.useful)),
+        ("cost", cost_line(view.attempts)),
+    ]
+    return [(label, clean(text)) for label, text in pairs if text]
+
+
+def job_line(view: RunView, now: float) -> str:
+    """Where it runs, or why it does not yet."""
+    where = f" on {view.cluster}" if view.cluster else ""
+    devices = f"{view.devices} process{'' if view.devices == 1 else 'es'}" if view.devices else ""
+    if view.job is None:
+        if view.job_id:
+            return f"{view.job_id}{where}; Slurm says nothing of it"
+        return f"none: on this machine or another, without Slurm; {devices}" if view.state != "new" and devices else ""
+    job, parts = view.job, list[str]()
+    if job.waiting:
+        parts.append(f"{job.nodes} node{'' if job.nodes == 1 else 's'} asked for")
+        if job.start:
+            soon = job.start - now
+            parts.append(f"expected to start {'now' if soon < 1 else f'in {span(soon)}'}")
+    else:
+        parts += [job.nodelist or f"{job.nodes} nodes", devices]
+    if job.running and job.end:
+        parts.append(f"time limit in {span(max(0.0, job.end - now))}")
+    if job.restarts:
+        parts.append(f"requeued {job.restarts} time{'' if job.restarts == 1 else 's'}")
+    if job.excluded:
+        parts.append(f"not on {job.excluded}")
+    return f"{job.label}{where}, {job.state.lower()}: {', '.join(p for p in parts if p)}"
+
+
+def progress_line(view: RunView) -> str:
+    """The step, out of how many."""
+    if not view.step and not view.total_steps:
+        return ""
+    of = f" of {view.total_steps:,}" if view.total_steps else ""
+    share = f" ({100 * view.share_done:.1f}%)" if view.share_done is not None else ""
+    return f"step {view.step:,}{of}{share}, {view.examples:,} examples"
+
+
+def rate_line(view: RunView, now: float) -> str:
+    """Speed and what is left."""
+    if not view.rate:
+        return ""
+    left = ""
+    if view.eta_s is not None and view.active:
+        left = f", {span(view.eta_s)} left"
+        if view.state == "running":
+            left += f": about {moment(now + view.eta_s, now)}"
+    return f"{rate(view.rate)} images a second{left}"
+
+
+def saved_line(view: RunView, now: float) -> str:
+    """The newest checkpoint."""
+    if view.saved is None:
+        return "nothing yet" if view.step else ""
+    behind = view.step - view.saved
+    since = f"; {behind:,} steps since" if behind > 0 and view.active else ""
+    return f"step {view.saved:,}, {span(now - view.saved_at)} ago{since}"
+
+
+def goodput_line(goodput: Mapping[str, float], useful: float | None) -> str:
+    """Where the time went, largest first."""
+    if useful is None:
+        return ""
+    parts = sorted(((goodput.get(b, 0.0), b) for b in BUCKETS), reverse=True)
+    return f"{100 * useful:.1f}% useful: " + ", ".join(f"{b} {span(s)}" for s, b in parts if s >= 0.05)
+
+
+def cost_line(attempts: Sequence[LedgerEntry]) -> str:
+    """What the attempts have cost and lost."""
+    if not attempts:
+        return ""
+    hours = sum(entry.device_hours for entry in attempts)
+    lost = sum(entry.lost for entry in attempts)
+    return (
+        f"{len(attempts)} attempt{'' if len(attempts) == 1 else 's'}, {hours:,.3g} device-hours in those that ended, "
+        f"{lost:,} step{'' if lost == 1 else 's'} done twice"
+    )
+
+
+def attempt_row(entry: LedgerEntry, now: float) -> tuple[str, ...]:
+    """One line of the table of attempts; see ATTEMPT_COLUMNS."""
+    ended = entry.ended if entry.ended is not None else now
+    cause = entry.cause.replace("_", " ")
+    words = cause if not entry.detail or entry.detail == cause else f"{cause}: {entry.detail}"
+    then = {"none": "", "give_up": "gave up", "requeue": "requeued", "respawn": "started again"}.get(entry.action, "")
+    if entry.excluded:
+        then += f" without {','.join(entry.excluded)}"
+    return tuple(
+        clean(text)
+        for text in (
+            str(entry.attempt),
+            moment(entry.begun, now),
+            span(max(0.0, ended - entry.begun)),
+            entry.job,
+            f"{fold(entry.nodes)} x{entry.devices}" if entry.nodes else f"x{entry.devices}",
+            f"{entry.step:,} to {entry.saved:,}" if not entry.open else f"from {entry.step:,}",
+            "" if entry.open else f"{entry.gained:,}",
+            "" if entry.open else f"{entry.lost:,}",
+            "still open" if entry.open else words,
+            then,
+        )
+    )
+
+
+def row(view: RunView, now: float) -> tuple[str, ...]:
+    """One line of the table of runs; see COLUMNS."""
+    from launcher.watch_advice import explain_waiting
+
+    note = view.reason
+    if view.state == "waiting" and view.job is not None:
+        start = f"in {span(view.job.start - now)}" if view.job.start and view.job.start > now else ""
+        note = ", ".join(
+            part for part in (view.reason, start or explain_waiting(view.reason).partition(";")[0]) if part
+        )
+    of = f"/{view.total_steps:,}" if view.total_steps else ""
+    return tuple(
+        clean(text)
+        for text in (
+            view.name,
+            view.state,
+            view.job.label if view.job is not None else view.job_id,
+            f"{view.step:,}{of}" if view.step or of else "",
+            f"{100 * view.share_done:.0f}%" if view.share_done is not None else "",
+            rate(view.rate) if view.rate else "",
+            span(view.eta_s) if view.eta_s is not None and view.active else "",
+            f"{100 * view.useful:.0f}%" if view.useful is not None else "",
+            span(now - view.saved_at) if view.saved is not None else "",
+            str(len(view.attempts) or ""),
+            note,
+        )
+    )
+
+
+def order(views: Sequence[RunView]) -> list[RunView]:
+    """What needs a look first: in hand, then trouble, then the rest; within each the newest sign of life first."""
+    from launcher.watch import ACTIVE
+
+    rank = {state: i for i, state in enumerate((*ACTIVE, "silent", "lost", "given up", "failed"))}
+    return sorted(views, key=lambda v: (rank.get(v.state, 99), -v.seen, v.name))
+
+
+def summary(views: Sequence[RunView]) -> str:
+    """`12 runs: 3 running, 1 failed, 8 done`."""
+    counts: dict[str, int] = {}
+    for view in order(views):
+        counts[view.state] = counts.get(view.state, 0) + 1
+    parts = ", ".join(f"{count} {state}" for state, count in counts.items())
+    return f"{len(views)} run{'' if len(views) == 1 else 's'}" + (f": {parts}" if parts else "")
+
+
+def span(seconds: float) -> str:
+    """A span of time; days from two on."""
+    if seconds >= 2 * 86400:
+        return f"{seconds // 86400:.0f}d{seconds % 86400 // 3600:02.0f}h"
+    return format_seconds(max(0.0, seconds))
+
+
+def moment(when: float, now: float) -> str:
+    """`14:03`, or `Nov 22 14:03` on another day."""
+    local = time.localtime(when)
+    same_day = time.localtime(now)[:3] == local[:3]
+    return time.strftime("%H:%M" if same_day else "%b %d %H:%M", local)
+
+
+def rate(per_s: float) -> str:
+    """`12,345`, or `1.7`."""
+    return f"{per_s:,.0f}" if per_s >= 10 else f"{per_s:.2g}"
+
+
+def fold(nodes: Sequence[str]) -> str:
+    """n1, n2, n3 -> n[1-3]; other names with commas."""
+    parts = [re.fullmatch(r"(.*?)(\d+)", node) for node in nodes]
+    stems = {(m[1], len(m[2])) for m in parts if m}
+    if len(nodes) < 2 or not all(parts) or len(stems) != 1:
+        return ",".join(nodes)
+    width = next(iter(stems))[1]
+    numbers = sorted(int(m[2]) for m in parts if m)
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    inside = ",".join(f"{a:0{width}d}" if a == b else f"{a:0{width}d}-{b:0{width}d}" for a, b in runs)
+    return f"{next(iter(stems))[0]}[{inside}]"

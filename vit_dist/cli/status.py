@@ -1,0 +1,186 @@
+"""`vit-dist status`: how a run stands, or all runs in a table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launcher.watch import RunView
+
+_EXAMPLES = """
+Without RUN: a table of all runs, those in hand first. What stands there comes from the files of the runs; Slurm is
+asked once, about their jobs. Without Slurm on the PATH the files alone are shown, and that is said.
+
+states:
+  waiting starting running ending     a job or a process has the run in hand
+  done stopped cancelled              ended; `stopped` goes on with `vit-dist resume`
+  failed, given up                    see `vit-dist logs RUN --first-error`
+  lost                                it says it runs, but its job or its process is gone
+  silent                              the same, as far as can be known from this machine
+
+examples:
+  vit-dist status
+  vit-dist status vit-l16 --watch         refreshes in place until the run ends or Ctrl-C
+  vit-dist status 123456                  by the number of its job
+  vit-dist status --runs /shared/runs --json | jq '.runs[] | select(.state == "failed") | .path'
+
+`useful` is the share of all time that went into steps the run still has; `tries` are attempts.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb."""
+    from vit_dist.cli._watch_common import RUN_HELP, add_runs
+
+    parser = argparse.ArgumentParser(
+        "vit-dist status",
+        description="show how a run stands, or all runs in a table",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", metavar="RUN", nargs="?", help=RUN_HELP)
+    parser.add_argument("--watch", action="store_true", help="refresh in place; in a pipe: a line at each change")
+    parser.add_argument("--every", metavar="SECONDS", type=float, default=3.0, help="with --watch (default 3)")
+    parser.add_argument("--json", action="store_true", help="everything, for programs")
+    add_runs(parser)
+    args = parser.parse_args(argv)
+
+    from launcher.watch_find import find_run, run_roots
+    from vit_dist.core.errors import ConfigError
+
+    if args.watch and args.json:
+        raise ConfigError("--watch and --json: --json prints once; ask for one of them")
+    if not 0.2 <= args.every <= 86400:
+        raise ConfigError(f"--every={args.every:g}: between 0.2 and 86400 seconds are possible")
+    roots = run_roots(args.runs)
+    path = find_run(args.run, roots) if args.run is not None else None
+    if args.watch:
+        return _watch(path, roots, args.every)
+    if args.json:
+        return _json(path, roots)
+    return _once(path, roots)
+
+
+def _views(path: Path | None, roots: list[Path]) -> tuple[list[RunView], str]:
+    from launcher.watch import look, look_at
+    from launcher.watch_find import find_runs
+
+    if path is None:
+        return look(find_runs(roots))
+    view, silence = look_at(path)
+    return [view], silence
+
+
+def _json(path: Path | None, roots: list[Path]) -> int:
+    from vit_dist.cli._watch_facts import as_json
+
+    views, silence = _views(path, roots)
+    told = as_json(views[0]) if path is not None else {"runs": [as_json(view) for view in views]}
+    sys.stdout.write(json.dumps({**told, "slurm": silence or "ok"}, indent=1) + "\n")
+    return 0
+
+
+def _once(path: Path | None, roots: list[Path]) -> int:
+    views, silence = _views(path, roots)
+    if sys.stdout.isatty():
+        from vit_dist.cli import _watch_screen as screen
+
+        console = screen.console()
+        if path is not None:
+            console.print(screen.one(views[0], width=console.width))
+        else:
+            console.print(screen.many(views, _note(views, silence, roots), width=console.width))
+        return 0
+    sys.stdout.write(_plain_one(views[0]) if path is not None else _plain_many(views, _note(views, silence, roots)))
+    return 0
+
+
+def _watch(path: Path | None, roots: list[Path], every_s: float) -> int:
+    if not sys.stdout.isatty():
+        return _watch_lines(path, roots, every_s)
+    from rich.live import Live
+
+    from vit_dist.cli import _watch_screen as screen
+
+    console = screen.console()
+    with Live(console=console, auto_refresh=False, screen=path is None, vertical_overflow="crop") as live:
+        while True:
+            views, silence = _views(path, roots)
+            if path is not None:
+                shown = screen.one(views[0], width=console.width, attempts=max(3, console.height - 22))
+            else:
+                note = _note(views, silence, roots)
+                shown = screen.many(views, note, width=console.width, rows=console.height)
+            live.update(shown, refresh=True)
+            if path is not None and not _goes_on(views[0]):
+                return 0
+            time.sleep(every_s)
+
+
+def _watch_lines(path: Path | None, roots: list[Path], every_s: float) -> int:
+    """A line of each run whenever its state or step has changed."""
+    from vit_dist.cli._watch_facts import order
+
+    said: dict[Path, tuple[object, ...]] = {}
+    while True:
+        views, _ = _views(path, roots)
+        for view in order(views):
+            mark = (view.state, view.reason, view.step, view.saved, len(view.attempts))
+            if said.get(view.path) != mark:
+                said[view.path] = mark
+                sys.stdout.write(_short(view) + "\n")
+        sys.stdout.flush()
+        if path is not None and not _goes_on(views[0]):
+            return 0
+        time.sleep(every_s)
+
+
+def _goes_on(view: RunView) -> bool:
+    return view.active or view.state == "silent"
+
+
+def _short(view: RunView) -> str:
+    from vit_dist.cli._watch_facts import clean, progress_line, rate_line
+
+    now = time.time()
+    reason = f" ({clean(view.reason)})" if view.reason else ""
+    parts = (f"{clean(view.name)}: {view.state}{reason}", progress_line(view), rate_line(view, now))
+    return f"{time.strftime('%H:%M:%S')}  " + "; ".join(part for part in parts if part)
+
+
+def _plain_one(view: RunView) -> str:
+    from vit_dist.cli._watch_facts import ATTEMPT_COLUMNS, attempt_row, clean, facts
+
+    now = time.time()
+    reason = f": {clean(view.reason)}" if view.reason else ""
+    lines = [f"{clean(view.name)}  {view.state}{reason}"]
+    lines += [f"  {label:<10} {text}" for label, text in facts(view, now)]
+    if view.attempts:
+        lines += ["", *_columns([ATTEMPT_COLUMNS, *(attempt_row(entry, now) for entry in view.attempts)])]
+    lines += [f"-> {clean(line)}" for line in view.advice]
+    return "\n".join(lines) + "\n"
+
+
+def _plain_many(views: list[RunView], note: str) -> str:
+    from vit_dist.cli._watch_facts import COLUMNS, clean, order, row, summary
+
+    now = time.time()
+    lines = _columns([COLUMNS, *(row(view, now) for view in order(views))]) if views else []
+    return "\n".join([*lines, summary(views), *([clean(note)] if note else [])]) + "\n"
+
+
+def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _note(views: list[RunView], silence: str, roots: list[Path]) -> str:
+    if not views:
+        where = ", ".join(str(root) for root in roots) or "runs (there is no such directory here)"
+        return f"looked in {where}; --runs DIR looks elsewhere"
+    return f"jobs could not be asked about, so this is what the files say: {silence}" if silence else ""
