@@ -17,6 +17,7 @@ VERBS = {
     "train": "train a recipe on this machine, or as one rank of a job",
     "run": "train a recipe here, starting again after failures, until it is done",
     "verify-resume": "prove on this machine that a recipe survives kills and other numbers of processes",
+    "preflight": "test the nodes of an allocation, or this machine, before training does",
     "study": "train a grid of recipes and draw the scaling curves",
 }
 

@@ -1,0 +1,146 @@
+"""Tests every node of an allocation before training does, and names the slow and the sick. No torch here.
+
+A probe (vit_dist/train/preflight.py) runs on every node; this side listens, gives orders and keeps the time. A probe
+that never starts, dies, hangs or is cut off is one that stops talking: it is named, and nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from launcher import badnodes, slurm
+from launcher.cluster import Cluster
+from launcher.preflight_probes import Probes
+from launcher.preflight_report import Report, judge
+from launcher.preflight_watch import Options, Watch
+from vit_dist.core.errors import RunError
+
+__all__ = ["Options", "Report", "examine_cluster", "examine_here", "examine_nodes", "in_allocation", "put_on_list"]
+
+
+def probe_command(options: Options, python: Sequence[str] = (sys.executable,)) -> list[str]:
+    """The command line of a probe."""
+    lifetime = 2 * options.timeout_s + 60
+    reads = ["--reads", json.dumps(options.reads)] if options.reads else []
+    return [*python, "-m", "vit_dist.train.preflight", "--timeout", f"{lifetime:.0f}", *reads]
+
+
+def examine_here(nodes: int, options: Options) -> Report:
+    """Test this machine: one probe, or several that stand for nodes."""
+    names = ["this machine"] if nodes == 1 else [f"process {i}" for i in range(nodes)]
+    threads = str(max(1, len(os.sched_getaffinity(0)) // nodes))
+    commands = []
+    for rank, name in enumerate(names):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "VIT_DIST_NODE": name}
+        commands.append((probe_command(options), {"OMP_NUM_THREADS": threads, **os.environ, **own}))
+    return _examine(commands, names, 1, options)
+
+
+def examine_nodes(
+    nodes: Sequence[str],
+    per_node: int,
+    options: Options,
+    srun: Sequence[str] = ("srun", "--mpi=none"),
+    python: Sequence[str] = (sys.executable,),
+) -> Report:
+    """Test nodes of the allocation that this process runs in.
+
+    Args:
+        nodes: their names in Slurm.
+        per_node: probes on each: one a GPU, or 1.
+        options: how.
+        srun: the srun command that training would use, without what it starts; options that must differ are added.
+        python: the interpreter on the nodes, with what stands before it (`apptainer exec IMAGE python3`).
+
+    Raises:
+        RunError: srun cannot be started.
+    """
+    own = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "VIT_DIST_NODE", "SLURM_EXPORT_ENV"}
+    environment = {k: v for k, v in os.environ.items() if k not in own}
+    step = [f"--nodes={len(nodes)}", f"--ntasks={len(nodes) * per_node}", f"--ntasks-per-node={per_node}"]
+    # The last of an option counts. No task may end the others: who is missing is what this is about.
+    step += [f"--nodelist={','.join(nodes)}", "--unbuffered", "--kill-on-bad-exit=0", "--wait=0", "--no-kill"]
+    command = [*srun, "--overlap", *step, *probe_command(options, python)]
+    return _examine([(command, environment)], nodes, per_node, options)
+
+
+def _examine(
+    commands: Sequence[tuple[Sequence[str], Mapping[str, str]]], nodes: Sequence[str], per_node: int, options: Options
+) -> Report:
+    began = time.monotonic()
+    with contextlib.closing(Probes(commands)) as probes:
+        watch = Watch(probes, nodes, per_node, options)
+        remarks = watch.run()
+        results = [watch.result(node) for node in nodes]
+    return judge(results, remarks, options.slow, options.max_skew_s, time.monotonic() - began)
+
+
+def put_on_list(report: Report, run_root: Path, keep_s: float) -> list[str]:
+    """Put the slow and the sick on the list of bad nodes; their names."""
+    bad = [node for node in report.nodes if node.verdict != "ok"]
+    for node in bad:
+        badnodes.add(run_root, node.node, f"preflight: {node.verdict}: {'; '.join(node.reasons)}", keep_s=keep_s)
+    return [node.node for node in bad]
+
+
+def examine_cluster(cluster: Cluster, nodes: Sequence[str], options: Options) -> Report:
+    """Test nodes of this allocation with what a job on this cluster would run: its tasks, CPUs, container.
+
+    Raises:
+        RunError: srun cannot be started.
+    """
+    srun = ["srun", f"--cpus-per-task={cluster.cpus_per_task}", *cluster.srun_options]
+    python = [cluster.python or sys.executable]
+    box = cluster.container
+    if box is not None and box.runtime == "pyxis":
+        mounts = [f"--container-mounts={','.join(box.mounts)}"] if box.mounts else []
+        srun += [f"--container-image={box.image}", *mounts, *box.options]
+        python = [box.python]
+    elif box is not None:
+        binds = [word for mount in box.mounts for word in ("--bind", mount)]
+        nvidia = ["--nv"] if cluster.devices_per_node else []
+        python = ["apptainer", "exec", *nvidia, *binds, *box.options, box.image, box.python]
+    return examine_nodes(nodes, cluster.tasks, options, srun, python)
+
+
+def in_allocation(nodes: int, cluster: Cluster | None, command: Sequence[str]) -> int:
+    """Run a command in a new allocation of so many nodes, and wait for it; its exit code.
+
+    Raises:
+        RunError: Slurm gives no allocation.
+    """
+    ask = [f"--nodes={nodes}", "--job-name=vit-dist-preflight", "--quiet", "--time=30"]
+    if cluster is not None:
+        words = {
+            "partition": cluster.partition,
+            "account": cluster.account,
+            "qos": cluster.qos,
+            "constraint": cluster.constraint,
+            "reservation": cluster.reservation,
+            "exclude": cluster.exclude,
+        }
+        ask += [f"--{name}={value}" for name, value in words.items() if value]
+        ask += [f"--ntasks-per-node={cluster.tasks}", f"--cpus-per-task={cluster.cpus_per_task}"]
+        kind = f"{cluster.device_kind}:" if cluster.device_kind else ""
+        if cluster.devices_per_node and cluster.device_option == "gpus-per-node":
+            ask.append(f"--gpus-per-node={kind}{cluster.devices_per_node}")
+        elif cluster.devices_per_node and cluster.device_option == "gres":
+            ask.append(f"--gres=gpu:{kind}{cluster.devices_per_node}")
+        ask += ["--exclusive"] if cluster.exclusive else []
+        ask += cluster.sbatch_options
+    environment = {**slurm.environment(), **(cluster.env if cluster else {})}
+    try:
+        return subprocess.run(["salloc", *ask, *command], env=environment, check=False).returncode
+    except FileNotFoundError:
+        raise slurm.NoSlurmError(
+            "salloc: not on the PATH, so there is no Slurm here; `vit-dist preflight --local` tests this machine"
+        ) from None
+    except OSError as error:
+        raise RunError(f"salloc: cannot be started: {error.strerror}") from None

@@ -1,0 +1,305 @@
+"""What one rank does in a preflight: tests itself, then its links to the others. Started by launcher/preflight.py.
+
+It says what it finds in lines on stdout, each `vit-dist-preflight {json}`, and takes orders, a JSON object a line, on
+stdin; so nothing needs to work but the launcher's pipes. A thread says every second that the process still runs: a
+rank that waits in a collective goes on saying so, one that is stopped, dead or cut off does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+MARK = "vit-dist-preflight "
+_BEAT_S = 1.0
+_LINK_S = 5.0
+_GEMM_S = 0.4
+_lock = threading.Lock()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Report, then obey until told to end."""
+    parser = argparse.ArgumentParser("preflight")
+    parser.add_argument("--reads", default="[]", help="JSON: [[url, bytes], ...] of shards to read from")
+    parser.add_argument("--timeout", type=float, default=300.0, help="seconds after which this process ends itself")
+    parser.add_argument("--shm-bytes", type=int, default=64 << 20)
+    args = parser.parse_args(argv)
+    # SIGALRM ends the process even where Python itself hangs in a driver's call that can be interrupted.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(max(1, round(args.timeout)))
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    me = _Rank(rank, local_rank)
+    me.say("hello", host=socket.gethostname(), boot=_boot_id(), cpus=len(os.sched_getaffinity(0)))
+    threading.Thread(target=me.beat, daemon=True).start()
+    listener = _listen()
+    me.test("shm", lambda: _shared_memory(args.shm_bytes))
+    reads = [(str(url), int(size)) for url, size in json.loads(args.reads)]
+    if reads and local_rank == 0:
+        me.test("reads", lambda: _read(reads))
+    me.test("device", lambda: _device(local_rank))
+    me.test("gemm", lambda: _gemm(local_rank))
+    me.say("ready", address=_address(), port=listener.getsockname()[1], store_port=_free_port())
+    for order in _orders():
+        if order["do"] == "end":
+            break
+        if rank in order["ranks"]:
+            _obey(me, order)
+    me.say("bye")
+    sys.stdout.flush()
+    os._exit(0)  # torch's threads may still wait for somebody
+
+
+class _Rank:
+    """Says what this rank finds."""
+
+    def __init__(self, rank: int, local_rank: int) -> None:
+        self.rank, self.local_rank = rank, local_rank
+        self.node = os.environ.get("VIT_DIST_NODE") or os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+    def say(self, what: str, **facts: Any) -> None:
+        """One line."""
+        told = {"what": what, "rank": self.rank, "node": self.node, "pid": os.getpid(), "wall": time.time(), **facts}
+        with _lock:
+            # One write: lines of ranks that share a pipe must not mix.
+            os.write(1, f"{MARK}{json.dumps(told)}\n".encode())
+
+    def beat(self) -> None:
+        """Say every second that this process runs."""
+        while True:
+            time.sleep(_BEAT_S)
+            try:
+                self.say("alive")
+            except OSError:  # nobody listens any more
+                os._exit(1)
+
+    def test(self, what: str, work: Any) -> None:
+        """Say what a test finds, or that it failed."""
+        self.say("begin", test=what)
+        try:
+            facts = work()
+        except Exception as error:  # whatever a sick node raises is a finding
+            self.say("failed", test=what, error=f"{type(error).__name__}: {error}"[:400])
+        else:
+            self.say("found", test=what, **facts)
+
+
+def _orders() -> Iterator[dict[str, Any]]:
+    for line in sys.stdin:
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
+
+
+def _obey(me: _Rank, order: dict[str, Any]) -> None:
+    if order["do"] == "reach":
+        me.test("reach", lambda: _reach(order["peers"][me.node]))
+    elif order["do"] == "reduce":
+        if order.get("same_host"):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        me.test("reduce", lambda: _reduce(me, order))
+
+
+def _boot_id() -> str:
+    """Names the running kernel: two "nodes" with the same one are one machine."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return socket.gethostname()
+
+
+def _address() -> str:
+    """This machine's address towards others. Asks the routing table; nothing is sent."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))
+        return str(probe.getsockname()[0])
+    with contextlib.suppress(OSError):
+        return socket.gethostbyname(socket.gethostname())
+    return "127.0.0.1"
+
+
+def _free_port() -> int:
+    with socket.create_server(("", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def _listen() -> socket.socket:
+    listener = socket.create_server(("", 0), backlog=256)
+
+    def accept() -> None:
+        while True:
+            connection, _ = listener.accept()
+            with contextlib.suppress(OSError), connection:
+                connection.sendall(b"here")
+
+    threading.Thread(target=accept, daemon=True).start()
+    return listener
+
+
+def _shared_memory(num_bytes: int) -> dict[str, Any]:
+    """Free bytes of /dev/shm, and how fast it is written and read."""
+    root = Path("/dev/shm")  # noqa: S108 - it is what is tested
+    status = os.statvfs(root)
+    free = status.f_bavail * status.f_frsize
+    size = min(num_bytes, free // 2)
+    path, content = root / f"vit-dist-preflight-{os.getpid()}", os.urandom(1 << 20)
+    began = time.perf_counter()
+    try:
+        with path.open("wb", buffering=0) as file:
+            for _ in range(max(1, size >> 20)):
+                file.write(content)
+        with path.open("rb", buffering=0) as file:
+            while part := file.read(1 << 20):
+                if part != content[: len(part)]:
+                    raise OSError("what was written to /dev/shm is not what is read from it")
+    finally:
+        path.unlink(missing_ok=True)
+    return {"free": free, "rate": 2 * max(1 << 20, size) / (time.perf_counter() - began)}
+
+
+def _read(files: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    from vit_dist.data.readrate import measure
+
+    rate = measure(files, seconds=1.5)
+    if rate.error:
+        raise OSError(rate.error)
+    return {"rate": rate.bytes_per_s, "first_s": rate.first_s}
+
+
+def _device(local_rank: int) -> dict[str, Any]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"device": "cpu", "torch": torch.__version__}
+    index = local_rank % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    properties = torch.cuda.get_device_properties(index)
+    return {"device": f"{properties.name} #{index}", "torch": torch.__version__, "memory": properties.total_memory}
+
+
+def _gemm(local_rank: int) -> dict[str, Any]:
+    """FLOP/s of a matrix product, which is also checked: whole numbers, so that every sum is exact in fp32."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank % torch.cuda.device_count()) if gpu else torch.device("cpu")
+    size, dtype = (8192, torch.bfloat16) if gpu else (768, torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(-2, 3, (size, size), generator=generator).to(device, dtype) for _ in range(2))
+    # Freivalds' check: (A B) x = A (B x), in whole numbers that double precision holds.
+    x = torch.randint(-4, 5, (size, 1), generator=generator).to(device, torch.float64)
+    expected = a.double() @ (b.double() @ x)
+    product = a @ b
+    if gpu:  # bf16 rounds the product; its inputs are exact, so a product in fp32 is too
+        checked = a.float() @ b.float()
+        torch.cuda.synchronize()
+    else:
+        checked = product
+    wrong = int((checked.double() @ x != expected).sum())
+    if wrong:
+        raise ArithmeticError(f"{wrong} of {size} rows of a matrix product are wrong")
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < _GEMM_S:
+        for _ in range(4):
+            torch.mm(a, b, out=product)
+        if gpu:
+            torch.cuda.synchronize()
+        count += 4
+    return {"rate": 2 * size**3 * count / (time.perf_counter() - began)}
+
+
+def _reach(peers: dict[str, list[Any]]) -> dict[str, Any]:
+    """Which of the other nodes do not answer a connection."""
+
+    def knock(peer: tuple[str, list[Any]]) -> str:
+        node, (host, port) = peer
+        try:
+            with socket.create_connection((host, int(port)), timeout=_LINK_S) as connection:
+                connection.settimeout(_LINK_S)
+                return "" if connection.recv(4) == b"here" else node
+        except OSError:
+            return node
+
+    with ThreadPoolExecutor(32) as pool:
+        return {"unreachable": sorted(node for node in pool.map(knock, peers.items()) if node)}
+
+
+def _reduce(me: _Rank, order: dict[str, Any]) -> dict[str, Any]:
+    """Rate of an all-reduce over the ranks of the order, checked; then of exchanges with one node after another."""
+    import torch
+    from torch import distributed
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    ranks: list[int] = order["ranks"]
+    place, size, gpu = ranks.index(me.rank), len(ranks), torch.cuda.is_available()
+    limit = timedelta(seconds=float(order["timeout"]))
+    store = TCPStore(str(order["address"]), int(order["port"]), size, place == 0, timeout=limit)
+    distributed.init_process_group("nccl" if gpu else "gloo", store=store, rank=place, world_size=size, timeout=limit)
+    me.say("joined")
+    device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+    values = torch.empty((256 << 20 if gpu else 4 << 20) // 4, device=device)
+    rate = 0.0
+    for turn in range(5 if gpu else 3):
+        values.fill_(float(place + 1))
+        distributed.barrier()
+        _finish(gpu)
+        began = time.perf_counter()
+        distributed.all_reduce(values)
+        _finish(gpu)
+        seconds = time.perf_counter() - began
+        if turn:  # the first one opens connections
+            rate = max(rate, 2 * (size - 1) / size * values.nbytes / seconds)
+        if not bool((values == size * (size + 1) / 2).all()):
+            raise ArithmeticError("the sum over all ranks is wrong")
+    pairs = _exchange(order, me, values, gpu)
+    distributed.barrier()
+    distributed.destroy_process_group()
+    return {"rate": rate, "pairs": pairs}
+
+
+def _exchange(order: dict[str, Any], me: _Rank, values: Any, gpu: bool) -> list[list[Any]]:
+    """[node, bytes per second both ways] for each round of pairs; every rank takes part in every barrier."""
+    from torch import distributed
+
+    place_of = {rank: place for place, rank in enumerate(order["ranks"])}
+    received, pairs = values.clone(), []
+    for partners in order["rounds"]:
+        peer = partners.get(str(me.rank))
+        distributed.barrier()
+        if peer is None:
+            continue
+        other = place_of[peer[1]]
+        work = [
+            distributed.P2POp(distributed.isend, values, other),
+            distributed.P2POp(distributed.irecv, received, other),
+        ]
+        for timed in (False, True):
+            _finish(gpu)
+            began = time.perf_counter()
+            for request in distributed.batch_isend_irecv(work):
+                request.wait()
+            _finish(gpu)
+            if timed:
+                pairs.append([peer[0], 2 * values.nbytes / (time.perf_counter() - began)])
+    return pairs
+
+
+def _finish(gpu: bool) -> None:
+    if gpu:
+        import torch
+
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
