@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from launcher.supervisor import newest_step, supervise
+from launcher.causes import newest_step
+from launcher.supervisor import supervise
 from vit_dist.core.errors import RunError
 from vit_dist.core.rundir import RunDir
 from vit_dist.core.world import World

@@ -52,4 +52,10 @@ def main(argv: list[str]) -> int:
     recipe = load_recipe(args.recipe, args.overrides)
     open_training(recipe, World(size=args.nproc))  # what does not come out is said before anything is started
     run_dir = Path(args.run_dir) if args.run_dir else default_run_dir(recipe)
-    return supervise(recipe, run_dir, lambda r, d: run_local(r, d, nproc=args.nproc), give_up_after=args.give_up_after)
+    return supervise(
+        recipe,
+        run_dir,
+        lambda r, d: run_local(r, d, nproc=args.nproc),
+        give_up_after=args.give_up_after,
+        devices=args.nproc,
+    )

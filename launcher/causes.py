@@ -1,0 +1,167 @@
+"""Why an attempt ended and what follows from it: pure decisions, shared by `vit-dist run` and `vit-dist supervise`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.ledger import LedgerEntry
+from vit_dist.core.errors import ConfigError
+from vit_dist.core.rundir import Status
+
+_MARKER = "COMMITTED.json"
+RANK_LOST, HUNG, SUPERSEDED = 70, 71, 72
+"""Exit codes of ranks; see docs/recovery.md."""
+FUTILE = frozenset({"time_limit", "crashed", "hung", "rank_lost", "start_failed"})
+"""Causes that count against a run when nothing new was saved. Losing a node or being preempted is not its fault."""
+_ENDED_TASK = re.compile(
+    r"^srun: error: (?P<node>[^:\s]+): tasks? (?P<tasks>[\d,\-\[\] ]+): "
+    r"(?:Exited with exit code (?P<code>\d+)|(?P<signal>[A-Z][\w ]*?)(?: \(core dumped\))?)$",
+    re.MULTILINE,
+)
+_SIGNALS = {"Killed": 9, "Terminated": 15, "Aborted": 6, "Segmentation fault": 11, "Bus error": 7, "Out Of Memory": 9}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The first rank that srun saw fail: where, which, and its exit code (128 + n where it died of signal n)."""
+
+    node: str
+    task: str
+    code: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Signs:
+    """What is known when an attempt under Slurm has ended.
+
+    Attributes:
+        code: exit code of srun.
+        status: what the attempt said last; None where it said nothing.
+        failure: the first rank that failed.
+        asked: why the supervisor told the ranks to save and end: 'time_limit' or ''.
+        cancelled: `vit-dist cancel` was used.
+        preempted: Slurm says that the job is being preempted.
+        terminated: Slurm told the batch script to end.
+        requeued: Slurm has put the job back into the queue.
+        overdue: the job's time limit has passed.
+        lost_nodes: nodes of the attempt that are gone, each with what is known.
+    """
+
+    code: int
+    status: Status | None = None
+    failure: Failure | None = None
+    asked: str = ""
+    cancelled: bool = False
+    preempted: bool = False
+    terminated: bool = False
+    requeued: bool = False
+    overdue: bool = False
+    lost_nodes: tuple[tuple[str, str], ...] = ()
+
+
+def judge(signs: Signs) -> tuple[str, str]:
+    """Cause and detail of an attempt's end under Slurm. What Slurm did goes before what it made the ranks do."""
+    status = signs.status
+    said = status.status if status is not None else ""
+    reason = status.reason if status is not None else ""
+    if signs.code == 0 and said == "done":
+        return "done", ""
+    if signs.cancelled:
+        return "cancelled", "on request"
+    if signs.code in (ConfigError.exit_code, SUPERSEDED):
+        return ("invalid" if signs.code == ConfigError.exit_code else "superseded"), reason
+    if signs.asked == "time_limit":
+        return "time_limit", "saved before the time limit" if said == "stopped" else "the ranks did not end in time"
+    if signs.preempted:
+        return "preempted", "saved within the grace time" if said == "stopped" else reason
+    if signs.lost_nodes:
+        return "node_lost", "; ".join(f"{node} {what}".strip() for node, what in signs.lost_nodes)
+    if signs.terminated:
+        if signs.requeued:
+            return "preempted", "Slurm has queued the job again"
+        return ("time_limit", "ended by Slurm") if signs.overdue else ("cancelled", "Slurm ended the job")
+    if signs.code == 0 and said == "stopped":
+        return "stopped", reason
+    return _failed(signs.code, status, signs.failure)
+
+
+def _failed(code: int, status: Status | None, failure: Failure | None) -> tuple[str, str]:
+    first = failure.code if failure is not None else code
+    detail = "" if failure is None else f"rank {failure.task} on {failure.node}: {failure.text}"
+    if status is None:
+        return "start_failed", detail or f"exit code {code} before training began"
+    told = status.reason if status.status == "failed" else ""
+    detail = f"{told} ({detail})" if told and detail else told or detail
+    return cause_of_code(first, status), detail or f"exit code {code}"
+
+
+def cause_of_code(code: int, status: Status | None) -> str:
+    """The cause that an exit code of the ranks stands for, where nothing else explains it."""
+    if code == 0:
+        return "done" if status is not None and status.status == "done" else "stopped"
+    if code == ConfigError.exit_code:
+        return "invalid"
+    if code in (130, 143):
+        return "cancelled"
+    known = {RANK_LOST: "rank_lost", HUNG: "hung", SUPERSEDED: "superseded"}
+    if code in known:
+        return known[code]
+    if code > 128:
+        return "rank_lost"
+    return "crashed" if status is not None else "start_failed"
+
+
+def first_failure(srun_log: Path) -> Failure | None:
+    """The first rank that srun reported as failed; of those that ended since another had gone, none."""
+    try:
+        text = srun_log.read_text(errors="replace")
+    except OSError:
+        return None
+    found: list[Failure] = []
+    for match in _ENDED_TASK.finditer(text):
+        if match["code"] is not None:
+            code, told = int(match["code"]), f"exit code {match['code']}"
+        else:
+            code, told = 128 + _SIGNALS.get(match["signal"], 0), match["signal"].lower()
+        found.append(Failure(match["node"], match["tasks"].strip(), code, told))
+    # srun itself ends the others with SIGTERM, and ranks that miss another one leave with a code of their own.
+    causes = [f for f in found if f.code not in (RANK_LOST, 143)]
+    return (causes or found or [None])[0]  # type: ignore[list-item]
+
+
+def idle_attempts(entries: Sequence[LedgerEntry], job: str) -> int:
+    """Attempts of a job, counted back from the last, that saved nothing new and have only the run to blame."""
+    idle = 0
+    for entry in reversed(entries):
+        if entry.job != job or entry.gained > 0:
+            break
+        idle += entry.cause in FUTILE
+    return idle
+
+
+def newest_step(run_dir: Path) -> int:
+    """The step of the newest committed checkpoint; 0 where there is none."""
+    return max(_committed(run_dir), default=0)
+
+
+def measured_save_s(run_dir: Path) -> float | None:
+    """Seconds that the newest checkpoint took to write, or None where that is not known."""
+    steps = _committed(run_dir)
+    if not steps:
+        return None
+    path = run_dir / "checkpoints" / f"step-{max(steps):010d}" / _MARKER
+    try:
+        wrote = json.loads(path.read_text()).get("wrote_s")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return float(wrote) if isinstance(wrote, int | float) else None
+
+
+def _committed(run_dir: Path) -> list[int]:
+    names = (p.parent.name.removeprefix("step-") for p in (run_dir / "checkpoints").glob(f"step-*/{_MARKER}"))
+    return [int(name) for name in names if name.isdigit()]
