@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """A real Slurm of several nodes on this machine, for trying things out and for tests; no root, no systemd, no GPU.
 
-One slurmctld and one slurmd a node, all on the loopback interface, all files in one directory. Every node believes it
-has cores of its own; in truth they share this machine's. Nodes can be killed and revived. Needs Debian's or Ubuntu's
-packages slurmctld, slurmd and slurm-client (22.05 is the tested one).
+One slurmctld, one slurmd a node, and a munged with a key of its own, so that nobody else can send it jobs. All files
+are in one directory. Every node believes it has cores of its own; in truth they share this machine's. Nodes can be
+killed and revived. Needs Debian's or Ubuntu's packages slurmctld, slurmd, slurm-client and munge (22.05 was tested).
 
 Partitions: main (the default); lo and hi, where a job in hi preempts one in lo, which gets 5 seconds and is requeued.
 
@@ -36,23 +36,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 _LONGEST = 70  # characters of the directory: Slurm puts Unix sockets into it, whose paths end at 108
-_DAEMONS = ("slurmctld", "slurmd")
+_DAEMONS = ("slurmctld", "slurmd", "munged")
 _STEPS = ("slurmd", "slurmstepd")
 _CLIENTS = ("sinfo", "sbatch", "scontrol")
 
 _CONF = """\
-# Written by dev_cluster.py. Never run a cluster of real machines with this: nobody is authenticated.
+# Written by dev_cluster.py, for one machine.
 ClusterName={name}
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({address})
 SlurmctldPort={port}
 SlurmUser={user}
 SlurmdUser={user}
-AuthType=auth/none
-CredType=cred/none
+AuthType=auth/munge
+CredType=cred/munge
 # Slurm lets a requeued job wait for as long as a credential is valid (121 s by default)
-AuthInfo=cred_expire={cred_expire}
-# without these the daemons listen on every interface
-CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+AuthInfo=socket={dir}/munge.socket,cred_expire={cred_expire}
 MailProg=/bin/true
 MpiDefault=none
 ProctrackType=proctrack/pgid
@@ -102,6 +100,7 @@ class DevCluster:
             raise DevClusterError(f"{directory}: no dev cluster is here; start one with `up`") from None
         self.name: str = facts["name"]
         self.nodes: list[str] = facts["nodes"]
+        self._inside: dict[str, list[str]] = facts["inside"]
 
     @property
     def conf(self) -> Path:
@@ -126,12 +125,12 @@ class DevCluster:
         return dict(line.split() for line in found.stdout.splitlines() if len(line.split()) == 2)
 
     def daemon(self, name: str) -> int | None:
-        """The process id of `slurmctld` or of a node's slurmd; None where it does not run."""
-        for pid, arguments, _ in _processes():
+        """The process id of `slurmctld`, of `munged` or of a node's slurmd; None where it does not run."""
+        for pid, arguments, environment in _processes():
             program = Path(arguments[0]).name if arguments else ""
-            if str(self.conf) not in arguments or program not in _DAEMONS:
+            if environment.get("VIT_DIST_DEV_CLUSTER") != self.name or program not in _DAEMONS:
                 continue
-            if (program == name) if name == "slurmctld" else (program == "slurmd" and name in arguments):
+            if program == name or (program == "slurmd" and environment.get("VIT_DIST_DEV_NODE") == name):
                 return pid
         return None
 
@@ -161,7 +160,17 @@ class DevCluster:
         return found
 
     def start_controller(self) -> None:
-        """Start slurmctld, where it does not run."""
+        """Start munged and slurmctld, where they do not run."""
+        if self.daemon("munged") is None:
+            # It refuses a socket in a directory that others cannot enter; this one is to be reached by nobody else.
+            files = {
+                "socket": "munge.socket",
+                "key-file": "munge.key",
+                "pid-file": "munge.pid",
+                "log-file": "munge.log",
+            }
+            options = [f"--{name}={self.dir / file}" for name, file in {**files, "seed-file": "munge.seed"}.items()]
+            self._start("munged", "--force", *options)
         if self.daemon("slurmctld") is None:
             self._start("slurmctld", "-f", str(self.conf))
 
@@ -169,7 +178,7 @@ class DevCluster:
         """Start a node's slurmd, where it does not run."""
         self._check(node)
         if self.daemon(node) is None:
-            self._start("slurmd", "-N", node, "-f", str(self.conf), node=node)
+            self._start(*self._inside.get(node, []), "slurmd", "-N", node, "-f", str(self.conf), node=node)
 
     def kill(self, node: str, *, orphans: bool = False) -> list[int]:
         """Kill a node at once, with SIGKILL. Returns the process ids.
@@ -236,6 +245,8 @@ def up(
     slurmd_timeout: int = 10,
     cred_expire: int = 5,
     grace: int = 5,
+    addresses: Mapping[str, str] | None = None,
+    inside: Mapping[str, Sequence[str]] | None = None,
 ) -> DevCluster:
     """Start a cluster in a directory and wait until its nodes are idle; one that runs there already is left as it is.
 
@@ -247,6 +258,8 @@ def up(
         slurmd_timeout: seconds after which a silent node counts as down.
         cred_expire: seconds that a requeued job waits at least.
         grace: seconds a preempted job of partition `lo` gets.
+        addresses: of the controller ('') and of nodes, where they are not the loopback's.
+        inside: how a node's slurmd is started in a network of its own: words before its command.
 
     Raises:
         DevClusterError: Slurm is not installed, the directory cannot be used, or a daemon does not start.
@@ -265,7 +278,7 @@ def up(
         (directory / folder).mkdir(parents=True, exist_ok=True)
     settings = {"cred_expire": cred_expire, "slurmd_timeout": slurmd_timeout, "grace": grace}
     for remaining in (2, 1, 0):  # a port may be taken between the look and the start
-        cluster = _write(directory, names, cpus, gpus, settings)
+        cluster = _write(directory, names, cpus, gpus, settings, addresses or {}, inside or {})
         try:
             cluster.start_controller()
             for name in names:
@@ -279,18 +292,27 @@ def up(
     raise AssertionError("the loop returns or raises")
 
 
-def _write(directory: Path, names: Sequence[str], cpus: int, gpus: int, settings: Mapping[str, int]) -> DevCluster:
+def _write(
+    directory: Path,
+    names: Sequence[str],
+    cpus: int,
+    gpus: int,
+    settings: Mapping[str, int],
+    addresses: Mapping[str, str],
+    inside: Mapping[str, Sequence[str]],
+) -> DevCluster:
     port, *ports = _free_ports(1 + len(names))
     name = f"dev{port}-{os.getpid()}"
     gres = f" Gres=gpu:{gpus}" if gpus else ""
     lines = [
-        f"NodeName={n} NodeAddr=127.0.0.1 Port={p} CPUs={cpus} SocketsPerBoard=1 CoresPerSocket={cpus} "
-        f"ThreadsPerCore=1 RealMemory=64000{gres} State=UNKNOWN"
+        f"NodeName={n} NodeAddr={addresses.get(n, '127.0.0.1')} Port={p} CPUs={cpus} "
+        f"SocketsPerBoard=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=64000{gres} State=UNKNOWN"
         for n, p in zip(names, ports, strict=True)
     ]
     conf = _CONF.format(
         name=name,
         host=socket.gethostname().partition(".")[0],
+        address=addresses.get("", "127.0.0.1"),
         port=port,
         user=_user(),
         dir=directory,
@@ -299,6 +321,10 @@ def _write(directory: Path, names: Sequence[str], cpus: int, gpus: int, settings
         **settings,
     )
     (directory / "slurm.conf").write_text(conf)
+    key = directory / "munge.key"
+    key.unlink(missing_ok=True)
+    key.touch(mode=0o600)
+    key.write_bytes(os.urandom(128))
     if not Path("/sys/fs/cgroup").is_mount():
         (directory / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     if gpus:
@@ -307,7 +333,8 @@ def _write(directory: Path, names: Sequence[str], cpus: int, gpus: int, settings
             device.unlink(missing_ok=True)
             device.symlink_to("/dev/null")
         (directory / "gres.conf").write_text(f"Name=gpu File={directory}/nvidia[0-{gpus - 1}]\n")
-    (directory / "dev_cluster.json").write_text(json.dumps({"name": name, "nodes": list(names)}))
+    facts = {"name": name, "nodes": list(names), "inside": {n: list(words) for n, words in inside.items()}}
+    (directory / "dev_cluster.json").write_text(json.dumps(facts))
     return DevCluster(directory)
 
 
@@ -315,7 +342,7 @@ def _check_installed() -> None:
     missing = [p for p in (*_DAEMONS, *_CLIENTS) if shutil.which(p, path=_path(os.environ)) is None]
     if missing:
         raise DevClusterError(
-            f"{', '.join(missing)} not found; on Debian and Ubuntu: apt-get install slurmctld slurmd slurm-client"
+            f"{', '.join(missing)} not found; on Debian and Ubuntu: apt-get install slurmctld slurmd slurm-client munge"
         )
 
 
@@ -328,6 +355,7 @@ def _check_directory(directory: Path) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if directory.stat().st_uid != os.getuid():
         raise DevClusterError(f"{directory}: belongs to another user; give another one with --dir")
+    directory.chmod(0o700)  # the key and its socket are this user's alone
 
 
 def _path(environ: Mapping[str, str]) -> str:

@@ -71,7 +71,7 @@ def wait_for(what: str, ready: Callable[[], Any], timeout: float = 120, detail: 
 
 def job_processes(cluster: Any) -> dict[int, str]:
     """What belongs to jobs: everything of the cluster but its daemons."""
-    daemons = ("slurmctld", "slurmd ", ": slurmscriptd")
+    daemons = ("slurmctld", "slurmd ", ": slurmscriptd", "munged")
     return {pid: line for pid, line in cluster.processes().items() if not line.startswith(daemons)}
 
 
