@@ -14,9 +14,18 @@ from vit_dist import __version__
 VERBS = {
     "config": "print a resolved recipe and its hash",
     "data": "pack images, index tars, look at datasets and their order",
+    "models": "list models and their costs, read and write weights",
     "train": "train a recipe on this machine, or as one rank of a job",
     "run": "train a recipe here, starting again after failures, until it is done",
+    "status": "how a run stands, or all runs in a table",
+    "logs": "what a run's ranks have printed, and the error that came first",
+    "checkpoint": "ask a running run for a checkpoint",
+    "stop": "let a run save and end",
+    "cancel": "end a run's job for good",
+    "requeue": "put a run's job back into the queue, away from a node if wanted",
+    "list": "names of runs, recipes, clusters, studies and datasets",
     "verify-resume": "prove on this machine that a recipe survives kills and other numbers of processes",
+    "doctor": "look at this machine, Slurm, files and data, and say what to do about them",
     "preflight": "test the nodes of an allocation, or this machine, before training does",
     "study": "train a grid of recipes and draw the scaling curves",
 }

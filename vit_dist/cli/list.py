@@ -1,0 +1,96 @@
+"""`vit-dist list`: names of runs, and of the recipes, clusters, studies and datasets that are shipped."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+KINDS = ("runs", "recipes", "clusters", "studies", "data")
+
+_EXAMPLES = """
+One name a line, for eyes and for scripts. Slurm is not asked: states are what the files say (`vit-dist status` asks).
+
+examples:
+  vit-dist list                            state, path and job of every run, newest last
+  vit-dist list --state failed --names     paths alone
+  vit-dist list recipes
+  vit-dist list clusters
+  for run in $(vit-dist list --state stopped --names); do vit-dist resume "$run"; done
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb."""
+    from vit_dist.cli._watch_common import add_runs
+
+    parser = argparse.ArgumentParser(
+        "vit-dist list",
+        description="list runs, or shipped recipes, clusters, studies and datasets",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("kind", metavar="WHAT", nargs="?", default="runs", help=f"{', '.join(KINDS)} (default runs)")
+    parser.add_argument("--state", metavar="STATE", action="append", default=[], help="only runs in this state")
+    parser.add_argument("--names", action="store_true", help="paths alone")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    add_runs(parser)
+    args = parser.parse_args(argv)
+
+    from vit_dist.core.errors import ConfigError, did_you_mean
+
+    if args.kind not in KINDS:
+        raise ConfigError(f"vit-dist list {args.kind}: there is nothing of that kind{did_you_mean(args.kind, KINDS)}")
+    return _runs(args) if args.kind == "runs" else _shipped(args)
+
+
+def _runs(args: argparse.Namespace) -> int:
+    from launcher.watch import look
+    from launcher.watch_find import find_runs, run_roots
+    from vit_dist.cli._watch_facts import clean
+
+    roots = run_roots(args.runs)
+    views, _ = look(find_runs(roots), ask_slurm=False)
+    views = sorted((v for v in views if not args.state or v.state in args.state), key=lambda v: (v.seen, v.name))
+    if args.json:
+        told = [{"path": str(v.path.resolve()), "state": v.state, "job": v.job_id, "step": v.step} for v in views]
+        sys.stdout.write(json.dumps(told, indent=1) + "\n")
+        return 0
+    for v in views:
+        path = clean(str(v.path))
+        sys.stdout.write(
+            f"{path}\n" if args.names else f"{v.state:<10} {path}{f'  job {v.job_id}' if v.job_id else ''}\n"
+        )
+    return 0
+
+
+def _shipped(args: argparse.Namespace) -> int:
+    from vit_dist.config.load import config_dirs, read_mapping
+    from vit_dist.core.errors import ConfigError
+
+    told = []
+    for path in sorted({f.stem: f for d in reversed(config_dirs()) for f in (d / args.kind).glob("*.yaml")}.values()):
+        try:
+            description = str(read_mapping(path).get("description") or "") or _comment(path.read_text())
+        except ConfigError as error:
+            description = str(error)
+        told.append({"name": path.stem, "path": str(path), "description": description})
+    if args.json:
+        sys.stdout.write(json.dumps(told, indent=1) + "\n")
+        return 0
+    width = max((len(one["name"]) for one in told), default=0)
+    for one in told:
+        sys.stdout.write(
+            f"{one['name']}\n" if args.names else f"{one['name']:<{width}}  {one['description']}".rstrip() + "\n"
+        )
+    return 0
+
+
+def _comment(text: str) -> str:
+    """The comment at the head of a file, as far as its first full stop."""
+    lines = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# "))
+    return " ".join(lines).partition(". ")[0].rstrip(".")

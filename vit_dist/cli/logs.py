@@ -1,0 +1,136 @@
+"""`vit-dist logs`: what a run's ranks have printed, and the error that came first."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+_EXAMPLES = """
+Shows the last lines of the first rank in the newest attempt. Every job leaves logs/batch.log (its supervisor) and
+logs/attempt-0001/ with rank-0.log, rank-1.log, ... and srun.log in the run's directory.
+
+When one rank fails, all others complain that they have lost a peer. --first-error looks through the logs of all ranks
+of an attempt for the one that failed first and shows that; with it the exit code is 0 where an error was found, 1 where
+there is none.
+
+examples:
+  vit-dist logs vit-l16                     the last 60 lines of rank 0
+  vit-dist logs vit-l16 -f                  goes on as lines are written, from attempt to attempt, until the run ends
+  vit-dist logs vit-l16 --rank 12 -n 0      all of rank 12
+  vit-dist logs vit-l16 --attempt 3 --first-error
+  vit-dist logs vit-l16 --batch             preflight, ends of attempts, requeues
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb."""
+    from vit_dist.cli._watch_common import run_parser, the_run
+
+    parser = run_parser("logs", "show what a run's ranks have printed, and the error that came first", _EXAMPLES)
+    parser.add_argument("-f", "--follow", action="store_true", help="go on as lines are written")
+    parser.add_argument("-n", "--lines", metavar="N", type=int, default=60, help="last lines; 0 for all (default 60)")
+    parser.add_argument("--rank", metavar="N", type=int, default=0, help="of which rank (default 0)")
+    parser.add_argument("--attempt", metavar="N", type=int, help="of which attempt (default: the newest)")
+    parser.add_argument("--first-error", action="store_true", help="the earliest real error among all ranks")
+    parser.add_argument("--batch", action="store_true", help="the log of the job's supervisor")
+    args = parser.parse_args(argv)
+
+    from vit_dist.core.errors import ConfigError
+
+    if args.lines < 0:
+        raise ConfigError(f"--lines={args.lines}: 0 (all) or more")
+    if args.first_error and (args.follow or args.batch):
+        raise ConfigError("--first-error looks at all logs of an attempt, once; leave --follow and --batch out")
+    run = the_run(args)
+    if args.first_error:
+        return _first_error(run, args.attempt)
+    if args.follow:
+        return _follow(run, args)
+    from launcher.watch_logs import tail
+
+    path = _file(run, args)
+    for line in tail(path, args.lines):
+        _print(line)
+    return 0
+
+
+def _file(run: Path, args: argparse.Namespace) -> Path:
+    from launcher.watch_logs import attempt_dir, rank_log
+
+    return run / "logs" / "batch.log" if args.batch else rank_log(attempt_dir(run, args.attempt), args.rank)
+
+
+def _follow(run: Path, args: argparse.Namespace) -> int:
+    from launcher.watch import look_at
+    from launcher.watch_logs import follow
+    from vit_dist.core.errors import VitDistError
+    from vit_dist.core.log import log
+
+    waits = False
+
+    def current() -> Path | None:
+        nonlocal waits
+        try:
+            path = _file(run, args)
+        except VitDistError as error:
+            if not waits:  # it may still begin to write
+                waits = True
+                log(f"  {error}")
+            return None
+        return path if path.is_file() else None
+
+    def ended() -> bool:
+        view, _ = look_at(run)
+        return not view.active and view.state != "silent"
+
+    shown: Path | None = None
+    for path, line in follow(current, ended, lines=args.lines):
+        if path != shown and shown is not None:
+            log(f"==> {path}")
+        shown = path
+        _print(line)
+        sys.stdout.flush()
+    view, _ = look_at(run)
+    log(f"==> the run is {view.state}{f': {view.reason}' if view.reason else ''}")
+    return 0
+
+
+def _first_error(run: Path, attempt: int | None) -> int:
+    from launcher.ledger import read_ledger
+    from launcher.watch_logs import attempt_dir, attempts_with_logs, first_error
+    from vit_dist.cli._watch_facts import clean
+    from vit_dist.core.log import log
+
+    if attempt is None:  # the newest that ended in trouble, else the newest
+        logged = set(attempts_with_logs(run))
+        bad = [e.attempt for e in read_ledger(run) if not e.open and e.cause not in {"done", "stopped"}]
+        attempt = next((number for number in reversed(bad) if number in logged), None)
+    directory = attempt_dir(run, attempt)
+    number = int(directory.name.removeprefix("attempt-"))
+    entry = next((e for e in read_ledger(run) if e.attempt == number), None)
+    if entry is not None:
+        ended = "has not ended" if entry.open else f"ended: {entry.cause.replace('_', ' ')}"
+        log(f"attempt {number} {ended}{f'; {clean(entry.detail)}' if entry.detail else ''}")
+    batch = run / "logs" / "batch.log"
+    finding = first_error(directory, batch if len(attempts_with_logs(run)) == 1 else None)
+    stacks = sorted((run / "stacks").glob("*")) if entry is not None and entry.cause == "hung" else []
+    if stacks:
+        log(f"where every thread stood when it hung: {run / 'stacks'}")
+    if finding is None:
+        log(f"no error in {directory}; the end of the supervisor's log may tell: `vit-dist logs {run} --batch`")
+        return 1
+    whose = f"rank {finding.rank}" if finding.rank is not None else "the job"
+    log(f"{whose}, {finding.file}:{finding.line}")
+    if finding.noise:
+        log("only complaints about ranks that were gone are there; the first cause is in no log of this attempt")
+    for line in finding.context:
+        _print(line)
+    return 0
+
+
+def _print(line: str) -> None:
+    import re
+
+    # Colours may pass; anything else that steers a terminal may not.
+    sys.stdout.write(re.sub(r"[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]", "", line) + "\n")
