@@ -294,7 +294,7 @@ def count_macs(config: ModelConfig, num_classes: int, image_size: int) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"), torch.no_grad():
-        model = config.build(num_classes=num_classes, image_size=image_size).eval()
+        model = config.build(num_classes=num_classes, image_size=image_size).eval().requires_grad_(False)
         counter = FlopCounterMode(display=False)
         with counter:
             model(torch.zeros(1, 3, image_size, image_size))
