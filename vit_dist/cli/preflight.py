@@ -18,8 +18,8 @@ SUMMARY = "test every node of an allocation: arithmetic, links, clock, shared me
 _EXAMPLES = """
 On every node: a matrix product whose result is checked, /dev/shm, the clock, and reads of a dataset's shards where one
 is named; then whether the nodes reach each other, a checked all-reduce over all of them (NCCL on GPUs, gloo on CPUs),
-and exchanges in changing pairs. A node below --slow of the median is slow; one that fails, hangs, dies or does not start is
-sick, and is named without waiting for it. Both go to the list of bad nodes (RUN-ROOT/.bad-nodes.jsonl) for --keep;
+and exchanges in changing pairs. A node below --slow of the median is slow; one that fails, hangs, dies or never starts
+is sick, and is named without waiting for it. Both go to the list of bad nodes (RUN-ROOT/.bad-nodes.jsonl) for --keep;
 `vit-dist doctor --bad-nodes` shows it, and jobs submitted later leave those nodes out.
 
 Inside an allocation (sbatch, salloc) its nodes are tested. Elsewhere --nodes N makes an allocation for the test.

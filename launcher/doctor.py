@@ -1,0 +1,120 @@
+"""Looks at everything a run leans on, and says what is well, what is doubtful and what will fail, with what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from launcher.cluster import Cluster
+from vit_dist.config.schema import Recipe
+from vit_dist.core.errors import VitDistError
+from vit_dist.core.files import redact
+
+Verdict = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        area: what it belongs to, such as 'Slurm'.
+        verdict: 'ok', 'warn' (works, but) or 'fail'.
+        text: what was found.
+        advice: what to do; '' where there is nothing to do.
+    """
+
+    area: str
+    verdict: Verdict
+    text: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is looked at.
+
+    Attributes:
+        recipe: whose data and needs; None: only the machine.
+        cluster: whose settings; None: what this machine shows.
+        run_root: where run directories lie.
+        run_dir: of the recipe, where it has been trained already; measured figures come from there.
+        images_per_s: that training takes; None: as measured in `run_dir`.
+    """
+
+    recipe: Recipe | None
+    cluster: Cluster | None
+    run_root: Path
+    run_dir: Path | None = None
+    images_per_s: float | None = None
+
+
+Check = Callable[[Subject], Iterable[Finding]]
+
+
+def examine(subject: Subject) -> list[Finding]:
+    """Every finding, by area. A check that breaks is a finding of its own: none hides the others."""
+    from launcher import doctor_files, doctor_machine, doctor_slurm, doctor_storage
+
+    checks: list[tuple[str, Check]] = [
+        ("Environment", doctor_machine.environment),
+        ("Machine", doctor_machine.machine),
+        ("GPUs", doctor_machine.gpus),
+        ("Slurm", doctor_slurm.slurm_settings),
+        ("Files", doctor_files.run_root),
+        ("Data", doctor_storage.data),
+    ]
+    with ThreadPoolExecutor(len(checks), thread_name_prefix="doctor") as pool:
+        found = pool.map(lambda check: list(_guarded(check[0], check[1], subject)), checks)
+        return [finding for findings in found for finding in findings]
+
+
+def _guarded(area: str, check: Check, subject: Subject) -> Iterator[Finding]:
+    try:
+        for finding in check(subject):
+            yield Finding(area, finding.verdict, redact(finding.text), redact(finding.advice))
+    except VitDistError as error:
+        yield Finding(area, "fail", redact(str(error)))
+    except Exception as error:  # the doctor must not die of what it looks at
+        yield Finding(area, "warn", redact(f"could not be looked at: {type(error).__name__}: {error}"))
+
+
+def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
+    """Plain values."""
+    return {"ok": all(f.verdict != "fail" for f in findings), "findings": [asdict(f) for f in findings]}
+
+
+def lines(findings: Sequence[Finding], *, colour: bool = False, width: int = 0) -> list[str]:
+    """The findings for people: areas as headings, advice below what it is about.
+
+    Args:
+        findings: in their order.
+        colour: for a terminal.
+        width: of the terminal; 0 breaks no line.
+    """
+    codes = {"ok": "32", "warn": "33", "fail": "31"}
+    out, area = list[str](), ""
+    for finding in findings:
+        if finding.area != area:
+            area = finding.area
+            out += ["", f"\033[1m{area}\033[0m" if colour else area]
+        mark = f"{finding.verdict:<4}"
+        mark = f"\033[{codes[finding.verdict]}m{mark}\033[0m" if colour else mark
+        out += [
+            f"  {mark}  {text}" if i == 0 else f"        {text}" for i, text in enumerate(_wrap(finding.text, width))
+        ]
+        out += [f"        {'->' if i == 0 else '  '} {text}" for i, text in enumerate(_wrap(finding.advice, width - 3))]
+    counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in ("ok", "warn", "fail")}
+    out += ["", f"{counts['ok']} well, {counts['warn']} doubtful, {counts['fail']} failing"]
+    return out[1:]
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    import textwrap
+
+    if not text:
+        return []
+    return textwrap.wrap(text, width - 8, break_on_hyphens=False, break_long_words=False) if width > 40 else [text]

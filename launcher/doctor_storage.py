@@ -1,0 +1,148 @@
+"""The doctor's look at the recipe's data: credentials, manifests, and how fast shards are read for what is needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from launcher.doctor import Finding, Subject
+from vit_dist.config.schema import Recipe
+from vit_dist.core.errors import VitDistError
+from vit_dist.core.events import read_run
+from vit_dist.core.files import exists, is_remote
+from vit_dist.core.runlog import TRAIN_EXAMPLES_PER_S
+from vit_dist.core.units import format_bytes
+from vit_dist.data.manifest import read_manifest
+from vit_dist.data.readrate import measure, places
+from vit_dist.data.sets import open_training_set
+
+_AREA = "Data"
+_MEASURED_S = 2.0
+_MARGIN = 1.3  # a reader that is only just fast enough keeps training waiting now and then
+
+
+def data(subject: Subject) -> Iterator[Finding]:
+    """Everything about the recipe's sets; without a recipe, only the credentials that S3 would be asked with."""
+    recipe = subject.recipe
+    if recipe is None:
+        yield from _credentials(needed=False)
+        yield Finding(_AREA, "ok", "no recipe was named, so no dataset was looked at")
+        return
+    remote = {url for url in _urls(recipe) if url.startswith("s3://")}
+    if remote:
+        yield from _credentials(needed=True)
+    try:
+        opened = open_training_set(recipe)
+    except VitDistError as error:
+        yield Finding(_AREA, "fail", str(error), "pack or index the set, or name it with data.train=URL")
+        return
+    mean = opened.num_bytes / max(1, opened.num_samples)
+    yield Finding(
+        _AREA,
+        "ok",
+        f"training set {opened.name}: {opened.num_samples:,} examples, {format_bytes(opened.num_bytes)}, "
+        f"{format_bytes(mean)} an example",
+    )
+    if recipe.data.val:
+        try:
+            val = read_manifest(recipe.data.val)
+            yield Finding(_AREA, "ok", f"validation set {val.name}: {val.num_samples:,} examples")
+        except VitDistError as error:
+            yield Finding(_AREA, "fail", str(error), "name another with data.val=URL, or none with data.val=''")
+    yield from _rate(subject, [place for part in opened.parts for place in places(part.manifest)], mean)
+    if recipe.checkpoint.remote:
+        yield from _copies(recipe.checkpoint.remote)
+
+
+def _urls(recipe: Recipe) -> list[str]:
+    mixture = recipe.data.mixture or {}
+    sets = [recipe.data.train, recipe.data.val, *(component.train for component in mixture.values())]
+    return [url for url in [*sets, recipe.checkpoint.remote] if url]
+
+
+def _credentials(*, needed: bool) -> Iterator[Finding]:
+    """Where S3's credentials come from; never what they are."""
+    # Else the search ends at the metadata service of a cloud machine, which elsewhere takes long not to answer.
+    for name, value in (("AWS_METADATA_SERVICE_TIMEOUT", "1"), ("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "1")):
+        os.environ.setdefault(name, value)
+    try:
+        import botocore.session  # type: ignore[import-untyped]
+
+        session = botocore.session.get_session()
+        if not needed:  # on a machine that needs none, nobody is asked over the network
+            resolver = session.get_component("credential_provider")
+            for name in ("iam-role", "container-role", "sso", "login"):
+                if any(name == p.METHOD for p in resolver.providers):
+                    resolver.remove(name)
+        found = session.get_credentials()
+        method = found.method if found else ""
+    except Exception as error:  # a profile that does not exist, a config file that cannot be read, ...
+        yield Finding(
+            _AREA,
+            "fail" if needed else "warn",
+            f"S3 credentials: {type(error).__name__}: {error}",
+            "look at AWS_PROFILE, ~/.aws/config and ~/.aws/credentials",
+        )
+        return
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    where = f", for {endpoint}" if endpoint else ""
+    if method:
+        yield Finding(_AREA, "ok", f"S3 credentials from {method}{where}")
+    else:
+        yield Finding(
+            _AREA,
+            "warn" if needed else "ok",
+            f"no S3 credentials{where}",
+            "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a role" if needed else "",
+        )
+
+
+def _rate(subject: Subject, files: list[tuple[str, int]], mean: float) -> Iterator[Finding]:
+    rate = measure(files, seconds=_MEASURED_S)
+    where = "the store" if is_remote(files[0][0]) else "this disk"
+    if rate.error:
+        yield Finding(_AREA, "fail", f"shards cannot be read: {rate.error}", "check credentials, bucket and endpoint")
+        return
+    feeds = rate.bytes_per_s / mean
+    told = (
+        f"{where} gives this machine {format_bytes(rate.bytes_per_s)}/s, which is {feeds:,.0f} examples/s "
+        f"(first bytes after {rate.first_s * 1000:.0f} ms)"
+    )
+    wanted, source = _wanted(subject)
+    if wanted is None:
+        yield Finding(_AREA, "ok", told, "compare it with what training takes: --images-per-s N")
+        return
+    short = feeds < wanted * _MARGIN
+    yield Finding(
+        _AREA,
+        "fail" if feeds < wanted else "warn" if short else "ok",
+        f"{told}; training takes {wanted:,.0f} examples/s ({source})",
+        "training would wait for data: read from nearer by, from more nodes, or pack smaller images (--resize-shorter)"
+        if short
+        else "",
+    )
+
+
+def _wanted(subject: Subject) -> tuple[float | None, str]:
+    """Examples a second that training takes, and how that is known."""
+    if subject.images_per_s is not None:
+        return subject.images_per_s, "--images-per-s"
+    if subject.run_dir is not None and (subject.run_dir / "tb").is_dir():
+        try:
+            series = read_run(str(subject.run_dir / "tb"), [TRAIN_EXAMPLES_PER_S]).scalars.get(TRAIN_EXAMPLES_PER_S)
+        except VitDistError:
+            series = None
+        if series is not None and len(series.values):
+            return float(max(series.values)), f"the most that {subject.run_dir} reached"
+    return None, ""
+
+
+def _copies(url: str) -> Iterator[Finding]:
+    try:
+        exists(url)
+    except VitDistError as error:
+        yield Finding(
+            _AREA, "fail", f"checkpoint.remote: {error}", "a run that cannot ask for its copies does not start"
+        )
+    else:
+        yield Finding(_AREA, "ok", f"checkpoint.remote {url} answers")
