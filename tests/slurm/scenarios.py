@@ -74,9 +74,10 @@ def a_rank_is_killed(site: Site) -> Row:
     killed = kill(run.rank(1).pid)
     run.trained(SAVE_EVERY + 1, attempt=2)
     row.figures["until it trains again, s"] = time.time() - killed
-    finish(row, run, site, ["crashed", "done"])
+    finish(row, run, site, ["rank_lost", "done"])
     assert {e.job for e in run.ledger} == {run.job}
-    assert "9" in run.ledger[0].detail or "KILL" in run.ledger[0].detail, run.ledger[0]
+    assert "rank 1" in run.ledger[0].detail, run.ledger[0]
+    assert "kill" in run.ledger[0].detail.lower(), run.ledger[0]
     return row
 
 
