@@ -198,7 +198,9 @@ def test_training_from_a_flaky_server_gives_the_batches_of_the_disk(
     config = recipe(f"{store.url}/manifest.json", *shape)
     from vit_dist.data.sets import open_training_set
 
-    open_training_set(config)  # the manifest itself is not asked for patiently
+    store.troubles = ["503", "break 100"]  # of the manifest itself: a whole job starts with it
+    open_training_set(config)
+    assert not store.troubles
     begin = len(store.asked)
     store.troubles = [""] + ["503", "break 100", "", "break 7000"] * 10
     assert digest(global_batches(config, 1, 0, 10)) == expected

@@ -5,6 +5,7 @@ The file is JSON that webdataset's `wids` reads as its own; what is ours stands 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import join_url, parent_url, read_bytes, redact, write_bytes
 from vit_dist.data.index import ShardIndex, decode_index
+from vit_dist.data.ranges import RangeReader
 
 I64 = NDArray[np.int64]
 _KIND = "wids-shard-index-v1"
@@ -177,12 +179,15 @@ def write_manifest(manifest: ShardManifest, url: str) -> None:
 def read_manifest(url: str) -> ShardManifest:
     """Read a manifest by the URL of its JSON file, or of the directory that holds manifest.json.
 
+    A store that stumbles is asked again, as patiently as for shards: a whole job starts with this file.
+
     Raises:
         DataError: missing, not a manifest, or edited by hand.
     """
     if not url.endswith(".json"):
         url = join_url(url, "manifest.json")
-    content = read_bytes(url)
+    with contextlib.closing(RangeReader()) as reader:
+        content = reader.read_all(url)
     where = redact(url)
     try:
         raw = json.loads(content)
