@@ -181,3 +181,48 @@ class Duration:
         return core_schema.no_info_plain_validator_function(
             cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
         )
+
+
+_FLOPS = re.compile(
+    r"^\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:e\+?[0-9]+)?)\s*(|mega|giga|tera|peta|exa|zetta|[MGTPEZ])flops?\s*$", re.I
+)
+_FLOPS_POWERS = {"": 0, "mega": 6, "giga": 9, "tera": 12, "peta": 15, "exa": 18, "zetta": 21}
+
+
+@dataclass(frozen=True)
+class Flops:
+    """An amount of compute: '800 exaFLOPs', '5 PFLOPs', '1e15 FLOPs'. `value` is in floating-point operations."""
+
+    value: Fraction
+
+    @classmethod
+    def parse(cls, text: object) -> Flops:
+        """Read an amount of compute.
+
+        Raises:
+            ValueError: no number, no such unit, or nothing at all.
+        """
+        if isinstance(text, Flops):
+            return text
+        match = _FLOPS.match(text) if isinstance(text, str) else None
+        if match is None:
+            raise ValueError(f"expected an amount of compute such as '800 exaFLOPs' or '5 PFLOPs', got {text!r}")
+        prefix = match.group(2).lower()
+        power = next(p for name, p in _FLOPS_POWERS.items() if name == prefix or (prefix and name[:1] == prefix))
+        number = Fraction(match.group(1).replace("_", "").replace(",", ""))
+        if number == 0:
+            raise ValueError(f"{text!r} trains nothing")
+        return cls(number * 10**power)
+
+    def __str__(self) -> str:
+        return format_flops(float(self.value))
+
+
+def format_flops(flops: float) -> str:
+    """Compute for people: 3.2e15 -> '3.2 PFLOPs', 8.19e20 -> '819 exaFLOPs'."""
+    for unit, power in (("exaFLOPs", 18), ("PFLOPs", 15), ("TFLOPs", 12), ("GFLOPs", 9)):
+        if flops >= 10**power:
+            return (
+                f"{flops / 10**power:,.3g} {unit}" if flops < 10 ** (power + 3) else f"{flops / 10**power:,.0f} {unit}"
+            )
+    return f"{flops:,.0f} FLOPs"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -20,10 +22,11 @@ from vit_dist.config.load import (
     validate,
 )
 from vit_dist.config.schema import Recipe
+from vit_dist.core.costs import model_cost, training_flops
 from vit_dist.core.errors import ConfigError, did_you_mean
-from vit_dist.core.registry import Config
+from vit_dist.core.registry import Config, Plugin
 from vit_dist.core.runlog import VAL_TOP1
-from vit_dist.core.units import Duration, parse_count
+from vit_dist.core.units import Duration, Flops, parse_count
 
 _OF_THE_GRID = ("name", "study", "family", "seed", "data.subset")
 
@@ -44,20 +47,49 @@ Subset = Annotated[int | None, BeforeValidator(_subset)]
 Overrides = dict[str, Any]
 
 
-class DurationRule(Config):
-    """What is held equal over the cells, and how much of it: each pass over its subset, or each example seen."""
+def _length(value: object) -> Duration | Flops:
+    return (
+        Flops.parse(value) if isinstance(value, Flops | str) and "flop" in str(value).lower() else Duration.parse(value)
+    )
 
-    equal: Literal["epochs", "examples"]
-    length: Duration
+
+class DurationRule(Config):
+    """What is held equal over the cells, and how much of it.
+
+    epochs: each makes so many passes over its subset; examples: each sees as many; compute: each spends as many FLOPs,
+    so that a cheaper model sees more examples. The ViT paper does not say which of them its Figure 4 held equal.
+    """
+
+    equal: Literal["epochs", "examples", "compute"]
+    length: Annotated[Duration | Flops, BeforeValidator(_length)]
 
     @model_validator(mode="after")
     def _fits(self) -> DurationRule:
-        if self.length.unit != self.equal:
-            raise ValueError(f"equal {self.equal} need a length in {self.equal}, such as '{_EXAMPLE[self.equal]}'")
+        unit = "compute" if isinstance(self.length, Flops) else self.length.unit
+        if unit != self.equal:
+            what = "FLOPs" if self.equal == "compute" else self.equal
+            raise ValueError(f"equal {self.equal} need a length in {what}, such as '{_EXAMPLE[self.equal]}'")
         return self
 
+    def horizon(self, recipe: Recipe) -> Duration:
+        """How long a recipe is trained.
 
-_EXAMPLE = {"epochs": "20 epochs", "examples": "40k examples"}
+        Raises:
+            ConfigError: compute is held equal, and what the model costs is not known.
+        """
+        if isinstance(self.length, Duration):
+            return self.length
+        size, classes = recipe.data.image_size, recipe.data.num_classes
+        cost = model_cost(recipe.model, num_classes=classes, image_size=size)
+        if cost is None:
+            raise ConfigError(
+                f"{recipe.name}: equal compute needs the cost of {recipe.model.name}, which is known for ViT, BiT and "
+                f"hybrid models only; hold examples or epochs equal"
+            )
+        return Duration(Fraction(round(self.length.value / training_flops(cost.macs, 1))), "examples")
+
+
+_EXAMPLE = {"epochs": "20 epochs", "examples": "40k examples", "compute": "100 exaFLOPs"}
 
 
 class CellRule(Config):
@@ -82,19 +114,34 @@ class StudyConfig(Config):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=60)]
     recipe: str = Field(description="name of a recipe in configs/recipes, or a path")
-    families: dict[str, Overrides] = Field(description="label in figures -> what makes the family: model, lr, ...")
+    models: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="names of models, each a family of its own; short for families: {NAME: {model: NAME}}"
+    )
+    families: dict[str, Overrides] = Field({}, description="label in figures -> what makes the family: model, lr, ...")
     subsets: Annotated[tuple[Subset, ...], Field(strict=False)] = Field(description="training examples; 'all' for all")
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = (0,)
     duration: DurationRule | None = Field(None, description="replaces the recipe's horizon")
     metric: str = VAL_TOP1
     overrides: Overrides = Field(default_factory=dict)
     cells: Annotated[tuple[CellRule, ...], Field(strict=False)] = ()
+    evaluations: Annotated[tuple[str | dict[str, Any], ...], Field(strict=False)] = Field(
+        (), description="evaluators that look at each run once it is done, in jobs of their own on a cluster"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _models_are_families(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or not isinstance(value.get("models"), list | tuple):
+            return value
+        named = {name: {"model": name} for name in value["models"] if isinstance(name, str)}
+        given = value.get("families") or {}
+        return {**value, "families": {**named, **given}} if isinstance(given, Mapping) else value
 
     @field_validator("families")
     @classmethod
     def _some_families(cls, value: dict[str, Overrides]) -> dict[str, Overrides]:
         if not value:
-            raise ValueError("a study needs at least one family")
+            raise ValueError("a study needs at least one family: give `models` or `families`")
         return value
 
     @field_validator("subsets", "seeds")
@@ -125,20 +172,21 @@ class StudyConfig(Config):
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study. `subset` is None for the whole set."""
+    """One run of a study. `subset` is None for the whole set; `evaluations` look at the run once it is done."""
 
     study: str
     family: str
     subset: int | None
     seed: int
     recipe: Recipe
+    evaluations: tuple[Plugin, ...] = ()
 
     @property
     def name(self) -> str:
         """The run's name and directory, such as vit-2000-s0."""
         return self.recipe.name
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Identity of the run; see `recipe_hash`."""
         return recipe_hash(self.recipe)
@@ -185,34 +233,62 @@ def plan(study: StudyConfig) -> list[Cell]:
     base = read_recipe_file(find_config(study.recipe, "recipes"))
     if isinstance(base.get("data"), str):
         base["data"] = {"dataset": base["data"]}
-    if study.duration is not None:
-        base["horizon"] = study.duration.length
+    if study.duration is not None:  # equal compute is known once the model is: see `_cell`
+        base["horizon"] = study.duration.length if study.duration.equal != "compute" else Duration.parse("1 epoch")
     base = _layer(base, study.overrides, "overrides")
     families = {label: _layer(base, overrides, f"families.{label}") for label, overrides in study.families.items()}
     subsets = sorted(study.subsets, key=lambda n: (n is None, n or 0))
+    evaluations = _evaluations(study, next(iter(families.values())))
+    resolved: dict[tuple[str, tuple[int, ...]], Recipe] = {}
     cells: dict[str, Cell] = {}
     for seed in study.seeds:
         for subset in subsets:
             for family, raw in families.items():
-                cell = _cell(study, family, subset, seed, raw)
-                if cell.name in cells:
+                name = f"{_slug(family)}-{'all' if subset is None else subset}-s{seed}"
+                if name in cells:
                     raise ConfigError(
-                        f"study {study.name}: the families {cells[cell.name].family!r} and {family!r} both make a run "
-                        f"called {cell.name!r}; rename one"
+                        f"study {study.name}: the families {cells[name].family!r} and {family!r} both make a run "
+                        f"called {name!r}; rename one"
                     )
-                cells[cell.name] = cell
+                # Cells that differ in seed and subset alone are checked once: a study of thousands plans in a second.
+                rules = tuple(i for i, rule in enumerate(study.cells) if rule.matches(family, subset, seed))
+                if (family, rules) not in resolved:
+                    resolved[family, rules] = _resolve(study, name, family, subset, seed, raw, rules)
+                recipe = resolved[family, rules]
+                data = recipe.data.model_copy(update={"subset": subset})
+                recipe = recipe.model_copy(update={"name": name, "seed": seed, "data": data})
+                cells[name] = Cell(study.name, family, subset, seed, recipe, evaluations)
     return list(cells.values())
 
 
-def _cell(study: StudyConfig, family: str, subset: int | None, seed: int, raw: dict[str, Any]) -> Cell:
-    for i, rule in enumerate(study.cells):
-        if rule.matches(family, subset, seed):
-            raw = _layer(raw, rule.set, f"cells.{i}.set")
-    slug = re.sub(r"[^A-Za-z0-9._+]+", "-", family).strip("-") or "family"
-    name = f"{slug}-{'all' if subset is None else subset}-s{seed}"
+def _evaluations(study: StudyConfig, raw: dict[str, Any]) -> tuple[Plugin, ...]:
+    if not study.evaluations:
+        return ()
+    raw = merge(raw, {"evaluators": list(study.evaluations), "data": {"subset": None}})
+    return resolve(raw, where=f"study {study.name}, evaluations as").evaluators
+
+
+def _slug(family: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+]+", "-", family).strip("-") or "family"
+
+
+def _resolve(
+    study: StudyConfig,
+    name: str,
+    family: str,
+    subset: int | None,
+    seed: int,
+    raw: dict[str, Any],
+    rules: Sequence[int],
+) -> Recipe:
+    """The checked recipe of one cell."""
+    for i in rules:
+        raw = _layer(raw, study.cells[i].set, f"cells.{i}.set")
     mine = {"name": name, "study": study.name, "family": family, "seed": seed, "data": {"subset": subset}}
-    raw = merge(raw, mine)
-    return Cell(study.name, family, subset, seed, resolve(raw, where=f"study {study.name}, {name}"))
+    recipe = resolve(merge(raw, mine), where=f"study {study.name}, {name}")
+    if study.duration is not None and study.duration.equal == "compute":
+        recipe = recipe.model_copy(update={"horizon": study.duration.horizon(recipe)})
+    return recipe
 
 
 def _layer(below: Mapping[str, Any], overrides: Overrides, where: str) -> dict[str, Any]:
