@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.util import tensor_util
 
-from vit_dist.core import events
+from vit_dist.core import event_crc
 from vit_dist.core.errors import DataError, RunError
 from vit_dist.core.events import EventWriter, event_directories, read_events, read_run
 
@@ -63,7 +63,7 @@ def test_many_values_at_a_step_share_one_event_and_every_checksum_holds(tmp_path
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 255, 1000])
 def test_the_checksum_is_tensorboards(length: int) -> None:
     data = bytes(i * 37 % 256 for i in range(length))
-    assert events._masked_crc(data) == masked_crc32c(data)
+    assert event_crc.masked_crc(data) == masked_crc32c(data)
 
 
 def test_counts_are_exact_beyond_single_precision_for_both_readers(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_damaged_record_is_left_out_and_counted(tmp_path: Path) -> None:
     path.write_bytes(data)
     read = read_events(str(path))
     assert read.scalars["loss"].steps.tolist() == [0, 1]
-    assert read.problem == "1 damaged records left out"
+    assert read.problem == "1 damaged record left out"
 
 
 def test_reading_some_tags_gives_the_same_as_reading_all_and_choosing(tmp_path: Path) -> None:

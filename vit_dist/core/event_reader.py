@@ -1,0 +1,276 @@
+"""TensorBoard event files -> series of numbers and texts: files, runs, and trees of runs, local or by URL.
+
+Reads what TensorBoard reads, in both forms of its scalars, by whomever it was written. Files come in blocks, so that
+memory does not grow with a file's length; `event_bytes.py` decodes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vit_dist.core.errors import DataError
+from vit_dist.core.event_bytes import Decoder, Part, tag_filter
+from vit_dist.core.files import explained, file_system, is_remote, local_path, redact
+
+_BLOCK_BYTES = 4 << 20
+_REMOTE_BLOCK_BYTES = 32 << 20
+_REMOTE_THREADS = 16
+
+
+class Series(NamedTuple):
+    """The values of one scalar tag, by ascending step: int64 [n], float64 [n], float64 [n] (seconds since 1970)."""
+
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+    wall_times: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class EventFile:
+    """What one event file says, in the order it was written.
+
+    `purge_step` is the step from which on it overrides earlier files, if it is a restart's. `problem` says why the
+    file was not read to its end, if so.
+    """
+
+    url: str
+    started: float
+    scalars: dict[str, Series]
+    texts: dict[str, list[tuple[int, str]]]
+    purge_step: int | None
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """What the event files of one directory say together, each step of each tag once."""
+
+    url: str
+    scalars: dict[str, Series] = field(default_factory=dict)
+    texts: dict[str, dict[int, str]] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def last_text(self, tag: str) -> str | None:
+        """The text of the highest step of a tag."""
+        by_step = self.texts.get(tag)
+        return by_step[max(by_step)] if by_step else None
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """An event file as its store lists it. `mark` changes when its bytes do: the ETag, or else the time of change."""
+
+    url: str
+    size: int
+    mark: str
+
+
+def event_directories(url: str) -> dict[str, list[str]]:
+    """The event files under a directory, at any depth: {directory relative to `url`: [file URLs]}, sorted.
+
+    Raises:
+        DataError: no such directory, or no permission to list it.
+    """
+    return {directory: [stamp.url for stamp in stamps] for directory, stamps in event_stamps(url).items()}
+
+
+def event_stamps(url: str) -> dict[str, list[FileStamp]]:
+    """Like `event_directories`, with the size and the mark of each file."""
+    fs, root = file_system(url)
+    top = fs._strip_protocol(root)
+    prefix = f"{url.partition('://')[0]}://" if is_remote(url) else ""
+    directories: dict[str, list[FileStamp]] = {}
+    for stamp in _list(url, deep=True):
+        parent = stamp.url.rpartition("/")[0]
+        relative = parent.removeprefix(prefix).removeprefix(top).strip("/") or "."
+        directories.setdefault(relative, []).append(stamp)
+    return directories
+
+
+def read_run(url: str, tags: Collection[str] | None = None) -> RunLog:
+    """All event files directly in a directory, merged.
+
+    Files are taken in the order of their first event. A restart at step s drops what was said before of step s and
+    later; of what is then said twice, the later counts.
+
+    Args:
+        url: a directory, local or of any scheme fsspec knows.
+        tags: read only these, * and ? stand for any characters; None reads all.
+
+    Raises:
+        DataError: the directory or a file cannot be read, or the directory holds no event file.
+    """
+    files = _list(url, deep=False)
+    if not files:
+        raise DataError(f"{redact(url)}: holds no TensorBoard event files")
+    return merge_files(url, [read_events(file.url, tags) for file in files])
+
+
+def merge_files(url: str, files: Sequence[EventFile]) -> RunLog:
+    """The logs of all attempts of one run as one (the rules are `read_run`'s)."""
+    files = sorted(files, key=lambda file: (file.started, file.url))
+    texts: dict[str, dict[int, str]] = {}
+    parts: dict[str, list[Series]] = {}
+    for file in files:
+        if file.purge_step is not None:
+            for tag, series in parts.items():
+                parts[tag] = [_before(one, file.purge_step) for one in series]
+            texts = {
+                tag: {step: text for step, text in by_step.items() if step < file.purge_step}
+                for tag, by_step in texts.items()
+            }
+        for tag, one in file.scalars.items():
+            parts.setdefault(tag, []).append(one)
+        for tag, written in file.texts.items():
+            texts.setdefault(tag, {}).update(written)
+    return RunLog(
+        url,
+        {tag: merged for tag, series in parts.items() if len((merged := _last_written(series)).steps)},
+        {tag: by_step for tag, by_step in texts.items() if by_step},
+        tuple(file.url for file in files),
+        tuple(f"{file.url}: {file.problem}" for file in files if file.problem),
+    )
+
+
+def _before(series: Series, step: int) -> Series:
+    keep = series.steps < step
+    return Series(series.steps[keep], series.values[keep], series.wall_times[keep])
+
+
+def _last_written(series: Sequence[Series]) -> Series:
+    columns = series[0] if len(series) == 1 else (np.concatenate(c) for c in zip(*series, strict=True))
+    steps, values, wall_times = columns
+    if len(steps) < 2 or (steps[1:] > steps[:-1]).all():
+        return Series(steps, values, wall_times)
+    order = np.argsort(steps, kind="stable")
+    order = order[np.append(steps[order][1:] != steps[order][:-1], True)]
+    return Series(steps[order], values[order], wall_times[order])
+
+
+def read_events(url: str, tags: Collection[str] | None = None) -> EventFile:
+    """One event file, up to its last whole record.
+
+    Args:
+        url: local path or any URL fsspec knows.
+        tags: read only these, * and ? stand for any characters; None reads all.
+
+    Raises:
+        DataError: the file cannot be read at all.
+    """
+    return _collected(url, _blocks(url), tags)
+
+
+def read_many(urls: Sequence[str], tags: Collection[str] | None = None) -> Iterator[EventFile]:
+    """Event files in the order given. Those of a store are fetched by several threads, which wait for the network.
+
+    Local files are read one after another: decoding holds the interpreter, and more threads were slower.
+    """
+    if not urls or not is_remote(urls[0]):
+        yield from (read_events(url, tags) for url in urls)
+        return
+    with ThreadPoolExecutor(_REMOTE_THREADS, "events") as pool:
+        yield from pool.map(lambda url: read_events(url, tags), urls)
+
+
+def parse_events(data: bytes, url: str, tags: Collection[str] | None = None) -> EventFile:
+    """What the bytes of an event file say (see `read_events`)."""
+    return _collected(url, [data[i : i + _BLOCK_BYTES] for i in range(0, len(data), _BLOCK_BYTES)], tags)
+
+
+def _blocks(url: str) -> Iterator[bytes]:
+    with explained(url, "read"):
+        if not is_remote(url):
+            with local_path(url).open("rb", buffering=0) as file:
+                while block := file.read(_BLOCK_BYTES):
+                    yield block
+            return
+        system, path = file_system(url)
+        begin, size = 0, int(system.size(path) or 0)
+        while begin < size:
+            end = min(size, begin + _REMOTE_BLOCK_BYTES)
+            yield bytes(system.cat_file(path, start=begin, end=end))
+            begin = end
+
+
+def _collected(url: str, blocks: Iterable[bytes], tags: Collection[str] | None) -> EventFile:
+    decoder = Decoder(tag_filter(tags))
+    for block in blocks:
+        decoder.feed(block)
+    decoder.finish()
+    purges = decoder.purges
+    scalars = {tag: _series(parts, purges) for tag, parts in decoder.parts.items()}
+    texts = {
+        tag: [(step, text) for record, step, text in said if not _is_void(record, step, purges)]
+        for tag, said in decoder.texts.items()
+    }
+    lowest = min((step for _, step in purges), default=None)
+    return EventFile(url, decoder.started, scalars, texts, lowest, decoder.problem)
+
+
+def _is_void(record: int, step: int, purges: Iterable[tuple[int, int]]) -> bool:
+    return any(record < at and step >= first for at, first in purges)
+
+
+def _series(parts: Sequence[Part], purges: Iterable[tuple[int, int]]) -> Series:
+    """The values of a tag in the order they were written, without those that a restart in the same file made void."""
+    record, steps, values, walls = (
+        parts[0] if len(parts) == 1 else (np.concatenate(c) for c in zip(*parts, strict=True))
+    )
+    if len(record) > 1 and not (record[1:] >= record[:-1]).all():
+        order = np.argsort(record, kind="stable")
+        record, steps, values, walls = record[order], steps[order], values[order], walls[order]
+    for at, first in purges:
+        if len(record) and record[0] < at:
+            keep = (record >= at) | (steps < first)
+            record, steps, values, walls = record[keep], steps[keep], values[keep], walls[keep]
+    return Series(steps, values, walls)
+
+
+def _list(url: str, *, deep: bool) -> list[FileStamp]:
+    """The event files in a directory, or at any depth below it, as URLs of the same scheme, sorted."""
+    fs, root = file_system(url)
+    with explained(url, "listed"):
+        fs.invalidate_cache()  # runs grow while they are watched
+        try:
+            # `find` says nothing of what it may not see, `ls` does.
+            found: Mapping[str, Mapping[str, object]] = {entry["name"]: entry for entry in fs.ls(root, detail=True)}
+        except FileNotFoundError:
+            raise DataError(f"{redact(url)}: no such directory; give the one that holds the logs") from None
+        if deep:
+            found = fs.find(root, detail=True)
+    prefix = f"{url.partition('://')[0]}://" if is_remote(url) else ""
+    events = {name: entry for name, entry in found.items() if _is_event_file(name, entry)}
+    return [_stamp(f"{prefix}{name}", events[name]) for name in sorted(events)]
+
+
+def _is_event_file(name: str, entry: Mapping[str, object]) -> bool:
+    return "tfevents" in Path(name).name and entry.get("type") != "directory"
+
+
+def _stamp(url: str, entry: Mapping[str, object]) -> FileStamp:
+    marks = (entry.get(key) for key in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "created"))
+    mark = next((str(found) for found in marks if found is not None), "")
+    return FileStamp(url, int(str(entry.get("size") or 0)), mark)
+
+
+__all__ = [
+    "EventFile",
+    "FileStamp",
+    "RunLog",
+    "Series",
+    "event_directories",
+    "event_stamps",
+    "merge_files",
+    "parse_events",
+    "read_events",
+    "read_many",
+    "read_run",
+]
