@@ -23,6 +23,7 @@ from vit_dist.core.rundir import RunDir
 _POLL_S = 0.05
 _GRACE_S = 3.0
 _PEER_LOST = 70  # the exit code of a rank that ends since another has died
+_TAKEN_OVER = 72  # ... since a later attempt owns the run: status.json is that one's
 
 
 def run_local(recipe: Recipe, run_dir: Path, *, nproc: int) -> int:
@@ -141,7 +142,7 @@ def _passing_signals_to(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[No
 def _close_status(directory: RunDir, code: int) -> None:
     """A rank that was killed could not say so: what still claims to run has failed."""
     status = directory.status()
-    if code and status is not None and status.status == "running":
+    if code and code != _TAKEN_OVER and status is not None and status.status == "running":
         reason = f"a rank was killed by signal {code - 128}" if code > 128 else f"a rank ended with exit code {code}"
         directory.write_status(
             "failed", status.step, status.examples, reason, attempt=status.attempt, goodput=status.goodput

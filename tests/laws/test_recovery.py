@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,9 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import _free_ports, command
-from tests.laws.test_resume import finish, recipe_file, start
+from tests.laws.test_resume import assert_same_bits, finish, recipe_file, start
 from vit_dist.core.events import read_run
 from vit_dist.core.rundir import RunDir, Status
 from vit_dist.train.goodput import BUCKETS
@@ -47,6 +49,14 @@ def wait_until_running(run_dir: Path, step: int = 1, timeout: float = 120) -> St
         if status is not None and status.status == "running" and status.step >= step:
             return status
         time.sleep(0.02)
+
+
+def wait_until_attempt(run_dir: Path, attempt: int, step: int = 0, timeout: float = 120) -> Status:
+    deadline = time.monotonic() + timeout
+    while (status := wait_until_running(run_dir, step)).attempt < attempt:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return status
 
 
 def end_all(ranks: list[subprocess.Popen[str]]) -> list[str]:
@@ -136,6 +146,27 @@ def test_goodput_adds_up_over_attempts_and_stands_in_the_log(tmp_path: Path, sma
     assert log.scalars["goodput/useful"].steps.tolist() == list(range(1, 31))
 
 
+def test_what_a_crash_cost_is_lost_and_not_down_however_rarely_the_run_logs(
+    tmp_path: Path, small_set: str, small_val: str
+) -> None:
+    recipe, run_dir = recipe_file(tmp_path, small_set, small_val), tmp_path / "run"
+    options = [*LONG, "log.every=50k steps"]
+    process = start(recipe, run_dir, *options, nproc=1)
+    known = wait_until_running(run_dir, 0).goodput
+    time.sleep(6)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    time.sleep(1)
+    process = start(recipe, run_dir, *options, nproc=1)
+    wait_until_attempt(run_dir, 2)
+    (run_dir / "request").write_text("stop")
+    finish(process)
+    status = RunDir(run_dir).status()
+    assert status is not None
+    assert status.goodput["lost"] > known["start"] + 6 - 2.5, "all but what came after the last beat of the pulse"
+    assert 1 <= status.goodput["down"] < 1 + 6
+
+
 @pytest.mark.parametrize("engine", ["engine.name=plain", "engine.zero_stage=2"])
 def test_a_spike_is_skipped_or_rewound_from(tmp_path: Path, small_set: str, small_val: str, engine: str) -> None:
     # At a learning rate as absurd as this some loss is far above those before it.
@@ -162,6 +193,38 @@ def test_a_spike_is_skipped_or_rewound_from(tmp_path: Path, small_set: str, smal
     assert steps == list(range(1, len(steps) + 1)), "a rewind leaves no step twice and none out"
 
 
+def test_a_run_killed_while_it_rewinds_and_right_after_ends_as_the_undisturbed_one(
+    tmp_path: Path, small_set: str, small_val: str
+) -> None:
+    options = ["engine.name=plain", "horizon=30 steps", "optim.lr=0.3", "optim.clip=null", "schedule.warmup=30 steps"]
+    options += ["precision=fp32", "checkpoint.every=10 steps", "guards.spike_z=3.0", "guards.spike=rewind"]
+    options += ["guards.max_rewinds=99"]
+    recipe, whole, broken = recipe_file(tmp_path, small_set, small_val), tmp_path / "whole", tmp_path / "broken"
+    undisturbed = finish(start(recipe, whole, *options, nproc=1))
+    rewound = re.findall(r"REWOUND to step (\d+), .* positions .*", undisturbed)
+    assert rewound, "this recipe has a spike to rewind from"
+    for sign in (": loss spike", "REWOUND to step"):
+        process = start(recipe, broken, *options, nproc=1)
+        assert process.stdout is not None
+        seen = next((line for line in process.stdout if sign in line), "")
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert seen, "it ended before it could be killed"
+    output = finish(start(recipe, broken, *options, nproc=1))
+    assert f"resumed from step {rewound[0]} " in output, "nothing was saved between the rewind and the kill"
+    assert [line for line in undisturbed.splitlines() if "REWOUND" in line] == [
+        line for line in output.splitlines() if "REWOUND" in line
+    ]
+    last = "checkpoints/step-0000000030"
+    assert_same_bits(whole / last, broken / last)
+    states = [json.loads((run / last / "COMMITTED.json").read_text())["state"] for run in (whole, broken)]
+    assert states[0] == states[1]
+    assert states[0]["passed_over"]
+    losses = [read_run(str(run / "tb")).scalars["train/loss"] for run in (whole, broken)]
+    assert losses[0].steps.tolist() == losses[1].steps.tolist() == list(range(1, 31))
+    assert losses[0].values.tolist() == losses[1].values.tolist()
+
+
 def test_a_run_whose_numbers_are_beyond_help_is_stopped_with_the_keys(
     tmp_path: Path, small_set: str, small_val: str
 ) -> None:
@@ -185,16 +248,66 @@ def test_a_run_killed_after_its_last_checkpoint_trains_no_further_step(
     before = RunDir(run_dir).status()
     assert before is not None
     RunDir(run_dir).write_status("running", 10, 160, attempt=1, goodput=before.goodput)
-    finish(start(recipe, run_dir, "engine.name=plain", nproc=1))
+    # Meanwhile the clock has jumped back by a day, and torch is another one.
+    told = RunDir(run_dir).read_json("status.json")
+    assert told is not None
+    RunDir(run_dir).write_json("status.json", {**told, "time": told["time"] + 86400})
+    marker = run_dir / "checkpoints" / "step-0000000010" / "COMMITTED.json"
+    marker.write_text(marker.read_text().replace(f'"torch": "{torch.__version__}"', '"torch": "1.0"'))
+    output = finish(start(recipe, run_dir, "engine.name=plain", nproc=1))
+    assert "the last attempt's clock was 23h5" in output
+    assert f"written by another layout: torch: '{torch.__version__}' here, '1.0' there" in output
     status = RunDir(run_dir).status()
     assert status is not None
     assert (status.status, status.step, status.examples) == ("done", 10, 160)
+    assert 0 <= status.goodput["down"] < 60
     assert read_run(str(run_dir / "tb")).scalars["train/loss"].steps.tolist() == list(range(1, 11))
     output = finish(start(recipe, run_dir, "engine.name=plain", nproc=1))
     assert "this run is done" in output
     again = RunDir(run_dir).status()
     assert again is not None
     assert again.goodput["train"] == status.goodput["train"]
+
+
+def test_an_older_attempt_that_wakes_up_leaves_the_run_to_the_newer_one(
+    tmp_path: Path, small_set: str, small_val: str
+) -> None:
+    recipe, run_dir = recipe_file(tmp_path, small_set, small_val), tmp_path / "run"
+    options = ["engine.name=plain", "horizon=100k steps", "eval.every=50k steps", "checkpoint.every=50 steps"]
+    options += ["checkpoint.keep=999", "log.every=5 steps"]
+    older = newer = start(recipe, run_dir, *options)
+    contested = run_dir / "checkpoints" / "step-0000000150"
+    try:
+        wait_until_running(run_dir, 60)
+        os.killpg(older.pid, signal.SIGSTOP)  # its node has frozen
+        (run_dir / "lock").unlink()  # as on a file system whose locks do not work
+        reached = wait_until_running(run_dir, 60).step
+        assert not contested.exists(), "it was too fast for this test"
+        newer = start(recipe, run_dir, *options)
+        wait_until_attempt(run_dir, 2, 155)
+        while not (contested / "COMMITTED.json").exists():
+            time.sleep(0.02)
+        mine = (contested / "COMMITTED.json").stat()
+        os.killpg(older.pid, signal.SIGCONT)
+        output = older.communicate(timeout=60)[0]
+        assert older.returncode == 72, output
+        assert newer.poll() is None, "both were alive"
+        assert wait_until_running(run_dir).attempt == 2, "the older one did not speak for the run"
+        (run_dir / "request").write_text("stop")
+        finish(newer)
+    finally:
+        os.killpg(older.pid, signal.SIGCONT) if older.poll() is None else None
+        end_all([older, newer])
+    assert f"attempt 2 on {os.uname().nodename}" in output
+    assert "has taken this run over" in output
+    now = (contested / "COMMITTED.json").stat()
+    assert (now.st_ino, now.st_mtime_ns) == (mine.st_ino, mine.st_mtime_ns), "the older one has committed"
+    status = RunDir(run_dir).status()
+    assert status is not None
+    assert (status.status, status.attempt) == ("stopped", 2)
+    assert status.step > 155 > reached
+    log = read_run(str(run_dir / "tb")).scalars["train/loss"]
+    assert log.steps.tolist() == list(range(5, status.step + 1, 5))
 
 
 def test_run_starts_again_after_a_kill_until_it_is_done(tmp_path: Path, small_set: str, small_val: str) -> None:
@@ -232,3 +345,29 @@ def test_a_machine_without_the_run_directory_goes_on_from_object_storage(
     output = finish(start(recipe, run_dir, *options, nproc=1))
     assert "fetching step-0000000010 from" in output
     assert "resumed from step 10" in output
+
+
+def test_storage_that_is_away_is_shouted_at_a_save_and_refused_at_a_restore(
+    tmp_path: Path, small_set: str, small_val: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (port,) = _free_ports(1)  # nobody listens there
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "none-of-your-business")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    recipe, run_dir = recipe_file(tmp_path, small_set, small_val), tmp_path / "run"
+    options = ["engine.name=plain", "checkpoint.remote=s3://bucket/runs/away"]
+    run_dir.mkdir()
+    refused = start(recipe, run_dir, *options, nproc=1)
+    output = refused.communicate(timeout=200)[0]
+    assert refused.returncode == 1
+    assert "s3://bucket/runs/away: cannot be listed" in output
+    assert "Traceback" not in output
+
+    finish(start(recipe, run_dir, "engine.name=plain", "horizon=10 steps", nproc=1))
+    (run_dir / "checkpoints" / "step-0000000010" / "COMMITTED.json").unlink()  # there is an older one: no need to ask
+    output = finish(start(recipe, run_dir, *options, nproc=1))
+    assert "resumed from step 9" in output
+    assert "step-0000000010 COULD NOT BE COPIED" in output
+    assert "Training goes on" in output
+    assert "none-of-your-business" not in output

@@ -78,7 +78,14 @@ def test_a_run_goes_from_two_processes_to_one_and_back(tmp_path: Path, small_set
 
 
 def test_a_bit_that_flips_on_one_rank_is_noticed(tmp_path: Path, run_world: Callable[..., Any]) -> None:
-    cases = [f"drift:{engine}:{tmp_path / engine}" for engine in ("plain-fp32", "zero-1-bf16")]
-    found = run_world("laws/recovery_worker.py", 2, *cases)
+    engines = ("plain-fp32", "zero-1-bf16", "zero-3-fp32", "zero-3-bf16")
+    cases = [f"drift:{engine}:{tmp_path / engine}" for engine in engines]
+    torn = [f"tear:{engine}:{tmp_path / engine}" for engine in engines[2:]]
+    found = run_world("laws/recovery_worker.py", 2, *cases, *torn)
+    own = "the weights that ranks [1] compute with are not those that their optimizers hold"
     for case in cases:  # of two ranks neither is the usual one
-        assert "after step 5 the weights of ranks [1] differ" in found[case] or "ranks [0] differ" in found[case]
+        differ = "after step 5 the weights of ranks [1] differ" in found[case] or "ranks [0] differ" in found[case]
+        assert differ or own in found[case]
+        assert differ or "zero-1" in case, "under ZeRO-1 a rank's own run is compared with its master first"
+    for case in torn:
+        assert own in found[case]

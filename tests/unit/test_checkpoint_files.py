@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -255,5 +256,8 @@ def test_steps_that_were_not_applied_are_counted_and_not_remembered() -> None:
 
 def test_a_rewound_state_passes_over_what_led_to_the_spike() -> None:
     past = TrainState(step=10, position=160)
-    state = past.rewound(240, 1)
+    state = past.rewound(TrainState(step=15, position=240, spikes=1))
     assert (state.step, state.position, state.passed_over, state.examples) == (10, 240, ((160, 240),), 160)
+    # Before the next checkpoint another spike: two rewinds to the same place are two, and no example counts twice.
+    again = past.rewound(replace(state, step=14, position=304, spikes=2))
+    assert (again.step, again.passed_over, again.examples, again.spikes) == (10, ((160, 240), (240, 304)), 160, 2)

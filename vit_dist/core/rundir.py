@@ -5,6 +5,7 @@ recipe.yaml       the resolved recipe
 status.json       how the last attempt stands: running, done, stopped, failed
 attempts.jsonl    every attempt's beginning and end, a line each; only ever appended to
 owner.json        the attempt that may write here; an older one that still runs finds it is not it
+alive.json        where the running attempt's time went, written every few seconds: what a crash cost is told by it
 request           made by a person: `save`, or `stop` for save and stop; removed when it is served
 order/            ordinals of every step's examples, where the recipe asks for them
 stacks/           where every thread stood when a rank hung
@@ -26,7 +27,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,33 @@ class RunDir:
     def owner(self) -> dict[str, Any]:
         """The attempt that may write here; empty where none has begun."""
         return self.read_json("owner.json") or {}
+
+    def taken_over(self, token: str) -> str:
+        """Who owns the directory in place of the attempt with this token, for people; '' where that attempt does."""
+        owner = self.owner()
+        if owner.get("token") == token:
+            return ""
+        return (
+            f"{self.path}: attempt {owner.get('attempt')} on {owner.get('host')} (process {owner.get('pid')}) has "
+            f"taken this run over; this attempt ends without writing. If both are yours, stop one of them"
+        )
+
+    def write_alive(self, attempt: int, goodput: Mapping[str, float]) -> None:
+        """Say that an attempt lives, and where its time went. Not flushed to the disk: the next one comes soon."""
+        path, temporary = self.path / "alive.json", self.path / ".alive.json.tmp"
+        temporary.write_text(json.dumps({"attempt": attempt, "time": time.time(), "goodput": dict(goodput)}))
+        temporary.replace(path)
+
+    def last_life(self, status: Status) -> Status:
+        """The status, with the times of alive.json where these reach further: after a crash they do."""
+        with contextlib.suppress(RunError, TypeError, ValueError, AttributeError, KeyError):
+            alive = self.read_json("alive.json") or {}
+            if status.status in {"done", "stopped"} and int(alive["attempt"]) <= status.attempt:
+                return status  # it ended as it should: what it said then is exact
+            goodput = {str(bucket): float(seconds) for bucket, seconds in alive.get("goodput", {}).items()}
+            if sum(goodput.values()) > sum(status.goodput.values()):
+                return replace(status, goodput=goodput, time=float(alive["time"]))
+        return status
 
     def attempts(self) -> list[dict[str, Any]]:
         """The lines of attempts.jsonl that are whole, in the order they were written."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vit_dist.data.decode import normalize
 from vit_dist.engines._protocol import EngineInputs, StepResult, mean_over_ranks, poisoned, set_lr
 from vit_dist.engines._slices import EngineState, Source
-from vit_dist.engines._zero import load_zero_state, zero_state
+from vit_dist.engines._zero import gathered, load_zero_state, torn_copy, zero_state
 from vit_dist.engines.deepspeed import DeepSpeedConfig
 
 
@@ -133,7 +133,15 @@ class DeepSpeedEngine:
             load_zero_state(self.module, self._optimizer, self._stage, self._in.world, source)
 
     def replicated(self) -> Iterator[tuple[str, Tensor]]:
-        """See Engine. Under stage 3 weights are cut over the ranks: only buffers are replicated."""
-        if self._stage < 3:
-            yield from self.module.named_parameters()
+        """See Engine. Under stage 3 each weight is gathered for the look at it, as a forward pass does."""
+        for name, parameter in self.module.named_parameters():
+            if self._stage < 3:
+                yield name, parameter
+            else:
+                with gathered(parameter) as whole:
+                    yield name, whole
         yield from self.module.named_buffers()
+
+    def torn(self) -> str:
+        """See Engine."""
+        return torn_copy(self.module, self._optimizer, self._stage, self._in.world)

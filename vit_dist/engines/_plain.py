@@ -105,6 +105,10 @@ class PlainEngine:
         yield from self.module.named_parameters()
         yield from self.module.named_buffers()
 
+    def torn(self) -> str:
+        """See Engine. There is one copy."""
+        return ""
+
     def _autocast(self) -> Any:
         enabled = self._in.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)

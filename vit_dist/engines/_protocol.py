@@ -67,7 +67,10 @@ class Engine(Protocol):
         """
 
     def replicated(self) -> Iterator[tuple[str, Tensor]]:
-        """What must be the same on every rank, bit for bit: (name, tensor)."""
+        """What must be the same on every rank, bit for bit: (name, tensor). A collective under ZeRO-3."""
+
+    def torn(self) -> str:
+        """The first parameter whose copy that this rank computes with is not the rounding of its master; '' if none."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ their places (`grad_position`). Padding is zero, stays zero and is not saved.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,38 @@ def load_zero_state(module: nn.Module, optimizer: Any, stage: int, world: World,
         _refresh_stage_3(optimizer)
     else:
         optimizer.update_lp_params()
+
+
+def torn_copy(module: nn.Module, optimizer: Any, stage: int, world: World) -> str:
+    """The first parameter whose run of this rank is not what its full-precision master rounds to; '' if none."""
+    parameters = dict(module.named_parameters())
+    for part in _fragments(module, optimizer, stage, world):
+        p: Any = parameters[part.name]
+        run = p.ds_tensor[: part.size] if stage == 3 else p.view(-1)[part.start : part.start + part.size]
+        if not torch.equal(_bits(run.detach()), _bits(part.of(part.flat).to(run.dtype))):
+            return part.name
+    return ""
+
+
+def _bits(values: Tensor) -> Tensor:
+    return values.view(torch.int16 if values.element_size() == 2 else torch.int32)  # NaN equals NaN, 0 is not -0
+
+
+@contextlib.contextmanager
+def gathered(parameter: nn.Parameter) -> Iterator[Tensor]:
+    """A parameter of stage 3 whole, for as long as the block lasts. A collective.
+
+    Small ones are kept whole on every rank between steps: these are shown as they are.
+    """
+    p: Any = parameter
+    is_whole = p.ds_status.name == "AVAILABLE"
+    if not is_whole:
+        p.all_gather(param_list=[p])
+    try:
+        yield p.data
+    finally:
+        if not is_whole:
+            p.partition(param_list=[p], has_been_updated=False)
 
 
 def _refresh_stage_3(optimizer: Any) -> None:

@@ -141,6 +141,10 @@ def open_run(
     if world.is_main:
         _claim(directory, recipe, whole)
     ledger.begin()
+    # Until the checkpoint is there nothing is known to be lost: the sums of before, and this start.
+    before = ledger.before
+    now = time.time() - (time.monotonic() - start.began)  # when this attempt began, by the clock on the wall
+    ledger.beat(Goodput(carried(before.goodput, before.goodput, before.time, now), start.began))
     start.mark("data")
 
     engine, num_params = _build_engine(recipe, plan, world, device)
@@ -158,10 +162,10 @@ def open_run(
         _announce_restored(found, state, engine)
     saver, attempt_number = _make_saver(recipe, data, directory, world, ledger)
     saver.last_step = state.step if found is not None else None
-    before = ledger.before
-    now = time.time() - (time.monotonic() - start.began)  # when this attempt began, by the clock on the wall
     sums = carried(found.marker.get("goodput", {}) if found else {}, before.goodput, before.time, now)
-    clock = Clock(recipe, data, world, device, Goodput(sums, start.began), watchdog, start)
+    goodput = Goodput(sums, start.began)
+    ledger.beat(goodput)
+    clock = Clock(recipe, data, world, device, goodput, watchdog, start)
     info = _run_info(recipe, data, plan, engine, world, num_params, model_config)
     context = EvalContext(engine, recipe, world, val)
     return Run(

@@ -233,6 +233,7 @@ class Saver:
                 "recipe": contents.recipe,
                 "state": contents.state,
                 "files": files,
+                "wrote_s": round(time.monotonic() - began, 3),
                 **contents.extras,
             }
             write_bytes(str(partial / MARKER), json.dumps(marker, indent=1).encode())
@@ -279,13 +280,9 @@ class Saver:
         return files
 
     def _check_owner(self) -> None:
-        owner = self._directory.owner()
-        if owner.get("token") != self._token:
-            raise FencedError(
-                f"{self._directory.path}: attempt {owner.get('attempt')} on {owner.get('host')} (process "
-                f"{owner.get('pid')}) has taken this run over; this attempt ends without writing. If both are yours, "
-                f"stop one of them"
-            )
+        taken_over = self._directory.taken_over(self._token)
+        if taken_over:
+            raise FencedError(taken_over)
 
 
 def describe(root: Path) -> str:

@@ -8,12 +8,14 @@
     lost    all of the above that was done after the checkpoint from which a later attempt went on
     down    between two attempts: from the last sign of life of one to the beginning of the next
 
-Sums travel in checkpoints and, up to the last log, in status.json; the difference of the two is what a crash lost.
+Sums travel in checkpoints and, up to two seconds before a crash, in alive.json (see train/pulse.py); the difference of
+the two is what the crash lost.
 Only spans between attempts use the wall clock, so a clock that jumps cannot make a bucket shrink.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 
@@ -39,7 +41,7 @@ def carried(saved: Mapping[str, float], told: Mapping[str, float], told_at: floa
 
 
 class Goodput:
-    """The time of this attempt, on one timeline: it is always in one bucket.
+    """The time of this attempt, on one timeline: it is always in one bucket. Safe to read from another thread.
 
     Args:
         sums: with which it begins; see `carried`.
@@ -49,24 +51,28 @@ class Goodput:
     def __init__(self, sums: Mapping[str, float], began: float) -> None:
         self._sums = {bucket: float(sums.get(bucket, 0.0)) for bucket in BUCKETS}
         self._now, self._since = "start", began
+        self._lock = threading.Lock()
 
     def enter(self, bucket: str) -> float:
         """From now on time belongs to this bucket. Returns the seconds spent in the one before."""
-        now = time.monotonic()
-        spent = now - self._since
-        self._sums[self._now] += spent
-        self._now, self._since = bucket, now
-        return spent
+        with self._lock:
+            now = time.monotonic()
+            spent = now - self._since
+            self._sums[self._now] += spent
+            self._now, self._since = bucket, now
+            return spent
 
     def sums(self) -> dict[str, float]:
         """Seconds in each bucket up to now."""
-        self.enter(self._now)
-        return {bucket: round(seconds, 3) for bucket, seconds in self._sums.items()}
+        with self._lock:
+            sums = {**self._sums, self._now: self._sums[self._now] + time.monotonic() - self._since}
+        return {bucket: round(seconds, 3) for bucket, seconds in sums.items()}
 
     def rewound(self, saved: Mapping[str, float]) -> None:
         """The run goes on from a checkpoint of its past: what came after it is lost."""
         self.enter(self._now)
-        self._sums = {**carried(saved, self._sums, 0.0, 0.0), "down": self._sums["down"]}
+        with self._lock:
+            self._sums = {**carried(saved, self._sums, 0.0, 0.0), "down": self._sums["down"]}
 
     def share(self) -> float:
         """Useful share of all time since the run began, from 0 to 1."""

@@ -141,17 +141,24 @@ def checksum(engine: Engine) -> Tensor:
 
 
 def check_replicas(engine: Engine, world: World, step: int) -> None:
-    """Compare what must be the same on every rank. A collective.
+    """Compare what must be the same on every rank, and on each its weights with their masters. A collective.
 
     Raises:
-        RunError: on every rank, naming those that differ from most.
+        RunError: on every rank, naming those that are at fault or differ from most.
     """
-    if world.size == 1:
-        return
-    own = checksum(engine)
-    gathered = [torch.zeros_like(own) for _ in range(world.size)]
-    torch.distributed.all_gather(gathered, own)
-    sums = [int(t) for t in gathered]
+    torn = [engine.torn()]
+    sums = [int(checksum(engine))]
+    if world.size > 1:
+        told: list[Any] = [None] * world.size
+        torch.distributed.all_gather_object(told, (torn[0], sums[0]))
+        torn, sums = [t for t, _ in told], [s for _, s in told]
+    if any(torn):
+        ranks = [rank for rank, name in enumerate(torn) if name]
+        raise RunError(
+            f"after step {step} the weights that ranks {ranks} compute with are not those that their optimizers hold "
+            f"(the first: {torn[ranks[0]]}): memory or a kernel is at fault there. The checkpoints before are whole; "
+            f"start the run again, without the nodes of these ranks if it happens twice"
+        )
     usual = max(set(sums), key=sums.count)
     strange = [rank for rank, value in enumerate(sums) if value != usual]
     if strange:

@@ -14,6 +14,8 @@ from vit_dist.core.log import log
 from vit_dist.core.rundir import RunDir, Status
 from vit_dist.core.units import format_seconds
 from vit_dist.core.world import World
+from vit_dist.train.goodput import Goodput
+from vit_dist.train.pulse import Pulse
 
 
 class Ledger:
@@ -29,6 +31,7 @@ class Ledger:
         self.attempt, self.token, self.before, self._ended = 0, "", Status("none"), False
         self._step = self._examples = 0
         self._goodput: Mapping[str, float] = {}
+        self._pulse: Pulse | None = None
 
     def begin(self) -> None:
         """Take the run over from the attempt before, and say so.
@@ -40,10 +43,11 @@ class Ledger:
             return
         lines = self._directory.attempts()
         self.attempt = 1 + max((int(line.get("attempt", 0)) for line in lines), default=0)
-        self.before = self._directory.status() or Status("none")
-        if lines and lines[-1].get("event") == "start":
+        self.before = self._directory.last_life(self._directory.status() or Status("none"))
+        ended = {line.get("attempt") for line in lines if line.get("event") == "end"}
+        for number in [n for line in lines if line.get("event") == "start" and (n := line.get("attempt")) not in ended]:
             # It could not say how it ended: killed, or its machine is gone.
-            lost = {"event": "end", "attempt": lines[-1].get("attempt"), "status": "killed", "step": self.before.step}
+            lost = {"event": "end", "attempt": number, "status": "killed", "step": self.before.step}
             self._directory.append_attempt({**lost, "examples": self.before.examples, "last_seen": self.before.time})
         self.token = self._directory.take_over(self.attempt)
         place = {"host": socket.gethostname(), "pid": os.getpid(), "ranks": self._world.size}
@@ -53,21 +57,44 @@ class Ledger:
             ahead = format_seconds(self.before.time - time.time())
             log(f"  the last attempt's clock was {ahead} ahead of this machine's; nothing here depends on it")
 
+    def beat(self, goodput: Goodput) -> None:
+        """From now on tell this every two seconds, from a thread, until the end."""
+        if not self._world.is_main:
+            return
+        if self._pulse is None:
+            self._pulse = Pulse(self._directory, self.attempt, self.token, goodput)
+        self._pulse.goodput = goodput
+
+    @property
+    def fenced(self) -> str:
+        """Who has taken the run over, as far as the pulse knows; else ''. On the first rank only."""
+        return self._pulse.taken_over if self._pulse is not None else ""
+
+    def taken_over(self) -> str:
+        """Who has taken the run over, looked up now; else ''. On the first rank only."""
+        if not self._world.is_main or not self.token:
+            return ""
+        with contextlib.suppress(VitDistError):
+            return self._directory.taken_over(self.token)
+        return ""
+
     def running(self, step: int, examples: int, goodput: Mapping[str, float]) -> None:
         """A sign of life."""
         self._step, self._examples, self._goodput = step, examples, goodput
-        self._write("running", "")
+        if not self.taken_over():  # a later attempt's status stands there
+            self._write("running", "")
 
     def end(self, status: str, reason: str = "", *, goodput: Mapping[str, float] | None = None) -> None:
         """How the attempt ended; the first word holds. Never raises: the disk may be what has failed."""
         if self._ended or not self._world.is_main or self.attempt == 0:
             return
         self._ended = True
+        if self._pulse is not None:
+            self._pulse.close()
         self._goodput = self._goodput if goodput is None else goodput
         with contextlib.suppress(VitDistError):
-            if self._directory.owner().get("token") != self.token:
-                return  # a later attempt's status stands there
-            self._write(status, reason)
+            if not self.taken_over():
+                self._write(status, reason)
         with contextlib.suppress(VitDistError):
             told: dict[str, Any] = {"event": "end", "attempt": self.attempt, "status": status, "reason": reason}
             told |= {"step": self._step, "examples": self._examples, "goodput": dict(self._goodput)}

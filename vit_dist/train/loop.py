@@ -24,6 +24,7 @@ from vit_dist.engines._protocol import StepResult
 from vit_dist.evals import EvaluatorConfig
 from vit_dist.optim import OptimizerConfig, ScheduleConfig
 from vit_dist.train import guards
+from vit_dist.train.checkpoint_saver import FencedError
 from vit_dist.train.losses import make_targets
 from vit_dist.train.progress import ProgressLine
 from vit_dist.train.run import Run
@@ -40,6 +41,7 @@ def train(run: Run) -> None:
     Raises:
         DataError: too many samples cannot be decoded.
         RunError: checkpoints cannot be written, or the numbers are beyond help.
+        FencedError: a later attempt has taken the run over.
     """
     run.start_log()
     if run.state.step >= run.plan.total_steps:  # killed between the last checkpoint and the word that it is done
@@ -65,6 +67,8 @@ def _course(run: Run) -> bool:
             skip_over = limit if config.spike == "skip" else math.inf
             result = run.engine.train_step(_micro_batches(run, batch), _lr(run, state.step), skip_over=skip_over)
             agreed = _agree(run, batch.replaced, requests)
+            if agreed.fenced:
+                raise FencedError(agreed.fenced)
             before, bad = state, frozenset(r.ordinal for r in agreed.replaced)
             state, spike = guards.after_step(config, state, result, limit, position=after.position, quarantined=bad)
             run.state = state
@@ -124,11 +128,19 @@ def _micro_batches(run: Run, batch: Batch) -> Sequence[tuple[Tensor, Tensor]]:
 
 @dataclass(frozen=True)
 class _Agreed:
-    """What any rank met in a step, the same on every rank: samples replaced, a wish to save, a reason to stop or ''."""
+    """What any rank met in a step, the same on every rank.
+
+    Attributes:
+        replaced: samples that could not be decoded.
+        save: a wish to save.
+        stop: a reason to stop, or ''.
+        fenced: who has taken the run over, or ''.
+    """
 
     replaced: list[Replacement] = field(default_factory=list)
     save: bool = False
     stop: str = ""
+    fenced: str = ""
 
 
 class _Requests:
@@ -150,16 +162,18 @@ def _agree(run: Run, replaced: list[Replacement], requests: _Requests) -> _Agree
     """What any rank met in this step. A collective."""
     asked = requests.take(run)
     reason = run.stop.reason or ("the request file" if asked == "stop" else "")
+    fenced = run.ledger.fenced
     if run.world.size == 1:
-        return _Agreed(replaced, asked == "save", reason)
-    flags = torch.tensor([bool(replaced), asked == "save", bool(reason)], dtype=torch.int32, device=run.engine.device)
+        return _Agreed(replaced, asked == "save", reason, fenced)
+    told = [bool(replaced), asked == "save", bool(reason), bool(fenced)]
+    flags = torch.tensor(told, dtype=torch.int32, device=run.engine.device)
     torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
     if not flags.any():
         return _Agreed()
     everyone: list[Any] = [None] * run.world.size
-    torch.distributed.all_gather_object(everyone, (replaced, reason))
-    stop = next((why for _, why in everyone if why), "")
-    return _Agreed([r for part, _ in everyone for r in part], bool(flags[1]), stop)
+    torch.distributed.all_gather_object(everyone, (replaced, reason, fenced))
+    stop = next((why for _, why, _ in everyone if why), "")
+    return _Agreed([r for part, *_ in everyone for r in part], bool(flags[1]), stop, everyone[0][2])
 
 
 def _trace(run: Run, batch: Batch) -> None:

@@ -76,7 +76,7 @@ class Run:
         """Say in the log, then in status.json, how the attempt ended."""
         step, examples = self.state.step, self.state.position
         self.ledger.at(step, examples)
-        if self.writer is not None:
+        if self.writer is not None and not self.ledger.taken_over():  # else the log is a later attempt's to close
             runlog.write_status(
                 self.writer, runlog.RunStatus(status=status, step=step, examples=examples, reason=reason)
             )

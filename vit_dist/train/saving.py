@@ -58,7 +58,7 @@ def rewind(run: Run) -> None:
         RunError: it was done too often.
         CheckpointError: the checkpoint is damaged.
     """
-    reached, spikes = run.state.position, run.state.spikes
+    given_up = run.state
     if len(run.state.passed_over) >= run.recipe.guards.max_rewinds:
         raise RunError(
             f"another loss spike at step {run.state.step} after {len(run.state.passed_over)} rewinds "
@@ -70,12 +70,11 @@ def rewind(run: Run) -> None:
     found = restore_from(told[0], run.engine, run.identity, run.world, run.probe)
     past = TrainState.load(found.state, run.data.identity, str(found.path))
     run.saver.rewind_to(past.step)
-    lost = run.state.step - past.step
-    run.state = past.rewound(reached, spikes)
+    run.state = past.rewound(given_up)
     run.clock.goodput.rewound(found.marker.get("goodput", {}))
     if run.world.is_main:
         log(
-            f"  REWOUND to step {past.step:,}, {lost} steps back; positions {past.position:,} to {reached:,} of the "
-            f"order are passed over"
+            f"  REWOUND to step {past.step:,}, {given_up.step - past.step} steps back; positions {past.position:,} to "
+            f"{given_up.position:,} of the order are passed over"
         )
     run.start_log()

@@ -60,14 +60,16 @@ class TrainState:
             spikes=self.spikes + spike,
         )
 
-    def rewound(self, end: int, rewinds_from: int) -> TrainState:
-        """This state of the past, going on at position `end`: what lies between is passed over.
+    def rewound(self, given_up: TrainState) -> TrainState:
+        """This state of the past, going on where the stream stands: what lies between is passed over.
 
         Args:
-            end: where the stream goes on.
-            rewinds_from: spikes counted so far, this one included.
+            given_up: the state that was reached from here. If it has come from here by a rewind itself, that one
+                stays counted, though no checkpoint knows of it.
         """
-        return replace(self, position=end, passed_over=(*self.passed_over, (self.position, end)), spikes=rewinds_from)
+        since = given_up.passed_over[len(self.passed_over) :]
+        begin, end = since[-1][1] if since else self.position, given_up.position
+        return replace(self, position=end, passed_over=(*given_up.passed_over, (begin, end)), spikes=given_up.spikes)
 
     def dump(self, identity: OrderIdentity | MixtureIdentity) -> dict[str, Any]:
         """As plain data, with the order that the position belongs to."""
