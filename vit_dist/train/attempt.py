@@ -147,7 +147,7 @@ def open_run(
     ledger.beat(Goodput(carried(before.goodput, before.goodput, before.time, now), start.began))
     start.mark("data")
 
-    engine, num_params = _build_engine(recipe, plan, world, device)
+    engine, num_params = build_engine(recipe, plan, world, device)
     start.mark("model and engine")
     probe = make_probe(recipe, data.parts[0].manifest, world, recipe.checkpoint.probe)
     found = checkpoints.restore(
@@ -188,7 +188,7 @@ def open_run(
     )
 
 
-def _build_engine(recipe: Recipe, plan: Plan, world: World, device: torch.device) -> tuple[Engine, int]:
+def build_engine(recipe: Recipe, plan: Plan, world: World, device: torch.device) -> tuple[Engine, int]:
     """The model in its engine, with the weights of the seed, and how many parameters it has. A collective."""
     config, optim = recipe.model, recipe.optim
     assert isinstance(config, ModelConfig)
