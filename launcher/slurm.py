@@ -230,6 +230,19 @@ def node_states(nodelist: str = "", *, patience_s: float = PATIENCE_S) -> Mappin
     return parse_nodes(done.stdout)
 
 
+def node_addresses(nodelist: str, *, patience_s: float = PATIENCE_S) -> dict[str, tuple[str, int]]:
+    """Node -> address and port of its daemon (6818 where Slurm does not tell)."""
+    done = _call(["scontrol", "-o", "show", "node", nodelist], patience_s=patience_s)
+    if done.returncode:
+        raise _failed(done, f"the nodes {nodelist!r} cannot be shown")
+    found = {}
+    for line in done.stdout.splitlines():
+        fields = dict(re.findall(r"(\w+)=(\S+)", line))
+        if "NodeName" in fields:
+            found[fields["NodeName"]] = (fields.get("NodeAddr", fields["NodeName"]), int(fields.get("Port", "6818")))
+    return found
+
+
 def down_nodes(nodelist: str = "", *, patience_s: float = PATIENCE_S) -> dict[str, str]:
     """Those of the nodes that are down, drained, failing or silent, each with the reason."""
     bad = ("down", "drain", "fail", "error", "unknown", "powered_down")

@@ -43,6 +43,7 @@ class Job:
         array_id, array_task: for an array's elements: number of the array, and which element ("3", "4-9%2").
         requeue: Slurm may put it back into the queue; None where the command does not tell.
         excluded: nodes it must not get, folded.
+        preempted: since when it makes room for another job, in its grace time; None while it does not.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Job:
     excluded: str = ""
     name: str = ""
     work_dir: str = ""
+    preempted: float | None = None
 
     @property
     def ended(self) -> bool:
@@ -146,6 +148,7 @@ def _shown(line: str) -> Job:
         nodes=_int(fields.get("NumNodes", "")),
         nodelist=fields.get("NodeList", ""),
         batch_host=fields.get("BatchHost", ""),
+        preempted=parse_time(fields.get("PreemptTime", "")),
         submitted=parse_time(fields.get("SubmitTime", "")),
         start=parse_time(fields.get("StartTime", "")),
         end=parse_time(fields.get("EndTime", "")),
