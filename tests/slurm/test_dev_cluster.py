@@ -22,14 +22,14 @@ def submit(cluster, folder: Path, body: str, *options: str) -> str:
 
 
 def test_a_node_is_killed_with_all_that_it_runs_and_can_be_revived(slurm, tmp_path: Path) -> None:
-    job = submit(slurm, tmp_path, "srun sleep 600", "-N2", "--requeue")
-    wait_for("the job's step runs", lambda: sum("sleep 600" == p for p in job_processes(slurm).values()) == 2)
+    job = submit(slurm, tmp_path, "srun /bin/sleep 600", "-N2", "--requeue")
+    wait_for("both tasks run", lambda: sum(p == "/bin/sleep 600" for p in job_processes(slurm).values()) == 2)
     assert slurm.run("squeue", "-h", "-j", job, "-o", "%N").stdout.split() == ["n[1-2]"]
     slurm.kill("n2")
     assert slurm.daemon("n2") is None
     assert not slurm.processes("n2")
     assert slurm.daemon("n1") is not None
-    assert "sleep 600" in slurm.processes("n1").values()
+    assert "/bin/sleep 600" in slurm.processes("n1").values()
     slurm.revive("n2")
     assert slurm.daemon("n2") is not None
     slurm.run("scancel", job)
