@@ -27,6 +27,7 @@ VERBS = {
     "verify-resume": "prove on this machine that a recipe survives kills and other numbers of processes",
     "doctor": "look at this machine, Slurm, files and data, and say what to do about them",
     "preflight": "test the nodes of an allocation, or this machine, before training does",
+    "evaluate": "evaluate a trained run: its newest checkpoint, into its own log",
     "study": "train a grid of recipes and draw the scaling curves",
 }
 

@@ -82,6 +82,12 @@ def rendezvous(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     raise ConfigError("MASTER_ADDR and MASTER_PORT are not set; start through `vit-dist train --nproc N` or `srun`")
 
 
+def array_element(environ: Mapping[str, str] | None = None) -> int | None:
+    """The number of this element of a SLURM job array, or None outside of one."""
+    text = (os.environ if environ is None else environ).get("SLURM_ARRAY_TASK_ID", "")
+    return int(text) if text.isdigit() else None
+
+
 def first_host(nodelist: str) -> str:
     """The first name of a SLURM node list: 'gpu[003-007,9]' -> 'gpu003', 'a1,b2' -> 'a1'."""
     head, bracket, rest = nodelist.partition("[")

@@ -1,0 +1,82 @@
+"""Evaluate a run that has been trained: its newest checkpoint, its evaluators or others; into its own log."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vit_dist.config.load import identity
+from vit_dist.config.schema import Recipe, dump
+from vit_dist.core.errors import RunError
+from vit_dist.core.events import EventWriter
+from vit_dist.core.log import log
+from vit_dist.core.rundir import RunDir
+from vit_dist.core.world import World
+from vit_dist.evals import EvalContext, EvaluatorConfig
+from vit_dist.train import checkpoints
+from vit_dist.train.attempt import build_engine, process_group
+from vit_dist.train.plan import open_training
+from vit_dist.train.state import TrainState
+
+RECORD = "evaluated.json"
+
+
+def evaluate(recipe: Recipe, run_dir: Path, world: World) -> dict[str, float]:
+    """What a recipe's evaluators find in the newest checkpoint of a run. A collective.
+
+    The values go to a new event file of the run, at the step of the checkpoint, and to `evaluated.json`; where that
+    says that the same evaluators have seen this step already, nothing is done.
+
+    Raises:
+        RunError: there is no checkpoint, or an attempt of the run holds the directory.
+        VitDistError: what keeps a set from being read, or the checkpoint from being restored.
+    """
+    directory = RunDir(run_dir)
+    with contextlib.ExitStack() as stack:
+        if world.is_main:
+            if not run_dir.is_dir():
+                raise RunError(f"{run_dir}: no such run directory")
+            stack.enter_context(directory.locked())
+        device = stack.enter_context(process_group(world))
+        data, val, plan = open_training(recipe, world)
+        engine, _ = build_engine(recipe, plan, world, device)
+        whole = {**identity(recipe), "fingerprint": data.fingerprint}
+        found = checkpoints.restore(directory.checkpoints, engine, whole, world, remote=recipe.checkpoint.remote)
+        if found is None:
+            raise RunError(f"{run_dir}: no checkpoint in it to evaluate; train it first")
+        step = TrainState.load(found.state, data.identity, str(found.path)).step
+        before = seen(directory, recipe.evaluators, step)
+        if before is not None:
+            if world.is_main:
+                log(f"  {run_dir}: these evaluators have seen step {step:,} already")
+            return before
+        context = EvalContext(engine, recipe, world, val)
+        values: dict[str, float] = {}
+        for evaluator in recipe.evaluators:
+            assert isinstance(evaluator, EvaluatorConfig)
+            values.update(evaluator.run(context))
+        if world.is_main:
+            _write(directory, recipe, step, values)
+        return values
+
+
+def seen(directory: RunDir, evaluators: Sequence[Any], step: int) -> dict[str, float] | None:
+    """What these evaluators found at this step, or None where they have not looked."""
+    record = directory.read_json(RECORD) or {}
+    for entry in record.get("evaluations", []):
+        if entry["evaluators"] == [dump(e) for e in evaluators] and entry["step"] == step:
+            return dict(entry["values"])
+    return None
+
+
+def _write(directory: RunDir, recipe: Recipe, step: int, values: dict[str, float]) -> None:
+    # No session begins with this file: what the run has logged at this step and beyond stays true.
+    with contextlib.closing(EventWriter(directory.events)) as writer:
+        writer.scalars(step, values)
+    record = directory.read_json(RECORD) or {"evaluations": []}
+    entry = {"step": step, "evaluators": [dump(e) for e in recipe.evaluators], "values": values}
+    directory.write_json(RECORD, {"evaluations": [*record["evaluations"], entry]})
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    log(f"  {directory.path}, step {step:,}: {shown}")
