@@ -306,6 +306,6 @@ def require(path: Path, states: Sequence[str], doing: str) -> RunView:
         why = f" ({shown.reason})" if shown.reason else ""
         hint = f" {shown.advice[0]}" if shown.advice else ""
         raise RunError(
-            f"{path}: {doing} needs a run that is {' or '.join(states)}; this one is {shown.state}{why}.{hint}"
+            f"{path}: {doing} needs a run that is {", ".join(states)}; this one is {shown.state}{why}.{hint}"
         )
     return shown

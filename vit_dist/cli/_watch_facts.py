@@ -45,7 +45,7 @@ def facts(view: RunView, now: float) -> list[tuple[str, str]]:
         ("saved", saved_line(view, now)),
         ("measured", "  ".join(f"{name} {value:.4g}" for name, value in view.metrics.items())),
         ("goodput", goodput_line(view.goodput, view.useful)),
-        ("cost", cost_line(view.attempts)),
+        ("cost", cost_line(view, now)),
     ]
     return [(label, clean(text)) for label, text in pairs if text]
 
@@ -113,16 +113,18 @@ def goodput_line(goodput: Mapping[str, float], useful: float | None) -> str:
     return f"{100 * useful:.1f}% useful: " + ", ".join(f"{b} {span(s)}" for s, b in parts if s >= 0.05)
 
 
-def cost_line(attempts: Sequence[LedgerEntry]) -> str:
-    """What the attempts have cost and lost."""
-    if not attempts:
+def cost_line(view: RunView, now: float) -> str:
+    """What the attempts have cost and lost; one that is open counts up to now, or up to its last sign of life."""
+    if not view.attempts:
         return ""
-    hours = sum(entry.device_hours for entry in attempts)
-    lost = sum(entry.lost for entry in attempts)
-    return (
-        f"{len(attempts)} attempt{'' if len(attempts) == 1 else 's'}, {hours:,.3g} device-hours in those that ended, "
-        f"{lost:,} step{'' if lost == 1 else 's'} done twice"
-    )
+    count, lost = len(view.attempts), sum(entry.lost for entry in view.attempts)
+    hours = sum(entry.device_hours for entry in view.attempts)
+    last = view.attempts[-1]
+    if last.open:
+        until = now if view.active else view.seen
+        hours += last.devices * max(0.0, until - last.begun) / 3600
+    text = f"{count} attempt{'' if count == 1 else 's'}, {hours:,.3g} device-hours"
+    return text + (f", {lost:,} step{'' if lost == 1 else 's'} done in vain" if lost else "")
 
 
 def attempt_row(entry: LedgerEntry, now: float) -> tuple[str, ...]:
@@ -194,6 +196,11 @@ def summary(views: Sequence[RunView]) -> str:
         counts[view.state] = counts.get(view.state, 0) + 1
     parts = ", ".join(f"{count} {state}" for state, count in counts.items())
     return f"{len(views)} run{'' if len(views) == 1 else 's'}" + (f": {parts}" if parts else "")
+
+
+def filled(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The columns in which at least one row has something to say."""
+    return [name for i, name in enumerate(names) if any(row[i] for row in rows)]
 
 
 def span(seconds: float) -> str:

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from vit_dist.cli._watch_facts import ATTEMPT_COLUMNS, COLUMNS, attempt_row, clean, facts, order, row, summary
+from vit_dist.cli._watch_facts import ATTEMPT_COLUMNS, COLUMNS, attempt_row, clean, facts, filled, order, row, summary
 
 if TYPE_CHECKING:
     from launcher.watch import RunView
@@ -78,7 +78,10 @@ def many(views: Sequence[RunView], note: str, *, width: int, rows: int | None = 
     if width < 78:
         hidden |= {"img/s", "job"}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", expand=False)
-    shown = [name for name in COLUMNS if name not in hidden]
+    ordered = order(views)
+    cut = len(ordered) if rows is None else max(1, rows - 6)
+    lines = [row(view, now) for view in ordered[:cut]]
+    shown = [name for name in filled(COLUMNS, lines) if name not in hidden]
     for name in shown:
         flexible = name in {"run", "note"}
         table.add_column(
@@ -90,10 +93,8 @@ def many(views: Sequence[RunView], note: str, *, width: int, rows: int | None = 
             max_width=44 if name == "run" else None,
             ratio=None if not flexible else (2 if name == "note" else 3),
         )
-    ordered = order(views)
-    cut = len(ordered) if rows is None else max(1, rows - 6)
-    for view in ordered[:cut]:
-        cells = dict(zip(COLUMNS, row(view, now), strict=True))
+    for view, line in zip(ordered, lines, strict=False):
+        cells = dict(zip(COLUMNS, line, strict=True))
         table.add_row(
             *(Text(cells[name], style=_STYLES.get(view.state, "") if name == "state" else "") for name in shown)
         )
@@ -126,12 +127,13 @@ def _attempts(view: RunView, now: float, width: int, count: int) -> Table:
         caption=f"and {earlier} earlier attempts" if earlier > 0 else None,
         caption_justify="left",
     )
-    shown = [name for name in ATTEMPT_COLUMNS if name not in hidden]
+    lines = [attempt_row(entry, now) for entry in view.attempts[-count:]]
+    shown = [name for name in filled(ATTEMPT_COLUMNS, lines) if name not in hidden]
     for name in shown:
         table.add_column(
             name, justify="right" if name in _RIGHT else "left", no_wrap=name not in {"ended", "then"}, overflow="fold"
         )
-    for entry in view.attempts[-count:]:
-        cells = dict(zip(ATTEMPT_COLUMNS, attempt_row(entry, now), strict=True))
+    for line in lines:
+        cells = dict(zip(ATTEMPT_COLUMNS, line, strict=True))
         table.add_row(*(Text(cells[name]) for name in shown))
     return table
