@@ -305,7 +305,6 @@ def require(path: Path, states: Sequence[str], doing: str) -> RunView:
     if shown.state not in states:
         why = f" ({shown.reason})" if shown.reason else ""
         hint = f" {shown.advice[0]}" if shown.advice else ""
-        raise RunError(
-            f"{path}: {doing} needs a run that is {", ".join(states)}; this one is {shown.state}{why}.{hint}"
-        )
+        wanted = ", ".join(states)
+        raise RunError(f"{path}: {doing} needs a run that is {wanted}; this one is {shown.state}{why}.{hint}")
     return shown
