@@ -41,7 +41,8 @@ is given. The command may be killed and started again: it goes on. Packing twice
         "  vit-dist data pack list.csv s3://bucket/set --image-field file --label-field species\n"
         "  vit-dist data pack 's3://bucket/old/{00000..00099}.tar' s3://bucket/new --resize-shorter 320\n"
         "  vit-dist data pack photos/ s3://bucket/photos --part 3/16            # one of 16 array tasks, then:\n"
-        "  vit-dist data merge s3://bucket/photos",
+        "  vit-dist data merge s3://bucket/photos\n"
+        "  vit-dist data pack s3://in/photos s3://out/photos --cluster dgx-h100 --parts 64   # both, as Slurm jobs",
     )
     p.add_argument("source", metavar="SRC", help="where the images are")
     p.add_argument("dest", metavar="DEST", help="directory or URL (s3://, gs://, ...) that the shards go to")
@@ -81,6 +82,17 @@ is given. The command may be killed and started again: it goes on. Packing twice
     p.add_argument("--part", type=_part, metavar="I/N", help="pack one of N parts; then `vit-dist data merge DEST`")
     p.add_argument("--work-dir", type=Path, metavar="DIR", help="local scratch folder (inside DEST, or /tmp)")
     p.add_argument("--force", action="store_true", help="replace another packing in DEST")
+    on_slurm = p.add_argument_group(
+        "as Slurm jobs",
+        "An array of parts, and a job that merges them once all are packed. Given again, the same command submits what "
+        "is missing.",
+    )
+    on_slurm.add_argument("--cluster", metavar="NAME", help="a YAML file, or the name of one in configs/clusters")
+    on_slurm.add_argument("--parts", type=positive, metavar="N", help="into how many jobs the packing is cut (16)")
+    on_slurm.add_argument("--max-parallel", type=positive, metavar="N", help="parts at a time (no limit)")
+    on_slurm.add_argument("--time", metavar="LIMIT", help="time limit of a part (the cluster's)")
+    on_slurm.add_argument("--run-root", metavar="DIR", help="for scripts and logs (the cluster's run_root, or runs)")
+    on_slurm.add_argument("--dry-run", action="store_true", help="print the scripts; needs no Slurm")
     args = p.parse_args(argv)
     if args.quality is not None and args.quality > 100:
         raise ConfigError(f"--quality {args.quality}: JPEG quality goes from 1 to 100")
@@ -91,6 +103,14 @@ is given. The command may be killed and started again: it goes on. Packing twice
             raise ConfigError(
                 f"{args.dest}: lies inside {args.source}, from which it is packed; choose another directory"
             )
+
+    if args.cluster:
+        from vit_dist.cli._data_pack_jobs import submit_pack
+
+        return submit_pack(args, argv)
+    alone = [name for name in ("parts", "max_parallel", "time", "run_root", "dry_run") if getattr(args, name)]
+    if alone:
+        raise ConfigError(f"--{alone[0].replace('_', '-')}: means something with --cluster only")
 
     from vit_dist.data.pack.choose import SourceOptions, open_source
     from vit_dist.data.pack.run import PackOptions, pack

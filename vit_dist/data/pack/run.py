@@ -9,7 +9,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import cache
@@ -31,14 +30,12 @@ from vit_dist.core.files import (
 from vit_dist.data import workers
 from vit_dist.data.manifest import ShardManifest, read_manifest, write_manifest
 from vit_dist.data.pack.items import Catalogue, Item, check_labels
+from vit_dist.data.pack.plan import PLAN, Plan, all_there, read_receipts, shorten
 from vit_dist.data.pack.progress import Progress
 from vit_dist.data.pack.shards import RECEIPTS, ImageOptions, Job, Receipt, Task, pack_shard
 from vit_dist.data.pack.sources import Source
 
-PLAN = "pack.json"
 BAD_LIST = "bad.jsonl"
-_VERSION = 1
-_READS_IN_FLIGHT = 16
 _IN_PROCESS = 2000  # images; below it, starting processes costs more than it saves
 
 
@@ -61,57 +58,6 @@ class PackOptions:
     val: Fraction | None = None
     images: ImageOptions = field(default_factory=ImageOptions)
     name: str = ""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is packed, and into what: equal plans give equal bytes. Kept as `pack.json` beside the shards."""
-
-    kind: str
-    digest: str
-    name: str
-    num_images: int
-    num_val: int
-    samples_per_shard: int
-    seed: int
-    images: dict[str, int | None]
-    num_classes: int
-    classes: tuple[str, ...]
-
-    def outputs(self) -> list[tuple[str, int, int]]:
-        """Folder, first place and number of images of each set that comes out: one, or train and val."""
-        if not self.num_val:
-            return [("", 0, self.num_images)]
-        train = self.num_images - self.num_val
-        return [("train", 0, train), ("val", train, self.num_val)]
-
-    def tasks(self) -> Iterator[Task]:
-        """Every shard."""
-        step = self.samples_per_shard
-        for folder, first, count in self.outputs():
-            for number, start in enumerate(range(0, count, step)):
-                yield Task(folder, number, first + start, min(step, count - start))
-
-    def encode(self) -> bytes:
-        """As JSON."""
-        return (json.dumps({"version": _VERSION, **asdict(self)}, indent=1) + "\n").encode()
-
-    @classmethod
-    def decode(cls, content: bytes, where: str) -> Plan:
-        """From JSON.
-
-        Raises:
-            DataError: damaged, or of another version.
-        """
-        try:
-            raw = json.loads(content)
-            version = raw.pop("version")
-            if version != _VERSION:
-                raise DataError(f"{where}: a plan of version {version!r}; this vit_dist reads {_VERSION}")
-            raw["classes"] = tuple(raw["classes"])
-            return cls(**raw)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{where}: damaged plan of a packing: {error}; pack again with --force") from None
 
 
 @dataclass(frozen=True)
@@ -185,7 +131,7 @@ def pack(
             source.image_member,
         )
         tasks = [t for i, t in enumerate(plan.tasks()) if part is None or i % part[1] == part[0] % part[1]]
-        receipts = _receipts(dest, tasks)
+        receipts = read_receipts(dest, tasks)
         if sum(len(r.bad) for r in receipts.values()) > max_bad * plan.num_images:
             # They were too many the last time: perhaps the store had a bad day. Those shards are tried anew.
             receipts = {t: r for t, r in receipts.items() if not r.bad}
@@ -216,11 +162,11 @@ def merge(dest: str, *, max_bad: Fraction = Fraction(1, 100)) -> PackResult:
     if not exists(plan_url):
         raise DataError(f"{redact(dest)}: nothing was packed here (no {PLAN}); run `vit-dist data pack` first")
     plan = Plan.decode(read_bytes(plan_url), redact(plan_url))
-    if _all_there(dest, plan):
+    if all_there(dest, plan):
         manifests = _read_all(dest, plan)
         return PackResult(manifests, plan.num_images - sum(m.num_samples for _, m in manifests), True)
     tasks = list(plan.tasks())
-    receipts = _receipts(dest, tasks)
+    receipts = read_receipts(dest, tasks)
     missing = [task.stem for task in tasks if task not in receipts]
     if missing:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
@@ -319,7 +265,7 @@ def _already_packed(dest: str, plan: Plan, *, force: bool) -> bool:
         return False
     found = Plan.decode(read_bytes(url), redact(url))
     changes = [
-        f"{name}: {_shown(ours)} now, {_shown(theirs)} there"
+        f"{name}: {shorten(ours)} now, {shorten(theirs)} there"
         for name, ours in asdict(plan).items()
         if (theirs := asdict(found)[name]) != ours
     ]
@@ -328,16 +274,7 @@ def _already_packed(dest: str, plan: Plan, *, force: bool) -> bool:
             f"{where}: holds another packing, or the source has changed since ({'; '.join(changes)}); "
             f"choose another directory, or --force to pack it anew"
         )
-    return _all_there(dest, plan)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _all_there(dest: str, plan: Plan) -> bool:
-    return all(exists(join_url(join_url(dest, f) if f else dest, "manifest.json")) for f, _, _ in plan.outputs())
+    return all_there(dest, plan)
 
 
 def _read_all(dest: str, plan: Plan) -> tuple[tuple[str, ShardManifest], ...]:
@@ -345,32 +282,10 @@ def _read_all(dest: str, plan: Plan) -> tuple[tuple[str, ShardManifest], ...]:
     return tuple((url, read_manifest(url)) for url in urls)
 
 
-def _receipts(dest: str, tasks: Sequence[Task]) -> dict[Task, Receipt]:
-    """The receipts of the shards that are packed, in the order of the tasks: one listing, then a read for each."""
-    folder = join_url(dest, RECEIPTS)
-    system, path = file_system(folder)
-    with explained(folder, "listed"):
-        if is_remote(folder):
-            system.invalidate_cache()
-        found = system.ls(path, detail=False) if system.isdir(path) else []
-    names = {name.rpartition("/")[2] for name in found}
-    there = [task for task in tasks if task.receipt.rpartition("/")[2] in names]
-    with ThreadPoolExecutor(_READS_IN_FLIGHT, thread_name_prefix="receipts") as pool:
-        read = pool.map(lambda task: _receipt(dest, task), there)
-        return {task: receipt for task, receipt in zip(there, read, strict=True) if receipt is not None}
-
-
-def _receipt(dest: str, task: Task) -> Receipt | None:
-    try:
-        return Receipt.decode(read_bytes(join_url(dest, task.receipt)))
-    except (ValueError, KeyError, TypeError):
-        return None  # damaged: the shard is packed again
-
-
 def _check_bad(dest: str, plan: Plan, bad: int, max_bad: Fraction) -> None:
     if bad <= max_bad * plan.num_images:
         return
-    _write_bad(dest, _receipts(dest, list(plan.tasks())).values())
+    _write_bad(dest, read_receipts(dest, list(plan.tasks())).values())
     raise DataError(
         f"{redact(dest)}: {bad:,} of {plan.num_images:,} images cannot be read, more than --max-bad "
         f"{float(max_bad):.3g} allows; they are listed in {redact(join_url(dest, BAD_LIST))}. Mend or remove them, or "

@@ -1,0 +1,107 @@
+"""`vit-dist data pack --cluster`: a packing as an array of Slurm jobs, and the job that merges. No torch."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vit_dist.cli._data_common import out, say
+from vit_dist.core.errors import ConfigError
+
+_PARTS = 16
+_OURS = {"--cluster": 1, "--parts": 1, "--max-parallel": 1, "--time": 1, "--run-root": 1, "--dry-run": 0}
+
+
+def submit_pack(args: argparse.Namespace, argv: list[str]) -> int:
+    """Submit what is missing of a packing, or print the scripts.
+
+    Args:
+        args: of `vit-dist data pack`, parsed and checked.
+        argv: the same as words.
+    """
+    from launcher import pack_array
+    from launcher.cluster import load_cluster, slurm_time
+
+    for name in ("part", "force"):
+        if getattr(args, name):
+            raise ConfigError(f"--{name}: cannot be given with --cluster; its jobs pack part by part, all at once")
+    try:
+        time_limit = slurm_time(args.time) if args.time else ""
+    except ValueError as error:
+        raise ConfigError(f"--time: {error}") from None
+    cluster = load_cluster(args.cluster)
+    root = Path(args.run_root or cluster.run_root or "runs")
+    words = words_of_jobs(argv)
+    pack_array.check_words(words)
+    parts = args.parts or _PARTS
+    folder = pack_array.folder_of(root, args.dest)
+    missing = list(range(parts)) if args.dry_run else _missing(args, parts)
+    if not missing and _is_merged(args.dest):
+        out(f"{args.dest} is packed and merged already; nothing was submitted\n")
+        return 0
+    jobs = pack_array.PackJobs(
+        site=pack_array.site_of(cluster, root, time_limit),
+        folder=folder,
+        pack=("data", "pack", *words),
+        merge=("data", "merge", args.dest, "--max-bad", str(args.max_bad)),
+        parts=parts,
+        missing=tuple(missing),
+        throttle=args.max_parallel or 0,
+        largest=pack_array.USUAL_ARRAY if args.dry_run else pack_array.largest_array(),
+    )
+    if args.dry_run:
+        out(_shown(jobs.scripts(), jobs.merge))
+        return 0
+    told = pack_array.submit(jobs)
+    _report(told, folder, args.dest)
+    return 0
+
+
+def words_of_jobs(argv: list[str]) -> list[str]:
+    """The words of a command line that each part is given: all but those about Slurm."""
+    kept, skip = list[str](), 0
+    for word in argv:
+        name, equals, _ = word.partition("=")
+        if skip:
+            skip -= 1
+        elif name in _OURS:
+            skip = 0 if equals else _OURS[name]
+        else:
+            kept.append(word)
+    return kept
+
+
+def _missing(args: argparse.Namespace, parts: int) -> list[int]:
+    from vit_dist.data.pack.plan import unpacked_parts
+    from vit_dist.data.pack.shards import ImageOptions
+
+    images = ImageOptions(args.resize_shorter, args.resize_longer, args.quality)
+    return unpacked_parts(args.dest, parts, {"seed": args.seed, "images": asdict(images)})
+
+
+def _is_merged(dest: str) -> bool:
+    from vit_dist.core.files import exists, join_url
+
+    return any(exists(join_url(dest, name)) for name in ("manifest.json", "train/manifest.json"))
+
+
+def _shown(scripts: dict[str, str], merge: tuple[str, ...]) -> str:
+    """The script of the (first) array, which may be submitted as it is, and in comments what follows it."""
+    first, *others = scripts
+    text = scripts[first]
+    if len(others) > 1:
+        text += f"\n# {len(others)} arrays like this one: Slurm's MaxArraySize cuts {', '.join(others[:-1])} off\n"
+    return text + f"\n# once all parts are packed: vit-dist {shlex.join(merge)}\n"
+
+
+def _report(told: dict[str, Any], folder: Path, dest: str) -> None:
+    ids = ",".join([*told["arrays"], told["merge"]])
+    skipped = told["parts"] - told["missing"]
+    say(f"{skipped} of {told['parts']} parts are packed already" if skipped else f"{told['parts']} parts")
+    if told["arrays"]:
+        out(f"packing  job {', '.join(told['arrays'])}: {told['missing']} parts into {dest}\n")
+    out(f"merging  job {told['merge']}, once all are packed\n")
+    out(f"logs     {folder}\nfollow   squeue -j {ids}\nagain    the same command submits what is missing\n")

@@ -1,0 +1,135 @@
+"""What a packing is going to be, and how far it is: the plan beside the shards, a receipt for each shard. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.files import exists, explained, file_system, is_remote, join_url, read_bytes, redact
+from vit_dist.data.pack.shards import RECEIPTS, Receipt, Task
+
+PLAN = "pack.json"
+_VERSION = 1
+_READS_IN_FLIGHT = 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is packed, and into what: equal plans give equal bytes. Kept as `pack.json` beside the shards."""
+
+    kind: str
+    digest: str
+    name: str
+    num_images: int
+    num_val: int
+    samples_per_shard: int
+    seed: int
+    images: dict[str, int | None]
+    num_classes: int
+    classes: tuple[str, ...]
+
+    def outputs(self) -> list[tuple[str, int, int]]:
+        """Folder, first place and number of images of each set that comes out: one, or train and val."""
+        if not self.num_val:
+            return [("", 0, self.num_images)]
+        train = self.num_images - self.num_val
+        return [("train", 0, train), ("val", train, self.num_val)]
+
+    def tasks(self) -> Iterator[Task]:
+        """Every shard."""
+        step = self.samples_per_shard
+        for folder, first, count in self.outputs():
+            for number, start in enumerate(range(0, count, step)):
+                yield Task(folder, number, first + start, min(step, count - start))
+
+    def encode(self) -> bytes:
+        """As JSON."""
+        return (json.dumps({"version": _VERSION, **asdict(self)}, indent=1) + "\n").encode()
+
+    @classmethod
+    def decode(cls, content: bytes, where: str) -> Plan:
+        """From JSON.
+
+        Raises:
+            DataError: damaged, or of another version.
+        """
+        try:
+            raw = json.loads(content)
+            version = raw.pop("version")
+            if version != _VERSION:
+                raise DataError(f"{where}: a plan of version {version!r}; this vit_dist reads {_VERSION}")
+            raw["classes"] = tuple(raw["classes"])
+            return cls(**raw)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{where}: damaged plan of a packing: {error}; pack again with --force") from None
+
+
+def unpacked_parts(dest: str, parts: int, expected: Mapping[str, Any] | None = None) -> list[int]:
+    """Which of `parts` parts, from 0, still have shards to pack into `dest`; none where it is merged already.
+
+    Args:
+        dest: URL of a directory.
+        parts: into how many the packing is cut.
+        expected: fields of the plan that must be those of the packing that lies there.
+
+    Raises:
+        ConfigError: another packing lies there.
+        DataError: the store cannot be asked.
+    """
+    dest = dest.rstrip("/")
+    url = join_url(dest, PLAN)
+    if not exists(url):
+        if exists(join_url(dest, "manifest.json")):
+            raise ConfigError(
+                f"{redact(dest)}: holds a manifest that `vit-dist data pack` did not write; choose another directory"
+            )
+        return list(range(parts))
+    plan = Plan.decode(read_bytes(url), redact(url))
+    found = asdict(plan)
+    changes = [
+        f"{k}: {shorten(v)} now, {shorten(found[k])} there" for k, v in (expected or {}).items() if found[k] != v
+    ]
+    if changes:
+        raise ConfigError(f"{redact(dest)}: holds another packing ({'; '.join(changes)}); choose another directory")
+    if all_there(dest, plan):
+        return []
+    tasks = list(plan.tasks())
+    packed = read_receipts(dest, tasks)
+    return sorted({i % parts for i, task in enumerate(tasks) if task not in packed})
+
+
+def shorten(value: Any) -> str:
+    """A value, cut short, for a message."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def all_there(dest: str, plan: Plan) -> bool:
+    """True where the manifests are written: the packing is whole."""
+    return all(exists(join_url(join_url(dest, f) if f else dest, "manifest.json")) for f, _, _ in plan.outputs())
+
+
+def read_receipts(dest: str, tasks: Sequence[Task]) -> dict[Task, Receipt]:
+    """The receipts of the shards that are packed, in the order of the tasks: one listing, then a read for each."""
+    folder = join_url(dest, RECEIPTS)
+    system, path = file_system(folder)
+    with explained(folder, "listed"):
+        if is_remote(folder):
+            system.invalidate_cache()
+        found = system.ls(path, detail=False) if system.isdir(path) else []
+    names = {name.rpartition("/")[2] for name in found}
+    there = [task for task in tasks if task.receipt.rpartition("/")[2] in names]
+    with ThreadPoolExecutor(_READS_IN_FLIGHT, thread_name_prefix="receipts") as pool:
+        read = pool.map(lambda task: _receipt(dest, task), there)
+        return {task: receipt for task, receipt in zip(there, read, strict=True) if receipt is not None}
+
+
+def _receipt(dest: str, task: Task) -> Receipt | None:
+    try:
+        return Receipt.decode(read_bytes(join_url(dest, task.receipt)))
+    except (ValueError, KeyError, TypeError):
+        return None  # damaged: the shard is packed again
