@@ -14,6 +14,7 @@ VERBS = {
     "run": "train what is not done, on this machine",
     "status": "how far each cell is",
     "report": "tables and figures from event files alone",
+    "fit": "scaling curves of a plain table, their crossovers and forecasts",
 }
 
 _EXAMPLES = """\
@@ -24,6 +25,7 @@ examples:
   vit-dist study status demo                           # how far each cell is
   vit-dist study report demo                           # figure and tables under runs/demo/report
   vit-dist study report --logs s3://bucket/tb --out r  # event files are enough, wherever they are
+  vit-dist study fit results.csv --x examples --y error --group model
 """
 
 

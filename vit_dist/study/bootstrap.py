@@ -58,6 +58,8 @@ def bootstrap(points: Points, fitted: Array, num_params: int, count: int, rng: n
     """
     residuals = points.log_y - fitted
     freedom = residuals.size - num_params
+    if not count:
+        return np.empty((0, residuals.size))
     if points.curves:
         return fitted + _blocks(points, residuals, count, rng) * np.sqrt(residuals.size / max(freedom, 1))
     deviation = pooled_deviation(residuals, num_params)

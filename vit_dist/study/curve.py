@@ -193,7 +193,7 @@ class CurveFit:
             options=FitOptions(**data["options"]),
             theta=tuple(data["theta"]),
             log_x0=data["log_x0"],
-            draws=np.array(data["draws"], dtype=float).reshape(-1, len(data["theta"])),
+            draws=np.array(data["draws"], dtype=float).reshape(len(data["draws"]), len(data["theta"])),
         )
 
 

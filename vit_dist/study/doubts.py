@@ -11,6 +11,8 @@ from vit_dist.study.forms import FORMS, MAX_EXPONENT
 
 # A floor whose interval spans this share of what it could be at all is not known.
 _WIDE = 0.75
+# Deviation from the curve over that of neighbours: 1 for independent noise, 1.8 where neighbours err 70% alike.
+_MISSES = 2.5
 
 
 def short(number: float) -> str:
@@ -38,7 +40,7 @@ def span(low: float | None, high: float | None, digits: int = 0) -> str:
 
 def doubts(fit: CurveFit) -> list[str]:
     """Warnings on a fit, worst first."""
-    return [*_rises(fit), *_few(fit), *_unidentified(fit)]
+    return [*_rises(fit), *_few(fit), *_unidentified(fit), *_misses(fit)]
 
 
 def _rises(fit: CurveFit) -> list[str]:
@@ -46,10 +48,8 @@ def _rises(fit: CurveFit) -> list[str]:
     sizes = np.unique(x)
     means = np.array([log_y[x == size].mean() for size in sizes])
     if means[-1] >= means[0]:
-        return [
-            f"error does not fall with size: {np.exp(means[0]):.4g} at {short(sizes[0])}, {np.exp(means[-1]):.4g} at "
-            f"{short(sizes[-1])}; the forms can only fall, so this fit says nothing"
-        ]
+        first, last = (f"{np.exp(means[k]):.4g} at {short(sizes[k])}" for k in (0, -1))
+        return [f"error does not fall with size: {first}, {last}; the forms can only fall, so this fit says nothing"]
     if fit.points == "curve":
         return []
     counts = np.array([(x == size).sum() for size in sizes])
@@ -60,11 +60,12 @@ def _rises(fit: CurveFit) -> list[str]:
         deviation = float(np.sqrt(spread / within))
     noise = 2 * deviation * np.sqrt(1 / counts[1:] + 1 / counts[:-1])
     worse = np.flatnonzero(np.diff(means) > noise)
-    return [
-        f"error rises from {np.exp(means[i]):.4g} at {short(sizes[i])} to {np.exp(means[i + 1]):.4g} at {short(sizes[i + 1])}, "
-        + ("more than its seeds explain" if deviation else "with one run each")
-        for i in worse[:3]
-    ]
+    why = "more than its seeds explain" if deviation else "with one run each"
+    found = []
+    for i in worse[:3]:
+        before, after = (f"{np.exp(means[k]):.4g} at {short(sizes[k])}" for k in (i, i + 1))
+        found.append(f"error rises from {before} to {after}, {why}")
+    return found
 
 
 def _few(fit: CurveFit) -> list[str]:
@@ -72,9 +73,7 @@ def _few(fit: CurveFit) -> list[str]:
     if fit.num_sizes < form.min_sizes:
         found.append(f"too few sizes: {fit.num_sizes}, where {fit.form} wants {form.min_sizes} or more")
     if fit.form == "m1":
-        found.append(
-            "m1 has no floor: where there is one, it predicts too low beyond the data and its intervals are too narrow"
-        )
+        found.append("m1 has no floor: if there is one, it is too low beyond the data and its intervals too narrow")
     if fit.deviation is None:
         found.append("as many parameters as points: no intervals")
     elif fit.points == "runs" and fit.num_points == fit.num_sizes and fit.num_sizes < 8:
@@ -93,11 +92,29 @@ def _unidentified(fit: CurveFit) -> list[str]:
         found.append(f"the exponent is at its bound, {MAX_EXPONENT:g}: the form is not identified")
     floor = fit.intervals.get("c")
     if floor is not None and floor[1] - floor[0] > _WIDE * min(fit.error):
-        found.append(
-            f"the floor is not identified: anything from {floor[0]:.3g} to {floor[1]:.3g}; believe the curve inside the "
-            "data only"
-        )
+        ends = f"{floor[0]:.3g} to {floor[1]:.3g}"
+        found.append(f"the floor is not identified: anything from {ends}; believe the curve inside the data only")
     slope = fit.intervals["b"]
     if slope is not None and b > 1e-6 and slope[1] > 5 * max(slope[0], 1e-9):
         found.append(f"the exponent is not identified: anything from {slope[0]:.3g} to {slope[1]:.3g}")
     return found
+
+
+def misses(fit: CurveFit) -> float | None:
+    """How many times what neighbours differ by the points leave the curve, where that is too much for noise; else None.
+
+    Then the curve bends otherwise than the points.
+    """
+    residuals = fit.residuals
+    if fit.points != "curve" or fit.deviation is None or residuals.size < 2 * FORMS[fit.form].num_params:
+        return None
+    near = float(np.sqrt(np.mean(np.diff(residuals) ** 2) / 2))
+    times = fit.deviation / max(near, 1e-12)
+    return times if times >= _MISSES and fit.deviation >= 1e-3 else None
+
+
+def _misses(fit: CurveFit) -> list[str]:
+    times = misses(fit)
+    if times is None:
+        return []
+    return [f"the points leave the curve by {times:.1f} times what neighbours differ by: the form misses their shape"]

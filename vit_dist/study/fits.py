@@ -20,7 +20,7 @@ __all__ = ["CurveFit", "FitOptions", "Interval", "alternatives", "fit_curve", "p
 
 # Without names of runs, this many sizes with one point each are taken for one training curve.
 _CURVE_SIZES = 12
-# A form is plausible where its leave-largest-out log-RMSE is at most this many times the best one's.
+# A form whose leave-largest-out log-RMSE is at most this many times the best one's is plausible.
 _PLAUSIBLE = 2.0
 _DEFAULTS = FitOptions()
 # A larger form must beat a smaller one by this factor.
@@ -86,20 +86,24 @@ def refit(fit: CurveFit, form: str) -> CurveFit:
 def alternatives(fit: CurveFit) -> dict[str, CurveFit]:
     """The fits of all plausible forms, this one first: what a statement beyond the data should span.
 
-    Plausible is a form that the number of sizes allows and whose leave-largest-out log-RMSE is at most twice the best.
+    Plausible is a form that the number of sizes allows and whose leave-largest-out log-RMSE is at most twice the best,
+    or that is nearest to the points.
     """
     if not fit.fitted:
         return {}
-    curves = (fit.runs or ("",) * fit.num_points) if fit.points == "curve" else ()
-    kept = Points(np.array(fit.x), np.log(fit.error), curves)
-    scores = dict(fit.scores)
+    kept = Points(np.array(fit.x), np.log(fit.error))
+    scores, misfits = dict(fit.scores), {}
     for form in FORMS.values():
-        if form.name not in scores and form.min_sizes <= fit.num_sizes:
-            score = _held_out(kept, form, fit.options)
-            if score is not None:
-                scores[form.name] = score
+        if form.min_sizes > fit.num_sizes:
+            continue
+        score = _held_out(kept, form, fit.options) if form.name not in scores else scores[form.name]
+        if score is not None:
+            scores[form.name] = score
+        misfits[form.name] = _solve(kept, form, fit.options)[0].loss
     limit = _PLAUSIBLE * min(scores.values(), default=math.inf)
-    others = [form for form, score in scores.items() if score <= limit and form != fit.form]
+    plausible = {form for form, score in scores.items() if score <= limit}
+    plausible |= {form for form, loss in misfits.items() if loss <= min(misfits.values())}
+    others = [form for form in FORMS if form in plausible and form != fit.form]
     return {fit.form: fit, **{form: refit(fit, form) for form in others}}
 
 

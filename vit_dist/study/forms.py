@@ -29,9 +29,9 @@ _TINY = 1e-300
 class Form:
     """One form.
 
-    `values(theta, u)` is the predicted error, [..., n]; `gradient(theta, u)` adds its derivatives, [..., n, p].
-    `inverse(theta, y)` is u where the curve has the value y, [...]: inf where it never falls to it, -inf where it is below
-    it everywhere. `bounds(u, y)` are the lower and upper bounds of theta for these data. `params(theta, log_x0)` names the parameters
+    `gradient(theta, u)` is the predicted error, [..., n], and its derivatives, [..., n, p]. `inverse(theta, y)` is u
+    where the curve has the value y, [...]: inf where it never falls to it, -inf where it is below it everywhere.
+    `bounds(u, y)` are the lower and upper bounds of theta for these data. `params(theta, log_x0)` names the parameters
     in the unit of x, the way the formula has them; `min_sizes` is how many sizes the form needs to be chosen.
     """
 

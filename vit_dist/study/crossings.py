@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_dist.study.doubts import short, span
+from vit_dist.study.doubts import misses, short, span
 from vit_dist.study.fits import CurveFit, Interval, alternatives, plain
 from vit_dist.study.forms import Array
 
@@ -22,7 +22,8 @@ class Crossover:
     Without a crossing in `range`: x is None and `winner` is lower all over it. `low` and `high` are the interval; None
     means it is open there: more than half a tail of the bootstraps cross beyond that end of the range, or never.
     `share` of the bootstraps cross in the range. `inside`: x and its interval lie where both curves have data.
-    `per_form` has x, low, high and share of each pair of forms; when extrapolating, low and high span all of them.
+    `per_form` has x, low, high and share of each pair of forms; low and high span all of them:
+    several where they were extrapolated, or where a curve misses its points.
     """
 
     winner: str
@@ -73,10 +74,12 @@ def crossover(a: CurveFit, b: CurveFit, range: Interval | None = None) -> Crosso
     winner, loser = (a, b) if first < 0 else (b, a)
     crossing = _crossing(winner, loser, grid)
     data = max(a_low, b_low), min(a_high, b_high)
-    inside = bool(data[0] <= crossing.low and crossing.x >= data[0] and max(crossing.x, crossing.high) <= data[1])
+    ends = [end for end in (crossing.x, crossing.low, crossing.high) if not np.isnan(end)]
+    inside = bool(np.isfinite(crossing.x) and data[0] <= min(ends) and max(ends) <= data[1])
     per_form = {_pair(winner, loser): crossing}
     low, high = crossing.low, crossing.high
-    if not inside:
+    unsure = not inside or misses(a) or misses(b)
+    if unsure and crossing.share is not None:
         for one in alternatives(winner).values():
             for other in alternatives(loser).values():
                 per_form.setdefault(_pair(one, other), _crossing(one, other, grid))
@@ -149,8 +152,8 @@ def _text(
             f"no crossing in range {short(where[0])} to {short(where[1])}: {winner.name} is lower than {loser.name} "
             f"all over it{tail}"
         )
-    how = "inside data" if inside else f"extrapolated: interval over {num_forms} pairs of forms"
-    if not inside and num_forms == 1:
-        how = "extrapolated"
+    how = "inside data" if inside else "extrapolated"
+    if num_forms > 1:
+        how += f"; interval over {num_forms} pairs of forms"
     notes = "; ".join(note for note in (how, cross) if note)
     return f"{winner.name} overtakes {loser.name} at {short(crossing.x)} {span(*interval)} ({notes})"

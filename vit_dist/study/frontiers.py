@@ -31,7 +31,7 @@ class ComputePoint:
 
 @dataclass(frozen=True)
 class Frontier:
-    """The points that no cheaper point beats, by rising compute; `fit` is a curve through them, None with under three."""
+    """The points that no cheaper point beats, by rising compute; `fit` is a curve through three or more of them."""
 
     points: tuple[ComputePoint, ...]
     fit: CurveFit | None
@@ -45,8 +45,8 @@ class Frontier:
 class Budget:
     """One compute budget: log error = quadratic in log size.
 
-    `coefficients` are those of (log size - centre)^2, ^1, ^0. `best` is the size at the minimum, None where there is none
-    inside the sizes, and then `problem` says why.
+    `coefficients` are those of (log size - centre)^2, ^1, ^0. `best` is the size at the minimum, None where there is
+    none inside the sizes, and then `problem` says why.
     """
 
     compute: float
@@ -71,7 +71,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class IsoCompute:
-    """Budgets, and the power law best size = factor * compute^exponent through their minima, None with fewer than two."""
+    """Budgets, and the power law best size = factor * compute^exponent through two minima or more."""
 
     budgets: tuple[Budget, ...]
     exponent: float | None

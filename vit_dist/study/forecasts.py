@@ -44,7 +44,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Needed:
-    """The size at which a curve reaches an error; x is None where it never does, or only beyond a million times the data.
+    """The size at which a curve reaches an error; x is None where it never does within a million times the data.
 
     `low` and `high` None: open there; for `high`, more than half a tail of the bootstraps never reach it. `share` of
     the bootstraps reach it. `floor` is that of the curve. When extrapolating, low and high span all plausible forms.
