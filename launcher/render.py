@@ -38,6 +38,7 @@ class Site:
         run_root: shared directory of run directories.
         time_limit: of the job, as `launcher.cluster.slurm_time` gives it; '' for the cluster's.
         notes: comment lines at the top.
+        cluster_file: of the cluster, as the nodes find it; for the test of the nodes before training.
     """
 
     cluster: Cluster
@@ -47,6 +48,7 @@ class Site:
     run_root: Path
     time_limit: str = ""
     notes: tuple[str, ...] = ()
+    cluster_file: Path | None = None
 
     def noted(self, *lines: str) -> Site:
         """The same with more comment lines."""
@@ -131,7 +133,15 @@ def render_array(
 
 
 def render_evaluate(
-    site: Site, *, job_name: str, command: Sequence[str], log_file: Path, nodes: int = 1, devices: int | None = None
+    site: Site,
+    *,
+    job_name: str,
+    command: Sequence[str],
+    log_file: Path,
+    nodes: int = 1,
+    devices: int | None = None,
+    elements: int = 0,
+    throttle: int = 0,
 ) -> str:
     """The script of `vit-dist COMMAND` as one process a device, for evaluations after training.
 
@@ -142,6 +152,8 @@ def render_evaluate(
         log_file: of all processes; its directory must exist.
         nodes: how many.
         devices: GPUs (or processes, where there are none) on a node; None: all.
+        elements: of an array, each with a log file `log_file`-ELEMENT; 0: one plain job.
+        throttle: elements at a time; 0: no limit.
 
     Raises:
         ConfigError: a value cannot stand in a script.
@@ -152,7 +164,9 @@ def render_evaluate(
             raise ConfigError(f"devices={devices}: a node of cluster {site.cluster.name} has 1 to {site.cluster.tasks}")
         context["tasks_per_node"] = devices
         context["devices"] = devices if site.cluster.devices_per_node else 0
-    context |= {"command": list(command), "output": _pattern(log_file), "mounts": _mounts(site, log_file.parent)}
+    output = _pattern(log_file) + ("-%a" if elements else "")
+    context |= {"command": list(command), "output": output, "mounts": _mounts(site, log_file.parent)}
+    context |= {"elements": elements, "throttle": throttle}
     return _render("evaluate.sbatch.j2", context)
 
 
@@ -208,7 +222,9 @@ def _supervision(site: Site, context: dict[str, Any], lead_s: float | None) -> d
     lead, warning = signal_lead(site.cluster, site.time_limit, lead_s)
     notes = [*context["notes"], *([f"warning: {_one_line(warning)}"] if warning else [])]
     margin = int(site.cluster.signal_margin.value)
-    return {"signal_s": lead, "lead_s": lead, "margin_s": margin, "notes": notes, "run_root": site.run_root}
+    return {"signal_s": lead, "lead_s": lead, "margin_s": margin, "notes": notes, "run_root": site.run_root} | {
+        "cluster_file": site.cluster_file
+    }
 
 
 def _context(site: Site, job_name: str, nodes: int, spares: int) -> dict[str, Any]:

@@ -235,9 +235,9 @@ def node_addresses(nodelist: str, *, patience_s: float = PATIENCE_S) -> dict[str
     done = _call(["scontrol", "-o", "show", "node", nodelist], patience_s=patience_s)
     if done.returncode:
         raise _failed(done, f"the nodes {nodelist!r} cannot be shown")
-    found = {}
+    found: dict[str, tuple[str, int]] = {}
     for line in done.stdout.splitlines():
-        fields = dict(re.findall(r"(\w+)=(\S+)", line))
+        fields: dict[str, str] = {m[1]: m[2] for m in re.finditer(r"(\w+)=(\S+)", line)}
         if "NodeName" in fields:
             found[fields["NodeName"]] = (fields.get("NodeAddr", fields["NodeName"]), int(fields.get("Port", "6818")))
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.causes import cause_of_code, newest_step
@@ -91,14 +91,20 @@ def close_entry(
     detail: str = "",
     excluded: Sequence[str] = (),
     at: float | None = None,
+    give_up: Callable[[LedgerEntry], bool] = lambda _: False,
 ) -> LedgerEntry:
     """Write the end of an attempt into the ledger, with what it gained and lost.
+
+    `give_up` is asked, with the attempt as it ended, before the run is started or queued again.
 
     Raises:
         RunError: the ledger cannot be written.
     """
     saved = newest_step(run_dir)
     reached = status.step if status is not None else saved
+    ended = replace(entry, cause=cause, saved=saved, gained=max(0, saved - entry.step))
+    if action in {"respawn", "requeue"} and give_up(ended):
+        action = "give_up"
     return append_end(
         run_dir,
         entry,

@@ -17,6 +17,8 @@ VERBS = {
     "models": "list models and their costs, read and write weights",
     "train": "train a recipe on this machine, or as one rank of a job",
     "run": "train a recipe here, starting again after failures, until it is done",
+    "submit": "train a recipe as a Slurm job that survives time limits, preemption and dead nodes",
+    "supervise": "the last line of a job script: starts the ranks, queues the job again",
     "status": "how a run stands, or all runs in a table",
     "logs": "what a run's ranks have printed, and the error that came first",
     "checkpoint": "ask a running run for a checkpoint",

@@ -1,0 +1,441 @@
+"""The supervisor of a run inside a Slurm job: starts its ranks with srun, says why they ended, and what follows.
+
+It is the batch script's last process, on the job's first node and outside any container. Only it decides whether the
+job is queued again: ranks save, end with 0 and know nothing of Slurm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from launcher import slurm
+from launcher.allocation import Allocation, address_of, choose, lost_nodes, port_for, remember_lost, to_avoid
+from launcher.causes import Signs, first_failure, idle_attempts, judge, measured_save_s
+from launcher.ledger import LedgerEntry, read_ledger
+from launcher.supervisor import close_entry, open_entry, own_status, pause_before, told
+from vit_dist.core.errors import RunError, VitDistError
+from vit_dist.core.log import log
+from vit_dist.core.rundir import RunDir
+from vit_dist.core.units import format_seconds
+
+_POLL_S = 0.1
+_ASK_AGAIN_S = 10.0
+_STRAGGLE_S = 150.0
+"""How long srun may take to end after its ranks said that they have: its own --wait is 60 s."""
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What the job script tells the supervisor.
+
+    Attributes:
+        run_dir: of the run.
+        run_root: where the list of bad nodes is.
+        cluster_file: of the site; for the test of the nodes.
+        nodes, tasks_per_node: of an attempt; what the job has more are spares.
+        lead_s: how long before the time limit the run ends, until a save has been measured.
+        margin_s: added to a measured save.
+        give_up_after: attempts in a row that save nothing new.
+        preflight: test the nodes first.
+        srun: the command up to the ranks' own.
+        rank: the command of a rank.
+        pause_s: before the attempt after one without progress; doubles with each.
+    """
+
+    run_dir: Path
+    run_root: Path
+    cluster_file: str
+    nodes: int
+    tasks_per_node: int
+    lead_s: float
+    margin_s: float
+    give_up_after: int
+    preflight: bool
+    srun: tuple[str, ...]
+    rank: tuple[str, ...]
+    pause_s: float = 1.0
+
+    def lead(self) -> float:
+        """Seconds before the time limit at which the run saves and ends."""
+        measured = measured_save_s(self.run_dir)
+        return self.lead_s if measured is None else measured + self.margin_s
+
+
+@dataclass
+class Heard:
+    """Signals that Slurm has sent to the batch script."""
+
+    warned: bool = False  # USR2: the time limit is near
+    terminated: bool = False  # TERM: the job is being ended
+
+    def on(self, number: int, _frame: FrameType | None) -> None:
+        """Note a signal."""
+        self.warned = self.warned or number == signal.SIGUSR2
+        self.terminated = self.terminated or number == signal.SIGTERM
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[Heard]:
+    """Note SIGUSR2 and SIGTERM in place of dying of them."""
+    heard = Heard()
+    old = {number: signal.signal(number, heard.on) for number in (signal.SIGUSR2, signal.SIGTERM)}
+    try:
+        yield heard
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class Supervisor:
+    """One start of a job: one attempt after another on its nodes, until something else must happen."""
+
+    orders: Orders
+    allocation: Allocation
+    heard: Heard
+    gone: dict[str, str] = field(default_factory=dict)
+
+    def run(self) -> int:
+        """Supervise until the run is done, or its job has to end.
+
+        Returns:
+            Exit code of the job: 0 where the run is done, was stopped, or goes on in the queue.
+        """
+        orders, job = self.orders, self.allocation
+        entries = close_left_open(orders.run_dir, job)
+        log(
+            f"  supervisor: job {job.job}, start {job.restart + 1}, on {', '.join(job.nodes)}; "
+            f"{orders.nodes} x {orders.tasks_per_node} ranks, the run's attempt {len(entries) + 1}"
+        )
+        if is_cancelled(orders.run_dir, job):
+            log("  supervisor: this run was cancelled; nothing is started")
+            return 0
+        if orders.preflight:
+            self._preflight()
+        while True:
+            self.gone.update(lost_nodes(job.nodes, knock=False))
+            nodes = choose(job, orders.nodes, orders.run_root, self.gone)
+            entry, signs = self._attempt(nodes)
+            action, code = self._settle(entry, signs)
+            if action == "requeue":
+                return self._requeue()
+            if action != "respawn":
+                return code
+
+    def _attempt(self, nodes: Sequence[str] | None) -> tuple[LedgerEntry, Signs]:
+        orders, job = self.orders, self.allocation
+        before = RunDir(orders.run_dir).status()
+        devices = orders.nodes * orders.tasks_per_node
+        entry = open_entry(
+            orders.run_dir,
+            launcher="slurm",
+            devices=devices,
+            job=job.job,
+            restart=job.restart,
+            nodes=nodes if nodes is not None else job.nodes,
+        )
+        if nodes is None:
+            return entry, Signs(1, lost_nodes=tuple(self.gone.items()))
+        logs = orders.run_dir / "logs" / f"attempt-{entry.attempt:04d}"
+        logs.mkdir(parents=True, exist_ok=True)
+        step = Step(orders, job, nodes, entry, logs, self.heard)
+        code = step.run()
+        status = own_status(orders.run_dir, before)
+        told_job = job.slurm_job() if code or status is None or status.status != "done" else None
+        lost: Mapping[str, str] = {}
+        if code:
+            lost = lost_nodes(nodes, knock=True)
+        now = time.time()
+        return entry, Signs(
+            code=code,
+            status=status,
+            failure=first_failure(logs / "srun.log"),
+            asked=step.asked,
+            cancelled=is_cancelled(orders.run_dir, job),
+            preempted=told_job is not None and told_job.preempted is not None,
+            terminated=self.heard.terminated,
+            requeued=told_job is not None and (told_job.restarts or 0) > job.restart,
+            overdue=told_job is not None and told_job.end is not None and now >= told_job.end - 1,
+            lost_nodes=tuple(lost.items()),
+        )
+
+    def _settle(self, entry: LedgerEntry, signs: Signs) -> tuple[str, int]:
+        """Write how the attempt ended, and say what follows. Returns the action and the job's exit code."""
+        orders, job = self.orders, self.allocation
+        cause, detail = judge(signs)
+        lost = dict(signs.lost_nodes)
+        if cause == "node_lost":
+            self.gone.update(lost)
+            remember_lost(orders.run_root, lost, orders.run_dir.name)
+        action = self._action(cause, signs)
+        status, excluded = signs.status, tuple(lost) if cause == "node_lost" else ()
+        trial = close_entry(
+            orders.run_dir,
+            entry,
+            cause=cause,
+            action=action,
+            code=signs.code,
+            status=status,
+            detail=detail,
+            excluded=excluded,
+            give_up=lambda ended: self._gives_up([*read_ledger(orders.run_dir)[:-1], ended]),
+        )
+        log(f"  {told(trial, cause.replace('_', ' ') + (f' ({detail})' if detail else ''))}; {_FOLLOWS[trial.action]}")
+        idle = idle_attempts(read_ledger(orders.run_dir), job.job)
+        if trial.action == "give_up":
+            log(
+                f"  supervisor: given up: {idle} attempts in a row have saved no new step (give_up_after "
+                f"{orders.give_up_after}). What was saved, up to step {trial.saved:,}, is whole; mend the cause "
+                f"(`vit-dist logs {orders.run_dir} --first-error`), then `vit-dist resume {orders.run_dir}`"
+            )
+        if trial.action == "respawn":
+            self._rest(pause_before(idle, orders.pause_s))
+        return trial.action, signs.code or (0 if cause in {"done", "stopped", "cancelled"} else 1)
+
+    def _action(self, cause: str, signs: Signs) -> str:
+        if cause in {"done", "cancelled", "invalid", "superseded"}:
+            return "none"
+        if (
+            cause == "stopped"
+        ):  # a bare `scancel -s USR2`: a checkpoint was wanted, and the run has not been told to end
+            return "respawn" if signs.status is not None and signs.status.reason == "SIGUSR2" else "none"
+        if cause in {"time_limit", "preempted"}:
+            return "none" if signs.requeued else "requeue"
+        if self.heard.terminated:
+            return "none"
+        if cause == "node_lost":
+            left = choose(self.allocation, self.orders.nodes, self.orders.run_root, self.gone)
+            return "requeue" if left is None else "respawn"
+        return "respawn"
+
+    def _gives_up(self, entries: Sequence[LedgerEntry]) -> bool:
+        return idle_attempts(entries, self.allocation.job) >= self.orders.give_up_after
+
+    def _rest(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self.heard.terminated and not self.heard.warned:
+            time.sleep(_POLL_S)
+
+    def _requeue(self) -> int:
+        """Put the job back into the queue, away from bad nodes. Slurm then ends this process."""
+        job, orders = self.allocation, self.orders
+        before = job.slurm_job()
+        needed = len(job.nodes)
+        avoid = to_avoid(orders.run_root, before.excluded if before else "", needed)
+        problem = ""
+        for _ in range(3):
+            try:
+                slurm.requeue(job.job)
+                problem = ""
+                break
+            except VitDistError as error:
+                problem = str(error)
+                now = job.slurm_job()
+                if now is not None and (now.restarts or 0) > job.restart:
+                    problem = ""  # Slurm has done so itself
+                    break
+                time.sleep(1.0)
+        if problem:
+            log(
+                f"  supervisor: the job could not be queued again: {problem}. What was saved is whole; `vit-dist "
+                f"resume {orders.run_dir}` goes on"
+            )
+            return 1
+        if avoid:
+            # It counts as waiting from now on, while its processes are being ended; this one has KillWait seconds.
+            excluded = ",".join([*slurm.hostnames(before.excluded if before else ""), *avoid])
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:
+                with contextlib.suppress(VitDistError):
+                    slurm.update(job.job, ExcNodeList=excluded)
+                    log(f"  supervisor: queued again without {', '.join(avoid)}")
+                    break
+                time.sleep(0.2)
+        return 0
+
+    def _preflight(self) -> None:
+        """Test the nodes; what is found goes to the list of bad nodes, and `choose` passes those over."""
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "vit_dist.cli.main",
+            "preflight",
+            "--run-root",
+            str(self.orders.run_root),
+        ]
+        command += ["--cluster", self.orders.cluster_file] if self.orders.cluster_file else []
+        path = self.orders.run_dir / "logs" / "preflight.log"
+        with path.open("a") as out:
+            code = subprocess.call(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        log(f"  supervisor: preflight {'passed' if code == 0 else f'has findings (exit code {code})'}; see {path}")
+
+
+_FOLLOWS = {
+    "none": "this is the end of the job",
+    "requeue": "the job is queued again",
+    "respawn": "starting again on this job's nodes",
+    "give_up": "given up",
+}
+
+
+@dataclass
+class Step:
+    """One srun: the ranks of one attempt."""
+
+    orders: Orders
+    allocation: Allocation
+    nodes: Sequence[str]
+    entry: LedgerEntry
+    logs: Path
+    heard: Heard
+    asked: str = ""
+    """Why the ranks were told to save and end."""
+
+    def run(self) -> int:
+        """Start the ranks and wait for their end. Returns srun's exit code (128 + n where it died of signal n)."""
+        with (self.logs / "srun.log").open("ab") as messages:
+            process = subprocess.Popen(
+                self.command(), env=self.environment(), stdin=subprocess.DEVNULL, stdout=messages, stderr=messages
+            )
+            try:
+                code = self._wait(process)
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+        return 128 - code if code < 0 else code
+
+    def command(self) -> list[str]:
+        """srun with this attempt's nodes and log files, then the ranks' own command."""
+        first, *options = self.orders.srun
+        pattern = str(self.logs).replace("%", "%%") + "/rank-%t.log"
+        return [first, f"--nodelist={','.join(self.nodes)}", f"--output={pattern}", *options, *self.orders.rank]
+
+    def environment(self) -> dict[str, str]:
+        """What the ranks inherit: where rank 0 is, and a place to agree on who prints a shared error."""
+        said = self.logs / ".said"
+        said.mkdir(exist_ok=True)
+        port = port_for(self.allocation, self.entry.attempt, self.nodes[0])
+        place = {"MASTER_ADDR": address_of(self.nodes[0]), "MASTER_PORT": str(port), "VIT_DIST_SCRATCH": str(said)}
+        return {**os.environ, **place}
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int:
+        end, ask_at, ended_at = self._end(), time.monotonic() + 60, 0.0
+        while process.poll() is None:
+            time.sleep(_POLL_S)
+            now = time.monotonic()
+            if not self.asked and (self.heard.warned or time.time() >= end - self.orders.lead()):
+                end = self._end()  # a person may have given the job more time
+                if self.heard.warned or time.time() >= end - self.orders.lead():
+                    self.asked = "time_limit"
+                    left = format_seconds(max(0.0, end - time.time()))
+                    log(f"  supervisor: the time limit is in {left}: save and end")
+                    process.send_signal(signal.SIGUSR2)  # srun passes it on to every rank
+            if now >= ask_at:
+                ask_at, end = now + 60, self._end()
+            ended_at = self._straggling(process, now, ended_at)
+        return process.returncode
+
+    def _end(self) -> float:
+        job = self.allocation.slurm_job()
+        return job.end if job is not None and job.end is not None else float("inf")
+
+    def _straggling(self, process: subprocess.Popen[bytes], now: float, ended_at: float) -> float:
+        """End an srun that does not notice that its ranks are gone."""
+        if int(now / _POLL_S) % 20:  # every two seconds
+            return ended_at
+        status = None
+        with contextlib.suppress(RunError):
+            status = RunDir(self.orders.run_dir).status()
+        over = status is not None and status.time >= self.entry.begun and status.status != "running"
+        if not over:
+            return 0.0
+        if not ended_at:
+            return now
+        if now - ended_at > _STRAGGLE_S:
+            log(f"  supervisor: srun has not ended {format_seconds(now - ended_at)} after its ranks; it is killed")
+            process.kill()
+        return ended_at
+
+
+def is_cancelled(run_dir: Path, allocation: Allocation) -> bool:
+    """Whether a person has cancelled this job (`vit-dist cancel`), however often Slurm starts it again."""
+    try:
+        told_job = (RunDir(run_dir).read_json("cancel") or {}).get("job")
+    except RunError:
+        return True
+    return told_job is not None and str(told_job) in {allocation.job, str(allocation.number)}
+
+
+def close_left_open(run_dir: Path, allocation: Allocation) -> list[LedgerEntry]:
+    """Close an attempt whose supervisor died with its node or was killed. Returns the ledger."""
+    entries = read_ledger(run_dir)
+    for entry in [e for e in entries if e.open]:
+        cause, detail, action = _post_mortem(entry, allocation)
+        status = RunDir(run_dir).status()
+        status = status if status is not None and status.time >= entry.begun else None
+        seen = max([entry.begun, *([status.time] if status else []), *_written(run_dir, entry)])
+        closed = close_entry(
+            run_dir, entry, cause=cause, action=action, code=1, status=status, detail=detail, at=min(seen, time.time())
+        )
+        words = f"{cause.replace('_', ' ')} ({detail})"
+        log(f"  {told(closed, words)}; it could not say so itself")
+    return read_ledger(run_dir)
+
+
+def _post_mortem(entry: LedgerEntry, allocation: Allocation) -> tuple[str, str, str]:
+    """Cause, detail and action of an attempt that could not write its end."""
+    if entry.launcher != "slurm" or not entry.job:
+        return "crashed", "its supervisor was killed", "none"
+    same = entry.job == allocation.job
+    lost = lost_nodes(entry.nodes, knock=True)
+    if lost:
+        what = "; ".join(f"{node} {why}" for node, why in lost.items())
+        return "node_lost", what, "requeue" if same else "none"
+    state = _state_of(entry)
+    by_state = {
+        "NODE_FAIL": ("node_lost", "Slurm says NODE_FAIL"),
+        "PREEMPTED": ("preempted", "killed at the end of the grace time"),
+        "TIMEOUT": ("time_limit", "killed by Slurm at the time limit"),
+        "CANCELLED": ("cancelled", "killed by Slurm"),
+        "OUT_OF_MEMORY": ("crashed", "out of memory"),
+    }
+    cause, detail = by_state.get(state, ("", ""))
+    if cause:
+        return cause, detail, "requeue" if same else "none"
+    if same and allocation.restart > entry.restart:
+        return "preempted", "Slurm ended it and queued the job again", "requeue"
+    return "crashed", "its supervisor was killed", "none"
+
+
+def _state_of(entry: LedgerEntry) -> str:
+    """How Slurm says the job ended in which an attempt ran; '' where it does not know."""
+    with contextlib.suppress(VitDistError):
+        runs = slurm.accounting(entry.job, patience_s=5)
+        fitting = [j for j in runs or [] if j.start is not None and j.start <= entry.begun + 2]
+        if fitting:
+            return fitting[-1].state
+    with contextlib.suppress(VitDistError):
+        job = slurm.job(entry.job, patience_s=5)
+        if job is not None and job.ended:
+            return job.state
+    return ""
+
+
+def _written(run_dir: Path, entry: LedgerEntry) -> list[float]:
+    """When the logs of an attempt were last written."""
+    times = []
+    for path in (run_dir / "logs" / f"attempt-{entry.attempt:04d}").glob("*.log"):
+        with contextlib.suppress(OSError):
+            times.append(path.stat().st_mtime)
+    return times

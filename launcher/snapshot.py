@@ -1,0 +1,70 @@
+"""A copy of the code that a job runs: an edit in the checkout does not reach jobs that wait or are queued again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import subprocess
+from pathlib import Path
+
+from vit_dist.core.errors import RunError
+
+_PARTS = ("vit_dist", "launcher", "configs", "slurm")
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".git", "runs", "*.gz", "*.npz")
+
+
+def code_root() -> Path:
+    """The directory that holds the packages vit_dist and launcher: a checkout's top, or site-packages."""
+    return Path(__file__).resolve().parent.parent
+
+
+def take_snapshot(target: Path) -> Path:
+    """Copy the code to a directory, in place of what was there. Returns the directory.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        fresh.mkdir(parents=True)
+        for part in _PARTS:
+            source = code_root() / part
+            if source.is_dir():
+                shutil.copytree(source, fresh / part, ignore=_LEFT_OUT, copy_function=_copy)
+        if target.exists():
+            old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
+            target.rename(old)
+            fresh.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            fresh.rename(target)
+    except OSError as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise RunError(f"{target}: the code cannot be copied there: {error}") from None
+    return target
+
+
+def _copy(source: str, target: str) -> str:
+    return shutil.copyfile(source, target)  # bytes alone: modes and times cost a round trip each on a shared disk
+
+
+def describe_code() -> str:
+    """The commit of the checkout, with '+changes' where files differ from it; '' outside a checkout."""
+    root = code_root()
+    if not (root / ".git").exists():
+        return ""
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        head = _git(root, environment, "rev-parse", "HEAD")
+        changed = _git(root, environment, "status", "--porcelain", "--untracked-files=no", "--", *_PARTS)
+        return head + ("+changes" if changed else "")
+    return ""
+
+
+def _git(root: Path, environment: dict[str, str], *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *words], env=environment, capture_output=True, text=True, timeout=10, check=True
+    )
+    return done.stdout.strip()

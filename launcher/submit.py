@@ -1,0 +1,348 @@
+"""From a recipe and a cluster to a job in Slurm's queue: checks, run directory, code, script, submission."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher import badnodes, slurm
+from launcher.causes import measured_save_s
+from launcher.cluster import Cluster, slurm_time
+from launcher.render import Site, check_path, render_train, signal_lead
+from launcher.snapshot import code_root, describe_code, take_snapshot
+from vit_dist.config.load import recipe_hash, recipe_yaml, to_yaml
+from vit_dist.config.schema import Recipe, dump
+from vit_dist.core.errors import ConfigError, RunError, VitDistError
+from vit_dist.core.files import redact, write_bytes
+from vit_dist.core.rundir import RunDir
+from vit_dist.core.units import format_seconds
+from vit_dist.core.world import World
+
+_NEVER_SHARED = frozenset({"tmpfs", "ramfs", "devtmpfs", "overlay", "squashfs"})
+_OF_ONE_MACHINE = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs"})
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What somebody wants to be submitted.
+
+    Attributes:
+        recipe: resolved.
+        cluster: where.
+        nodes, spares: on which the ranks run, and nodes more that take the place of lost ones.
+        time_limit: of a job; '' for the cluster's.
+        run_dir: of the run; None: RUN-ROOT/NAME-HASH.
+        words: RECIPE and overrides as they were typed, for a script that stands by itself.
+        cluster_file: where the cluster was read from.
+    """
+
+    recipe: Recipe
+    cluster: Cluster
+    nodes: int = 1
+    spares: int = 0
+    time_limit: str = ""
+    run_dir: Path | None = None
+    words: tuple[str, ...] = ()
+    cluster_file: Path | None = None
+
+    @property
+    def root(self) -> Path:
+        """The shared directory of run directories, absolute."""
+        if self.run_dir is not None and not self.cluster.run_root:
+            return self.run_dir.absolute().parent
+        return Path(self.cluster.run_root or "runs").expanduser().absolute()
+
+    @property
+    def directory(self) -> Path:
+        """The run directory, absolute."""
+        if self.run_dir is not None:
+            return self.run_dir.expanduser().absolute()
+        return self.root / f"{safe_name(self.recipe.name)}-{recipe_hash(self.recipe)[:8]}"
+
+    @property
+    def ranks(self) -> int:
+        """Processes of an attempt."""
+        return self.nodes * self.cluster.tasks
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job in the queue.
+
+    Attributes:
+        run_dir: of its run.
+        job: its number.
+        start: when Slurm expects it to start, seconds since 1970; None where it does not say.
+        warnings: what a person should know.
+    """
+
+    run_dir: Path
+    job: str
+    start: float | None
+    warnings: tuple[str, ...]
+
+
+def safe_name(name: str) -> str:
+    """A name for directories and Slurm's queue: blanks, quotes and the like become dashes."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.") or "run"
+
+
+def dry_run(wish: Wish) -> str:
+    """The script that `submit` would hand to Slurm, made to stand by itself: it runs this code on the recipe as typed.
+
+    Raises:
+        ConfigError: what was asked for cannot be, or holds a secret.
+    """
+    check(wish)
+    for word in wish.words:
+        if redact(word) != word:
+            raise ConfigError(
+                f"{redact(word)}: holds a secret, and job scripts are readable; give credentials through the "
+                f"environment or ~/.aws instead (jobs inherit the environment)"
+            )
+    site = _site(wish, code_root(), wish.cluster_file)
+    notes = [f"warning: {text}" for text in warnings(wish)]
+    return render_train(
+        site.noted(*notes),
+        job_name=safe_name(wish.recipe.name),
+        run_dir=wish.directory,
+        recipe=wish.words,
+        nodes=wish.nodes,
+        spares=wish.spares,
+        lead_s=_lead(wish),
+        standalone=True,
+    )
+
+
+def submit(wish: Wish, *, args: Sequence[str] = ()) -> Submitted:
+    """Make the run directory, ask Slurm whether it would take the job, and submit it.
+
+    Args:
+        wish: what.
+        args: further options of sbatch, such as '--dependency=afterok:12'.
+
+    Raises:
+        ConfigError: Slurm refuses the job, or what was asked for cannot be.
+        RunError: the run is running, or its directory cannot be used.
+    """
+    check(wish)
+    directory = wish.directory
+    _check_free(wish, directory)
+    told = [*warnings(wish), *_check_shared(wish.root)]
+    script, job_dir = directory / "job" / "train.sbatch", directory / "job"
+    try:
+        (directory / "logs").mkdir(parents=True, exist_ok=True)  # Slurm fails a job in silence where it is missing
+        job_dir.mkdir(exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{directory}: the run directory cannot be made: {error.strerror}") from None
+    cluster_file = job_dir / "cluster.yaml"
+    site = _site(wish, job_dir / "code", cluster_file)
+    text = render_train(
+        site,
+        job_name=safe_name(wish.recipe.name),
+        run_dir=directory,
+        recipe=[str(job_dir / "recipe.yaml")],
+        nodes=wish.nodes,
+        spares=wish.spares,
+        lead_s=_lead(wish),
+    )
+    write_bytes(str(script), text.encode())
+    avoid = _avoid(wish)
+    tested = slurm.sbatch(script, args=[*avoid, *args], test_only=True)
+    take_snapshot(job_dir / "code")
+    write_bytes(str(job_dir / "recipe.yaml"), recipe_yaml(wish.recipe).encode())
+    write_bytes(str(cluster_file), to_yaml(dump(wish.cluster)).encode())
+    if not (directory / "recipe.yaml").exists():
+        write_bytes(str(directory / "recipe.yaml"), recipe_yaml(wish.recipe).encode())
+    for leftover in ("cancel", "request"):  # wishes about the job before
+        (directory / leftover).unlink(missing_ok=True)
+    facts = _facts(wish, script)
+    RunDir(directory).write_json("job.json", {"job": "", **facts})
+    job = slurm.sbatch(script, args=[*avoid, *args]).job
+    RunDir(directory).write_json("job.json", {"job": job, **facts})
+    return Submitted(directory, job, tested.start, tuple(told))
+
+
+def check(wish: Wish) -> None:
+    """What can be said without Slurm, network or manifest.
+
+    Raises:
+        ConfigError: the ranks do not divide the batch, too many nodes, a path that cannot be, a time that is none.
+    """
+    if wish.nodes < 1 or wish.spares < 0:
+        raise ConfigError(f"--nodes={wish.nodes} --spares={wish.spares}: at least one node, and no fewer than no spare")
+    batch, ranks = wish.recipe.global_batch, wish.ranks
+    together = 2 if wish.recipe.data.mixup is not None else 1
+    if batch % (ranks * together):
+        step = wish.cluster.tasks * together
+        possible = [n for n in range(1, batch // step + 1) if batch % (n * step) == 0]
+        low = max((n for n in possible if n < wish.nodes), default=None)
+        high = min((n for n in possible if n > wish.nodes), default=None)
+        fitting = ", ".join(str(n) for n in (low, high) if n is not None)
+        hint = f"; numbers of nodes that do: {fitting}" if fitting else ""
+        try:
+            World(size=ranks * together).share(batch)
+        except ConfigError as error:
+            raise ConfigError(
+                f"--nodes={wish.nodes}: {wish.nodes} x {wish.cluster.tasks} ranks on cluster {wish.cluster.name}: "
+                f"{'with data.mixup twice the ranks must divide the batch: ' if together == 2 else ''}{error}{hint}"
+            ) from None
+    check_path(wish.directory, "run directory", in_container=wish.cluster.container is not None)
+
+
+def warnings(wish: Wish) -> list[str]:
+    """What may go wrong, as far as can be said here."""
+    told = []
+    saved, grace = measured_save_s(wish.directory), wish.cluster.preempt_grace
+    if saved is not None and grace is not None and saved > float(grace.value):
+        told.append(
+            f"a save of this run took {format_seconds(saved)}, but a preempted job is given {grace} (preempt_grace): "
+            f"it will lose what came after its last checkpoint; save more often"
+        )
+    _, short = signal_lead(wish.cluster, wish.time_limit, _lead(wish))
+    return [*told, *([short] if short else [])]
+
+
+def parse_time(text: str) -> str:
+    """`--time` as Slurm writes it.
+
+    Raises:
+        ConfigError: no time.
+    """
+    try:
+        return slurm_time(text)
+    except ValueError as error:
+        raise ConfigError(f"--time: {error}") from None
+
+
+def _lead(wish: Wish) -> float | None:
+    """Seconds before the limit that Slurm's signal comes: the measured save and a margin, or None: not measured yet."""
+    saved = measured_save_s(wish.directory)
+    return None if saved is None else saved + float(wish.cluster.signal_margin.value)
+
+
+def _site(wish: Wish, code: Path, cluster_file: Path | None) -> Site:
+    identity = f"{wish.recipe.name} (recipe {recipe_hash(wish.recipe)}) on cluster {wish.cluster.name}"
+    spare = f" and {wish.spares} spare" if wish.spares else ""
+    size = f"{wish.nodes} node{'s' if wish.nodes > 1 else ''} x {wish.cluster.tasks} ranks{spare}"
+    return Site(
+        cluster=wish.cluster,
+        cwd=Path.cwd(),
+        code=code,
+        python=wish.cluster.python or sys.executable,
+        run_root=wish.root,
+        time_limit=wish.time_limit,
+        notes=(f"{identity}: {size}",),
+        cluster_file=cluster_file,
+    )
+
+
+def _check_free(wish: Wish, directory: Path) -> None:
+    """Refuse a directory that is in use, done, or another run's.
+
+    Raises:
+        RunError, ConfigError: it is.
+    """
+    run = RunDir(directory)
+    known = (run.read_json("run.json") or {}).get("recipe_hash")
+    ours = recipe_hash(wish.recipe)
+    if known is not None and known != ours:
+        raise ConfigError(
+            f"{directory}: holds another run ({known} there, {ours} here); give another --run-dir, or remove it. "
+            f"`vit-dist config` prints a recipe, {directory / 'recipe.yaml'} is the one there"
+        )
+    status = run.status()
+    if status is not None and status.status == "done":
+        raise ConfigError(
+            f"{directory}: this run is done (step {status.step:,}); to train anew change seed=, or give "
+            f"another --run-dir"
+        )
+    job = str((run.read_json("job.json") or {}).get("job", ""))
+    if job:
+        found = slurm.job(job)
+        if found is not None and not found.ended and found.state:
+            raise RunError(
+                f"{directory}: job {job} of this run is {found.state.lower()}; follow it with `vit-dist status "
+                f"{directory}`, end it with `vit-dist stop {directory}` or `vit-dist cancel {directory}`"
+            )
+    if directory.is_dir():
+        with run.locked():  # or somebody trains there without Slurm
+            pass
+
+
+def _check_shared(root: Path) -> list[str]:
+    """Warnings about a run root that other machines may not see.
+
+    Raises:
+        ConfigError: it lies in this machine's memory or container.
+    """
+    kind = file_system_of(root)
+    if kind not in _NEVER_SHARED | _OF_ONE_MACHINE or _nodes_are_here():
+        return []
+    if kind in _NEVER_SHARED:
+        raise ConfigError(
+            f"{root}: lies on {kind}, which no other machine sees, but jobs run on other machines; set run_root in the "
+            f"cluster file, or --run-dir, to a shared file system"
+        )
+    return [f"{root} lies on {kind}: if this machine does not export it, the nodes will not see it; set run_root"]
+
+
+def file_system_of(path: Path) -> str:
+    """The kind of file system on which a path lies, or would; '' where that is not known."""
+    try:
+        lines = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return ""
+    at = next(p for p in (path, *path.parents) if p.exists()).resolve()
+    best, kind = "", ""
+    for line in lines:
+        _, mounted, fs, *_ = line.split(" ")
+        mounted = mounted.encode().decode("unicode_escape")
+        if (at == Path(mounted) or Path(mounted) in at.parents) and len(mounted) >= len(best):
+            best, kind = mounted, fs
+    return kind
+
+
+def _nodes_are_here() -> bool:
+    """True where every node of the cluster is this very machine."""
+    here = {"127.0.0.1", "localhost", "::1", socket.gethostname(), socket.gethostname().partition(".")[0]}
+    with contextlib.suppress(VitDistError):
+        addresses = slurm.node_addresses("", patience_s=5)
+        return bool(addresses) and all(address in here for address, _ in addresses.values())
+    return False
+
+
+def _avoid(wish: Wish) -> list[str]:
+    """The option that keeps the job off nodes on the list of bad ones, as long as enough others are left."""
+    with contextlib.suppress(VitDistError):
+        bad = list(badnodes.active(wish.root))
+        if bad:
+            states = slurm.node_states(patience_s=5)
+            bad = [node for node in bad if node in states]
+            if bad and len(states) - len(bad) >= wish.nodes + wish.spares:
+                return [f"--exclude={','.join([*filter(None, [wish.cluster.exclude]), *bad])}"]
+    return []
+
+
+def _facts(wish: Wish, script: Path) -> dict[str, object]:
+    return {
+        "cluster": wish.cluster.name,
+        "cluster_file": str(script.parent / "cluster.yaml"),
+        "nodes": wish.nodes,
+        "devices_per_node": wish.cluster.tasks,
+        "spares": wish.spares,
+        "time_limit": wish.time_limit or wish.cluster.time_limit,
+        "submitted_at": time.time(),
+        "script": str(script),
+        "recipe": str(script.parent / "recipe.yaml"),
+        "code": describe_code(),
+        "name": wish.recipe.name,
+        "user": os.environ.get("USER", ""),
+    }

@@ -1,0 +1,106 @@
+"""`vit-dist submit`: a recipe as a Slurm job that looks after itself."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launcher.submit import Submitted, Wish
+
+SUMMARY = "train a recipe as a Slurm job that survives time limits, preemption and dead nodes"
+
+_EXAMPLES = """
+Makes the run directory (resolved recipe, a copy of the code, the script), asks Slurm whether it would take the job, and
+submits it. One process a GPU runs on --nodes nodes; the job saves before its time limit and queues itself again until
+the run is done. --spares asks for nodes more: when one dies the run goes on at once in the same job.
+
+A cluster is a YAML file: configs/clusters has some to copy. --dry-run prints the script alone, to read, edit and
+`sbatch` as it is; it needs no Slurm, network or data.
+
+examples:
+  vit-dist submit vit-l16-jft300m --cluster dgx-h100 --nodes 8 data.train=s3://bucket/jft/train
+  vit-dist submit vit-b16-imagenet21k --cluster my-site.yaml --nodes 2 --spares 1 --time 12h seed=1 name="second seed"
+  vit-dist submit demo --cluster dev --site partition=lo
+  vit-dist submit demo --cluster generic --nodes 2 --dry-run > job.sbatch && sbatch job.sbatch
+
+afterwards: vit-dist status, logs, checkpoint, stop, cancel, requeue, resume
+credentials: jobs inherit the environment of the shell that submits (AWS_ACCESS_KEY_ID, AWS_PROFILE, ...), or read
+~/.aws; they are never written into a script
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb."""
+    parser = argparse.ArgumentParser(
+        "vit-dist submit", description=SUMMARY, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of one in configs/recipes")
+    parser.add_argument("overrides", metavar="k=v", nargs="*", help="dotted overrides, applied last; name= is one")
+    parser.add_argument("--cluster", metavar="NAME", required=True, help="a YAML file, or one in configs/clusters")
+    parser.add_argument("--nodes", metavar="N", type=int, default=1, help="nodes that train (default 1)")
+    parser.add_argument("--spares", metavar="N", type=int, default=0, help="nodes more, in place of lost ones (0)")
+    parser.add_argument("--time", metavar="SPAN", default="", help="limit of one job: 12h, 2-00:00:00 (the cluster's)")
+    parser.add_argument(
+        "--run-dir", metavar="DIR", help="default: RUN-ROOT/NAME-HASH, RUN-ROOT from the cluster or runs"
+    )
+    parser.add_argument(
+        "--site", metavar="k=v", action="append", default=[], help="override a key of the cluster, such as partition=hi"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the script and do nothing")
+    args = parser.parse_intermixed_args(argv)
+
+    from launcher.cluster import load_cluster
+    from launcher.submit import Wish, dry_run, parse_time, submit
+    from vit_dist.config.load import find_config, load_recipe
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    recipe_file = find_config(args.recipe, "recipes")
+    wish = Wish(
+        recipe=recipe,
+        cluster=load_cluster(args.cluster, args.site),
+        nodes=args.nodes,
+        spares=args.spares,
+        time_limit=parse_time(args.time) if args.time else "",
+        run_dir=Path(args.run_dir) if args.run_dir else None,
+        words=(str(recipe_file.absolute()), *args.overrides),
+        cluster_file=find_config(args.cluster, "clusters").absolute(),
+    )
+    if args.dry_run:
+        sys.stdout.write(dry_run(wish))
+        return 0
+    _check_data(wish)
+    _report(submit(wish), wish)
+    return 0
+
+
+def _check_data(wish: Wish) -> None:
+    """What does not come out is said before anything waits in a queue."""
+    from launcher.submit import check
+    from vit_dist.core.world import World
+    from vit_dist.train.plan import open_training
+
+    check(wish)
+    open_training(wish.recipe, World(size=wish.ranks))
+
+
+def _report(done: Submitted, wish: Wish) -> None:
+    import os
+
+    shown = os.path.relpath(done.run_dir)
+    shown = str(done.run_dir) if shown.startswith("..") else shown
+    for text in done.warnings:
+        sys.stderr.write(f"warning: {text}\n")
+    start = "unknown" if done.start is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(done.start))
+    spare = f" and {wish.spares} spare" if wish.spares else ""
+    sys.stdout.write(
+        f"run     {shown}\n"
+        f"job     {done.job} on {wish.cluster.name}: {wish.nodes} x {wish.cluster.tasks} ranks{spare}\n"
+        f"start   {start} (Slurm's estimate)\n"
+        f"follow  vit-dist status {shown} --watch\n"
+        f"        vit-dist logs {shown} -f\n"
+        f"end     vit-dist stop {shown}          saves first; `cancel` does not\n"
+    )
