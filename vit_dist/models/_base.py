@@ -10,6 +10,10 @@ from timm.layers import lecun_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vit_dist.core.seeding import hash64
+
+_TAG_WEIGHTS = 0x57454947485453  # "WEIGHTS"
+
 Checkpointing = Literal["none", "full"]
 
 
@@ -47,6 +51,11 @@ class ImageModel(nn.Module):
             recomputed: Tensor = checkpoint(step, x, *others, use_reentrant=False)
             return recomputed
         return step(x, *others)
+
+
+def seed_weights(seed: int) -> None:
+    """Make the initial weights of the models built next a function of a run's seed."""
+    torch.manual_seed(hash64(seed, _TAG_WEIGHTS))
 
 
 def zero_head(in_features: int, num_classes: int, bias: float) -> nn.Linear:

@@ -1,0 +1,267 @@
+"""Weights in and out: exact round trips, timm's own loader as the oracle, and errors that name what is wrong."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.registry import MODELS
+from vit_dist.models import ModelConfig
+from vit_dist.models.weights.files import Wanted, Weights, read_weights, write_weights
+
+MODELS_IN_NPZ: list[tuple[str, dict[str, Any]]] = [
+    ("vit-test", {"representation": True}),
+    ("vit-test", {"pool": "map"}),
+    ("vit-test", {"position_embedding": "none", "pool": "mean"}),
+    ("hybrid-test", {}),
+    ("hybrid-test", {"stem": "imagenet", "stages": (2, 1), "patch_size": 2}),
+    ("bit-test", {}),
+    ("bit-test", {"stem": "imagenet", "blocks": (2, 1)}),
+]
+
+
+def weights(name: str, size: int = 32, **changes: Any) -> Weights:
+    cls, defaults = MODELS.lookup(name)
+    config = cls.model_validate({**defaults, **({"patch_size": 8} if name == "vit-test" else {}), **changes})
+    assert isinstance(config, ModelConfig)
+    torch.manual_seed(0)
+    model = config.build(num_classes=10, image_size=size)
+    state = {n: torch.randn(t.shape) for n, t in model.state_dict().items()}
+    return Weights(state, config, 10, size, {"recipe_hash": "abc", "examples": "1234"})
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return list(a) == list(b) and all(torch.equal(a[n], b[n]) for n in a)
+
+
+@pytest.mark.parametrize("ending", ["npz", "safetensors", "timm.safetensors"])
+@pytest.mark.parametrize(("name", "changes"), MODELS_IN_NPZ)
+def test_weights_come_back_bit_for_bit(name: str, changes: dict[str, Any], ending: str, tmp_path: Path) -> None:
+    before = weights(name, **changes)
+    write_weights(before, tmp_path / f"w.{ending}")
+    wanted = Wanted(config=None if ending == "safetensors" else before.config, image_size=32)
+    after = read_weights(tmp_path / f"w.{ending}", wanted)
+    assert same(before.state, after.state)
+    assert (after.config, after.num_classes, after.image_size) == (before.config, 10, 32)
+    if ending == "safetensors":
+        assert after.facts == {"recipe_hash": "abc", "examples": "1234"}
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+def test_timms_own_loader_of_our_npz_gives_our_logits(heads: int, tmp_path: Path) -> None:
+    ours = weights("vit-test", num_heads=heads, gelu="exact")
+    write_weights(ours, tmp_path / "w.npz")
+    theirs = timm.models.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=heads, num_classes=10
+    ).eval()
+    theirs.load_pretrained(str(tmp_path / "w.npz"))
+    assert torch.equal(logits(ours), theirs(images()))
+
+
+def test_timms_own_loader_of_our_hybrids_npz_gives_our_logits(tmp_path: Path) -> None:
+    from functools import partial
+
+    from timm.models.vision_transformer_hybrid import _resnetv2
+
+    ours = weights("hybrid", 64, stages=(1, 2), width=32, depth=1, num_heads=2, gelu="exact")
+    write_weights(ours, tmp_path / "w.npz")
+    embed = partial(timm.layers.HybridEmbed, backbone=_resnetv2((1, 2)))
+    theirs = timm.models.VisionTransformer(
+        img_size=64, patch_size=1, embed_dim=32, depth=1, num_heads=2, num_classes=10, embed_layer=embed
+    ).eval()
+    theirs.load_pretrained(str(tmp_path / "w.npz"))
+    assert torch.equal(logits(ours), theirs(images(64)))
+
+
+def test_timms_own_loader_of_our_bits_npz_gives_our_logits(tmp_path: Path) -> None:
+    from timm.layers import StdConv2d
+
+    ours = weights("bit", 64, blocks=(1, 2), width=64)
+    write_weights(ours, tmp_path / "w.npz")
+    theirs = timm.models.resnetv2.ResNetV2(
+        layers=[1, 2], channels=(256, 512), num_classes=10, stem_type="fixed", conv_layer=partial_conv(StdConv2d)
+    ).eval()
+    theirs.load_pretrained(str(tmp_path / "w.npz"))
+    torch.testing.assert_close(logits(ours), theirs(images(64)), rtol=1e-4, atol=1e-4)
+
+
+def partial_conv(conv: Any) -> Any:
+    from functools import partial
+
+    return partial(conv, eps=1e-8)
+
+
+def test_the_arrays_have_the_names_and_shapes_of_the_released_files(tmp_path: Path) -> None:
+    write_weights(weights("vit-test", representation=True), tmp_path / "w.npz")
+    with np.load(tmp_path / "w.npz") as opened:
+        shapes = {name: opened[name].shape for name in opened.files}
+    assert shapes["embedding/kernel"] == (8, 8, 3, 32)
+    assert shapes["Transformer/encoderblock_1/MultiHeadDotProductAttention_1/query/kernel"] == (32, 2, 16)
+    assert shapes["Transformer/encoderblock_1/MultiHeadDotProductAttention_1/query/bias"] == (2, 16)
+    assert shapes["Transformer/encoderblock_1/MultiHeadDotProductAttention_1/out/kernel"] == (2, 16, 32)
+    assert shapes["Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel"] == (32, 128)
+    assert shapes["Transformer/posembed_input/pos_embedding"] == (1, 17, 32)
+    assert shapes["pre_logits/kernel"] == (32, 32)
+    assert shapes["head/kernel"] == (32, 10)
+    write_weights(weights("hybrid-test"), tmp_path / "h.npz")
+    with np.load(tmp_path / "h.npz") as opened:
+        assert opened["gn_root/scale"].shape == (1, 1, 1, 8)
+        assert opened["block2/unit1/conv_proj/kernel"].shape == (1, 1, 32, 64)
+    write_weights(weights("bit-test"), tmp_path / "b.npz")
+    with np.load(tmp_path / "b.npz") as opened:
+        assert opened["resnet/block1/unit01/a/standardized_conv2d/kernel"].shape == (1, 1, 8, 8)
+        assert opened["resnet/head/conv2d/kernel"].shape == (1, 1, 64, 10)
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_later_names_are_read_too(scanned: bool, tmp_path: Path) -> None:
+    before = weights("vit-test", pool="map")
+    write_weights(before, tmp_path / "w.npz")
+    later: dict[str, Any] = {}
+    with np.load(tmp_path / "w.npz") as opened:
+        for name in opened.files:
+            parts = name.split("/")
+            if parts[0] == "Transformer" and parts[1].startswith("encoderblock"):
+                names = {"MlpBlock_3": "MlpBlock_0", "LayerNorm_2": "LayerNorm_1"}
+                names["MultiHeadDotProductAttention_1"] = "MultiHeadDotProductAttention_0"
+                parts[2] = names.get(parts[2], parts[2])
+            new = {"Transformer/posembed_input/pos_embedding": "pos_embedding"}.get(name, "/".join(parts))
+            later[f"params/{new}"] = opened[name]
+    if scanned:
+        for name in [n for n in later if "/encoderblock_0/" in n]:
+            both = [later.pop(name.replace("_0/", f"_{i}/", 1)) for i in range(2)]
+            later[name.replace("encoderblock_0", "encoderblock")] = np.stack(both)
+    np.savez(tmp_path / "later.npz", **later)
+    assert same(before.state, read_weights(tmp_path / "later.npz", Wanted(before.config)).state)
+
+
+def logits(of: Weights) -> Tensor:
+    model = of.config.build(num_classes=of.num_classes, image_size=of.image_size).eval()
+    model.load_state_dict(of.state)
+    found: Tensor = model(images(of.image_size))
+    return found
+
+
+def images(size: int = 32) -> Tensor:
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def test_timm_state_dicts_are_read_from_torch_files_and_nothing_else_in_them(tmp_path: Path) -> None:
+    before = weights("bit-test")
+    from vit_dist.models.weights.files import timm_names
+
+    torch.save({"state_dict": timm_names(before.state, before.config)}, tmp_path / "w.pth")
+    assert same(before.state, read_weights(tmp_path / "w.pth", Wanted(before.config)).state)
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"state_dict": Evil()}))
+    torch.save({"x": Evil()}, tmp_path / "evil2.pth")
+    for name in ("evil.pth", "evil2.pth"):
+        with pytest.raises(DataError, match=f"{name}: cannot be read as plain tensors"):
+            read_weights(tmp_path / name, Wanted(before.config))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_model_of_timm_goes_out_under_timms_names_and_comes_back(tmp_path: Path) -> None:
+    cls, defaults = MODELS.lookup("timm:convnext_atto")
+    config = cls.model_validate(defaults)
+    assert isinstance(config, ModelConfig)
+    before = Weights(dict(config.build(num_classes=10, image_size=32).state_dict()), config, 10, 32)
+    write_weights(before, tmp_path / "w.timm.safetensors")
+    after = read_weights(tmp_path / "w.timm.safetensors", Wanted(config, image_size=32))
+    assert same(before.state, after.state)
+    from safetensors.torch import load_file
+
+    timm.create_model("convnext_atto", num_classes=10).load_state_dict(load_file(tmp_path / "w.timm.safetensors"))
+
+
+def test_a_hugging_face_folder_comes_back_and_says_its_model(tmp_path: Path) -> None:
+    before = weights("vit-test", gelu="exact")
+    write_weights(before, f"{tmp_path}/hf/")
+    described = json.loads((tmp_path / "hf/config.json").read_text())
+    assert described["hidden_act"] == "gelu"
+    assert described["layer_norm_eps"] == 1e-6
+    after = read_weights(tmp_path / "hf")
+    assert same(before.state, after.state)
+    assert (after.num_classes, after.image_size, after.config.gelu) == (10, 32, "exact")  # type: ignore[attr-defined]
+    assert torch.equal(logits(before), logits(after))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("bit-test", {}, "plain ViT; bit-test is none"),
+        ("vit-test", {"pool": "mean"}, "cannot say {'pool': 'mean'}"),
+        ("vit-test", {"positions_at": "layers"}, "cannot say {'places': 'layers'}"),
+    ],
+)
+def test_what_hugging_face_cannot_say_is_refused(
+    name: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        write_weights(weights(name, **changes), f"{tmp_path}/hf/")
+
+
+def test_positions_and_head_are_made_to_fit_on_request_alone(tmp_path: Path) -> None:
+    before = weights("vit-test")
+    write_weights(before, tmp_path / "w.npz")
+    larger = read_weights(tmp_path / "w.npz", Wanted(before.config, image_size=48, num_classes=3, head="new"))
+    assert larger.state["pos_embed"].shape == (1, 37, 32)
+    assert torch.equal(larger.state["pos_embed"][:, 0], before.state["pos_embed"][:, 0])
+    assert not larger.state["head.weight"].any()
+    assert larger.state["head.weight"].shape == (3, 32)
+    with pytest.raises(DataError, match=r"w\.npz: has 10 classes, 3 are asked for.*--head new"):
+        read_weights(tmp_path / "w.npz", Wanted(before.config, num_classes=3))
+
+
+def test_weights_of_another_model_are_refused_with_what_differs(tmp_path: Path) -> None:
+    before = weights("vit-test")
+    write_weights(before, tmp_path / "w.npz")
+    other = weights("vit-test", depth=3, width=64)
+    with pytest.raises(DataError) as error:
+        read_weights(tmp_path / "w.npz", Wanted(other.config))
+    assert "16 missing: Transformer/encoderblock_2/LayerNorm_0/scale" in str(error.value)
+    assert "cls_token is 1x1x32, not 1x1x64" in str(error.value)
+    shallow = weights("vit-test", depth=1)
+    with pytest.raises(DataError, match=r"16 too many: Transformer/encoderblock_1/LayerNorm_0/bias"):
+        read_weights(tmp_path / "w.npz", Wanted(shallow.config))
+    with pytest.raises(DataError, match="missing: resnet/root_block"):
+        read_weights(tmp_path / "w.npz", Wanted(weights("bit-test").config))
+
+
+@pytest.mark.parametrize("ending", ["npz", "safetensors", "pth"])
+def test_a_truncated_file_is_refused(ending: str, tmp_path: Path) -> None:
+    before = weights("vit-test")
+    path = tmp_path / f"w.{ending}"
+    if ending == "pth":
+        torch.save(before.state, path)
+    else:
+        write_weights(before, path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=rf"w\.{ending}: (not a whole|cannot be read)"):
+        read_weights(path, Wanted(before.config))
+
+
+def test_forms_that_are_not_known_are_refused_with_those_that_are(tmp_path: Path) -> None:
+    before = weights("vit-test")
+    with pytest.raises(ConfigError, match=r"\.pth: no form .* a pickle runs code .* known: \.npz"):
+        write_weights(before, tmp_path / "w.pth")
+    with pytest.raises(DataError, match="no such file"):
+        read_weights(tmp_path / "none.npz", Wanted(before.config))
+    write_weights(before, tmp_path / "w.npz")
+    with pytest.raises(ConfigError, match="does not say its model; give it, such as --model"):
+        read_weights(tmp_path / "w.npz")
+    with pytest.raises(ConfigError, match="no name for the parameter 'pos_relative'"):
+        write_weights(weights("vit-test", position_embedding="relative"), tmp_path / "r.npz")

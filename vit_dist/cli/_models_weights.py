@@ -1,0 +1,119 @@
+"""`vit-dist models import` and `export`: weights between checkpoints and the published forms."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from vit_dist.cli.models import model_config, usual_size
+from vit_dist.core.errors import ConfigError
+
+_FORMS = """
+forms, by the name's ending
+  x.npz                Google's: vision_transformer (ViT, hybrid), big_transfer (BiT); linen names are read too
+  x.safetensors        ours: timm's names, with the model, recipe, hash and examples seen in its header
+  x.timm.safetensors   a state dict that timm loads, BiT's head included
+  x.pth x.pt x.bin     read only, as plain tensors: nothing else in them is unpickled
+  x/                   a folder that Hugging Face's ViTForImageClassification loads
+"""
+_IMPORT_EXAMPLES = (
+    _FORMS
+    + """
+examples:
+  vit-dist models import B_16.npz b16.safetensors --model ViT-B/16 representation=true
+  vit-dist models import B_16.npz b16-384.safetensors --model ViT-B/16 --image-size 384 --num-classes 10 --head new
+  vit-dist models import google-vit-folder/ b16.safetensors
+"""
+)
+_EXPORT_EXAMPLES = (
+    _FORMS
+    + """
+examples:
+  vit-dist models export runs/demo/vit-8000-s0 vit.safetensors          the newest whole checkpoint of a run
+  vit-dist models export runs/b16/checkpoints/step-0000517822 b16.npz
+  vit-dist models export ViT-B/16 fresh.npz --seed 7                    fresh weights
+"""
+)
+
+
+def import_main(argv: list[str]) -> int:
+    """Entry of `models import`."""
+    parser = argparse.ArgumentParser(
+        "vit-dist models import",
+        description="weights of any known form -> a safetensors file (or another form) that says its model",
+        epilog=_IMPORT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="a file or folder")
+    parser.add_argument("out", metavar="OUT", help="what to write; its ending says the form")
+    parser.add_argument("settings", metavar="k=v", nargs="*", help="settings of the model, such as representation=true")
+    parser.add_argument("--model", metavar="NAME", help="needed where the file does not say its model")
+    parser.add_argument("--num-classes", metavar="K", type=int, help="default: as many as the file has")
+    parser.add_argument("--image-size", metavar="S", type=int, help="positions are resampled to it")
+    parser.add_argument("--head", choices=("keep", "new"), default="keep", help="new: a head of zeros")
+    parser.add_argument(
+        "--positions",
+        choices=("public", "bicubic"),
+        default="public",
+        help="how positions are resampled: as the public code does (default), or timm's antialiased bicubic",
+    )
+    args = parser.parse_intermixed_args(argv)
+
+    if args.settings and not args.model:
+        raise ConfigError(f"{args.settings[0]}: settings are those of a model; give --model NAME")
+    from vit_dist.models.weights.files import Wanted, read_weights, write_weights
+
+    wanted = Wanted(
+        config=model_config(args.model, args.settings) if args.model else None,
+        num_classes=args.num_classes,
+        image_size=args.image_size,
+        head=args.head,
+        positions=args.positions,
+    )
+    weights = read_weights(Path(args.source), wanted)
+    write_weights(weights, args.out)
+    _say(args.out, weights.config.name, sum(t.numel() for t in weights.state.values()), weights.image_size)
+    return 0
+
+
+def export_main(argv: list[str]) -> int:
+    """Entry of `models export`."""
+    parser = argparse.ArgumentParser(
+        "vit-dist models export",
+        description="a checkpoint, a run, a file of weights or a model's fresh weights -> a file or folder",
+        epilog=_EXPORT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="a checkpoint, a run, a file, or a model's name")
+    parser.add_argument("out", metavar="OUT", help="what to write; its ending says the form")
+    parser.add_argument("settings", metavar="k=v", nargs="*", help="settings of a model given by name")
+    parser.add_argument("--seed", metavar="N", type=int, help="of fresh weights (default 0)")
+    parser.add_argument("--num-classes", metavar="K", type=int, help="of fresh weights (default 1000)")
+    parser.add_argument("--image-size", metavar="S", type=int, help="of fresh weights (default 224)")
+    args = parser.parse_intermixed_args(argv)
+
+    from vit_dist.models.weights.files import read_weights, write_weights
+    from vit_dist.train.weights import checkpoint_weights, fresh_weights, is_checkpoint
+
+    path = Path(args.source)
+    fresh = {"--seed": args.seed, "--num-classes": args.num_classes, "--image-size": args.image_size}
+    if path.exists():
+        given = [name for name, value in fresh.items() if value is not None] + args.settings
+        if given:
+            raise ConfigError(f"{given[0]} is for fresh weights, but {path} is there already; see `models import`")
+        weights = checkpoint_weights(path) if is_checkpoint(path) else read_weights(path)
+    elif path.suffix or args.source.count(os.sep) > 1 or args.source.startswith(("/", ".")):
+        raise ConfigError(f"{path}: no such checkpoint, run or file")
+    else:
+        config = model_config(args.source, args.settings)
+        size = args.image_size or usual_size(config)
+        weights = fresh_weights(config, args.num_classes or 1000, size, args.seed or 0)
+    write_weights(weights, args.out)
+    _say(args.out, weights.config.name, sum(t.numel() for t in weights.state.values()), weights.image_size)
+    return 0
+
+
+def _say(out: str, model: str, numbers: int, image_size: int) -> None:
+    sys.stdout.write(f"{out}: {model}, {numbers:,} numbers, for {image_size}x{image_size} images\n")

@@ -1,0 +1,179 @@
+"""`vit-dist models`: what models there are, what each costs, and weights in and out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from vit_dist.core.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from vit_dist.models import ModelConfig
+
+SUMMARY = "list models and their costs, show one, read and write weights"
+
+_HELP = f"""usage: vit-dist models VERB ...
+
+{SUMMARY}
+
+verbs:
+  list     every model by name: parameters and multiply-adds
+  show     the settings of one model, and its tensors
+  import   weights of any known form -> a safetensors file that says its model
+  export   a checkpoint, a run or fresh weights -> a file or folder of any known form
+
+`vit-dist models VERB --help` explains a verb and gives examples.
+"""
+_LIST_EXAMPLES = """
+Multiply-adds are those of one forward pass of one image. Any other model of timm goes by `timm:NAME`.
+
+examples:
+  vit-dist models list
+  vit-dist models list hybrid --image-size 384
+  vit-dist models list --num-classes 18291        with the head of JFT-300M
+"""
+_SHOW_EXAMPLES = """
+examples:
+  vit-dist models show ViT-L/16
+  vit-dist models show ViT-B/16 pool=map position_embedding=sincos --image-size 384
+  vit-dist models show timm:convnext_tiny --tensors
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run one verb; the exit code.
+
+    Raises:
+        ConfigError: no such verb.
+    """
+    if not argv or argv[0] in {"-h", "--help"}:
+        sys.stdout.write(_HELP)
+        return 0 if argv else 2
+    verbs: dict[str, Callable[[list[str]], int]] = {"list": _list, "show": _show, "import": _import, "export": _export}
+    if argv[0] not in verbs:
+        raise ConfigError(f"vit-dist models: unknown verb {argv[0]!r}{did_you_mean(argv[0], verbs)}")
+    return verbs[argv[0]](argv[1:])
+
+
+def _import(argv: list[str]) -> int:
+    from vit_dist.cli._models_weights import import_main
+
+    return import_main(argv)
+
+
+def _export(argv: list[str]) -> int:
+    from vit_dist.cli._models_weights import export_main
+
+    return export_main(argv)
+
+
+def model_config(name: str, settings: Sequence[str] = ()) -> ModelConfig:
+    """The config of a model by its name, with settings such as 'pool=map' over its preset.
+
+    Raises:
+        ConfigError: no such model (names the nearest), or a setting that it does not take.
+    """
+    from pydantic import ValidationError
+
+    from vit_dist.config.load import parse_overrides
+    from vit_dist.core.registry import MODELS
+    from vit_dist.models import ModelConfig
+
+    cls, defaults = MODELS.lookup(name)
+    try:
+        config = cls.model_validate({**defaults, **parse_overrides(list(settings))})
+    except ValidationError as error:
+        said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"model {name}: {said}") from None
+    assert isinstance(config, ModelConfig)
+    return config
+
+
+def usual_size(config: ModelConfig) -> int:
+    """224 pixels, or 28 for the small ones that are made for such images."""
+    return 28 if config.name.endswith(("-demo", "-test")) else 224
+
+
+def _giga(macs: int) -> str:
+    return f"{macs / 1e9:,.2f}" if macs >= 1e8 else f"{macs / 1e9:.4f}"
+
+
+def _list(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "vit-dist models list",
+        description="every model by name: parameters and multiply-adds",
+        epilog=_LIST_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("only", metavar="PART", nargs="?", default="", help="only names and families that contain this")
+    parser.add_argument("--image-size", metavar="S", type=int, help="default 224, and 28 for -demo and -test")
+    parser.add_argument("--num-classes", metavar="K", type=int, default=1000, help="outputs of the head (default 1000)")
+    args = parser.parse_args(argv)
+
+    from vit_dist.core.costs import model_cost
+    from vit_dist.core.registry import MODELS
+
+    print_row = "{:<16} {:<8} {:>14} {:>10} {:>7}".format
+    lines = [print_row("model", "family", "parameters", "GMACs", "pixels")]
+    for name in MODELS.names():
+        if name in {"vit", "bit", "hybrid"}:  # families by themselves: they want their shape
+            continue
+        config = model_config(name)
+        if args.only.lower() not in f"{name} {config.family}".lower():
+            continue
+        size = args.image_size or usual_size(config)
+        if size % config.stride:
+            lines.append(print_row(name, config.family, "-", "-", f"{size} no"))
+            continue
+        cost = model_cost(config, num_classes=args.num_classes, image_size=size)
+        if cost is not None:
+            lines.append(print_row(name, config.family, f"{cost.params:,}", _giga(cost.macs), size))
+    if len(lines) == 1:
+        raise ConfigError(f"no model has {args.only!r} in its name or family; `vit-dist models list` names them all")
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def _show(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "vit-dist models show",
+        description="the settings of one model, and its tensors",
+        epilog=_SHOW_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", metavar="NAME", help="a name of `vit-dist models list`, or timm:NAME")
+    parser.add_argument("settings", metavar="k=v", nargs="*", help="settings over those of the name")
+    parser.add_argument("--image-size", metavar="S", type=int, help="default 224, and 28 for -demo and -test")
+    parser.add_argument("--num-classes", metavar="K", type=int, default=1000, help="outputs of the head (default 1000)")
+    parser.add_argument("--tensors", action="store_true", help="list every tensor with its shape (imports torch)")
+    args = parser.parse_intermixed_args(argv)
+
+    import yaml
+
+    from vit_dist.core.costs import model_cost
+
+    config = model_config(args.name, args.settings)
+    size = args.image_size or usual_size(config)
+    described = {key: value for key, value in config.model_dump(mode="json").items() if value is not None}
+    sys.stdout.write(yaml.safe_dump(described, sort_keys=False))
+    fields = [(name, field.description) for name, field in type(config).model_fields.items() if field.description]
+    told = "\n".join(
+        textwrap.fill(f"{n}: {text}", 100, initial_indent="# ", subsequent_indent="#   ") for n, text in fields
+    )
+    sys.stdout.write(f"\n{told}\n\n")
+    cost = model_cost(config, num_classes=args.num_classes, image_size=size)
+    if cost is not None:
+        sys.stdout.write(
+            f"{cost.params:,} parameters with {args.num_classes:,} classes; {_giga(cost.macs)} GMACs for one "
+            f"{size}x{size} image\n"
+        )
+    if args.tensors or cost is None:
+        from vit_dist.models.weights.adapt import shapes_of
+
+        shapes = shapes_of(config, args.num_classes, size)
+        for name, shape in shapes.items() if args.tensors else ():
+            sys.stdout.write(f"{name:<48} {'x'.join(map(str, shape))}\n")
+    return 0

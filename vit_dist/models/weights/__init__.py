@@ -1,0 +1,8 @@
+"""Weights in and out: published forms and ours. A state is a dict of a model's parameters by our names.
+
+google.py        names and layouts of google-research's .npz files (ViT, hybrid, BiT)
+huggingface.py   a folder that `ViTForImageClassification` loads
+
+files.py         reading and writing each form; nothing is unpickled but plain tensors
+adapt.py         making a state fit a model of another image size or other classes
+"""

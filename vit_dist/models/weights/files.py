@@ -1,0 +1,343 @@
+"""Reading and writing weights by the form that a file's name tells. Nothing but plain tensors is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vit_dist import __version__
+from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.registry import MODELS
+from vit_dist.models import ModelConfig
+from vit_dist.models._positions import Resampling
+from vit_dist.models.weights.adapt import Head, fit, shapes_of
+from vit_dist.models.weights.google import RULES, from_google, to_google
+from vit_dist.models.weights.huggingface import from_hugging_face, to_hugging_face
+
+State = dict[str, Tensor]
+FORMS = ".npz (Google), .safetensors (ours), .timm.safetensors (timm's names), or a folder (Hugging Face)"
+PICKLED = (".pth", ".pt", ".bin", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model and its weights.
+
+    Attributes:
+        state: every tensor of the model's state, float32, by our names.
+        facts: where they come from: recipe, recipe_hash, step, examples, as far as is known.
+    """
+
+    state: State
+    config: ModelConfig
+    num_classes: int
+    image_size: int
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a reader makes of a file.
+
+    Attributes:
+        config: the model; None: what the file says.
+        num_classes: None: as many as the file has.
+        image_size: pixels; None: what the file's positions fit.
+        head: see `adapt.fit`.
+        positions: see `adapt.fit`.
+    """
+
+    config: ModelConfig | None = None
+    num_classes: int | None = None
+    image_size: int | None = None
+    head: Head = "keep"
+    positions: Resampling = "public"
+
+
+def read_weights(path: Path, wanted: Wanted = Wanted()) -> Weights:
+    """Read a file or folder of any known form.
+
+    Raises:
+        ConfigError: the form is unknown, or the file does not say its model and none was given.
+        DataError: missing, damaged, or of another model: says which tensors.
+    """
+    if path.is_dir():
+        return _read_hugging_face(path, wanted)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; known forms: {FORMS}, and timm's {', '.join(PICKLED)}")
+    if path.suffix == ".npz":
+        return _read_npz(path, wanted)
+    if path.suffix == ".safetensors":
+        tensors, metadata = _read_safetensors(path)
+        return _from_named(tensors, metadata, path, wanted)
+    if path.suffix in PICKLED:
+        return _from_named(_unpickled(path), {}, path, wanted)
+    raise ConfigError(f"{path}: weights in a file of this name are not known; known: {FORMS}, and timm's {PICKLED}")
+
+
+def write_weights(weights: Weights, out: Path | str) -> None:
+    """Write a file or folder; its form follows from the name's ending.
+
+    Raises:
+        ConfigError: no form has this ending, or the form cannot hold this model.
+        DataError: it cannot be written.
+    """
+    text, path = str(out), Path(out)
+    try:
+        if text.endswith(".npz"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_npz(weights, path)
+        elif text.endswith(".timm.safetensors"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _save(timm_names(weights.state, weights.config), path, {"format": "pt"})
+        elif text.endswith(".safetensors"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _save(weights.state, path, _metadata(weights))
+        elif text.endswith("/") or path.is_dir() or not path.suffix:
+            tensors, described, images = to_hugging_face(
+                weights.state, weights.config, weights.num_classes, weights.image_size
+            )
+            path.mkdir(parents=True, exist_ok=True)
+            _save(tensors, path / "model.safetensors", {"format": "pt"})
+            (path / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+            (path / "preprocessor_config.json").write_text(json.dumps(images, indent=2) + "\n")
+        else:
+            pickled = "; a pickle runs code when it is loaded" if path.suffix in PICKLED else ""
+            raise ConfigError(f"{out}: no form of weights has this ending{pickled}; known: {FORMS}")
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written: {error.strerror or error}") from None
+
+
+def kind_of(config: ModelConfig) -> str:
+    """'vit', 'hybrid', 'bit' or 'timm': which names the parameters have."""
+    return {"ViTConfig": "vit", "HybridConfig": "hybrid", "BiTConfig": "bit"}.get(type(config).__name__, "timm")
+
+
+def heads_of(config: ModelConfig) -> int:
+    """Attention heads, 1 where there are none."""
+    return int(getattr(config, "num_heads", 1))
+
+
+def timm_names(state: Mapping[str, Tensor], config: ModelConfig) -> State:
+    """A state by timm's names: as ours, but for BiT's head and models that are timm's own."""
+    renamed = dict(state)
+    if kind_of(config) == "bit":
+        renamed["head.fc.weight"] = renamed.pop("head.weight")[:, :, None, None]
+        renamed["head.fc.bias"] = renamed.pop("head.bias")
+    elif kind_of(config) == "timm":
+        head = _timm_head(config)
+        for part in ("weight", "bias"):
+            renamed[f"{head}.{part}"] = renamed.pop(f"head.{part}")
+        renamed = {name.removeprefix("net."): tensor for name, tensor in renamed.items()}
+    return renamed
+
+
+def our_names(state: Mapping[str, Tensor], config: ModelConfig) -> State:
+    """A state by our names, given timm's or ours."""
+    if kind_of(config) == "timm" and not any(name.startswith("net.") for name in state):
+        head = _timm_head(config)
+        return {
+            (name.replace(head, "head", 1) if name.startswith(f"{head}.") else f"net.{name}"): _flat_head(name, tensor)
+            for name, tensor in state.items()
+        }
+    return {
+        (name.replace("head.fc.", "head.", 1) if name.startswith("head.fc.") else name): _flat_head(name, tensor)
+        for name, tensor in state.items()
+    }
+
+
+def _flat_head(name: str, tensor: Tensor) -> Tensor:
+    """timm's head of some models is a 1x1 convolution."""
+    is_conv = name.endswith("head.fc.weight") and tensor.ndim == 4
+    return tensor.flatten(1) if is_conv else tensor
+
+
+def _timm_head(config: ModelConfig) -> str:
+    import timm
+
+    known = timm.models.get_pretrained_cfg(config.architecture)  # type: ignore[attr-defined]
+    name = "head" if known is None else known.classifier
+    return name if isinstance(name, str) else name[0]
+
+
+def _from_named(tensors: State, metadata: Mapping[str, str], path: Path, wanted: Wanted) -> Weights:
+    config, facts = wanted.config, {k: v for k, v in metadata.items() if k in FACTS}
+    if config is None:
+        if "model" not in metadata:
+            raise ConfigError(f"{path}: does not say its model; give it, such as --model ViT-B/16")
+        config = config_of(json.loads(metadata["model"]), str(path))
+    state = our_names(tensors, config)
+    return _fitted(state, config, path, wanted, facts, said_size=int(metadata.get("image_size", 0)))
+
+
+def _read_npz(path: Path, wanted: Wanted) -> Weights:
+    config = wanted.config
+    if config is None:
+        raise ConfigError(f"{path}: an .npz does not say its model; give it, such as --model ViT-B/16")
+    kind = kind_of(config)
+    if kind not in RULES:
+        raise ConfigError(f"{path}: Google's .npz files hold ViT, hybrid and BiT models, not {config.name}")
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as opened:
+            arrays = {name: opened[name] for name in opened.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: not a whole .npz file: {error}; fetch it again") from None
+    names = shapes_of(config, 1, _smallest(config))
+    state, missing, extra = from_google(arrays, names, kind)
+    return _fitted(state, config, path, wanted, {}, missing=missing, extra=extra)
+
+
+def _read_hugging_face(path: Path, wanted: Wanted) -> Weights:
+    try:
+        described = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: no folder of Hugging Face: config.json: {error}") from None
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise DataError(f"{path}: no .safetensors in it (pickled weights are not read)")
+    tensors = {name: tensor for file in files for name, tensor in _read_safetensors(file)[0].items()}
+    state, config, _, said = from_hugging_face(tensors, described, str(path))
+    return _fitted(state, wanted.config or config, path, wanted, {}, said_size=said)
+
+
+def _fitted(
+    state: State,
+    config: ModelConfig,
+    path: Path,
+    wanted: Wanted,
+    facts: dict[str, str],
+    *,
+    said_size: int = 0,
+    missing: list[str] | None = None,
+    extra: list[str] | None = None,
+) -> Weights:
+    classes: int = wanted.num_classes or (len(state["head.bias"]) if "head.bias" in state else 0)
+    others = [name for name in missing or () if "head" not in name]
+    if not classes and others:
+        raise DataError(
+            f"{path}: not the weights of {config.name}: {len(others)} missing: {', '.join(others[:5])}, ..."
+        )
+    if not classes:
+        raise ConfigError(f"{path}: has no head; give --num-classes and --head new")
+    size = wanted.image_size or said_size or _size_of(state, config)
+    fitted = fit(
+        {name: tensor.float() for name, tensor in state.items()},
+        config,
+        num_classes=classes,
+        image_size=size,
+        source=str(path),
+        head=wanted.head,
+        positions=wanted.positions,
+        missing=missing or [],
+        extra=extra or [],
+    )
+    return Weights(fitted, config, classes, size, facts)
+
+
+def _size_of(state: State, config: ModelConfig) -> int:
+    """The image size that the positions are for; 224 where nothing tells."""
+    table = state.get("pos_embed")
+    if table is None or config.stride == 1:
+        return 224 if 224 % config.stride == 0 else config.stride
+    patches = table.shape[1] - ("cls_token" in state)
+    return max(1, math.isqrt(patches)) * config.stride
+
+
+def _smallest(config: ModelConfig) -> int:
+    return config.stride if config.stride > 1 else 32
+
+
+FACTS = ("recipe", "recipe_hash", "step", "examples", "seed", "name")
+"""What a file of ours may say beside the model."""
+
+
+def _metadata(weights: Weights) -> dict[str, str]:
+    return {
+        "format": "pt",
+        "vit_dist": __version__,
+        "model": json.dumps(weights.config.model_dump(mode="json")),
+        "num_classes": str(weights.num_classes),
+        "image_size": str(weights.image_size),
+        "input": "RGB in [-1, 1]",
+        **weights.facts,
+    }
+
+
+def config_of(described: Mapping[str, Any], where: str) -> ModelConfig:
+    """A model's config from plain data.
+
+    Raises:
+        ConfigError: of a model that this version does not know.
+    """
+    cls, defaults = MODELS.lookup(str(described.get("name")))
+    try:
+        config = cls.model_validate({**defaults, **described})
+    except ValueError as error:
+        raise ConfigError(f"{where}: its model cannot be understood: {error}") from None
+    assert isinstance(config, ModelConfig)
+    return config
+
+
+def _read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: not a whole safetensors file: {error}") from None
+
+
+def _unpickled(path: Path) -> State:
+    """Tensors of a torch file; anything else in it is refused, not run."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: cannot be read as plain tensors: {reason}") from None
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise DataError(f"{path}: holds no dictionary of tensors")
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _save(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file a tensor at a time: the library's own writer holds all of it a second time."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    at = 0
+    for name, tensor in state.items():
+        assert tensor.dtype == torch.float32
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [at, at + 4 * tensor.numel()]}
+        at += 4 * tensor.numel()
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in state.values():
+            file.write(tensor.contiguous().numpy().data)
+    partial.replace(path)
+
+
+def _write_npz(weights: Weights, path: Path) -> None:
+    kind = kind_of(weights.config)
+    if kind not in RULES:
+        raise ConfigError(f"Google's .npz files hold ViT, hybrid and BiT models, not {weights.config.name}")
+    partial = path.with_name(f".{path.name}.partial")
+    with zipfile.ZipFile(partial, "w") as opened:
+        for name, array in to_google(weights.state, kind, heads_of(weights.config)):
+            with opened.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+    partial.replace(path)

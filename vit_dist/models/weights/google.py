@@ -1,0 +1,218 @@
+"""The .npz files of google-research: vision_transformer (ViT, hybrid) and big_transfer (BiT), both ways.
+
+Written are the names of the released files. Read are also those of flax's later naming ("linen"), as big_vision
+writes them: numbers of submodules counted by kind, one array for all blocks, a prefix such as `params/`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vit_dist.core.errors import ConfigError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one of our tensors lies in an array. `heads` is the number of attention heads."""
+
+    write: Callable[[Tensor, int], Tensor]
+    read: Callable[[Tensor], Tensor]
+
+
+SAME = Layout(lambda t, _: t, lambda a: a)
+MATRIX = Layout(lambda t, _: t.T, lambda a: a.T)  # [in, out]
+CONV = Layout(lambda t, _: t.permute(2, 3, 1, 0), lambda a: a.permute(3, 2, 0, 1))  # [height, width, in, out]
+HEAD_CONV = Layout(lambda t, _: t.T[None, None], lambda a: a.reshape(a.shape[-2:]).T)
+NORM4 = Layout(lambda t, _: t.reshape(1, 1, 1, -1), lambda a: a.reshape(-1))  # flax's first GroupNorm
+TO_HEADS = Layout(lambda t, h: t.T.reshape(t.shape[1], h, -1), lambda a: a.flatten(1).T)  # [D, h, d]
+HEADS_BIAS = Layout(lambda t, h: t.reshape(h, -1), lambda a: a.reshape(-1))  # [h, d]
+FROM_HEADS = Layout(lambda t, h: t.T.reshape(h, -1, t.shape[0]), lambda a: a.flatten(0, -2).T)  # [h, d, D]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Our name as a pattern, the names of the arrays it stands in (stacked along our first axis), and their layout."""
+
+    ours: str
+    theirs: tuple[str, ...]
+    layout: Layout
+
+
+def _dense(ours: str, theirs: str) -> list[Rule]:
+    return [Rule(rf"{ours}\.weight", (f"{theirs}/kernel",), MATRIX), Rule(rf"{ours}\.bias", (f"{theirs}/bias",), SAME)]
+
+
+def _norm(ours: str, theirs: str, layout: Layout = SAME, names: tuple[str, str] = ("scale", "bias")) -> list[Rule]:
+    return [
+        Rule(rf"{ours}\.weight", (f"{theirs}/{names[0]}",), layout),
+        Rule(rf"{ours}\.bias", (f"{theirs}/{names[1]}",), layout),
+    ]
+
+
+def _attention(ours: str, theirs: str, parts: tuple[str, ...]) -> list[Rule]:
+    return [
+        Rule(rf"{ours}\.weight", tuple(f"{theirs}/{part}/kernel" for part in parts), TO_HEADS),
+        Rule(rf"{ours}\.bias", tuple(f"{theirs}/{part}/bias" for part in parts), HEADS_BIAS),
+    ]
+
+
+def _out(ours: str, theirs: str) -> list[Rule]:
+    return [
+        Rule(rf"{ours}\.weight", (f"{theirs}/out/kernel",), FROM_HEADS),
+        Rule(rf"{ours}\.bias", (f"{theirs}/out/bias",), SAME),
+    ]
+
+
+_BLOCK, _HEADS = "Transformer/encoderblock_{0}", "Transformer/encoderblock_{0}/MultiHeadDotProductAttention_1"
+_MAP = "MAPHead_0"
+VIT = [
+    Rule(r"cls_token", ("cls",), SAME),
+    Rule(r"pos_embed", ("Transformer/posembed_input/pos_embedding",), SAME),
+    Rule(r"patch_embed\.proj\.weight", ("embedding/kernel",), CONV),
+    Rule(r"patch_embed\.proj\.bias", ("embedding/bias",), SAME),
+    *_norm(r"blocks\.(\d+)\.norm1", f"{_BLOCK}/LayerNorm_0"),
+    *_norm(r"blocks\.(\d+)\.norm2", f"{_BLOCK}/LayerNorm_2"),
+    *_attention(r"blocks\.(\d+)\.attn\.qkv", _HEADS, ("query", "key", "value")),
+    *_out(r"blocks\.(\d+)\.attn\.proj", _HEADS),
+    *_dense(r"blocks\.(\d+)\.mlp\.fc1", f"{_BLOCK}/MlpBlock_3/Dense_0"),
+    *_dense(r"blocks\.(\d+)\.mlp\.fc2", f"{_BLOCK}/MlpBlock_3/Dense_1"),
+    *_norm(r"norm", "Transformer/encoder_norm"),
+    Rule(r"attn_pool\.latent", (f"{_MAP}/probe",), SAME),
+    *_attention(r"attn_pool\.q", f"{_MAP}/MultiHeadDotProductAttention_0", ("query",)),
+    *_attention(r"attn_pool\.kv", f"{_MAP}/MultiHeadDotProductAttention_0", ("key", "value")),
+    *_out(r"attn_pool\.proj", f"{_MAP}/MultiHeadDotProductAttention_0"),
+    *_norm(r"attn_pool\.norm", f"{_MAP}/LayerNorm_0"),
+    *_dense(r"attn_pool\.mlp\.fc1", f"{_MAP}/MlpBlock_0/Dense_0"),
+    *_dense(r"attn_pool\.mlp\.fc2", f"{_MAP}/MlpBlock_0/Dense_1"),
+    *_dense(r"pre_logits\.fc", "pre_logits"),
+    *_dense(r"head", "head"),
+]
+_NET, _UNIT = r"patch_embed\.backbone", r"patch_embed\.backbone\.stages\.(\d+)\.blocks\.(\d+)"
+HYBRID = [
+    *VIT,
+    Rule(rf"{_NET}\.stem\.conv\.weight", ("conv_root/kernel",), CONV),
+    *_norm(rf"{_NET}\.stem\.norm", "gn_root", NORM4),
+    *(
+        rule
+        for i in (1, 2, 3)
+        for rule in (
+            Rule(rf"{_UNIT}\.conv{i}\.weight", (f"block{{1}}/unit{{2}}/conv{i}/kernel",), CONV),
+            *_norm(rf"{_UNIT}\.norm{i}", f"block{{1}}/unit{{2}}/gn{i}", NORM4),
+        )
+    ),
+    Rule(rf"{_UNIT}\.downsample\.conv\.weight", ("block{1}/unit{2}/conv_proj/kernel",), CONV),
+    *_norm(rf"{_UNIT}\.downsample\.norm", "block{1}/unit{2}/gn_proj", NORM4),
+]
+_BIT, _KERNEL, _NAMES = r"stages\.(\d+)\.blocks\.(\d+)", "standardized_conv2d/kernel", ("gamma", "beta")
+BIT = [
+    Rule(r"stem\.conv\.weight", (f"resnet/root_block/{_KERNEL}",), CONV),
+    *(
+        rule
+        for i, part in enumerate("abc", 1)
+        for rule in (
+            Rule(rf"{_BIT}\.conv{i}\.weight", (f"resnet/block{{1}}/unit{{2:02d}}/{part}/{_KERNEL}",), CONV),
+            *_norm(rf"{_BIT}\.norm{i}", f"resnet/block{{1}}/unit{{2:02d}}/{part}/group_norm", SAME, _NAMES),
+        )
+    ),
+    Rule(rf"{_BIT}\.downsample\.conv\.weight", (f"resnet/block{{1}}/unit{{2:02d}}/a/proj/{_KERNEL}",), CONV),
+    *_norm(r"norm", "resnet/group_norm", SAME, _NAMES),
+    Rule(r"head\.weight", ("resnet/head/conv2d/kernel",), HEAD_CONV),
+    Rule(r"head\.bias", ("resnet/head/conv2d/bias",), SAME),
+]
+RULES = {"vit": VIT, "hybrid": HYBRID, "bit": BIT}
+
+
+def arrays_of(name: str, rules: Iterable[Rule]) -> tuple[tuple[str, ...], Layout] | None:
+    """The names of the arrays that hold a parameter of ours, and their layout; None where the form has none for it."""
+    for rule in rules:
+        found = re.fullmatch(rule.ours, name)
+        if found is not None:
+            numbers = [int(n) for n in found.groups()]
+            # {0}: a block of the transformer, counted from 0; {1}, {2}: a stage and a unit of it, counted from 1
+            places = [numbers[0], *(n + 1 for n in numbers)] if numbers else []
+            return tuple(t.format(*places) for t in rule.theirs), rule.layout
+    return None
+
+
+def to_google(state: Mapping[str, Tensor], kind: str, heads: int) -> Iterator[tuple[str, Array]]:
+    """A state -> arrays by the names of the released files, one after the other.
+
+    Args:
+        state: of a model.
+        kind: 'vit', 'hybrid' or 'bit'.
+        heads: attention heads; 1 where there are none.
+
+    Raises:
+        ConfigError: the form has no place for a parameter.
+    """
+    for name, tensor in state.items():
+        found = arrays_of(name, RULES[kind])
+        if found is None or (name == "pos_embed" and len(tensor) != 1):
+            raise ConfigError(
+                f"Google's .npz form has no name for the parameter {name!r} of this {kind}; write .safetensors"
+            )
+        theirs, layout = found
+        for array, part in zip(theirs, tensor.float().chunk(len(theirs)), strict=True):
+            yield array, layout.write(part, heads).contiguous().numpy()
+
+
+def from_google(arrays: Mapping[str, Array], names: Iterable[str], kind: str) -> tuple[State, list[str], list[str]]:
+    """Arrays -> the tensors of a model's parameters, by our names.
+
+    Args:
+        arrays: as in the file.
+        names: of the model's parameters.
+        kind: 'vit', 'hybrid' or 'bit'.
+
+    Returns:
+        The state; the arrays that are missing; the arrays that no parameter asked for.
+    """
+    plain = _released(arrays)
+    state: State = {}
+    missing: list[str] = []
+    asked: set[str] = set()
+    for name in names:
+        found = arrays_of(name, RULES[kind])
+        if found is None:
+            missing.append(f"(no array for {name})")
+            continue
+        theirs, layout = found
+        asked.update(theirs)
+        lacking = [t for t in theirs if t not in plain]
+        missing += lacking
+        if not lacking:
+            parts = [layout.read(torch.from_numpy(np.ascontiguousarray(plain[t]))) for t in theirs]
+            state[name] = (torch.cat(parts) if len(parts) > 1 else parts[0]).contiguous()
+    return state, missing, sorted(set(plain) - asked)
+
+
+def _released(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Arrays by the names of the released files, whichever naming they came with."""
+    prefix = next((p for p in ("opt/target/", "params/img/", "params/") if any(n.startswith(p) for n in arrays)), "")
+    plain = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    if any(name.startswith("Transformer/encoderblock/") for name in plain):  # one array for all blocks
+        stacked = {n: a for n, a in plain.items() if n.startswith("Transformer/encoderblock/")}
+        for name, array in stacked.items():
+            del plain[name]
+            for i, part in enumerate(array):
+                plain[name.replace("encoderblock", f"encoderblock_{i}", 1)] = part
+    if "pos_embedding" in plain:
+        plain["Transformer/posembed_input/pos_embedding"] = plain.pop("pos_embedding")
+    if any(re.match(r"Transformer/encoderblock_\d+/MlpBlock_0/", name) for name in plain):
+        later = {"MlpBlock_0": "MlpBlock_3", "LayerNorm_1": "LayerNorm_2"}
+        later["MultiHeadDotProductAttention_0"] = "MultiHeadDotProductAttention_1"
+        for name in [n for n in plain if n.startswith("Transformer/encoderblock_")]:
+            head, part, rest = name.split("/", 3)[0:2], name.split("/", 3)[2], name.split("/", 3)[3]
+            if part in later:
+                plain["/".join([*head, later[part], rest])] = plain.pop(name)
+    return plain

@@ -1,0 +1,138 @@
+"""The folder of Hugging Face's `ViTForImageClassification`: config.json, model.safetensors, and how images go in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.registry import MODELS
+from vit_dist.models.vit import ViTConfig
+
+State = dict[str, Tensor]
+
+_RULES = [
+    (r"cls_token", "vit.embeddings.cls_token"),
+    (r"pos_embed", "vit.embeddings.position_embeddings"),
+    (r"patch_embed\.proj\.(weight|bias)", "vit.embeddings.patch_embeddings.projection.{0}"),
+    (r"blocks\.(\d+)\.norm1\.(weight|bias)", "vit.encoder.layer.{0}.layernorm_before.{1}"),
+    (r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)", "vit.encoder.layer.{0}.attention.attention.*.{1}"),
+    (r"blocks\.(\d+)\.attn\.proj\.(weight|bias)", "vit.encoder.layer.{0}.attention.output.dense.{1}"),
+    (r"blocks\.(\d+)\.norm2\.(weight|bias)", "vit.encoder.layer.{0}.layernorm_after.{1}"),
+    (r"blocks\.(\d+)\.mlp\.fc1\.(weight|bias)", "vit.encoder.layer.{0}.intermediate.dense.{1}"),
+    (r"blocks\.(\d+)\.mlp\.fc2\.(weight|bias)", "vit.encoder.layer.{0}.output.dense.{1}"),
+    (r"norm\.(weight|bias)", "vit.layernorm.{0}"),
+    (r"head\.(weight|bias)", "classifier.{0}"),
+]
+_PARTS = ("query", "key", "value")
+_GELU = {"gelu": "exact", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
+
+
+def names_of(ours: str) -> list[str]:
+    """The tensors that hold a parameter of ours, stacked along its first axis; none where the form has none."""
+    for pattern, theirs in _RULES:
+        found = re.fullmatch(pattern, ours)
+        if found is not None:
+            name = theirs.format(*found.groups())
+            return [name.replace("*", part) for part in _PARTS] if "*" in name else [name]
+    return []
+
+
+def to_hugging_face(
+    state: Mapping[str, Tensor], config: Any, num_classes: int, image_size: int
+) -> tuple[State, dict[str, Any], dict[str, Any]]:
+    """A state -> tensors, config.json and preprocessor_config.json.
+
+    Raises:
+        ConfigError: `ViTForImageClassification` cannot be this model.
+    """
+    if type(config) is not ViTConfig:
+        raise ConfigError(f"Hugging Face's ViTForImageClassification is a plain ViT; {config.name} is none")
+    wanted = {"pool": "cls", "position_embedding": "learned", "places": "stem", "representation": False}
+    wrong = {key: getattr(config, key) for key, value in wanted.items() if getattr(config, key) != value}
+    if wrong:
+        raise ConfigError(f"Hugging Face's ViTForImageClassification cannot say {wrong}; write .safetensors")
+    tensors: State = {}
+    for name, tensor in state.items():
+        theirs = names_of(name)
+        for key, part in zip(theirs, tensor.chunk(len(theirs)), strict=True):
+            tensors[key] = part.contiguous()
+    described = {
+        "architectures": ["ViTForImageClassification"],
+        "model_type": "vit",
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.hidden,
+        "hidden_act": "gelu_pytorch_tanh" if config.gelu == "tanh" else "gelu",
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": 1e-6,
+        "qkv_bias": True,
+        "image_size": image_size,
+        "patch_size": config.patch_size,
+        "num_channels": 3,
+        "id2label": {str(i): f"LABEL_{i}" for i in range(num_classes)},
+        "label2id": {f"LABEL_{i}": i for i in range(num_classes)},
+    }
+    images = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": image_size, "width": image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    return tensors, described, images
+
+
+def from_hugging_face(
+    tensors: Mapping[str, Tensor], described: Mapping[str, Any], where: str
+) -> tuple[State, ViTConfig, int, int]:
+    """Tensors and config.json -> a state, its model, how many classes and the images' size.
+
+    Raises:
+        DataError: not a ViTForImageClassification, or not a whole one.
+    """
+    try:
+        gelu = _GELU[described["hidden_act"]]
+        heads, depth = int(described["num_attention_heads"]), int(described["num_hidden_layers"])
+        cls, defaults = MODELS.lookup("vit")
+        config = cls.model_validate(
+            {
+                **defaults,
+                "patch_size": int(described["patch_size"]),
+                "width": int(described["hidden_size"]),
+                "depth": depth,
+                "num_heads": heads,
+                "mlp_dim": int(described["intermediate_size"]),
+                "gelu": gelu,
+            }
+        )
+        image_size = int(described["image_size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{where}: config.json is not of a ViTForImageClassification: {error!r}") from None
+    assert isinstance(config, ViTConfig)
+    if described.get("layer_norm_eps", 1e-12) != 1e-6:
+        raise DataError(f"{where}: layer_norm_eps={described.get('layer_norm_eps')}; only 1e-6 can be read")
+    ours = [
+        "cls_token",
+        "pos_embed",
+        *(f"{part}.{kind}" for part in ("patch_embed.proj", "norm", "head") for kind in _WB),
+    ]
+    ours += [f"blocks.{i}.{part}.{kind}" for i in range(depth) for part in _IN_BLOCK for kind in _WB]
+    missing = [key for name in ours for key in names_of(name) if key not in tensors]
+    if missing:
+        raise DataError(f"{where}: {len(missing)} tensors are missing: {', '.join(missing[:5])}")
+    state = {name: torch.cat([tensors[key] for key in names_of(name)]) for name in ours}
+    return state, config, len(state["head.bias"]), image_size
+
+
+_WB = ("weight", "bias")
+_IN_BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")

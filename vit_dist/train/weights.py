@@ -1,0 +1,65 @@
+"""The weights of a checkpoint or of a run's newest one, put together from all ranks' files; no GPU, one copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vit_dist.config.load import load_recipe, recipe_hash, recipe_yaml
+from vit_dist.core.errors import CheckpointError
+from vit_dist.core.world import World
+from vit_dist.engines._slices import BUFFER, WEIGHT
+from vit_dist.models import ModelConfig
+from vit_dist.models._base import seed_weights
+from vit_dist.models.weights.files import Weights
+from vit_dist.train.checkpoint_format import SliceSource
+from vit_dist.train.checkpoint_store import MARKER, committed, read_marker, verify_share
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a directory is a checkpoint or a run."""
+    return path.is_dir() and ((path / MARKER).is_file() or (path / "run.json").is_file())
+
+
+def checkpoint_weights(path: Path) -> Weights:
+    """The weights of a checkpoint, or of the newest whole one of a run.
+
+    Args:
+        path: .../checkpoints/step-0000001000, or the run's directory.
+
+    Raises:
+        CheckpointError: none is there, or none is whole.
+    """
+    run_dir, candidates = _candidates(path)
+    problems = []
+    for candidate in candidates:
+        marker, problem = read_marker(candidate)
+        problem = problem or verify_share(candidate, marker, World())
+        if problem:
+            problems.append(f"{candidate.name}: {problem}")
+            continue
+        source = SliceSource([candidate / name for name in sorted(marker["files"])])
+        state = {name: source.tensor(kind, name) for kind, name in source.names() if kind in (WEIGHT, BUFFER)}
+        recipe = load_recipe(str(run_dir / "recipe.yaml"))
+        assert isinstance(recipe.model, ModelConfig)
+        facts = {
+            "name": recipe.name,
+            "recipe": recipe_yaml(recipe),
+            "recipe_hash": recipe_hash(recipe),
+            "step": str(marker["state"]["step"]),
+            "examples": str(marker["state"]["position"]),
+        }
+        return Weights(state, recipe.model, recipe.data.num_classes, recipe.data.image_size, facts)
+    raise CheckpointError(f"{path}: no whole checkpoint in it{': ' if problems else ''}{'; '.join(problems)}")
+
+
+def _candidates(path: Path) -> tuple[Path, list[Path]]:
+    if (path / MARKER).is_file():
+        return path.parent.parent, [path]
+    return path, committed(path / "checkpoints")
+
+
+def fresh_weights(config: ModelConfig, num_classes: int, image_size: int, seed: int) -> Weights:
+    """The weights with which a run of this seed begins."""
+    seed_weights(seed)
+    model = config.build(num_classes=num_classes, image_size=image_size)
+    return Weights(dict(model.state_dict()), config, num_classes, image_size, {"seed": str(seed)})
