@@ -133,4 +133,4 @@ def _print(line: str) -> None:
     import re
 
     # Colours may pass; anything else that steers a terminal may not.
-    sys.stdout.write(re.sub(r"[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]", "", line) + "\n")
+    sys.stdout.write(re.sub(r"[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]|\x1b(?!\[[0-9;]*m)", "", line) + "\n")
