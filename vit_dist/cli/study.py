@@ -10,16 +10,18 @@ from vit_dist.core.errors import ConfigError, did_you_mean
 SUMMARY = "train a grid of runs (family x subset x seed) and draw the curves from their logs"
 
 VERBS = {
-    "plan": "show the cells of a study, without training",
+    "plan": "the grid, its cost, what exists, what will not fit",
     "run": "train what is not done, on this machine",
-    "status": "how far each cell is",
+    "submit": "train what is not done, as arrays of Slurm jobs",
+    "status": "the matrix: size by family by seed",
     "report": "tables and figures from event files alone",
     "fit": "scaling curves of a plain table, their crossovers and forecasts",
 }
 
 _EXAMPLES = """\
 examples:
-  vit-dist study plan demo                             # the cells of configs/studies/demo.yaml
+  vit-dist study plan demo                             # configs/studies/demo.yaml: its cells and their cost
+  vit-dist study submit my.yaml --cluster site.yaml    # as arrays of Slurm jobs; again: what is left
   vit-dist study run demo --nproc 2                    # train them; the same command goes on after a stop
   vit-dist study run my.yaml seeds=[0] optim.lr=1e-3   # other seeds, and another learning rate for every cell
   vit-dist study status demo                           # how far each cell is

@@ -221,8 +221,7 @@ class Flops:
 def format_flops(flops: float) -> str:
     """Compute for people: 3.2e15 -> '3.2 PFLOPs', 8.19e20 -> '819 exaFLOPs'."""
     for unit, power in (("exaFLOPs", 18), ("PFLOPs", 15), ("TFLOPs", 12), ("GFLOPs", 9)):
-        if flops >= 10**power:
-            return (
-                f"{flops / 10**power:,.3g} {unit}" if flops < 10 ** (power + 3) else f"{flops / 10**power:,.0f} {unit}"
-            )
+        number = flops / 10**power
+        if number >= 0.9995:
+            return f"{number:.3g} {unit}" if number < 999.5 else f"{number:,.0f} {unit}"
     return f"{flops:,.0f} FLOPs"

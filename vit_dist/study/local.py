@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vit_dist.config.schema import Recipe
+from vit_dist.config.schema import Recipe, dump
 from vit_dist.core.errors import ConfigError, RunError
 from vit_dist.core.rundir import RunDir
 from vit_dist.core.units import format_seconds
@@ -19,7 +19,7 @@ from vit_dist.study.grid import Cell
 Attempt = Callable[[Recipe, Path], int]
 """Runs one attempt of a recipe in a run directory and returns the exit code; 0: finished, or stopped on request."""
 
-State = Literal["missing", "started", "stopped", "failed", "done"]
+State = Literal["missing", "started", "running", "stopped", "failed", "done"]
 
 
 class StudyStoppedError(RunError):
@@ -30,7 +30,11 @@ class StudyStoppedError(RunError):
 
 @dataclass(frozen=True)
 class CellState:
-    """How far a cell is, by the files in its run directory."""
+    """How far a cell is, by the files in its run directory.
+
+    missing: never begun; running: an attempt gave a sign of life lately; started: one began and is gone, killed or on a
+    machine that is; stopped: saved and ended on request; failed; done.
+    """
 
     state: State
     recipe_hash: str | None = None
@@ -50,10 +54,22 @@ def cell_state(run_dir: Path) -> CellState:
     for ended in _ENDED:
         if status is not None and status.status == ended:
             return CellState(ended, known, status.step, status.reason)
-    # An attempt that says it is running is running elsewhere, and holds the lock, or was killed.
-    return CellState("missing" if run is None and status is None else "started", known)
+    if status is not None and time.time() - files.last_life(status).time < _SILENCE_S:
+        return CellState("running", known, status.step, status.reason)
+    return CellState(
+        "missing" if run is None and status is None else "started", known, None if status is None else status.step
+    )
 
 
+def evaluated(cell: Cell, run_dir: Path) -> bool:
+    """Whether the study's evaluations have seen the last step of a run that is done."""
+    files = RunDir(run_dir)
+    status, wanted = files.status(), [dump(e) for e in cell.evaluations]
+    entries = (files.read_json("evaluated.json") or {}).get("evaluations", [])
+    return status is not None and any(e["step"] == status.step and e["evaluators"] == wanted for e in entries)
+
+
+_SILENCE_S = 90.0  # signs of life come every two seconds, over a network's file system too
 _ENDED: tuple[State, ...] = ("stopped", "failed", "done")
 
 

@@ -1,0 +1,295 @@
+"""A study as arrays of Slurm jobs, an element a run, each with an evaluation behind it where the study asks for one.
+
+Given again it submits what is neither done nor in the queue: broken runs go on from their checkpoints. What was
+submitted lies in the study's directory under jobs/: arrays.json, and for each time scripts, lists of runs and the code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from launcher import slurm
+from launcher.cluster import Cluster
+from launcher.pack_array import check_words, largest_array
+from launcher.render import Site, render_array, render_evaluate
+from launcher.snapshot import code_root, describe_code, take_snapshot
+from launcher.submit import Wish, check
+from vit_dist.config.load import recipe_yaml, to_yaml
+from vit_dist.config.schema import dump
+from vit_dist.core.errors import ConfigError, VitDistError
+from vit_dist.core.files import write_bytes
+from vit_dist.core.rundir import RunDir
+from vit_dist.study.grid import Cell
+from vit_dist.study.local import cell_state, check_directories, evaluated
+
+_RECORD = "arrays.json"
+
+
+@dataclass(frozen=True)
+class StudyJobs:
+    """What somebody wants of a study on a cluster.
+
+    Attributes:
+        cluster: where.
+        directory: of the study, absolute: run directories are in it.
+        cells: all of the study.
+        nodes, spares: of each run.
+        time_limit: of a job; '' for the cluster's.
+        throttle: runs at a time; 0: as many as the cluster gives.
+    """
+
+    cluster: Cluster
+    directory: Path
+    cells: tuple[Cell, ...]
+    nodes: int = 1
+    spares: int = 0
+    time_limit: str = ""
+    throttle: int = 0
+
+    def run_dir(self, cell: Cell) -> Path:
+        """Of a cell."""
+        return self.directory / cell.name
+
+    def site(self, code: Path, cluster_file: Path | None = None) -> Site:
+        """Where scripts run."""
+        python = self.cluster.python or sys.executable
+        note = f"study {self.cells[0].study} on cluster {self.cluster.name}"
+        root = Path(self.cluster.run_root or self.directory.parent).expanduser().absolute()
+        return Site(
+            self.cluster, Path.cwd(), code, python, root, self.time_limit, notes=(note,), cluster_file=cluster_file
+        )
+
+
+@dataclass(frozen=True)
+class Todo:
+    """What is left of a study: to be trained, and trained but not evaluated; and what need not be submitted."""
+
+    train: tuple[Cell, ...]
+    evaluate: tuple[Cell, ...]
+    done: tuple[Cell, ...]
+    queued: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array: its cells in the order of its elements, its scripts by name, and what they wait for."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    train: str
+    evaluate: str
+
+
+def todo(jobs: StudyJobs) -> Todo:
+    """What is left to be submitted.
+
+    Raises:
+        ConfigError: a run directory is of another recipe; the ranks do not fit a recipe.
+        RunError: a run directory is damaged, or Slurm does not answer.
+    """
+    check_directories(jobs.cells, jobs.directory)
+    checked: set[int] = set()
+    for cell in jobs.cells:
+        if cell.recipe.global_batch not in checked:
+            checked.add(cell.recipe.global_batch)
+            check(Wish(cell.recipe, jobs.cluster, jobs.nodes, jobs.spares, jobs.time_limit, jobs.run_dir(cell)))
+    states = {cell.name: cell_state(jobs.run_dir(cell)).state for cell in jobs.cells}
+    done = tuple(cell for cell in jobs.cells if states[cell.name] == "done")
+    unseen = [c for c in done if c.evaluations and not evaluated(c, jobs.run_dir(c))]
+    waiting = in_queue(jobs.directory)
+    return Todo(
+        train=tuple(c for c in jobs.cells if states[c.name] not in ("done", "running") and c.name not in waiting),
+        evaluate=tuple(c for c in unseen if c.name not in waiting),
+        done=tuple(c for c in done if c not in unseen),
+        queued={c.name: waiting.get(c.name, states[c.name]) for c in jobs.cells if c.name in waiting}
+        | {c.name: "running" for c in jobs.cells if states[c.name] == "running"},
+    )
+
+
+def arrays(jobs: StudyJobs, left: Todo, folder: Path, *, largest: int, code: Path) -> list[Array]:
+    """The arrays that train and evaluate what is left: `largest` elements at most, one set of evaluations each.
+
+    Raises:
+        ConfigError: something cannot stand in a script.
+    """
+    found = []
+    site = jobs.site(code, folder / "cluster.yaml")
+    for what, cells in (("train", left.train), ("evaluate", left.evaluate)):
+        for first in range(0, len(cells), largest):
+            chunk = cells[first : first + largest]
+            name = what if len(cells) <= largest else f"{what}-{first // largest}"
+            listed = folder / f"{name}.list"
+            train = ""
+            if what == "train":
+                train = render_array(
+                    site,
+                    job_name=f"{jobs.cells[0].study}-train",
+                    list_file=listed,
+                    count=len(chunk),
+                    log_dir=folder,
+                    nodes=jobs.nodes,
+                    spares=jobs.spares,
+                    throttle=jobs.throttle,
+                )
+            found.append(Array(name, chunk, train, _evaluation(jobs, site, listed, folder, chunk)))
+    return found
+
+
+def _evaluation(jobs: StudyJobs, site: Site, listed: Path, folder: Path, cells: Sequence[Cell]) -> str:
+    """The script that evaluates the run of its element; '' where the study has no evaluations."""
+    if not cells[0].evaluations:
+        return ""
+    evaluators = json.dumps([dump(e) for e in cells[0].evaluations])
+    words = ["evaluate", "--list", str(listed), f"evaluators={evaluators}"]  # JSON is YAML
+    check_words(words)
+    return render_evaluate(
+        site, job_name=f"{jobs.cells[0].study}-evaluate", command=words, log_file=folder / "evaluate.log"
+    )
+
+
+def dry_run(jobs: StudyJobs) -> list[Array]:
+    """The arrays that `submit` would submit; nothing is written, and Slurm is asked for no more than its limits."""
+    largest = 1001
+    with contextlib.suppress(VitDistError):
+        largest = largest_array()
+    return arrays(jobs, todo(jobs), jobs.directory / "jobs" / "NOW", largest=largest, code=code_root())
+
+
+def submit(jobs: StudyJobs) -> dict[str, Any]:
+    """Submit what is left.
+
+    Returns:
+        What arrays.json says of it: {"arrays": [{"name", "job", "evaluate", "cells", ...}], ...}.
+
+    Raises:
+        ConfigError: Slurm refuses a script, or what was asked for cannot be.
+        RunError: Slurm or a run directory does not answer.
+    """
+    left = todo(jobs)
+    entry: dict[str, Any] = {"at": time.time(), "cluster": jobs.cluster.name, "code": describe_code(), "arrays": []}
+    if not left.train and not left.evaluate:
+        return entry
+    folder = jobs.directory / "jobs" / datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    folder.mkdir(parents=True, exist_ok=True)
+    planned = arrays(jobs, left, folder, largest=largest_array(), code=folder / "code")
+    take_snapshot(folder / "code")
+    write_bytes(str(folder / "cluster.yaml"), to_yaml(dump(jobs.cluster)).encode())
+    for array in planned:
+        lines = "".join(f"{jobs.run_dir(cell)}\n" for cell in array.cells)
+        write_bytes(str(folder / f"{array.name}.list"), lines.encode())
+        for suffix, script in (("", array.train), ("-evaluation", array.evaluate)):
+            if script:
+                path = folder / f"{array.name}{suffix}.sbatch"
+                write_bytes(str(path), script.encode())
+                slurm.sbatch(path, test_only=True)
+    for cell in left.train:
+        _prepare(jobs, cell, folder)
+    before = ""
+    for array in planned:
+        # With a limit one array after another: else each would have a limit of its own.
+        wait = [f"--dependency=afterany:{before}"] if before and jobs.throttle else []
+        before = slurm.sbatch(folder / f"{array.name}.sbatch", args=wait).job if array.train else ""
+        told = {"name": array.name, "job": before, "evaluate": "", "cells": [c.name for c in array.cells]}
+        entry["arrays"].append(told)
+        _record(jobs.directory, entry)
+        for i, cell in enumerate(array.cells if array.train else ()):
+            facts = _facts(jobs, folder, array)
+            RunDir(jobs.run_dir(cell)).write_json("job.json", {"job": f"{before}_{i}", **facts})
+        if array.evaluate:
+            told["evaluate"] = _submit_evaluation(folder, array, before, jobs.throttle)
+            _record(jobs.directory, entry)
+    return entry
+
+
+def _submit_evaluation(folder: Path, array: Array, after: str, throttle: int) -> str:
+    """An array as large as the one that trains, each element behind its own run."""
+    at_a_time = f"%{throttle}" if throttle else ""
+    args = [f"--array=0-{len(array.cells) - 1}{at_a_time}", f"--output={folder}/{array.name}-evaluation-%a.log"]
+    if after:
+        args.append(f"--dependency=aftercorr:{after}")
+    return slurm.sbatch(folder / f"{array.name}-evaluation.sbatch", args=args).job
+
+
+def _prepare(jobs: StudyJobs, cell: Cell, folder: Path) -> None:
+    """The run directory of an element, as its script and the tools that look at runs expect it."""
+    directory = jobs.run_dir(cell)
+    for name in ("logs", "job"):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+    text = recipe_yaml(cell.recipe).encode()
+    write_bytes(str(directory / "job" / "recipe.yaml"), text)
+    write_bytes(str(directory / "job" / "cluster.yaml"), (folder / "cluster.yaml").read_bytes())
+    if not (directory / "recipe.yaml").exists():
+        write_bytes(str(directory / "recipe.yaml"), text)
+    for leftover in ("cancel", "request"):  # wishes about a job before
+        (directory / leftover).unlink(missing_ok=True)
+
+
+def _facts(jobs: StudyJobs, folder: Path, array: Array) -> dict[str, object]:
+    return {
+        "cluster": jobs.cluster.name,
+        "cluster_file": str(folder / "cluster.yaml"),
+        "nodes": jobs.nodes,
+        "devices_per_node": jobs.cluster.tasks,
+        "spares": jobs.spares,
+        "time_limit": jobs.time_limit or jobs.cluster.time_limit,
+        "submitted_at": time.time(),
+        "script": str(folder / f"{array.name}.sbatch"),
+        "code": describe_code(),
+    }
+
+
+def _record(directory: Path, entry: Mapping[str, Any]) -> None:
+    path = directory / "jobs" / _RECORD
+    earlier = [e for e in _recorded(directory) if e.get("at") != entry["at"]]
+    write_bytes(str(path), (json.dumps([*earlier, entry], indent=1) + "\n").encode())
+
+
+def _recorded(directory: Path) -> list[dict[str, Any]]:
+    path = directory / "jobs" / _RECORD
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}; remove it once no job of the study is queued") from None
+    return list(found)
+
+
+def in_queue(directory: Path, *, patience_s: float = slurm.PATIENCE_S) -> dict[str, str]:
+    """Cells of a study whose training or evaluation Slurm holds: 'queued' or 'running'.
+
+    Raises:
+        RunError, ConfigError: Slurm does not answer, or is not here.
+    """
+    entries = [array for entry in _recorded(directory) for array in entry["arrays"]]
+    numbers = {number for array in entries for number in (array["job"], array["evaluate"]) if number}
+    if not numbers:
+        return {}
+    held = [job for job in slurm.jobs(numbers, patience_s=patience_s) if not job.ended]
+    found: dict[str, str] = {}
+    for array in entries:
+        for i, name in enumerate(array["cells"]):
+            for number in filter(None, (array["job"], array["evaluate"])):
+                # A number may have come round: ours lie where we put them, which their work directory does not tell.
+                ours = [job for job in held if job.array_id == number and job.matches(f"{number}_{i}")]
+                if ours:
+                    found[name] = "running" if any(job.running for job in ours) else found.get(name, "queued")
+    return found
+
+
+def queued(directory: Path, names: Iterable[str]) -> dict[str, str]:
+    """`in_queue` for these cells, for people who look: nothing where there is no Slurm, or it does not answer."""
+    wanted = set(names)
+    if not wanted or not slurm.available():
+        return {}
+    with contextlib.suppress(VitDistError):
+        return {name: how for name, how in in_queue(directory, patience_s=3).items() if name in wanted}
+    return {}

@@ -1,0 +1,109 @@
+"""`vit-dist study submit`: what is left of a study, as arrays of Slurm jobs."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vit_dist.cli._study_common import grid_line, make_console, split_words, study_parser
+from vit_dist.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from launcher.study_array import StudyJobs
+
+
+def main(argv: list[str]) -> int:
+    """See `vit-dist study submit --help`."""
+    parser = study_parser(
+        "submit",
+        "Submit what is left of a study as arrays of Slurm jobs, an element a run; evaluations follow each run. Given "
+        "again, it passes over what is done or in the queue, and lets broken runs go on from their checkpoints.",
+        "demo --cluster dgx-h100",
+        "my.yaml --cluster site.yaml --nodes 4 --max-parallel 8",
+        "my.yaml --cluster site.yaml seeds=[0] --dry-run     # the scripts; nothing is submitted",
+    )
+    parser.add_argument("--cluster", required=True, metavar="NAME|PATH", help="a file, or a name in configs/clusters")
+    parser.add_argument("--set", action="append", default=[], metavar="k=v", help="changes a key of the cluster")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes of each run (1)")
+    parser.add_argument("--spares", type=int, default=0, metavar="N", help="spare nodes of each run (0)")
+    parser.add_argument("--time", default="", metavar="T", help="time limit of a job (the cluster's)")
+    parser.add_argument("--max-parallel", type=int, default=0, metavar="N", help="runs at a time (no limit)")
+    parser.add_argument("--runs", metavar="DIR", help="run directories are DIR/<study>/<cell> (the cluster's run_root)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and the scripts")
+    args = parser.parse_intermixed_args(argv)
+    name, overrides = split_words(args.words, "submit")
+    for option in ("nodes", "spares", "max_parallel"):
+        low = 1 if option == "nodes" else 0
+        if getattr(args, option) < low:
+            raise ConfigError(f"--{option.replace('_', '-')} {getattr(args, option)}: at least {low} is needed")
+
+    from launcher.cluster import load_cluster
+    from launcher.study_array import StudyJobs, dry_run, submit, todo
+    from launcher.submit import parse_time
+    from vit_dist.study.grid import load_study, plan
+
+    study, cluster = load_study(name, overrides), load_cluster(args.cluster, args.set)
+    root = Path(args.runs or cluster.run_root or "runs").expanduser().absolute()
+    jobs = StudyJobs(
+        cluster=cluster,
+        directory=root / study.name,
+        cells=tuple(plan(study)),
+        nodes=args.nodes,
+        spares=args.spares,
+        time_limit=parse_time(args.time) if args.time else "",
+        throttle=args.max_parallel,
+    )
+    _check_sets(jobs)
+    console = make_console()
+    console.print(
+        f"study {study.name}: {grid_line(study)} on cluster {cluster.name}, in {jobs.directory}", markup=False
+    )
+    if args.dry_run:
+        _show(console, jobs)
+        for array in dry_run(jobs):
+            for script in filter(None, (array.train, array.evaluate)):
+                console.print(f"\n{script}", markup=False, end="")
+        return 0
+    left = todo(jobs)
+    _show(console, jobs)
+    entry = submit(jobs)
+    for array in entry["arrays"]:
+        what = f"job {array['job']}: {len(array['cells'])} runs" if array["job"] else f"{len(array['cells'])} done runs"
+        behind = f", evaluations in job {array['evaluate']}" if array["evaluate"] else ""
+        console.print(f"  {what}{behind}", markup=False)
+    if left.train or left.evaluate:
+        options = ["--runs", str(root)]
+        console.print(f"follow: {shlex.join(['vit-dist', 'study', 'status', *args.words, *options])}", markup=False)
+    return 0
+
+
+def _show(console: Console, jobs: StudyJobs) -> None:
+    from launcher.study_array import todo
+
+    left = todo(jobs)
+    parts = [f"{len(left.train)} runs to train"]
+    if any(cell.evaluations for cell in jobs.cells):
+        parts.append(f"{len(left.evaluate)} done runs to evaluate")
+    parts += [f"{len(left.done)} done", f"{len(left.queued)} in the queue or running"]
+    console.print("  " + ", ".join(parts), markup=False)
+
+
+def _check_sets(jobs: StudyJobs) -> None:
+    """Say before anything is submitted what would fail in every job.
+
+    Raises:
+        ConfigError: a recipe that does not come out.
+        DataError: a set that cannot be read.
+    """
+    from vit_dist.core.world import World
+    from vit_dist.train.plan import open_training
+
+    seen = set()
+    for cell in jobs.cells:
+        key = (cell.family, cell.subset)
+        if key not in seen:
+            seen.add(key)
+            open_training(cell.recipe, World(size=jobs.nodes * jobs.cluster.tasks))
