@@ -567,7 +567,7 @@ def test_logs_alone_are_enough_for_a_report(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_plan_shows_the_cells(study_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", str(study_file), "seeds=[7]"]) == 0
+    assert main(["plan", str(study_file), "seeds=[7]", "--cells"]) == 0
     out = capsys.readouterr().out
     assert "2 families x 2 sizes x 1 seed = 4 runs" in out
     assert "bit-2000-s7" in out
