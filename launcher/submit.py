@@ -343,6 +343,7 @@ def _facts(wish: Wish, script: Path) -> dict[str, object]:
         "script": str(script),
         "recipe": str(script.parent / "recipe.yaml"),
         "code": describe_code(),
+        "cwd": str(Path.cwd()),
         "name": wish.recipe.name,
         "user": os.environ.get("USER", ""),
     }

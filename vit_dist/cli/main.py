@@ -25,6 +25,7 @@ VERBS = {
     "stop": "let a run save and end",
     "cancel": "end a run's job for good",
     "requeue": "put a run's job back into the queue, away from a node if wanted",
+    "resume": "go on with a run that has ended, perhaps on another number of nodes",
     "list": "names of runs, recipes, clusters, studies and datasets",
     "verify-resume": "prove on this machine that a recipe survives kills and other numbers of processes",
     "doctor": "look at this machine, Slurm, files and data, and say what to do about them",

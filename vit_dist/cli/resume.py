@@ -1,0 +1,102 @@
+"""`vit-dist resume`: go on with a run that has ended, perhaps on another number of nodes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+
+    from launcher.submit import Submitted, Wish
+
+_EXAMPLES = """
+For a run that was stopped or cancelled, has failed or was given up. A new job goes on in the same directory from the
+newest whole checkpoint, with the cluster and the number of nodes of the last job unless told otherwise. Any number of
+nodes whose processes divide the batch goes on elastically: the order of examples stays the same.
+
+A run that trained on this machine (`vit-dist run`) goes on here, with as many processes as before unless --nproc is
+given; --cluster submits it as a job.
+
+examples:
+  vit-dist resume vit-l16
+  vit-dist resume vit-l16 --nodes 4
+  vit-dist resume vit-l16 --time 2h --site partition=hi log.every="100 steps"
+  vit-dist resume runs/demo-3f2a91c0 --nproc 4
+  vit-dist resume runs/demo-3f2a91c0 --cluster dgx-h100 --nodes 2
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb."""
+    from vit_dist.cli._watch_common import run_parser, the_run
+
+    parser = run_parser("resume", "go on with a run that has ended", _EXAMPLES)
+    parser.add_argument("overrides", metavar="k=v", nargs="*", help="keys of the recipe that are not of its identity")
+    parser.add_argument("--nodes", metavar="N", type=int, help="nodes that train (as before)")
+    parser.add_argument("--spares", metavar="N", type=int, help="nodes more, in place of lost ones (as before)")
+    parser.add_argument("--time", metavar="SPAN", default="", help="limit of the job (as before)")
+    parser.add_argument("--cluster", metavar="NAME", default="", help="another site (as before)")
+    parser.add_argument("--site", metavar="k=v", action="append", default=[], help="override a key of the cluster")
+    parser.add_argument("--nproc", metavar="N", type=int, help="on this machine: processes (as before)")
+    args = parser.parse_intermixed_args(argv)
+
+    from launcher.watch_files import read_run
+    from vit_dist.core.errors import ConfigError
+
+    run = the_run(args)
+    local = not args.cluster and not read_run(run).job
+    of_jobs = {"--nodes": args.nodes, "--spares": args.spares, "--time": args.time, "--site": args.site}
+    given = [name for name, value in of_jobs.items() if value not in (None, "", [])]
+    if local and given:
+        raise ConfigError(
+            f"{run}: was never a Slurm job, so {given[0]} means nothing; --cluster NAME submits it as one"
+        )
+    if not local and args.nproc is not None:
+        raise ConfigError(f"{run}: goes on as a Slurm job; --nodes says on how many nodes, --nproc is for this machine")
+    return _here(run, args) if local else _as_job(run, args)
+
+
+def _here(run: Path, args: argparse.Namespace) -> int:
+    from launcher.watch_act import device_count
+    from launcher.watch_resume import check_ended, recipe_of
+    from vit_dist.cli.run import main as train
+
+    check_ended(run)
+    (run / "request").unlink(missing_ok=True)  # a wish about the attempt before
+    nproc = args.nproc if args.nproc is not None else device_count(run)
+    return train([str(recipe_of(run)), *args.overrides, "--run-dir", str(run), "--nproc", str(nproc)])
+
+
+def _as_job(run: Path, args: argparse.Namespace) -> int:
+    from launcher.submit import check, submit
+    from launcher.watch_resume import Changes, wish_to_resume
+    from vit_dist.core.world import World
+    from vit_dist.train.plan import open_training
+
+    changes = Changes(args.nodes, args.spares, args.time, args.cluster, args.site, args.overrides)
+    wish = wish_to_resume(run, changes)
+    check(wish)
+    open_training(
+        wish.recipe, World(size=wish.ranks)
+    )  # what does not come out is said before anything waits in a queue
+    _report(submit(wish), wish)
+    return 0
+
+
+def _report(done: Submitted, wish: Wish) -> None:
+    from launcher.watch_files import newest_checkpoint
+
+    for text in done.warnings:
+        sys.stderr.write(f"warning: {text}\n")
+    saved, _ = newest_checkpoint(done.run_dir)
+    start = "unknown" if done.start is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(done.start))
+    spare = f" and {wish.spares} spare" if wish.spares else ""
+    sys.stdout.write(
+        f"run     {done.run_dir}, {f'from step {saved:,}' if saved is not None else 'from the beginning'}\n"
+        f"job     {done.job} on {wish.cluster.name}: {wish.nodes} x {wish.cluster.tasks} ranks{spare}\n"
+        f"start   {start} (Slurm's estimate)\n"
+        f"follow  vit-dist status {done.job} --watch\n"
+    )
