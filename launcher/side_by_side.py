@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -37,12 +37,16 @@ class SideBySide:
 
     def __call__(self, recipe: Recipe, run_dir: Path) -> int:
         """One attempt of a run, and its exit code; what it prints goes to `train.log` in the run directory."""
-        run_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch, (run_dir / LOG).open("ab") as output:
+        with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
             asked = Path(scratch) / "recipe.yaml"
             asked.write_text(recipe_yaml(recipe))
-            command = [sys.executable, "-m", "vit_dist.cli.main", "train", str(asked), "--run-dir", str(run_dir)]
-            command += ["--nproc", str(self._nproc)]
+            return self.run(["train", str(asked), "--run-dir", str(run_dir)], run_dir)
+
+    def run(self, arguments: Sequence[str], run_dir: Path) -> int:
+        """`vit-dist ARGUMENTS --nproc N`, and its exit code; its output goes to `train.log` in the run directory."""
+        run_dir.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "vit_dist.cli.main", *arguments, "--nproc", str(self._nproc)]
+        with (run_dir / LOG).open("ab") as output:
             with self._lock:
                 # A session of its own: Ctrl-C in the terminal reaches it once, through `signals`, and not twice.
                 process = subprocess.Popen(

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vit_dist.cli._study_common import add_runs, grid_line, make_console, split_words, study_parser
 from vit_dist.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vit_dist.study.grid import Cell
 
 
 def main(argv: list[str]) -> int:
@@ -29,10 +34,10 @@ def main(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     name, overrides = split_words(args.words, "run")
 
-    from launcher.local import run_local
+    from launcher.local import run_local, run_ranks
     from launcher.side_by_side import SideBySide
     from vit_dist.study.grid import load_study, plan
-    from vit_dist.study.local import run_cells
+    from vit_dist.study.local import evaluation_words, run_cells
 
     for option in ("nproc", "jobs"):
         if getattr(args, option) < 1:
@@ -51,11 +56,19 @@ def main(argv: list[str]) -> int:
         jobs=args.jobs,
     )
     if args.jobs == 1:
-        run(attempt=lambda recipe, run_dir: run_local(recipe, run_dir, nproc=args.nproc))
+
+        def evaluate(cell: Cell, run_dir: Path) -> int:
+            with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
+                return run_ranks(evaluation_words(cell, run_dir), nproc=args.nproc, scratch=Path(scratch))
+
+        run(attempt=lambda recipe, run_dir: run_local(recipe, run_dir, nproc=args.nproc), evaluate=evaluate)
     else:
         side_by_side = SideBySide(nproc=args.nproc, jobs=args.jobs)
         with side_by_side.signals():
-            run(attempt=side_by_side)
+            run(
+                attempt=side_by_side,
+                evaluate=lambda cell, run_dir: side_by_side.run(evaluation_words(cell, run_dir), run_dir),
+            )
     options = [] if args.runs == "runs" else ["--runs", args.runs]
     report = shlex.join(["vit-dist", "study", "report", *args.words, *options])
     console.print(f"study {study.name}: all {len(cells)} cells are done; next: {report}", markup=False)

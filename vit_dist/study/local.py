@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,9 @@ from vit_dist.study.grid import Cell
 
 Attempt = Callable[[Recipe, Path], int]
 """Runs one attempt of a recipe in a run directory and returns the exit code; 0: finished, or stopped on request."""
+
+Evaluation = Callable[[Cell, Path], int]
+"""Runs the evaluations of a cell on its run directory and returns the exit code."""
 
 State = Literal["missing", "started", "running", "stopped", "failed", "done"]
 
@@ -61,6 +65,12 @@ def cell_state(run_dir: Path) -> CellState:
     )
 
 
+def evaluation_words(cell: Cell, run_dir: Path) -> list[str]:
+    """Words of the command line that evaluates a run as the study asks for."""
+    # JSON is YAML.
+    return ["evaluate", str(run_dir), f"evaluators={json.dumps([dump(e) for e in cell.evaluations])}"]
+
+
 def evaluated(cell: Cell, run_dir: Path) -> bool:
     """Whether the study's evaluations have seen the last step of a run that is done."""
     files = RunDir(run_dir)
@@ -101,8 +111,9 @@ def run_cells(
     again: str,
     keep_going: bool = False,
     jobs: int = 1,
+    evaluate: Evaluation | None = None,
 ) -> None:
-    """Train every cell that is not done, in order.
+    """Train every cell that is not done, in order, and evaluate it where the study asks for that.
 
     Args:
         cells: the whole study.
@@ -112,6 +123,7 @@ def run_cells(
         again: the command that goes on, for messages.
         keep_going: train the other cells when one fails.
         jobs: cells trained at once.
+        evaluate: looks at a run that is done; None: no evaluations.
 
     Raises:
         ConfigError: a run directory is of another recipe.
@@ -119,7 +131,7 @@ def run_cells(
         RunError: a cell failed.
     """
     check_directories(cells, directory)
-    course = _Course(cells, directory, attempt, say, again, keep_going, jobs)
+    course = _Course(cells, directory, attempt, say, again, keep_going, jobs, evaluate)
     if jobs == 1:
         course.work()
     else:
@@ -145,9 +157,11 @@ class _Course:
         again: str,
         keep_going: bool,
         jobs: int,
+        evaluate: Evaluation | None,
     ) -> None:
         self._cells, self._directory, self._attempt = cells, directory, attempt
         self._say, self._again, self._keep_going, self._jobs = say, again, keep_going, jobs
+        self._evaluate = evaluate
         self._todo = iter(enumerate(cells))
         self._lock = threading.Lock()
         self._pace = _Pace()
@@ -163,6 +177,7 @@ class _Course:
                 return
             try:
                 self._train(i, cell)
+                self._look(cell)
             except Exception as error:
                 with self._lock:
                     self.trouble = self.trouble or error
@@ -197,6 +212,26 @@ class _Course:
         if not self._keep_going:
             raise RunError(f"{trouble}. Its files are in {run_dir}; when it is mended, go on with: {again}")
         say(f"{trouble}; going on with the others")
+        self.failed.append(cell.name)
+
+    def _look(self, cell: Cell) -> None:
+        """Evaluate a cell that is done, unless that was done before."""
+        run_dir = self._directory / cell.name
+        if self._evaluate is None or not cell.evaluations or cell_state(run_dir).state != "done":
+            return
+        if evaluated(cell, run_dir):
+            return
+        self._say(f"    evaluating {cell.name}: {', '.join(e.name for e in cell.evaluations)}")
+        try:
+            code = self._evaluate(cell, run_dir)
+        except KeyboardInterrupt:
+            raise StudyStoppedError(f"stopped while {cell.name} was evaluated; to go on: {self._again}") from None
+        if code == 0:
+            return
+        trouble = f"the evaluation of {cell.name} failed with exit code {code}"
+        if not self._keep_going:
+            raise RunError(f"{trouble}; when it is mended, go on with: {self._again}")
+        self._say(f"{trouble}; going on with the others")
         self.failed.append(cell.name)
 
     def _time_left(self, i: int) -> str:
