@@ -116,6 +116,8 @@ def _crossing(winner: CurveFit, loser: CurveFit, grid: Array) -> _Crossing:
     count = min(len(ours), len(theirs))
     if not count:
         return _Crossing(here, np.nan, np.nan, None)
+    # The draws of two fits may share their noise, which would cancel in the gap: pair them at random.
+    theirs = theirs[np.random.default_rng(winner.options.seed).permutation(len(theirs))]
     drawn = _last(np.log(ours[:count]) - np.log(theirs[:count]), grid)
     low, high = np.quantile(drawn, winner.tails, method="nearest")
     if np.isfinite(here):
