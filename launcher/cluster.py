@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from vit_dist.config.load import find_config, merge, parse_overrides, read_mapping, validate
+from vit_dist.core.errors import ConfigError
 from vit_dist.core.registry import Config
 from vit_dist.core.units import Duration
 
@@ -215,16 +216,19 @@ def load_cluster(name: str, overrides: Sequence[str] = ()) -> Cluster:
     return validate(Cluster, {"name": path.stem, **merge(raw, parse_overrides(overrides))}, str(path))
 
 
-def read_cluster_file(path: Path) -> dict[str, object]:
-    """A cluster file with the file that its `base:` names merged below it (one level deep or more)."""
+def read_cluster_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, object]:
+    """A cluster file with the file that its `base:` names merged below it.
+
+    Raises:
+        ConfigError: missing, not YAML, or a base that leads back to itself.
+    """
     raw = read_mapping(path)
     base = raw.pop("base", None)
+    if path in seen:
+        raise ConfigError(f"{path}: `base:` goes round in a circle: {' -> '.join(map(str, (*seen, path)))}")
     if base is None:
         return raw
     local = path.parent / f"{base}.yaml"
-    below = local if local.is_file() and local != path else find_config(str(base), "clusters")
-    if below.resolve() == path.resolve():
-        from vit_dist.core.errors import ConfigError
-
-        raise ConfigError(f"{path}: `base: {base}` names this file itself")
-    return merge(read_cluster_file(below), raw)
+    return merge(
+        read_cluster_file(local if local.is_file() else find_config(str(base), "clusters"), (*seen, path)), raw
+    )
