@@ -330,25 +330,32 @@ class Step:
         return {**os.environ, **place}
 
     def _wait(self, process: subprocess.Popen[bytes]) -> int:
-        end, ask_at, ended_at = self._end(), time.monotonic() + 60, 0.0
+        leave_at, ask_at, ended_at = self._leave_at(), time.monotonic() + 60, 0.0
         while process.poll() is None:
             time.sleep(_POLL_S)
             now = time.monotonic()
-            if not self.asked and (self.heard.warned or time.time() >= end - self.orders.lead()):
-                end = self._end()  # a person may have given the job more time
-                if self.heard.warned or time.time() >= end - self.orders.lead():
+            due = time.time() >= leave_at or (self.heard.warned and leave_at == float("inf"))
+            if not self.asked and due:
+                leave_at = self._leave_at()  # a person may have given the job more time
+                if time.time() >= leave_at:
                     self.asked = "time_limit"
-                    left = format_seconds(max(0.0, end - time.time()))
-                    log(f"  supervisor: the time limit is in {left}: save and end")
+                    log("  supervisor: the time limit is near: save and end")
                     process.send_signal(signal.SIGUSR2)  # srun passes it on to every rank
             if now >= ask_at:
-                ask_at, end = now + 60, self._end()
+                ask_at, leave_at = now + 60, self._leave_at()
             ended_at = self._straggling(process, now, ended_at)
         return process.returncode
 
-    def _end(self) -> float:
+    def _leave_at(self) -> float:
+        """When the ranks are to save and end, seconds since 1970.
+
+        Slurm's own signal comes up to a minute early, and then too late: it counts where Slurm does not tell the end.
+        """
         job = self.allocation.slurm_job()
-        return job.end if job is not None and job.end is not None else float("inf")
+        if job is None or job.end is None:
+            return 0.0 if self.heard.warned else float("inf")
+        length = job.end - job.start if job.start is not None else float("inf")
+        return job.end - min(self.orders.lead(), length / 2)
 
     def _straggling(self, process: subprocess.Popen[bytes], now: float, ended_at: float) -> float:
         """End an srun that does not notice that its ranks are gone."""

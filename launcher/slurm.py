@@ -125,7 +125,8 @@ def job(job_id: str, *, patience_s: float = PATIENCE_S) -> Job | None:
     check_id(job_id)
     done = _call(["scontrol", "-o", "show", "job", job_id], patience_s=patience_s)
     if done.returncode:
-        if "Invalid job id" in done.stderr:
+        # An array's element that was cancelled before it began is in no list: `Job 5_2 not found`.
+        if "Invalid job id" in done.stderr or re.search(r"^Job \S+ not found", done.stderr + done.stdout, re.MULTILINE):
             return None
         raise _failed(done, f"job {job_id} cannot be shown")
     found = parse_show_jobs(done.stdout)
