@@ -75,10 +75,10 @@ def judge(signs: Signs) -> tuple[str, str]:
         return "cancelled", "on request"
     if signs.code in (ConfigError.exit_code, SUPERSEDED):
         return ("invalid" if signs.code == ConfigError.exit_code else "superseded"), reason
+    if signs.preempted:  # first: Slurm then also brings the job's end near, as a time limit would
+        return "preempted", "saved within the grace time" if said == "stopped" else reason
     if signs.asked == "time_limit":
         return "time_limit", "saved before the time limit" if said == "stopped" else "the ranks did not end in time"
-    if signs.preempted:
-        return "preempted", "saved within the grace time" if said == "stopped" else reason
     if signs.lost_nodes:
         return "node_lost", "; ".join(f"{node} {what}".strip() for node, what in signs.lost_nodes)
     if signs.terminated:

@@ -118,12 +118,8 @@ class SlurmRun:
 
     def rank(self, number: int, timeout: float = _START_S) -> Rank:
         """The process of a rank, once it is there."""
-        return wait_for(
-            f"rank {number} lives",
-            lambda: next((r for r in self.ranks() if r.rank == number), None),
-            timeout,
-            self.text,
-        )
+        self._wait(f"rank {number} lives", lambda: number in [r.rank for r in self.ranks()], timeout)
+        return next(r for r in self.ranks() if r.rank == number)
 
     def saved(self, step: int, timeout: float = _START_S) -> None:
         """Wait for a checkpoint of that step or of a later one."""
