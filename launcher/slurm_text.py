@@ -21,6 +21,7 @@ SACCT_FIELDS = "JobIDRaw,JobID,State,ExitCode,NNodes,NodeList,Submit,Start,End,T
 
 _NOTHING = frozenset({"", "(null)", "N/A", "None", "NONE", "Unknown", "None assigned"})
 _KEY = re.compile(r"(?:^|\s)([A-Z][\w/:]*)=")
+_OWNER = re.compile(r"\sUserId=\S*\(\d+\)\sGroupId=\S*\(\d+\)\s")
 _NAME = re.compile(r"\sJobName=(.*?)(?=\sUserId=\S*\(\d+\)\sGroupId=\S*\(\d+\)\s)", re.DOTALL)
 
 
@@ -130,8 +131,14 @@ def parse_fields(line: str) -> dict[str, str]:
 
 def parse_show_jobs(text: str) -> list[Job]:
     """Jobs of `scontrol -o show job`."""
-    # A name or a comment may hold line breaks.
-    lines = re.split(r"\n(?=JobId=\d+ (?:ArrayJobId|HetJobId|JobName)=)", text.strip())
+    # A name or a comment may hold line breaks, and after them what looks like the beginning of a job: a piece that has
+    # no owner is the first part of one.
+    lines = [""]
+    for piece in re.split(r"\n(?=JobId=\d+ (?:ArrayJobId|HetJobId|JobName)=)", text.strip()):
+        if _OWNER.search(lines[-1]) or not lines[-1]:
+            lines.append(piece)
+        else:
+            lines[-1] += f"\n{piece}"
     return [_shown(line) for line in lines if line.startswith("JobId=")]
 
 

@@ -211,6 +211,8 @@ def _ended(files: RunFiles, job: Job | None, said: str, reason: str) -> tuple[st
             return last.cause, "" if last.cause == "done" else words
         if said != "stopped":
             return "failed", words if last.cause in words else f"{last.cause.replace('_', ' ')}: {words}"
+    if files.cancelled:
+        return "cancelled", "on request"
     if said in {"stopped", "failed"}:
         return said, reason
     if job is not None:

@@ -120,12 +120,12 @@ def cancel(path: Path, *, timeout_s: float = _CANCEL_S) -> RunView:
                 f"show job {view.job_id}`"
             )
         job = slurm.job(view.job_id)
-        if job is None or (job.ended and job.state != "COMPLETING"):
+        if job is None or job.ended:
             quiet += 1
         else:
             quiet = 0
             if time.monotonic() >= again_at:
-                slurm.scancel(job.label if job.array_id else view.job_id)
+                slurm.scancel(view.job_id)
                 again_at = time.monotonic() + _AGAIN_S
         time.sleep(_POLL_S)
     for leftover in ("stop", "save"):
@@ -155,8 +155,8 @@ def requeue(path: Path, *, exclude: Sequence[str] = (), now: bool = False, save_
     if not job.waiting:
         if view.state == "running" and save_s is not None:
             log(f"  {view.name}: saved up to step {checkpoint(path, timeout_s=save_s):,}")
-        slurm.requeue(job.label)
-        job = _queued(job.label, job.restarts or 0)
+        slurm.requeue(view.job_id)
+        job = _queued(view.job_id, job.restarts or 0)
     changes: dict[str, str] = {}
     if nodes:
         before = slurm.hostnames(job.excluded)
@@ -164,10 +164,10 @@ def requeue(path: Path, *, exclude: Sequence[str] = (), now: bool = False, save_
     if now:
         changes["StartTime"] = "now"
     if changes:
-        slurm.update(job.label, **changes)
+        slurm.update(view.job_id, **changes)
     if "held" in job.reason.lower() and now:
-        slurm.release(job.label)
-    return slurm.job(job.label) or job
+        slurm.release(view.job_id)
+    return slurm.job(view.job_id) or job
 
 
 def check_nodes(text: str) -> list[str]:

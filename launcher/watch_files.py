@@ -20,7 +20,7 @@ class RunFiles:
     """Small files of a run directory.
 
     Attributes:
-        status, alive, job, owner, run: contents of the JSON files of these names; empty where there is none.
+        status, alive, job, run, cancel: contents of the JSON files of these names; empty where there is none.
         attempts: the ledger.
         saved: step of the newest committed checkpoint; None before the first.
         saved_at: when it was committed, seconds since 1970.
@@ -32,8 +32,8 @@ class RunFiles:
     status: Mapping[str, Any] = field(default_factory=dict)
     alive: Mapping[str, Any] = field(default_factory=dict)
     job: Mapping[str, Any] = field(default_factory=dict)
-    owner: Mapping[str, Any] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
+    cancel: Mapping[str, Any] = field(default_factory=dict)
     attempts: tuple[LedgerEntry, ...] = ()
     saved: int | None = None
     saved_at: float = 0.0
@@ -46,6 +46,11 @@ class RunFiles:
         return str(self.job.get("job") or (self.attempts[-1].job if self.attempts else ""))
 
     @property
+    def cancelled(self) -> bool:
+        """Whether a person has cancelled the last job."""
+        return bool(self.job_id) and str(self.cancel.get("job")) == self.job_id
+
+    @property
     def seen(self) -> float:
         """The last sign of life of any attempt, seconds since 1970; 0 before the first."""
         return max(number(self.status, "time"), number(self.alive, "time"))
@@ -54,7 +59,8 @@ class RunFiles:
 def read_run(path: Path) -> RunFiles:
     """Read the small files of a run directory. Never raises for what is missing or damaged."""
     problems: list[str] = []
-    found = {name: _json(path / f"{name}.json", problems) for name in ("status", "alive", "job", "owner", "run")}
+    found = {name: _json(path / f"{name}.json", problems) for name in ("status", "alive", "job", "run")}
+    found["cancel"] = _json(path / "cancel", problems)
     attempts: list[LedgerEntry] = []
     try:
         attempts = read_ledger(path)

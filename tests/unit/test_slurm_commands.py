@@ -77,7 +77,7 @@ VERSIONS = {
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("name", ["vit-l16", "a b", "x JobState=FAILED NodeList=evil", "new\nJobId=9 JobState=FAILED"])
+@pytest.mark.parametrize("name", ["vit-l16", "a b", "x JobState=FAILED NodeList=evil", "n\nJobId=9 JobName=z"])
 def test_a_running_job_is_read_in_the_layout_of_any_version_whatever_its_name(version: str, name: str) -> None:
     (job,) = parse_show_jobs(VERSIONS[version].format(name=name, comment=""))
     assert (job.id, job.name, job.state, job.reason) == ("4711", name, "RUNNING", "")
