@@ -61,7 +61,8 @@ def bootstrap(points: Points, fitted: Array, num_params: int, count: int, rng: n
     if not count:
         return np.empty((0, residuals.size))
     if points.curves:
-        return fitted + _blocks(points, residuals, count, rng) * np.sqrt(residuals.size / max(freedom, 1))
+        wider = float(np.sqrt(residuals.size / max(freedom, 1)))
+        return fitted + _blocks(points, residuals, count, rng) * wider
     deviation = pooled_deviation(residuals, num_params)
     if deviation is None:
         return np.empty((0, residuals.size))

@@ -79,8 +79,8 @@ def forecast(fit: CurveFit, x: float) -> Forecast:
     inside = fit.inside(x)
     per_form: dict[str, Mapping[str, float | None]] = {}
     for form, one in ({fit.form: fit} if inside else alternatives(fit)).items():
-        low, high = one.band(x)
-        per_form[form] = {"error": float(one.predict(x)), "low": plain(float(low)), "high": plain(float(high))}
+        ends = (plain(float(end)) for end in one.band(x))
+        per_form[form] = {"error": float(one.predict(x)), **dict(zip(("low", "high"), ends, strict=True))}
     error = float(fit.predict(x))
     low, high = _union(per_form)
     where = "inside data"
