@@ -1,4 +1,4 @@
-"""`vit-dist evaluate`: the evaluators of a run, or others, on its newest checkpoint."""
+"""`vit-dist evaluate`: the evaluators of a run, or others, on a checkpoint of it; here, or as Slurm jobs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import argparse
 import tempfile
 from pathlib import Path
 
-SUMMARY = "evaluate a trained run: its newest checkpoint, into its own log"
+SUMMARY = "evaluate a trained run: a checkpoint of it, the newest unless one is named, into its own log"
 
 _EXAMPLES = """
 examples:
   vit-dist evaluate runs/demo/vit-2000-s0                       # the evaluators of its recipe, once more
   vit-dist evaluate runs/l16 --nproc 8 \\
       'evaluators=[{name: fewshot, set: inet, train: s3://b/inet/train, test: s3://b/inet/val, shots: [1, 5, 10]}]'
-  vit-dist evaluate runs/l16 data.val=s3://b/other/manifest.json
+  vit-dist evaluate runs/l16 data.val=s3://b/other/manifest.json --out l16.json
+  vit-dist evaluate runs/l16/checkpoints/step-0000010000
+  vit-dist evaluate runs/l16 --cluster dgx-h100                 # a Slurm job; --after JOB waits for another
+  vit-dist evaluate --list runs.txt --cluster dgx-h100 --max-parallel 8       # an array, an element a run
   srun vit-dist evaluate --list runs.txt --element 3            # the run in line 4 of a list: an array's element
 
 What is found goes to a new event file in RUN-DIR/tb, at the step of the checkpoint, and to RUN-DIR/evaluated.json.
@@ -30,10 +33,21 @@ def main(argv: list[str]) -> int:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("words", metavar="RUN-DIR [k=v ...]", nargs="*", help="a run directory, and overrides")
+    parser.add_argument(
+        "words", metavar="RUN-DIR [k=v ...]", nargs="*", help="a run directory or one of its checkpoints, and overrides"
+    )
     parser.add_argument("--list", metavar="FILE", type=Path, help="in place of RUN-DIR: run directories, a line each")
     parser.add_argument("--element", metavar="I", type=int, help="line of --list, from 0 (SLURM_ARRAY_TASK_ID)")
     parser.add_argument("--nproc", metavar="N", type=int, default=1, help="ranks to start on this machine (1)")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="the result as JSON too")
+    jobs = parser.add_argument_group("as Slurm jobs")
+    jobs.add_argument("--cluster", metavar="NAME", help="a YAML file, or the name of one in configs/clusters")
+    jobs.add_argument("--nodes", metavar="N", type=int, help="of a job (1)")
+    jobs.add_argument("--devices", metavar="N", type=int, help="GPUs, or processes, on a node (all)")
+    jobs.add_argument("--time", metavar="LIMIT", help="time limit of a job (the cluster's)")
+    jobs.add_argument("--after", metavar="JOB", help="start when this job has ended well")
+    jobs.add_argument("--max-parallel", metavar="N", type=int, help="with --list: elements at a time (no limit)")
+    jobs.add_argument("--dry-run", action="store_true", help="print the script; needs no Slurm")
     args = parser.parse_intermixed_args(argv)
 
     from vit_dist.config.load import load_recipe
@@ -46,8 +60,18 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"vit-dist evaluate: give one run directory or --list FILE, got {len(names)} directories")
     if args.nproc < 1:
         raise ConfigError(f"--nproc {args.nproc}: at least one rank is needed")
+    if args.cluster:
+        from vit_dist.cli._evaluate_jobs import submit_evaluation
+
+        return submit_evaluation(args, names, overrides)
+    alone = [n for n in ("nodes", "devices", "time", "after", "max_parallel", "dry_run") if getattr(args, n)]
+    if alone:
+        raise ConfigError(f"--{alone[0].replace('_', '-')}: means something with --cluster only")
     element = array_element() if args.element is None else args.element
     run_dir = Path(names[0]) if names else _line(args.list, element)
+    checkpoint = ""
+    if run_dir.parent.name == "checkpoints":
+        run_dir, checkpoint = run_dir.parent.parent, run_dir.name
     recipe_file = run_dir / "recipe.yaml"
     if not recipe_file.is_file():
         raise ConfigError(f"{run_dir}: no recipe.yaml in it: not the directory of a run that has begun")
@@ -56,10 +80,12 @@ def main(argv: list[str]) -> int:
         from launcher.local import run_ranks
 
         with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
-            return run_ranks(["evaluate", str(run_dir), *overrides], nproc=args.nproc, scratch=Path(scratch))
+            where = run_dir / "checkpoints" / checkpoint if checkpoint else run_dir
+            words = ["evaluate", str(where), *overrides, *(["--out", str(args.out)] if args.out else [])]
+            return run_ranks(words, nproc=args.nproc, scratch=Path(scratch))
     from vit_dist.train.evaluate import evaluate
 
-    evaluate(load_recipe(str(recipe_file), overrides), run_dir, world)
+    evaluate(load_recipe(str(recipe_file), overrides), run_dir, world, checkpoint=checkpoint, out=args.out)
     return 0
 
 

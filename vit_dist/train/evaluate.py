@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from vit_dist.config.load import identity
 from vit_dist.config.schema import Recipe, dump
 from vit_dist.core.errors import RunError
 from vit_dist.core.events import EventWriter
+from vit_dist.core.files import write_bytes
 from vit_dist.core.log import log
 from vit_dist.core.rundir import RunDir
 from vit_dist.core.world import World
@@ -23,11 +25,20 @@ from vit_dist.train.state import TrainState
 RECORD = "evaluated.json"
 
 
-def evaluate(recipe: Recipe, run_dir: Path, world: World) -> dict[str, float]:
-    """What a recipe's evaluators find in the newest checkpoint of a run. A collective.
+def evaluate(
+    recipe: Recipe, run_dir: Path, world: World, *, checkpoint: str = "", out: Path | None = None
+) -> dict[str, float]:
+    """What a recipe's evaluators find in a checkpoint of a run, the newest unless one is named. A collective.
 
     The values go to a new event file of the run, at the step of the checkpoint, and to `evaluated.json`; where that
     says that the same evaluators have seen this step already, nothing is done.
+
+    Args:
+        recipe: of the run; its evaluators and places may be others than those it was trained with.
+        run_dir: of the run.
+        world: any number of ranks, whatever wrote the checkpoint.
+        checkpoint: name of one of the run's, such as step-0000001000.
+        out: a JSON file for the result.
 
     Raises:
         RunError: there is no checkpoint, or an attempt of the run holds the directory.
@@ -43,7 +54,11 @@ def evaluate(recipe: Recipe, run_dir: Path, world: World) -> dict[str, float]:
         data, val, plan = open_training(recipe, world)
         engine, _ = build_engine(recipe, plan, world, device)
         whole = {**identity(recipe), "fingerprint": data.fingerprint}
-        found = checkpoints.restore(directory.checkpoints, engine, whole, world, remote=recipe.checkpoint.remote)
+        found: checkpoints.Restored | None
+        if checkpoint:
+            found = checkpoints.restore_from(directory.checkpoints / checkpoint, engine, whole, world, None)
+        else:
+            found = checkpoints.restore(directory.checkpoints, engine, whole, world, remote=recipe.checkpoint.remote)
         if found is None:
             raise RunError(f"{run_dir}: no checkpoint in it to evaluate; train it first")
         step = TrainState.load(found.state, data.identity, str(found.path)).step
@@ -51,6 +66,7 @@ def evaluate(recipe: Recipe, run_dir: Path, world: World) -> dict[str, float]:
         if before is not None:
             if world.is_main:
                 log(f"  {run_dir}: these evaluators have seen step {step:,} already")
+                _write_out(out, run_dir, recipe, step, before)
             return before
         context = EvalContext(engine, recipe, world, val)
         values: dict[str, float] = {}
@@ -59,6 +75,7 @@ def evaluate(recipe: Recipe, run_dir: Path, world: World) -> dict[str, float]:
             values.update(evaluator.run(context))
         if world.is_main:
             _write(directory, recipe, step, values)
+            _write_out(out, run_dir, recipe, step, values)
         return values
 
 
@@ -69,6 +86,13 @@ def seen(directory: RunDir, evaluators: Sequence[Any], step: int) -> dict[str, f
         if entry["evaluators"] == [dump(e) for e in evaluators] and entry["step"] == step:
             return dict(entry["values"])
     return None
+
+
+def _write_out(out: Path | None, run_dir: Path, recipe: Recipe, step: int, values: dict[str, float]) -> None:
+    if out is not None:
+        told = {"run": recipe.name, "directory": str(run_dir), "step": step, "values": values}
+        told["evaluators"] = [dump(e) for e in recipe.evaluators]
+        write_bytes(str(out), (json.dumps(told, indent=1) + "\n").encode())
 
 
 def _write(directory: RunDir, recipe: Recipe, step: int, values: dict[str, float]) -> None:

@@ -1,0 +1,86 @@
+"""`vit-dist evaluate --cluster`: an evaluation as a Slurm job, or an array of them. No torch."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from pathlib import Path
+
+from vit_dist.core.errors import ConfigError
+
+
+def submit_evaluation(args: argparse.Namespace, names: list[str], overrides: list[str]) -> int:
+    """Submit, or print the script.
+
+    Args:
+        args: of `vit-dist evaluate`, parsed.
+        names: run directories (one) among its words; empty with --list.
+        overrides: the other words.
+    """
+    from launcher import pack_array, slurm
+    from launcher.cluster import load_cluster, slurm_time
+    from launcher.render import render_evaluate
+    from vit_dist.core.files import write_bytes
+
+    if args.nproc != 1 or args.element is not None:
+        raise ConfigError("--nproc and --element: mean nothing with --cluster; its jobs start a process a device")
+    if args.list is not None and args.out is not None:
+        raise ConfigError("--out: one file for many runs; look at evaluated.json in each run directory instead")
+    for name in ("nodes", "devices", "max_parallel"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}={getattr(args, name)}: at least 1 is needed")
+    if args.after:
+        slurm.check_id(args.after)
+    try:
+        time_limit = slurm_time(args.time) if args.time else ""
+    except ValueError as error:
+        raise ConfigError(f"--time: {error}") from None
+    cluster = load_cluster(args.cluster)
+    subject = Path(names[0] if names else args.list).absolute()
+    elements = _elements(args.list, begun=not args.after)
+    pack_array.check_words(overrides)
+    site = pack_array.site_of(cluster, Path(cluster.run_root or "runs"), time_limit)
+    where = subject.parent.parent if subject.parent.name == "checkpoints" else subject
+    # What another job is still to train has not begun.
+    if args.list is None and not args.after and not (where / "recipe.yaml").is_file():
+        raise ConfigError(f"{where}: no recipe.yaml in it: not the directory of a run that has begun")
+    folder = (where / "logs") if args.list is None else subject.with_name(f"{subject.name}.evaluate")
+    stamp = hashlib.sha256(f"{time.time_ns()}".encode()).hexdigest()[:6]
+    words = ["--list", str(subject)] if args.list else [str(subject)]
+    script = render_evaluate(
+        site,
+        job_name=f"{where.name}-evaluate",
+        command=["evaluate", *words, *overrides, *(["--out", str(args.out.absolute())] if args.out else [])],
+        log_file=folder / ("evaluate.log" if args.dry_run else f"evaluate-{stamp}.log"),
+        nodes=args.nodes or 1,
+        devices=args.devices,
+        elements=elements,
+        throttle=args.max_parallel or 0,
+    )
+    if args.dry_run:
+        print(script, end="")  # noqa: T201 - the result
+        return 0
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"evaluate-{stamp}.sbatch"
+    write_bytes(str(path), script.encode())
+    after = [f"--dependency=afterok:{args.after}"] if args.after else []
+    told = slurm.sbatch(path, args=after)
+    runs = f"an array of {elements} runs" if elements else str(subject)
+    print(f"job {told.job}: evaluates {runs}\nlogs {folder}/evaluate-{stamp}.log{'-*' if elements else ''}")  # noqa: T201
+    return 0
+
+
+def _elements(path: Path | None, *, begun: bool) -> int:
+    """Lines of a list; 0 where none is given."""
+    if path is None:
+        return 0
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise ConfigError(f"--list {path}: cannot be read: {error.strerror}") from None
+    wrong = next((line for line in lines if begun and not (Path(line) / "recipe.yaml").is_file()), None)
+    if not lines or wrong is not None:
+        problem = f"{wrong!r} is not the directory of a run that has begun" if lines else "no runs in it"
+        raise ConfigError(f"--list {path}: {problem}")
+    return len(lines)
