@@ -46,6 +46,11 @@ seeds: [0, 1]
 """
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIT_DIST_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def study_file(tmp_path: Path) -> Path:
     (tmp_path / "base.yaml").write_text(RECIPE)
@@ -287,7 +292,7 @@ def test_a_value_is_the_one_that_was_logged_not_its_single_precision_shadow(tmp_
 def test_logs_of_several_studies_need_a_name(tmp_path: Path) -> None:
     log_run(tmp_path, seed=0)
     log_run(tmp_path, seed=1, study="other")
-    with pytest.raises(DataError, match="2 studies: 'other', 'tiny'"):
+    with pytest.raises(DataError, match=r"2 studies: 'other' \(1 runs, such as .*; 'tiny'"):
         collect(str(tmp_path))
     assert [one.seed for one in collect(str(tmp_path), study="other").observations] == [1]
 
@@ -356,59 +361,59 @@ def test_the_same_logs_give_the_same_bytes_wherever_they_lie(tmp_path: Path) -> 
     (tmp_path / "a").rename(tmp_path / "x")
     first = write_report(collect(str(tmp_path / "x")), tmp_path / "one")
     (tmp_path / "x").rename(tmp_path / "y")
-    second = write_report(collect(str(tmp_path / "y")), tmp_path / "two")
-    for mine, theirs in zip(vars(first).values(), vars(second).values(), strict=True):
-        assert mine.read_bytes() == theirs.read_bytes()
+    second = write_report(collect(str(tmp_path / "y")), tmp_path / "two", cached=False)
+    assert [path.name for path in first.all] == [path.name for path in second.all]
+    for mine, theirs in zip(first.all, second.all, strict=True):
+        assert mine.read_bytes() == theirs.read_bytes(), mine.name
         assert mine.stat().st_size > 20
-    assert first.png.read_bytes().startswith(b"\x89PNG")
+    assert first.figures[0].read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_tables_hold_every_run_and_every_mean(tmp_path: Path) -> None:
     fill(tmp_path / "logs")
     log_run(tmp_path / "logs", seed=9, status=None)
     files = write_report(collect(str(tmp_path / "logs")), tmp_path / "out")
-    with files.observations.open() as file:
+    with (tmp_path / "out" / "observations.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 8
     assert "finished" not in rows[0]  # a time of day is no part of a result
     assert {(r["family"], r["subset"], r["seed"]) for r in rows} == {
         (f, n, s) for f in ("vit", "bit") for n in ("500", "2000") for s in "01"
     }
-    with files.means.open() as file:
+    with (tmp_path / "out" / "means.csv").open() as file:
         mean = {(r["family"], r["subset"]): float(r["mean"]) for r in csv.DictReader(file)}
     for key, value in mean.items():
         group = [float(r["value"]) for r in rows if (r["family"], r["subset"]) == key]
         assert value == pytest.approx(sum(group) / len(group))
-    assert "unfinished" in files.excluded.read_text()
+    assert "unfinished" in (tmp_path / "out" / "excluded.csv").read_text()
+    assert all(path.is_file() for path in files.all)
 
 
 def test_the_figure_has_a_log_axis_its_sizes_its_families_and_its_seeds(tmp_path: Path) -> None:
-    from vit_dist.study.figures import curve
+    from vit_dist.study.figure_style import style
+    from vit_dist.study.figures import examples_figure
+    from vit_dist.study.results import analyse
 
     fill(tmp_path)
-    found = collect(str(tmp_path))
-    figure = curve(found, means(found.observations))
-    (axes,) = figure.axes
-    figure.draw_without_rendering()
+    with style():
+        drawing = examples_figure(analyse(collect(str(tmp_path))))
+        (axes,) = drawing.figure.axes
+        drawing.figure.draw_without_rendering()
     assert axes.get_xscale() == "log"
     assert [label.get_text() for label in axes.get_xticklabels()] == ["500", "2k"]
     assert "top-1" in axes.get_ylabel()
-    names = [text.get_text() for text in axes.texts]
-    assert {"vit", "bit"} <= set(names)
-    said = " ".join(text.get_text() for text in figure.texts)
-    assert "2 seeds" in said
-    assert "garments" in said
-    drawn = [line for line in axes.lines if line.get_linestyle() == "-" and line.get_marker() in {"o", "s"}]
-    points = {tuple(np.asarray(line.get_xydata()).ravel().round(9).tolist()) for line in drawn}
-    assert points == {(500, 63.28125, 2000, 70.78125), (500, 53.28125, 2000, 60.78125)}
-    (bars, _) = axes.collections
-    low, high = np.asarray(bars.get_paths()[0].vertices)[:, 1]
-    assert high - low == pytest.approx(2 * 100 * (1 / 64) / 2**0.5, rel=1e-4)
+    lines = {str(line.get_label()): np.asarray(line.get_xydata()) for line in axes.lines}
+    assert lines["vit"].ravel().round(9).tolist() == [500, 53.28125, 2000, 60.78125]
+    assert lines["bit"].ravel().round(9).tolist() == [500, 63.28125, 2000, 70.78125]
+    assert "2 seeds" in drawing.caption
+    assert "garments" in drawing.caption
+    bars = np.asarray(axes.collections[0].get_paths()[0].vertices)[:, 1]
+    assert bars[1] - bars[0] == pytest.approx(2 * 100 * (1 / 64) / 2**0.5, rel=1e-4)
 
 
 def test_one_size_and_one_seed_can_be_drawn_too(tmp_path: Path) -> None:
     log_run(tmp_path / "logs")
-    assert write_report(collect(str(tmp_path / "logs")), tmp_path / "out").png.is_file()
+    assert write_report(collect(str(tmp_path / "logs")), tmp_path / "out").html.is_file()
 
 
 def test_a_report_of_nothing_says_why_and_writes_nothing(tmp_path: Path) -> None:

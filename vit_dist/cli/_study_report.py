@@ -19,21 +19,28 @@ def main(argv: list[str]) -> int:
     """See `vit-dist study report --help`."""
     parser = study_parser(
         "report",
-        "Read the event files of a study's runs and draw accuracy against number of pretraining examples.",
-        "demo",
-        "demo --out /tmp/report",
+        "Read the event files of a study's runs; fit curves; write one HTML page with figures and tables beside it.",
+        "demo                                               # runs/demo/report/report.html",
+        "demo --out /tmp/report --metric fewshot/mini_5shot",
         "--logs s3://bucket/tensorboard/demo --out report   # no study file needed",
+        "--logs logs/ --tag-map timm.yaml --out report      # other frameworks' logs too: see docs/study.md",
     )
     add_runs(parser)
     parser.add_argument("--logs", metavar="URL", help="directory that holds the event files (DIR/<study>)")
-    parser.add_argument("--out", metavar="DIR", help="where figure and tables go (DIR/<study>/report)")
+    parser.add_argument("--out", metavar="DIR", help="where the page and its files go (DIR/<study>/report)")
     parser.add_argument("--metric", metavar="TAG", help="scalar tag to draw (the study's, or val/top1)")
+    parser.add_argument("--tag-map", metavar="FILE", help="YAML file that says how to read logs of other frameworks")
+    parser.add_argument(
+        "--tensorboard", metavar="DIR", help="also write the runs for TensorBoard with examples and GFLOPs as step axes"
+    )
+    parser.add_argument("--no-cache", action="store_true", help="fit and draw again, also where nothing has changed")
     args = parser.parse_intermixed_args(argv)
 
     from vit_dist.core.runlog import VAL_TOP1
     from vit_dist.study.collect import collect
     from vit_dist.study.grid import load_study, plan
     from vit_dist.study.report import write_report
+    from vit_dist.study.tagmap import load_tag_map
 
     study: StudyConfig | None = None
     name: str | None = None
@@ -48,9 +55,10 @@ def main(argv: list[str]) -> int:
                 raise
     logs = args.logs or str(Path(args.runs) / str(name))
     metric = args.metric or (study.metric if study else VAL_TOP1)
-    collection = collect(logs, study=name, metric=metric)
+    tag_map = load_tag_map(args.tag_map) if args.tag_map else None
+    collection = collect(logs, study=name, metric=metric, tag_map=tag_map)
     out = Path(args.out) if args.out else Path(args.runs) / (collection.study or "runs") / "report"
-    files = write_report(collection, out)
+    files = write_report(collection, out, cached=not args.no_cache)
     console = make_console()
     console.print(_means_table(collection))
     for one in collection.excluded:
@@ -63,8 +71,14 @@ def main(argv: list[str]) -> int:
         if missing:
             shown = ", ".join(missing[:6]) + (", ..." if len(missing) > 6 else "")
             console.print(f"note: {len(missing)} cells of the study are not in the figure: {shown}", markup=False)
-    console.print(f"figure  {files.png}\n        {files.svg}", markup=False)
-    console.print(f"tables  {files.observations}\n        {files.means}\n        {files.excluded}", markup=False)
+    console.print(f"report  {files.html}", markup=False)
+    console.print(f"        {len(files.figures)} figures as PNG and SVG, such as {files.figures[0]}", markup=False)
+    console.print(f"        {len(files.tables)} tables as CSV, and {files.json.name}", markup=False)
+    if args.tensorboard:
+        from vit_dist.study.tensorboard import export_tensorboard
+
+        export_tensorboard(collection, Path(args.tensorboard))
+        console.print(f"by examples and by GFLOPs: tensorboard --logdir {args.tensorboard}", markup=False)
     return 0
 
 
@@ -74,7 +88,7 @@ def _means_table(collection: Collection) -> Table:
     from vit_dist.study.summary import is_share, means
 
     averaged = means(collection.observations)
-    families = list(dict.fromkeys(point.family for point in averaged))
+    families = list(dict.fromkeys(point.series for point in averaged))
     percent = is_share(collection.metric)
     scale, unit, digits = (100.0, " (%)", 1) if percent else (1.0, "", 4)
     title = f"{collection.metric}{unit} by pretraining examples: mean ± standard deviation \\[seeds]"
@@ -82,7 +96,7 @@ def _means_table(collection: Collection) -> Table:
     result.add_column("examples", justify="right")
     for family in families:
         result.add_column(family, justify="right")
-    cells = {(point.family, point.subset): point for point in averaged}
+    cells = {(point.series, point.subset): point for point in averaged}
     for size in sorted({point.subset for point in averaged}):
         row = [f"{size:,}"]
         for family in families:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.events import RunLog, Series, event_directories, merge_files, read_events
-from vit_dist.core.runlog import RUN, STATUS, VAL_TOP1, RunInfo, RunStatus, run_info, run_status
+from vit_dist.core.event_cache import read_cached
+from vit_dist.core.event_reader import EventFile, RunLog, Series, event_stamps, merge_files
+from vit_dist.core.files import redact
+from vit_dist.core.runlog import RUN, STATUS, VAL_LOSS, VAL_TOP1, RunInfo, RunStatus, run_info, run_status
+from vit_dist.study.tagmap import TagMap, apply
+
+FEW_SHOT = "fewshot/"
+"""Tags that begin so are few-shot accuracies: fewshot/<set>_<k>shot."""
 
 
 @dataclass(frozen=True)
@@ -54,23 +61,32 @@ class Observation:
     finished: float = field(compare=False, repr=False)
 
     @property
-    def cell(self) -> tuple[str, int, int, int]:
-        """What makes two runs the same point: family, subset, subset seed, seed."""
-        return self.family, self.subset, self.subset_seed, self.seed
+    def cell(self) -> tuple[str, str, int, int, int, int]:
+        """What makes two runs the same point: family, model, subset, subset seed, seed, duration."""
+        return self.family, self.model, self.subset, self.subset_seed, self.seed, self.planned_examples
+
+    @property
+    def exaflops(self) -> float | None:
+        """Compute of training so far: 2 FLOPs a multiply-add, times 3 for forward and backward, over all examples."""
+        return None if self.macs is None else 6 * self.macs * self.examples_seen / 1e18
 
 
 @dataclass(frozen=True)
 class Excluded:
-    """A run that is no observation, and why."""
+    """A run that is no observation, and why. `info` is what is known of it."""
 
     run: str
     directory: str
     reason: str
+    info: RunInfo | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What was found: observations by family, subset and seed; runs left out; remarks on damaged files."""
+    """What was found: observations by family, subset and seed; runs left out; remarks on damaged files.
+
+    `curves` has every scalar that was read of each observed run: {directory: {tag: series by step}}.
+    """
 
     url: str
     study: str
@@ -78,15 +94,17 @@ class Collection:
     observations: tuple[Observation, ...]
     excluded: tuple[Excluded, ...]
     remarks: tuple[str, ...]
+    curves: Mapping[str, Mapping[str, Series]] = field(default_factory=dict, compare=False, repr=False)
 
 
-def collect(url: str, *, study: str | None = None, metric: str = VAL_TOP1) -> Collection:
+def collect(url: str, *, study: str | None = None, metric: str = VAL_TOP1, tag_map: TagMap | None = None) -> Collection:
     """Read every run under a directory.
 
     Args:
         url: a directory, local or remote, that holds event files at any depth; one directory is one run.
         study: take only runs of this study; None takes the only one there is.
         metric: scalar tag to observe.
+        tag_map: how to read logs that are not ours.
 
     Raises:
         DataError: nothing there to read, or runs of several studies and none was named.
@@ -94,21 +112,21 @@ def collect(url: str, *, study: str | None = None, metric: str = VAL_TOP1) -> Co
     found: list[Observation] = []
     excluded: list[Excluded] = []
     remarks: list[str] = []
-    directories = event_directories(url)
-    if not directories:
-        raise DataError(f"{url}: no TensorBoard event files in it; give the directory that holds the runs' logs")
-    for directory, urls in directories.items():
-        files = [read_events(file, (RUN, STATUS, metric)) for file in urls]
+    curves: dict[str, Mapping[str, Series]] = {}
+    for directory, files in _read_all(url, metric, tag_map):
         names = (posixpath.join(directory, posixpath.basename(file.url)) for file in files)
         remarks += [f"{name}: {file.problem}" for name, file in zip(names, files, strict=True) if file.problem]
-        outcome = _observe(merge_files(directory, files), directory, study, metric)
+        log = merge_files(directory, files)
+        outcome, log = _observe(log, directory, study, metric, tag_map)
         if isinstance(outcome, Excluded):
             excluded.append(outcome)
         else:
             found.append(outcome)
-    chosen = _choose_study(url, found, study)
+            curves[directory] = log.scalars
+    chosen = _choose_study(url, found, excluded, study)
     kept, doubles = _without_duplicates(found)
-    fingerprints = sorted({o.dataset_fingerprint for o in kept})
+    remarks += _namesakes(kept)
+    fingerprints = sorted({o.dataset_fingerprint for o in kept if o.dataset_fingerprint})
     if len(fingerprints) > 1:
         remarks.append(f"the runs were trained on different data: fingerprints {', '.join(fingerprints)}")
     return Collection(
@@ -118,22 +136,48 @@ def collect(url: str, *, study: str | None = None, metric: str = VAL_TOP1) -> Co
         tuple(sorted(kept, key=lambda o: (o.cell, o.directory))),
         tuple(sorted([*excluded, *doubles], key=lambda e: e.directory)),
         tuple(remarks),
+        {o.directory: curves[o.directory] for o in kept},
     )
 
 
-def _observe(log: RunLog, shown: str, study: str | None, metric: str) -> Observation | Excluded:
+def _read_all(url: str, metric: str, tag_map: TagMap | None) -> Iterable[tuple[str, list[EventFile]]]:
+    """The event files of each directory."""
+    directories = event_stamps(url)
+    if not directories:
+        raise DataError(
+            f"{redact(url)}: no TensorBoard event files in it; give the directory that holds the runs' logs"
+        )
+    tags = {RUN, STATUS, metric, VAL_TOP1, VAL_LOSS, f"{FEW_SHOT}*", *(tag_map.all_tags if tag_map else ())}
+    files = read_cached([stamp for stamps in directories.values() for stamp in stamps], sorted(tags))
+    for directory, stamps in directories.items():
+        yield directory, list(itertools.islice(files, len(stamps)))
+
+
+def _observe(
+    log: RunLog, shown: str, study: str | None, metric: str, tag_map: TagMap | None
+) -> tuple[Observation | Excluded, RunLog]:
+    entry = tag_map.entry(shown) if tag_map else None
     try:
         info, status = run_info(log), run_status(log)
+        if info is None and entry is not None:
+            info, status, log = apply(entry, log, shown, metric)
+            # a log that names no study belongs to the one that is asked for
+            info = info if info.study else info.model_copy(update={"study": study or ""})
     except DataError as error:
-        return Excluded(shown, shown, str(error))
+        return Excluded(shown, shown, str(error)), log
     if info is None:
-        return Excluded(shown, shown, f"says nothing of its run: no text {RUN!r}")
+        hint = "no entry of the tag map fits its directory" if tag_map else "is it another framework's? see --tag-map"
+        return Excluded(shown, shown, f"says nothing of its run: no text {RUN!r}; {hint}"), log
     if study is not None and info.study != study:
-        return Excluded(info.name, shown, f"of another study: {info.study or '(none)'}")
+        return Excluded(info.name, shown, f"of another study: {info.study or '(none)'}", info), log
     series = log.scalars.get(metric)
     reason = _why_not(info, status, series, metric)
     if reason is not None or series is None or status is None:
-        return Excluded(info.name, shown, reason or "")
+        return Excluded(info.name, shown, reason or "", info), log
+    return _observation(info, status, series, shown, metric), log
+
+
+def _observation(info: RunInfo, status: RunStatus, series: Series, shown: str, metric: str) -> Observation:
     best = int(np.nanargmax(series.values))
     return Observation(
         study=info.study,
@@ -191,17 +235,36 @@ def _why_not(info: RunInfo, status: RunStatus | None, series: Series | None, met
     return None
 
 
-def _choose_study(url: str, found: list[Observation], study: str | None) -> str:
-    names = sorted({o.study for o in found})
+def _choose_study(url: str, found: list[Observation], excluded: list[Excluded], study: str | None) -> str:
+    """The study that was asked for, or the only one there is; logs that name none go with it."""
+    runs: dict[str, list[str]] = {}
+    for one in found:
+        runs.setdefault(one.study, []).append(one.directory)
+    for other in excluded:
+        if other.info is not None:
+            runs.setdefault(other.info.study, []).append(other.directory)
+    names = sorted(name for name in runs if name)
     if study is None and len(names) > 1:
-        shown = ", ".join(repr(name) for name in names)
-        raise DataError(f"{url}: holds runs of {len(names)} studies: {shown}; name the one to report")
+        shown = "; ".join(f"{name!r} ({len(runs[name])} runs, such as {min(runs[name])})" for name in names)
+        raise DataError(f"{redact(url)}: holds runs of {len(names)} studies: {shown}; name the one to report")
     return study if study is not None else (names[0] if names else "")
+
+
+def _namesakes(kept: Iterable[Observation]) -> list[str]:
+    """Remarks on runs with one name that are different points all the same."""
+    places: dict[str, list[str]] = {}
+    for one in kept:
+        places.setdefault(one.run, []).append(one.directory)
+    return [
+        f"{len(directories)} different runs are called {name!r}: {', '.join(sorted(directories))}; each is counted"
+        for name, directories in sorted(places.items())
+        if len(directories) > 1
+    ]
 
 
 def _without_duplicates(observations: Iterable[Observation]) -> tuple[list[Observation], list[Excluded]]:
     """One observation for each cell, the one that finished last; the others as excluded."""
-    kept: dict[tuple[str, int, int, int], Observation] = {}
+    kept: dict[tuple[object, ...], Observation] = {}
     doubles = []
     for one in sorted(observations, key=lambda o: (o.finished, o.directory)):
         older = kept.get(one.cell)

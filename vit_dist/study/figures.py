@@ -1,185 +1,354 @@
-"""Figures of a study: drawn without a display, the same bytes for the same observations, readable in grey."""
+"""Figures of what was measured: metric by examples, few-shot, learning curves, and which runs there are."""
 
 from __future__ import annotations
 
-import io
+import itertools
+import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit_dist.core.files import write_bytes
+import numpy as np
+
 from vit_dist.core.units import format_count
-from vit_dist.study.collect import Collection
+from vit_dist.study import paper
+from vit_dist.study.collect import FEW_SHOT, Observation
+from vit_dist.study.figure_style import (
+    AXIS,
+    COLOURS,
+    GRID,
+    INK,
+    SMALL,
+    SURFACE,
+    TEXT,
+    Drawing,
+    colours,
+    compute_unit,
+    count_axis,
+    legend,
+    new_figure,
+    paper_lines,
+    plain_log_axis,
+    short,
+)
+from vit_dist.study.results import Results
 from vit_dist.study.summary import Mean, is_share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart also by people who see fewer colours; the yellow is left out: too pale on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_GREY = "#555555"
-_STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#999999",
-    "axes.labelcolor": "#222222",
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "svg.hashsalt": "vit_dist",
-    "svg.fonttype": "path",
-}
+_EXAMPLES = "pretraining examples (distinct images)"
 
 
-def curve(collection: Collection, averaged: Sequence[Mean]) -> Figure:
-    """The metric against the number of pretraining examples, a line a family, seeds as small open marks."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7.2, 4.6), dpi=160, facecolor="white")
-        axes = figure.add_axes((0.09, 0.125, 0.70, 0.70))
-        scale = 100.0 if is_share(collection.metric) else 1.0
-        ends = [_draw_family(axes, collection, averaged, family, i, scale) for i, family in _families(averaged)]
-        _axes(axes, averaged, collection.metric)
-        _label_ends(axes, ends)
-        figure.text(0.02, 0.945, _title(collection.metric), fontsize=11.5, fontweight="bold", color="#111111")
-        figure.text(0.02, 0.897, _subtitle(collection), fontsize=8, color=_GREY)
-        figure.text(0.02, 0.863, _legend(averaged), fontsize=8, color=_GREY)
-    return figure
+def metric_name(metric: str) -> str:
+    """A metric for an axis: 'top-1 accuracy (%)'."""
+    if metric == "val/top1":
+        return "validation top-1 (%)"
+    if metric.startswith(FEW_SHOT):
+        where, _, shots = metric.removeprefix(FEW_SHOT).rpartition("_")
+        return f"{shots.removesuffix('shot')}-shot top-1 on {where} (%)"
+    return f"{metric} (%)" if is_share(metric) else metric
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG or SVG (by suffix), without dates or versions in it."""
-    import matplotlib as mpl
-
-    kind = path.suffix.removeprefix(".")
-    buffer = io.BytesIO()
-    with mpl.rc_context(_STYLE):
-        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
-    write_bytes(str(path), buffer.getvalue())
-
-
-def _families(averaged: Sequence[Mean]) -> list[tuple[int, str]]:
-    return list(enumerate(dict.fromkeys(point.family for point in averaged)))
-
-
-def _draw_family(
-    axes: Axes, collection: Collection, averaged: Sequence[Mean], family: str, index: int, scale: float
-) -> tuple[float, float, str, str]:
-    """Draw one line; returns its right end (x, y), its label and colour."""
-    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-    points = [point for point in averaged if point.family == family]
-    xs, ys = [point.subset for point in points], [point.mean * scale for point in points]
-    axes.plot(xs, ys, color=colour, marker=marker, markersize=5.5, linewidth=1.8, zorder=3)
-    several = [point for point in points if point.std is not None]
-    if several:
-        axes.errorbar(
-            [point.subset for point in several],
-            [point.mean * scale for point in several],
-            yerr=[(point.std or 0.0) * scale for point in several],
-            fmt="none",
-            ecolor=colour,
-            elinewidth=1.2,
-            capsize=3.5,
-            zorder=2,
-        )
-        sizes = {point.subset for point in several}
-        dots = [one for one in collection.observations if one.family == family and one.subset in sizes]
-        axes.plot(
-            [one.subset for one in dots],
-            [one.value * scale for one in dots],
-            linestyle="none",
-            marker=marker,
-            markersize=3.6,
-            markerfacecolor="white",
-            markeredgecolor=colour,
-            markeredgewidth=0.9,
-            zorder=4,
-        )
-    params = sorted({one.num_params for one in collection.observations if one.family == family})
-    size = f"{_short(params[0])} parameters" if len(params) == 1 else f"{_short(params[0])}-{_short(params[-1])} param."
-    return xs[-1], ys[-1], f"{family}\n{size}", colour
-
-
-def _axes(axes: Axes, averaged: Sequence[Mean], metric: str) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    sizes = sorted({point.subset for point in averaged})
-    axes.set_xscale("log")
-    axes.set_xlim(sizes[0] / 1.25, sizes[-1] * 1.25)
-    axes.xaxis.set_major_locator(FixedLocator(_apart(sizes)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_count(round(x))))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.margins(y=0.08)
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.set_xlabel("pretraining examples (distinct images, log scale)")
-    axes.set_ylabel("top-1 accuracy on the validation set (%)" if metric == "val/top1" else metric)
-
-
-def _apart(sizes: Sequence[int]) -> list[int]:
-    """The sizes to label: all, or where they crowd those at least 1.25 times the last one labelled."""
-    shown: list[int] = []
-    for size in sizes:
-        if not shown or size >= shown[-1] * 1.25:
-            shown.append(size)
-    return shown
-
-
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Name the lines at their right ends, moved apart where they would overlap."""
-    right = axes.get_xlim()[1]
-    low, high = axes.get_ylim()
-    least = 0.105 * (high - low)
-    ordered = sorted(ends, key=lambda end: end[1])
-    heights = [end[1] for end in ordered]
-    # Push up from below, then back down from the top, so that the stack stays inside the axes.
-    for i in range(1, len(heights)):
-        heights[i] = max(heights[i], heights[i - 1] + least)
-    top = high - 0.02 * (high - low)
-    for i in reversed(range(len(heights))):
-        heights[i] = min(heights[i], top)
-        top = heights[i] - least
-    for (x, y, label, colour), height in zip(ordered, heights, strict=True):
-        name, _, size = label.partition("\n")
-        place: dict[str, Any] = {"xycoords": "data", "textcoords": "offset points", "annotation_clip": False}
-        axes.plot([x, right], [y, height], color=colour, linewidth=0.8, alpha=0.5, clip_on=False)
-        axes.annotate(
-            name, (right, height), (5, 1), color=colour, fontweight="bold", fontsize=9.5, va="bottom", **place
-        )
-        axes.annotate(size, (right, height), (5, -1), color=_GREY, fontsize=7.5, va="top", **place)
-
-
-def _title(metric: str) -> str:
-    what = "Validation accuracy" if metric == "val/top1" else metric
-    return f"{what} against number of pretraining examples"
-
-
-def _subtitle(collection: Collection) -> str:
-    names = ", ".join(sorted({one.dataset for one in collection.observations}))
-    seen = sorted({one.examples_seen for one in collection.observations})
-    amount = f"{_short(seen[0])}" if len(seen) == 1 else f"{_short(seen[0])} to {_short(seen[-1])}"
-    parts = [f"study {collection.study}" if collection.study else "", f"dataset {names}"]
-    left_out = f" ({len(collection.excluded)} left out)" if collection.excluded else ""
-    parts += [f"{len(collection.observations)} runs{left_out}", f"each saw {amount} examples, repeats counted"]
-    return "  ·  ".join(part for part in parts if part)
-
-
-def _legend(averaged: Sequence[Mean]) -> str:
+def seeds_text(averaged: Sequence[Mean]) -> str:
+    """How many seeds a point has, and what the bars are."""
     counts = sorted({point.num_seeds for point in averaged})
     if counts == [1]:
         return "One seed a point: differences between lines may be chance."
     seeds = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
-    return f"{seeds} a point: lines join their means, bars are ±1 standard deviation, open marks are single runs."
+    return f"{seeds} a point; lines join their means, bars are ±1 standard deviation, small open marks single runs."
 
 
-def _short(number: int) -> str:
-    """Three digits and a unit: 78412 -> '78.4k'."""
-    for suffix, multiple in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number >= multiple:
-            return f"{number / multiple:.3g}{suffix}"
-    return str(number)
+def examples_figure(results: Results) -> Drawing:
+    """Figure 1: the metric against the number of pretraining examples. Marks grow with parameters."""
+    figure, (axes,) = new_figure(3.9)
+    scale, chosen = results.scale, colours(results)
+    everyone = [one for members in results.series.values() for one in members]
+    sizes = [float(one.subset) for one in everyone]
+    biggest = max(one.num_params for one in everyone) or 1
+    for label, members in results.series.items():
+        points = [point for point in results.means if point.series == label]
+        area = 16 + 54 * math.sqrt(members[0].num_params / biggest)
+        _line(axes, points, [(one.subset, one.value) for one in members], label, chosen[label], scale, area)
+    band = _band(axes, results)
+    count_axis(axes, sizes, f"{_EXAMPLES}, log scale")
+    axes.set_ylabel(metric_name(results.metric))
+    behind = _behind(results, sizes)
+    if behind:
+        paper_lines(axes, behind)
+        axes.set_xlim(min(sizes) / 1.3, 303e6 * 3)
+    legend(figure, axes)
+    seen = sorted({one.examples_seen for one in everyone})
+    amount = short(seen[0]) if len(seen) == 1 else f"{short(seen[0])} to {short(seen[-1])}"
+    datasets = ", ".join(sorted({one.dataset for one in everyone}))
+    caption = f"{len(everyone)} runs on {datasets}, each saw {amount} examples, repeats counted. " + seeds_text(
+        results.means
+    )
+    caption += " The area of a mark grows with the model's parameters." if _differ(everyone) else ""
+    caption += f" Shaded: from the worst to the best {band} model." if band else ""
+    caption += (
+        f" Dashed grey: the paper's Table 5, ImageNet top-1 after fine-tuning ({paper.SOURCE})." if behind else ""
+    )
+    return Drawing(
+        "accuracy_by_examples" if is_share(results.metric) else "metric_by_examples", "Data", caption, figure
+    )
+
+
+def _differ(everyone: Sequence[Observation]) -> bool:
+    return len({one.num_params for one in everyone}) > 1
+
+
+def _behind(results: Results, sizes: Sequence[float]) -> list[paper.PaperLine]:
+    """The paper's lines, where ours reach their sizes; else they get a figure of their own."""
+    return paper.pretraining_data() if is_share(results.metric) and max(sizes) >= 1e6 else []
+
+
+def paper_data_figure(results: Results) -> Drawing | None:
+    """The paper's Table 5 by itself, where it cannot stand behind ours."""
+    sizes = [float(one.subset) for one in results.collection.observations]
+    if not is_share(results.metric) or _behind(results, sizes):
+        return None
+    figure, (axes,) = new_figure(2.5)
+    lines = paper.pretraining_data()
+    axes.set_ylim(69, 90)
+    paper_lines(axes, lines)
+    count_axis(axes, [1.3e6, 14e6, 303e6], f"{_EXAMPLES}, log scale", reach=1.6)
+    axes.set_xlim(0.9e6, 303e6 * 2.6)
+    axes.set_ylabel("ImageNet top-1 (%)")
+    figure.subplots_adjust(top=0.95)
+    caption = (
+        f"Published numbers, not ours: Table 5 of {paper.SOURCE}: top-1 after fine-tuning on ImageNet, pretrained on "
+        f"ImageNet, ImageNet-21k and JFT-300M. Our runs are far smaller and of another task, so these stand apart."
+    )
+    return Drawing("paper_data", "Data, in the paper", caption, figure)
+
+
+def _band(axes: Axes, results: Results) -> str:
+    """Shade from the worst to the best of a ResNet family with several models, as the paper's Figure 3 does."""
+    for family in dict.fromkeys(point.family for point in results.means):
+        points = [point for point in results.means if point.family == family]
+        sizes = sorted({point.subset for point in points})
+        if not any(word in family.lower() for word in ("bit", "resnet")) or len({p.series for p in points}) < 2:
+            continue
+        values = [[p.mean * results.scale for p in points if p.subset == size] for size in sizes]
+        axes.fill_between(sizes, [min(v) for v in values], [max(v) for v in values], color=AXIS, alpha=0.22, lw=0)
+        return family
+    return ""
+
+
+def _line(
+    axes: Axes,
+    points: Sequence[Mean],
+    single: Sequence[tuple[float, float]],
+    label: str,
+    how: tuple[str, str],
+    scale: float,
+    area: float,
+    **more: Any,
+) -> None:
+    colour, marker = how
+    xs, ys = [point.subset for point in points], [point.mean * scale for point in points]
+    size = math.sqrt(area)
+    axes.plot(xs, ys, color=colour, marker=marker, markersize=size, linewidth=1.7, label=label, zorder=3, **more)
+    several = [point for point in points if point.std is not None]
+    if not several:
+        return
+    axes.errorbar(
+        [point.subset for point in several],
+        [point.mean * scale for point in several],
+        yerr=[(point.std or 0.0) * scale for point in several],
+        fmt="none",
+        ecolor=colour,
+        elinewidth=1.1,
+        capsize=3,
+        zorder=2,
+    )
+    chosen = {point.subset for point in several}
+    axes.plot(
+        [x for x, _ in single if x in chosen],
+        [y * scale for x, y in single if x in chosen],
+        linestyle="none",
+        marker=marker,
+        markersize=3.2,
+        markerfacecolor=SURFACE,
+        markeredgecolor=colour,
+        markeredgewidth=0.8,
+        zorder=4,
+    )
+
+
+def few_shot_figures(results: Results) -> list[Drawing]:
+    """Figure 2: few-shot accuracy against subset size; seeds as whiskers from the lowest to the highest."""
+    drawings = []
+    for tag, found in results.few_shot.items():
+        figure, (axes,) = new_figure(3.5)
+        values = {one.directory: value for one, value in found}
+        for (label, members), how in zip(results.series.items(), colours(results).values(), strict=True):
+            sizes = sorted({one.subset for one in members if one.directory in values})
+            rows = [
+                [values[m.directory] * 100 for m in members if m.subset == n and m.directory in values] for n in sizes
+            ]
+            if not rows:
+                continue
+            middle = np.array([np.mean(row) for row in rows])
+            ends = [middle - [min(row) for row in rows], [max(row) for row in rows] - middle]
+            dashed = "bit" in members[0].family.lower() or "resnet" in members[0].family.lower()
+            axes.errorbar(
+                sizes,
+                middle,
+                yerr=ends,
+                color=how[0],
+                marker=how[1],
+                markersize=5,
+                linewidth=1.7,
+                capsize=3,
+                label=label,
+                linestyle="--" if dashed else "-",
+            )
+        count_axis(axes, [float(one.subset) for one, _ in found], f"{_EXAMPLES}, log scale")
+        axes.set_ylabel(metric_name(tag))
+        legend(figure, axes)
+        caption = (
+            f"{tag} at the end of {len(found)} runs: a linear model on frozen features, fitted by regularised least "
+            f"squares on a few images of each class. Lines join the means over seeds, whiskers reach from the lowest "
+            f"to the highest seed; ResNets are dashed. The numbers of the paper's Figure 4 were never published."
+        )
+        drawings.append(Drawing(tag.replace("/", "_"), "Few-shot", caption, figure))
+    return drawings
+
+
+def learning_figure(results: Results, axis: str = "examples") -> Drawing | None:
+    """Figure 8: the metric during training, by examples seen or by exaFLOPs."""
+    curves = [
+        (label, one, results.collection.curves[one.directory].get(results.metric))
+        for label, members in results.series.items()
+        for one in members
+        if one.directory in results.collection.curves
+    ]
+    shown = [(label, one, series) for label, one, series in curves if series is not None and len(series.steps) > 1]
+    shown = [row for row in shown if axis == "examples" or row[1].exaflops]
+    if not shown:
+        return None
+    labels = list(dict.fromkeys(label for label, _, _ in shown)) if axis == "examples" else [""]
+    labels = labels[:6]
+    figure, panels = new_figure(0.95 + 1.75 * len(labels) if axis == "examples" else 3.5, len(labels))
+    chosen, sizes = colours(results), sorted({one.subset for _, one, _ in shown})
+    factor, flops = compute_unit([one.exaflops or 1.0 for _, one, _ in shown])
+    for label, one, series in shown:
+        per_step = one.examples_seen / max(1, one.step)
+        x = series.steps * per_step
+        if axis != "examples":
+            x = factor * x * 6 * float(one.macs or 0) / 1e18
+        keep = (x > 0) & np.isfinite(series.values)
+        place = labels.index(label) if axis == "examples" and label in labels else 0
+        rank = (sizes.index(one.subset) + 1) / len(sizes)
+        panels[place].plot(
+            x[keep],
+            series.values[keep] * results.scale,
+            color=chosen[label][0],
+            linewidth=0.6 + 1.3 * rank,
+            label=label,
+            alpha=0.4 + 0.6 * rank,
+        )
+    unit = "examples seen, repeats counted" if axis == "examples" else f"training compute so far ({flops})"
+    for place, axes in enumerate(panels):
+        axes.set_xscale("log")
+        plain_log_axis(axes.xaxis)
+        if axis == "examples":
+            axes.set_title(f"{labels[place]}: {_ladder(shown, labels[place])}", loc="left", fontsize=SMALL, pad=4)
+        axes.set_ylabel(metric_name(results.metric) if len(panels) == 1 else "%" if results.scale == 100 else "value")
+    panels[-1].set_xlabel(f"{unit}, log scale")
+    if axis == "examples":
+        figure.subplots_adjust(top=1 - 0.3 / figure.get_figheight())
+    if axis != "examples":
+        _unique_legend(figure, panels[0])
+    caption = (
+        f"{metric_name(results.metric)} while training, {len(shown)} runs, each a line; thicker lines are larger "
+        f"subsets. Examples are step x global batch of the log"
+        + ("." if axis == "examples" else "; FLOPs are 6 x multiply-adds x examples.")
+    )
+    name = "learning_by_examples" if axis == "examples" else "learning_by_flops"
+    return Drawing(name, f"Learning curves by {'examples' if axis == 'examples' else 'FLOPs'}", caption, figure)
+
+
+def _ladder(shown: Sequence[tuple[str, Observation, Any]], label: str) -> str:
+    sizes = sorted({one.subset for name, one, _ in shown if name == label})
+    return f"subsets {', '.join(format_count(size) for size in sizes)}, thin to thick"
+
+
+def _unique_legend(figure: Any, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    seen: set[str] = set()
+    for handle, label in zip(handles, labels, strict=True):
+        if label in seen:
+            handle.set_label("_")
+        seen.add(label)
+    legend(figure, axes)
+
+
+def coverage_figure(results: Results) -> Drawing:
+    """Figure 9: how many seeds of each cell are there, and what became of the others."""
+    cells = coverage(results)
+    rows = list(dict.fromkeys(label for label, _ in cells))
+    sizes = sorted({size for _, size in cells})
+    longest = max(len(label) for label in rows)
+    figure, (axes,) = new_figure(0.85 + 0.42 * len(rows), left=min(1.9, 0.25 + 0.085 * longest), bottom=0.5)
+    axes.grid(visible=False)
+    figure.subplots_adjust(top=0.97)
+    for (row, label), (column, size) in itertools.product(enumerate(rows), enumerate(sizes)):
+        done, failed, unfinished, missing = cells.get((label, size), (0, 0, 0, 0))
+        total = done + failed + unfinished + missing
+        colour = COLOURS[2] if total and done == total else COLOURS[4] if done else COLOURS[1] if failed else GRID
+        box: dict[str, Any] = {
+            "facecolor": colour,
+            "alpha": 0.35 if total else 0.2,
+            "edgecolor": SURFACE,
+            "linewidth": 2,
+        }
+        axes.fill_between([column - 0.5, column + 0.5], row - 0.5, row + 0.5, **box)
+        notes = [f"{done}/{total}"] if total else ["-"]
+        notes += [f"{count} {word}" for count, word in ((failed, "failed"), (unfinished, "open")) if count]
+        axes.text(column, row, "\n".join(notes), ha="center", va="center", fontsize=7.5, color=INK, linespacing=1.1)
+    axes.set_xticks(range(len(sizes)), [format_count(size) for size in sizes])
+    axes.set_yticks(range(len(rows)), rows, color=TEXT)
+    axes.set_xlim(-0.5, len(sizes) - 0.5)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.set_xlabel(_EXAMPLES)
+    caption = (
+        "Runs that count, of those that the logs know or that the other cells lead one to expect (every seed of the "
+        "study in every cell). Open: running, stopped or killed; failed: ended in failure or diverged; the rest are "
+        "missing. The table of excluded runs has the reasons."
+    )
+    return Drawing("coverage", "Coverage", caption, figure)
+
+
+def coverage(results: Results) -> dict[tuple[str, int], tuple[int, int, int, int]]:
+    """{(series, subset): (done, failed, unfinished, missing)}."""
+    labels = {members[0].family + "\0" + members[0].model: label for label, members in results.series.items()}
+    done: dict[tuple[str, int], set[int]] = {}
+    failed: dict[tuple[str, int], set[int]] = {}
+    unfinished: dict[tuple[str, int], set[int]] = {}
+    for label, members in results.series.items():
+        for one in members:
+            done.setdefault((label, one.subset), set()).add(one.seed)
+    for other in results.collection.excluded:
+        info = other.info
+        if info is None or other.reason.startswith(("duplicate", "of another study")):
+            continue
+        key = (labels.get((info.family or info.model) + "\0" + info.model, info.family or info.model), info.subset)
+        into = failed if other.reason.startswith(("failed", "diverged")) else unfinished
+        into.setdefault(key, set()).add(info.seed)
+    everywhere = {*done, *failed, *unfinished}
+    seeds = set().union(*done.values(), *failed.values(), *unfinished.values())
+    cells = {}
+    for label in dict.fromkeys(label for label, _ in everywhere):
+        for size in sorted({size for _, size in everywhere}):
+            key = (label, size)
+            ok = done.get(key, set())
+            bad = failed.get(key, set()) - ok
+            rest = unfinished.get(key, set()) - ok - bad
+            cells[key] = (len(ok), len(bad), len(rest), len(seeds - ok - bad - rest))
+    order = [*results.series, *sorted({label for label, _ in cells} - set(results.series))]
+    return {key: cells[key] for key in sorted(cells, key=lambda key: (order.index(key[0]), key[1]))}

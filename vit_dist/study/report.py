@@ -1,65 +1,187 @@
-"""Observations -> CSV tables and figures in a directory. The same logs give the same bytes."""
+"""Collection -> a report: one HTML page, its figures as PNG and SVG, its tables as CSV, everything as JSON.
+
+The same logs give the same bytes on the same installation. What was made once is kept in the cache (`event_cache.py`),
+by what went into it, so that a second report of unchanged logs takes no time.
+"""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
+import hashlib
+import importlib.metadata
 import io
+import json
+import math
+import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from vit_dist.core.errors import DataError
+from vit_dist.core.event_cache import load_entry, store_entry
 from vit_dist.core.files import write_bytes
 from vit_dist.study.collect import Collection, Excluded, Observation
-from vit_dist.study.figures import curve, save
-from vit_dist.study.summary import Mean, is_share, means
+from vit_dist.study.curve import CurveFit
+from vit_dist.study.results import Results, analyse
+from vit_dist.study.summary import Mean
+
+HTML = "report.html"
+_LIBRARIES = ("numpy", "scipy", "matplotlib", "Jinja2")
 
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """What a report wrote."""
+    """What a report wrote: `figures` are PNG files, an SVG stands beside each."""
 
-    png: Path
-    svg: Path
-    observations: Path
-    means: Path
-    excluded: Path
+    html: Path
+    json: Path
+    figures: tuple[Path, ...]
+    tables: tuple[Path, ...]
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """Every file."""
+        svg = tuple(path.with_suffix(".svg") for path in self.figures)
+        return (self.html, self.json, *self.figures, *svg, *self.tables)
 
 
-def write_report(collection: Collection, directory: Path) -> ReportFiles:
-    """Draw the figure and write the tables into `directory`.
+def write_report(collection: Collection, directory: Path, *, cached: bool = True) -> ReportFiles:
+    """Write the report into `directory`.
+
+    Args:
+        collection: what the logs say.
+        directory: made if missing; files of an earlier report there are replaced.
+        cached: take what an earlier report of the same logs made.
 
     Raises:
-        DataError: no run can be used; the reasons are given.
+        DataError: no run can be used (the reasons are given), or the directory cannot be written.
     """
     if not collection.observations:
         raise DataError(_nothing(collection))
-    stem = "accuracy_by_examples" if is_share(collection.metric) else "metric_by_examples"
-    files = ReportFiles(
-        directory / f"{stem}.png",
-        directory / f"{stem}.svg",
-        directory / "observations.csv",
-        directory / "means.csv",
-        directory / "excluded.csv",
+    key = _fingerprint(collection)
+    kept = load_entry("reports", key) if cached else None
+    files = _unpack(kept) if kept else render(analyse(collection))
+    if not kept:
+        store_entry("reports", key, _pack(files))
+    for name, content in files.items():
+        write_bytes(str(directory / name), content)
+    paths = [directory / name for name in files]
+    return ReportFiles(
+        directory / HTML,
+        directory / "report.json",
+        tuple(path for path in paths if path.suffix == ".png"),
+        tuple(path for path in paths if path.suffix == ".csv"),
     )
-    averaged = means(collection.observations)
-    figure = curve(collection, averaged)
-    save(figure, files.png)
-    save(figure, files.svg)
-    names = [f.name for f in fields(Observation) if f.compare]
-    write_bytes(str(files.observations), table(names, collection.observations))
-    write_bytes(str(files.means), table([f.name for f in fields(Mean)], averaged))
-    write_bytes(str(files.excluded), table([f.name for f in fields(Excluded)], collection.excluded))
+
+
+def render(results: Results) -> dict[str, bytes]:
+    """All files of a report, by name."""
+    from vit_dist.study.figure_style import to_png, to_svg
+    from vit_dist.study.page import draw_all, page
+
+    files: dict[str, bytes] = {}
+    drawings = draw_all(results)
+    for drawing in drawings:
+        files[f"{drawing.name}.png"] = to_png(drawing.figure)
+        files[f"{drawing.name}.svg"] = to_svg(drawing.figure)
+    files |= tables(results)
+    files["report.json"] = (json.dumps(to_json(results), indent=1, allow_nan=False) + "\n").encode()
+    files[HTML] = page(results, drawings, files).encode()
     return files
+
+
+def tables(results: Results) -> dict[str, bytes]:
+    """The CSV tables: runs, means, fits, crossovers, compute, exclusions."""
+    collection = results.collection
+    names = [f.name for f in fields(Observation) if f.compare]
+    compute = [(label, one) for label, members in results.series.items() for one in members]
+    frontier = {(p.compute, p.error) for p in results.frontier.points} if results.frontier else set()
+    return {
+        "observations.csv": table(names, collection.observations),
+        "means.csv": table([f.name for f in fields(Mean)], results.means),
+        "fits.csv": _csv(
+            ["series", "form", "formula", "parameter", "value", "low", "high", "sizes", "points", "score", "estimator"],
+            [row for fit in results.fits.values() for row in _fit_rows(fit)],
+        ),
+        "crossovers.csv": _csv(
+            ["winner", "loser", "x", "low", "high", "share_of_bootstraps", "inside_data", "range_low", "range_high"],
+            [
+                (c.winner, c.loser, c.x, c.low, c.high, c.share, c.inside, *c.range)
+                for c, _, _ in results.crossovers
+            ],
+        ),
+        "compute.csv": _csv(
+            ["series", "run", "subset", "num_params", "macs", "examples_seen", "exaflops", "value", "on_frontier"],
+            [
+                (label, o.run, o.subset, o.num_params, o.macs, o.examples_seen, o.exaflops, o.value,
+                 (o.exaflops, results.error(o.value)) in frontier)
+                for label, o in compute
+            ],
+        ),
+        "excluded.csv": table([f.name for f in fields(Excluded) if f.compare], collection.excluded),
+    }  # fmt: skip
+
+
+def _fit_rows(fit: CurveFit) -> list[tuple[object, ...]]:
+    end = (fit.num_sizes, fit.num_points, fit.score, fit.estimator)
+    if not fit.fitted:
+        return [(fit.name, fit.form, "", "", None, None, None, *end)]
+    rows: list[tuple[object, ...]] = []
+    for name, value in fit.params.items():
+        low, high = fit.intervals.get(name) or (None, None)
+        rows.append((fit.name, fit.form, fit.formula, name, value, low, high, *end))
+    return rows
+
+
+def to_json(results: Results) -> dict[str, Any]:
+    """Everything that the page shows, as plain data."""
+    collection = results.collection
+    names = [f.name for f in fields(Observation) if f.compare]
+    return {
+        "study": collection.study,
+        "metric": collection.metric,
+        "observations": [
+            {**{name: getattr(one, name) for name in names}, "exaflops": one.exaflops}
+            for one in collection.observations
+        ],
+        "means": [dataclasses.asdict(one) for one in results.means],
+        "fits": [fit.to_json(draws=False) for fit in results.fits.values()],
+        "held_out": [one.to_json() for one in results.held_out],
+        "crossovers": [_finite(cross.to_json()) for cross, _, _ in results.crossovers],
+        "forecasts": [_finite(one.to_json()) for one in results.forecasts],
+        "needed": [_finite(one.to_json()) for one in results.needs],
+        "frontier": [vars(point) for point in results.frontier.points] if results.frontier else [],
+        "iso_compute": _finite(results.iso.to_json()) if results.iso else None,
+        "few_shot": {
+            tag: [{"run": one.run, "directory": one.directory, "value": value} for one, value in found]
+            for tag, found in results.few_shot.items()
+        },
+        "excluded": [{"run": e.run, "directory": e.directory, "reason": e.reason} for e in collection.excluded],
+        "remarks": list(collection.remarks),
+    }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(names: Sequence[str], rows: Iterable[object]) -> bytes:
     """CSV of the named attributes of each row. Floats keep every digit; None is empty; tuples are joined by spaces."""
+    return _csv(names, ([getattr(row, name) for name in names] for row in rows))
+
+
+def _csv(names: Sequence[str], rows: Iterable[Iterable[object]]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
     for row in rows:
-        writer.writerow([_cell(getattr(row, name)) for name in names])
+        writer.writerow([_cell(value) for value in row])
     return text.getvalue().encode()
 
 
@@ -67,6 +189,36 @@ def _cell(value: object) -> object:
     if value is None:
         return ""
     return " ".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def _fingerprint(collection: Collection) -> str:
+    """What a report depends on: the logs' content, this code, and the libraries that fit and draw."""
+    digest = hashlib.sha256()
+    said = [repr(dataclasses.replace(one, finished=0.0)) for one in collection.observations]
+    digest.update(json.dumps([collection.study, collection.metric, said, collection.remarks]).encode())
+    digest.update(repr([(one, one.info) for one in collection.excluded]).encode())
+    for directory in sorted(collection.curves):
+        for tag, series in sorted(collection.curves[directory].items()):
+            digest.update(f"{directory} {tag}".encode() + series.steps.tobytes() + series.values.tobytes())
+    for path in sorted(Path(__file__).parent.rglob("*")):
+        if path.is_file() and path.suffix in {".py", ".j2", ".csv"}:
+            digest.update(path.name.encode() + path.read_bytes())
+    for library in _LIBRARIES:
+        digest.update(importlib.metadata.version(library).encode())
+    return digest.hexdigest()
+
+
+def _pack(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def _unpack(content: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
 
 
 def _nothing(collection: Collection) -> str:

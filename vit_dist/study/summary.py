@@ -1,18 +1,22 @@
-"""Observations -> means over seeds."""
+"""Observations -> series (the lines of a figure) and means over seeds."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from vit_dist.study.collect import Observation
+from vit_dist.core.units import format_count
+from vit_dist.study.collect import FEW_SHOT, Observation
+
+_SAME_DURATION = 1.2  # runs of one line may differ by this factor in planned examples
 
 
 @dataclass(frozen=True)
 class Mean:
-    """One family at one subset size, over its seeds. `std` is the sample standard deviation; None for one seed."""
+    """One series at one subset size, over its seeds. `std` is the sample standard deviation; None for one seed."""
 
+    series: str
     family: str
     model: str
     subset: int
@@ -25,31 +29,71 @@ class Mean:
     seeds: tuple[int, ...]
 
 
-def means(observations: Iterable[Observation]) -> list[Mean]:
-    """The mean over seeds of every family and subset size, by family and size."""
-    groups: dict[tuple[str, int], list[Observation]] = {}
-    for one in observations:
-        groups.setdefault((one.family, one.subset), []).append(one)
-    result = []
-    for (family, subset), group in sorted(groups.items()):
-        values = [one.value for one in group]
-        result.append(
-            Mean(
-                family=family,
-                model=", ".join(sorted({one.model for one in group})),
-                subset=subset,
-                metric=group[0].metric,
-                num_seeds=len(group),
-                mean=statistics.fmean(values),
-                std=statistics.stdev(values) if len(values) > 1 else None,
-                lowest=min(values),
-                highest=max(values),
-                seeds=tuple(sorted(one.seed for one in group)),
-            )
-        )
+def by_series(observations: Iterable[Observation]) -> dict[str, list[Observation]]:
+    """The lines that figures draw, {label: observations}, by family and model.
+
+    A family of one model is a line called after the family; else each model is one. Where runs of one model and subset
+    differ in duration, each duration is a line of its own.
+    """
+    groups: dict[tuple[str, str], list[Observation]] = {}
+    for one in sorted(observations, key=lambda o: (o.cell, o.directory)):
+        groups.setdefault((one.family, one.model), []).append(one)
+    families = [family for family, _ in groups]
+    models = [model for _, model in groups]
+    result: dict[str, list[Observation]] = {}
+    for (family, model), group in groups.items():
+        label = model if models.count(model) == 1 else f"{family} {model}"
+        label = family if families.count(family) == 1 else label
+        durations: dict[int, set[int]] = {}
+        for one in group:
+            durations.setdefault(one.subset, set()).add(one.planned_examples)
+        split = any(max(planned) > _SAME_DURATION * min(planned) for planned in durations.values())
+        for one in group:
+            name = f"{label}, {format_count(one.planned_examples)} seen" if split else label
+            result.setdefault(name, []).append(one)
     return result
+
+
+def means(observations: Iterable[Observation]) -> list[Mean]:
+    """The mean over seeds of every series and subset size, by series and size."""
+    result = []
+    for label, members in by_series(observations).items():
+        sizes: dict[int, list[Observation]] = {}
+        for one in members:
+            sizes.setdefault(one.subset, []).append(one)
+        result += [_mean(label, subset, group) for subset, group in sorted(sizes.items())]
+    return result
+
+
+def _mean(label: str, subset: int, group: Sequence[Observation]) -> Mean:
+    values = [one.value for one in group]
+    return Mean(
+        series=label,
+        family=group[0].family,
+        model=", ".join(sorted({one.model for one in group})),
+        subset=subset,
+        metric=group[0].metric,
+        num_seeds=len(group),
+        mean=statistics.fmean(values),
+        std=statistics.stdev(values) if len(values) > 1 else None,
+        lowest=min(values),
+        highest=max(values),
+        seeds=tuple(sorted(one.seed for one in group)),
+    )
 
 
 def is_share(metric: str) -> bool:
     """True for metrics between 0 and 1 that are shown in percent."""
-    return metric.rpartition("/")[2].startswith(("top", "acc"))
+    return metric.rpartition("/")[2].startswith(("top", "acc")) or metric.startswith(FEW_SHOT)
+
+
+def is_loss(metric: str) -> bool:
+    """True for metrics that are errors or losses themselves: lower is better."""
+    return any(word in metric.rpartition("/")[2] for word in ("loss", "error", "perplexity"))
+
+
+def error_of(metric: str, value: float) -> float | None:
+    """The error that is fitted: 1 - share, or the loss itself; None for a metric that is neither."""
+    if is_share(metric):
+        return 1 - value
+    return value if is_loss(metric) else None

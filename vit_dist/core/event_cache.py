@@ -1,0 +1,115 @@
+"""What event files said when they were last read, kept under ~/.cache/vit_dist, so that an unchanged file is read once.
+
+An entry belongs to a file's URL and to the tags asked for, and holds while the file's size and mark (ETag, or time of
+change) are those it was read with; a file that grew replaces its entry. VIT_DIST_CACHE names another directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from vit_dist.core.event_reader import EventFile, FileStamp, Series, read_many
+from vit_dist.core.files import is_remote, local_path
+
+_VERSION = 1  # of what an entry looks like and of what the reader makes of a file
+
+
+def cache_directory() -> Path:
+    """Where entries are kept."""
+    root = os.environ.get("VIT_DIST_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit_dist"
+
+
+def read_cached(stamps: Sequence[FileStamp], tags: Collection[str]) -> Iterator[EventFile]:
+    """Event files in the order given, from the cache where it holds.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    known = [_load(stamp, tags) for stamp in stamps]
+    missing = [stamp for stamp, found in zip(stamps, known, strict=True) if found is None]
+    fresh = read_many([stamp.url for stamp in missing], tags)
+    for stamp, found in zip(stamps, known, strict=True):
+        if found is None:
+            found = next(fresh)
+            _store(stamp, tags, found)
+        yield found
+
+
+def load_entry(kind: str, key: str) -> bytes | None:
+    """The bytes kept under a key, or None where there are none or they are damaged."""
+    try:
+        raw = _path(kind, key).read_bytes()
+    except OSError:
+        return None
+    return raw[16:] if len(raw) >= 16 and raw[:16] == xxhash.xxh3_128_digest(raw[16:]) else None
+
+
+def store_entry(kind: str, key: str, content: bytes) -> None:
+    """Keep bytes under a key. Where nothing can be kept (a full or read-only disk), nothing is."""
+    path = _path(kind, key)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(xxhash.xxh3_128_digest(content) + content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _path(kind: str, key: str) -> Path:
+    name = hashlib.sha256(key.encode()).hexdigest()[:40]
+    return cache_directory() / kind / name[:2] / name
+
+
+def _key(stamp: FileStamp, tags: Collection[str]) -> str:
+    url = stamp.url if is_remote(stamp.url) else str(local_path(stamp.url).absolute())
+    return json.dumps([_VERSION, os.environ.get("AWS_ENDPOINT_URL_S3", ""), url, sorted(tags)])
+
+
+def _load(stamp: FileStamp, tags: Collection[str]) -> EventFile | None:
+    raw = load_entry("events", _key(stamp, tags)) if stamp.mark else None
+    if raw is None:
+        return None
+    head, _, body = raw.partition(b"\n")
+    said = json.loads(head)
+    if [stamp.size, stamp.mark] != said["stamp"]:
+        return None
+    numbers, at, scalars = np.frombuffer(body, np.int64), 0, {}
+    for tag, count in said["scalars"]:
+        steps, values, walls = (numbers[at + i * count : at + (i + 1) * count] for i in range(3))
+        scalars[tag] = Series(steps, values.view(np.float64), walls.view(np.float64))
+        at += 3 * count
+    texts = {tag: [(int(step), str(text)) for step, text in written] for tag, written in said["texts"].items()}
+    started = float("inf") if said["started"] is None else float(said["started"])
+    return EventFile(stamp.url, started, scalars, texts, said["purge_step"], said["problem"])
+
+
+def _store(stamp: FileStamp, tags: Collection[str], file: EventFile) -> None:
+    if not stamp.mark:
+        return
+    head = {
+        "stamp": [stamp.size, stamp.mark],
+        "started": None if file.started == float("inf") else file.started,
+        "purge_step": file.purge_step,
+        "problem": file.problem,
+        "texts": file.texts,
+        "scalars": [[tag, len(series.steps)] for tag, series in file.scalars.items()],
+    }
+    body = b"".join(np.ascontiguousarray(column).tobytes() for series in file.scalars.values() for column in series)
+    store_entry("events", _key(stamp, tags), json.dumps(head).encode() + b"\n" + body)
+
+
+__all__ = ["cache_directory", "load_entry", "read_cached", "store_entry"]

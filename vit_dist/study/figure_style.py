@@ -1,0 +1,260 @@
+"""What all figures share: palette, marks, axes, and saving them to the same bytes each time."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vit_dist.core.units import format_count
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from vit_dist.study.paper import PaperLine
+    from vit_dist.study.results import Results
+
+# Okabe and Ito's palette, told apart also by people who see fewer colours; the yellow is left out: too pale on white.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+INK, TEXT, AXIS, GRID, PAPER, SURFACE = "#111111", "#4d4d4d", "#9a9a9a", "#e7e7e7", "#8c8c8c", "#ffffff"
+WIDTH = 5.4
+SMALL = 8.5
+
+# On a page, these colours are CSS variables, so that one drawing serves light, dark and print.
+_VARIABLES = {
+    INK: "--ink",
+    TEXT: "--text",
+    AXIS: "--axis",
+    GRID: "--grid",
+    PAPER: "--paper",
+    SURFACE: "--surface",
+    **{colour: f"--c{i}" for i, colour in enumerate(COLOURS)},
+}
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": AXIS,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 9.5,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": AXIS,
+    "ytick.color": AXIS,
+    "xtick.labelcolor": TEXT,
+    "ytick.labelcolor": TEXT,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "legend.fontsize": SMALL,
+    "legend.frameon": False,
+    "legend.labelcolor": TEXT,
+    "svg.hashsalt": "vit_dist",
+    "svg.fonttype": "path",
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure of a report: file name without suffix, title, what it shows and how it was made, and the figure."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """Our style, whatever matplotlibrc says."""
+    import matplotlib as mpl
+
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_STYLE)
+        yield
+
+
+def new_figure(height: float, rows: int = 1, *, left: float = 0.62, bottom: float = 0.55) -> tuple[Figure, list[Axes]]:
+    """A figure of `rows` axes, one below the other; height and margins in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), dpi=200, facecolor=SURFACE)
+    figure.subplots_adjust(
+        left=left / WIDTH, right=1 - 0.16 / WIDTH, bottom=bottom / height, top=1 - 0.16 / height, hspace=0.42
+    )
+    axes = [figure.add_subplot(rows, 1, i + 1) for i in range(rows)]
+    for one in axes:
+        one.set_facecolor(SURFACE)
+        one.grid(axis="y", color=GRID, linewidth=0.8)
+        one.set_axisbelow(True)
+    return figure, axes
+
+
+def colours(results: Results) -> dict[str, tuple[str, str]]:
+    """{series: (colour, marker)}: a colour a family, unless each series has one to itself; a marker a series."""
+    families = list(dict.fromkeys(members[0].family for members in results.series.values()))
+    own = len(results.series) <= len(COLOURS)
+    chosen = {}
+    for i, (label, members) in enumerate(results.series.items()):
+        place = i if own else families.index(members[0].family)
+        chosen[label] = (COLOURS[place % len(COLOURS)], MARKERS[i % len(MARKERS)])
+    return chosen
+
+
+def count_axis(axes: Axes, sizes: Sequence[float], label: str, *, reach: float = 1.3) -> None:
+    """A logarithmic axis of counts, labelled at the sizes themselves (as far as they do not crowd)."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    low, high = min(sizes) / reach, max(sizes) * reach
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(FixedLocator(spread(sorted(set(sizes)), (high / low) ** 0.09)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_count(round(x))))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(label)
+
+
+def plain_log_axis(axis: Any) -> None:
+    """Numbers such as 0.02 and 300 instead of powers, for an axis of two decades or less; powers beyond."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    # asking the axes, not the axis, brings the limits up to date
+    low, high = sorted(axis.axes.get_xlim() if axis.axis_name == "x" else axis.axes.get_ylim())
+    if high / low > 3000:
+        return
+    subs: tuple[float, ...] = (
+        (1.0, 2.0, 3.0, 5.0, 7.0) if high / low < 6 else (1.0, 2.0, 5.0) if high / low < 60 else (1.0, 3.0)
+    )
+    subs = tuple(map(float, range(1, 10))) if high / low < 2.5 else subs
+    if high / low < 1.4:
+        from matplotlib.ticker import MaxNLocator
+
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    else:
+        axis.set_major_locator(LogLocator(10, subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def short(value: float) -> str:
+    """Three digits, no powers where they are not needed: 0.0123, 4.5, 78.4k."""
+    for suffix, multiple in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= 0.9995 * multiple:
+            return f"{value / multiple:.3g}{suffix}"
+    return f"{value:.3g}"
+
+
+def compute_unit(exaflops: Sequence[float]) -> tuple[float, str]:
+    """What to multiply exaFLOPs by, so that they read well, and the unit's name."""
+    least = min(exaflops)
+    for factor, unit in ((1.0, "exaFLOPs"), (1e3, "petaFLOPs"), (1e6, "teraFLOPs")):
+        if least * factor >= 0.5:
+            return factor, unit
+    return 1e9, "gigaFLOPs"
+
+
+def spread(sizes: Sequence[float], factor: float) -> list[float]:
+    """The sizes to label: all, or where they crowd those at least `factor` times the last one labelled."""
+    shown: list[float] = []
+    for size in sizes:
+        if not shown or size >= shown[-1] * factor:
+            shown.append(size)
+    return shown
+
+
+def legend(figure: Figure, axes: Axes, *, columns: int = 3, **more: Any) -> None:
+    """The names of all lines above the axes, in rows."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not labels:
+        return
+    rows = -(-len(labels) // columns)
+    height = figure.get_figheight()
+    top = 1 - (0.14 + 0.19 * rows) / height
+    if top < figure.subplotpars.top:
+        figure.subplots_adjust(top=top)
+    figure.legend(
+        handles,
+        labels,
+        loc="upper left",
+        bbox_to_anchor=(0.02, 1 - 0.04 / height),
+        ncols=columns,
+        handlelength=1.6,
+        columnspacing=1.3,
+        borderpad=0.1,
+        borderaxespad=0.1,
+        labelspacing=0.35,
+        **more,
+    )
+
+
+def paper_lines(axes: Axes, lines: Sequence[PaperLine]) -> None:
+    """The paper's values: dashed, grey, named at their ends, behind ours."""
+    ends = sorted(((line.top1[-1], line.x[-1], line.name) for line in lines), reverse=True)
+    for line in lines:
+        axes.plot(
+            line.x, line.top1, color=PAPER, linestyle=(0, (4, 2.5)), linewidth=1.1, marker=".", markersize=4, zorder=1
+        )
+    low, high = axes.get_ylim()
+    height = axes.get_position().height * axes.figure.get_size_inches()[1]  # type: ignore[union-attr]
+    least = (high - low) * 0.135 / max(height, 0.1)
+    placed: list[tuple[float, float]] = []
+    for y, x, name in ends:
+        # Names stand at their lines' ends, lower where another stands there; above, where other lines go on.
+        if x < 0.55 * max(there for _, there, _ in ends):
+            axes.annotate(name, (x, y), (-6, 4), textcoords="offset points", color=PAPER, fontsize=7.5, ha="right")
+            continue
+        near = [there for place, there in placed if 1 / 2 < place / x < 2]
+        at = min([y, *(there - least for there in near)])
+        placed.append((x, at))
+        axes.annotate(name, (x, at), (5, 0), textcoords="offset points", color=PAPER, fontsize=7.5, va="center")
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as PNG, without dates or versions in it."""
+    return _save(figure, "png", {"Software": None})
+
+
+def to_svg(figure: Figure) -> bytes:
+    """The figure as SVG, without dates or versions in it."""
+    return _save(figure, "svg", {"Date": None, "Creator": None})
+
+
+def _save(figure: Figure, kind: str, metadata: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    with style():
+        figure.savefig(buffer, format=kind, metadata=metadata)
+    return buffer.getvalue()
+
+
+def for_page(svg: bytes, name: str, label: str) -> str:
+    """An SVG to stand inside a page: ids of its own, colours as variables, scaled to the width it is given."""
+    text = svg.decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\1{name}-", text)
+    text = re.sub(r"#[0-9a-fA-F]{6}\b", _variable, text)
+    text = re.sub(r"<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
+    size = re.search(r'viewBox="([^"]+)"', text)
+    box = size.group(1) if size else "0 0 400 300"
+    quoted = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return re.sub(
+        r"<svg[^>]*>",
+        f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}" role="img" aria-label="{quoted}">',
+        text,
+        count=1,
+    )
+
+
+def _variable(match: re.Match[str]) -> str:
+    name = _VARIABLES.get(match.group().lower())
+    return f"var({name})" if name else match.group()
+
+
+Draw = Callable[["Results"], "Drawing | None"]

@@ -1,0 +1,133 @@
+"""Figures of compute: what a FLOP buys, and the best model size for a budget."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vit_dist.study import paper
+from vit_dist.study.figure_style import (
+    COLOURS,
+    INK,
+    MARKERS,
+    SURFACE,
+    Drawing,
+    colours,
+    compute_unit,
+    legend,
+    new_figure,
+    paper_lines,
+    plain_log_axis,
+    short,
+)
+from vit_dist.study.figures import metric_name
+from vit_dist.study.results import Results
+
+_RULE = "exaFLOPs are 6 x multiply-adds of one image's forward pass x examples seen / 1e18, as in the paper's Table 6."
+
+
+def compute_figure(results: Results) -> Drawing | None:
+    """Figure 3: metric and error against compute, with the frontier."""
+    found = {label: [one for one in members if one.exaflops] for label, members in results.series.items()}
+    if results.frontier is None or not any(found.values()):
+        return None
+    figure, (top, bottom) = new_figure(5.2, 2)
+    figure.subplots_adjust(hspace=0.16)
+    chosen, xs = colours(results), [one.exaflops or 0.0 for members in found.values() for one in members]
+    factor, unit = compute_unit(xs)
+    for label, members in found.items():
+        if not members:
+            continue
+        colour, marker = chosen[label]
+        x = [factor * (one.exaflops or 0.0) for one in members]
+        how = {"ls": "none", "marker": marker, "ms": 4.5, "color": colour, "alpha": 0.8}
+        top.plot(x, [one.value * results.scale for one in members], label=label, **how)  # type: ignore[arg-type]
+        bottom.plot(x, [results.error(one.value) for one in members], **how)  # type: ignore[arg-type]
+    best = results.frontier.points
+    bottom.plot(
+        [factor * p.compute for p in best], [p.error for p in best], color=INK, lw=1.1, drawstyle="steps-post", zorder=1
+    )
+    fit = results.frontier.fit
+    if fit is not None and fit.fitted:
+        grid = np.geomspace(*fit.x_range, 60)
+        bottom.plot(factor * grid, fit.predict(grid), color=INK, lw=1.1, ls=":", zorder=1)
+    behind = results.scale == 100 and factor == 1
+    for axes in (top, bottom):
+        axes.set_xscale("log")
+        axes.set_xlim(factor * min(xs) / 1.3, max(factor * max(xs) * 1.3, 14000 if behind else 0))
+    if behind:
+        paper_lines(top, paper.pretraining_compute())
+    plain_log_axis(top.xaxis)
+    plain_log_axis(bottom.xaxis)
+    top.tick_params(labelbottom=False)
+    bottom.set_yscale("log")
+    plain_log_axis(bottom.yaxis)
+    bottom.set_xlabel(f"pretraining compute ({unit}), log scale")
+    top.set_ylabel(metric_name(results.metric))
+    bottom.set_ylabel("error, log scale")
+    legend(figure, top)
+    caption = (
+        f"Each mark is a run. {_RULE} Black steps: the frontier, runs that no cheaper run beats"
+        + (f"; dotted: a curve through it ({fit.estimator})." if fit is not None and fit.fitted else ".")
+        + (f" Dashed grey: the paper's Table 6, ImageNet top-1 after fine-tuning ({paper.SOURCE})." if behind else "")
+    )
+    return Drawing("compute", "Compute", caption, figure)
+
+
+def paper_compute_figure(results: Results) -> Drawing | None:
+    """The paper's Table 6 by itself, where it cannot stand behind ours."""
+    xs = [one.exaflops for one in results.collection.observations if one.exaflops]
+    if results.scale != 100 or not xs or compute_unit(xs)[0] == 1:
+        return None
+    figure, (axes,) = new_figure(2.5)
+    axes.set_ylim(76, 89.5)
+    paper_lines(axes, paper.pretraining_compute())
+    axes.set_xscale("log")
+    axes.set_xlim(40, 14000)
+    plain_log_axis(axes.xaxis)
+    axes.set_xlabel("pretraining compute (exaFLOPs), log scale")
+    axes.set_ylabel("ImageNet top-1 (%)")
+    figure.subplots_adjust(top=0.95)
+    caption = (
+        f"Published numbers, not ours: Table 6 of {paper.SOURCE}: models pretrained on JFT-300M, top-1 after "
+        f"fine-tuning on ImageNet. Our runs took far less compute, so these stand apart."
+    )
+    return Drawing("paper_compute", "Compute, in the paper", caption, figure)
+
+
+def iso_figure(results: Results) -> Drawing | None:
+    """Figure 7: error against model size at each compute budget."""
+    if results.iso is None:
+        return None
+    budgets = [budget for budget in results.iso.budgets if len(set(budget.sizes)) >= 3]
+    figure, (axes,) = new_figure(3.6)
+    factor, unit = compute_unit([budget.compute for budget in budgets])
+    for i, budget in enumerate(budgets):
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        label = f"{short(factor * budget.compute)} {unit}"
+        axes.plot(budget.sizes, budget.errors, ls="none", marker=marker, ms=5, color=colour, label=label)
+        if budget.coefficients is not None:
+            x = np.geomspace(min(budget.sizes), max(budget.sizes), 60)
+            axes.plot(x, [budget.predict(size) for size in x], color=colour, lw=1.4)
+        if budget.best is not None and budget.best_error is not None:
+            axes.plot([budget.best], [budget.best_error], marker="*", ms=10, color=colour, mec=SURFACE, ls="none")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    plain_log_axis(axes.xaxis)
+    plain_log_axis(axes.yaxis)
+    axes.set_xlabel("parameters, log scale")
+    axes.set_ylabel("error, log scale")
+    legend(figure, axes)
+    return Drawing("iso_compute", "Best size for a budget", _iso_caption(results, len(budgets)), figure)
+
+
+def _iso_caption(results: Results, count: int) -> str:
+    assert results.iso is not None
+    law = "no power law through the minima"
+    if results.iso.exponent is not None:
+        interval = results.iso.exponent_interval
+        span = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
+        law = f"best size grows as compute^{results.iso.exponent:.2f}{span} (least squares through the minima's logs)"
+    return (
+        f"{count} budgets; runs within 10% of one compute are one budget. Lines: log error as a quadratic in log size, "
+        f"least squares; stars: their minima; {law}. {' '.join(results.iso.warnings)}"
+    )

@@ -1,0 +1,186 @@
+"""Figures of fits: curves with their bands, residuals, where curves cross."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vit_dist.study.crossings import Crossover
+from vit_dist.study.curve import CurveFit
+from vit_dist.study.figure_style import (
+    AXIS,
+    INK,
+    SURFACE,
+    TEXT,
+    Drawing,
+    colours,
+    count_axis,
+    legend,
+    new_figure,
+    plain_log_axis,
+)
+from vit_dist.study.forms import Array
+from vit_dist.study.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_EXAMPLES = "pretraining examples (distinct images)"
+_BEYOND = 4.0  # curves are drawn to this many times the largest size
+_MOST_CROSSINGS = 4
+_WORTH = 0.05  # pairs of which fewer bootstraps cross are in the table only
+
+
+def _error_label(results: Results) -> str:
+    return f"error (1 - {results.metric})" if results.scale == 100 else results.metric
+
+
+def _how(fits: Sequence[CurveFit]) -> str:
+    """The estimators of some fits, for a caption."""
+    found: dict[str, list[str]] = {}
+    for fit in fits:
+        found.setdefault(fit.estimator, []).append(fit.name)
+    return " ".join(f"{', '.join(names)}: {estimator}." for estimator, names in found.items())
+
+
+def fit_figure(results: Results) -> Drawing | None:
+    """Figure 4: error against examples, both logarithmic, with the fitted curves and their bands."""
+    fits = {label: fit for label, fit in results.fits.items() if fit.x}
+    if not any(fit.fitted for fit in fits.values()):
+        return None
+    figure, (axes,) = new_figure(4.0)
+    chosen, held = colours(results), {one.fit.name: one for one in results.held_out}
+    sizes = [x for fit in fits.values() for x in fit.x]
+    for label, fit in fits.items():
+        colour, marker = chosen[label]
+        largest = held[label].size if label in held else None
+        inside = [(x, y) for x, y in zip(fit.x, fit.error, strict=True) if x != largest]
+        axes.plot(*zip(*inside, strict=True), ls="none", marker=marker, ms=4.5, color=colour, label=label, zorder=3)
+        if largest is not None:
+            last = [(x, y) for x, y in zip(fit.x, fit.error, strict=True) if x == largest]
+            axes.plot(
+                *zip(*last, strict=True), ls="none", marker=marker, ms=6.5, mfc="none", mec=colour, mew=1.0, zorder=4
+            )
+            axes.plot(*zip(*last, strict=True), ls="none", marker=marker, ms=3, color=colour, zorder=4)
+        if fit.fitted:
+            _curve(axes, fit, colour)
+        if label in held:
+            one = held[label]
+            axes.plot(
+                [one.size * 1.07], [one.predicted], marker="x", ms=5.5, mew=1.4, color=colour, ls="none", zorder=5
+            )
+    axes.set_yscale("log")
+    count_axis(axes, [*sizes, _BEYOND * max(sizes)], f"{_EXAMPLES}, log scale", reach=1.2)
+    axes.set_xlim(min(sizes) / 1.3, max(sizes) * _BEYOND * 1.35)
+    plain_log_axis(axes.yaxis)
+    axes.set_ylabel(f"{_error_label(results)}, log scale")
+    legend(figure, axes)
+    caption = (
+        f"Lines: fitted to all points; dashed and pale beyond the data. Shaded: 95% interval of the curve. Ringed: the "
+        f"largest size; crosses: what a fit without it says of it. {_how([f for f in fits.values() if f.fitted])}"
+    )
+    return Drawing("fits", "Fits", caption, figure)
+
+
+def _curve(axes: Axes, fit: CurveFit, colour: str) -> None:
+    low, high = fit.x_range
+    for begin, end, line, strength in ((low, high, "-", 1.0), (high, high * _BEYOND, "--", 0.65)):
+        x = np.geomspace(begin, end, 80)
+        axes.plot(x, fit.predict(x), color=colour, ls=line, lw=1.5, alpha=strength, zorder=2)
+        bottom, top = fit.band(x)
+        if np.isfinite(bottom).all():
+            axes.fill_between(x, bottom, top, color=colour, alpha=0.16 * strength, lw=0, zorder=1)
+
+
+def residual_figure(results: Results) -> Drawing | None:
+    """Figure 5: log error less that of the curve, by size; a pattern would say that the form is wrong."""
+    fits = [fit for fit in results.fits.values() if fit.fitted and fit.num_points > len(fit.params)]
+    if not fits:
+        return None
+    figure, (axes,) = new_figure(3.0)
+    chosen = colours(results)
+    axes.axhline(0, color=AXIS, lw=1)
+    for i, fit in enumerate(fits):
+        colour, marker = chosen[fit.name]
+        aside = 1.06 ** (i - (len(fits) - 1) / 2)
+        axes.plot(
+            np.array(fit.x) * aside, 100 * fit.residuals, ls="none", marker=marker, ms=4, color=colour, alpha=0.55
+        )
+        sizes = np.unique(fit.x)
+        middle = [100 * fit.residuals[np.array(fit.x) == size].mean() for size in sizes]
+        axes.plot(sizes * aside, middle, color=colour, lw=1.4, marker=marker, ms=1, label=fit.name)
+    count_axis(axes, [x for fit in fits for x in fit.x], f"{_EXAMPLES}, log scale")
+    axes.set_ylabel("log error, less the curve's (%)")
+    legend(figure, axes)
+    caption = (
+        "Each mark is a run, lines join the means; marks of one size are moved apart. Residuals of the fits above: "
+        + ", ".join(
+            f"{fit.name} {fit.form}" + (f" (deviation {100 * fit.deviation:.2g}%)" if fit.deviation else "")
+            for fit in fits
+        )
+        + "."
+    )
+    return Drawing("residuals", "Residuals", caption, figure)
+
+
+def crossover_figure(results: Results) -> Drawing | None:
+    """Figure 6: where bootstraps of two curves cross."""
+    shown = []
+    for cross, a, b in results.crossovers:
+        places = _places(cross, a, b)
+        if places is not None and (cross.x is not None or (cross.share or 0) >= _WORTH):
+            shown.append((cross, places))
+    if not shown:
+        return None
+    shown = shown[:_MOST_CROSSINGS]
+    figure, panels = new_figure(0.75 + 1.35 * len(shown), len(shown))
+    figure.subplots_adjust(top=1 - 0.3 / figure.get_figheight(), hspace=0.85)
+    chosen = colours(results)
+    for axes, (cross, places) in zip(panels, shown, strict=True):
+        low, high = cross.range
+        counts, edges = np.histogram(np.log(places), bins=50, range=(np.log(low), np.log(high)))
+        share = counts / len(results.fits[cross.winner].draws)
+        axes.bar(
+            np.exp(edges[:-1]),
+            100 * share,
+            np.diff(np.exp(edges)),
+            align="edge",
+            color=chosen[cross.winner][0],
+            alpha=0.7,
+        )
+        data = (
+            max(min(results.fits[n].x) for n in (cross.winner, cross.loser)),
+            min(max(results.fits[n].x) for n in (cross.winner, cross.loser)),
+        )
+        axes.axvspan(data[0], data[1], color=AXIS, alpha=0.13, lw=0, zorder=0)
+        if cross.x is not None:
+            mark = {"marker": "v", "ms": 7, "mec": INK, "mfc": INK if cross.inside else SURFACE, "clip_on": False}
+            axes.plot([cross.x], [100 * share.max() * 1.08], ls="none", **mark)  # type: ignore[arg-type]
+        axes.set_xscale("log")
+        axes.set_xlim(low, high)
+        plain_log_axis(axes.xaxis)
+        axes.set_ylabel("% of draws")
+        percent = "" if cross.share is None else f": {cross.share:.0%} of draws cross"
+        axes.set_title(f"{cross.winner} overtakes {cross.loser}{percent}", loc="left", color=TEXT, pad=8)
+    panels[-1].set_xlabel(f"{_EXAMPLES}, log scale")
+    pairs = "; ".join(cross.text for cross, _ in shown)
+    caption = (
+        f"Where the bootstraps of two fitted curves cross for the last time. Grey: sizes where both have data; a "
+        f"crossing outside is extrapolated (open mark) and may well be wrong. {pairs}."
+    )
+    return Drawing("crossovers", "Crossovers", caption, figure)
+
+
+def _places(cross: Crossover, a: CurveFit, b: CurveFit) -> Array | None:
+    """[number that do]: where each pair of bootstraps crosses for the last time in the range; None without any."""
+    if cross.range[1] <= cross.range[0] or not len(a.draws) or not len(b.draws):
+        return None
+    winner, loser = (a, b) if a.name == cross.winner else (b, a)
+    grid = np.geomspace(*cross.range, 600)
+    count = min(len(a.draws), len(b.draws))
+    below = winner.predict_draws(grid)[:count] < loser.predict_draws(grid)[:count]
+    last_above = below.shape[1] - 1 - np.argmax(~below[:, ::-1], axis=1)
+    crosses = below[:, -1] & ~below.all(axis=1)
+    return np.asarray(grid[np.minimum(last_above[crosses] + 1, grid.size - 1)])

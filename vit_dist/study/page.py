@@ -1,0 +1,279 @@
+"""The page of a report: which figures it has, what its tables say, and the template they go into."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vit_dist import __version__
+from vit_dist.core.units import format_count, format_flops
+from vit_dist.study import figures, figures_compute, figures_fit
+from vit_dist.study.figure_style import Drawing, for_page, short, style
+from vit_dist.study.results import Results
+
+_TEMPLATE = Path(__file__).parent / "report.html.j2"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page. `numbers` are the columns set to the right; `csv` the file with all digits."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: Sequence[Sequence[str]]
+    numbers: frozenset[int]
+    csv: str
+    note: str = ""
+
+
+def draw_all(results: Results) -> list[Drawing]:
+    """Every figure whose data is there, in the order of the page."""
+    with style():
+        found: list[Drawing | None] = [
+            figures.examples_figure(results),
+            figures.paper_data_figure(results),
+            *figures.few_shot_figures(results),
+            figures_fit.fit_figure(results),
+            figures_fit.residual_figure(results),
+            figures_fit.crossover_figure(results),
+            figures_compute.compute_figure(results),
+            figures_compute.paper_compute_figure(results),
+            figures_compute.iso_figure(results),
+            figures.learning_figure(results),
+            figures.learning_figure(results, "flops"),
+            figures.coverage_figure(results),
+        ]
+    return [drawing for drawing in found if drawing is not None]
+
+
+def page(results: Results, drawings: Sequence[Drawing], files: Mapping[str, bytes]) -> str:
+    """The HTML page; needs nothing beside it."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    shown = [
+        {
+            "name": drawing.name,
+            "title": drawing.title,
+            "caption": drawing.caption,
+            "svg": for_page(files[f"{drawing.name}.svg"], f"f{i}", f"{drawing.title}: {drawing.caption}"),
+        }
+        for i, drawing in enumerate(drawings, 1)
+    ]
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        title=results.collection.study or "runs",
+        metric=figures.metric_name(results.metric),
+        summary=_summary(results),
+        warnings=_warnings(results),
+        figures=shown,
+        tables=_tables(results),
+        provenance=_provenance(results, files),
+    )
+
+
+def _summary(results: Results) -> list[str]:
+    """What there is to say in a few sentences: means at the ends, crossovers, forecasts."""
+    said = []
+    for label in results.series:
+        points = [point for point in results.means if point.series == label]
+        first, last = points[0], points[-1]
+        text = f"{label}: {_value(results, first.mean)} with {format_count(first.subset)} examples"
+        if len(points) > 1:
+            text += f", {_value(results, last.mean)} with {format_count(last.subset)}"
+        said.append(text + ".")
+    said += [f"{_capital(cross.text)}." for cross, _, _ in results.crossovers]
+    return said
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:] if text.startswith("no ") else text
+
+
+def _warnings(results: Results) -> list[str]:
+    found = [f"{fit.name}: {warning}." for fit in results.fits.values() for warning in fit.warnings]
+    if not results.fits:
+        found.append(f"{results.metric} is neither a share nor a loss: nothing was fitted.")
+    return found + [f"{remark}." for remark in results.collection.remarks]
+
+
+def _value(results: Results, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value * 100:.1f}%" if results.scale == 100 else f"{value:.4g}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else short(value)
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "-" if low is None and high is None else f"{_number(low)} to {_number(high)}"
+
+
+def _tables(results: Results) -> list[Table]:
+    found = [_means(results)]
+    if results.fits:
+        found.append(_fits(results))
+    if results.crossovers:
+        found.append(_crossovers(results))
+    if results.forecasts:
+        found.append(_forecasts(results))
+    if any(one.exaflops for one in results.collection.observations):
+        found.append(_compute(results))
+    found.append(_runs(results))
+    if results.collection.excluded:
+        rows = [(e.run, e.reason, e.directory) for e in results.collection.excluded]
+        found.append(Table("Excluded runs", ("run", "why", "directory"), rows, frozenset(), "excluded.csv"))
+    return found
+
+
+def _means(results: Results) -> Table:
+    labels = list(results.series)
+    cells = {(point.series, point.subset): point for point in results.means}
+    rows = []
+    for size in sorted({point.subset for point in results.means}):
+        row = [f"{size:,}"]
+        for label in labels:
+            point = cells.get((label, size))
+            if point is None:
+                row.append("-")
+                continue
+            digits = 2 if results.scale == 100 else 4
+            spread = "" if point.std is None else f" ± {point.std * results.scale:.{digits}f}"
+            row.append(f"{point.mean * results.scale:.{digits}f}{spread} [{point.num_seeds}]")
+        rows.append(row)
+    note = "Mean over seeds ± sample standard deviation [number of seeds]."
+    head = ("examples", *labels)
+    title = f"{figures.metric_name(results.metric)} by examples"
+    return Table(title, head, rows, frozenset(range(len(head))), "means.csv", note)
+
+
+def _fits(results: Results) -> Table:
+    rows = []
+    held = {one.fit.name: one for one in results.held_out}
+    for fit in results.fits.values():
+        params = [
+            f"{name} = {_number(value)}"
+            + (f" [{_interval(*interval)}]" if (interval := fit.intervals.get(name)) else "")
+            for name, value in fit.params.items()
+        ]
+        out = held.get(fit.name)
+        ahead = "-" if out is None else f"{out.predicted:.4f} for {out.measured:.4f} at {format_count(out.size)}"
+        rows.append(
+            (
+                fit.name,
+                f"{fit.form}: {fit.formula}" if fit.fitted else "none",
+                ", ".join(params) or "-",
+                f"{fit.num_sizes} / {fit.num_points}",
+                "-" if fit.score is None else f"{100 * fit.score:.2g}%",
+                f"{fit.starts_agree} of {fit.starts}",
+                ahead,
+            )
+        )
+    head = ("series", "form", "parameters [95%]", "sizes / runs", "held-out log-RMSE", "starts agree", "largest size")
+    note = (
+        "Error against pretraining examples. Held-out log-RMSE and the last column: a fit without the largest sizes, "
+        "judged on them. Estimator: " + " ".join(sorted({fit.estimator + "." for fit in results.fits.values()}))
+    )
+    return Table("Fits", head, rows, frozenset({3, 4, 5}), "fits.csv", note)
+
+
+def _crossovers(results: Results) -> Table:
+    rows = [
+        (
+            f"{c.winner} over {c.loser}",
+            "no crossing in range" if c.x is None else _number(c.x),
+            "-" if c.x is None else _interval(c.low, c.high),
+            "-" if c.x is None else "inside data" if c.inside else "extrapolated",
+            "-" if c.share is None else f"{c.share:.0%}",
+            ", ".join(c.per_form),
+            f"{_number(c.range[0])} to {_number(c.range[1])}",
+        )
+        for c, _, _ in results.crossovers
+    ]
+    head = ("who overtakes", "at", "95% interval", "where", "draws that cross", "forms", "range looked at")
+    note = "Where extrapolated, the interval spans all plausible forms. '-' at an end: open."
+    return Table("Crossovers", head, rows, frozenset({1, 2, 4}), "crossovers.csv", note)
+
+
+def _forecasts(results: Results) -> Table:
+    needs = {need.name: need for need in results.needs}
+    rows = []
+    for one in results.forecasts:
+        need = needs[one.name]
+        rows.append(
+            (
+                one.name,
+                format_count(round(one.x)),
+                "-" if one.error is None else f"{one.error:.4f}",
+                "-" if one.low is None or one.high is None else f"{one.low:.4f} to {one.high:.4f}",
+                f"{need.target:.4f}",
+                _number(need.x) if need.x is not None else "never",
+                _interval(need.low, need.high),
+                "inside data" if need.inside else "extrapolated",
+            )
+        )
+    head = ("series", "at examples", "error", "95% interval", "target error", "needs", "95% interval", "where")
+    note = (
+        "Left: error at ten times the largest size, extrapolated. Right: examples until the best error of any run here."
+    )
+    return Table("Forecasts", head, rows, frozenset(range(1, 7)), "fits.csv", note)
+
+
+def _compute(results: Results) -> Table:
+    rows = []
+    for label, members in results.series.items():
+        total = sum(one.exaflops or 0.0 for one in members)
+        macs, best = members[0].macs, (min if results.scale == 1 else max)(one.value for one in members)
+        rows.append(
+            (
+                label,
+                f"{members[0].num_params:,}",
+                "-" if macs is None else f"{macs / 1e9:.4g}",
+                str(len(members)),
+                format_flops(total * 1e18) if total else "-",
+                _value(results, best),
+                members[0].macs_method or "-",
+            )
+        )
+    head = ("series", "parameters", "GMAC an image", "runs", "compute, all runs", "best run", "counted by")
+    note = "FLOPs of training = 6 x multiply-adds x examples seen; compute.csv has those of each run."
+    return Table("Compute", head, rows, frozenset({1, 2, 3, 4, 5}), "compute.csv", note)
+
+
+def _runs(results: Results) -> Table:
+    rows = [
+        (
+            one.run,
+            label,
+            f"{one.subset:,}",
+            str(one.seed),
+            _value(results, one.value),
+            f"{_value(results, one.best)} at {one.best_step:,}",
+            f"{one.step:,}",
+            f"{one.examples_seen:,}",
+            one.engine or "-",
+        )
+        for label, members in results.series.items()
+        for one in members
+    ]
+    head = ("run", "series", "examples", "seed", "last", "best, at step", "steps", "examples seen", "engine")
+    return Table("Runs", head, rows, frozenset({2, 3, 4, 5, 6, 7}), "observations.csv")
+
+
+def _provenance(results: Results, files: Mapping[str, bytes]) -> list[tuple[str, str]]:
+    runs = results.collection.observations
+    return [
+        ("study", results.collection.study or "(none named)"),
+        ("metric", results.metric),
+        ("data", "; ".join(sorted({f"{one.dataset} {one.dataset_fingerprint[:16]}".strip() for one in runs}))),
+        ("runs", f"{len(runs)} counted, {len(results.collection.excluded)} excluded"),
+        ("recipes", f"{len({one.recipe_hash for one in runs})} different"),
+        ("written by", "vit_dist " + ", ".join(sorted({one.code_version or "(other framework)" for one in runs}))),
+        ("report by", f"vit_dist {__version__}, from TensorBoard event files alone"),
+        ("observations.csv", f"sha256 {hashlib.sha256(files['observations.csv']).hexdigest()[:16]}"),
+    ]

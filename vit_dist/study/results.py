@@ -1,0 +1,163 @@
+"""Observations -> everything a report says of them: fits, held-out predictions, crossovers, forecasts, compute."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vit_dist.study.collect import FEW_SHOT, Collection, Observation
+from vit_dist.study.crossings import Crossover, crossover
+from vit_dist.study.curve import CurveFit, FitOptions
+from vit_dist.study.fits import fit_curve
+from vit_dist.study.forecasts import Forecast, Needed, forecast, needed
+from vit_dist.study.frontiers import ComputePoint, Frontier, IsoCompute, frontier, iso_compute
+from vit_dist.study.summary import Mean, by_series, error_of, is_share, means
+
+_MOST_PAIRS = 15
+_MOST_FEW_SHOT = 3
+_AHEAD = 10.0  # forecasts are for this many times the largest size
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A series fitted without its largest size, and what that fit says of it."""
+
+    fit: CurveFit
+    size: int
+    measured: float
+    predicted: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict; errors, not accuracies."""
+        numbers = {key: value for key, value in vars(self).items() if key != "fit"}
+        plain = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+        return {"series": self.fit.name, "form": self.fit.form, **plain}
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a report shows. Fits are of error against pretraining examples (distinct images).
+
+    `few_shot` has, for each few-shot tag, the last value of each run that has it: {tag: [(observation, value)]}.
+    """
+
+    collection: Collection
+    series: Mapping[str, Sequence[Observation]]
+    means: Sequence[Mean]
+    fits: Mapping[str, CurveFit]
+    held_out: Sequence[HeldOut]
+    crossovers: Sequence[tuple[Crossover, CurveFit, CurveFit]]
+    forecasts: Sequence[Forecast]
+    needs: Sequence[Needed]
+    frontier: Frontier | None
+    iso: IsoCompute | None
+    few_shot: Mapping[str, Sequence[tuple[Observation, float]]]
+
+    @property
+    def metric(self) -> str:
+        """The tag."""
+        return self.collection.metric
+
+    @property
+    def scale(self) -> float:
+        """What values are multiplied by for people: 100 for shares."""
+        return 100.0 if is_share(self.metric) else 1.0
+
+    def error(self, value: float) -> float | None:
+        """The error that stands for a value of the metric in fits."""
+        return error_of(self.metric, value)
+
+
+def analyse(collection: Collection, options: FitOptions | None = None) -> Results:
+    """Fit what can be fitted. What cannot says so in its own warnings."""
+    options = options or FitOptions()
+    series = by_series(collection.observations)
+    can_fit = error_of(collection.metric, 0.5) is not None
+    fits = {label: _fit(collection.metric, label, members, options) for label, members in series.items() if can_fit}
+    pairs = list(itertools.islice(_pairs(series, fits), _MOST_PAIRS))
+    usable = [fit for fit in fits.values() if fit.fitted and fit.num_sizes >= 3]
+    largest = max((max(fit.x) for fit in usable), default=0.0)
+    target = min((min(fit.error) for fit in usable), default=0.0)
+    points = _compute_points(collection, series)
+    iso = _iso(points, options) if points else None
+    return Results(
+        collection=collection,
+        series=series,
+        means=means(collection.observations),
+        fits=fits,
+        held_out=[one for label, members in series.items() if can_fit and (one := _hold_out(fits[label], options))],
+        crossovers=[(crossover(a, b), a, b) for a, b in pairs],
+        forecasts=[forecast(fit, _AHEAD * largest) for fit in usable],
+        needs=[needed(fit, target) for fit in usable],
+        frontier=frontier(points, options=options) if len(points) > 1 else None,
+        iso=iso,
+        few_shot=_few_shot(collection),
+    )
+
+
+def _fit(metric: str, label: str, members: Sequence[Observation], options: FitOptions) -> CurveFit:
+    errors = [error_of(metric, one.value) or math.nan for one in members]
+    runs = [one.directory for one in members]
+    return fit_curve([one.subset for one in members], errors, points="runs", runs=runs, name=label, options=options)
+
+
+def _pairs(
+    series: Mapping[str, Sequence[Observation]], fits: Mapping[str, CurveFit]
+) -> itertools.chain[tuple[CurveFit, CurveFit]]:
+    """Pairs of fitted series with two sizes or more: those of different families first."""
+    pairs = [
+        (fits[a], fits[b], series[a][0].family == series[b][0].family)
+        for a, b in itertools.combinations(fits, 2)
+        if fits[a].fitted and fits[b].fitted
+    ]
+    return itertools.chain(((a, b) for a, b, same in pairs if not same), ((a, b) for a, b, same in pairs if same))
+
+
+def _hold_out(fit: CurveFit, options: FitOptions) -> HeldOut | None:
+    """None with fewer than four sizes: nothing would be left to fit."""
+    sizes = sorted(set(fit.x))
+    if len(sizes) < 4:
+        return None
+    rest = [i for i, x in enumerate(fit.x) if x < sizes[-1]]
+    held = [fit.error[i] for i, x in enumerate(fit.x) if x == sizes[-1]]
+    again = fit_curve(
+        [fit.x[i] for i in rest], [fit.error[i] for i in rest], points="runs", name=fit.name, options=options
+    )
+    low, high = again.band(sizes[-1])
+    measured = math.exp(sum(map(math.log, held)) / len(held))
+    return HeldOut(again, int(sizes[-1]), measured, float(again.predict(sizes[-1])), float(low), float(high))
+
+
+def _compute_points(collection: Collection, series: Mapping[str, Sequence[Observation]]) -> list[ComputePoint]:
+    points = []
+    for label, members in series.items():
+        for one in members:
+            error = error_of(collection.metric, one.value)
+            if error is not None and one.exaflops:
+                points.append(ComputePoint(one.exaflops, error, label, float(one.num_params) or None))
+    return points
+
+
+def _iso(points: Sequence[ComputePoint], options: FitOptions) -> IsoCompute | None:
+    """Curves of equal compute, where some budget was spent on three model sizes or more."""
+    sized = [point for point in points if point.size]
+    if len({point.size for point in sized}) < 3:
+        return None
+    found = iso_compute(sized, options=options)
+    return found if any(len(set(budget.sizes)) >= 3 for budget in found.budgets) else None
+
+
+def _few_shot(collection: Collection) -> dict[str, list[tuple[Observation, float]]]:
+    """The last few-shot values of each run; the 5-shot tags before others, as in the paper."""
+    found: dict[str, list[tuple[Observation, float]]] = {}
+    for one in collection.observations:
+        for tag, series in collection.curves.get(one.directory, {}).items():
+            if tag.startswith(FEW_SHOT) and tag != collection.metric and math.isfinite(series.values[-1]):
+                found.setdefault(tag, []).append((one, float(series.values[-1])))
+    order = sorted(found, key=lambda tag: (not tag.endswith("_5shot"), tag))
+    return {tag: found[tag] for tag in order[:_MOST_FEW_SHOT]}

@@ -1,0 +1,59 @@
+"""A study's runs for TensorBoard with other step axes: examples seen, and training compute.
+
+TensorBoard plots against the step or the time and nothing else. So each run's scalars are written anew, at steps that
+count examples or FLOPs, into directories to be opened beside the logs: `by-examples/<run>`, `by-gigaflops/<run>`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from vit_dist.core.errors import ConfigError
+from vit_dist.core.event_reader import Series, read_run
+from vit_dist.core.events import EventWriter
+from vit_dist.core.files import join_url
+from vit_dist.core.runlog import LAYOUT
+from vit_dist.study.collect import Collection, Observation
+
+AXES = ("by-examples", "by-gigaflops")
+_SHOWN = ("family", "model", "subset", "seed", "base_lr", "weight_decay", "global_batch", "num_params", "dataset")
+
+
+def export_tensorboard(collection: Collection, directory: Path) -> list[Path]:
+    """Write every observed run once for each axis; returns the directories made.
+
+    Raises:
+        ConfigError: the directory holds something else.
+        DataError: a log cannot be read any more.
+    """
+    strange = [path.name for path in directory.iterdir() if path.name not in AXES] if directory.is_dir() else []
+    if strange:
+        raise ConfigError(f"{directory}: holds {strange[0]!r}, which is no such export; give a new directory")
+    for axis in AXES:
+        shutil.rmtree(directory / axis, ignore_errors=True)
+    made = []
+    for one in collection.observations:
+        names = [o.run for o in collection.observations]
+        name = one.run if names.count(one.run) == 1 else one.directory.replace("/", "_")
+        scalars = read_run(join_url(collection.url, one.directory)).scalars
+        per_step = one.examples_seen / max(1, one.step)
+        for axis, factor in zip(AXES, (per_step, per_step * 6 * (one.macs or 0) / 1e9), strict=True):
+            if factor > 0:
+                made.append(directory / axis / name)
+                _write(made[-1], one, scalars, factor)
+    return made
+
+
+def _write(directory: Path, one: Observation, scalars: Mapping[str, Series], factor: float) -> None:
+    writer = EventWriter(directory)
+    writer.hparams({name: getattr(one, name) for name in _SHOWN}, [one.metric], group=one.run)
+    writer.custom_scalars(LAYOUT)
+    rows: dict[int, dict[str, float]] = {}
+    for tag, (steps, values, _) in scalars.items():
+        for step, value in zip(steps.tolist(), values.tolist(), strict=True):
+            rows.setdefault(step, {})[tag] = value
+    for step in sorted(rows):
+        writer.scalars(round(step * factor), rows[step])
+    writer.close()
