@@ -71,6 +71,7 @@ MessageTimeout=5
 TCPTimeout=1
 SlurmdTimeout={slurmd_timeout}
 MinJobAge=3600
+FirstJobId={first_job}
 JobRequeue=1
 StateSaveLocation={dir}/state
 SlurmdSpoolDir={dir}/spool/%n
@@ -245,6 +246,7 @@ def up(
     slurmd_timeout: int = 10,
     cred_expire: int = 5,
     grace: int = 5,
+    first_job: int = 1,
     addresses: Mapping[str, str] | None = None,
     inside: Mapping[str, Sequence[str]] | None = None,
 ) -> DevCluster:
@@ -258,6 +260,7 @@ def up(
         slurmd_timeout: seconds after which a silent node counts as down.
         cred_expire: seconds that a requeued job waits at least.
         grace: seconds a preempted job of partition `lo` gets.
+        first_job: number of the first job; ports of training follow from it, and all clusters here share them.
         addresses: of the controller ('') and of nodes, where they are not the loopback's.
         inside: how a node's slurmd is started in a network of its own: words before its command.
 
@@ -276,7 +279,7 @@ def up(
     names = [f"n{i + 1}" for i in range(nodes)]
     for folder in ("state", *(f"spool/{name}" for name in names)):
         (directory / folder).mkdir(parents=True, exist_ok=True)
-    settings = {"cred_expire": cred_expire, "slurmd_timeout": slurmd_timeout, "grace": grace}
+    settings = {"cred_expire": cred_expire, "slurmd_timeout": slurmd_timeout, "grace": grace, "first_job": first_job}
     for remaining in (2, 1, 0):  # a port may be taken between the look and the start
         cluster = _write(directory, names, cpus, gpus, settings, addresses or {}, inside or {})
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -40,7 +41,7 @@ def running_cluster(**options: Any) -> Iterator[Any]:
     tool = dev_cluster()
     with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as folder:
         try:
-            cluster = tool.up(Path(folder), **options)
+            cluster = tool.up(Path(folder), first_job=random.randrange(1, 50_000), **options)
         except tool.DevClusterError as error:
             if "not found" not in str(error):
                 raise
