@@ -339,7 +339,7 @@ class Step:
                 leave_at = self._leave_at()  # a person may have given the job more time
                 if time.time() >= leave_at:
                     self.asked = "time_limit"
-                    log("  supervisor: the time limit is near: save and end")
+                    log("  supervisor: Slurm will end the job soon (time limit, or preemption): save and end")
                     process.send_signal(signal.SIGUSR2)  # srun passes it on to every rank
             if now >= ask_at:
                 ask_at, leave_at = now + 60, self._leave_at()
