@@ -145,5 +145,12 @@ def _close_status(directory: RunDir, code: int) -> None:
     if code and code != _TAKEN_OVER and status is not None and status.status == "running":
         reason = f"a rank was killed by signal {code - 128}" if code > 128 else f"a rank ended with exit code {code}"
         directory.write_status(
-            "failed", status.step, status.examples, reason, attempt=status.attempt, goodput=status.goodput
+            "failed",
+            status.step,
+            status.examples,
+            reason,
+            attempt=status.attempt,
+            goodput=status.goodput,
+            total_steps=status.total_steps,
+            metrics=status.metrics,
         )

@@ -53,6 +53,11 @@ def state(path: Path, job: Job | None = None, silence: str = "") -> tuple[str, s
     return found.state, found.reason
 
 
+def found_status(path: Path) -> dict[str, Any]:
+    """status.json."""
+    return dict(json.loads((path / "status.json").read_text()))
+
+
 def test_a_run_is_found_by_directory_name_beginning_cell_and_job(tmp_path: Path) -> None:
     one = make_run(tmp_path / "vit-l16-aaaa", job="120")
     cell = make_run(tmp_path / "scaling" / "vit-30M-s0", job="121_3")
@@ -167,6 +172,10 @@ def test_where_a_run_stands_is_computed_from_its_files(tmp_path: Path) -> None:
     assert (found.saved, found.saved_at, found.useful) == (300, NOW - 60, 0.4)
     assert (found.rate, found.eta_s) == (256.0, 600 * 64 / 256.0)
     assert steps_in_hand(run) == {200, 300, 400}
+    told = {**found_status(run), "total_steps": 500, "examples_per_s": 640.0, "metrics": {"loss": 1.5, "bad": "x"}}
+    (run / "status.json").write_text(json.dumps(told))
+    exact = view(read_run(run), None, "asked nobody", now=NOW)
+    assert (exact.total_steps, exact.rate, exact.eta_s, exact.metrics) == (500, 640.0, 10.0, {"loss": 1.5})
     facts = dict(shown.facts(found, NOW))
     assert facts["progress"] == "step 400 of 1,000 (40.0%), 25,600 examples"
     assert facts["saved"] == "step 300, 1m00s ago; 100 steps since"

@@ -22,6 +22,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
 import secrets
 import socket
@@ -48,6 +49,9 @@ class Status:
         host, pid, time: who wrote this, and when (seconds since 1970).
         attempt: the how-manieth of the run, from 1.
         goodput: where the time of all attempts went, in seconds (see train/goodput.py).
+        total_steps: length of the run; 0 where that is not known yet.
+        examples_per_s: at the last log.
+        metrics: what was measured last, by short names.
     """
 
     status: str
@@ -59,6 +63,9 @@ class Status:
     time: float = 0.0
     attempt: int = 0
     goodput: dict[str, float] = field(default_factory=dict)
+    total_steps: int = 0
+    examples_per_s: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -133,10 +140,25 @@ class RunDir:
         *,
         attempt: int = 0,
         goodput: Mapping[str, float] | None = None,
+        total_steps: int = 0,
+        examples_per_s: float = 0.0,
+        metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Say how this attempt stands."""
-        host, pid = socket.gethostname(), os.getpid()
-        told = Status(status, step, examples, reason, host, pid, time.time(), attempt, dict(goodput or {}))
+        told = Status(
+            status,
+            step,
+            examples,
+            reason,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            time=time.time(),
+            attempt=attempt,
+            goodput=dict(goodput or {}),
+            total_steps=total_steps,
+            examples_per_s=examples_per_s,
+            metrics={name: value for name, value in (metrics or {}).items() if math.isfinite(value)},
+        )
         self.write_json("status.json", asdict(told))
 
     def take_over(self, attempt: int) -> str:

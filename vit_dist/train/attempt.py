@@ -141,6 +141,7 @@ def open_run(
     if world.is_main:
         _claim(directory, recipe, whole)
     ledger.begin()
+    ledger.total_steps = plan.total_steps
     # Until the checkpoint is there nothing is known to be lost: the sums of before, and this start.
     before = ledger.before
     now = time.time() - (time.monotonic() - start.began)  # when this attempt began, by the clock on the wall

@@ -31,6 +31,7 @@ class Ledger:
         self.attempt, self.token, self.before, self._ended = 0, "", Status("none"), False
         self._step = self._examples = 0
         self._goodput: Mapping[str, float] = {}
+        self.total_steps, self.examples_per_s, self.metrics = 0, 0.0, dict[str, float]()
         self._pulse: Pulse | None = None
 
     def begin(self) -> None:
@@ -107,5 +108,13 @@ class Ledger:
     def _write(self, status: str, reason: str) -> None:
         if self._world.is_main and self.attempt:
             self._directory.write_status(
-                status, self._step, self._examples, reason, attempt=self.attempt, goodput=self._goodput
+                status,
+                self._step,
+                self._examples,
+                reason,
+                attempt=self.attempt,
+                goodput=self._goodput,
+                total_steps=self.total_steps,
+                examples_per_s=round(self.examples_per_s, 3),
+                metrics=self.metrics,
             )

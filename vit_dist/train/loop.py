@@ -210,6 +210,8 @@ def _quarantine(run: Run, replaced: list[Replacement], state: TrainState) -> Non
 
 def _log(run: Run, state: TrainState, result: StepResult, progress: ProgressLine) -> None:
     loss, rate, wait = run.clock.since_last_log()
+    run.ledger.examples_per_s = rate
+    run.ledger.metrics["loss"] = loss
     epoch = state.position / run.data.num_samples
     if run.writer is not None:
         run.writer.scalars(
@@ -242,6 +244,7 @@ def _evaluate(run: Run, state: TrainState, progress: ProgressLine) -> None:
         values.update(evaluator.run(run.evaluation))
     run.clock.enter("train")
     run.metrics = (state.step, values)
+    run.ledger.metrics.update({name.removeprefix("val/"): value for name, value in values.items()})
     if values and run.writer is not None:
         run.writer.scalars(state.step, values)
         shown = {name.removeprefix("val/"): value for name, value in values.items()}
