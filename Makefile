@@ -4,15 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := runs/data/fashion-mnist-mini
+# For `make study`: a folder with the four IDX files of Fashion-MNIST, and how many runs are trained at once.
+IDX ?= /usr/share/datasets/fashion-mnist
+JOBS ?= 2
 
 # DeepSpeed compiles nothing while it is installed; it runs on the CPU without its CUDA operators.
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench drill dev-cluster clean
+.PHONY: help setup demo study test check bench drill dev-cluster clean
 
 help:
 	@echo "make demo    set up, pack real images, train through DeepSpeed, draw accuracy against data (minutes)"
+	@echo "make study   45 small runs on Fashion-MNIST: three families, five sizes, three seeds (20 to 60 CPU-minutes)"
 	@echo "make test    set up, run the tests"
 	@echo "make check   format, lint, types, imports"
 	@echo "make bench   the benchmarks, each a ratio measured in one run"
@@ -47,6 +51,14 @@ demo: setup
 	@echo "logs         runs/demo/*/tb/"
 	@echo "checkpoints  $$(ls -d runs/demo/vit-*/checkpoints/step-* | tail -n 1)"
 	@echo "TensorBoard  $(BIN)/tensorboard --logdir runs/demo"
+
+study: setup
+	@ls $(IDX)/train-images-idx3-ubyte* >/dev/null 2>&1 || { \
+	    echo "$(IDX) has no Fashion-MNIST: apt-get install dataset-fashion-mnist, or make study IDX=DIR"; exit 1; }
+	$(BIN)/vit-dist data pack $(IDX) runs/data/fashion-mnist/train --split-name train
+	$(BIN)/vit-dist data pack $(IDX) runs/data/fashion-mnist/val --split-name test
+	$(BIN)/vit-dist study run fashion-mnist --jobs $(JOBS)
+	$(BIN)/vit-dist study report fashion-mnist
 
 test: setup
 	$(BIN)/python -m pytest -m "not drill"
