@@ -334,8 +334,7 @@ class Decoder:
             self.damaged += 1
             return
         slots = [slot for slot in layout.slots if slot.tag is not None]
-        needed = slots or layout.texts or layout.start or record == 0
-        if needed and struct.unpack_from("<I", data, begin + length)[0] != masked_crc(payload):
+        if struct.unpack_from("<I", data, begin + length)[0] != masked_crc(payload):
             self.damaged += 1
             return
         wall = 0.0 if layout.wall is None else number_at(payload, "f8", layout.wall, layout.wall + 8)

@@ -70,7 +70,14 @@ class LogMap(Config):
 class TagMap(Config):
     """A tag map file."""
 
-    logs: Annotated[tuple[LogMap, ...], Field(strict=False, min_length=1)]
+    logs: Annotated[tuple[LogMap, ...], Field(strict=False)]
+
+    @field_validator("logs")
+    @classmethod
+    def _some(cls, value: tuple[LogMap, ...]) -> tuple[LogMap, ...]:
+        if not value:
+            raise ValueError("a tag map needs at least one entry")
+        return value
 
     @property
     def all_tags(self) -> set[str]:
