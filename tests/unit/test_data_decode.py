@@ -59,6 +59,15 @@ def test_sixteen_bits_a_channel_become_eight() -> None:
     assert np.abs(found[0].numpy().astype(int) - deep // 257).max() <= 1
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_photos_are_not_turned_as_their_exif_says_whatever_decodes_them(form: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned, plain = (encode(Image.fromarray(PIXELS), form, **options) for options in ({"exif": exif}, {}))
+    assert turned != plain
+    assert torch.equal(decode(turned), decode(plain))
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"x", b"not an image", b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", bytes(999)]
 )

@@ -25,7 +25,7 @@ from vit_dist.data.manifest import ShardManifest, read_manifest
 from vit_dist.data.pack.choose import open_source
 from vit_dist.data.pack.items import Catalogue, Item, safe_key, shuffled_ordinals
 from vit_dist.data.pack.run import PackOptions, PackResult, merge, pack
-from vit_dist.data.pack.shards import ImageOptions
+from vit_dist.data.pack.shards import ImageOptions, check_image
 
 FASHION = Path(__file__).parents[2] / "configs" / "data" / "fashion-mnist-mini"
 
@@ -504,3 +504,29 @@ def test_an_index_knows_where_the_members_of_each_sample_lie(tmp_path: Path) -> 
         image = int(index.image_offsets[i])
         assert tar[image : image + 2] == b"\xff\xd8"
         assert tar[image - 512 :].startswith(f"{index.key(i)}.jpg".encode())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_photos_have_the_pixels_that_their_exif_asks_for(orientation: int) -> None:
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    smooth = Image.linear_gradient("L").resize((40, 24))
+    smooth.paste(0, (0, 0, 8, 8))
+    buffer = io.BytesIO()
+    smooth.save(buffer, "JPEG", quality=95, exif=exif)
+    content = buffer.getvalue()
+    kept, _ = check_image(content, ImageOptions())
+    assert kept == content
+    upright, extension = check_image(content, ImageOptions(upright=True))
+    assert extension == "jpg"
+    assert (upright == content) == (orientation == 1)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    found = Image.open(io.BytesIO(upright))
+    assert found.getexif().get(0x0112, 1) == 1
+    difference = np.abs(np.asarray(found.convert("L"), int) - np.asarray(expected.convert("L"), int))
+    assert difference.mean() < 3
+    small, _ = check_image(content, ImageOptions(upright=True, resize_shorter=12))
+    width, height = expected.size
+    assert Image.open(io.BytesIO(small)).size == (width // 2, height // 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from PIL import Image
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.data.manifest import ShardManifest, read_manifest
 from vit_dist.data.pack.choose import SourceOptions, open_source
-from vit_dist.data.pack.run import PackOptions, pack
+from vit_dist.data.pack.items import Item
+from vit_dist.data.pack.run import PackOptions, merge, pack
+from vit_dist.data.pack.sources import Source
 
 
 def image_bytes(number: int) -> bytes:
@@ -197,6 +200,34 @@ def test_parquet_of_plain_bytes_and_several_labels(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", {"jpg": [image_bytes(0), image_bytes(1)], "labels": [[1, 2], [0]]})
     found = samples(run(path, tmp_path / "out"))
     assert [s["labels"] for _, s in sorted(found.items())] == [[1, 2], [0]]
+
+
+def test_a_part_copies_only_its_own_images_of_parquet_and_the_parts_make_the_same_set(tmp_path: Path) -> None:
+    columns = {"image": [image_bytes(i) for i in range(40)], "label": [i % 4 for i in range(40)]}
+    path = write_parquet(tmp_path / "a.parquet", columns)
+    total = sum(len(image) for image in columns["image"])
+    copied = []
+
+    def opened(scratch: Path) -> Source:
+        source = open_source(str(path), scratch, SourceOptions())
+        items = source.items
+
+        def watched() -> Iterator[Item]:
+            yield from items()
+            copied.append((scratch / "parquet.images").stat().st_size)
+
+        source.items = watched
+        return source
+
+    options = PackOptions(samples_per_shard=5)
+    for part in range(4):
+        pack(opened, str(tmp_path / "parts"), options, part=(part, 4), quiet=True)
+    assert sum(copied) == total
+    assert max(copied) < total / 2
+    joined = merge(str(tmp_path / "parts"))
+    whole = pack(opened, str(tmp_path / "whole"), options, quiet=True)
+    assert copied[-1] == total
+    assert joined.manifests[0][1].fingerprint == whole.manifests[0][1].fingerprint
 
 
 def test_parquet_that_cannot_be_read_is_named(tmp_path: Path) -> None:

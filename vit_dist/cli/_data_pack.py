@@ -63,6 +63,7 @@ is given. The command may be killed and started again: it goes on. Packing twice
     p.add_argument(
         "--quality", type=positive, metavar="Q", help="write every image as JPEG of this quality (90 where resized)"
     )
+    p.add_argument("--upright", action="store_true", help="turn photos as their EXIF orientation says (not turned)")
     p.add_argument("--from", dest="kind", default="", metavar="KIND", help="folder, idx, list, parquet or tar (looks)")
     p.add_argument(
         "--image-field", default="", metavar="F", help="list, Parquet: field of the image; tars: its extension"
@@ -132,7 +133,7 @@ is given. The command may be killed and started again: it goes on. Packing twice
         bytes_per_shard=args.bytes_per_shard,
         seed=args.seed,
         val=args.val or None,
-        images=ImageOptions(args.resize_shorter, args.resize_longer, args.quality),
+        images=ImageOptions(args.resize_shorter, args.resize_longer, args.quality, args.upright),
         name=args.name,
     )
     result = pack(

@@ -78,7 +78,7 @@ def _missing(args: argparse.Namespace, parts: int) -> list[int]:
     from vit_dist.data.pack.plan import unpacked_parts
     from vit_dist.data.pack.shards import ImageOptions
 
-    images = ImageOptions(args.resize_shorter, args.resize_longer, args.quality)
+    images = ImageOptions(args.resize_shorter, args.resize_longer, args.quality, args.upright)
     return unpacked_parts(args.dest, parts, {"seed": args.seed, "images": asdict(images)})
 
 

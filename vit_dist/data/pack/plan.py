@@ -34,17 +34,11 @@ class Plan:
 
     def outputs(self) -> list[tuple[str, int, int]]:
         """Folder, first place and number of images of each set that comes out: one, or train and val."""
-        if not self.num_val:
-            return [("", 0, self.num_images)]
-        train = self.num_images - self.num_val
-        return [("train", 0, train), ("val", train, self.num_val)]
+        return outputs_of(self.num_images, self.num_val)
 
     def tasks(self) -> Iterator[Task]:
         """Every shard."""
-        step = self.samples_per_shard
-        for folder, first, count in self.outputs():
-            for number, start in enumerate(range(0, count, step)):
-                yield Task(folder, number, first + start, min(step, count - start))
+        return tasks_of(self.num_images, self.num_val, self.samples_per_shard)
 
     def encode(self) -> bytes:
         """As JSON."""
@@ -63,9 +57,24 @@ class Plan:
             if version != _VERSION:
                 raise DataError(f"{where}: a plan of version {version!r}; this vit_dist reads {_VERSION}")
             raw["classes"] = tuple(raw["classes"])
+            raw["images"].setdefault("upright", False)  # plans of before there was a choice
             return cls(**raw)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{where}: damaged plan of a packing: {error}; pack again with --force") from None
+
+
+def outputs_of(num_images: int, num_val: int) -> list[tuple[str, int, int]]:
+    """Folder, first place and number of images of each set: one, or train and val."""
+    if not num_val:
+        return [("", 0, num_images)]
+    return [("train", 0, num_images - num_val), ("val", num_images - num_val, num_val)]
+
+
+def tasks_of(num_images: int, num_val: int, samples_per_shard: int) -> Iterator[Task]:
+    """Every shard of a packing of this size."""
+    for folder, first, count in outputs_of(num_images, num_val):
+        for number, start in enumerate(range(0, count, samples_per_shard)):
+            yield Task(folder, number, first + start, min(samples_per_shard, count - start))
 
 
 def unpacked_parts(dest: str, parts: int, expected: Mapping[str, Any] | None = None) -> list[int]:

@@ -8,12 +8,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vit_dist.core.errors import ConfigError, DataError, RunError
 from vit_dist.core.files import (
@@ -29,8 +32,8 @@ from vit_dist.core.files import (
 )
 from vit_dist.data import workers
 from vit_dist.data.manifest import ShardManifest, read_manifest, write_manifest
-from vit_dist.data.pack.items import Catalogue, Item, check_labels
-from vit_dist.data.pack.plan import PLAN, Plan, all_there, read_receipts, shorten
+from vit_dist.data.pack.items import Catalogue, Item, check_labels, shuffled_ordinals
+from vit_dist.data.pack.plan import PLAN, Plan, all_there, read_receipts, shorten, tasks_of
 from vit_dist.data.pack.progress import Progress
 from vit_dist.data.pack.shards import RECEIPTS, ImageOptions, Job, Receipt, Task, pack_shard
 from vit_dist.data.pack.sources import Source
@@ -113,6 +116,8 @@ def pack(
             scratch = local_path(dest) / RECEIPTS / f"work-{label}"
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         source = open_source(scratch)
+        if part is not None and options.bytes_per_shard is None:  # else the shards follow from the bytes of all
+            source.wanted = partial(_images_of_part, options, part)
         catalogue = _list(source, scratch, say, quiet)
         stack.callback(catalogue.close)
         plan = _plan(source, catalogue, options)
@@ -130,7 +135,7 @@ def pack(
             options.images,
             source.image_member,
         )
-        tasks = [t for i, t in enumerate(plan.tasks()) if part is None or i % part[1] == part[0] % part[1]]
+        tasks = _tasks_of_part(plan.tasks(), part)
         receipts = read_receipts(dest, tasks)
         if sum(len(r.bad) for r in receipts.values()) > max_bad * plan.num_images:
             # They were too many the last time: perhaps the store had a bad day. Those shards are tried anew.
@@ -149,6 +154,19 @@ def pack(
         if part is not None:
             return PackResult((), bad)
         return merge(dest, max_bad=max_bad)
+
+
+def _tasks_of_part(tasks: Iterable[Task], part: tuple[int, int] | None) -> list[Task]:
+    return [t for i, t in enumerate(tasks) if part is None or i % part[1] == part[0] % part[1]]
+
+
+def _images_of_part(options: PackOptions, part: tuple[int, int], total: int) -> NDArray[np.bool_]:
+    """Which of all images the shards of a part hold."""
+    wanted = np.zeros(total, bool)
+    tasks = tasks_of(total, _num_val(options, total), min(options.samples_per_shard, total))
+    for task in _tasks_of_part(tasks, part):
+        wanted[shuffled_ordinals(task.first, task.count, total, options.seed)] = True
+    return wanted
 
 
 def merge(dest: str, *, max_bad: Fraction = Fraction(1, 100)) -> PackResult:
@@ -230,23 +248,28 @@ def _plan(source: Source, catalogue: Catalogue, options: PackOptions) -> Plan:
         if not catalogue.num_bytes:
             raise ConfigError("--bytes-per-shard: this source does not tell sizes; use --samples-per-shard")
         per_shard = max(1, options.bytes_per_shard * total // catalogue.num_bytes)
-    num_val = 0
-    if options.val is not None:
-        num_val = int(options.val) if options.val >= 1 else round(options.val * total)
-        if not 0 < num_val < total:
-            raise ConfigError(f"--val: {num_val} of {total} images leaves nothing for one of the two sets")
     return Plan(
         kind=source.kind,
         digest=catalogue.digest,
         name=options.name or source.name,
         num_images=total,
-        num_val=num_val,
+        num_val=_num_val(options, total),
         samples_per_shard=min(per_shard, total),
         seed=options.seed,
         images=asdict(options.images),
         num_classes=source.num_classes or 0,
         classes=source.classes,
     )
+
+
+def _num_val(options: PackOptions, total: int) -> int:
+    """Images that are kept apart."""
+    if options.val is None:
+        return 0
+    num_val = int(options.val) if options.val >= 1 else round(options.val * total)
+    if not 0 < num_val < total:
+        raise ConfigError(f"--val: {num_val} of {total} images leaves nothing for one of the two sets")
+    return num_val
 
 
 def _already_packed(dest: str, plan: Plan, *, force: bool) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, read_bytes, redact, write_bytes
@@ -35,6 +35,7 @@ FORMATS = {
     "PPM": "ppm",
 }
 _OPENED = [name for name in FORMATS if name != "MPO"]  # Pillow opens those as JPEG
+_ORIENTATION = 0x0112  # EXIF's tag
 _FETCHES_IN_FLIGHT = 16
 _FETCH_ATTEMPTS = 3
 
@@ -47,11 +48,13 @@ class ImageOptions:
         resize_shorter: pixels that the shorter side is reduced to, or None.
         resize_longer: pixels that the longer side is reduced to, or None.
         quality: of the JPEG that a resized image is written as; None: only resized images are written anew, at 90.
+        upright: turn images as their EXIF orientation says; those that are turned are written anew.
     """
 
     resize_shorter: int | None = None
     resize_longer: int | None = None
     quality: int | None = None
+    upright: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,16 +128,19 @@ def check_image(content: bytes, options: ImageOptions) -> tuple[bytes, str]:
     Raises:
         BadImageError: truncated, damaged, or not an image of a known format.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     if not content:
         raise BadImageError("the file is empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF data and large images are not the images' fault
-            with Image.open(io.BytesIO(content), formats=_OPENED) as image:
-                image.load()
-                return _resized(image, content, options), _extension(image, options)
+            with Image.open(io.BytesIO(content), formats=_OPENED) as opened:
+                opened.load()
+                form, image = FORMATS[opened.format or ""], cast(Image.Image, opened)
+                if options.upright and image.getexif().get(_ORIENTATION, 1) in range(2, 9):
+                    image, content = ImageOps.exif_transpose(image), b""
+                return _resized(image, content, options), form if _is_kept(image, content, options) else "jpg"
     except Exception as error:
         reason = str(error).replace("<_io.BytesIO object at ", "<")
         if type(error).__name__ == "UnidentifiedImageError":
@@ -152,16 +158,13 @@ def _target_size(size: tuple[int, int], options: ImageOptions) -> tuple[int, int
     return None if scale == 1.0 else (max(1, round(width * scale)), max(1, round(height * scale)))
 
 
-def _is_rewritten(image: Any, options: ImageOptions) -> bool:
-    return options.quality is not None or _target_size(image.size, options) is not None
-
-
-def _extension(image: Any, options: ImageOptions) -> str:
-    return "jpg" if _is_rewritten(image, options) else FORMATS[image.format]
+def _is_kept(image: Any, content: bytes, options: ImageOptions) -> bool:
+    """The image's own bytes are what is packed; none are left of one that was turned."""
+    return bool(content) and options.quality is None and _target_size(image.size, options) is None
 
 
 def _resized(image: Any, content: bytes, options: ImageOptions) -> bytes:
-    if not _is_rewritten(image, options):
+    if _is_kept(image, content, options):
         return content
     from PIL import Image
 

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 from vit_dist.core.files import explained, file_system, is_remote, local_path, redact
 from vit_dist.data.pack.items import Item, safe_key
@@ -30,6 +33,8 @@ class Source:
         pixels: (rows, columns) where the items' bytes are raw grey pixels instead of an image file.
         image_member: where items are samples of a tar: the extension of the image, '' for the only one; else None.
         ignored: names of files that are no images, at most 5, and how many there are.
+        wanted: given how many images there are, which of them this packing will read; a source that must copy images
+            before they can be drawn in random order copies these only. None: all.
     """
 
     kind: str
@@ -42,6 +47,7 @@ class Source:
     image_member: str | None = None
     ignored: list[str] = field(default_factory=list)
     num_ignored: int = 0
+    wanted: Callable[[int], NDArray[np.bool_]] | None = None
 
     def ignore(self, name: str) -> None:
         """Count a file that is no image."""

@@ -256,8 +256,8 @@ def number_of(label: Any, names: dict[str, int] | None, where: str) -> int:
 def parquet_source(url: str, scratch: Path, options: TableOptions) -> Source:
     """Parquet as Hugging Face writes it: a column {bytes, path} or of bytes, a column of labels, anything else kept.
 
-    The images are copied once, one after another, into a file in the scratch folder, from where they are drawn in
-    random order: it needs as much room as they do. Names of classes are taken from the schema's metadata.
+    The images that are packed are copied once, one after another, into a file in the scratch folder, from where they
+    are drawn in random order: it needs as much room as they do. Names of classes are taken from the schema's metadata.
 
     Raises:
         ConfigError: pyarrow is not installed.
@@ -278,6 +278,7 @@ def parquet_source(url: str, scratch: Path, options: TableOptions) -> Source:
 
     def items() -> Iterator[Item]:
         number = end = 0
+        wanted = source.wanted(_num_rows(pq, files)) if source.wanted else None
         with blob.open("wb") as out:
             for file in files:
                 for place, row in _parquet_rows(pq, file):
@@ -292,15 +293,26 @@ def parquet_source(url: str, scratch: Path, options: TableOptions) -> Source:
                     key = safe_key(str(meta.pop(options.key))) if options.key else f"{number:09d}"
                     if path:
                         meta["path"] = path
-                    out.write(content)
                     yield Item(key, str(blob), end, len(content), labels, weights, meta or None, place)
-                    end += len(content)
+                    if wanted is None or wanted[number]:
+                        out.write(content)
+                        end += len(content)
                     number += 1
                     if number % _ROWS_AT_ONCE == 0:
                         out.flush()
 
     name = url.rstrip("/").rpartition("/")[2].removesuffix(".parquet")
-    return Source("parquet", name, "", items, tuple(classes), options.num_classes or len(classes) or None)
+    source = Source("parquet", name, "", items, tuple(classes), options.num_classes or len(classes) or None)
+    return source
+
+
+def _num_rows(pq: Any, files: list[str]) -> int:
+    """Rows of all files, from their footers."""
+    total = 0
+    for url in files:
+        with _opened(pq, url) as file:
+            total += int(file.metadata.num_rows)
+    return total
 
 
 def _pyarrow() -> Any:
