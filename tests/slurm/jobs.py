@@ -63,7 +63,7 @@ class Rank:
     pid: int
     rank: int
     node: str
-    restart: int
+    job: str
 
 
 @dataclass
@@ -164,6 +164,11 @@ class SlurmRun:
 
 def ranks_of(cluster: Any, job: str) -> list[Rank]:
     """The training processes of a job, wherever they run."""
+    return [rank for rank in all_ranks(cluster) if rank.job == job]
+
+
+def all_ranks(cluster: Any) -> list[Rank]:
+    """The training processes of all jobs, in the order of ranks."""
     found = []
     for pid, line in cluster.processes().items():
         program, *rest = line.split()
@@ -172,9 +177,8 @@ def ranks_of(cluster: Any, job: str) -> list[Rank]:
         with contextlib.suppress(OSError, ValueError):
             pairs = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
             env = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-            if env.get("SLURM_JOB_ID") == job and "SLURM_STEP_ID" in env:
-                restart = int(env.get("SLURM_RESTART_COUNT", "0"))
-                found.append(Rank(pid, int(env["SLURM_PROCID"]), env["SLURMD_NODENAME"], restart))
+            if "SLURM_STEP_ID" in env:
+                found.append(Rank(pid, int(env["SLURM_PROCID"]), env["SLURMD_NODENAME"], env["SLURM_JOB_ID"]))
     return sorted(found, key=lambda r: r.rank)
 
 
@@ -239,15 +243,17 @@ def check(run: SlurmRun, whole: Path, causes: Sequence[str], *, bits: bool = Tru
     wait_for(
         "nothing of the job lives", lambda: not job_processes(run.cluster), 30, lambda: str(job_processes(run.cluster))
     )
-    ours, theirs = trained_order(run.dir), trained_order(whole)
+    check_files(run.dir, whole, bits=bits)
+    check_ledger(run, causes)
+
+
+def check_files(run_dir: Path, whole: Path, *, bits: bool = True) -> None:
+    """Every step was trained on the same examples as in the undisturbed run, and the weights and moments are its."""
+    ours, theirs = trained_order(run_dir), trained_order(whole)
     assert sorted(theirs) == list(range(1, STEPS + 1))
     assert ours == theirs
     last = f"checkpoints/step-{STEPS:010d}"
-    if bits:
-        assert_same_bits(whole / last, run.dir / last)
-    else:
-        assert_close(whole / last, run.dir / last)
-    check_ledger(run, causes)
+    (assert_same_bits if bits else assert_close)(whole / last, run_dir / last)
 
 
 def assert_close(a: Path, b: Path, relative: float = 0.1) -> None:

@@ -12,12 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launcher.ledger import read_ledger
+from launcher.rehearsal import Attempt
 from tests.slurm.cluster import job_processes, wait_for
 from tests.slurm.jobs import (
     SAVE_EVERY,
+    SLOW_S,
     Site,
     SlurmRun,
+    all_ranks,
     check,
+    check_files,
     check_ledger,
     job_on,
     kill,
@@ -289,6 +294,50 @@ def it_goes_on_with_other_nodes(site: Site) -> Row:
     return row
 
 
+def an_array_is_throttled(site: Site) -> Row:
+    """Four runs as an array, one at a time, then three: never more run at once than may, and each ends as if alone."""
+    row = Row(
+        "an array with a throttle", "a study of 4 runs, --max-parallel 1; changed to 3 while it runs; a rank killed"
+    )
+    (site.folder / "pace").write_text(str(SLOW_S))
+    study = site.folder / "grid.yaml"
+    recipe = recipe_file(site.folder, site.train)
+    study.write_text(f"name: grid\nrecipe: {recipe}\nfamilies:\n  vit: {{model: vit-test}}\nseeds: [0, 1, 2, 3]\n")
+    words = ["study", "submit", str(study), "--cluster", str(site.cluster_file()), "--max-parallel", "1"]
+    done = vit_dist(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    seen: list[int] = []
+
+    def running() -> list[str]:
+        shown = site.cluster.run("squeue", "-h", "-r", "-t", "R,CG", "-o", "%F %i", check=False).stdout.splitlines()
+        seen.append(len(shown))
+        return shown
+
+    def runs_done() -> int:
+        return sum("done" in path.read_text() for path in (site.folder / "runs" / "grid").glob("*/status.json"))
+
+    first = wait_for("an element runs", running)[0].split()[0]
+    wait_for("one run is done", lambda: running() is not None and runs_done() >= 1, 400)
+    assert max(seen) == 1
+    site.cluster.run("scontrol", "update", f"JobId={first}", "ArrayTaskThrottle=3")
+    wait_for("three elements run", lambda: len(running()) == 3, 400)
+    assert max(seen) == 3
+    ranks = wait_for("a rank lives", lambda: all_ranks(site.cluster), 240)
+    kill(ranks[0].pid)
+    (site.folder / "pace").unlink()
+    wait_for("all are done", lambda: running() == [] and runs_done() == 4, 600)
+    wait_for("nothing lives", lambda: not job_processes(site.cluster), 30)
+    causes: list[str] = []
+    for run_dir in sorted((site.folder / "runs" / "grid").glob("*/recipe.yaml")):
+        alone = site.folder / "alone" / run_dir.parent.name
+        Attempt(run_dir, alone, 1).finish(240)
+        check_files(run_dir.parent, alone)
+        causes += [entry.cause for entry in read_ledger(run_dir.parent)]
+    assert sorted(causes) == ["done"] * 4 + ["rank_lost"], causes
+    row.causes = causes
+    return row
+
+
 def batch_shell(run: SlurmRun) -> int:
     """The process of the batch script: `exec` keeps its number, so its start is the script's."""
     for pid, line in run.cluster.processes(run.nodes[0]).items():
@@ -318,6 +367,7 @@ SCENARIOS: dict[str, Callable[[Any], Row]] = {
     "full-disk": the_disk_fills_up,
     "stopped-rank": a_rank_stands_still,
     "other-nodes": it_goes_on_with_other_nodes,
+    "array": an_array_is_throttled,
 }
 QUICK = ("nothing", "rank", "node", "preempted", "cancelled")
 __all__ = ["QUICK", "SCENARIOS", "Row", "check_ledger", "last_step"]

@@ -62,7 +62,8 @@ def test_a_rank_that_dies_is_started_again_on_the_same_nodes(slurm: Any, tmp_pat
     run_dir = prepare(tmp_path / "odd 'name', $(x)", die={"1": [15, -9, 1]})
     job = submit_run(tmp_path, run_dir)
     first, second = ended(job, run_dir)
-    assert (first.cause, first.action, first.gained, first.nodes) == ("rank_lost", "respawn", 10, ("n1", "n2"))
+    assert (first.cause, first.action, first.nodes) == ("rank_lost", "respawn", ("n1", "n2"))
+    assert first.gained >= 10
     assert first.detail == "rank 1 on n2: killed"
     assert (second.cause, second.action, second.saved, second.devices) == ("done", "none", 30, 2)
     told = commands.job(job)
