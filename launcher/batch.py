@@ -22,7 +22,7 @@ from launcher.allocation import Allocation, address_of, choose, lost_nodes, port
 from launcher.causes import Signs, first_failure, idle_attempts, judge, measured_save_s
 from launcher.ledger import LedgerEntry, read_ledger
 from launcher.supervisor import close_entry, open_entry, own_status, pause_before, told
-from vit_dist.core.errors import RunError, VitDistError
+from vit_dist.core.errors import ConfigError, RunError, VitDistError
 from vit_dist.core.log import log
 from vit_dist.core.rundir import RunDir
 from vit_dist.core.units import format_seconds
@@ -199,7 +199,9 @@ class Supervisor:
             )
         if trial.action == "respawn":
             self._rest(pause_before(idle, orders.pause_s))
-        return trial.action, signs.code or (0 if cause in {"done", "stopped", "cancelled"} else 1)
+        if cause == "invalid":
+            return trial.action, ConfigError.exit_code
+        return trial.action, 0 if cause in {"done", "stopped", "cancelled"} else signs.code or 1
 
     def _action(self, cause: str, signs: Signs) -> str:
         if cause in {"done", "cancelled", "invalid", "superseded"}:

@@ -73,8 +73,10 @@ def judge(signs: Signs) -> tuple[str, str]:
         return "done", ""
     if signs.cancelled:
         return "cancelled", "on request"
-    if signs.code in (ConfigError.exit_code, SUPERSEDED):
-        return ("invalid" if signs.code == ConfigError.exit_code else "superseded"), reason
+    # srun ends the peers of the rank that failed first, and then gives the highest code of all
+    first = signs.failure.code if signs.failure is not None else signs.code
+    if first in (ConfigError.exit_code, SUPERSEDED):
+        return ("invalid" if first == ConfigError.exit_code else "superseded"), reason
     if signs.preempted:  # first: Slurm then also brings the job's end near, as a time limit would
         return "preempted", "saved within the grace time" if said == "stopped" else reason
     if signs.asked == "time_limit":
