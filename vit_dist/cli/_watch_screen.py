@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -53,10 +53,15 @@ def one(view: RunView, *, width: int, attempts: int = 12) -> RenderableType:
     for label, text in facts(view, now):
         grid.add_row(label, Text(text))
         if label == "progress" and view.share_done is not None:
-            grid.add_row("", ProgressBar(total=1.0, completed=view.share_done, width=max(10, min(60, width - 14))))
+            grid.add_row(
+                "",
+                ProgressBar(
+                    total=1.0, completed=view.share_done, width=max(10, min(60, width - 14)), complete_style="green"
+                ),
+            )
     parts: list[RenderableType] = [head, Text(), grid]
     if view.attempts:
-        parts += [Text(), _attempts(view, now, width, attempts)]
+        parts += [_attempts(view, now, width, attempts)]
     for line in view.advice:
         arrow = Text("  -> ", style="bold yellow")
         arrow.append(clean(line), style="default")
@@ -70,42 +75,67 @@ def many(views: Sequence[RunView], note: str, *, width: int, rows: int | None = 
     Args:
         views: of them.
         note: a line below it; may be empty.
-        width: of the terminal, in characters: narrow ones get fewer columns.
+        width: of the terminal, in characters: a narrow one gets fewer columns.
         rows: how many there is room for; None for all.
     """
     now = time.time()
-    hidden = {"useful", "tries", "saved"} if width < 100 else {"useful"} if width < 120 else set[str]()
-    if width < 78:
-        hidden |= {"img/s", "job"}
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", expand=False)
     ordered = order(views)
-    cut = len(ordered) if rows is None else max(1, rows - 6)
+    cut = len(ordered) if rows is None else max(1, rows - 5)
     lines = [row(view, now) for view in ordered[:cut]]
-    shown = [name for name in filled(COLUMNS, lines) if name not in hidden]
-    for name in shown:
-        flexible = name in {"run", "note"}
-        table.add_column(
-            name,
-            justify="right" if name in _RIGHT else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            min_width=18 if name == "run" else None,
-            max_width=44 if name == "run" else None,
-            ratio=None if not flexible else (2 if name == "note" else 3),
-        )
-    for view, line in zip(ordered, lines, strict=False):
-        cells = dict(zip(COLUMNS, line, strict=True))
-        table.add_row(
-            *(Text(cells[name], style=_STYLES.get(view.state, "") if name == "state" else "") for name in shown)
-        )
-    parts: list[RenderableType] = [table]
+    columns = _widths(lines, width)
+    parts: list[RenderableType] = []
+    if lines:
+        parts.append(_line(COLUMNS, columns, "dim", "dim"))
+    parts += [_line(line, columns, "", _STYLES.get(view.state, "")) for view, line in zip(ordered, lines, strict=False)]
     foot = summary(views)
     if cut < len(ordered):
         foot += f" ({len(ordered) - cut} more are not shown here)"
-    parts.append(Text(foot))
+    parts += [Text(), Text(foot)]
     if note:
         parts.append(Text(clean(note), style="yellow"))
     return Group(*parts)
+
+
+_DISPENSABLE = ("tries", "useful", "saved", "img/s", "job", "done", "left", "note")
+_GAP = 2
+
+
+def _widths(lines: Sequence[Sequence[str]], width: int) -> dict[str, int]:
+    """Column -> characters. What has least to say goes first where there is no room; names and notes are cut last."""
+    full = {
+        name: max([len(name), *(len(line[i]) for line in lines)])
+        for i, name in enumerate(COLUMNS)
+        if name in filled(COLUMNS, lines)
+    }
+    least = {"run": min(full.get("run", 0), 24), "note": min(full.get("note", 0), 16)}
+    for name in _DISPENSABLE:
+        if sum({**full, **least}.values()) + _GAP * (len(full) - 1) <= width:
+            break
+        full.pop(name, None)
+        least.pop(name, None)
+    spare = width - _GAP * (len(full) - 1) - sum(n for name, n in full.items() if name not in least)
+    if "note" in full:
+        full["run"] = min(full["run"], max(least["run"], spare - full["note"], spare // 2))
+        full["note"] = max(0, min(full["note"], spare - full["run"]))
+    elif "run" in full:
+        full["run"] = max(8, min(full["run"], spare))
+    return full
+
+
+def _line(cells: Sequence[str], columns: Mapping[str, int], style: str, state_style: str) -> Text:
+    text = Text(no_wrap=True, overflow="ellipsis")
+    for name, cell in zip(COLUMNS, cells, strict=True):
+        if name not in columns:
+            continue
+        if len(text):
+            text.append(" " * _GAP)
+        size = columns[name]
+        shown = cell if len(cell) <= size else cell[: max(0, size - 1)] + "…"
+        text.append(
+            shown.rjust(size) if name in _RIGHT else shown.ljust(size), state_style if name == "state" else style
+        )
+    text.rstrip()
+    return text
 
 
 def console() -> Console:
