@@ -89,7 +89,7 @@ def settings(config: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding(
             _AREA,
             "warn" if off else "ok",
-            f"arrays of up to {int(largest) - 1:,} elements (MaxArraySize)" if not off else "arrays are switched off",
+            f"arrays of up to {int(largest):,} elements (MaxArraySize)" if not off else "arrays are switched off",
             "studies and packing submit arrays: ask for MaxArraySize" if off else "larger ones are cut up",
         )
     track = value("ProctrackType").rpartition("/")[2]
