@@ -139,19 +139,24 @@ def arrays(jobs: StudyJobs, left: Todo, folder: Path, *, largest: int, code: Pat
                     spares=jobs.spares,
                     throttle=jobs.throttle,
                 )
-            found.append(Array(name, chunk, train, _evaluation(jobs, site, listed, folder, chunk)))
+            found.append(Array(name, chunk, train, _evaluation(jobs, site, listed, chunk)))
     return found
 
 
-def _evaluation(jobs: StudyJobs, site: Site, listed: Path, folder: Path, cells: Sequence[Cell]) -> str:
-    """The script that evaluates the run of its element; '' where the study has no evaluations."""
+def _evaluation(jobs: StudyJobs, site: Site, listed: Path, cells: Sequence[Cell]) -> str:
+    """The array whose elements evaluate the runs of a list; '' where the study has no evaluations."""
     if not cells[0].evaluations:
         return ""
     evaluators = json.dumps([dump(e) for e in cells[0].evaluations])
     words = ["evaluate", "--list", str(listed), f"evaluators={evaluators}"]  # JSON is YAML
     check_words(words)
     return render_evaluate(
-        site, job_name=f"{jobs.cells[0].study}-evaluate", command=words, log_file=folder / "evaluate.log"
+        site,
+        job_name=f"{jobs.cells[0].study}-evaluate",
+        command=words,
+        log_file=listed.with_suffix(".evaluation"),
+        elements=len(cells),
+        throttle=jobs.throttle,
     )
 
 
@@ -204,18 +209,15 @@ def submit(jobs: StudyJobs) -> dict[str, Any]:
             facts = _facts(jobs, folder, array)
             RunDir(jobs.run_dir(cell)).write_json("job.json", {"job": f"{before}_{i}", **facts})
         if array.evaluate:
-            told["evaluate"] = _submit_evaluation(folder, array, before, jobs.throttle)
+            told["evaluate"] = _submit_evaluation(folder, array, before)
             _record(jobs.directory, entry)
     return entry
 
 
-def _submit_evaluation(folder: Path, array: Array, after: str, throttle: int) -> str:
+def _submit_evaluation(folder: Path, array: Array, after: str) -> str:
     """An array as large as the one that trains, each element behind its own run."""
-    at_a_time = f"%{throttle}" if throttle else ""
-    args = [f"--array=0-{len(array.cells) - 1}{at_a_time}", f"--output={folder}/{array.name}-evaluation-%a.log"]
-    if after:
-        args.append(f"--dependency=aftercorr:{after}")
-    return slurm.sbatch(folder / f"{array.name}-evaluation.sbatch", args=args).job
+    wait = [f"--dependency=aftercorr:{after}"] if after else []
+    return slurm.sbatch(folder / f"{array.name}-evaluation.sbatch", args=wait).job
 
 
 def _prepare(jobs: StudyJobs, cell: Cell, folder: Path) -> None:

@@ -353,6 +353,7 @@ def test_arrays_hold_what_is_left_in_pieces_that_slurm_allows(study_file: Path, 
     assert "#SBATCH --array=0-1%3\n" in found[2].train
     assert str(tmp_path / "jobs" / "train-2.list") in found[2].train
     assert not found[3].train
+    assert ["#SBATCH --array=0-3%3\n" in a.evaluate for a in found] == [True, True, False, False]
     assert all("evaluate" in a.evaluate and '"name": "fewshot"' in a.evaluate for a in found)
 
 
