@@ -22,6 +22,7 @@ from vit_dist.config.load import resolve
 from vit_dist.core.errors import RunError
 from vit_dist.core.rundir import RunDir
 from vit_dist.core.world import launched_world
+from vit_dist.engines import _deepspeed
 from vit_dist.engines._protocol import EngineInputs
 from vit_dist.train.attempt import process_group
 from vit_dist.train.checkpoint_saver import Contents, Saver
@@ -29,6 +30,18 @@ from vit_dist.train.checkpoint_store import Retention
 from vit_dist.train.checkpoints import restore
 from vit_dist.train.guards import check_replicas
 from vit_dist.train.losses import make_loss
+
+
+def cut_most_parameters() -> None:
+    """Under ZeRO-3 parameters of less than 100,000 elements are kept whole: let those of test models be cut too."""
+    usual = _deepspeed.engine_config
+
+    def changed(config, inputs):
+        settings = usual(config, inputs)
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 100
+        return settings
+
+    _deepspeed.engine_config = changed
 
 
 def build(name: str, world, device, seed: int):
@@ -89,6 +102,7 @@ def drift(engine, world, torn: bool) -> str:
 
 def main() -> None:
     world, losses = launched_world(), {}
+    cut_most_parameters()
     with process_group(world) as device:
         for operation in sys.argv[2:]:
             verb, name, *places = operation.split(":")
@@ -96,7 +110,7 @@ def main() -> None:
                 engine = build(name, world, device, 0)
                 losses[operation] = [step(engine, world, i) for i in range(4)]
                 save(engine, world, places[0], 4)
-                check_replicas(engine, world, 4)
+                check_replicas(engine, world, 4)  # as in training: what follows must not be disturbed by it
             if verb in {"drift", "tear"}:
                 losses[operation] = drift(engine, world, torn=verb == "tear")
                 continue

@@ -8,6 +8,7 @@ their places (`grad_position`). Padding is zero, stays zero and is not saved.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +108,9 @@ def gathered(parameter: nn.Parameter) -> Iterator[Tensor]:
     p: Any = parameter
     is_whole = p.ds_status.name == "AVAILABLE"
     if not is_whole:
-        p.all_gather(param_list=[p])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch renamed the collective that DeepSpeed calls here
+            p.all_gather(param_list=[p])
     try:
         yield p.data
     finally:
