@@ -279,3 +279,23 @@ def test_bad_input_gets_one_paragraph(
     assert message in captured.err
     assert len(captured.err.splitlines()) == 1
     assert captured.out == ""
+
+
+@pytest.mark.parametrize("width", [40, 60, 84, 100, 130, 200])
+def test_on_any_terminal_tables_fit_and_names_and_states_stay(tmp_path: Path, width: int) -> None:
+    from rich.console import Console
+
+    from vit_dist.cli import _watch_screen as screen
+
+    name = "vit-l16-with-a-very-long-name"
+    run = make_run(tmp_path / name, "failed", job="5", reason="[red]n[1-4][/red] is down", goodput={"train": 9.0})
+    end(run, "node_lost", "requeue", detail="n[1-4] is down " * 9)
+    found = view(read_run(run), Job("5", "RUNNING", start=NOW, nodelist="n[1-4]"), now=NOW)
+    for shape in (screen.many([found] * 9, "a note", width=width), screen.one(found, width=width)):
+        console = Console(width=width, record=True, highlight=False, file=(tmp_path / "out").open("w"))
+        console.print(shape)
+        lines = console.export_text().splitlines()
+        assert max(map(len, lines)) <= width
+        assert all(name[:7] in line for line in lines if "starting" in line)
+        assert any("starting" in line for line in lines)
+        console.file.close()

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -61,11 +60,12 @@ def one(view: RunView, *, width: int, attempts: int = 12) -> RenderableType:
             )
     parts: list[RenderableType] = [head, Text(), grid]
     if view.attempts:
-        parts += [_attempts(view, now, width, attempts)]
+        parts += [Text(), _attempts(view, now, width, attempts)]
+    parts += [Text()] if view.advice else []
     for line in view.advice:
         arrow = Text("  -> ", style="bold yellow")
         arrow.append(clean(line), style="default")
-        parts += [Text(), arrow]
+        parts.append(arrow)
     return Group(*parts)
 
 
@@ -82,11 +82,14 @@ def many(views: Sequence[RunView], note: str, *, width: int, rows: int | None = 
     ordered = order(views)
     cut = len(ordered) if rows is None else max(1, rows - 5)
     lines = [row(view, now) for view in ordered[:cut]]
-    columns = _widths(lines, width)
+    columns = _widths(COLUMNS, lines, width, _DISPENSABLE, ("run", 24), ("note", 16))
     parts: list[RenderableType] = []
     if lines:
-        parts.append(_line(COLUMNS, columns, "dim", "dim"))
-    parts += [_line(line, columns, "", _STYLES.get(view.state, "")) for view, line in zip(ordered, lines, strict=False)]
+        parts.append(_line(COLUMNS, COLUMNS, columns, "dim", "dim"))
+    parts += [
+        _line(COLUMNS, line, columns, "", _STYLES.get(view.state, ""))
+        for view, line in zip(ordered, lines, strict=False)
+    ]
     foot = summary(views)
     if cut < len(ordered):
         foot += f" ({len(ordered) - cut} more are not shown here)"
@@ -100,31 +103,44 @@ _DISPENSABLE = ("tries", "useful", "saved", "img/s", "job", "done", "left", "not
 _GAP = 2
 
 
-def _widths(lines: Sequence[Sequence[str]], width: int) -> dict[str, int]:
-    """Column -> characters. What has least to say goes first where there is no room; names and notes are cut last."""
-    full = {
-        name: max([len(name), *(len(line[i]) for line in lines)])
-        for i, name in enumerate(COLUMNS)
-        if name in filled(COLUMNS, lines)
-    }
-    least = {"run": min(full.get("run", 0), 24), "note": min(full.get("note", 0), 16)}
-    for name in _DISPENSABLE:
+def _widths(
+    names: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    width: int,
+    dispensable: Sequence[str],
+    *flexible: tuple[str, int],
+) -> dict[str, int]:
+    """Column -> characters. Columns that say least go first where there is no room; then flexible ones are cut.
+
+    Args:
+        names: of all columns.
+        lines: cells.
+        width: of the terminal.
+        dispensable: columns in the order in which they go.
+        flexible: columns that may be cut, each with the least that is left of it; the last gives way first.
+    """
+    said = filled(names, lines)
+    full = {n: max([len(n), *(len(line[i]) for line in lines)]) for i, n in enumerate(names) if n in said}
+    least = {name: min(full[name], size) for name, size in flexible if name in full}
+    for name in dispensable:
         if sum({**full, **least}.values()) + _GAP * (len(full) - 1) <= width:
             break
         full.pop(name, None)
         least.pop(name, None)
-    spare = width - _GAP * (len(full) - 1) - sum(n for name, n in full.items() if name not in least)
-    if "note" in full:
-        full["run"] = min(full["run"], max(least["run"], spare - full["note"], spare // 2))
-        full["note"] = max(0, min(full["note"], spare - full["run"]))
-    elif "run" in full:
-        full["run"] = max(8, min(full["run"], spare))
+    spare = width - _GAP * (len(full) - 1) - sum(size for name, size in full.items() if name not in least)
+    for name in list(least):
+        others = sum(size for other, size in least.items() if other != name)
+        full[name] = max(least[name], min(full[name], spare - others))
+        spare -= full[name]
+        del least[name]
     return full
 
 
-def _line(cells: Sequence[str], columns: Mapping[str, int], style: str, state_style: str) -> Text:
+def _line(
+    names: Sequence[str], cells: Sequence[str], columns: Mapping[str, int], style: str, state_style: str = ""
+) -> Text:
     text = Text(no_wrap=True, overflow="ellipsis")
-    for name, cell in zip(COLUMNS, cells, strict=True):
+    for name, cell in zip(names, cells, strict=True):
         if name not in columns:
             continue
         if len(text):
@@ -143,27 +159,19 @@ def console() -> Console:
     return Console(highlight=False)
 
 
-def _attempts(view: RunView, now: float, width: int, count: int) -> Table:
-    hidden = {"job"} if len({entry.job for entry in view.attempts}) == 1 else set[str]()
-    if width < 100:
-        hidden |= {"job", "took"}
-    if width < 80:
-        hidden |= {"began", "nodes"}
-    earlier = len(view.attempts) - count
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        header_style="dim",
-        caption=f"and {earlier} earlier attempts" if earlier > 0 else None,
-        caption_justify="left",
-    )
+def _attempts(view: RunView, now: float, width: int, count: int) -> RenderableType:
     lines = [attempt_row(entry, now) for entry in view.attempts[-count:]]
-    shown = [name for name in filled(ATTEMPT_COLUMNS, lines) if name not in hidden]
-    for name in shown:
-        table.add_column(
-            name, justify="right" if name in _RIGHT else "left", no_wrap=name not in {"ended", "then"}, overflow="fold"
-        )
-    for line in lines:
-        cells = dict(zip(ATTEMPT_COLUMNS, line, strict=True))
-        table.add_row(*(Text(cells[name]) for name in shown))
-    return table
+    hidden = {"job"} if len({entry.job for entry in view.attempts}) == 1 else set[str]()
+    lines = [
+        tuple("" if name in hidden else cell for name, cell in zip(ATTEMPT_COLUMNS, line, strict=True))
+        for line in lines
+    ]
+    columns = _widths(
+        ATTEMPT_COLUMNS, lines, width, ("job", "took", "began", "gained", "nodes"), ("then", 10), ("ended", 20)
+    )
+    parts = [_line(ATTEMPT_COLUMNS, ATTEMPT_COLUMNS, columns, "dim")]
+    parts += [_line(ATTEMPT_COLUMNS, line, columns, "") for line in lines]
+    earlier = len(view.attempts) - count
+    if earlier > 0:
+        parts.append(Text(f"and {earlier} earlier attempts", style="dim"))
+    return Group(*parts)
