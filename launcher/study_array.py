@@ -7,6 +7,7 @@ submitted lies in the study's directory under jobs/: arrays.json, and for each t
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import sys
 import time
@@ -160,16 +161,16 @@ def _evaluation(jobs: StudyJobs, site: Site, listed: Path, cells: Sequence[Cell]
     )
 
 
-def dry_run(jobs: StudyJobs) -> list[Array]:
+def dry_run(jobs: StudyJobs, left: Todo) -> list[Array]:
     """The arrays that `submit` would submit; nothing is written, and Slurm is asked for no more than its limits."""
     largest = 1001
     with contextlib.suppress(VitDistError):
         largest = largest_array()
-    return arrays(jobs, todo(jobs), jobs.directory / "jobs" / "NOW", largest=largest, code=code_root())
+    return arrays(jobs, left, jobs.directory / "jobs" / "NOW", largest=largest, code=code_root())
 
 
-def submit(jobs: StudyJobs) -> dict[str, Any]:
-    """Submit what is left.
+def submit(jobs: StudyJobs, left: Todo) -> dict[str, Any]:
+    """Submit what is left, as `todo` has it.
 
     Returns:
         What arrays.json says of it: {"arrays": [{"name", "job", "evaluate", "cells", ...}], ...}.
@@ -178,13 +179,12 @@ def submit(jobs: StudyJobs) -> dict[str, Any]:
         ConfigError: Slurm refuses a script, or what was asked for cannot be.
         RunError: Slurm or a run directory does not answer.
     """
-    left = todo(jobs)
     entry: dict[str, Any] = {"at": time.time(), "cluster": jobs.cluster.name, "code": describe_code(), "arrays": []}
     if not left.train and not left.evaluate:
         return entry
     folder = jobs.directory / "jobs" / datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-    folder.mkdir(parents=True, exist_ok=True)
     planned = arrays(jobs, left, folder, largest=largest_array(), code=folder / "code")
+    folder.mkdir(parents=True, exist_ok=True)
     take_snapshot(folder / "code")
     write_bytes(str(folder / "cluster.yaml"), to_yaml(dump(jobs.cluster)).encode())
     for array in planned:
@@ -207,7 +207,8 @@ def submit(jobs: StudyJobs) -> dict[str, Any]:
         _record(jobs.directory, entry)
         for i, cell in enumerate(array.cells if array.train else ()):
             facts = _facts(jobs, folder, array)
-            RunDir(jobs.run_dir(cell)).write_json("job.json", {"job": f"{before}_{i}", **facts})
+            run = {"name": cell.name, "recipe": str(jobs.run_dir(cell) / "job" / "recipe.yaml")}
+            RunDir(jobs.run_dir(cell)).write_json("job.json", {"job": f"{before}_{i}", **facts, **run})
         if array.evaluate:
             told["evaluate"] = _submit_evaluation(folder, array, before)
             _record(jobs.directory, entry)
@@ -245,6 +246,7 @@ def _facts(jobs: StudyJobs, folder: Path, array: Array) -> dict[str, object]:
         "submitted_at": time.time(),
         "script": str(folder / f"{array.name}.sbatch"),
         "code": describe_code(),
+        "user": getpass.getuser(),
     }
 
 

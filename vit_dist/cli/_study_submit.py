@@ -12,7 +12,7 @@ from vit_dist.core.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from launcher.study_array import StudyJobs
+    from launcher.study_array import StudyJobs, Todo
 
 
 def main(argv: list[str]) -> int:
@@ -61,15 +61,14 @@ def main(argv: list[str]) -> int:
     console.print(
         f"study {study.name}: {grid_line(study)} on cluster {cluster.name}, in {jobs.directory}", markup=False
     )
+    left = todo(jobs)
+    _show(console, jobs, left)
     if args.dry_run:
-        _show(console, jobs)
-        for array in dry_run(jobs):
+        for array in dry_run(jobs, left):
             for script in filter(None, (array.train, array.evaluate)):
                 console.print(f"\n{script}", markup=False, end="")
         return 0
-    left = todo(jobs)
-    _show(console, jobs)
-    entry = submit(jobs)
+    entry = submit(jobs, left)
     for array in entry["arrays"]:
         what = f"job {array['job']}: {len(array['cells'])} runs" if array["job"] else f"{len(array['cells'])} done runs"
         behind = f", evaluations in job {array['evaluate']}" if array["evaluate"] else ""
@@ -80,10 +79,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _show(console: Console, jobs: StudyJobs) -> None:
-    from launcher.study_array import todo
-
-    left = todo(jobs)
+def _show(console: Console, jobs: StudyJobs, left: Todo) -> None:
     parts = [f"{len(left.train)} runs to train"]
     if any(cell.evaluations for cell in jobs.cells):
         parts.append(f"{len(left.evaluate)} done runs to evaluate")
