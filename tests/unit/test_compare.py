@@ -1,0 +1,72 @@
+"""Models side by side: what is counted is what the arithmetic says, and matches are the nearest there are."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vit_dist.cli.models import model_config
+from vit_dist.compare.figure import draw
+from vit_dist.compare.memory import count
+from vit_dist.compare.rows import Row, match, to_csv
+from vit_dist.core.costs import model_cost
+from vit_dist.core.errors import ConfigError, DataError
+
+A = Row("ViT-a", "vit", 224, 100, 10, 60, 1600, 1000, 100, 7, 1.0, 2.0)
+ROWS = [
+    A,
+    replace(A, model="R-small", family="bit", params=20, train_flops=50),
+    replace(A, model="R-large", family="bit", params=90, train_flops=300),
+    replace(A, model="H", family="hybrid", params=130, train_flops=90),
+]
+
+
+@pytest.mark.parametrize("name", ["ViT-b/32", "R50x1", "R50+ViT-B/32"])
+def test_what_torch_counts_is_what_the_arithmetic_says(name: str) -> None:
+    config = model_config(name)
+    found, expected = count(config, num_classes=10, image_size=64), model_cost(config, num_classes=10, image_size=64)
+    assert expected is not None
+    assert (found.params, found.macs) == (expected.params, expected.macs)
+    assert 0 < found.checkpointed < found.activations
+
+
+def test_activations_are_those_of_fused_attention_and_of_each_blocks_input() -> None:
+    # Of one block: norm, qkv's input, q, k and v, attention's output twice, norm, 4 + 4 of the MLP; 65 tokens of 32.
+    one, two = (
+        count(model_config("vit-test", [f"depth={d}", "patch_size=4"]), num_classes=2, image_size=32) for d in (4, 5)
+    )
+    token_bytes = 65 * 32 * 2
+    assert 14 * token_bytes < two.activations - one.activations < 19 * token_bytes
+    assert two.checkpointed - one.checkpointed == token_bytes
+    wider = count(model_config("vit-test", ["depth=4", "patch_size=4"]), num_classes=2, image_size=32, precision="fp32")
+    assert wider.checkpointed == pytest.approx(2 * one.checkpointed, rel=0.1)
+
+
+def test_the_nearest_of_each_family_is_found_by_ratio() -> None:
+    by_flops = {(m.family, m.nearest): m.ratio for m in match(ROWS, "flops")}
+    assert by_flops == {("bit", "R-small"): 50 / 60, ("hybrid", "H"): 1.5}
+    assert [m.nearest for m in match(ROWS, "params")] == ["R-large", "H"]
+    with pytest.raises(ConfigError, match="needs a measurement; leave --no-measure out"):
+        match(ROWS, "throughput")
+    measured = [replace(row, train_images_s=speed) for row, speed in zip(ROWS, (10, 4, 11, 9), strict=True)]
+    assert [m.nearest for m in match(measured, "throughput")] == ["R-large", "H"]
+    with pytest.raises(ConfigError, match="of family 'vit' and of another"):
+        match(ROWS[:1], "flops")
+
+
+def test_every_number_is_in_the_csv() -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(ROWS))))
+    assert [row["model"] for row in rows] == ["ViT-a", "R-small", "R-large", "H"]
+    assert rows[0]["train_flops"] == "60"
+    assert rows[0]["train_images_s"] == ""
+
+
+def test_a_figure_is_drawn_or_refused(tmp_path: Path) -> None:
+    draw(ROWS, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+    with pytest.raises(DataError, match=r"a\.xyz: the figure cannot be written"):
+        draw(ROWS, tmp_path / "a.xyz")

@@ -1,0 +1,103 @@
+"""Throughput of models on this device, measured in turns: what else the machine does falls on all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vit_dist.models import ModelConfig
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Images a second, medians over the rounds."""
+
+    forward: float
+    train: float
+
+
+class Bench:
+    """One model with random weights and images, ready for a step at a time.
+
+    Args:
+        config: the model.
+        num_classes: of its head.
+        image_size: pixels.
+        batch: images a step.
+        device: where.
+        precision: bf16 or fp32; bf16 computes under autocast, as the plain engine does.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        num_classes: int,
+        image_size: int,
+        batch: int,
+        device: torch.device,
+        precision: str,
+    ) -> None:
+        self.batch, self._device = batch, device
+        self._model = config.build(num_classes=num_classes, image_size=image_size).to(device)
+        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=1e-4)
+        self._images = torch.randn(batch, 3, image_size, image_size, device=device)
+        self._labels = torch.zeros(batch, dtype=torch.long, device=device)
+        self._half = precision == "bf16"
+
+    def forward(self) -> float:
+        """Seconds of one forward pass."""
+        self._model.eval()
+        with torch.no_grad():
+            return self._timed(self._logits)
+
+    def train(self) -> float:
+        """Seconds of one forward and backward pass and step of AdamW."""
+        self._model.train()
+
+        def step() -> None:
+            self._optimizer.zero_grad(set_to_none=True)
+            loss = functional.cross_entropy(self._logits().float(), self._labels)
+            torch.autograd.backward(loss)
+            self._optimizer.step()
+
+        return self._timed(step)
+
+    def _logits(self) -> Tensor:
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._half):
+            logits: Tensor = self._model(self._images)
+        return logits
+
+    def _timed(self, work: Callable[[], Any]) -> float:
+        self._wait()
+        begin = time.perf_counter()
+        work()
+        self._wait()
+        return time.perf_counter() - begin
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def measure(benches: Mapping[str, Bench], rounds: int) -> dict[str, Speed]:
+    """Every model once a round, after a round that does not count; medians."""
+    forward: dict[str, list[float]] = {name: [] for name in benches}
+    train: dict[str, list[float]] = {name: [] for name in benches}
+    for number in range(rounds + 1):
+        for name, bench in benches.items():
+            seconds = bench.forward(), bench.train()
+            if number:
+                forward[name].append(seconds[0])
+                train[name].append(seconds[1])
+    return {
+        name: Speed(bench.batch / statistics.median(forward[name]), bench.batch / statistics.median(train[name]))
+        for name, bench in benches.items()
+    }

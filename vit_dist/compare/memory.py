@@ -1,0 +1,98 @@
+"""What a training step of a model keeps in memory, counted on the meta device: no weights, no time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from vit_dist.models import ModelConfig
+from vit_dist.models._base import Checkpointing, ImageModel
+
+BYTES_A_PARAMETER = {"bf16": 2 + 2 + 12, "fp32": 4 + 4 + 8}
+"""On one device without sharding: weights, gradients, and AdamW's moments (bf16: with the fp32 weights)."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Of one model at one image size.
+
+    Attributes:
+        params: numbers that are trained.
+        macs: multiply-adds of one forward pass of one image, by torch's FlopCounterMode.
+        activations: bytes an image that the backward pass needs, all kept.
+        checkpointed: the same where each block keeps its input alone.
+    """
+
+    params: int
+    macs: int
+    activations: int
+    checkpointed: int
+
+
+def count(config: ModelConfig, *, num_classes: int, image_size: int, precision: str = "bf16") -> Counted:
+    """Count one model.
+
+    Raises:
+        ConfigError: the image size does not fit the model.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    with torch.device("meta"):
+        model = config.build(num_classes=num_classes, image_size=image_size)
+    params, macs = sum(p.numel() for p in model.parameters()), _macs(model.eval(), image_size)
+    kept = {}
+    modes: tuple[Checkpointing, Checkpointing] = ("none", "full")
+    # Fake tensors have a device, and so the fused attention of one; on the meta device attention keeps its weights.
+    with FakeTensorMode():
+        _fake_weights(model, dtype)
+        for mode in modes:
+            model.set_activation_checkpointing(mode)
+            # Of two images and of one: what does not grow with the batch is no activation.
+            kept[mode] = _saved(model, 2, image_size, dtype) - _saved(model, 1, image_size, dtype)
+    return Counted(
+        params=params,
+        macs=macs,
+        activations=kept["none"],
+        checkpointed=kept["full"],
+    )
+
+
+def _fake_weights(model: ImageModel, dtype: torch.dtype) -> None:
+    """Give a model of the meta device weights on the current fake device."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(torch.empty(parameter.shape, dtype=dtype))
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def _saved(model: ImageModel, images: int, image_size: int, dtype: torch.dtype) -> int:
+    """Bytes of the distinct tensors that autograd keeps of a forward pass."""
+    storages: dict[int, Any] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage
+        return tensor
+
+    batch = torch.zeros(images, 3, image_size, image_size, dtype=dtype)
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model(batch)
+    held = sum(storage.nbytes() for storage in storages.values())
+    del logits
+    return int(held)
+
+
+def _macs(model: ImageModel, image_size: int) -> int:
+    # On the CPU the counter does not see fused attention; on the meta device it does.
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(torch.zeros(1, 3, image_size, image_size, device="meta"))
+    return int(counter.get_total_flops()) // 2
