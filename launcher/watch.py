@@ -185,8 +185,9 @@ def _state(files: RunFiles, job: Job | None, silent: bool, now: float) -> tuple[
     if job is not None and job.waiting:
         return "waiting", job.reason
     if job is not None and not job.ended:
-        if files.attempts and not files.attempts[-1].open and said != "running":
-            return "ending", files.attempts[-1].cause
+        last = files.attempts[-1] if files.attempts else None
+        if last is not None and last.ended is not None and said != "running" and last.ended >= (job.start or 0.0):
+            return "ending", last.cause.replace("_", " ")
         return ("running", "") if said == "running" and _of_this_attempt(files, job) else ("starting", "")
     if job is None and silent and files.job_id and said in {"", "running"}:
         fresh = files.seen > now - SILENT_S
