@@ -103,6 +103,8 @@ class Supervisor:
     allocation: Allocation
     heard: Heard
     gone: dict[str, str] = field(default_factory=dict)
+    started: bool = False
+    """Whether a step has run in this start of the job."""
 
     def run(self) -> int:
         """Supervise until the run is done, or its job has to end.
@@ -147,7 +149,8 @@ class Supervisor:
             return entry, Signs(1, lost_nodes=tuple(self.gone.items()))
         logs = orders.run_dir / "logs" / f"attempt-{entry.attempt:04d}"
         logs.mkdir(parents=True, exist_ok=True)
-        step = Step(orders, job, nodes, entry, logs, self.heard)
+        step = Step(orders, job, nodes, entry, logs, self.heard, again=self.started)
+        self.started = True
         code = step.run()
         status = own_status(orders.run_dir, before)
         told_job = job.slurm_job() if code or status is None or status.status != "done" else None
@@ -300,6 +303,8 @@ class Step:
     entry: LedgerEntry
     logs: Path
     heard: Heard
+    again: bool = False
+    """Whether it follows another step in this start of the job."""
     asked: str = ""
     """Why the ranks were told to save and end."""
 
@@ -321,7 +326,9 @@ class Step:
         """srun with this attempt's nodes and log files, then the ranks' own command."""
         first, *options = self.orders.srun
         pattern = str(self.logs).replace("%", "%%") + "/rank-%t.log"
-        return [first, f"--nodelist={','.join(self.nodes)}", f"--output={pattern}", *options, *self.orders.rank]
+        # A step that ran on a node which died never ends for Slurm, and would keep its CPUs from the next one.
+        again = ["--overlap"] if self.again else []
+        return [first, f"--nodelist={','.join(self.nodes)}", f"--output={pattern}", *again, *options, *self.orders.rank]
 
     def environment(self) -> dict[str, str]:
         """What the ranks inherit: where rank 0 is, and a place to agree on who prints a shared error."""
