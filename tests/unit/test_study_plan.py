@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from vit_dist.cli.study import main
+from vit_dist.config.load import config_dirs
 from vit_dist.config.schema import Recipe, dump
 from vit_dist.core.costs import model_cost, training_flops
 from vit_dist.core.errors import ConfigError, RunError
@@ -373,3 +374,12 @@ def test_ranks_that_do_not_divide_the_batch_are_refused(study_file: Path, tmp_pa
 
     with pytest.raises(ConfigError, match="global_batch=64 is not divisible by 3 ranks"):
         todo(study_jobs(study_file, tmp_path / "tiny", nodes=3))
+
+
+@pytest.mark.parametrize("path", sorted((config_dirs()[0] / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_study_can_be_planned(path: Path) -> None:
+    study = load_study(str(path))
+    cells = plan(study)
+    assert study.name == path.stem
+    assert len(cells) == len(study.families) * len(study.subsets) * len(study.seeds)
+    assert all(expense.flops and not expense.problems for expense in expenses(cells, lambda _: None))
