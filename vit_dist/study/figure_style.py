@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -122,7 +123,7 @@ def count_axis(axes: Axes, sizes: Sequence[float], label: str, *, reach: float =
 
 def plain_log_axis(axis: Any) -> None:
     """Numbers such as 0.02 and 300 instead of powers, for an axis of two decades or less; powers beyond."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
     # asking the axes, not the axis, brings the limits up to date
     low, high = sorted(axis.axes.get_xlim() if axis.axis_name == "x" else axis.axes.get_ylim())
@@ -133,11 +134,11 @@ def plain_log_axis(axis: Any) -> None:
     )
     subs = tuple(map(float, range(1, 10))) if high / low < 2.5 else subs
     if high / low < 1.4:
-        from matplotlib.ticker import MaxNLocator
-
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     else:
-        axis.set_major_locator(LogLocator(10, subs))
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        axis.set_major_locator(FixedLocator([sub * 10.0**decade for decade in decades for sub in subs]))
+        axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     axis.set_minor_formatter(NullFormatter())
 

@@ -157,7 +157,7 @@ def _line(
         [point.mean * scale for point in several],
         yerr=[(point.std or 0.0) * scale for point in several],
         fmt="none",
-        ecolor=colour,
+        color=colour,
         elinewidth=1.1,
         capsize=3,
         zorder=2,
