@@ -36,8 +36,8 @@ def test_of_two_nodes_the_worse_is_held_to_the_better() -> None:
 
 
 def test_reads_and_shared_memory_may_vary_more_than_arithmetic() -> None:
-    report = judged(node("a"), node("b", reads=0.4e8, shm=0.4e9), node("c", reads=0.3e8))
-    assert verdicts(report) == {"a": "ok", "b": "ok", "c": "ok"}  # the median of reads is b's
+    report = judged(node("a"), node("b", reads=0.4e8, shm=0.4e9), node("c"), node("d"))
+    assert set(verdicts(report).values()) == {"ok"}
     assert verdicts(judged(node("a"), node("b"), node("c", reads=0.3e8)))["c"] == "slow"
 
 
