@@ -129,7 +129,7 @@ class Supervisor:
             entry, signs = self._attempt(nodes)
             action, code = self._settle(entry, signs)
             if action == "requeue":
-                return self._requeue()
+                return self._requeue(done=signs.requeued)
             if action != "respawn":
                 return code
 
@@ -214,7 +214,7 @@ class Supervisor:
         ):  # a bare `scancel -s USR2`: a checkpoint was wanted, and the run has not been told to end
             return "respawn" if signs.status is not None and signs.status.reason == "SIGUSR2" else "none"
         if cause in {"time_limit", "preempted"}:
-            return "none" if signs.requeued else "requeue"
+            return "requeue"
         if self.heard.terminated:
             return "none"
         if cause == "node_lost":
@@ -230,25 +230,13 @@ class Supervisor:
         while time.monotonic() < until and not self.heard.terminated and not self.heard.warned:
             time.sleep(_POLL_S)
 
-    def _requeue(self) -> int:
-        """Put the job back into the queue, away from bad nodes. Slurm then ends this process."""
+    def _requeue(self, *, done: bool) -> int:
+        """Put the job back into the queue, unless that is done, away from bad nodes. Slurm then ends this process."""
         job, orders = self.allocation, self.orders
         before = job.slurm_job()
         needed = len(job.nodes)
         avoid = to_avoid(orders.run_root, before.excluded if before else "", needed)
-        problem = ""
-        for _ in range(3):
-            try:
-                slurm.requeue(job.job)
-                problem = ""
-                break
-            except VitDistError as error:
-                problem = str(error)
-                now = job.slurm_job()
-                if now is not None and (now.restarts or 0) > job.restart:
-                    problem = ""  # Slurm has done so itself
-                    break
-                time.sleep(1.0)
+        problem = "" if done else _queue_again(job)
         if problem:
             log(
                 f"  supervisor: the job could not be queued again: {problem}. What was saved is whole; `vit-dist "
@@ -283,6 +271,22 @@ class Supervisor:
         with path.open("a") as out:
             code = subprocess.call(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         log(f"  supervisor: preflight {'passed' if code == 0 else f'has findings (exit code {code})'}; see {path}")
+
+
+def _queue_again(job: Allocation) -> str:
+    """Ask Slurm to put the job back into the queue. Returns what is in the way, or ''."""
+    problem = ""
+    for _ in range(3):
+        try:
+            slurm.requeue(job.job)
+        except VitDistError as error:
+            problem = str(error)
+            now = job.slurm_job()
+            if now is None or (now.restarts or 0) <= job.restart:
+                time.sleep(1.0)
+                continue
+        return ""
+    return problem
 
 
 _FOLLOWS = {
@@ -339,13 +343,12 @@ class Step:
         return {**os.environ, **place}
 
     def _wait(self, process: subprocess.Popen[bytes]) -> int:
-        leave_at, ask_at, ended_at = self._leave_at(), time.monotonic() + 60, 0.0
+        leave_at, ask_at, ended_at, minded = self._leave_at(), time.monotonic() + 60, 0.0, self.heard.warned
         while process.poll() is None:
             time.sleep(_POLL_S)
             now = time.monotonic()
-            due = time.time() >= leave_at or (self.heard.warned and leave_at == float("inf"))
-            if not self.asked and due:
-                leave_at = self._leave_at()  # a person may have given the job more time
+            if not self.asked and (time.time() >= leave_at or self.heard.warned != minded):
+                leave_at, minded = self._leave_at(), self.heard.warned  # a person may have given the job more time
                 if time.time() >= leave_at:
                     self.asked = "time_limit"
                     log("  supervisor: Slurm will end the job soon (time limit, or preemption): save and end")
@@ -358,9 +361,12 @@ class Step:
     def _leave_at(self) -> float:
         """When the ranks are to save and end, seconds since 1970.
 
-        Slurm's own signal comes up to a minute early, and then too late: it counts where Slurm does not tell the end.
+        Slurm's own signal comes up to a minute early, and then too late. It counts where Slurm does not tell the end,
+        and where it says that the job is preempted: some sites send it then, others end the steps with SIGTERM.
         """
         job = self.allocation.slurm_job()
+        if job is not None and job.preempted is not None:
+            return 0.0
         if job is None or job.end is None:
             return 0.0 if self.heard.warned else float("inf")
         length = job.end - job.start if job.start is not None else float("inf")
