@@ -79,7 +79,7 @@ def test_what_may_be_several_runs_is_an_error_that_lists_them(tmp_path: Path) ->
         find_run("vti", [tmp_path])
 
 
-@pytest.mark.parametrize("wanted", ["", "$(id)", "a\nb", "../..", "'; rm -rf /", "*", "12;13"])
+@pytest.mark.parametrize("wanted", ["", "$(id)", "a\nb", "../nowhere", "'; rm -rf /", "*", "12;13"])
 def test_a_strange_name_is_only_a_name(wanted: str, tmp_path: Path) -> None:
     make_run(tmp_path / "vit")
     with pytest.raises(ConfigError):
