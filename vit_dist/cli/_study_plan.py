@@ -195,7 +195,8 @@ def _summary(console: Console, paid: Sequence[Expense], states: dict[str, str], 
         unknown = sum(e.flops is None for e in some)
         more = f" and {unknown} runs of unknown cost" if unknown else ""
         hours = _hours(rate.hours(flops) or 0.0).replace(" h", " device-hours").replace(" s", " device-seconds")
-        amount = f"{format_flops(flops)}, {hours}, {format_bytes(read)} read"
+        of_bytes = f", {format_bytes(read)} read" if any(e.num_bytes is not None for e in some) else ""
+        amount = f"{format_flops(flops)}, {hours}{of_bytes}"
         console.print(f"{what + ':':<6} {len(some)} runs, {amount}{more}", markup=False)
     console.print(f"hours: {rate.source}", markup=False)
     if any(e.num_bytes is None for e in paid):
