@@ -36,6 +36,12 @@ _VARIABLES = {
     SURFACE: "--surface",
     **{colour: f"--c{i}" for i, colour in enumerate(COLOURS)},
 }
+# Marks within a decade of a logarithmic axis, by how far apart its ends are at most; the last that fits counts.
+_LADDERS: dict[float, tuple[float, ...]] = {
+    60: (1, 2, 5),
+    12: (1, 1.5, 2, 3, 5, 7),
+    2.5: (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9),
+}
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -129,11 +135,11 @@ def plain_log_axis(axis: Any) -> None:
     low, high = sorted(axis.axes.get_xlim() if axis.axis_name == "x" else axis.axes.get_ylim())
     if high / low > 3000:
         return
-    subs: tuple[float, ...] = (
-        (1.0, 2.0, 3.0, 5.0, 7.0) if high / low < 6 else (1.0, 2.0, 5.0) if high / low < 60 else (1.0, 3.0)
-    )
-    subs = tuple(map(float, range(1, 10))) if high / low < 2.5 else subs
-    if high / low < 1.4:
+    ratio = high / low
+    subs: tuple[float, ...] = (1, 3)
+    for limit, ladder in _LADDERS.items():
+        subs = ladder if ratio < limit else subs
+    if ratio < 1.4:
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     else:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
