@@ -96,6 +96,41 @@ def listening() -> Iterator[Heard]:
 
 
 @dataclass
+class Guard:
+    """The step on another node that notices when this one dies; see launcher/guard.py."""
+
+    node: str
+    process: subprocess.Popen[bytes]
+
+    @classmethod
+    def post(cls, job: Allocation, node: str, orders: Orders) -> Guard:
+        """Start it."""
+        log_file = str(orders.run_dir / "logs" / "guard.log").replace("%", "%%")
+        options = ["--overlap", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", f"--nodelist={node}"]
+        command = [sys.executable, "-P", "-m", "launcher.guard", job.job, str(job.restart)]
+        devnull = subprocess.DEVNULL
+        return cls(
+            node,
+            subprocess.Popen(
+                [orders.srun[0], *options, f"--output={log_file}", *command],
+                stdin=devnull,
+                stdout=devnull,
+                stderr=devnull,
+            ),
+        )
+
+    def stop(self) -> None:
+        """End it."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+@dataclass
 class Supervisor:
     """One start of a job: one attempt after another on its nodes, until something else must happen."""
 
@@ -103,6 +138,7 @@ class Supervisor:
     allocation: Allocation
     heard: Heard
     gone: dict[str, str] = field(default_factory=dict)
+    guard: Guard | None = None
     started: bool = False
     """Whether a step has run in this start of the job."""
 
@@ -123,8 +159,17 @@ class Supervisor:
             return 0
         if orders.preflight:
             self._preflight()
+        try:
+            return self._attempts()
+        finally:
+            if self.guard is not None:
+                self.guard.stop()
+
+    def _attempts(self) -> int:
+        orders, job = self.orders, self.allocation
         while True:
             self.gone.update(lost_nodes(job.nodes, knock=False))
+            self._post_guard()
             nodes = choose(job, orders.nodes, orders.run_root, self.gone)
             entry, signs = self._attempt(nodes)
             action, code = self._settle(entry, signs)
@@ -167,7 +212,7 @@ class Supervisor:
             preempted=told_job is not None and told_job.preempted is not None,
             terminated=self.heard.terminated,
             requeued=told_job is not None and (told_job.restarts or 0) > job.restart,
-            overdue=told_job is not None and told_job.end is not None and now >= told_job.end - 1,
+            overdue=told_job is not None and _overdue(told_job, now),
             lost_nodes=tuple(lost.items()),
         )
 
@@ -254,6 +299,18 @@ class Supervisor:
                     break
                 time.sleep(0.2)
         return 0
+
+    def _post_guard(self) -> None:
+        """Where the job has spares: have its batch host watched from another node, and from yet another if that dies."""
+        job = self.allocation
+        others = [n for n in job.nodes if n not in self.gone and n != os.environ.get("SLURMD_NODENAME", job.nodes[0])]
+        if len(job.nodes) <= self.orders.nodes or not others:
+            return
+        if self.guard is not None and self.guard.node in others and self.guard.process.poll() is None:
+            return
+        if self.guard is not None:
+            self.guard.stop()
+        self.guard = Guard.post(job, others[-1], self.orders)
 
     def _preflight(self) -> None:
         """Test the nodes; what is found goes to the list of bad nodes, and `choose` passes those over."""
@@ -388,6 +445,11 @@ class Step:
             log(f"  supervisor: srun has not ended {format_seconds(now - ended_at)} after its ranks; it is killed")
             process.kill()
         return ended_at
+
+
+def _overdue(job: slurm.Job, now: float) -> bool:
+    """Whether a job's time limit has passed. Its end would not tell: that of a job that is cancelled is now."""
+    return job.start is not None and job.time_limit is not None and now >= job.start + job.time_limit - 1
 
 
 def is_cancelled(run_dir: Path, allocation: Allocation) -> bool:

@@ -168,7 +168,7 @@ def it_is_cancelled(site: Site) -> Row:
     run.saved(SAVE_EVERY)
     first = run.job
     site.cluster.run("scancel", first)
-    assert run.end() == "CANCELLED"
+    assert run.end() == "CANCELLED", run.text()
     wait_for("no process is left", lambda: not job_processes(site.cluster), 60, run.text)
     done = vit_dist("resume", str(run.dir))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -304,7 +304,9 @@ def an_array_is_throttled(site: Site) -> Row:
     (site.folder / "pace").write_text(str(SLOW_S))
     study = site.folder / "grid.yaml"
     recipe = recipe_file(site.folder, site.train)
-    study.write_text(f"name: grid\nrecipe: {recipe}\nfamilies:\n  vit: {{model: vit-test}}\nseeds: [0, 1, 2, 3]\n")
+    study.write_text(
+        f"name: grid\nrecipe: {recipe}\nfamilies:\n  vit: {{model: vit-test}}\nsubsets: [all]\nseeds: [0, 1, 2, 3]\n"
+    )
     words = ["study", "submit", str(study), "--cluster", str(site.cluster_file()), "--max-parallel", "1"]
     done = vit_dist(*words)
     assert done.returncode == 0, done.stdout + done.stderr
