@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vit_dist.compare.rows import Row
 from vit_dist.core.errors import DataError
@@ -40,7 +41,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             colour = COLOURS.get(family, "#009E73")
             axis.scatter(xs, ys, label=family, color=colour, marker=MARKERS.get(family, "^"), s=36, zorder=3)
             for row, x, y in zip(mine, xs, ys, strict=True):
-                axis.annotate(row.model, (x, y), (5, 3), textcoords="offset points", fontsize=7, color=colour)
+                # ViTs lie beside hybrids of their own size: their names go to the other side.
+                place, side = ((-6, -3), "right") if family == "vit" else ((6, -3), "left")
+                style: Any = {"textcoords": "offset points", "fontsize": 7, "color": colour, "ha": side}
+                axis.annotate(row.model, (x, y), place, **style)
         axis.set(xscale="log", yscale="log", xlabel=label, ylabel="training GFLOPs an image")
         axis.grid(alpha=0.25, which="both", linewidth=0.5)
         axis.margins(x=0.15)
