@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,8 @@ def a_node_dies(site: Site, *, batch_host: bool = False, orphans: bool = False) 
         "a node dies" + (", the batch script's" if batch_host else "") + (", what it ran lives on" if orphans else "")
     )
     row = Row(name, "kill -9 of slurmd, slurmstepd" + (" alone" if orphans else " and all tasks"))
-    run = site.submit()
+    # Orphans train on until Slurm calls their node down: the run must be longer than that takes.
+    run = site.submit(pace=1.0 if orphans else SLOW_S)
     run.saved(SAVE_EVERY)
     node = run.nodes[0 if batch_host else 1]
     before = run.job
@@ -280,9 +281,13 @@ def a_rank_stands_still(site: Site) -> Row:
 
 
 def it_goes_on_with_other_nodes(site: Site) -> Row:
-    """stop, resume on 3 nodes, stop, resume on 1: the same order of examples, weights within rounding."""
-    row = Row("other node counts", "2 nodes, stop, 3 nodes, stop, 1 node")
-    run = site.submit()
+    """stop, resume on 3 nodes, stop, resume on 1: the same order of examples, weights within rounding (fp32)."""
+    row = Row("other node counts", "2 nodes, stop, 3 nodes, stop, 1 node; fp32")
+    recipe = recipe_file(site.folder, site.train, "precision: fp32")
+    alone = site.folder / "alone"
+    Attempt(recipe, alone, 2).finish(240)
+    site = replace(site, whole=alone)
+    run = site.submit(recipe=recipe)
     for attempt, (nodes, step) in enumerate(((3, SAVE_EVERY), (1, 2 * SAVE_EVERY)), 1):
         run.trained(step + 1, attempt=attempt)
         done = vit_dist("stop", str(run.dir))

@@ -33,9 +33,11 @@ def test_a_cut_link_costs_a_node_and_no_step(tmp_path: Path, small_set: str, mon
         network.cut("n2")
         gone_after_node(site, run, row, "n2", began)
         wait_for("the rank behind the cut has left", lambda: not Path(f"/proc/{orphan.pid}").exists(), 120, run.text)
+        run.let_go()
+        assert run.end() == "COMPLETED", run.text()
+        network.mend("n2")  # slurmstepd behind the cut waits for it, to tell its end
         finish(row, run, site, ["node_lost", "done"])
         assert "n2" not in run.ledger[1].nodes
-        network.mend("n2")
         wait_for("the node is back", lambda: cluster.node_states().get("n2") == "idle", 180, cluster.logs)
         settle(cluster)
         print(row)
