@@ -301,7 +301,7 @@ class Supervisor:
         return 0
 
     def _post_guard(self) -> None:
-        """Where the job has spares: have its batch host watched from another node, and from yet another if that dies."""
+        """Where the job has spares, have its batch host watched from another node; from yet another if that dies."""
         job = self.allocation
         others = [n for n in job.nodes if n not in self.gone and n != os.environ.get("SLURMD_NODENAME", job.nodes[0])]
         if len(job.nodes) <= self.orders.nodes or not others:
