@@ -342,7 +342,10 @@ def an_array_is_throttled(site: Site) -> Row:
         Attempt(run_dir, alone, 1).finish(240)
         check_files(run_dir.parent, alone)
         causes += [entry.cause for entry in read_ledger(run_dir.parent)]
-    assert sorted(causes) == ["done"] * 4 + ["rank_lost"], causes
+    assert causes.count("done") == 4, causes
+    # A rank that was killed before it had begun has not been lost.
+    assert {c for c in causes if c != "done"} <= {"rank_lost", "start_failed"}, causes
+    assert len(causes) == 5, causes
     row.causes = causes
     return row
 
