@@ -56,7 +56,7 @@ class Bench:
         """Seconds of one forward pass."""
         self._model.eval()
         with torch.no_grad():
-            return self._timed(self._logits)
+            return timed_step(self._logits, self._device)
 
     def train(self) -> float:
         """Seconds of one forward and backward pass and step of AdamW."""
@@ -68,23 +68,26 @@ class Bench:
             torch.autograd.backward(loss)
             self._optimizer.step()
 
-        return self._timed(step)
+        return timed_step(step, self._device)
 
     def _logits(self) -> Tensor:
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._half):
             logits: Tensor = self._model(self._images)
         return logits
 
-    def _timed(self, work: Callable[[], Any]) -> float:
-        self._wait()
-        begin = time.perf_counter()
-        work()
-        self._wait()
-        return time.perf_counter() - begin
 
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+def timed_step(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds until what `work` does on a device is done."""
+    _wait(device)
+    begin = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - begin
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def measure(benches: Mapping[str, Bench], rounds: int) -> dict[str, Speed]:

@@ -44,6 +44,21 @@ def pretraining_compute() -> list[PaperLine]:
     return lines
 
 
+@dataclass(frozen=True)
+class PaperCost:
+    """A row of Table 6: a model, its epochs on JFT-300M, and what they cost."""
+
+    model: str
+    epochs: int
+    exaflops: float
+
+
+def table6() -> list[PaperCost]:
+    """What the pretrainings of Table 6 cost, in its order."""
+    rows = _rows("table6_jft_scaling.csv")
+    return [PaperCost(row["model"], int(row["epochs"]), float(row["exaflops"])) for row in rows]
+
+
 def _rows(name: str) -> list[dict[str, str]]:
     with (Path(__file__).parent / name).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
