@@ -45,7 +45,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(own)
 
     from launcher.allocation import read_allocation
-    from launcher.batch import Orders, Supervisor, listening
+    from launcher.batch import Supervisor
+    from launcher.step import Orders, listening
     from vit_dist.core.errors import ConfigError
 
     if not srun or not rank:
