@@ -12,7 +12,7 @@ JOBS ?= 2
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo study test check bench drill dev-cluster clean
+.PHONY: help setup demo study test check bench drill big dev-cluster clean
 
 help:
 	@echo "make demo    set up, pack real images, train through DeepSpeed, draw accuracy against data (minutes)"
@@ -21,6 +21,7 @@ help:
 	@echo "make check   format, lint, types, imports"
 	@echo "make bench   the benchmarks, each a ratio measured in one run"
 	@echo "make drill   the long drills: minutes to hours"
+	@echo "make big     ViT-L, ViT-H, R152x2 and R50+ViT-L of full size, a few steps each, on this machine (20 GB, an hour)"
 	@echo "make dev-cluster   a real Slurm of three nodes on this machine, to try submit, status and the rest on"
 	@echo "make setup   the environment in $(VENV) alone"
 
@@ -61,7 +62,7 @@ study: setup
 	$(BIN)/vit-dist study report fashion-mnist
 
 test: setup
-	$(BIN)/python -m pytest -m "not drill"
+	$(BIN)/python -m pytest -m "not drill and not big"
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -75,6 +76,11 @@ bench: setup
 
 drill: setup
 	$(BIN)/python -m pytest -m drill --timeout 7200 -s
+
+big: setup
+	@rm -f runs/drills/big.md
+	$(BIN)/python -m pytest -m big -s
+	@cat runs/drills/big.md
 
 dev-cluster: setup
 	@$(BIN)/python slurm/dev-cluster/dev_cluster.py up --nodes 3
