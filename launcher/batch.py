@@ -97,7 +97,8 @@ class Supervisor:
         status = own_status(orders.run_dir, before)
         told_job = job.slurm_job() if code or status is None or status.status != "done" else None
         lost: Mapping[str, str] = {}
-        if code or self.heard.terminated:  # Slurm ends a whole job for the loss of one node
+        requeued = told_job is not None and (told_job.restarts or 0) > job.restart
+        if code or self.heard.terminated or requeued:  # Slurm ends a whole job for the loss of one node
             lost = lost_nodes(nodes, knock=True)
         now = time.time()
         return entry, Signs(
@@ -108,7 +109,7 @@ class Supervisor:
             cancelled=is_cancelled(orders.run_dir, job),
             preempted=told_job is not None and told_job.preempted is not None,
             terminated=self.heard.terminated,
-            requeued=told_job is not None and (told_job.restarts or 0) > job.restart,
+            requeued=requeued,
             overdue=told_job is not None and _overdue(told_job, now),
             lost_nodes=tuple(lost.items()),
         )
@@ -155,7 +156,7 @@ class Supervisor:
             cause == "stopped"
         ):  # a bare `scancel -s USR2`: a checkpoint was wanted, and the run has not been told to end
             return "respawn" if signs.status is not None and signs.status.reason == "SIGUSR2" else "none"
-        if cause in {"time_limit", "preempted"}:
+        if cause in {"time_limit", "preempted"} or signs.requeued:
             return "requeue"
         if self.heard.terminated:
             return "none"

@@ -83,9 +83,9 @@ def judge(signs: Signs) -> tuple[str, str]:
         return "time_limit", "saved before the time limit" if said == "stopped" else "the ranks did not end in time"
     if signs.lost_nodes:
         return "node_lost", "; ".join(f"{node} {what}".strip() for node, what in signs.lost_nodes)
+    if signs.requeued:  # also where this process was told nothing, on a node that Slurm has given up
+        return "preempted", "Slurm has queued the job again"
     if signs.terminated:
-        if signs.requeued:
-            return "preempted", "Slurm has queued the job again"
         return ("time_limit", "ended by Slurm") if signs.overdue else ("cancelled", "Slurm ended the job")
     if signs.code == 0 and said == "stopped":
         return "stopped", reason
