@@ -159,7 +159,7 @@ class Supervisor:
         if cause in {"time_limit", "preempted"} or signs.requeued:
             return "requeue"
         if self.heard.terminated:
-            return "none"
+            return "requeue" if cause == "node_lost" else "none"
         if cause == "node_lost":
             left = choose(self.allocation, self.orders.nodes, self.orders.run_root, self.gone)
             return "requeue" if left is None else "respawn"
