@@ -86,7 +86,7 @@ dev-cluster: setup
 	@$(BIN)/python slurm/dev-cluster/dev_cluster.py up --nodes 3
 	@echo
 	@echo "next:  . $(BIN)/activate; eval \"\$$($(BIN)/python slurm/dev-cluster/dev_cluster.py env)\""
-	@echo "       vit-dist submit demo --cluster dev --nodes 2"
+	@echo "       vit-dist submit demo --cluster dev --nodes 2      (make demo packs its images)"
 	@echo "       vit-dist status --watch"
 	@echo "       $(BIN)/python slurm/dev-cluster/dev_cluster.py kill n2      a node dies; revive n2 brings it back"
 	@echo "end:   $(BIN)/python slurm/dev-cluster/dev_cluster.py down"
