@@ -129,7 +129,7 @@ class Supervisor:
             entry,
             cause=cause,
             action=action,
-            code=signs.code,
+            code=signs.failure.code if signs.failure is not None else signs.code,  # not that of peers that srun ended
             status=status,
             detail=detail,
             excluded=excluded,
