@@ -204,6 +204,11 @@ def _of_this_attempt(files: RunFiles, job: Job) -> bool:
 
 def _ended(files: RunFiles, job: Job | None, said: str, reason: str) -> tuple[str, str]:
     last = files.attempts[-1] if files.attempts else None
+    if last is not None and files.job_id and last.job != files.job_id:  # this job never began an attempt
+        if files.cancelled:
+            return "cancelled", "on request"
+        if job is not None and job.state == "CANCELLED":
+            return "cancelled", "by scancel"
     if last is not None and not last.open and last.ended is not None and last.ended >= number(files.status, "time") - 5:
         words = last.detail or reason or last.cause.replace("_", " ")
         if last.action == "give_up":

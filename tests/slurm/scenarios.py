@@ -381,5 +381,5 @@ SCENARIOS: dict[str, Callable[[Any], Row]] = {
     "other-nodes": it_goes_on_with_other_nodes,
     "array": an_array_is_throttled,
 }
-QUICK = ("rank", "node", "preempted", "cancelled")
+QUICK = ("rank", "node", "cancelled")
 __all__ = ["QUICK", "SCENARIOS", "Row", "check_ledger", "last_step"]
