@@ -148,8 +148,8 @@ def a_higher_partition_preempts(site: Site) -> Row:
 
 def the_time_limit_comes(site: Site) -> Row:
     """A run longer than its jobs may be: each saves before the limit and is queued again, several times."""
-    row = Row("time limit", "a time limit of 2 minutes, steps of 2 seconds")
-    run = site.submit(pace=2.0, time_limit="00:02:00", signal_lead="60s")
+    row = Row("time limit", "a time limit of 2 minutes, steps of 5 seconds")
+    run = site.submit(pace=5.0, time_limit="00:02:00", signal_lead="60s")
     run.trained(1, attempt=3, timeout=500)
     run.let_go()
     assert run.end() == "COMPLETED", run.text()
