@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vit_dist.core.errors import RunError
+from vit_dist.core.files import append_json
 
 NAME = ".bad-nodes.jsonl"
 KEEP_S = 24 * 3600.0
@@ -93,14 +93,8 @@ def _read(path: Path) -> list[BadNode]:
 
 def _append(run_root: Path, entry: BadNode) -> None:
     path = run_root / NAME
-    line = json.dumps(asdict(entry)) + "\n"
     try:
         run_root.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as file:
-            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-                line = "\n" + line  # after a line that was cut short
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        append_json(path, asdict(entry))
     except OSError as error:
         raise RunError(f"{path}: the list of bad nodes cannot be written: {error.strerror}") from None

@@ -152,9 +152,7 @@ class Supervisor:
     def _action(self, cause: str, signs: Signs) -> str:
         if cause in {"done", "cancelled", "invalid", "superseded"}:
             return "none"
-        if (
-            cause == "stopped"
-        ):  # a bare `scancel -s USR2`: a checkpoint was wanted, and the run has not been told to end
+        if cause == "stopped":  # by a bare `scancel -s USR2`: a checkpoint was wanted, and not the run's end
             return "respawn" if signs.status is not None and signs.status.reason == "SIGUSR2" else "none"
         if cause in {"time_limit", "preempted"} or signs.requeued:
             return "requeue"

@@ -133,7 +133,7 @@ def first_failure(srun_log: Path) -> Failure | None:
         found.append(Failure(match["node"], match["tasks"].strip(), code, told))
     # srun itself ends the others with SIGTERM, and ranks that miss another one leave with a code of their own.
     causes = [f for f in found if f.code not in (RANK_LOST, 143)]
-    return (causes or found or [None])[0]  # type: ignore[list-item]
+    return next(iter(causes or found), None)
 
 
 def idle_attempts(entries: Sequence[LedgerEntry], job: str) -> int:

@@ -7,7 +7,6 @@ on one machine. An attempt whose supervisor died with it stays open until the ne
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_dist.core.errors import RunError
+from vit_dist.core.files import append_json
 
 NAME = "ledger.jsonl"
 CAUSES = (
@@ -232,14 +232,8 @@ _OF_BEGIN = ("attempt", "begun", "launcher", "job", "restart", "nodes", "devices
 
 def _append(run_dir: Path, entry: Mapping[str, Any]) -> None:
     path = run_dir / NAME
-    line = json.dumps(entry) + "\n"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as file:
-            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-                line = "\n" + line  # after a line that was cut short
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        append_json(path, entry)
     except OSError as error:
         raise RunError(f"{path}: the ledger cannot be written: {error.strerror}") from None

@@ -204,7 +204,7 @@ def _of_this_attempt(files: RunFiles, job: Job) -> bool:
 
 def _ended(files: RunFiles, job: Job | None, said: str, reason: str) -> tuple[str, str]:
     last = files.attempts[-1] if files.attempts else None
-    if last is not None and files.job_id and last.job != files.job_id:  # this job never began an attempt
+    if last is not None and number(files.job, "submitted_at") > last.begun:  # the job has begun no attempt
         if files.cancelled:
             return "cancelled", "on request"
         if job is not None and job.state == "CANCELLED":

@@ -25,9 +25,11 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("name", ["ViT-b/32", "R50x1", "R50+ViT-B/32"])
-def test_what_torch_counts_is_what_the_arithmetic_says(name: str) -> None:
-    config = model_config(name)
+@pytest.mark.parametrize(
+    ("name", "settings"), [("ViT-b/32", []), ("ViT-b/32", ["pool=map"]), ("R50x1", []), ("R50+ViT-B/32", [])]
+)
+def test_what_torch_counts_is_what_the_arithmetic_says(name: str, settings: list[str]) -> None:
+    config = model_config(name, settings)
     found, expected = count(config, num_classes=10, image_size=64), model_cost(config, num_classes=10, image_size=64)
     assert expected is not None
     assert (found.params, found.macs) == (expected.params, expected.macs)

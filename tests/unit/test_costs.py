@@ -17,7 +17,7 @@ POSITIONS = ("learned", "learned-2d", "relative", "sincos", "conditional", "none
 
 
 def compare(name: str, image_size: int, **changes: Any) -> None:
-    from vit_dist.train.attempt import count_macs
+    from vit_dist.models._macs import count_macs
 
     cls, defaults = MODELS.lookup(name)
     config: Any = cls.model_validate({**defaults, **changes})

@@ -98,6 +98,20 @@ def test_roots_are_those_given_else_the_usual_ones(tmp_path: Path, monkeypatch: 
         run_roots(["nowhere"])
 
 
+def test_a_job_that_is_cancelled_before_it_begins_leaves_a_cancelled_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", "stopped", job="5")
+    end(run, "stopped", "none")
+    assert state(run)[0] == "stopped"
+    (run / "job.json").write_text(json.dumps({"job": "6", "submitted_at": NOW + 10}))
+    assert state(run, Job("6", "CANCELLED")) == ("cancelled", "by scancel")
+    (run / "cancel").write_text(json.dumps({"job": "6"}))
+    assert state(run, Job("6", "CANCELLED")) == ("cancelled", "on request")
+    append_begin(run, attempt=2, launcher="local", devices=1, step=300, at=NOW + 20)  # on this machine, afterwards
+    end(run, "crashed", "none", detail="no memory", at=NOW + 30)
+    (run / "status.json").write_text(json.dumps({**found_status(run), "status": "failed", "time": NOW + 30}))
+    assert state(run, Job("6", "CANCELLED"))[0] == "failed"
+
+
 def test_the_state_of_a_job_that_waits_or_runs_comes_from_slurm(tmp_path: Path) -> None:
     run = make_run(tmp_path / "r", "running", job="5")
     assert state(run, Job("5", "PENDING", "Priority")) == ("waiting", "Priority")

@@ -25,6 +25,70 @@ from vit_dist.data.pack.run import BAD_LIST, PackResult
 
 def main(argv: list[str]) -> int:
     """Pack a source."""
+    args = _parser().parse_args(argv)
+    if args.quality is not None and args.quality > 100:
+        raise ConfigError(f"--quality {args.quality}: JPEG quality goes from 1 to 100")
+
+    if not is_remote(args.source) and not is_remote(args.dest):
+        source, dest = local_path(args.source).resolve(), local_path(args.dest).resolve()
+        if dest == source or source in dest.parents:
+            raise ConfigError(
+                f"{args.dest}: lies inside {args.source}, from which it is packed; choose another directory"
+            )
+
+    if args.cluster:
+        from vit_dist.cli._data_pack_jobs import submit_pack
+
+        return submit_pack(args, argv)
+    alone = [name for name in ("parts", "max_parallel", "time", "run_root", "dry_run") if getattr(args, name)]
+    if alone:
+        raise ConfigError(f"--{alone[0].replace('_', '-')}: means something with --cluster only")
+    return _pack_here(args)
+
+
+def _pack_here(args: argparse.Namespace) -> int:
+    from vit_dist.data.pack.choose import SourceOptions, open_source
+    from vit_dist.data.pack.run import PackOptions, pack
+    from vit_dist.data.pack.shards import ImageOptions
+    from vit_dist.data.pack.sources import read_classes
+
+    reading = SourceOptions(
+        kind=args.kind,
+        split_name=args.split_name,
+        image_field=args.image_field,
+        label_field=args.label_field,
+        key_field=args.key_field,
+        labels=args.labels,
+        classes=read_classes(args.classes) if args.classes else (),
+        num_classes=args.num_classes,
+    )
+    options = PackOptions(
+        samples_per_shard=args.samples_per_shard,
+        bytes_per_shard=args.bytes_per_shard,
+        seed=args.seed,
+        val=args.val or None,
+        images=ImageOptions(args.resize_shorter, args.resize_longer, args.quality, args.upright),
+        name=args.name,
+    )
+    result = pack(
+        lambda scratch: open_source(args.source, scratch, reading),
+        args.dest,
+        options,
+        max_bad=args.max_bad,
+        num_workers=args.workers or default_workers(),
+        part=args.part,
+        work=args.work_dir,
+        force=args.force,
+        say=say,
+    )
+    if args.part:
+        out(f"part {args.part[0]}/{args.part[1]} is packed; when all are, run: vit-dist data merge {args.dest}\n")
+    else:
+        _report(result, args.dest)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     p = parser(
         "pack",
         "Pack labelled images into globally shuffled WebDataset tars, with a manifest and sample indexes.",
@@ -94,64 +158,7 @@ is given. The command may be killed and started again: it goes on. Packing twice
     on_slurm.add_argument("--time", metavar="LIMIT", help="time limit of a part (the cluster's)")
     on_slurm.add_argument("--run-root", metavar="DIR", help="for scripts and logs (the cluster's run_root, or runs)")
     on_slurm.add_argument("--dry-run", action="store_true", help="print the scripts; needs no Slurm")
-    args = p.parse_args(argv)
-    if args.quality is not None and args.quality > 100:
-        raise ConfigError(f"--quality {args.quality}: JPEG quality goes from 1 to 100")
-
-    if not is_remote(args.source) and not is_remote(args.dest):
-        source, dest = local_path(args.source).resolve(), local_path(args.dest).resolve()
-        if dest == source or source in dest.parents:
-            raise ConfigError(
-                f"{args.dest}: lies inside {args.source}, from which it is packed; choose another directory"
-            )
-
-    if args.cluster:
-        from vit_dist.cli._data_pack_jobs import submit_pack
-
-        return submit_pack(args, argv)
-    alone = [name for name in ("parts", "max_parallel", "time", "run_root", "dry_run") if getattr(args, name)]
-    if alone:
-        raise ConfigError(f"--{alone[0].replace('_', '-')}: means something with --cluster only")
-
-    from vit_dist.data.pack.choose import SourceOptions, open_source
-    from vit_dist.data.pack.run import PackOptions, pack
-    from vit_dist.data.pack.shards import ImageOptions
-    from vit_dist.data.pack.sources import read_classes
-
-    reading = SourceOptions(
-        kind=args.kind,
-        split_name=args.split_name,
-        image_field=args.image_field,
-        label_field=args.label_field,
-        key_field=args.key_field,
-        labels=args.labels,
-        classes=read_classes(args.classes) if args.classes else (),
-        num_classes=args.num_classes,
-    )
-    options = PackOptions(
-        samples_per_shard=args.samples_per_shard,
-        bytes_per_shard=args.bytes_per_shard,
-        seed=args.seed,
-        val=args.val or None,
-        images=ImageOptions(args.resize_shorter, args.resize_longer, args.quality, args.upright),
-        name=args.name,
-    )
-    result = pack(
-        lambda scratch: open_source(args.source, scratch, reading),
-        args.dest,
-        options,
-        max_bad=args.max_bad,
-        num_workers=args.workers or default_workers(),
-        part=args.part,
-        work=args.work_dir,
-        force=args.force,
-        say=say,
-    )
-    if args.part:
-        out(f"part {args.part[0]}/{args.part[1]} is packed; when all are, run: vit-dist data merge {args.dest}\n")
-    else:
-        _report(result, args.dest)
-    return 0
+    return p
 
 
 def merge_main(argv: list[str]) -> int:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from vit_dist.models import ModelConfig
 from vit_dist.models._base import Checkpointing, ImageModel
+from vit_dist.models._macs import count_macs
 
 BYTES_A_PARAMETER = {"bf16": 2 + 2 + 12, "fp32": 4 + 4 + 8}
 """On one device without sharding: weights, gradients, and AdamW's moments (bf16: with the fp32 weights)."""
@@ -43,7 +43,7 @@ def count(config: ModelConfig, *, num_classes: int, image_size: int, precision: 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     with torch.device("meta"):
         model = config.build(num_classes=num_classes, image_size=image_size)
-    params, macs = sum(p.numel() for p in model.parameters()), _macs(model.eval(), image_size)
+    params = sum(p.numel() for p in model.parameters())
     kept = {}
     modes: tuple[Checkpointing, Checkpointing] = ("none", "full")
     # Fake tensors have a device, and so the fused attention of one; on the meta device attention keeps its weights.
@@ -55,7 +55,7 @@ def count(config: ModelConfig, *, num_classes: int, image_size: int, precision: 
             kept[mode] = _saved(model, 2, image_size, dtype) - _saved(model, 1, image_size, dtype)
     return Counted(
         params=params,
-        macs=macs,
+        macs=count_macs(config, num_classes, image_size),
         activations=kept["none"],
         checkpointed=kept["full"],
     )
@@ -88,11 +88,3 @@ def _saved(model: ImageModel, images: int, image_size: int, dtype: torch.dtype) 
     held = sum(storage.nbytes() for storage in storages.values())
     del logits
     return int(held)
-
-
-def _macs(model: ImageModel, image_size: int) -> int:
-    # On the CPU the counter does not see fused attention; on the meta device it does.
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        model(torch.zeros(1, 3, image_size, image_size, device="meta"))
-    return int(counter.get_total_flops()) // 2

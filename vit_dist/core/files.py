@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,21 @@ def write_bytes(url: str, content: bytes) -> None:
                 temporary.replace(path_)
             finally:
                 temporary.unlink(missing_ok=True)
+
+
+def append_json(path: Path, entry: Mapping[str, Any]) -> None:
+    """Append a line of JSON to a local file, through to the disk; after a line that a crash cut short, on a new one.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    line = (json.dumps(entry) + "\n").encode()
+    with path.open("a+b") as file:
+        if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            line = b"\n" + line
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def exists(url: str) -> bool:

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_dist.core.errors import RunError
-from vit_dist.core.files import write_bytes
+from vit_dist.core.files import append_json, write_bytes
 from vit_dist.core.log import log
 
 
@@ -217,15 +217,9 @@ class RunDir:
 
     def append_attempt(self, entry: Mapping[str, Any]) -> None:
         """Add a line to attempts.jsonl."""
-        line = json.dumps({**entry, "time": time.time()}) + "\n"
         path = self.path / "attempts.jsonl"
         try:
-            with path.open("a+b") as file:
-                if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-                    line = "\n" + line
-                file.write(line.encode())
-                file.flush()
-                os.fsync(file.fileno())
+            append_json(path, {**entry, "time": time.time()})
         except OSError as error:
             raise RunError(f"{path}: cannot be written: {error.strerror}") from None
 

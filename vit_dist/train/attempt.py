@@ -21,13 +21,14 @@ from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import log
 from vit_dist.core.rundir import RunDir
-from vit_dist.core.seeding import hash64
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World, rendezvous
 from vit_dist.data.sets import TrainingSet
 from vit_dist.engines._protocol import Engine, EngineInputs
 from vit_dist.evals import EvalContext
 from vit_dist.models import ModelConfig
+from vit_dist.models._base import seed_weights
+from vit_dist.models._macs import count_macs
 from vit_dist.optim import OptimizerConfig, ScheduleConfig
 from vit_dist.train import checkpoints
 from vit_dist.train.checkpoint_saver import Saver
@@ -42,8 +43,6 @@ from vit_dist.train.plan import Plan, open_training
 from vit_dist.train.probe import make_probe
 from vit_dist.train.run import Run, StopRequest
 from vit_dist.train.state import TrainState
-
-_TAG_WEIGHTS = 0x57454947485453  # "WEIGHTS"
 
 
 class PeerLostError(Exception):
@@ -194,7 +193,7 @@ def build_engine(recipe: Recipe, plan: Plan, world: World, device: torch.device)
     config, optim = recipe.model, recipe.optim
     assert isinstance(config, ModelConfig)
     assert isinstance(optim, OptimizerConfig)
-    torch.manual_seed(hash64(recipe.seed, _TAG_WEIGHTS))
+    seed_weights(recipe.seed)
     model: Any = config.build(num_classes=recipe.data.num_classes, image_size=recipe.data.image_size)
     model.set_activation_checkpointing(_recomputes(recipe))
     num_params = sum(p.numel() for p in model.parameters())
@@ -292,18 +291,6 @@ def stop_requests() -> Iterator[StopRequest]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def count_macs(config: ModelConfig, num_classes: int, image_size: int) -> int:
-    """Multiply-adds of one forward pass of one image, counted by torch on the meta device."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.device("meta"), torch.no_grad():
-        model = config.build(num_classes=num_classes, image_size=image_size).eval().requires_grad_(False)
-        counter = FlopCounterMode(display=False)
-        with counter:
-            model(torch.zeros(1, 3, image_size, image_size))
-    return int(counter.get_total_flops()) // 2
 
 
 def _claim(directory: RunDir, recipe: Recipe, whole: dict[str, Any]) -> None:

@@ -82,7 +82,9 @@ def read_weights(path: Path, wanted: Wanted = Wanted()) -> Weights:
         return _from_named(tensors, metadata, path, wanted)
     if path.suffix in PICKLED:
         return _from_named(_unpickled(path), {}, path, wanted)
-    raise ConfigError(f"{path}: weights in a file of this name are not known; known: {FORMS}, and timm's {PICKLED}")
+    raise ConfigError(
+        f"{path}: weights in a file of this name are not known; known: {FORMS}, and timm's {', '.join(PICKLED)}"
+    )
 
 
 def write_weights(weights: Weights, out: Path | str) -> None:

@@ -1,0 +1,22 @@
+"""Multiply-adds of a model, counted on the model itself; core/costs.py gives the same by arithmetic."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vit_dist.models import ModelConfig
+
+
+def count_macs(config: ModelConfig, num_classes: int, image_size: int) -> int:
+    """Multiply-adds of one forward pass of one image, by torch's FlopCounterMode on the meta device.
+
+    On a real CPU the counter would not see fused attention. The counter hooks into backward passes, and fails on a
+    parameter that is expanded (attention pooling) unless nothing wants a gradient.
+    """
+    with torch.device("meta"), torch.no_grad():
+        model = config.build(num_classes=num_classes, image_size=image_size).eval().requires_grad_(False)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            model(torch.zeros(1, 3, image_size, image_size))
+    return int(counter.get_total_flops()) // 2
