@@ -33,6 +33,7 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int) -> int:
         0 where the run is done or was stopped on request (status.json says which), else the exit code of the rank
         that failed first.
     """
+    RunDir(run_dir).check_free()
     resolved = run_dir / "recipe.yaml"
     if not resolved.exists():  # else the run is another attempt of what stands there, or is refused by the ranks
         write_bytes(str(resolved), recipe_yaml(recipe).encode())
@@ -140,9 +141,9 @@ def _passing_signals_to(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[No
 
 
 def _close_status(directory: RunDir, code: int) -> None:
-    """A rank that was killed could not say so: what still claims to run has failed."""
+    """A rank that was killed could not say so: what still claims to run has failed, unless somebody else runs it."""
     status = directory.status()
-    if code and code != _TAKEN_OVER and status is not None and status.status == "running":
+    if code and code != _TAKEN_OVER and status is not None and status.status == "running" and directory.is_free():
         reason = f"a rank was killed by signal {code - 128}" if code > 128 else f"a rank ended with exit code {code}"
         directory.write_status(
             "failed",

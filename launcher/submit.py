@@ -272,9 +272,7 @@ def _check_free(wish: Wish, directory: Path) -> None:
                 f"{directory}: job {job} of this run is {found.state.lower()}; follow it with `vit-dist status "
                 f"{directory}`, end it with `vit-dist stop {directory}` or `vit-dist cancel {directory}`"
             )
-    if directory.is_dir():
-        with run.locked():  # or somebody trains there without Slurm
-            pass
+    run.check_free()  # or somebody trains there without Slurm
 
 
 def _check_shared(root: Path) -> list[str]:

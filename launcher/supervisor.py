@@ -158,9 +158,10 @@ def supervise(
         0 where the run is done or was stopped, else the exit code of the last attempt.
 
     Raises:
-        RunError: given up; says why the attempts ended.
+        RunError: given up (says why the attempts ended), or another attempt runs there.
     """
     directory, idle, causes = RunDir(run_dir), 0, list[str]()
+    directory.check_free()  # or the open line of the attempt that runs would be taken for one that died
     _close_left_open(run_dir)
     while True:
         before = directory.status()

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from launcher.causes import newest_step
-from launcher.supervisor import supervise
+from launcher.ledger import read_ledger
+from launcher.local import _close_status, run_local
+from launcher.supervisor import open_entry, supervise
 from vit_dist.core.errors import RunError
 from vit_dist.core.rundir import RunDir
 from vit_dist.core.world import World
@@ -70,6 +72,31 @@ def test_an_attempt_that_was_taken_over_leaves_the_status_alone(tmp_path: Path) 
     status = run.status()
     assert status is not None
     assert (status.status, status.attempt) == ("running", 2)
+
+
+def test_who_comes_second_leaves_status_and_ledger_of_the_first_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vit_dist.core.rundir.DYING_S", 0.0)
+    run = RunDir(tmp_path)
+    run.write_status("running", 5, 50, attempt=1)
+    entry = open_entry(tmp_path, launcher="local", devices=1)
+    with run.locked():
+        assert not run.is_free()
+        _close_status(run, 1)
+        with pytest.raises(RunError, match="another attempt is running in this directory"):
+            supervise(None, tmp_path, scripted([]), give_up_after=1)  # type: ignore[arg-type]
+        with pytest.raises(RunError, match="another attempt is running in this directory"):
+            run_local(None, tmp_path, nproc=1)  # type: ignore[arg-type]
+    status = run.status()
+    assert status is not None
+    assert status.status == "running"
+    assert [e.open for e in read_ledger(tmp_path)] == [True]
+    assert entry.attempt == 1
+    _close_status(run, 137)
+    closed = run.status()
+    assert closed is not None
+    assert (closed.status, closed.reason) == ("failed", "a rank was killed by signal 9")
 
 
 def commit(run_dir: Path, step: int) -> None:

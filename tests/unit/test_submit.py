@@ -84,7 +84,10 @@ def test_a_grace_time_shorter_than_a_save_is_warned_of(tmp_path: Path) -> None:
     assert "#SBATCH --signal=B:USR2@52\n" in text  # the measured 42 s and the cluster's margin of 10 s
 
 
-def test_a_directory_of_another_run_or_of_a_finished_one_is_refused(tmp_path: Path) -> None:
+def test_a_directory_of_another_run_or_of_a_finished_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vit_dist.core.rundir.DYING_S", 0.0)
     one = wish(tmp_path)
     run = RunDir(one.directory)
     run.write_json("run.json", {"recipe_hash": "0" * 16})

@@ -36,6 +36,9 @@ from vit_dist.core.errors import RunError
 from vit_dist.core.files import append_json, write_bytes
 from vit_dist.core.log import log
 
+DYING_S = 5.0
+"""How long the ranks of an attempt that was killed may take to let go of its directory."""
+
 
 @dataclass(frozen=True)
 class Status:
@@ -243,6 +246,30 @@ class RunDir:
         if not known:
             log(f"  {path}: asks for {asked[:40]!r}; it may say `save` or `stop`. Set aside as request.unknown")
         return asked if known else ""
+
+    def check_free(self, patience_s: float | None = None) -> None:
+        """Nothing, unless an attempt runs here; asked before anything is started or written.
+
+        Raises:
+            RunError: one still does after `patience_s` (DYING_S), or the directory cannot be used.
+        """
+        deadline = time.monotonic() + (DYING_S if patience_s is None else patience_s)
+        while self.path.is_dir():
+            try:
+                with self.locked():
+                    return
+            except RunError:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(0.1)
+
+    def is_free(self) -> bool:
+        """Whether no attempt runs here, as far as can be known."""
+        try:
+            self.check_free(0.0)
+        except RunError:
+            return False
+        return True
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
