@@ -61,7 +61,7 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_skipped_on_every_engine(ru
         assert all(math.isfinite(loss) for i, loss in enumerate(found[case]["losses"]) if i != 2)
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.drill), 3])
 def test_every_kind_of_position_trains_under_zero_as_in_plain_torch(run_world: Callable[..., Any], stage: int) -> None:
     places = {
         "learned-2d": "layers",

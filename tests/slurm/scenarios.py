@@ -381,5 +381,5 @@ SCENARIOS: dict[str, Callable[[Any], Row]] = {
     "other-nodes": it_goes_on_with_other_nodes,
     "array": an_array_is_throttled,
 }
-QUICK = ("rank", "node", "cancelled")
+QUICK = ("rank", "node")
 __all__ = ["QUICK", "SCENARIOS", "Row", "check_ledger", "last_step"]

@@ -157,9 +157,9 @@ def test_the_script_of_a_dry_run_can_be_submitted_as_it_is(
 ) -> None:
     from launcher import slurm as commands
 
+    monkeypatch.chdir(tmp_path)
     text = dry_run(wish(tmp_path, words=("no-such-recipe",)))
     (tmp_path / "job.sbatch").write_text(text)
-    monkeypatch.chdir(tmp_path)
     job = commands.sbatch(tmp_path / "job.sbatch").job
     log = tmp_path / "run" / "logs" / "batch.log"
     wait_for("the supervisor's word", lambda: log.exists() and "this is the end of the job" in log.read_text())
