@@ -293,3 +293,24 @@ def test_a_save_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest.Mon
     saver.finish()
     marker = json.loads((tmp_path / "checkpoints" / "step-0000000002" / MARKER).read_text())
     assert list(marker["files"]) == ["rank-00000.safetensors"]
+
+
+def test_without_room_for_a_copy_training_waits_and_the_checkpoint_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vit_dist.train.checkpoint_saver.available_memory", lambda: 8000)
+    written, write = [], Snapshot.write
+    monkeypatch.setattr(
+        Snapshot, "write", lambda self, path: (write(self, path), time.sleep(0.2), written.append(path))[0]
+    )
+    saver, engine = make(tmp_path), TinyEngine(5.0)
+    for step in (5, 6):
+        saver.save(engine, contents(step))  # type: ignore[arg-type]
+        assert len(written) == step - 4, "the state may change now, and it is not written"
+        engine.weight += 1
+    saver.finish()
+    restored, found = load(tmp_path / "checkpoints")
+    assert found.state["step"] == 6
+    assert torch.equal(restored.weight, torch.full((1000,), 6.0))
+    said = capsys.readouterr().err
+    assert said.count("7.8 KiB of a checkpoint do not fit a second time into the 7.8 KiB of memory") == 1

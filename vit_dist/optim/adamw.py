@@ -39,4 +39,5 @@ class AdamWConfig(OptimizerConfig):
         from vit_dist.optim._groups import decay_groups
 
         groups = decay_groups(model, self.weight_decay, self.decay)
-        return AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
+        # Fused: one pass over the numbers and no temporaries as large as the parameters; the others need two of them.
+        return AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)

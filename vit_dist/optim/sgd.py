@@ -32,4 +32,5 @@ class SGDConfig(OptimizerConfig):
 
         from vit_dist.optim._groups import decay_groups
 
-        return SGD(decay_groups(model, self.weight_decay, self.decay), lr=self.lr, momentum=self.momentum)
+        groups = decay_groups(model, self.weight_decay, self.decay)
+        return SGD(groups, lr=self.lr, momentum=self.momentum, fused=True)

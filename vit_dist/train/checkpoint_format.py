@@ -35,14 +35,15 @@ _CHUNK = 16 << 20
 
 
 class Snapshot:
-    """A copy of a rank's slices in host memory, ready to be written while training goes on.
+    """A rank's slices, ready to be written: copied to host memory, so that training can go on meanwhile, or in place.
 
     Args:
-        state: the rank's part; its views are read here and not later.
+        state: the rank's part; its views are read here and, where copied, not later.
         memory: of an earlier snapshot, used again where it is large enough.
+        copied: False keeps the views: the state must not change until `write` has returned.
     """
 
-    def __init__(self, state: EngineState, memory: Tensor | None = None) -> None:
+    def __init__(self, state: EngineState, memory: Tensor | None = None, *, copied: bool = True) -> None:
         ordered = sorted(state.slices, key=lambda s: (-s.data.element_size(), s.kind, s.name))
         header: dict[str, Any] = {}
         places, at = [], 0
@@ -62,14 +63,17 @@ class Snapshot:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         self._header = len(text).to_bytes(8, "little") + text
-        if memory is None or memory.numel() < at:
-            memory = torch.empty(at, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-        self.memory = memory
         self._size = at
-        for piece, (_, begin, end) in zip(ordered, places, strict=True):
-            memory[begin:end].view(piece.data.dtype).copy_(piece.data, non_blocking=True)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        self.memory = memory
+        self._parts = [piece.data for piece in ordered]
+        if copied:
+            if memory is None or memory.numel() < at:
+                memory = torch.empty(at, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+            self.memory, self._parts = memory, [memory[:at]]
+            for piece, (_, begin, end) in zip(ordered, places, strict=True):
+                memory[begin:end].view(piece.data.dtype).copy_(piece.data, non_blocking=True)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
 
     @property
     def num_bytes(self) -> int:
@@ -88,9 +92,8 @@ class Snapshot:
         import xxhash
 
         digest = xxhash.xxh3_128()
-        content: memoryview = self.memory.numpy().data[: self._size]
         with path.open("wb", buffering=0) as file:
-            for part in (memoryview(self._header), content):
+            for part in (memoryview(self._header), *map(_bytes, self._parts)):
                 for begin in range(0, len(part), _CHUNK):
                     chunk = part[begin : begin + _CHUNK]
                     digest.update(chunk)
@@ -98,6 +101,12 @@ class Snapshot:
                         chunk = chunk[file.write(chunk) :]
             os.fsync(file.fileno())
         return digest.hexdigest()
+
+
+def _bytes(data: Tensor) -> memoryview:
+    """[n] of any type, on any device, as bytes in host memory."""
+    content: memoryview = data.detach().cpu().contiguous().view(torch.uint8).numpy().data
+    return content
 
 
 def checksum(path: Path) -> str:

@@ -3,7 +3,7 @@
 Every rank writes its part in a thread of its own, and a small `.done.json` beside it when it is on the disk. A thread
 of the first rank waits for all of them, writes the marker, makes sure that the run is still this attempt's, and
 renames the directory: that is the commit, and it needs no collective. What became of a save is agreed on when the
-next one begins, or at the end.
+next one begins, or at the end. Where the host has no room for the copy, the rank writes before it goes on.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from vit_dist import __version__
 from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import log
+from vit_dist.core.memory import available_memory
 from vit_dist.core.rundir import RunDir
 from vit_dist.core.units import format_bytes, format_seconds
 from vit_dist.core.world import World
 from vit_dist.engines._protocol import Engine
+from vit_dist.engines._slices import EngineState
 from vit_dist.train.checkpoint_format import Snapshot
 from vit_dist.train.checkpoint_remote import Uploader
 from vit_dist.train.checkpoint_store import (
@@ -45,6 +47,7 @@ from vit_dist.train.checkpoint_store import (
 
 _POLL_S = 0.02
 _PEERS_TIMEOUT_S = 1800.0
+_SPARE = 0.1  # of what a copy takes, left to whatever else wants memory meanwhile
 
 
 class FencedError(RunError):
@@ -71,7 +74,7 @@ class Contents:
 
 
 class Saver:
-    """Writes the checkpoints of one attempt, on one rank.
+    """Writes the checkpoints of one attempt, on one rank. To make one is a collective.
 
     Args:
         directory: of the run, shared by all ranks.
@@ -98,6 +101,8 @@ class Saver:
         self._root = directory.checkpoints
         self._max_failures, self._failures, self._background = max_failures, 0, background
         self._memory: torch.Tensor | None = None
+        self._copies = True
+        self._ranks_here = _gather(world.node, world).count(world.node)
         self._threads: list[threading.Thread] = []
         self._problem = ""  # of this rank's writing
         self._verdict = ""  # of the commit, on the first rank
@@ -120,8 +125,7 @@ class Saver:
         began = time.monotonic()
         self.settle()
         step = int(contents.state["step"])
-        snapshot = Snapshot(engine.state(), self._memory)
-        self._memory = snapshot.memory
+        snapshot = self._snapshot(engine.state())
         # Ranks hold about the same share; the first one's stands for all.
         short = shortage(self._root, int(1.05 * snapshot.num_bytes * self._world.size)) if self._world.is_main else ""
         if self._agreed(short, step):
@@ -134,7 +138,26 @@ class Saver:
             self._start(lambda: self._commit(partial, contents, time.monotonic()))
         if not self._background:
             self.settle()
+        elif not self._copies:
+            self._threads[0].join()
         self.blocked_s = time.monotonic() - began
+
+    def _snapshot(self, state: EngineState) -> Snapshot:
+        """A copy of the state, or where the host has no room for one the state itself."""
+        if self._memory is None:
+            need = sum(piece.data.numel() * piece.data.element_size() for piece in state.slices)
+            room = available_memory()
+            share = None if room is None else room // self._ranks_here
+            copies = share is None or share > need * (1 + _SPARE)
+            if self._copies and not copies:
+                log(
+                    f"  rank {self._world.rank}: {format_bytes(need)} of a checkpoint do not fit a second time into "
+                    f"the {format_bytes(share or 0)} of memory that are left to it: training waits while it is written"
+                )
+            self._copies = copies
+        snapshot = Snapshot(state, self._memory, copied=self._copies)
+        self._memory = snapshot.memory
+        return snapshot
 
     def settle(self) -> None:
         """Wait for the save under way, and agree on what became of it. A collective where there is one.
@@ -294,9 +317,9 @@ def describe(root: Path) -> str:
     return f"{newest[0].name}, {format_bytes(size)}"
 
 
-def _gather(problem: str, world: World) -> list[str]:
+def _gather(told: str, world: World) -> list[str]:
     if world.size == 1:
-        return [problem]
+        return [told]
     everyone: list[Any] = [None] * world.size
-    torch.distributed.all_gather_object(everyone, problem)
+    torch.distributed.all_gather_object(everyone, told)
     return everyone

@@ -1,0 +1,59 @@
+"""How much memory this process can still have: of the machine, and of the control groups it is in (a Slurm job's)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+def available_memory(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:
+    """Bytes that can be taken without swapping or being killed for it; None where the system does not say (no Linux).
+
+    What the kernel would give back (caches of files) counts as available.
+    """
+    found = [*_machine(proc), *_version_2(proc, cgroups), *_version_1(proc, cgroups)]
+    return max(0, min(found)) if found else None
+
+
+def _machine(proc: Path) -> Iterator[int]:
+    for line in _lines(proc / "meminfo"):
+        if line.startswith("MemAvailable:"):
+            yield int(line.split()[1]) * 1024
+
+
+def _version_2(proc: Path, cgroups: Path) -> Iterator[int]:
+    """Room in each group on the way from ours to the root."""
+    for own in _groups(proc, ""):
+        for group in (own, *own.parents):
+            yield from _room(cgroups / group.relative_to("/"), "memory.max", "memory.current", "inactive_file")
+
+
+def _version_1(proc: Path, cgroups: Path) -> Iterator[int]:
+    for own in _groups(proc, "memory"):
+        for group in (own, *own.parents):
+            folder = cgroups / "memory" / group.relative_to("/")
+            yield from _room(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def _groups(proc: Path, controller: str) -> Iterator[Path]:
+    for line in _lines(proc / "self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(",") and path.startswith("/"):
+            yield Path(path)
+
+
+def _room(folder: Path, limit: str, usage: str, reclaimable: str) -> Iterator[int]:
+    told, used = _lines(folder / limit), _lines(folder / usage)
+    if not told or not used or not told[0].isdigit():  # no such group, or "max"
+        return
+    cached = [int(line.split()[1]) for line in _lines(folder / "memory.stat") if line.split()[0] == reclaimable]
+    yield int(told[0]) - int(used[0]) + sum(cached)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
