@@ -60,7 +60,7 @@ def test_a_crossover_among_the_data_has_an_interval_and_says_inside_data() -> No
     assert found.high is not None
     assert found.low <= truth <= found.high
     assert found.high < 3 * found.low
-    assert (found.inside, found.share, list(found.per_form)) == (True, 1.0, ["m2"])
+    assert (found.inside, found.interval_inside, found.share, list(found.per_form)) == (True, True, 1.0, ["m2"])
     assert found.text.startswith("vit overtakes bit-r at ")
     assert "inside data; 100% of bootstraps cross" in found.text
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["range"] == [1e4, 1e8]
@@ -79,6 +79,16 @@ def test_a_crossover_beyond_the_data_is_called_extrapolated_and_spans_the_forms(
     assert found.high is None or (own["high"] is not None and found.high >= own["high"])
     assert found.low is None or found.low <= crossing(slow, fast)
     assert found.high is None or found.high >= crossing(slow, fast)
+
+
+def test_a_crossover_inside_the_data_whose_interval_is_not_says_both() -> None:
+    found = crossover(noisy(power(*VIT), "vit", noise=0.05), noisy(power(*BIT), "bit-r", noise=0.05))
+    assert found.x is not None
+    assert 1e4 < found.x < 1e7
+    assert found.low is None or found.low < 1e4 or found.high is None or found.high > 1e7
+    assert (found.inside, found.interval_inside) == (True, False)
+    assert "(inside data, interval reaches beyond; " in found.text
+    assert "extrapolated" not in found.text
 
 
 def test_curves_that_do_not_cross_in_the_range_give_no_number() -> None:
@@ -151,6 +161,15 @@ def test_the_size_needed_is_the_inverse_of_the_forecast(form: str) -> None:
     assert found.high is not None
     assert found.low <= 3e6 <= found.high
     assert (found.inside, found.share) == (True, 1.0)
+
+
+def test_a_size_needed_inside_the_data_whose_interval_is_not_says_both() -> None:
+    fit = noisy(power(*VIT), "vit", noise=0.05)
+    found = needed(fit, float(fit.predict(8e6)))
+    assert (found.inside, found.interval_inside) == (True, False)
+    assert "needs 8M [" in found.text
+    assert "(inside data, interval reaches beyond; over forms m2, " in found.text
+    assert "(inside data; 100% of bootstraps reach it)" in needed(fit, float(fit.predict(1e5))).text
 
 
 def test_a_target_below_the_floor_is_not_reached_and_the_floor_is_named() -> None:

@@ -18,8 +18,9 @@ from tests.unit.test_study import info, log_run
 from vit_dist.core.events import EventWriter, read_run
 from vit_dist.core.runlog import RunStatus, write_start, write_status
 from vit_dist.study.collect import collect
+from vit_dist.study.figures_fit import crossover_figure
 from vit_dist.study.report import ReportFiles, write_report
-from vit_dist.study.results import analyse
+from vit_dist.study.results import Results, analyse
 from vit_dist.study.tensorboard import export_tensorboard
 
 SIZES = (200, 800, 3200, 12_800, 51_200)
@@ -63,6 +64,13 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ReportFiles]:
         patch.setenv("VIT_DIST_CACHE", str(root / "cache"))
         fill(root / "logs")
         return root, write_report(collect(str(root / "logs")), root / "out")
+
+
+@pytest.fixture(scope="module")
+def results(study: tuple[Path, ReportFiles]) -> Results:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VIT_DIST_CACHE", str(study[0] / "cache"))
+        return analyse(collect(str(study[0] / "logs")))
 
 
 class Page(HTMLParser):
@@ -133,11 +141,9 @@ def test_colours_of_the_page_are_variables_and_those_of_the_files_are_not(study:
 
 
 def test_the_json_has_fits_crossovers_and_held_out_errors_that_agree_with_the_analysis(
-    study: tuple[Path, ReportFiles],
+    study: tuple[Path, ReportFiles], results: Results
 ) -> None:
-    root, files = study
-    data = json.loads(files.json.read_text())
-    results = analyse(collect(str(root / "logs")))
+    data = json.loads(study[1].json.read_text())
     assert len(data["observations"]) == 28
     assert [fit["params"] for fit in data["fits"]] == [dict(fit.params) for fit in results.fits.values()]
     (cross,) = data["crossovers"]
@@ -150,6 +156,21 @@ def test_the_json_has_fits_crossovers_and_held_out_errors_that_agree_with_the_an
     assert held["vit"]["predicted"] == pytest.approx(held["vit"]["measured"], rel=0.25)
     assert data["observations"][0]["exaflops"] == 6 * 2_400_000 * 640 / 1e18
     assert len(data["few_shot"]["fewshot/mini_5shot"]) == 28
+
+
+def test_the_bars_of_a_crossover_are_the_bootstraps_that_its_share_and_interval_tell_of(results: Results) -> None:
+    cross = results.crossovers[0][0]
+    drawing = crossover_figure(results)
+    assert drawing is not None
+    assert cross.share is not None
+    bars = [(bar.get_x(), bar.get_x() + bar.get_width(), bar.get_height()) for bar in drawing.figure.axes[0].patches]
+    bars = [bar for bar in bars[:50] if bar[2]]
+    assert sum(height for *_, height in bars) == pytest.approx(100 * cross.share)
+    own = next(iter(cross.per_form.values()))
+    assert own["low"] is not None
+    assert own["high"] is not None
+    assert bars[0][0] <= own["low"]
+    assert bars[-1][1] >= own["high"]
 
 
 def _crossing() -> float:

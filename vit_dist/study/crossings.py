@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from vit_dist.study.doubts import misses, short, span
+from vit_dist.study.doubts import misses, short, span, whereabouts
 from vit_dist.study.fits import CurveFit, Interval, alternatives, plain
 from vit_dist.study.forms import Array
 
-_GRID = 600
+GRID = 600  # sizes that a crossing is looked for at
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Crossover:
 
     Without a crossing in `range`: x is None and `winner` is lower all over it. `low` and `high` are the interval; None
     means it is open there: more than half a tail of the bootstraps cross beyond that end of the range, or never.
-    `share` of the bootstraps cross in the range. `inside`: x and its interval lie where both curves have data.
-    `per_form` has x, low, high and share of each pair of forms; low and high span all of them:
-    several where they were extrapolated, or where a curve misses its points.
+    `share` of the bootstraps cross in the range. `inside`: x lies where both curves have data; `interval_inside`: so
+    does its interval. `per_form` has x, low, high and share of each pair of forms; low and high span all of them:
+    several where x or its interval lies beyond the data, or where a curve misses its points.
     """
 
     winner: str
@@ -33,6 +33,7 @@ class Crossover:
     high: float | None
     share: float | None
     inside: bool
+    interval_inside: bool
     range: Interval
     per_form: Mapping[str, Mapping[str, float | None]]
     text: str
@@ -69,16 +70,15 @@ def crossover(a: CurveFit, b: CurveFit, range: Interval | None = None) -> Crosso
         return _without(a, b, range or (0.0, 0.0), f"no crossover of {a.name} and {b.name}: no curve for {missing}")
     (a_low, a_high), (b_low, b_high) = a.x_range, b.x_range
     where = range or (max(a_low, b_low), 10 * max(a_high, b_high))
-    grid = np.geomspace(*where, _GRID)
+    grid = np.geomspace(*where, GRID)
     first = float(np.log(a.predict(grid[-1:]))[0] - np.log(b.predict(grid[-1:]))[0])
     winner, loser = (a, b) if first < 0 else (b, a)
     crossing = _crossing(winner, loser, grid)
     data = max(a_low, b_low), min(a_high, b_high)
-    ends = [end for end in (crossing.x, crossing.low, crossing.high) if not np.isnan(end)]
-    inside = bool(np.isfinite(crossing.x) and data[0] <= min(ends) and max(ends) <= data[1])
+    inside = bool(data[0] <= crossing.x <= data[1])  # False for NaN, no crossing
     per_form = {_pair(winner, loser): crossing}
     low, high = crossing.low, crossing.high
-    unsure = not inside or misses(a) or misses(b)
+    unsure = not (inside and _within(data, low, high)) or misses(a) or misses(b)
     if unsure and crossing.share is not None:
         for one in alternatives(winner).values():
             for other in alternatives(loser).values():
@@ -86,6 +86,7 @@ def crossover(a: CurveFit, b: CurveFit, range: Interval | None = None) -> Crosso
         low = min(one.low for one in per_form.values())
         high = max(one.high for one in per_form.values())
     crossed = bool(np.isfinite(crossing.x))
+    interval_inside = inside and _within(data, low, high)
     return Crossover(
         winner=winner.name,
         loser=loser.name,
@@ -94,14 +95,20 @@ def crossover(a: CurveFit, b: CurveFit, range: Interval | None = None) -> Crosso
         high=plain(high) if crossed else None,
         share=crossing.share,
         inside=inside,
+        interval_inside=interval_inside,
         range=(float(where[0]), float(where[1])),
         per_form={form: one.to_json() for form, one in per_form.items()},
-        text=_text(winner, loser, crossing, (low, high), inside, where, len(per_form)),
+        text=_text(winner, loser, crossing, (low, high), whereabouts(inside, interval_inside), where, len(per_form)),
     )
 
 
 def _without(a: CurveFit, b: CurveFit, range: Interval, text: str) -> Crossover:
-    return Crossover(a.name, b.name, None, None, None, None, False, range, {}, text)
+    return Crossover(a.name, b.name, None, None, None, None, False, False, range, {}, text)
+
+
+def _within(data: Interval, low: float, high: float) -> bool:
+    """Whether an interval lies within the data; one that was not asked for (NaN) reaches nowhere."""
+    return bool(np.isnan(low) or (data[0] <= low and high <= data[1]))
 
 
 def _pair(winner: CurveFit, loser: CurveFit) -> str:
@@ -112,17 +119,24 @@ def _crossing(winner: CurveFit, loser: CurveFit, grid: Array) -> _Crossing:
     gap = np.log(winner.predict(grid)) - np.log(loser.predict(grid))
     x = _last(gap[None], grid)[0]
     here = float(x) if 0 < x < np.inf else np.nan
-    ours, theirs = winner.predict_draws(grid), loser.predict_draws(grid)
-    count = min(len(ours), len(theirs))
-    if not count:
+    drawn = bootstrap_crossings(winner, loser, grid)
+    if not drawn.size:
         return _Crossing(here, np.nan, np.nan, None)
-    # The draws of two fits may share their noise, which would cancel in the gap: pair them at random.
-    theirs = theirs[np.random.default_rng(winner.options.seed).permutation(len(theirs))]
-    drawn = _last(np.log(ours[:count]) - np.log(theirs[:count]), grid)
     low, high = np.quantile(drawn, winner.tails, method="nearest")
     if np.isfinite(here):
         low, high = min(low, here), max(high, here)
     return _Crossing(here, float(low), float(high), float(((drawn > 0) & (drawn < np.inf)).mean()))
+
+
+def bootstrap_crossings(winner: CurveFit, loser: CurveFit, grid: Array) -> Array:
+    """Where pairs of bootstraps cross for the last time, [pairs]: 0 below the grid, inf beyond it or never."""
+    ours, theirs = winner.predict_draws(grid), loser.predict_draws(grid)
+    count = min(len(ours), len(theirs))
+    if not count:
+        return np.empty(0)
+    # The draws of two fits may share their noise, which would cancel in the gap: pair them at random.
+    theirs = theirs[np.random.default_rng(winner.options.seed).permutation(len(theirs))]
+    return _last(np.log(ours[:count]) - np.log(theirs[:count]), grid)
 
 
 def _last(gap: Array, grid: Array) -> Array:
@@ -143,7 +157,7 @@ def _text(
     loser: CurveFit,
     crossing: _Crossing,
     interval: Interval,
-    inside: bool,
+    how: str,
     where: Interval,
     num_forms: int,
 ) -> str:
@@ -154,7 +168,6 @@ def _text(
             f"no crossing in range {short(where[0])} to {short(where[1])}: {winner.name} is lower than {loser.name} "
             f"all over it{tail}"
         )
-    how = "inside data" if inside else "extrapolated"
     if num_forms > 1:
         how += f"; interval over {num_forms} pairs of forms"
     notes = "; ".join(note for note in (how, cross) if note)

@@ -38,6 +38,13 @@ def span(low: float | None, high: float | None, digits: int = 0) -> str:
     return f"[{ends[0] or 'below'}, {ends[1] or 'beyond'}]"
 
 
+def whereabouts(inside: bool, interval_inside: bool) -> str:
+    """Where a size that was read off curves lies, for texts and tables."""
+    if not inside:
+        return "extrapolated"
+    return "inside data" if interval_inside else "inside data, interval reaches beyond"
+
+
 def doubts(fit: CurveFit) -> list[str]:
     """Warnings on a fit, worst first."""
     return [*_rises(fit), *_few(fit), *_unidentified(fit), *_misses(fit)]

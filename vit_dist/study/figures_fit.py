@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vit_dist.study.crossings import Crossover
+from vit_dist.study.crossings import GRID, Crossover, bootstrap_crossings
 from vit_dist.study.curve import CurveFit
 from vit_dist.study.figure_style import (
     AXIS,
@@ -129,19 +129,20 @@ def crossover_figure(results: Results) -> Drawing | None:
     """Figure 6: where bootstraps of two curves cross."""
     shown = []
     for cross, a, b in results.crossovers:
-        places = _places(cross, a, b)
-        if places is not None and (cross.x is not None or (cross.share or 0) >= _WORTH):
-            shown.append((cross, places))
+        drawn = _drawn(cross, a, b)
+        if drawn.size and (cross.x is not None or (cross.share or 0) >= _WORTH):
+            shown.append((cross, drawn))
     if not shown:
         return None
     shown = shown[:_MOST_CROSSINGS]
     figure, panels = new_figure(0.75 + 1.35 * len(shown), len(shown))
     figure.subplots_adjust(top=1 - 0.3 / figure.get_figheight(), hspace=0.85)
     chosen = colours(results)
-    for axes, (cross, places) in zip(panels, shown, strict=True):
+    for axes, (cross, drawn) in zip(panels, shown, strict=True):
         low, high = cross.range
-        counts, edges = np.histogram(np.log(places), bins=50, range=(np.log(low), np.log(high)))
-        share = counts / len(results.fits[cross.winner].draws)
+        places = np.log(drawn[(drawn > 0) & np.isfinite(drawn)])
+        counts, edges = np.histogram(places, bins=50, range=(np.log(low), np.log(high)))
+        share = counts / drawn.size
         axes.bar(
             np.exp(edges[:-1]),
             100 * share,
@@ -157,7 +158,10 @@ def crossover_figure(results: Results) -> Drawing | None:
         axes.axvspan(data[0], data[1], color=AXIS, alpha=0.13, lw=0, zorder=0)
         if cross.x is not None:
             mark = {"marker": "v", "ms": 7, "mec": INK, "mfc": INK if cross.inside else SURFACE, "clip_on": False}
-            axes.plot([cross.x], [100 * share.max() * 1.08], ls="none", **mark)  # type: ignore[arg-type]
+            height = 100 * share.max() * 1.08
+            # An end that is open: to the end of what was looked at.
+            axes.hlines(height, cross.low or low, cross.high or high, color=INK, lw=1, zorder=2)
+            axes.plot([cross.x], [height], ls="none", **mark)  # type: ignore[arg-type]
         axes.set_xscale("log")
         axes.set_xlim(low, high)
         plain_log_axis(axes.xaxis)
@@ -168,19 +172,14 @@ def crossover_figure(results: Results) -> Drawing | None:
     pairs = "; ".join(cross.text for cross, _ in shown)
     caption = (
         f"Where the bootstraps of two fitted curves cross for the last time. Grey: sizes where both have data; a "
-        f"crossing outside is extrapolated (open mark) and may well be wrong. {pairs}."
+        f"crossing outside is extrapolated (open mark) and may well be wrong. Line: its interval. {pairs}."
     )
     return Drawing("crossovers", "Crossovers", caption, figure)
 
 
-def _places(cross: Crossover, a: CurveFit, b: CurveFit) -> Array | None:
-    """[number that do]: where each pair of bootstraps crosses for the last time in the range; None without any."""
-    if cross.range[1] <= cross.range[0] or not len(a.draws) or not len(b.draws):
-        return None
+def _drawn(cross: Crossover, a: CurveFit, b: CurveFit) -> Array:
+    """Where each pair of bootstraps crosses, [pairs], as `bootstrap_crossings` says it; empty without a range."""
+    if cross.range[1] <= cross.range[0]:
+        return np.empty(0)
     winner, loser = (a, b) if a.name == cross.winner else (b, a)
-    grid = np.geomspace(*cross.range, 600)
-    count = min(len(a.draws), len(b.draws))
-    below = winner.predict_draws(grid)[:count] < loser.predict_draws(grid)[:count]
-    last_above = below.shape[1] - 1 - np.argmax(~below[:, ::-1], axis=1)
-    crosses = below[:, -1] & ~below.all(axis=1)
-    return np.asarray(grid[np.minimum(last_above[crosses] + 1, grid.size - 1)])
+    return bootstrap_crossings(winner, loser, np.geomspace(*cross.range, GRID))

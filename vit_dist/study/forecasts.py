@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vit_dist.core.errors import ConfigError
-from vit_dist.study.doubts import short, span
+from vit_dist.study.doubts import short, span, whereabouts
 from vit_dist.study.fits import CurveFit, alternatives, plain
 
 # A size this many times the largest one measured is no forecast.
@@ -47,7 +47,8 @@ class Needed:
     """The size at which a curve reaches an error; x is None where it never does within a million times the data.
 
     `low` and `high` None: open there; for `high`, more than half a tail of the bootstraps never reach it. `share` of
-    the bootstraps reach it. `floor` is that of the curve. When extrapolating, low and high span all plausible forms.
+    the bootstraps reach it. `floor` is that of the curve. `inside`: x lies within the data; `interval_inside`: so does
+    its interval; where one of them does not, low and high span all plausible forms.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Needed:
     share: float | None
     floor: float | None
     inside: bool
+    interval_inside: bool
     per_form: Mapping[str, Mapping[str, float | None]]
     text: str
 
@@ -102,19 +104,22 @@ def needed(fit: CurveFit, target: float) -> Needed:
     called = f"{fit.name}: " if fit.name else ""
     if not fit.fitted:
         text = f"{called}no curve to read it from"
-        return Needed(fit.name, float(target), None, None, None, None, None, False, {}, text)
+        return Needed(fit.name, float(target), None, None, None, None, None, False, False, {}, text)
     per_form = {fit.form: _reach(fit, target)}
     x, low, high = (per_form[fit.form][key] for key in ("x", "low", "high"))
     share = per_form[fit.form]["share"]
     first, last = fit.x_range
-    inside = x is not None and first <= (low or 0.0) and max(x, high or np.inf) <= last
-    if not inside:
+    inside = x is not None and first <= x <= last
+    interval_inside = inside and (share is None or (first <= (low or 0.0) and (high or np.inf) <= last))
+    if not interval_inside:
         per_form |= {form: _reach(one, target) for form, one in alternatives(fit).items() if form != fit.form}
         lows, highs = ([one[key] for one in per_form.values()] for key in ("low", "high"))
         low = None if None in lows else min(v for v in lows if v is not None)
         high = None if None in highs else max(v for v in highs if v is not None)
-    text = f"{called}error {target:.4g} {_needed_text(fit, target, x, low, high, inside, share, list(per_form))}"
-    return Needed(fit.name, float(target), x, low, high, share, plain(fit.floor), inside, per_form, text)
+    where = whereabouts(inside, interval_inside)
+    text = f"{called}error {target:.4g} {_needed_text(fit, target, x, low, high, where, share, list(per_form))}"
+    floor = plain(fit.floor)
+    return Needed(fit.name, float(target), x, low, high, share, floor, inside, interval_inside, per_form, text)
 
 
 def _union(per_form: Mapping[str, Mapping[str, float | None]]) -> tuple[float | None, float | None]:
@@ -141,7 +146,7 @@ def _needed_text(
     x: float | None,
     low: float | None,
     high: float | None,
-    inside: bool,
+    where: str,
     share: float | None,
     forms: list[str],
 ) -> str:
@@ -152,5 +157,5 @@ def _needed_text(
         if fit.solve_for(target)[0] == 0:
             return "is reached at every size: the curve starts below it"
         return f"is not reached within a million times the largest size{reached}"
-    where = "inside data" if inside else f"extrapolated; over forms {', '.join(forms)}"
-    return f"needs {short(x)} {span(low, high)} ({where}{reached})"
+    over = f"; over forms {', '.join(forms)}" if len(forms) > 1 else ""
+    return f"needs {short(x)} {span(low, high)} ({where}{over}{reached})"

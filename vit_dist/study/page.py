@@ -10,6 +10,7 @@ from pathlib import Path
 from vit_dist import __version__
 from vit_dist.core.units import format_count, format_flops
 from vit_dist.study import figures, figures_compute, figures_fit
+from vit_dist.study.doubts import whereabouts
 from vit_dist.study.figure_style import Drawing, for_page, short, style
 from vit_dist.study.results import Results
 
@@ -188,7 +189,7 @@ def _crossovers(results: Results) -> Table:
             f"{c.winner} over {c.loser}",
             "no crossing in range" if c.x is None else _number(c.x),
             "-" if c.x is None else _interval(c.low, c.high),
-            "-" if c.x is None else "inside data" if c.inside else "extrapolated",
+            "-" if c.x is None else whereabouts(c.inside, c.interval_inside),
             "-" if c.share is None else f"{c.share:.0%}",
             ", ".join(c.per_form),
             f"{_number(c.range[0])} to {_number(c.range[1])}",
@@ -196,7 +197,10 @@ def _crossovers(results: Results) -> Table:
         for c, _, _ in results.crossovers
     ]
     head = ("who overtakes", "at", "95% interval", "where", "draws that cross", "forms", "range looked at")
-    note = "Where extrapolated, the interval spans all plausible forms. '-' at an end: open."
+    note = (
+        "Where the crossing or its interval lies beyond the data, the interval spans all plausible forms. '-' at an "
+        "end: open."
+    )
     return Table("Crossovers", head, rows, frozenset({1, 2, 4}), "crossovers.csv", note)
 
 
@@ -214,7 +218,7 @@ def _forecasts(results: Results) -> Table:
                 f"{need.target:.4f}",
                 _number(need.x) if need.x is not None else "never",
                 _interval(need.low, need.high),
-                "inside data" if need.inside else "extrapolated",
+                whereabouts(need.inside, need.interval_inside),
             )
         )
     head = ("series", "at examples", "error", "95% interval", "target error", "needs", "95% interval", "where")

@@ -106,9 +106,10 @@ def tables(results: Results) -> dict[str, bytes]:
             [row for fit in results.fits.values() for row in _fit_rows(fit)],
         ),
         "crossovers.csv": _csv(
-            ["winner", "loser", "x", "low", "high", "share_of_bootstraps", "inside_data", "range_low", "range_high"],
+            ["winner", "loser", "x", "low", "high", "share_of_bootstraps", "inside_data", "interval_inside_data",
+             "range_low", "range_high"],
             [
-                (c.winner, c.loser, c.x, c.low, c.high, c.share, c.inside, *c.range)
+                (c.winner, c.loser, c.x, c.low, c.high, c.share, c.inside, c.interval_inside, *c.range)
                 for c, _, _ in results.crossovers
             ],
         ),
