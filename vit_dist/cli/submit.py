@@ -81,10 +81,11 @@ def _check_data(wish: Wish) -> None:
     """What does not come out is said before anything waits in a queue."""
     from launcher.submit import check
     from vit_dist.core.world import World
-    from vit_dist.train.plan import open_training
+    from vit_dist.train.plan import check_initial, open_training
 
     check(wish)
     open_training(wish.recipe, World(size=wish.ranks))
+    check_initial(wish.recipe, wish.directory)
 
 
 def _report(done: Submitted, wish: Wish) -> None:

@@ -335,7 +335,10 @@ _Dumper.add_representer(float, _represent_float)
 
 def identity(recipe: Recipe) -> dict[str, Any]:
     """What two attempts must share to be the same run, as plain data. Sites, cadences and names are not in it."""
-    return dump_identity(recipe)
+    plain = dump_identity(recipe)
+    if recipe.init is None:  # a key that says nothing must not rename the runs of before there was one
+        del plain["init"]
+    return plain
 
 
 def recipe_hash(recipe: Recipe) -> str:

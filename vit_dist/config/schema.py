@@ -106,6 +106,18 @@ class DataConfig(Config):
         return self
 
 
+class InitConfig(Config):
+    """Weights to begin from in place of the seed's. Their content is part of a run's identity, their place is not."""
+
+    weights: Annotated[str, Field(min_length=1), INCIDENTAL] = Field(
+        description="path or URL of a file or folder that `vit-dist models import` reads, of a checkpoint, or of a run"
+    )
+    head: Literal["keep", "new"] = Field("keep", description="new: zeros and model.head_bias, for other classes")
+    positions: Literal["public", "bicubic"] = Field(
+        "public", description="how position embeddings are resampled for another image size; see docs/models.md"
+    )
+
+
 class LossConfig(Config):
     """Softmax cross-entropy, or the sigmoid one that the paper pretrains with (summed over classes)."""
 
@@ -202,6 +214,7 @@ class Recipe(Config):
     horizon: Duration
     precision: Literal["fp32", "bf16"] = "bf16"
     model: AnyPlugin
+    init: InitConfig | None = Field(None, description="weights to begin from; left out: those of the seed")
     data: DataConfig
     loss: LossConfig = LossConfig()
     optim: AnyPlugin

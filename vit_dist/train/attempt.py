@@ -35,6 +35,7 @@ from vit_dist.train.checkpoint_saver import Saver
 from vit_dist.train.checkpoint_store import Retention, sweep
 from vit_dist.train.clock import Clock, StartUp
 from vit_dist.train.goodput import Goodput, carried
+from vit_dist.train.initial import Initial
 from vit_dist.train.ledger import Ledger
 from vit_dist.train.loop import train
 from vit_dist.train.losses import make_loss
@@ -136,7 +137,8 @@ def open_run(
     assert isinstance(model_config, ModelConfig)
     assert isinstance(recipe.schedule, ScheduleConfig)
     data, val, plan = open_training(recipe, world)
-    whole = {**identity(recipe), "fingerprint": data.fingerprint}
+    initial = Initial(recipe, directory, world)
+    whole = {**identity(recipe), "fingerprint": data.fingerprint, **initial.identity}
     if world.is_main:
         _claim(directory, recipe, whole)
     ledger.begin()
@@ -154,7 +156,9 @@ def open_run(
         directory.checkpoints, engine, whole, world, probe=probe, remote=recipe.checkpoint.remote
     )
     state = TrainState()
-    if found is not None:
+    if found is None:
+        initial.load(engine)
+    else:
         state = TrainState.load(found.state, data.identity, str(found.path))
     start.mark("restoring" if found is not None else "probe")
     if world.is_main:

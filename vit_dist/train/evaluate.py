@@ -19,6 +19,7 @@ from vit_dist.core.world import World
 from vit_dist.evals import EvalContext, EvaluatorConfig
 from vit_dist.train import checkpoints
 from vit_dist.train.attempt import build_engine, process_group
+from vit_dist.train.initial import recorded
 from vit_dist.train.plan import open_training
 from vit_dist.train.state import TrainState
 
@@ -53,7 +54,7 @@ def evaluate(
         device = stack.enter_context(process_group(world))
         data, val, plan = open_training(recipe, world)
         engine, _ = build_engine(recipe, plan, world, device)
-        whole = {**identity(recipe), "fingerprint": data.fingerprint}
+        whole = {**identity(recipe), "fingerprint": data.fingerprint, **recorded(directory)}
         found: checkpoints.Restored | None
         if checkpoint:
             found = checkpoints.restore_from(directory.checkpoints / checkpoint, engine, whole, world, None)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.files import exists, redact
 from vit_dist.core.units import nearest_multiples
 from vit_dist.core.world import World
 from vit_dist.data.manifest import ShardManifest, read_manifest
@@ -36,6 +38,21 @@ def open_training(recipe: Recipe, world: World) -> tuple[TrainingSet, ShardManif
         assert isinstance(evaluator, EvaluatorConfig)
         evaluator.check_sets(recipe)
     return data, val, make_plan(recipe, data, world)
+
+
+def check_initial(recipe: Recipe, run_dir: Path) -> None:
+    """Whether there is anything where the weights should be from which a run begins that has not begun yet.
+
+    Raises:
+        ConfigError: there is not.
+        DataError: the store cannot be asked.
+    """
+    if recipe.init is None or (run_dir / "run.json").exists() or exists(recipe.init.weights):
+        return
+    raise ConfigError(
+        f"init.weights={redact(recipe.init.weights)}: there is no such file or folder; give weights of a form that "
+        f"`vit-dist models import` reads, a checkpoint or a run"
+    )
 
 
 def make_plan(recipe: Recipe, data: TrainingSet, world: World) -> Plan:

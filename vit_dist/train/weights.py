@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from vit_dist.config.load import load_recipe, recipe_hash, recipe_yaml
 from vit_dist.core.errors import CheckpointError
@@ -29,9 +32,27 @@ def checkpoint_weights(path: Path) -> Weights:
     Raises:
         CheckpointError: none is there, or none is whole.
     """
-    run_dir, candidates = _candidates(path)
+    state, marker = checkpoint_state(path)
+    recipe = load_recipe(str(_candidates(path)[0] / "recipe.yaml"))
+    assert isinstance(recipe.model, ModelConfig)
+    facts = {
+        "name": recipe.name,
+        "recipe": recipe_yaml(recipe),
+        "recipe_hash": recipe_hash(recipe),
+        "step": str(marker["state"]["step"]),
+        "examples": str(marker["state"]["position"]),
+    }
+    return Weights(state, recipe.model, recipe.data.num_classes, recipe.data.image_size, facts)
+
+
+def checkpoint_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights and buffers of a checkpoint, or of the newest whole one of a run, and what its marker says.
+
+    Raises:
+        CheckpointError: none is there, or none is whole.
+    """
     problems = []
-    for candidate in candidates:
+    for candidate in _candidates(path)[1]:
         marker, problem = read_marker(candidate)
         problem = problem or verify_share(candidate, marker, World())
         if problem:
@@ -39,16 +60,7 @@ def checkpoint_weights(path: Path) -> Weights:
             continue
         source = SliceSource([candidate / name for name in sorted(marker["files"])])
         state = {name: source.tensor(kind, name) for kind, name in source.names() if kind in (WEIGHT, BUFFER)}
-        recipe = load_recipe(str(run_dir / "recipe.yaml"))
-        assert isinstance(recipe.model, ModelConfig)
-        facts = {
-            "name": recipe.name,
-            "recipe": recipe_yaml(recipe),
-            "recipe_hash": recipe_hash(recipe),
-            "step": str(marker["state"]["step"]),
-            "examples": str(marker["state"]["position"]),
-        }
-        return Weights(state, recipe.model, recipe.data.num_classes, recipe.data.image_size, facts)
+        return state, marker
     raise CheckpointError(f"{path}: no whole checkpoint in it{': ' if problems else ''}{'; '.join(problems)}")
 
 

@@ -1,0 +1,203 @@
+"""Beginning from weights that are there already (the recipe's `init`) in place of those of the seed.
+
+What a run began from is part of what it is: the digest of its first weights joins the identity, whatever file they came
+from. It is taken when the run begins; later attempts go on from a checkpoint and need the file no more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vit_dist.config.schema import InitConfig, Recipe
+from vit_dist.core.errors import CheckpointError, ConfigError, RunError, VitDistError
+from vit_dist.core.files import exists, explained, file_system, is_remote, local_path, redact
+from vit_dist.core.log import log
+from vit_dist.core.rundir import RunDir
+from vit_dist.core.world import World
+from vit_dist.engines._protocol import Engine
+from vit_dist.models import ModelConfig
+from vit_dist.models.weights.adapt import fit
+from vit_dist.models.weights.files import FORMS, Wanted, Weights, read_weights
+from vit_dist.train.checkpoint_remote import fetch, remote_steps
+from vit_dist.train.checkpoint_store import MARKER
+from vit_dist.train.weights import checkpoint_state, is_checkpoint
+
+_KEY = "initial_weights"
+
+
+def recorded(directory: RunDir) -> dict[str, str]:
+    """The part of a run's identity that says which weights it began from; {} for those of the seed, or no run yet."""
+    found = directory.read_json("run.json") or {}
+    digest = found.get("identity", {}).get(_KEY)
+    return {_KEY: digest} if digest else {}
+
+
+class Initial:
+    """The weights that a run begins from, on one rank. To make one, and each call, is a collective.
+
+    Args:
+        recipe: whose `init` says which; without one there is nothing to do.
+        directory: of the run, shared by all ranks; weights of a remote URL pass through it.
+        world: this rank's place.
+
+    Raises:
+        VitDistError: the weights are missing, damaged, or of another model.
+    """
+
+    def __init__(self, recipe: Recipe, directory: RunDir, world: World) -> None:
+        self._recipe, self._world = recipe, world
+        self._scratch = directory.path / ".initial-weights"
+        self.identity: dict[str, str] = {}
+        if recipe.init is None:
+            return
+        self._weights: Weights | None = None
+        told: list[dict[str, str]] = [recorded(directory) if world.is_main else {}]
+        if world.size > 1:
+            torch.distributed.broadcast_object_list(told, 0)
+        self.identity = told[0]
+        if not self.identity:
+            self._weights = self._read()
+            self.identity = {_KEY: _digest(self._weights.state)}
+
+    def load(self, engine: Engine) -> None:
+        """Fill an engine whose run has no checkpoint yet.
+
+        Raises:
+            RunError: the weights are not those that an earlier attempt began from.
+        """
+        if self._recipe.init is None:
+            return
+        weights, self._weights = self._weights or self._read(), None
+        if _digest(weights.state) != self.identity[_KEY]:
+            raise RunError(
+                f"init.weights: {redact(self._recipe.init.weights)} are not the weights that this run began from "
+                f"before; bring those back, or start in another --run-dir"
+            )
+        engine.load(_WeightsAlone(weights.state))
+        if self._world.is_main:
+            seen = weights.facts.get("examples")
+            of = f", trained for {int(seen):,} examples before" if seen else ""
+            head = ", with a new head" if self._recipe.init.head == "new" else ""
+            log(f"  weights: from {redact(self._recipe.init.weights)}{of}{head}")
+
+    def _read(self) -> Weights:
+        """The fitting weights, the same on every rank, or on every rank the error of one."""
+        init, model, data = self._recipe.init, self._recipe.model, self._recipe.data
+        assert init is not None
+        assert isinstance(model, ModelConfig)
+        path = self._here(init.weights)
+        try:
+            weights, error = _fitting(path, init, model, data.num_classes, data.image_size), None
+        except VitDistError as problem:
+            weights, error = None, problem
+        errors = [error]
+        if self._world.size > 1:
+            errors = [None] * self._world.size
+            torch.distributed.all_gather_object(errors, error)
+        if self._world.is_main:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+        for rank, told in enumerate(errors):
+            if told is not None:
+                raise type(told)(
+                    f"init.weights: {told}" if self._world.size == 1 else f"init.weights: rank {rank}: {told}"
+                )
+        assert weights is not None
+        return weights
+
+    def _here(self, url: str) -> Path:
+        """Where the weights lie on the file system: a remote URL's come into the run's directory first."""
+        if not is_remote(url):
+            return local_path(url)
+        told: list[Path | VitDistError | None] = [None]
+        if self._world.is_main:
+            try:
+                told[0] = _fetch(url, self._scratch)
+            except VitDistError as error:
+                told[0] = error
+        if self._world.size > 1:
+            torch.distributed.broadcast_object_list(told, 0)
+        if isinstance(told[0], Exception):
+            raise told[0]
+        assert told[0] is not None
+        return told[0]
+
+
+def _fitting(path: Path, init: InitConfig, model: ModelConfig, num_classes: int, image_size: int) -> Weights:
+    if not is_checkpoint(path):
+        return read_weights(path, Wanted(model, num_classes, image_size, init.head, init.positions))
+    found, marker = checkpoint_state(path)
+    state = fit(
+        found,
+        model,
+        num_classes=num_classes,
+        image_size=image_size,
+        source=str(path),
+        head=init.head,
+        positions=init.positions,
+    )
+    return Weights(state, model, num_classes, image_size, {"examples": str(marker["state"]["position"])})
+
+
+def _fetch(url: str, scratch: Path) -> Path:
+    """Bring a file, a checkpoint's copy or the newest of a run's copies here."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    base, _, name = url.rstrip("/").rpartition("/")
+    log(f"  fetching {redact(url)}")
+    if exists(f"{base}/{name}/{MARKER}"):
+        return fetch(base, name, scratch)
+    if Path(name).suffix:
+        fs, there = file_system(url)
+        with explained(url, "read"):
+            fs.get_file(there, str(scratch / name))
+        return scratch / name
+    steps = remote_steps(url)
+    if not steps:
+        raise ConfigError(
+            f"init.weights: {redact(url)}: neither a checkpoint nor a run's copies of them; files have names that end "
+            f"as {FORMS}"
+        )
+    return fetch(url, steps[0], scratch)
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """32 hexadecimal digits that name the tensors, whatever file held them."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
+
+
+class _WeightsAlone:
+    """See engines/_slices.Source: weights and buffers, and nothing yet of an optimizer."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self._state = state
+
+    def kinds(self, name: str) -> list[str]:  # noqa: ARG002
+        """None: the optimizer begins."""
+        return []
+
+    def scalars(self, name: str) -> Mapping[str, float]:  # noqa: ARG002
+        """None: the optimizer begins."""
+        return {}
+
+    def shape(self, kind: str, name: str) -> tuple[int, ...]:
+        """Shape of the whole tensor."""
+        return tuple(self._tensor(kind, name).shape)
+
+    def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of the flattened tensor."""
+        return self._tensor(kind, name).reshape(-1)[start:stop]
+
+    def _tensor(self, kind: str, name: str) -> Tensor:
+        if name not in self._state:
+            raise CheckpointError(f"the weights to begin from have no {kind} {name}")
+        return self._state[name]
