@@ -18,6 +18,7 @@ from vit_dist.config.load import recipe_yaml
 from vit_dist.config.schema import Recipe
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import log
+from vit_dist.core.parent import tied
 from vit_dist.core.rundir import RunDir
 
 _POLL_S = 0.05
@@ -88,7 +89,7 @@ def _rank_environment(
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(nproc),
-        "VIT_DIST_PARENT": str(os.getpid()),
+        **tied(),
         "VIT_DIST_SCRATCH": str(scratch),
     }
 

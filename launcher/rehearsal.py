@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vit_dist.core.errors import RunError
+from vit_dist.core.parent import tied
 from vit_dist.core.rundir import RunDir
 
 _POLL_S = 0.005
@@ -34,6 +35,7 @@ class Attempt:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            env={**os.environ, **tied()},
             text=True,
             start_new_session=True,
         )

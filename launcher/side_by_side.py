@@ -1,4 +1,7 @@
-"""Several attempts at once on this machine: a `vit-dist train` each, its output in a file, signals passed on to all."""
+"""Several attempts at once on this machine: a `vit-dist train` each, its output in a file, signals passed on to all.
+
+They are tied to this process: where it is killed, they and their ranks are too.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from types import FrameType
 
 from vit_dist.config.load import recipe_yaml
 from vit_dist.config.schema import Recipe
+from vit_dist.core.parent import tied
 
 LOG = "train.log"
 
@@ -30,7 +34,7 @@ class SideBySide:
     def __init__(self, *, nproc: int, jobs: int) -> None:
         self._nproc = nproc
         threads = max(1, len(os.sched_getaffinity(0)) // (nproc * jobs))
-        self._environ = {"OMP_NUM_THREADS": str(threads), **os.environ}
+        self._environ = {"OMP_NUM_THREADS": str(threads), **os.environ, **tied()}
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._asked = 0
@@ -49,6 +53,7 @@ class SideBySide:
         with (run_dir / LOG).open("ab") as output:
             with self._lock:
                 # A session of its own: Ctrl-C in the terminal reaches it once, through `signals`, and not twice.
+                # It is tied to this thread, which waits for it below.
                 process = subprocess.Popen(
                     command,
                     env=self._environ,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,8 +39,37 @@ evaluations: [{name: fewshot, set: small, shots: [3]}]
 """
 
 
+@contextlib.contextmanager
+def trained(words: list[str], runs: list[RunDir], attempt: int) -> Iterator[subprocess.Popen[str]]:
+    """A study on its way, each of whose runs is in this attempt."""
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            deadline = time.monotonic() + 240
+            while [run.owner().get("attempt") for run in runs] != [attempt] * len(runs):
+                assert process.poll() is None, process.communicate()[0]
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            yield process
+        finally:
+            process.kill()
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below this one, in whatever session."""
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for path in threads for child in path.read_text().split()]
+    return [one for child in children for one in (child, *descendants(child))]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 @pytest.mark.timeout(600)
-def test_runs_side_by_side_stop_together_go_on_and_are_evaluated(
+def test_runs_side_by_side_die_and_stop_with_their_study_go_on_and_are_evaluated(
     tmp_path: Path, small_set: str, small_val: str
 ) -> None:
     (tmp_path / "base.yaml").write_text(RECIPE.replace("TRAIN", small_set).replace("VAL", small_val))
@@ -46,18 +77,22 @@ def test_runs_side_by_side_stop_together_go_on_and_are_evaluated(
     words = command("study", "run", str(tmp_path / "pair.yaml"), "--runs", str(tmp_path), "--jobs", "2")
     runs = [RunDir(tmp_path / "pair" / f"{name}-100-s0") for name in ("vit-test", "bit-test")]
 
-    first = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        deadline = time.monotonic() + 240
-        while not all((run.path / "owner.json").exists() for run in runs):
-            assert first.poll() is None, first.communicate()[0]
-            assert time.monotonic() < deadline
+    with trained(words, runs, attempt=1) as killed:
+        below = descendants(killed.pid)
+        assert len(below) == 4  # a launcher and a rank a run
+        killed.kill()
+        killed.wait()
+        deadline = time.monotonic() + 10
+        while left := [pid for pid in below if alive(pid)]:
+            assert time.monotonic() < deadline, f"{left} live on"
             time.sleep(0.05)
+    assert "done" not in [status.status for run in runs if (status := run.status())]
+
+    with trained(words, runs, attempt=2) as first:
         first.send_signal(signal.SIGTERM)
         text, _ = first.communicate(timeout=240)
-    finally:
-        first.kill()
     assert first.returncode == 130, text
+    assert text.count("goes on from an earlier attempt") == 2
     assert "was stopped at step" in text
     assert "to go on: vit-dist study run" in text
     before = [run.status() for run in runs]
@@ -70,7 +105,7 @@ def test_runs_side_by_side_stop_together_go_on_and_are_evaluated(
     for run in runs:
         status = run.status()
         assert status is not None
-        assert (status.status, status.step, status.attempt) == ("done", 60, 2)
+        assert (status.status, status.step, status.attempt) == ("done", 60, 3)
         (entry,) = json.loads((run.path / "evaluated.json").read_text())["evaluations"]
         assert entry["step"] == 60
         assert 0.25 < entry["values"]["fewshot/small_3shot"] <= 1

@@ -100,6 +100,9 @@ def _say(message: str) -> None:
 
 def entry() -> None:
     """What the console script and `python -m` call: `main`, and an end that cannot fail."""
+    from vit_dist.core.parent import die_with_parent
+
+    die_with_parent()
     leave(main())
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
-import os
 import re
 import signal
 import sys
@@ -57,11 +55,11 @@ def main(argv: list[str]) -> int:
     run_dir = Path(args.run_dir) if args.run_dir else default_run_dir(recipe)
     if world is None:
         from launcher.local import run_local
-        from vit_dist.train.plan import open_training
+        from vit_dist.train.plan import check_initial, open_training
 
         open_training(recipe, Ranks(size=args.nproc))  # what does not come out is said before anything is started
+        check_initial(recipe, run_dir)
         return run_local(recipe, run_dir, nproc=args.nproc)
-    _die_with_parent()
     return _rank(recipe, run_dir, world)
 
 
@@ -84,14 +82,3 @@ def _rank(recipe: Recipe, run_dir: Path, world: World) -> int:
         sys.stderr.write(f"vit-dist train: rank {world.rank}: {error}\n")
         return 70
     return 0
-
-
-def _die_with_parent() -> None:
-    """A launcher of ours that is killed takes its ranks with it: none trains on unseen."""
-    parent = os.environ.get("VIT_DIST_PARENT")
-    if parent is None or not sys.platform.startswith("linux"):
-        return
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != int(parent):  # it died before we asked
-        os._exit(1)
