@@ -25,7 +25,8 @@ def run_case(case: str, world, device) -> dict:
     name, stage, precision, model_spec, accumulation, *rest = case.split(":")
     model_name, *options = model_spec.split("+")
     recompute = "recompute" in options
-    changes = dict(option.split("=") for option in options if option != "recompute")
+    last = "channels-last" in options
+    changes = dict(option.split("=") for option in options if "=" in option)
     steps = int(rest[0]) if rest else 20
     engine = {"name": name, "zero_stage": int(stage)} if name == "deepspeed" else {"name": name}
     recipe = resolve(
@@ -45,6 +46,10 @@ def run_case(case: str, world, device) -> dict:
     with torch.no_grad():  # a head of zeros would hide a wrong backward pass in the first steps
         model.head.weight.normal_(0, 0.05)
     model.set_activation_checkpointing("full" if recompute else "none")
+    came_last = []
+    model.register_forward_pre_hook(
+        lambda _, given: came_last.append(given[0].is_contiguous(memory_format=torch.channels_last))
+    )
     share = BATCH // world.size
     micro = share // int(accumulation)
     built = recipe.engine.build(
@@ -58,6 +63,7 @@ def run_case(case: str, world, device) -> dict:
             1.0,
             micro,
             int(accumulation),
+            torch.channels_last if last else torch.contiguous_format,
         )
     )
     losses, norms, applied = [], [], []
@@ -74,6 +80,7 @@ def run_case(case: str, world, device) -> dict:
         losses.append(result.loss)
         norms.append(result.grad_norm)
         applied.append(result.applied)
+    assert came_last == [last] * len(came_last) != []
     return {"losses": losses, "norms": norms, "applied": applied, "description": built.description}
 
 

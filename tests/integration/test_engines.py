@@ -13,6 +13,7 @@ pytestmark = pytest.mark.distributed
 TOLERANCE = {"vit-test": 1e-5, "hybrid-test": 1e-5, "bit-test": 5e-5}
 """Relative, in fp32, over 20 steps."""
 BF16_TOLERANCE = 5e-3
+LAST = (("deepspeed:1", "bit-test"), ("plain:0", "hybrid-test"))
 
 
 def worst(a: dict[str, Any], b: dict[str, Any]) -> float:
@@ -27,12 +28,15 @@ def test_zero_1_and_2_train_as_plain_torch_does(run_world: Callable[..., Any], n
     sharded = {model: [f"deepspeed:{stage}:fp32:{model}:1" for stage in (1, 2)] for model in TOLERANCE}
     bf16 = ["plain:0:bf16:vit-test:1", "deepspeed:1:bf16:vit-test:1", "deepspeed:2:bf16:vit-test:2"]
     wide = ["plain:0:fp32:vit-test:4", "deepspeed:1:fp32:vit-test:4", "deepspeed:2:fp32:vit-test:2"]
-    cases = [*plain.values(), *(c for cs in sharded.values() for c in cs), *bf16, *wide]
+    last = {model: f"{engine}:fp32:{model}+channels-last:1" for engine, model in LAST}
+    cases = [*plain.values(), *(c for cs in sharded.values() for c in cs), *bf16, *wide, *last.values()]
     found = run_world("integration/engine_worker.py", nproc, *cases)
     for model, tolerance in TOLERANCE.items():
         assert found[plain[model]]["losses"][-1] != found[plain[model]]["losses"][0]
         for case in sharded[model]:
             assert worst(found[plain[model]], found[case]) < tolerance, case
+    for model, case in last.items():  # the layout of the images changes nothing but rounding
+        assert worst(found[plain[model]], found[case]) < TOLERANCE[model], case
     for case in bf16[1:]:
         assert worst(found[bf16[0]], found[case]) < BF16_TOLERANCE, case
     for case in wide:  # accumulation changes nothing but rounding

@@ -122,8 +122,8 @@ def test_missing_sections_are_named() -> None:
     "override",
     [
         "name=other", "data.train=s3://bucket/m.json", "data.decode_threads=7", "engine.zero_stage=3",
-        "engine.name=plain", "engine.max_micro_batch=8", "checkpoint.every=1k steps", "log.every=1 step",
-        "eval.every=10 steps", "study=s", "evaluators=[]",
+        "engine.name=plain", "engine.max_micro_batch=8", "engine.channels_last=true",
+        "checkpoint.every=1k steps", "log.every=1 step", "eval.every=10 steps", "study=s", "evaluators=[]",
     ],
 )  # fmt: skip
 def test_the_identity_does_not_know_the_site(override: str) -> None:

@@ -150,6 +150,8 @@ def _resize(image: Tensor, size: int) -> Tensor:
     return resized
 
 
-def normalize(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 [B, 3, S, S] in 0..255 -> dtype [B, 3, S, S] in [-1, 1], on the images' device."""
-    return images.to(torch.float32).mul_(1 / 127.5).sub_(1.0).to(dtype)
+def normalize(
+    images: Tensor, dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format
+) -> Tensor:
+    """uint8 [B, 3, S, S] in 0..255 -> dtype [B, 3, S, S] in [-1, 1], on the images' device, laid out as told."""
+    return images.to(torch.float32).mul_(1 / 127.5).sub_(1.0).to(dtype, memory_format=memory_format)

@@ -101,7 +101,7 @@ class DeepSpeedEngine:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch renamed collectives that DeepSpeed still calls
             for i, (images, targets) in enumerate(micro_batches):
-                logits = self._engine(normalize(images.to(self.device, non_blocking=True), self._dtype))
+                logits = self._engine(self._input(images))
                 loss = self._in.loss(logits.float(), targets.to(self.device, non_blocking=True))
                 total += loss.detach() / len(micro_batches)
                 if i == len(micro_batches) - 1:
@@ -119,8 +119,12 @@ class DeepSpeedEngine:
         self._engine.eval()
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            logits: Tensor = self._engine(normalize(images.to(self.device), self._dtype))
+            logits: Tensor = self._engine(self._input(images))
         return logits.float()
+
+    def _input(self, images: Tensor) -> Tensor:
+        images = images.to(self.device, non_blocking=True)
+        return normalize(images, self._dtype, self._in.memory_format)
 
     def state(self) -> EngineState:
         """See Engine."""

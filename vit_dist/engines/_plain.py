@@ -56,7 +56,7 @@ class PlainEngine:
             silent = contextlib.nullcontext() if self._ddp is None or last else self._ddp.no_sync()
             with silent:
                 with self._autocast():
-                    logits = net(normalize(images.to(self.device, non_blocking=True), torch.float32))
+                    logits = net(self._input(images))
                 loss = self._in.loss(logits.float(), targets.to(self.device, non_blocking=True)) / len(micro_batches)
                 total += loss.detach()
                 torch.autograd.backward(poisoned(loss, total, skip_over, self._in.world) if last else loss)
@@ -73,8 +73,12 @@ class PlainEngine:
         """See Engine."""
         self.module.eval()
         with torch.no_grad(), self._autocast():
-            logits: Tensor = self.module(normalize(images.to(self.device), torch.float32))
+            logits: Tensor = self.module(self._input(images))
         return logits.float()
+
+    def _input(self, images: Tensor) -> Tensor:
+        images = images.to(self.device, non_blocking=True)
+        return normalize(images, torch.float32, self._in.memory_format)
 
     def state(self) -> EngineState:
         """See Engine. Every rank holds everything; each gives its share of it."""

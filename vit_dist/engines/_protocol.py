@@ -86,6 +86,8 @@ class EngineInputs:
     clip: float | None
     micro_batch: int
     accumulation: int
+    memory_format: torch.memory_format = torch.contiguous_format
+    """Of the images alone: DeepSpeed cannot initialize a model that is channels-last itself."""
 
 
 def mean_over_ranks(value: Tensor, world: World) -> float:

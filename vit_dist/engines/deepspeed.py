@@ -22,6 +22,9 @@ class DeepSpeedConfig(Plugin):
         None, description="examples a rank may run at once; the derived micro-batch is its largest share below"
     )
     activation_checkpointing: Literal["none", "full"] = "none"
+    channels_last: bool = Field(
+        False, description="images as NHWC in memory, for convolutions; measure it first: docs/models.md"
+    )
     reduce_bucket: Bytes = Field(100_000_000, description="gradient elements reduced at once")
     allgather_bucket: Bytes = Field(200_000_000, description="weight elements gathered at once")
     communication_timeout_s: Annotated[int, Field(ge=10)] = 600

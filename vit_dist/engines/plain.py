@@ -20,6 +20,9 @@ class PlainConfig(Plugin):
         None, description="examples a rank may run at once; the derived micro-batch is its largest share below"
     )
     activation_checkpointing: Literal["none", "full"] = "none"
+    channels_last: bool = Field(
+        False, description="images as NHWC in memory, for convolutions; measure it first: docs/models.md"
+    )
 
     def build(self, inputs: EngineInputs) -> Engine:
         """The engine. A collective."""

@@ -211,6 +211,7 @@ def build_engine(recipe: Recipe, plan: Plan, world: World, device: torch.device)
         clip=optim.clip,
         micro_batch=plan.micro_batch,
         accumulation=plan.accumulation,
+        memory_format=torch.channels_last if recipe.engine.channels_last else torch.contiguous_format,  # type: ignore[attr-defined]
     )
     engine: Engine = recipe.engine.build(inputs)  # type: ignore[attr-defined]
     return engine, num_params
