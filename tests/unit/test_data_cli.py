@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ from PIL import Image, ImageFilter
 
 from vit_dist.cli import data as cli
 from vit_dist.cli.main import main as vit_dist
+from vit_dist.config.load import load_recipe
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.seeding import hash64
 from vit_dist.data.dedup import NearHashes
 from vit_dist.data.manifest import ShardManifest, encode_manifest, read_manifest
 from vit_dist.data.order import GlobalOrder, resolve_lanes
+from vit_dist.data.sets import open_training_set
 from vit_dist.data.subset import Subset, _key_hashes, select, select_balanced
 
 
@@ -104,6 +107,41 @@ def test_order_of_a_set_in_its_own_order_draws_its_subset_by_hash(
     small, large = (set(lines(capsys, "order", str(tmp_path / "m.json"), "--subset", n)) for n in ("20", "40"))
     assert len(small) == 20
     assert small < large
+
+
+def test_order_of_a_recipe_is_that_of_the_same_options(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"data.train={packed}", "data.val=", "data.subset=50", "data.lanes=4", "seed=7"]
+    options = ["--subset", "50", "--lanes", "4", "--seed", "7"]
+    place = ["--epoch", "1", "--start", "13", "--count", "60"]
+    assert lines(capsys, "order", "demo", *words, *place) == lines(capsys, "order", str(packed), *options, *place)
+    with pytest.raises(ConfigError, match=r"--seed: demo is a recipe; give seed=7"):
+        cli.main(["order", "demo", *words, "--seed", "7"])
+    with pytest.raises(ConfigError, match=r"seed=7: k=v is for a recipe, and .* is neither a \.yaml file nor"):
+        cli.main(["order", str(packed), "seed=7"])
+
+
+def test_order_of_a_mixture_names_the_set_of_each_example_as_training_reads_it(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["index", str(packed), "--out", str(tmp_path / "other.json")]) == 0  # the same, in its own order
+    recipe = tmp_path / "mixed.yaml"
+    sets = {"big": {"train": str(packed), "weight": 3}, "few": {"train": str(tmp_path / "other.json"), "subset": 20}}
+    data = {"train": "", "val": "", "mixture": sets, "window": 5}
+    cadences = {"horizon": "10 steps", "eval": {"every": "10 steps"}, "checkpoint": {"every": "10 steps"}}
+    recipe.write_text(json.dumps({"base": "demo", **cadences, "data": data}))
+    mixed = open_training_set(load_recipe(str(recipe)))
+    expected = []
+    for position in range(150, 350):
+        _, shard, sample = mixed.order.locate(position)
+        part, own = mixed.parts.find(shard)
+        real_shard, real_sample = part.subset.sample(own, sample)
+        expected.append(f"{part.name}\t{part.manifest.read_index(real_shard).key(real_sample)}")
+    assert lines(capsys, "order", str(recipe), "--start", "150", "--count", "200") == expected
+    names = Counter(line.partition("\t")[0] for line in expected)
+    assert names == {"big": 150, "few": 50}
+    assert len(lines(capsys, "order", str(recipe), "--start", "70")) == 80
+    with pytest.raises(ConfigError, match="--epoch 2: the sets of a mixture have epochs of their own; give --start"):
+        cli.main(["order", str(recipe), "--epoch", "2"])
 
 
 def test_order_starts_fast_without_torch_and_bears_a_closed_pipe(packed: Path) -> None:
