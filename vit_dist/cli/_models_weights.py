@@ -7,8 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-from vit_dist.cli.models import model_config, usual_size
-from vit_dist.core.errors import ConfigError
+from vit_dist.cli.models import at_least_one, model_config, usual_size
+from vit_dist.core.errors import ConfigError, did_you_mean
+from vit_dist.core.files import redact
 
 _FORMS = """
 forms, by the name's ending
@@ -17,6 +18,7 @@ forms, by the name's ending
   x.timm.safetensors   a state dict that timm loads, BiT's head included
   x.pth x.pt x.bin     read only, as plain tensors: nothing else in them is unpickled
   x/                   a folder that Hugging Face's ViTForImageClassification loads
+A file that is there already is replaced, once the new one is whole.
 """
 _IMPORT_EXAMPLES = (
     _FORMS
@@ -52,7 +54,12 @@ def import_main(argv: list[str]) -> int:
     parser.add_argument("--model", metavar="NAME", help="needed where the file does not say its model")
     parser.add_argument("--num-classes", metavar="K", type=int, help="default: as many as the file has")
     parser.add_argument("--image-size", metavar="S", type=int, help="positions are resampled to it")
-    parser.add_argument("--head", choices=("keep", "new"), default="keep", help="new: a head of zeros")
+    parser.add_argument(
+        "--head",
+        choices=("keep", "new"),
+        default="keep",
+        help="new: a head of zeros; a representation layer goes too, unless the model has one",
+    )
     parser.add_argument(
         "--positions",
         choices=("public", "bicubic"),
@@ -61,6 +68,8 @@ def import_main(argv: list[str]) -> int:
     )
     args = parser.parse_intermixed_args(argv)
 
+    _local(args.source, args.out)
+    at_least_one(args, "image_size", "num_classes")
     if args.settings and not args.model:
         raise ConfigError(f"{args.settings[0]}: settings are those of a model; give --model NAME")
     from vit_dist.models.weights.files import Wanted, read_weights, write_weights
@@ -93,6 +102,10 @@ def export_main(argv: list[str]) -> int:
     parser.add_argument("--num-classes", metavar="K", type=int, help="of fresh weights (default 1000)")
     parser.add_argument("--image-size", metavar="S", type=int, help="of fresh weights (default 224)")
     args = parser.parse_intermixed_args(argv)
+    _local(args.source, args.out)
+    at_least_one(args, "image_size", "num_classes")
+    if args.seed is not None and args.seed < 0:
+        raise ConfigError(f"--seed={args.seed}: at least 0 is needed")
 
     from vit_dist.models.weights.files import read_weights, write_weights
     from vit_dist.train.weights import checkpoint_weights, fresh_weights, is_checkpoint
@@ -107,12 +120,33 @@ def export_main(argv: list[str]) -> int:
     elif path.suffix or args.source.count(os.sep) > 1 or args.source.startswith(("/", ".")):
         raise ConfigError(f"{path}: no such checkpoint, run or file")
     else:
+        _known(args.source)
         config = model_config(args.source, args.settings)
         size = args.image_size or usual_size(config)
         weights = fresh_weights(config, args.num_classes or 1000, size, args.seed or 0)
     write_weights(weights, args.out)
     _say(args.out, weights.config.name, sum(t.numel() for t in weights.state.values()), weights.image_size)
     return 0
+
+
+def _local(*paths: str) -> None:
+    for path in paths:
+        if "://" in path:
+            raise ConfigError(
+                f"{redact(path)}: weights are read and written as files here; copy them here, or there after"
+            )
+
+
+def _known(name: str) -> None:
+    from vit_dist.core.registry import MODELS
+
+    try:
+        MODELS.lookup(name)
+    except ConfigError:
+        raise ConfigError(
+            f"{name}: no checkpoint, run or file is there, and no model has this name"
+            f"{did_you_mean(name, MODELS.names())}"
+        ) from None
 
 
 def _say(out: str, model: str, numbers: int, image_size: int) -> None:

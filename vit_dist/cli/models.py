@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vit_dist.core.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
+    from vit_dist.core.costs import Cost
     from vit_dist.models import ModelConfig
 
 SUMMARY = "list models and their costs, show one, read and write weights"
@@ -40,6 +41,7 @@ examples:
   vit-dist models show ViT-L/16
   vit-dist models show ViT-B/16 pool=map position_embedding=sincos --image-size 384
   vit-dist models show timm:convnext_tiny --tensors
+  vit-dist models show vit patch_size=8 width=256 depth=6 num_heads=4     a ViT by its numbers
 """
 
 
@@ -54,7 +56,7 @@ def main(argv: list[str]) -> int:
         return 0 if argv else 2
     verbs: dict[str, Callable[[list[str]], int]] = {"list": _list, "show": _show, "import": _import, "export": _export}
     if argv[0] not in verbs:
-        raise ConfigError(f"vit-dist models: unknown verb {argv[0]!r}{did_you_mean(argv[0], verbs)}")
+        raise ConfigError(f"unknown verb {argv[0]!r}{did_you_mean(argv[0], verbs)}")
     return verbs[argv[0]](argv[1:])
 
 
@@ -76,18 +78,15 @@ def model_config(name: str, settings: Sequence[str] = ()) -> ModelConfig:
     Raises:
         ConfigError: no such model (names the nearest), or a setting that it does not take.
     """
-    from pydantic import ValidationError
-
-    from vit_dist.config.load import parse_overrides
+    from vit_dist.config.load import parse_overrides, validate
     from vit_dist.core.registry import MODELS
     from vit_dist.models import ModelConfig
 
     cls, defaults = MODELS.lookup(name)
-    try:
-        config = cls.model_validate({**defaults, **parse_overrides(list(settings))})
-    except ValidationError as error:
-        said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"model {name}: {said}") from None
+    given = parse_overrides(list(settings))
+    if given.get("name", name) != name:
+        raise ConfigError(f"model {name}: name={given['name']}: a setting cannot rename the model; ask for that one")
+    config = validate(cls, {**defaults, **given}, f"model {name}")
     assert isinstance(config, ModelConfig)
     return config
 
@@ -95,6 +94,18 @@ def model_config(name: str, settings: Sequence[str] = ()) -> ModelConfig:
 def usual_size(config: ModelConfig) -> int:
     """224 pixels, or 28 for the small ones that are made for such images."""
     return 28 if config.name.endswith(("-demo", "-test")) else 224
+
+
+def at_least_one(args: argparse.Namespace, *names: str) -> None:
+    """Refuse options, by their names in `args`, that were given a number below 1.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}={value}: at least 1 is needed")
 
 
 def _giga(macs: int) -> str:
@@ -112,6 +123,7 @@ def _list(argv: list[str]) -> int:
     parser.add_argument("--image-size", metavar="S", type=int, help="default 224, and 28 for -demo and -test")
     parser.add_argument("--num-classes", metavar="K", type=int, default=1000, help="outputs of the head (default 1000)")
     args = parser.parse_args(argv)
+    at_least_one(args, "image_size", "num_classes")
 
     from vit_dist.core.costs import model_cost
     from vit_dist.core.registry import MODELS
@@ -126,7 +138,7 @@ def _list(argv: list[str]) -> int:
             continue
         size = args.image_size or usual_size(config)
         if size % config.stride:
-            lines.append(print_row(name, config.family, "-", "-", f"{size} no"))
+            lines.append(print_row(name, config.family, "-", "-", "-") + f"   {config.stride} does not divide {size}")
             continue
         cost = model_cost(config, num_classes=args.num_classes, image_size=size)
         if cost is not None:
@@ -150,30 +162,43 @@ def _show(argv: list[str]) -> int:
     parser.add_argument("--num-classes", metavar="K", type=int, default=1000, help="outputs of the head (default 1000)")
     parser.add_argument("--tensors", action="store_true", help="list every tensor with its shape (imports torch)")
     args = parser.parse_intermixed_args(argv)
+    at_least_one(args, "image_size", "num_classes")
 
     import yaml
 
-    from vit_dist.core.costs import model_cost
-
     config = model_config(args.name, args.settings)
     size = args.image_size or usual_size(config)
+    config.fit(size)
+    cost = _cost(config, args.num_classes, size)
     described = {key: value for key, value in config.model_dump(mode="json").items() if value is not None}
-    sys.stdout.write(yaml.safe_dump(described, sort_keys=False))
     fields = [(name, field.description) for name, field in type(config).model_fields.items() if field.description]
     told = "\n".join(
         textwrap.fill(f"{n}: {text}", 100, initial_indent="# ", subsequent_indent="#   ") for n, text in fields
     )
-    sys.stdout.write(f"\n{told}\n\n")
-    cost = model_cost(config, num_classes=args.num_classes, image_size=size)
-    if cost is not None:
-        sys.stdout.write(
-            f"{cost.params:,} parameters with {args.num_classes:,} classes; {_giga(cost.macs)} GMACs for one "
-            f"{size}x{size} image\n"
-        )
-    if args.tensors or cost is None:
+    sys.stdout.write(
+        f"{yaml.safe_dump(described, sort_keys=False)}\n{told}\n\n"
+        f"{cost.params:,} parameters with {args.num_classes:,} classes; {_giga(cost.macs)} GMACs for one "
+        f"{size}x{size} image\n"
+    )
+    if args.tensors:
         from vit_dist.models.weights.adapt import shapes_of
 
-        shapes = shapes_of(config, args.num_classes, size)
-        for name, shape in shapes.items() if args.tensors else ():
-            sys.stdout.write(f"{name:<48} {'x'.join(map(str, shape))}\n")
+        for name, shape in shapes_of(config, args.num_classes, size).items():
+            sys.stdout.write(f"{name:<48} {'x'.join(map(str, shape)) or 'a number'}\n")
     return 0
+
+
+def _cost(config: ModelConfig, num_classes: int, image_size: int) -> Cost:
+    """By arithmetic; a model of timm is built without weights and counted."""
+    from vit_dist.core.costs import Cost, model_cost
+
+    cost = model_cost(config, num_classes=num_classes, image_size=image_size)
+    if cost is not None:
+        return cost
+    import torch
+
+    from vit_dist.models._macs import macs_of
+
+    with torch.device("meta"):
+        model = config.build(num_classes=num_classes, image_size=image_size)
+    return Cost(sum(p.numel() for p in model.parameters()), macs_of(model, image_size))

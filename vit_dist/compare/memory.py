@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vit_dist.models import ModelConfig
 from vit_dist.models._base import Checkpointing, ImageModel
-from vit_dist.models._macs import count_macs
+from vit_dist.models._macs import macs_of
 
 BYTES_A_PARAMETER = {"bf16": 2 + 2 + 12, "fp32": 4 + 4 + 8}
 """On one device without sharding: weights, gradients, and AdamW's moments (bf16: with the fp32 weights)."""
@@ -44,6 +44,7 @@ def count(config: ModelConfig, *, num_classes: int, image_size: int, precision: 
     with torch.device("meta"):
         model = config.build(num_classes=num_classes, image_size=image_size)
     params = sum(p.numel() for p in model.parameters())
+    macs = macs_of(model, image_size)
     kept = {}
     modes: tuple[Checkpointing, Checkpointing] = ("none", "full")
     # Fake tensors have a device, and so the fused attention of one; on the meta device attention keeps its weights.
@@ -55,7 +56,7 @@ def count(config: ModelConfig, *, num_classes: int, image_size: int, precision: 
             kept[mode] = _saved(model, 2, image_size, dtype) - _saved(model, 1, image_size, dtype)
     return Counted(
         params=params,
-        macs=count_macs(config, num_classes, image_size),
+        macs=macs,
         activations=kept["none"],
         checkpointed=kept["full"],
     )

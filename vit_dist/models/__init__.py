@@ -44,7 +44,12 @@ class ModelConfig(Plugin):
         if problem:
             raise ValueError(f"data.{problem}")
 
-    def _fit(self, image_size: int) -> None:
+    def fit(self, image_size: int) -> None:
+        """Refuse images of a size that does not fit the model.
+
+        Raises:
+            ConfigError: the image size is no multiple of `stride`.
+        """
         problem = self._misfit(image_size)
         if problem:
             raise ConfigError(problem)

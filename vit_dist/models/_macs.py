@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit_dist.models import ModelConfig
 
 
 def count_macs(config: ModelConfig, num_classes: int, image_size: int) -> int:
-    """Multiply-adds of one forward pass of one image, by torch's FlopCounterMode on the meta device.
+    """Multiply-adds of one forward pass of one image of a model that is not built yet; see `macs_of`."""
+    with torch.device("meta"):
+        model = config.build(num_classes=num_classes, image_size=image_size)
+    return macs_of(model, image_size)
+
+
+def macs_of(model: nn.Module, image_size: int) -> int:
+    """Multiply-adds of one forward pass of one image, by torch's FlopCounterMode; the model lies on the meta device.
 
     On a real CPU the counter would not see fused attention. The counter hooks into backward passes, and fails on a
     parameter that is expanded (attention pooling) unless nothing wants a gradient.
     """
-    with torch.device("meta"), torch.no_grad():
-        model = config.build(num_classes=num_classes, image_size=image_size).eval().requires_grad_(False)
-        counter = FlopCounterMode(display=False)
-        with counter:
-            model(torch.zeros(1, 3, image_size, image_size))
+    training = model.training
+    wants = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval().requires_grad_(False)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(torch.zeros(1, 3, image_size, image_size, device="meta"))
+    model.train(training)
+    for parameter in wants:
+        parameter.requires_grad_(True)
     return int(counter.get_total_flops()) // 2

@@ -49,7 +49,7 @@ class BiTConfig(ModelConfig):
         """See `ModelConfig.build`; every image size will do."""
         from vit_dist.models._bit import BiT
 
-        self._fit(image_size)
+        self.fit(image_size)
         return BiT(self, num_classes)
 
 

@@ -42,7 +42,7 @@ class HybridConfig(ViTConfig):
         """See `ModelConfig.build`; `stride` must divide the image size."""
         from vit_dist.models._hybrid import build_hybrid
 
-        self._fit(image_size)
+        self.fit(image_size)
         return build_hybrid(self, num_classes=num_classes, image_size=image_size)
 
 

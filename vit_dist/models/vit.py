@@ -91,7 +91,7 @@ class ViTConfig(ModelConfig):
         """See `ModelConfig.build`; the patch size must divide the image size."""
         from vit_dist.models._vit import build_vit
 
-        self._fit(image_size)
+        self.fit(image_size)
         return build_vit(self, num_classes=num_classes, image_size=image_size)
 
 

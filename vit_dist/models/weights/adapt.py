@@ -16,6 +16,7 @@ from vit_dist.models._positions import Grid, Resampling, resize_positions
 State = dict[str, Tensor]
 Head = Literal["keep", "new"]
 _SHOWN = 5
+_REPRESENTATION = "pre_logits"  # ours, timm's and Google's name
 
 
 def shapes_of(config: ModelConfig, num_classes: int, image_size: int) -> dict[str, tuple[int, ...]]:
@@ -45,7 +46,8 @@ def fit(
         num_classes: of the model's head.
         image_size: of the model's images, in pixels.
         source: where the tensors come from, for errors.
-        head: `new`: a head of zeros (and the config's bias) in place of the one that is there.
+        head: `new`: a head of zeros (and the config's bias) in place of the one that is there, and of its
+            representation layer where the model has none.
         positions: how position embeddings are resampled where the number of patches differs.
         missing: names that the source should have had.
         extra: names that it should not have.
@@ -57,6 +59,10 @@ def fit(
     fitted: State = {}
     wrong: list[str] = []
     absent = list(missing)
+    if head == "new" and not any(name.startswith(_REPRESENTATION) for name in wanted):
+        # Fine-tuning takes both layers of the head away (section 3.2 of the paper).
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(_REPRESENTATION)}
+        extra = [name for name in extra if not name.startswith(_REPRESENTATION)]
     if head == "new":
         absent = [name for name in absent if "head" not in name]
         fitted["head.weight"] = torch.zeros(wanted["head.weight"])

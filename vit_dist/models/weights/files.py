@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pickle
+import re
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vit_dist import __version__
+from vit_dist.config.load import validate
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.registry import MODELS
 from vit_dist.models import ModelConfig
@@ -106,18 +110,24 @@ def write_weights(weights: Weights, out: Path | str) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             _save(weights.state, path, _metadata(weights))
         elif text.endswith("/") or path.is_dir() or not path.suffix:
-            tensors, described, images = to_hugging_face(
-                weights.state, weights.config, weights.num_classes, weights.image_size
-            )
-            path.mkdir(parents=True, exist_ok=True)
-            _save(tensors, path / "model.safetensors", {"format": "pt"})
-            (path / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-            (path / "preprocessor_config.json").write_text(json.dumps(images, indent=2) + "\n")
+            _write_hugging_face(weights, path)
         else:
             pickled = "; a pickle runs code when it is loaded" if path.suffix in PICKLED else ""
             raise ConfigError(f"{out}: no form of weights has this ending{pickled}; known: {FORMS}")
     except OSError as error:
         raise DataError(f"{out}: cannot be written: {error.strerror or error}") from None
+
+
+def _write_hugging_face(weights: Weights, path: Path) -> None:
+    tensors, described, images = to_hugging_face(weights.state, weights.config, weights.num_classes, weights.image_size)
+    texts = {"config.json": described, "preprocessor_config.json": images}
+    others = sorted({p.name for p in path.iterdir()} - {*texts, "model.safetensors"}) if path.is_dir() else []
+    if others:
+        raise DataError(f"{path}: there is something else in it ({', '.join(others[:3])}); name a new folder")
+    path.mkdir(parents=True, exist_ok=True)
+    _save(tensors, path / "model.safetensors", {"format": "pt"})
+    for name, content in texts.items():
+        (path / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def kind_of(config: ModelConfig) -> str:
@@ -174,29 +184,52 @@ def _timm_head(config: ModelConfig) -> str:
 
 def _from_named(tensors: State, metadata: Mapping[str, str], path: Path, wanted: Wanted) -> Weights:
     config, facts = wanted.config, {k: v for k, v in metadata.items() if k in FACTS}
+    try:
+        said, size = json.loads(metadata.get("model", "null")), int(metadata.get("image_size", 0))
+    except ValueError as error:
+        raise DataError(f"{path}: what its header says of the model is damaged: {error}") from None
     if config is None:
-        if "model" not in metadata:
-            raise ConfigError(f"{path}: does not say its model; give it, such as --model ViT-B/16")
-        config = config_of(json.loads(metadata["model"]), str(path))
-    state = our_names(tensors, config)
-    return _fitted(state, config, path, wanted, facts, said_size=int(metadata.get("image_size", 0)))
+        if said is None:
+            raise ConfigError(f"{path}: does not say its model; give it: `vit-dist models import ... --model ViT-B/16`")
+        config = config_of(said, str(path))
+    return _fitted(our_names(tensors, config), config, path, wanted, facts, said_size=size)
 
 
 def _read_npz(path: Path, wanted: Wanted) -> Weights:
     config = wanted.config
     if config is None:
-        raise ConfigError(f"{path}: an .npz does not say its model; give it, such as --model ViT-B/16")
+        raise ConfigError(
+            f"{path}: an .npz does not say its model; give it: `vit-dist models import ... --model ViT-B/16`"
+        )
     kind = kind_of(config)
     if kind not in RULES:
         raise ConfigError(f"{path}: Google's .npz files hold ViT, hybrid and BiT models, not {config.name}")
+    names = shapes_of(config, 1, _smallest(config))
+    arrays = _arrays(path)
+    try:
+        state, missing, extra = from_google(arrays, names, kind, heads_of(config))
+    except DataError as error:
+        raise DataError(f"{path}: not the weights of {config.name}: {error}") from None
+    return _fitted(state, config, path, wanted, {}, missing=missing, extra=extra)
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    # numpy takes a file that is no archive for a pickle, and speaks of trusting it.
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path}: not a whole .npz file; fetch it again")
+    arrays = {}
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as opened:
-            arrays = {name: opened[name] for name in opened.files}
+            for name in opened.files:
+                arrays[name] = opened[name]
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        if "allow_pickle" in str(error):
+            raise DataError(f"{path}: an array in it holds pickled objects, which are never read") from None
         raise DataError(f"{path}: not a whole .npz file: {error}; fetch it again") from None
-    names = shapes_of(config, 1, _smallest(config))
-    state, missing, extra = from_google(arrays, names, kind)
-    return _fitted(state, config, path, wanted, {}, missing=missing, extra=extra)
+    wrong = [name for name, array in arrays.items() if not hasattr(array, "dtype") or array.dtype.kind not in "fiu"]
+    if wrong:
+        raise DataError(f"{path}: {wrong[0]} in it is no array of numbers")
+    return arrays
 
 
 def _read_hugging_face(path: Path, wanted: Wanted) -> Weights:
@@ -225,17 +258,13 @@ def _fitted(
 ) -> Weights:
     classes: int = wanted.num_classes or (len(state["head.bias"]) if "head.bias" in state else 0)
     others = [name for name in missing or () if "head" not in name]
-    if not classes and others:
-        raise DataError(
-            f"{path}: not the weights of {config.name}: {len(others)} missing: {', '.join(others[:5])}, ..."
-        )
-    if not classes:
+    if not classes and not others:
         raise ConfigError(f"{path}: has no head; give --num-classes and --head new")
     size = wanted.image_size or said_size or _size_of(state, config)
     fitted = fit(
         {name: tensor.float() for name, tensor in state.items()},
         config,
-        num_classes=classes,
+        num_classes=classes or 1,  # where much is missing, say all of it
         image_size=size,
         source=str(path),
         head=wanted.head,
@@ -275,17 +304,19 @@ def _metadata(weights: Weights) -> dict[str, str]:
     }
 
 
-def config_of(described: Mapping[str, Any], where: str) -> ModelConfig:
+def config_of(described: object, where: str) -> ModelConfig:
     """A model's config from plain data.
 
     Raises:
         ConfigError: of a model that this version does not know.
     """
-    cls, defaults = MODELS.lookup(str(described.get("name")))
+    if not isinstance(described, dict):
+        raise ConfigError(f"{where}: its model is no mapping but {described!r}")
     try:
-        config = cls.model_validate({**defaults, **described})
-    except ValueError as error:
-        raise ConfigError(f"{where}: its model cannot be understood: {error}") from None
+        cls, defaults = MODELS.lookup(str(described.get("name")))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: its model: {error}") from None
+    config = validate(cls, {**defaults, **described}, f"{where}: its model")
     assert isinstance(config, ModelConfig)
     return config
 
@@ -303,10 +334,20 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
 def _unpickled(path: Path) -> State:
     """Tensors of a torch file; anything else in it is refused, not run."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: cannot be read as plain tensors: {reason}") from None
+        with warnings.catch_warnings():  # a pickle of another protocol is read, or refused, all the same
+            warnings.simplefilter("ignore", UserWarning)
+            # Files of before torch 1.6 are no archives, and cannot be mapped.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        # torch's own text tells how to switch the guard off.
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"more than plain tensors ({found.group(1)})" if found else "something other than plain tensors"
+        raise DataError(
+            f"{path}: holds {what}; nothing in it was run. Where you trust it, save its state_dict() as safetensors"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"{path}: not a whole file of torch: {reason}; fetch it again") from None
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -325,21 +366,28 @@ def _save(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> 
         at += 4 * tensor.numel()
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with _replacing(path) as partial, partial.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in state.values():
             file.write(tensor.contiguous().numpy().data)
-    partial.replace(path)
 
 
 def _write_npz(weights: Weights, path: Path) -> None:
     kind = kind_of(weights.config)
     if kind not in RULES:
         raise ConfigError(f"Google's .npz files hold ViT, hybrid and BiT models, not {weights.config.name}")
-    partial = path.with_name(f".{path.name}.partial")
-    with zipfile.ZipFile(partial, "w") as opened:
+    with _replacing(path) as partial, zipfile.ZipFile(partial, "w") as opened:
         for name, array in to_google(weights.state, kind, heads_of(weights.config)):
             with opened.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
-    partial.replace(path)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to: takes its place once it is whole, and is gone if it never is."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

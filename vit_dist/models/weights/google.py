@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vit_dist.core.errors import ConfigError
+from vit_dist.core.errors import ConfigError, DataError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 State = dict[str, Tensor]
@@ -23,10 +23,19 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Layout:
-    """How one of our tensors lies in an array. `heads` is the number of attention heads."""
+    """How one of our tensors lies in an array.
+
+    Attributes:
+        write: tensor and the number of attention heads -> array.
+        read: array -> tensor.
+        axes: how many the array has, where one of them counts attention heads.
+        heads: that one.
+    """
 
     write: Callable[[Tensor, int], Tensor]
     read: Callable[[Tensor], Tensor]
+    axes: int | None = None
+    heads: int = 0
 
 
 SAME = Layout(lambda t, _: t, lambda a: a)
@@ -34,9 +43,9 @@ MATRIX = Layout(lambda t, _: t.T, lambda a: a.T)  # [in, out]
 CONV = Layout(lambda t, _: t.permute(2, 3, 1, 0), lambda a: a.permute(3, 2, 0, 1))  # [height, width, in, out]
 HEAD_CONV = Layout(lambda t, _: t.T[None, None], lambda a: a.reshape(a.shape[-2:]).T)
 NORM4 = Layout(lambda t, _: t.reshape(1, 1, 1, -1), lambda a: a.reshape(-1))  # flax's first GroupNorm
-TO_HEADS = Layout(lambda t, h: t.T.reshape(t.shape[1], h, -1), lambda a: a.flatten(1).T)  # [D, h, d]
-HEADS_BIAS = Layout(lambda t, h: t.reshape(h, -1), lambda a: a.reshape(-1))  # [h, d]
-FROM_HEADS = Layout(lambda t, h: t.T.reshape(h, -1, t.shape[0]), lambda a: a.flatten(0, -2).T)  # [h, d, D]
+TO_HEADS = Layout(lambda t, h: t.T.reshape(t.shape[1], h, -1), lambda a: a.flatten(1).T, 3, 1)  # [D, h, d]
+HEADS_BIAS = Layout(lambda t, h: t.reshape(h, -1), lambda a: a.reshape(-1), 2, 0)  # [h, d]
+FROM_HEADS = Layout(lambda t, h: t.T.reshape(h, -1, t.shape[0]), lambda a: a.flatten(0, -2).T, 3, 0)  # [h, d, D]
 
 
 @dataclass(frozen=True)
@@ -166,16 +175,22 @@ def to_google(state: Mapping[str, Tensor], kind: str, heads: int) -> Iterator[tu
             yield array, layout.write(part, heads).contiguous().numpy()
 
 
-def from_google(arrays: Mapping[str, Array], names: Iterable[str], kind: str) -> tuple[State, list[str], list[str]]:
+def from_google(
+    arrays: Mapping[str, Array], names: Iterable[str], kind: str, heads: int
+) -> tuple[State, list[str], list[str]]:
     """Arrays -> the tensors of a model's parameters, by our names.
 
     Args:
         arrays: as in the file.
         names: of the model's parameters.
         kind: 'vit', 'hybrid' or 'bit'.
+        heads: attention heads of the model, which the shapes of our own tensors do not tell.
 
     Returns:
         The state; the arrays that are missing; the arrays that no parameter asked for.
+
+    Raises:
+        DataError: an array of another number of axes or heads than a parameter has.
     """
     plain = _released(arrays)
     state: State = {}
@@ -191,9 +206,18 @@ def from_google(arrays: Mapping[str, Array], names: Iterable[str], kind: str) ->
         lacking = [t for t in theirs if t not in plain]
         missing += lacking
         if not lacking:
-            parts = [layout.read(torch.from_numpy(np.ascontiguousarray(plain[t]))) for t in theirs]
+            parts = [_read(t, plain[t], layout, heads) for t in theirs]
             state[name] = (torch.cat(parts) if len(parts) > 1 else parts[0]).contiguous()
     return state, missing, sorted(set(plain) - asked)
+
+
+def _read(name: str, array: Array, layout: Layout, heads: int) -> Tensor:
+    if array.ndim == layout.axes and array.shape[layout.heads] != heads:
+        raise DataError(f"{name} has {array.shape[layout.heads]} attention heads, the model {heads}")
+    try:
+        return layout.read(torch.from_numpy(np.ascontiguousarray(array)))
+    except (RuntimeError, IndexError):
+        raise DataError(f"{name} has the shape {'x'.join(map(str, array.shape)) or 'of a number'}") from None
 
 
 def _released(arrays: Mapping[str, Array]) -> dict[str, Array]:

@@ -1,0 +1,45 @@
+"""`vit-dist models` and `compare` where the command line itself is wrong, and what `show` says."""
+
+from __future__ import annotations
+
+import pytest
+
+from vit_dist.cli import models
+from vit_dist.core.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("list --image-size 0", "--image-size=0: at least 1"),
+        ("list --num-classes -5", "--num-classes=-5: at least 1"),
+        ("show ViT-B/16 --image-size -224", "--image-size=-224: at least 1"),
+        ("show ViT-B/16 --image-size 225", "image_size=225 does not divide into the 16-pixel .*: 224, 240"),
+        ("show ViT-B/16 num_heads=7", "model ViT-B/16: width=768 is not divisible by num_heads=7; heads .*: 1, 2, 3"),
+        ("show ViT-B/16 pol=map", "model ViT-B/16: pol: unknown key; did you mean 'pool'"),
+        ("show ViT-B/16 name=ViT-L/16", "cannot rename the model"),
+        ("show timm:resnet50", "has BatchNorm"),
+        ("export vit-demo a.npz --num-classes -3", "--num-classes=-3: at least 1"),
+        ("export vit-demo a.npz --seed -1", "--seed=-1: at least 0"),
+        (
+            "export vit-demo s3://key:secret@bucket/a.npz",
+            r"s3://key:\*\*\*@bucket/a.npz: weights are read",
+        ),
+        ("export runs/b16 a.npz", "runs/b16: no checkpoint, run or file is there, and no model"),
+        ("import a.npz b.npz --model vit-demo --head new --num-classes 0", "--num-classes=0: at least 1"),
+    ],
+)
+def test_a_mistaken_call_is_refused_with_what_would_be_right(arguments: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        models.main(arguments.split())
+
+
+def test_a_model_of_timm_is_shown_with_its_counted_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    models.main(["show", "timm:vit_tiny_patch16_224", "--tensors"])
+    theirs = capsys.readouterr().out
+    models.main(["show", "ViT-Ti/16"])
+    ours = capsys.readouterr().out
+    said = "5,717,416 parameters with 1,000 classes; 1.25 GMACs for one 224x224 image"
+    assert said in ours
+    assert said in theirs
+    assert "net.blocks.11.mlp.fc2.weight" in theirs
