@@ -20,7 +20,8 @@ from vit_dist.cli._data_common import (
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import is_remote, local_path
 from vit_dist.core.units import format_bytes
-from vit_dist.data.pack.run import BAD_LIST, PackResult
+from vit_dist.data.pack.dest import BAD_LIST
+from vit_dist.data.pack.run import PackResult
 
 
 def main(argv: list[str]) -> int:

@@ -235,9 +235,35 @@ def index_tars(
     if not out.endswith(".json"):
         out = join_url(out, "manifest.json")
     tars = find_tars(urls)
-    stem = out.rpartition("/")[2].removesuffix(".json")
-    job = _Job(join_url(parent_url(out), f"{stem}.index"), rule, leave_out)
-    rule_id = hashlib.sha256(repr((rule, leave_out)).encode()).hexdigest()[:16]
+    base, stem = parent_url(out), out.rpartition("/")[2].removesuffix(".json")
+    job = _Job(join_url(base, f"{stem}.index"), rule, leave_out)
+    notes, num_read = _notes(job, tars, num_workers, quiet, say)
+    limit = num_classes if num_classes is not None else len(rule.classes) or None
+    for tar, note in zip(tars, notes, strict=True):
+        _check_note(tar, note, limit)
+    manifest = ShardManifest(
+        base=base,
+        name=name or stem,
+        shards=tuple(
+            Shard(**{**n["shard"], "url": _relative(tar.url, base)}) for tar, n in zip(tars, notes, strict=True)
+        ),
+        shuffled=shuffled,
+        num_classes=limit if limit is not None else max((n["max_label"] for n in notes), default=-1) + 1,
+        classes=rule.classes,
+        max_labels=max((1, *(n["max_labels"] for n in notes))),
+    )
+    if not manifest.num_samples:
+        raise DataError(f"{redact(out)}: the {len(tars)} tars hold no samples with an image and a label")
+    write_manifest(manifest, out)
+    left_out = [(tar.url, *sample) for tar, n in zip(tars, notes, strict=True) for sample in n["left_out"]]
+    return IndexResult(manifest, num_read, tuple(left_out), sum(n["ignored"] for n in notes))
+
+
+def _notes(
+    job: _Job, tars: list[TarToIndex], num_workers: int, quiet: bool, say: Callable[[str], None]
+) -> tuple[list[dict[str, Any]], int]:
+    """What is known of each tar, from an earlier run or by reading it now; and how many were read."""
+    rule_id = hashlib.sha256(repr((job.rule, job.leave_out)).encode()).hexdigest()[:16]
     sizes = {tar.url: _checked_size(tar) for tar in tars}
     notes: dict[int, dict[str, Any]] = {}
     for i, tar in enumerate(tars):
@@ -255,37 +281,17 @@ def index_tars(
             notes[i] = note
             done += sizes[tars[i].url]
             progress.update(done >> 20)
-    shards, left_out, ignored, max_label, max_labels = [], [], 0, -1, 1
-    base = parent_url(out)
-    for i, tar in enumerate(tars):
-        note = notes[i]
-        _check_count(tar, note["shard"]["num_samples"] + len(note["left_out"]))
-        shard = {**note["shard"], "url": _relative(tar.url, base)}
-        shards.append(Shard(**shard))
-        left_out += [(tar.url, key, offset, reason) for key, offset, reason in note["left_out"]]
-        ignored += note["ignored"]
-        max_labels = max(max_labels, note["max_labels"])
-        if note["max_label"] > max_label:
-            max_label = note["max_label"]
-        limit = num_classes if num_classes is not None else len(rule.classes) or None
-        if limit is not None and note["max_label"] >= limit:
-            raise DataError(
-                f"{redact(tar.url)}: sample {note['max_label_key']!r} has label {note['max_label']}, but there are "
-                f"{limit} classes; mend it, or give --num-classes"
-            )
-    manifest = ShardManifest(
-        base=base,
-        name=name or stem,
-        shards=tuple(shards),
-        shuffled=shuffled,
-        num_classes=num_classes if num_classes is not None else len(rule.classes) or max_label + 1,
-        classes=rule.classes,
-        max_labels=max_labels,
-    )
-    if not manifest.num_samples:
-        raise DataError(f"{redact(out)}: the {len(tars)} tars hold no samples with an image and a label")
-    write_manifest(manifest, out)
-    return IndexResult(manifest, len(missing), tuple(left_out), ignored)
+    return [notes[i] for i in range(len(tars))], len(missing)
+
+
+def _check_note(tar: TarToIndex, note: dict[str, Any], limit: int | None) -> None:
+    """Hold what was found in a tar to what is told of it, and to the number of classes, where that is known."""
+    _check_count(tar, note["shard"]["num_samples"] + len(note["left_out"]))
+    if limit is not None and note["max_label"] >= limit:
+        raise DataError(
+            f"{redact(tar.url)}: sample {note['max_label_key']!r} has label {note['max_label']}, but there are "
+            f"{limit} classes; mend it, or give --num-classes"
+        )
 
 
 def _checked_size(tar: TarToIndex) -> int:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,11 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vit_dist.core.errors import ConfigError, DataError, RunError
+from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.files import (
     exists,
-    explained,
-    file_system,
     is_remote,
     join_url,
     local_path,
@@ -32,13 +28,13 @@ from vit_dist.core.files import (
 )
 from vit_dist.data import workers
 from vit_dist.data.manifest import ShardManifest, read_manifest, write_manifest
+from vit_dist.data.pack.dest import BAD_LIST, claimed, clear, remove_receipts
 from vit_dist.data.pack.items import Catalogue, Item, check_labels, shuffled_ordinals
 from vit_dist.data.pack.plan import PLAN, Plan, all_there, read_receipts, shorten, tasks_of
 from vit_dist.data.pack.progress import Progress
 from vit_dist.data.pack.shards import RECEIPTS, ImageOptions, Job, Receipt, Task, pack_shard
 from vit_dist.data.pack.sources import Source
 
-BAD_LIST = "bad.jsonl"
 _IN_PROCESS = 2000  # images; below it, starting processes costs more than it saves
 
 
@@ -107,53 +103,54 @@ def pack(
     dest = dest.rstrip("/")
     label = f"{part[0] % part[1]}-of-{part[1]}" if part else "all"
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_claimed(dest, label))
-        if work is not None:
-            scratch = work / f"vit-dist-pack-{label}"
-        elif is_remote(dest):
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vit-dist-pack-")))
-        else:
-            scratch = local_path(dest) / RECEIPTS / f"work-{label}"
-        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        stack.enter_context(claimed(dest, label))
+        scratch = stack.enter_context(_scratch(dest, work, label))
         source = open_source(scratch)
         if part is not None and options.bytes_per_shard is None:  # else the shards follow from the bytes of all
             source.wanted = partial(_images_of_part, options, part)
-        catalogue = _list(source, scratch, say, quiet)
-        stack.callback(catalogue.close)
+        catalogue = stack.enter_context(contextlib.closing(_list(source, scratch, say, quiet)))
         plan = _plan(source, catalogue, options)
         if _already_packed(dest, plan, force=force):
-            manifests = _read_all(dest, plan)
-            return PackResult(manifests, plan.num_images - sum(m.num_samples for _, m in manifests), True)
+            return _read_result(dest, plan)
         write_bytes(join_url(dest, PLAN), plan.encode())
-        job = Job(
-            dest,
-            scratch,
-            catalogue.describe(),
-            source.base,
-            source.pixels,
-            plan.seed,
-            options.images,
-            source.image_member,
-        )
+        told = catalogue.describe()
+        job = Job(dest, scratch, told, source.base, source.pixels, plan.seed, options.images, source.image_member)
         tasks = _tasks_of_part(plan.tasks(), part)
-        receipts = read_receipts(dest, tasks)
-        if sum(len(r.bad) for r in receipts.values()) > max_bad * plan.num_images:
-            # They were too many the last time: perhaps the store had a bad day. Those shards are tried anew.
-            receipts = {t: r for t, r in receipts.items() if not r.bad}
+        receipts = _packed_before(dest, tasks, max_bad * plan.num_images)
         if receipts:
             say(f"going on: {len(receipts):,} of {len(tasks):,} shards are packed already")
         bad = sum(len(r.bad) for r in receipts.values())
         missing = [t for t in tasks if t not in receipts]
-        total = sum(t.count for t in missing)
-        with Progress("packing", total, "images", quiet=quiet) as progress:
+        with Progress("packing", sum(t.count for t in missing), "images", quiet=quiet) as progress:
             for receipt in _pack_all(job, missing, catalogue, num_workers, progress):
                 bad += len(receipt.bad)
                 if bad > max_bad * plan.num_images:
                     break
         _check_bad(dest, plan, bad, max_bad)
-        if part is not None:
-            return PackResult((), bad)
-        return merge(dest, max_bad=max_bad)
+        return PackResult((), bad) if part is not None else merge(dest, max_bad=max_bad)
+
+
+@contextlib.contextmanager
+def _scratch(dest: str, work: Path | None, label: str) -> Iterator[Path]:
+    """A folder for what is needed while packing only; gone afterwards."""
+    with contextlib.ExitStack() as stack:
+        if work is not None:
+            folder = work / f"vit-dist-pack-{label}"
+        elif is_remote(dest):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vit-dist-pack-")))
+        else:
+            folder = local_path(dest) / RECEIPTS / f"work-{label}"
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield folder
+
+
+def _packed_before(dest: str, tasks: Sequence[Task], most_bad: Fraction) -> dict[Task, Receipt]:
+    """The shards that need not be packed again."""
+    receipts = read_receipts(dest, tasks)
+    if sum(len(r.bad) for r in receipts.values()) > most_bad:
+        # They were too many the last time: perhaps the store had a bad day. Those shards are tried anew.
+        return {t: r for t, r in receipts.items() if not r.bad}
+    return receipts
 
 
 def _tasks_of_part(tasks: Iterable[Task], part: tuple[int, int] | None) -> list[Task]:
@@ -181,8 +178,7 @@ def merge(dest: str, *, max_bad: Fraction = Fraction(1, 100)) -> PackResult:
         raise DataError(f"{redact(dest)}: nothing was packed here (no {PLAN}); run `vit-dist data pack` first")
     plan = Plan.decode(read_bytes(plan_url), redact(plan_url))
     if all_there(dest, plan):
-        manifests = _read_all(dest, plan)
-        return PackResult(manifests, plan.num_images - sum(m.num_samples for _, m in manifests), True)
+        return _read_result(dest, plan)
     tasks = list(plan.tasks())
     receipts = read_receipts(dest, tasks)
     missing = [task.stem for task in tasks if task not in receipts]
@@ -213,7 +209,7 @@ def merge(dest: str, *, max_bad: Fraction = Fraction(1, 100)) -> PackResult:
         joined.append((join_url(base, "manifest.json"), manifest))
     for url, manifest in joined:
         write_manifest(manifest, url)
-    _remove_receipts(dest)
+    remove_receipts(dest)
     return PackResult(tuple(joined), bad)
 
 
@@ -276,7 +272,7 @@ def _already_packed(dest: str, plan: Plan, *, force: bool) -> bool:
     """True where this very plan is packed in `dest`; clears it first where `force` is given."""
     where = redact(dest)
     if force:
-        _clear(dest)
+        clear(dest)
         return False
     url = join_url(dest, PLAN)
     if not exists(url):
@@ -300,9 +296,11 @@ def _already_packed(dest: str, plan: Plan, *, force: bool) -> bool:
     return all_there(dest, plan)
 
 
-def _read_all(dest: str, plan: Plan) -> tuple[tuple[str, ShardManifest], ...]:
+def _read_result(dest: str, plan: Plan) -> PackResult:
+    """What an earlier call has packed."""
     urls = [join_url(join_url(dest, f) if f else dest, "manifest.json") for f, _, _ in plan.outputs()]
-    return tuple((url, read_manifest(url)) for url in urls)
+    manifests = tuple((url, read_manifest(url)) for url in urls)
+    return PackResult(manifests, plan.num_images - sum(m.num_samples for _, m in manifests), True)
 
 
 def _check_bad(dest: str, plan: Plan, bad: int, max_bad: Fraction) -> None:
@@ -321,67 +319,6 @@ def _write_bad(dest: str, receipts: Any) -> None:
     if bad:
         lines = [json.dumps({"image": place, "reason": reason}, ensure_ascii=False) for place, reason in bad]
         write_bytes(join_url(dest, BAD_LIST), ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
-
-
-def _remove_receipts(dest: str) -> None:
-    if is_remote(dest):
-        with explained(dest, "cleared"):
-            system, path = file_system(join_url(dest, RECEIPTS))
-            system.invalidate_cache()
-            if system.exists(path):
-                system.rm(path, recursive=True)
-    else:
-        shutil.rmtree(local_path(dest) / RECEIPTS, ignore_errors=True)
-
-
-def _clear(dest: str) -> None:
-    """Remove an earlier packing: its manifest first, then receipts and shards; nothing else in the directory."""
-    system, root = file_system(dest)
-    with explained(dest, "cleared"):
-        for folder in ("", "train", "val"):
-            path = f"{root}/{folder}".rstrip("/")
-            if not system.isdir(path):
-                continue
-            names = [e.rstrip("/").rpartition("/")[2] for e in system.ls(path, detail=False)]
-            ours = [n for n in names if n.startswith("shard-") and n.endswith((".tar", ".idx.npz"))]
-            for name in ["manifest.json", PLAN, BAD_LIST, *ours]:
-                if name in names:
-                    system.rm_file(f"{path}/{name}")
-    if is_remote(dest):
-        _remove_receipts(dest)
-    else:  # the lock and the catalogue of this very process lie there
-        for receipt in (local_path(dest) / RECEIPTS).glob("*.json"):
-            receipt.unlink()
-
-
-@contextlib.contextmanager
-def _claimed(dest: str, label: str) -> Iterator[None]:
-    """Hold a local destination for this process."""
-    if is_remote(dest):
-        yield
-        return
-    folder = local_path(dest) / RECEIPTS
-    created = not folder.parent.exists()
-    with explained(dest, "written to"):
-        folder.mkdir(parents=True, exist_ok=True)
-    lock = folder / f"lock-{label}"
-    with explained(str(lock), "written"):
-        handle = os.open(lock, os.O_CREAT | os.O_RDWR)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise RunError(f"{dest}: another process is packing into it right now; wait for it, or stop it") from None
-    try:
-        yield
-    finally:
-        os.close(handle)
-        lock.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # what is left of a packing that failed before its first shard
-            folder.rmdir()
-        if created:
-            with contextlib.suppress(OSError):
-                folder.parent.rmdir()
 
 
 def _run_task(task: Task) -> Receipt:

@@ -9,18 +9,18 @@ import itertools
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import IO, Any, NoReturn, cast
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, read_bytes, redact, write_bytes
+from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, redact, write_bytes
 from vit_dist.data.index import encode_index
 from vit_dist.data.manifest import Shard, checksum
+from vit_dist.data.pack.fetch import Fetcher
 from vit_dist.data.pack.items import Catalogue, Item, shuffled_ordinals
-from vit_dist.data.tarindex import IMAGE_EXTENSIONS, LabelRule, TarScanner, scan_file
+from vit_dist.data.tarindex import IMAGE_EXTENSIONS, LabelRule, TarScan, TarScanner, scan_file
 
 RECEIPTS = ".pack"
 # Member extension of each image format, and the formats that are accepted at all.
@@ -36,8 +36,6 @@ FORMATS = {
 }
 _OPENED = [name for name in FORMATS if name != "MPO"]  # Pillow opens those as JPEG
 _ORIENTATION = 0x0112  # EXIF's tag
-_FETCHES_IN_FLIGHT = 16
-_FETCH_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -243,71 +241,6 @@ def sample_members(item: Item) -> dict[str, bytes]:
     return members
 
 
-class Fetcher:
-    """Reads the bytes of items: files, parts of files, or URLs, the last several at a time."""
-
-    def __init__(self, base: str) -> None:
-        self.base = base
-        self._files: dict[str, int] = {}
-
-    def fetch_all(self, items: Iterable[Item]) -> Iterator[tuple[Item, bytes | DataError]]:
-        """Items with their bytes, or with the error in their place, in the order given."""
-        iterator = iter(items)
-        first = next(iterator, None)
-        if first is None:
-            return
-        items = itertools.chain([first], iterator)
-        if not is_remote(join_url(self.base, first.url)):
-            for item in items:
-                yield item, self._try(item)
-            return
-        with ThreadPoolExecutor(_FETCHES_IN_FLIGHT, thread_name_prefix="fetch") as pool:
-            waiting: list[tuple[Item, Future[bytes | DataError]]] = []
-            for item in items:
-                waiting.append((item, pool.submit(self._try, item)))
-                if len(waiting) >= 2 * _FETCHES_IN_FLIGHT:
-                    done, future = waiting.pop(0)
-                    yield done, future.result()
-            for done, future in waiting:
-                yield done, future.result()
-
-    def _try(self, item: Item) -> bytes | DataError:
-        url = join_url(self.base, item.url)
-        attempts = _FETCH_ATTEMPTS if is_remote(url) else 1
-        for attempt in range(1, attempts + 1):
-            try:
-                return self._fetch(url, item)
-            except DataError as error:
-                if attempt == attempts or "no such file" in str(error):
-                    return error
-        raise AssertionError
-
-    def _fetch(self, url: str, item: Item) -> bytes:
-        if item.offset < 0:
-            return read_bytes(url)
-        with explained(url, "read"):
-            if is_remote(url):
-                system, path = file_system(url)
-                content = bytes(system.cat_file(path, start=item.offset, end=item.offset + item.num_bytes))
-            else:
-                if url not in self._files:
-                    if len(self._files) >= 256:
-                        self.close()
-                    self._files[url] = os.open(local_path(url), os.O_RDONLY)
-                content = os.pread(self._files[url], item.num_bytes, item.offset)
-        if len(content) != item.num_bytes:
-            raise DataError(
-                f"{redact(url)}: ends before byte {item.offset + item.num_bytes}; it changed while it was read"
-            )
-        return content
-
-    def close(self) -> None:
-        """Close the files it holds open."""
-        for file in self._files.values():
-            os.close(file)
-        self._files.clear()
-
-
 def pack_shard(job: Job, task: Task, catalogue: Catalogue, tick: Callable[[int], None]) -> Receipt:
     """Write one shard, its index and, last, its receipt.
 
@@ -317,65 +250,94 @@ def pack_shard(job: Job, task: Task, catalogue: Catalogue, tick: Callable[[int],
     Raises:
         DataError: the disk is full, or the store refuses.
     """
+    tar_url = join_url(job.dest, f"{task.stem}.tar")
+    with _temporary(job, task) as temporary:
+        with temporary.open("w+b") as file:
+            bad = _write_samples(job, task, catalogue, file, tick)
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            scan = scan_file(file, TarScanner(redact(tar_url), LabelRule(), size=os.fstat(file.fileno()).st_size))
+        _deliver(temporary, tar_url)
+    index = encode_index(scan.index)
+    write_bytes(join_url(job.dest, f"{task.stem}.idx.npz"), index)
+    receipt = _receipt(task, scan, index, bad)
+    write_bytes(join_url(job.dest, task.receipt), receipt.encode())
+    return receipt
+
+
+@contextlib.contextmanager
+def _temporary(job: Job, task: Task) -> Iterator[Path]:
+    """Where the tar is written first; gone afterwards, whatever happens."""
+    scratch = job.work if is_remote(job.dest) else local_path(job.dest) / RECEIPTS
+    path = scratch / f"{task.stem.replace('/', '-')}.{os.getpid()}.tar.tmp"
+    try:
+        with _explained_disk(path):
+            scratch.mkdir(parents=True, exist_ok=True)
+            yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _write_samples(
+    job: Job, task: Task, catalogue: Catalogue, file: IO[bytes], tick: Callable[[int], None]
+) -> list[tuple[str, str]]:
+    """Write the samples of a shard as a tar; the images that were left out, (place, reason)."""
     from webdataset.writer import TarWriter
 
     ordinals = shuffled_ordinals(task.first, task.count, catalogue.count, job.seed)
-    fetcher = Fetcher(job.base)
     bad: list[tuple[str, str]] = []
     keys: set[str] = set()
-    remote = is_remote(job.dest)
-    scratch = job.work if remote else local_path(job.dest) / RECEIPTS
-    temporary = scratch / f"{task.stem.replace('/', '-')}.{os.getpid()}.tar.tmp"
-    tar_url, index_url = join_url(job.dest, f"{task.stem}.tar"), join_url(job.dest, f"{task.stem}.idx.npz")
-    try:
-        with _explained_disk(temporary):
-            scratch.mkdir(parents=True, exist_ok=True)
-            with temporary.open("w+b") as file:
-                with contextlib.closing(_writer(TarWriter, file)) as writer:
-                    for item, content in fetcher.fetch_all(catalogue[int(i)] for i in ordinals):
-                        try:
-                            if isinstance(content, DataError):
-                                raise BadImageError(str(content))
-                            others: dict[str, bytes] = {}
-                            if job.pixels is not None:
-                                content = png_from_pixels(content, job.pixels)
-                            elif job.image_member is not None:
-                                content, others = split_sample(content, job.image_member)
-                                item = with_record(item, others)
-                            image, extension = check_image(content, job.images)
-                        except BadImageError as error:
-                            bad.append((item.place, str(error)))
-                            image = b""
-                        else:
-                            if item.key in keys:
-                                raise DataError(
-                                    f"{item.place}: its key {item.key!r} is another image's too; keys must be unique"
-                                )
-                            keys.add(item.key)
-                            members = {**others, **sample_members(item), extension: image}
-                            writer.write({"__key__": item.key, **members})
-                        tick(len(image))
-                file.flush()
-                os.fsync(file.fileno())
-                file.seek(0)
-                scan = scan_file(file, TarScanner(redact(tar_url), LabelRule(), size=os.fstat(file.fileno()).st_size))
-            index = encode_index(scan.index)
-            if remote:
-                with explained(tar_url, "written"):
-                    system, path = file_system(tar_url)
-                    system.put_file(str(temporary), path)
-            else:
-                local_path(tar_url).parent.mkdir(parents=True, exist_ok=True)
-                temporary.replace(local_path(tar_url))
-    finally:
-        fetcher.close()
-        temporary.unlink(missing_ok=True)
-    write_bytes(index_url, index)
-    labels = scan.index.labels
-    ends = scan.index.label_ends
+    with contextlib.closing(Fetcher(job.base)) as fetcher, contextlib.closing(_writer(TarWriter, file)) as writer:
+        for item, content in fetcher.fetch_all(catalogue[int(i)] for i in ordinals):
+            try:
+                members, num_bytes = _members(job, item, content)
+            except BadImageError as error:
+                bad.append((item.place, str(error)))
+                tick(0)
+                continue
+            if item.key in keys:
+                raise DataError(f"{item.place}: its key {item.key!r} is another image's too; keys must be unique")
+            keys.add(item.key)
+            writer.write({"__key__": item.key, **members})
+            tick(num_bytes)
+    return bad
+
+
+def _members(job: Job, item: Item, content: bytes | DataError) -> tuple[dict[str, bytes], int]:
+    """The members of a sample, from what was fetched for it, and the bytes of its image.
+
+    Raises:
+        BadImageError: it could not be fetched, or is no image.
+    """
+    if isinstance(content, DataError):
+        raise BadImageError(str(content))
+    others: dict[str, bytes] = {}
+    if job.pixels is not None:
+        content = png_from_pixels(content, job.pixels)
+    elif job.image_member is not None:
+        content, others = split_sample(content, job.image_member)
+        item = with_record(item, others)
+    image, extension = check_image(content, job.images)
+    return {**others, **sample_members(item), extension: image}, len(image)
+
+
+def _deliver(temporary: Path, tar_url: str) -> None:
+    """Put a tar that is whole where it belongs."""
+    if is_remote(tar_url):
+        with explained(tar_url, "written"):
+            system, path = file_system(tar_url)
+            system.put_file(str(temporary), path)
+    else:
+        local_path(tar_url).parent.mkdir(parents=True, exist_ok=True)
+        temporary.replace(local_path(tar_url))
+
+
+def _receipt(task: Task, scan: TarScan, index: bytes, bad: list[tuple[str, str]]) -> Receipt:
+    labels, ends = scan.index.labels, scan.index.label_ends
     num_labels = [int(b) - int(a) for a, b in itertools.pairwise([0, *ends.tolist()])]
     name = task.stem.rpartition("/")[2]
-    receipt = Receipt(
+    return Receipt(
         shard=Shard(
             url=f"{name}.tar",
             num_samples=scan.index.num_samples,
@@ -388,8 +350,6 @@ def pack_shard(job: Job, task: Task, catalogue: Catalogue, tick: Callable[[int],
         max_labels=max(num_labels, default=0),
         max_label=int(labels.max()) if len(labels) else -1,
     )
-    write_bytes(join_url(job.dest, task.receipt), receipt.encode())
-    return receipt
 
 
 def _writer(writer: Any, file: Any) -> Any:
