@@ -61,8 +61,10 @@ study: setup
 	$(BIN)/vit-dist study run fashion-mnist --jobs $(JOBS)
 	$(BIN)/vit-dist study report fashion-mnist
 
+# Unit tests side by side; the others start processes of their own, as many as there are cores here.
 test: setup
-	$(BIN)/python -m pytest -m "not drill and not big"
+	$(BIN)/python -m pytest -m "not drill and not big" -n 2 tests/unit
+	$(BIN)/python -m pytest -m "not drill and not big" --ignore tests/unit
 
 check: setup
 	$(BIN)/ruff format --check .
