@@ -418,7 +418,7 @@ def test_one_size_and_one_seed_can_be_drawn_too(tmp_path: Path) -> None:
 
 def test_a_report_of_nothing_says_why_and_writes_nothing(tmp_path: Path) -> None:
     log_run(tmp_path / "logs", status=None)
-    with pytest.raises(DataError, match=r"no finished run.*1 unfinished"):
+    with pytest.raises(DataError, match=r"no finished run.*1 run: unfinished"):
         write_report(collect(str(tmp_path / "logs")), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

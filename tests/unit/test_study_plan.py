@@ -184,6 +184,8 @@ def test_the_pace_of_finished_runs_is_what_hours_are_counted_by(study_file: Path
     assert paid[0].flops is not None
     assert pace.runs == 1
     assert pace.sustained == pytest.approx(paid[0].flops / (10.0 * 2))
+    longer = expenses(cells_of(study_file, "horizon=20 epochs"), lambda _: None)
+    assert measured_pace(longer, tmp_path) is None  # what lies there is another recipe's
 
 
 def test_plan_shows_costs_states_and_problems_and_writes_them(
@@ -202,6 +204,8 @@ def test_plan_shows_costs_states_and_problems_and_writes_them(
     assert "over 1 finished run" in shown
     assert "left:  11 runs" in shown
     records = json.loads(Path("plan.json").read_text())
+    assert main(["plan", str(study_file), "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == records
     assert len(records) == 12
     assert records[0]["state"] == "done"
     assert records[0]["flops"] == training_flops(macs(cell.recipe), 4992)

@@ -27,19 +27,20 @@ def main(argv: list[str]) -> int:
         "demo",
         "demo seeds=[0,1,2] --cells                          # a line a run",
         "my.yaml --device h100 --devices 64 --utilisation 45%",
-        "demo --json plan.json",
+        "demo --json plan.json                              # or - for standard output",
     )
     add_runs(parser)
     parser.add_argument("--cells", action="store_true", help="a line a run, in place of one a family and size")
     parser.add_argument("--device", metavar="NAME", help="v100, a100, a100-40g, h100, h200, b200: for device-hours")
     parser.add_argument("--utilisation", metavar="SHARE", help="of the device's peak; default: 40%%, if not measured")
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="devices a run: to see whether it fits (1)")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the plan, a record a run")
+    parser.add_argument("--json", metavar="FILE", help="write a record a run there; -: to standard output, and no more")
     args = parser.parse_intermixed_args(argv)
     name, overrides = split_words(args.words, "plan")
     if args.devices < 1:
         raise ConfigError(f"--devices {args.devices}: at least one is needed")
 
+    from vit_dist.core.files import write_bytes
     from vit_dist.study.expense import expenses, facts_reader, find_device, measured_pace
     from vit_dist.study.grid import load_study, plan
     from vit_dist.study.local import cell_state
@@ -51,12 +52,17 @@ def main(argv: list[str]) -> int:
     states = {cell.name: state_word(cell, cell_state(directory / cell.name)) or "missing" for cell in cells}
     pace = None if args.device or args.utilisation else measured_pace(paid, directory)
     rate = _Rate.of(pace, device)
+    if args.json:
+        text = json.dumps([_record(e, states[e.cell.name], rate) for e in paid], indent=1) + "\n"
+        if args.json == "-":
+            print(text, end="")  # noqa: T201
+            return 0
+        write_bytes(args.json, text.encode())
     console = make_console()
     title = f"study {study.name}: {grid_line(study)} = {len(cells)} runs"
     console.print(_cell_table(title, paid, states, rate) if args.cells else _table(title, paid, states, rate))
     _summary(console, paid, states, rate)
     if args.json:
-        args.json.write_text(json.dumps([_record(e, states[e.cell.name], rate) for e in paid], indent=1) + "\n")
         console.print(f"plan    {args.json}", markup=False)
     return 0
 

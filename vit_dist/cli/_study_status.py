@@ -44,6 +44,7 @@ def main(argv: list[str]) -> int:
     name, overrides = split_words(args.words, "status")
 
     from launcher.study_array import queued
+    from vit_dist.core.files import write_bytes
     from vit_dist.study.grid import load_study, plan
     from vit_dist.study.local import cell_state
 
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
         if args.json == "-":
             print(text, end="")  # noqa: T201
             return 0
-        Path(args.json).write_text(text)
+        write_bytes(args.json, text.encode())
     console = make_console()
     done = sum(word == "done" for word in words.values())
     plain = not console.encoding.lower().startswith("utf")

@@ -179,13 +179,18 @@ class Pace:
 
 
 def measured_pace(paid: Sequence[Expense], directory: Path) -> Pace | None:
-    """The pace of the cells that are done, from their run directories; None where none is."""
+    """The pace of the cells that are done, from their run directories; None where none is.
+
+    A run of another recipe in a cell's directory did other work, and does not count.
+    """
     flops = seconds = 0.0
     runs = 0
     for expense in paid:
         files = RunDir(directory / expense.cell.name)
-        status = files.status()
+        status, run = files.status(), files.read_json("run.json")
         if status is None or status.status != "done" or expense.flops is None:
+            continue
+        if run is None or run.get("recipe_hash") != expense.cell.hash:
             continue
         spent = sum(status.goodput.get(bucket, 0.0) for bucket in ("train", "wait", "eval", "save", "start", "lost"))
         ranks = next((int(line["ranks"]) for line in reversed(files.attempts()) if line.get("ranks")), 1)

@@ -227,5 +227,6 @@ def _nothing(collection: Collection) -> str:
     reasons: dict[str, int] = {}
     for one in collection.excluded:
         reasons[one.reason] = reasons.get(one.reason, 0) + 1
-    why = "; ".join(f"{count} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[:5])
+    worst = sorted(reasons.items(), key=lambda item: -item[1])[:5]
+    why = "; ".join(f"{count} run{'' if count == 1 else 's'}: {reason}" for reason, count in worst)
     return f"{collection.url}: no finished run{of} with {collection.metric}: {why}"
