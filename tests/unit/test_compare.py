@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from vit_dist.cli._compare_table import table
 from vit_dist.cli.models import model_config
 from vit_dist.compare.figure import draw
-from vit_dist.compare.memory import count
-from vit_dist.compare.rows import Row, match, to_csv
+from vit_dist.compare.measure import groups
+from vit_dist.compare.memory import Counted, count
+from vit_dist.compare.rows import Row, match, ordered, to_csv
 from vit_dist.core.costs import model_cost
 from vit_dist.core.errors import ConfigError, DataError
 
@@ -58,6 +60,41 @@ def test_the_nearest_of_each_family_is_found_by_ratio() -> None:
     assert [m.nearest for m in match(measured, "throughput")] == ["R-large", "H"]
     with pytest.raises(ConfigError, match="of family 'vit' and of another"):
         match(ROWS[:1], "flops")
+
+
+def test_rows_are_ordered_by_cost_or_name_and_what_was_not_measured_comes_last() -> None:
+    measured = [replace(row, train_images_s=speed) for row, speed in zip(ROWS, (10, None, 11, 9), strict=True)]
+    assert [row.model for row in ordered(measured, "throughput")] == ["R-large", "ViT-a", "H", "R-small"]
+    assert [row.model for row in ordered(ROWS, "params")] == ["R-small", "R-large", "ViT-a", "H"]
+    assert [row.model for row in ordered(ROWS, "model")] == ["H", "R-large", "R-small", "ViT-a"]
+    assert [m.nearest for m in match(measured, "throughput")] == ["R-large", "H"]
+
+
+def test_models_are_measured_in_turns_if_memory_holds_all_and_else_alone_or_not_at_all() -> None:
+    found = {"small": Counted(10, 0, 100, 0), "large": Counted(1000, 0, 100, 0)}  # state 180 and 18000, steps 250
+    assert groups(found, 2, None) == ([["small", "large"]], {})
+    assert groups(found, 2, 18430) == ([["small", "large"]], {})
+    assert groups(found, 2, 18429) == ([["small"], ["large"]], {})
+    assert groups(found, 2, 18249) == ([["small"]], {"large": 18250})
+
+
+def test_the_table_of_the_papers_models_fits_into_80_columns_and_is_folded_where_it_does_not() -> None:
+    rows = [
+        replace(A, model=name, family="hybrid", params=632_045_800, macs=167_295_000_000, train_flops=1_003_770_000_000)
+        for name in ("R50+ViT-L/16", "ViT-H/14")
+    ]
+    sizes = {"state_bytes": 9 << 30, "activation_bytes": 323 << 20, "checkpointed_bytes": 22 << 10}
+    rows = [replace(row, exaflops=4258.6, **sizes) for row in rows]
+    plain = table(rows, measured=False, width=80).splitlines()
+    assert max(map(len, plain)) < 80
+    assert [len(line.split()) for line in plain] == [4, 10, 10, 10]
+    assert plain[2].split()[1:] == ["hybrid", "632M", "167", "1,004", "9.00G", "323M", "22.0K", "4,259", "2.00"]
+    measured = [replace(rows[0], forward_images_s=1.234, train_images_s=12_345.6), rows[1]]
+    assert len(table(measured, measured=True, width=None).splitlines()) == 4
+    folded = table(measured, measured=True, width=80).splitlines()
+    assert folded[:4] == plain
+    assert folded[4:7] == ["", "                  images/s", "model          fwd   train"]
+    assert folded[7:] == ["R50+ViT-L/16  1.23  12,346", "ViT-H/14         -       -"]
 
 
 def test_every_number_is_in_the_csv() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vit_dist.cli import models
+from vit_dist.cli import compare, models
 from vit_dist.core.errors import ConfigError
 
 
@@ -43,3 +43,26 @@ def test_a_model_of_timm_is_shown_with_its_counted_cost(capsys: pytest.CaptureFi
     assert said in ours
     assert said in theirs
     assert "net.blocks.11.mlp.fc2.weight" in theirs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--models ,", "--models: at least one name"),
+        ("--models vit-dmo", "unknown model 'vit-dmo'; did you mean 'vit-demo'"),
+        ("--models vit-demo,bit-demo --image-size 30", "image_size=30 does not divide into the 7-pixel patches"),
+        ("--image-size 0", "--image-size=0: at least 1"),
+        ("--batch 0", "--batch=0: at least 1"),
+        ("--mfu 1.1", "--tflops=312.0 --mfu=1.1: a peak above 0 and a share"),
+        ("--mfu nan", "a share of it up to 1"),
+        ("--tflops inf", "a peak above 0"),
+        ("--examples 0", "--examples=0: at least 1"),
+        ("--examples 1e400", "at most 1e18"),
+        ("--match throughput --no-measure", "--match throughput needs a measurement"),
+        ("--models vit-demo,ViT-Ti/16 --match flops", "of family 'vit' and of another; these are of vit"),
+        ("--figure costs", r"--figure=costs: its ending must be one of \.png"),
+    ],
+)
+def test_a_mistaken_comparison_is_refused_before_anything_is_counted(arguments: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compare.main(arguments.split())

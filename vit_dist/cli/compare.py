@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import math
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from vit_dist.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vit_dist.compare.measure import Speed
-    from vit_dist.compare.rows import Match, Row
+    from vit_dist.compare.memory import Counted
+    from vit_dist.compare.rows import Row
     from vit_dist.models import ModelConfig
 
 SUMMARY = "models side by side: parameters, FLOPs, memory, speed, cost; matched across families"
@@ -23,8 +28,10 @@ PAPER = (
 
 _EXAMPLES = """
 FLOPs are counted by torch on models without weights and held against arithmetic on their settings. Throughput is
-measured on this device, the models in turns, with random images. Memory is of one device without sharding: bf16 AdamW
-keeps 16 bytes a parameter, and activations go with the batch. Device-hours are the exaFLOPs over --tflops times --mfu.
+measured on this device with random images: the models in turns if memory holds them all, else one after the other, and
+those that it cannot hold are left out; the larger ones take minutes a step on a CPU. Memory is of one device without
+sharding: bf16 AdamW keeps 16 bytes a parameter, and activations go with the batch. Device-hours are the exaFLOPs over
+--tflops times --mfu.
 
 examples:
   vit-dist compare --no-measure                              the fifteen models of the paper's Table 6
@@ -43,37 +50,45 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--image-size", metavar="S", type=int, help="pixels (default 224; 28 for -demo and -test)")
     parser.add_argument("--num-classes", metavar="K", type=int, default=1000, help="outputs of the head (default 1000)")
     parser.add_argument("--examples", metavar="N", default="2121M", help="images trained on (default 7 x 303M)")
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument(
-        "--tflops", type=float, default=312.0, help="peak of a device, 1e12 FLOPs/s (default 312: A100)"
+        "--precision", choices=("bf16", "fp32"), default="bf16", help="of memory and measurement (default bf16)"
     )
-    parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak that is reached (default 0.4)")
+    parser.add_argument(
+        "--tflops", metavar="T", type=float, default=312.0, help="peak of a device, 1e12 FLOPs/s (default 312: A100)"
+    )
+    parser.add_argument(
+        "--mfu", metavar="M", type=float, default=0.4, help="share of the peak that is reached (default 0.4)"
+    )
     parser.add_argument(
         "--match", choices=("flops", "params", "throughput"), help="nearest of each other family by this"
     )
-    parser.add_argument("--sort", choices=("flops", "params", "model"), default="flops")
+    parser.add_argument(
+        "--sort", choices=("flops", "params", "throughput", "model"), default="flops", help="cheapest first"
+    )
     parser.add_argument("--no-measure", action="store_true", help="leave throughput out")
-    parser.add_argument("--batch", type=int, default=8, help="images a measured step (default 8)")
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default 5)")
+    parser.add_argument("--batch", metavar="N", type=int, default=8, help="images a measured step (default 8)")
+    parser.add_argument("--rounds", metavar="N", type=int, default=5, help="measured rounds (default 5)")
     parser.add_argument("--csv", metavar="FILE", type=Path, help="write every number there")
     parser.add_argument("--figure", metavar="FILE", type=Path, help="draw cost against size (.png, .svg, .pdf)")
     args = parser.parse_args(argv)
     _check(args)
 
-    from vit_dist.compare.rows import match, to_csv
+    from vit_dist.cli._compare_table import legend, matches_table, table
+    from vit_dist.compare.rows import match, ordered, to_csv
 
-    rows = _rows(args)
-    order = {"flops": lambda r: r.train_flops, "params": lambda r: r.params, "model": lambda r: r.model}
-    rows.sort(key=order[args.sort])
-    matches = match(rows, args.match) if args.match else []
-    sys.stdout.write(_table(rows, measured=not args.no_measure))
-    if matches:
-        sys.stdout.write("\n" + _matches(matches, args.match))
+    rows = ordered(_rows(args), args.sort)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    sys.stdout.write(table(rows, measured=not args.no_measure, width=width) + "\n")
+    sys.stdout.write(legend(rows, precision=args.precision, tflops=args.tflops, mfu=args.mfu, width=width) + "\n")
+    if args.match:
+        sys.stdout.write("\n" + matches_table(match(rows, args.match), args.match))
+    if args.csv or args.figure:
+        sys.stdout.write("\n")
     if args.csv:
         from vit_dist.core.files import write_bytes
 
         write_bytes(str(args.csv), to_csv(rows).encode())
-        sys.stdout.write(f"\nnumbers: {args.csv}\n")
+        sys.stdout.write(f"numbers: {args.csv}\n")
     if args.figure:
         from vit_dist.compare.figure import draw
 
@@ -83,37 +98,52 @@ def main(argv: list[str]) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from vit_dist.core.errors import ConfigError
+    from vit_dist.cli.models import at_least_one
+    from vit_dist.compare.figure import ENDINGS
     from vit_dist.core.units import parse_count
 
-    for name in ("batch", "rounds", "num_classes"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')}={getattr(args, name)}: at least 1 is needed")
-    if not 0 < args.mfu <= 1 or args.tflops <= 0:
+    at_least_one(args, "batch", "rounds", "num_classes", "image_size")
+    if not 0 < args.mfu <= 1 or not 0 < args.tflops < math.inf:
         raise ConfigError(
             f"--tflops={args.tflops} --mfu={args.mfu}: a peak above 0 and a share of it up to 1 are needed"
         )
+    given = args.examples
     try:
-        args.examples = parse_count(args.examples)
+        args.examples = parse_count(given)
     except ValueError as error:
         raise ConfigError(f"--examples: {error}") from None
+    if not 1 <= args.examples <= 10**18:
+        raise ConfigError(f"--examples={given}: at least 1 and at most 1e18 are needed")
+    for option in ("match", "sort"):
+        if args.no_measure and getattr(args, option) == "throughput":
+            raise ConfigError(f"--{option} throughput needs a measurement; leave --no-measure out")
+    if args.figure and args.figure.suffix not in ENDINGS:
+        raise ConfigError(f"--figure={args.figure}: its ending must be one of {', '.join(ENDINGS)}")
 
 
 def _rows(args: argparse.Namespace) -> list[Row]:
     from vit_dist.cli.models import model_config, usual_size
     from vit_dist.compare.memory import BYTES_A_PARAMETER, count
-    from vit_dist.compare.rows import Row, training_flops_per_image
+    from vit_dist.compare.rows import Row, others_than, training_flops_per_image
     from vit_dist.core.log import log
 
-    names = list(dict.fromkeys(n.strip() for n in args.models.split(",") if n.strip())) if args.models else list(PAPER)
+    names = list(PAPER) if args.models is None else [n.strip() for n in args.models.split(",") if n.strip()]
+    if not names:
+        raise ConfigError("--models: at least one name is needed, as in `vit-dist models list`")
     configs = {name: model_config(name) for name in names}
     sizes = {name: args.image_size or usual_size(config) for name, config in configs.items()}
-    speeds = {} if args.no_measure else _speeds(args, configs, sizes)
-    rows = []
+    for name, config in configs.items():
+        config.fit(sizes[name])
+    if args.match:
+        others_than("vit", [config.family for config in configs.values()])
+    found: dict[str, Counted] = {}
     for name, config in configs.items():
         log(f"counting {name}")
-        found = count(config, num_classes=args.num_classes, image_size=sizes[name], precision=args.precision)
-        flops = training_flops_per_image(found.macs)
+        found[name] = count(config, num_classes=args.num_classes, image_size=sizes[name], precision=args.precision)
+    speeds = {} if args.no_measure else _speeds(args, configs, sizes, found)
+    rows = []
+    for name, config in configs.items():
+        flops = training_flops_per_image(found[name].macs)
         total = flops * args.examples
         speed = speeds.get(name)
         rows.append(
@@ -121,12 +151,12 @@ def _rows(args: argparse.Namespace) -> list[Row]:
                 model=name,
                 family=config.family,
                 image_size=sizes[name],
-                params=found.params,
-                macs=found.macs,
+                params=found[name].params,
+                macs=found[name].macs,
                 train_flops=flops,
-                state_bytes=found.params * BYTES_A_PARAMETER[args.precision],
-                activation_bytes=found.activations,
-                checkpointed_bytes=found.checkpointed,
+                state_bytes=found[name].params * BYTES_A_PARAMETER[args.precision],
+                activation_bytes=found[name].activations,
+                checkpointed_bytes=found[name].checkpointed,
                 examples=args.examples,
                 exaflops=total / 1e18,
                 device_hours=total / (args.tflops * 1e12 * args.mfu) / 3600,
@@ -137,77 +167,40 @@ def _rows(args: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def _speeds(args: argparse.Namespace, configs: Mapping[str, ModelConfig], sizes: Mapping[str, int]) -> dict[str, Speed]:
+def _speeds(
+    args: argparse.Namespace,
+    configs: Mapping[str, ModelConfig],
+    sizes: Mapping[str, int],
+    found: Mapping[str, Counted],
+) -> dict[str, Speed]:
     import torch
 
-    from vit_dist.compare.measure import Bench, measure
+    from vit_dist.compare.measure import Bench, groups, measure
     from vit_dist.core.log import log
+    from vit_dist.core.memory import available_memory
+    from vit_dist.core.units import format_bytes
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    room = torch.cuda.mem_get_info()[0] if device.type == "cuda" else available_memory()
     log(f"measuring {len(configs)} models on {device.type}, {args.batch} images a step, {args.rounds} rounds in turns")
-    benches = {
-        name: Bench(
-            config,
-            num_classes=args.num_classes,
-            image_size=sizes[name],
-            batch=args.batch,
-            device=device,
-            precision=args.precision,
-        )
-        for name, config in configs.items()
-    }
-    return measure(benches, args.rounds)
-
-
-def _table(rows: list[Row], *, measured: bool) -> str:
-    head = [
-        "model",
-        "family",
-        "params",
-        "GMACs",
-        "train GFLOPs",
-        "state",
-        "act./image",
-        "with ckpt",
-        "exaFLOPs",
-        "device-h",
-    ]
-    head += ["fwd img/s", "train img/s"] if measured else []
-    lines = [head]
-    for row in rows:
-        cells = [
-            row.model,
-            row.family,
-            f"{row.params / 1e6:,.1f}M",
-            _giga(row.macs),
-            _giga(row.train_flops),
-        ]
-        cells += [_size(row.state_bytes), _size(row.activation_bytes), _size(row.checkpointed_bytes)]
-        cells += [f"{row.exaflops:,.4g}", f"{row.device_hours:,.4g}"]
-        if measured:
-            cells += [f"{row.forward_images_s or 0:,.1f}", f"{row.train_images_s or 0:,.1f}"]
-        lines.append(cells)
-    return _aligned(lines, left=2)
-
-
-def _matches(matches: list[Match], by: str) -> str:
-    lines = [["model", "family", "nearest", f"{by} ratio"]]
-    lines += [[m.model, m.family, m.nearest, f"{m.ratio:.2f}"] for m in matches]
-    return _aligned(lines, left=3)
-
-
-def _aligned(lines: list[list[str]], left: int) -> str:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = ""
-    for line in lines:
-        cells = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
-        text += "  ".join(cells).rstrip() + "\n"
-    return text
-
-
-def _giga(count: int) -> str:
-    return f"{count / 1e9:,.2f}" if count >= 1e9 else f"{count / 1e9:.4f}"
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
+    speeds: dict[str, Speed] = {}
+    together, too_large = groups(found, args.batch, room)
+    if len(together) > 1:
+        log("memory does not hold all of them together: they are measured one after the other")
+    for name, needed in too_large.items():
+        log(f"{name} is not measured: it needs about {format_bytes(needed)}, {format_bytes(room or 0)} are free")
+    for group in together:
+        benches = {
+            name: Bench(
+                configs[name],
+                num_classes=args.num_classes,
+                image_size=sizes[name],
+                batch=args.batch,
+                device=device,
+                precision=args.precision,
+            )
+            for name in group
+        }
+        speeds |= measure(benches, args.rounds, say=log)
+        del benches
+    return speeds

@@ -8,11 +8,11 @@ from typing import Any
 
 from vit_dist.compare.rows import Row
 from vit_dist.core.errors import DataError
-from vit_dist.core.units import format_count
 from vit_dist.study.figure_style import plain_log_axis
 
 COLOURS = {"vit": "#0072B2", "bit": "#7F7F7F", "hybrid": "#D55E00"}
 MARKERS = {"vit": "o", "bit": "s", "hybrid": "D"}
+ENDINGS = (".png", ".svg", ".pdf")
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -25,7 +25,6 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     measured = [row for row in rows if row.train_images_s]
     panels = 2 if measured else 1
@@ -49,11 +48,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axis.grid(alpha=0.25, which="both", linewidth=0.5)
         axis.margins(x=0.15)
         plain_log_axis(axis.yaxis)
-        if label == "parameters":
-            axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_count(round(x))))
-            axis.xaxis.set_minor_formatter(NullFormatter())
-        else:
-            plain_log_axis(axis.xaxis)
+        plain_log_axis(axis.xaxis)
     axes[0][0].legend(frameon=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vit_dist.compare.memory import Counted
 from vit_dist.models import ModelConfig
 
 
@@ -90,11 +91,33 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(benches: Mapping[str, Bench], rounds: int) -> dict[str, Speed]:
+def groups(found: Mapping[str, Counted], batch: int, room: int | None) -> tuple[list[list[str]], dict[str, int]]:
+    """Which models are measured in turns: all of them, or each alone where memory does not hold all.
+
+    Args:
+        found: what each keeps.
+        batch: images a step.
+        room: bytes that are free; None: not known, and taken to be enough.
+
+    Returns:
+        Groups of names; and what does not even fit alone, with the bytes it needs, about.
+    """
+    # fp32 weights, gradients and two moments, and weights cast for autocast; a quarter more for passing tensors.
+    state = {name: 18 * counted.params for name, counted in found.items()}
+    step = {name: batch * counted.activations * 5 // 4 for name, counted in found.items()}
+    if room is None or sum(state.values()) + max(step.values()) <= room:
+        return [list(found)], {}
+    alone = {name: state[name] + step[name] for name in found}
+    return [[n] for n, needed in alone.items() if needed <= room], {n: b for n, b in alone.items() if b > room}
+
+
+def measure(benches: Mapping[str, Bench], rounds: int, say: Callable[[str], None] = lambda _: None) -> dict[str, Speed]:
     """Every model once a round, after a round that does not count; medians."""
     forward: dict[str, list[float]] = {name: [] for name in benches}
     train: dict[str, list[float]] = {name: [] for name in benches}
+    what = f"{len(benches)} models" if len(benches) > 1 else "".join(benches)
     for number in range(rounds + 1):
+        say(f"{what}: round {number} of {rounds}" if number else f"{what}: warming up")
         for name, bench in benches.items():
             seconds = bench.forward(), bench.train()
             if number:

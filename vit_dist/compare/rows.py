@@ -13,6 +13,7 @@ from vit_dist.core.costs import FLOPS_PER_MAC, PASSES
 from vit_dist.core.errors import ConfigError
 
 By = Literal["flops", "params", "throughput"]
+Order = Literal["flops", "params", "throughput", "model"]
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,36 @@ def training_flops_per_image(macs: int) -> int:
     return FLOPS_PER_MAC * PASSES * macs
 
 
-def match(rows: Sequence[Row], by: By, reference: str = "vit") -> list[Match]:
-    """For each model of the reference family the one of each other family whose cost is nearest, by ratio.
+def ordered(rows: Sequence[Row], by: Order) -> list[Row]:
+    """The cheapest first, or by name; what was not measured comes last."""
+    if by == "model":
+        return sorted(rows, key=lambda row: row.model)
+    return sorted(rows, key=lambda row: math.inf if by == "throughput" and not row.train_images_s else row.cost(by))
+
+
+def others_than(reference: str, families: Sequence[str]) -> list[str]:
+    """The families to match with one.
 
     Raises:
         ConfigError: no model of that family, or of no other.
     """
-    ours = [row for row in rows if row.family == reference]
-    others = sorted({row.family for row in rows} - {reference})
-    if not ours or not others:
-        found = ", ".join(sorted({row.family for row in rows}))
+    others = sorted({*families} - {reference})
+    if reference not in families or not others:
+        found = ", ".join(sorted({*families}))
         raise ConfigError(f"--match needs models of family {reference!r} and of another; these are of {found}")
+    return others
+
+
+def match(rows: Sequence[Row], by: By, reference: str = "vit") -> list[Match]:
+    """For each model of the reference family the one of each other family whose cost is nearest, by ratio.
+
+    Raises:
+        ConfigError: no model of that family, or of no other; none of them was measured.
+    """
+    if by == "throughput":
+        rows = [row for row in rows if row.train_images_s] or rows
+    others = others_than(reference, [row.family for row in rows])
+    ours = [row for row in rows if row.family == reference]
     found_matches = []
     for row in ours:
         for family in others:
