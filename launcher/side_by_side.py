@@ -71,6 +71,16 @@ class SideBySide:
                 with self._lock:
                     self._running.discard(process)
 
+    @staticmethod
+    def last_words(run_dir: Path) -> str:
+        """The error that a run's `train.log` ends with; '' where it ends with something else, or there is none."""
+        try:
+            text = (run_dir / LOG).read_text(errors="replace").rstrip()
+        except OSError:
+            return ""
+        verb, _, error = text.rpartition("\n")[2].partition(": error: ")
+        return error if verb.startswith("vit-dist ") else ""
+
     @contextmanager
     def signals(self) -> Iterator[None]:
         """While this lasts, SIGTERM and Ctrl-C let the attempts save and stop; a second Ctrl-C kills them."""

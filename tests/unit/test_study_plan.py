@@ -282,7 +282,7 @@ class Pair:
 
     def __init__(self, failing: str = "") -> None:
         self.failing, self.names = failing, set[str]()
-        self._meet = threading.Barrier(2, timeout=20)
+        self._meet = threading.Barrier(2, timeout=5)
 
     def __call__(self, recipe: Recipe, run_dir: Path) -> int:
         self._meet.wait()
@@ -306,6 +306,16 @@ def test_beside_a_run_that_fails_the_others_end_and_none_is_begun(study_file: Pa
         run_cells(cells, tmp_path / "runs", pair, lambda _: None, again="AGAIN", jobs=2)
     assert {cells[0].name, cells[1].name} <= pair.names
     assert len(pair.names) <= 4
+
+
+def test_a_run_side_by_side_that_fails_says_why_though_it_prints_elsewhere(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        RunError, match=r"failed with exit code 1: nowhere/manifest\.json: no such file.* in runs/tiny/"
+    ):
+        main(["run", str(study_file), "--jobs", "2", "data.train=nowhere", "schedule.warmup=0 steps"])
 
 
 def test_a_run_that_is_done_is_evaluated_once(study_file: Path, tmp_path: Path) -> None:

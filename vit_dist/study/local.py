@@ -112,6 +112,7 @@ def run_cells(
     keep_going: bool = False,
     jobs: int = 1,
     evaluate: Evaluation | None = None,
+    last_words: Callable[[Path], str] = lambda _: "",
 ) -> None:
     """Train every cell that is not done, in order, and evaluate it where the study asks for that.
 
@@ -124,6 +125,7 @@ def run_cells(
         keep_going: train the other cells when one fails.
         jobs: cells trained at once.
         evaluate: looks at a run that is done; None: no evaluations.
+        last_words: what an attempt in a run directory printed last, where it does not print here.
 
     Raises:
         ConfigError: a run directory is of another recipe.
@@ -131,7 +133,7 @@ def run_cells(
         RunError: a cell failed.
     """
     check_directories(cells, directory)
-    course = _Course(cells, directory, attempt, say, again, keep_going, jobs, evaluate)
+    course = _Course(cells, directory, attempt, say, again, keep_going, jobs, evaluate, last_words)
     if jobs == 1:
         course.work()
     else:
@@ -158,10 +160,11 @@ class _Course:
         keep_going: bool,
         jobs: int,
         evaluate: Evaluation | None,
+        last_words: Callable[[Path], str],
     ) -> None:
         self._cells, self._directory, self._attempt = cells, directory, attempt
         self._say, self._again, self._keep_going, self._jobs = say, again, keep_going, jobs
-        self._evaluate = evaluate
+        self._evaluate, self._last_words = evaluate, last_words
         self._todo = iter(enumerate(cells))
         self._lock = threading.Lock()
         self._pace = _Pace()
@@ -207,7 +210,8 @@ class _Course:
         if code == 0 and after.state == "stopped":
             because = f" ({after.reason})" if after.reason else ""
             raise StudyStoppedError(f"{cell.name} was stopped at step {after.step}{because}; to go on: {again}")
-        because = f": {after.reason}" if after.reason else ""
+        reason = after.reason or self._last_words(run_dir)
+        because = f": {reason}" if reason else ""
         trouble = f"{cell.name} failed with exit code {code}{because}"
         if not self._keep_going:
             raise RunError(f"{trouble}. Its files are in {run_dir}; when it is mended, go on with: {again}")
@@ -228,7 +232,8 @@ class _Course:
             raise StudyStoppedError(f"stopped while {cell.name} was evaluated; to go on: {self._again}") from None
         if code == 0:
             return
-        trouble = f"the evaluation of {cell.name} failed with exit code {code}"
+        reason = self._last_words(run_dir)
+        trouble = f"the evaluation of {cell.name} failed with exit code {code}" + (f": {reason}" if reason else "")
         if not self._keep_going:
             raise RunError(f"{trouble}; when it is mended, go on with: {self._again}")
         self._say(f"{trouble}; going on with the others")
