@@ -1,6 +1,9 @@
 """Runs engines over the same random batches and writes their losses as JSON: one process of a world.
 
-python engine_worker.py OUT CASE [CASE ...]     CASE: engine:stage:precision:model[+key=value]:accumulation[:steps]
+python engine_worker.py OUT CASE [CASE ...]
+
+CASE: engine:stage:precision:model[+key=value]:accumulation[:steps[:nan|same]]. A model is written with ~ for each colon
+of its own; values are YAML. nan: a gradient that is not finite in the third step; same: one batch in every step.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
+import yaml
 
 from vit_dist.cli.main import leave
 from vit_dist.config.load import resolve
@@ -23,10 +27,10 @@ SIZE, CLASSES, BATCH = 28, 10, 8
 
 def run_case(case: str, world, device) -> dict:
     name, stage, precision, model_spec, accumulation, *rest = case.split(":")
-    model_name, *options = model_spec.split("+")
+    model_name, *options = model_spec.replace("~", ":").split("+")
     recompute = "recompute" in options
     last = "channels-last" in options
-    changes = dict(option.split("=") for option in options if "=" in option)
+    changes = {k: yaml.safe_load(v) for k, v in (option.split("=", 1) for option in options if "=" in option)}
     steps = int(rest[0]) if rest else 20
     engine = {"name": name, "zero_stage": int(stage)} if name == "deepspeed" else {"name": name}
     recipe = resolve(
@@ -68,7 +72,7 @@ def run_case(case: str, world, device) -> dict:
     )
     losses, norms, applied = [], [], []
     for step in range(steps):
-        generator = torch.Generator().manual_seed(step)
+        generator = torch.Generator().manual_seed(0 if "same" in rest else step)
         labels = torch.randint(0, CLASSES, (BATCH,), generator=generator)
         images = torch.randint(0, 100, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
         images += (labels * 15).to(torch.uint8).view(-1, 1, 1, 1)  # something to learn

@@ -83,3 +83,21 @@ def test_every_kind_of_position_trains_under_zero_as_in_plain_torch(run_world: C
         assert worst(found[plain], found[sharded]) < 1e-5, sharded
     for plain, half in bf16.items():
         assert worst(found[plain], found[half]) < 5e-2, half
+
+
+def test_a_narrow_copy_of_every_family_learns_in_bf16_under_zero_1_and_3(run_world: Callable[..., Any]) -> None:
+    models = [
+        "vit-test+pool=map+representation=true",
+        "vit-test+pool=cls+representation=true+dropout=0.1",
+        "hybrid-test+pool=mean+gelu=exact",
+        "bit-test",
+        "timm~test_vit+args={patch_size~ 7, depth~ 2}",
+    ]
+    # Stage 3 last: it replaces torch's linear function for good.
+    cases = [f"deepspeed:{stage}:bf16:{model}:1:4:same" for stage in (1, 3) for model in models]
+    found = run_world("integration/engine_worker.py", 2, *cases)
+    for case in cases:
+        losses = found[case]["losses"]
+        assert all(math.isfinite(loss) for loss in losses), case
+        assert found[case]["applied"] == [True] * 4, case
+        assert losses[-1] < min(losses[:2]), (case, losses)
