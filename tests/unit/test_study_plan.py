@@ -214,6 +214,12 @@ def test_plan_shows_costs_states_and_problems_and_writes_them(
     shown = capsys.readouterr().out
     assert "assumed: 50% of an h100's 989 TFLOP/s" in shown
     assert "will not fit" in shown
+    monkeypatch.setenv("COLUMNS", "40")
+    for words in (["plan", str(study_file)], ["plan", str(study_file), "--cells"], ["status", str(study_file)]):
+        assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "…" not in shown  # a table is wider than the window before a number is cut
+    assert "hybrid-demo-2000-s1" in shown
     with pytest.raises(ConfigError, match="--device 'h10' is not known; did you mean 'h100'"):
         main(["plan", str(study_file), "--device", "h10"])
 

@@ -10,6 +10,7 @@ from vit_dist.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from vit_dist.study.grid import Cell, StudyConfig
     from vit_dist.study.local import CellState
@@ -52,6 +53,24 @@ def make_console() -> Console:
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=True)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table without cutting a cell: where it is too wide its lines go, and then it is wider than the window."""
+    from rich import box
+
+    def natural() -> int:
+        return table.__rich_measure__(console, console.options.update(width=10_000)).maximum
+
+    before = console.width
+    if natural() > before:
+        table.box = box.SIMPLE_HEAD
+        table.show_edge, table.pad_edge, table.padding = False, False, (0, 1, 0, 0)
+    console.width = max(before, natural())
+    try:
+        console.print(table)
+    finally:
+        console.width = before
 
 
 def grid_line(study: StudyConfig) -> str:

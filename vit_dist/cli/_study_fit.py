@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vit_dist.cli._study_common import make_console
+from vit_dist.cli._study_common import make_console, print_table
 from vit_dist.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def main(argv: list[str]) -> int:
     forecasts = [forecast(fit, size) for fit in fits for size in sizes]
     needs = [needed(fit, target) for fit in fits for target in targets]
     console = make_console()
-    console.print(_table(fits, f"1 - {args.y}" if args.accuracy else args.y, args.x, args.group))
+    print_table(console, _table(fits, f"1 - {args.y}" if args.accuracy else args.y, args.x, args.group))
     _print_texts(
         {
             "crossovers": [one.text for one in crossovers],
@@ -171,12 +171,14 @@ def _table(fits: Sequence[CurveFit], y: str, x: str, group: str | None) -> Table
 
     result = Table(title=f"{y} against {x}", title_justify="left")
     result.add_column(group or "", no_wrap=True)
-    for heading in ("form", "points", "sizes", "range", "exponent b", "floor c", "off by", "held out", "starts"):
-        result.add_column(heading, justify="left" if heading == "form" else "right", no_wrap=True)
+    for heading in ("form\nstarts", "points\nrange", "exponent b\n95%", "floor c\n95%", "off by\nheld out"):
+        result.add_column(heading, justify="left" if heading.startswith("form") else "right", no_wrap=True)
     for fit in fits:
-        base = [fit.name, fit.form, str(fit.num_points), str(fit.num_sizes)]
+        points = str(fit.num_points)
+        if fit.num_sizes != fit.num_points:
+            points += f" at {fit.num_sizes} sizes"
         if not fit.fitted:
-            result.add_row(*base, *["-"] * 6)
+            result.add_row(fit.name, fit.form, points, *["-"] * 3)
             continue
         shown = []
         for key in ("b", "c"):
@@ -184,15 +186,16 @@ def _table(fits: Sequence[CurveFit], y: str, x: str, group: str | None) -> Table
             value = fit.params.get(key)
             text = "-" if value is None else f"{value:.3f}"
             if interval is not None:
-                text += f" \\[{interval[0]:.3f}, {interval[1]:.3f}]"
+                text += f"\n\\[{interval[0]:.3f}, {interval[1]:.3f}]"
             shown.append(text)
         low, high = fit.x_range
         off = "-" if fit.deviation is None else f"{fit.deviation:.2%}"
         held = "-" if fit.score is None else f"{fit.score:.2%}"
-        agree = f"{fit.starts_agree}/{fit.starts}"
-        result.add_row(*base, f"{short(low)}-{short(high)}", *shown, off, held, agree)
+        form = f"{fit.form}\n{fit.starts_agree}/{fit.starts}"
+        result.add_row(fit.name, form, f"{points}\n{short(low)}-{short(high)}", *shown, f"{off}\n{held}")
     result.caption = (
-        "off by: deviation of log error from the curve; held out: log-RMSE on the largest sizes, not fitted"
+        "starts: how many found this curve; off by: deviation of log error from the curve; held out: log-RMSE on the "
+        "largest sizes, not fitted"
     )
     result.caption_justify = "left"
     return result

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit_dist.cli._study_common import add_runs, grid_line, make_console, split_words, state_word, study_parser
+from vit_dist.cli._study_common import (
+    add_runs,
+    grid_line,
+    make_console,
+    print_table,
+    split_words,
+    state_word,
+    study_parser,
+)
 from vit_dist.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,7 +68,7 @@ def main(argv: list[str]) -> int:
         write_bytes(args.json, text.encode())
     console = make_console()
     title = f"study {study.name}: {grid_line(study)} = {len(cells)} runs"
-    console.print(_cell_table(title, paid, states, rate) if args.cells else _table(title, paid, states, rate))
+    print_table(console, (_cell_table if args.cells else _table)(title, paid, states, rate))
     _summary(console, paid, states, rate)
     if args.json:
         console.print(f"plan    {args.json}", markup=False)
@@ -116,7 +124,7 @@ def _heading(title: str, *columns: str) -> Table:
     return table
 
 
-_COSTS = ("epochs", "steps", "FLOPs", "device time", "read")
+_COSTS = ("epochs", "steps", "FLOPs", "device\ntime", "read")
 
 
 def _table(title: str, paid: Sequence[Expense], states: dict[str, str], rate: _Rate) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_dist.cli._study_common import add_runs, make_console, split_words, study_parser
+from vit_dist.cli._study_common import add_runs, make_console, print_table, split_words, study_parser
 from vit_dist.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     out = Path(args.out) if args.out else Path(args.runs) / (collection.study or "runs") / "report"
     files = write_report(collection, out, cached=not args.no_cache)
     console = make_console()
-    console.print(_means_table(collection))
+    print_table(console, _means_table(collection))
     for one in collection.excluded:
         console.print(f"left out: {one.run} ({one.directory}): {one.reason}", markup=False)
     for remark in collection.remarks:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_dist.cli._study_common import add_runs, make_console, split_words, study_parser
+from vit_dist.cli._study_common import add_runs, make_console, print_table, split_words, study_parser
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,7 +62,8 @@ def main(argv: list[str]) -> int:
     console = make_console()
     done = sum(word == "done" for word in words.values())
     plain = not console.encoding.lower().startswith("utf")
-    console.print(_matrix(f"study {study.name}: {done} of {len(cells)} runs done, in {directory}", cells, words, plain))
+    title = f"study {study.name}: {done} of {len(cells)} runs done, in {directory}"
+    print_table(console, _matrix(title, cells, words, plain))
     counted = Counter(words.values())
     legend = [f"[{_LOOK[w][2]}]{_LOOK[w][plain]}[/] {_LOOK[w][3]} {counted[w]}" for w in _LOOK if counted[w]]
     console.print("   ".join(legend) + f"   [dim]seeds {', '.join(map(str, study.seeds))}[/]")
