@@ -202,6 +202,29 @@ def test_a_hugging_face_folder_comes_back_and_says_its_model(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "relu"}, r"/config\.json: hidden_act='relu'; only gelu or"),
+        ({"num_attention_heads": 5}, r"/config\.json: width=32 is not divisible by num_heads=5"),
+        ({"num_channels": 1}, "num_channels=1; only 3"),
+        ({"layer_norm_eps": 1e-12}, "layer_norm_eps=1e-12; only 1e-06"),
+        ({"num_hidden_layers": 3}, r"16 tensors are missing: vit\.encoder\.layer\.2"),
+        ({"image_size": 40}, "it says that its images have 40 pixels, its positions are for 32"),
+        ({"image_size": [32, 32]}, "only a number of pixels"),
+        (None, "not of a ViTForImageClassification: it has no hidden_act, image_size"),
+    ],
+)
+def test_a_hugging_face_folder_that_cannot_be_a_vit_is_refused(
+    change: dict[str, Any] | None, message: str, tmp_path: Path
+) -> None:
+    write_weights(weights("vit-test"), tmp_path / "hf")
+    path = tmp_path / "hf/config.json"
+    path.write_text(json.dumps({} if change is None else {**json.loads(path.read_text()), **change}))
+    with pytest.raises((DataError, ConfigError), match=message):
+        read_weights(tmp_path / "hf")
+
+
+@pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
         ("bit-test", {}, "plain ViT; bit-test is none"),

@@ -260,7 +260,10 @@ def _fitted(
     others = [name for name in missing or () if "head" not in name]
     if not classes and not others:
         raise ConfigError(f"{path}: has no head; give --num-classes and --head new")
-    size = wanted.image_size or said_size or _size_of(state, config)
+    told = _size_of(state, config)
+    if said_size and wanted.config is None and "pos_embed" in state and told != said_size:
+        raise DataError(f"{path}: it says that its images have {said_size} pixels, its positions are for {told}")
+    size = wanted.image_size or said_size or told
     fitted = fit(
         {name: tensor.float() for name, tensor in state.items()},
         config,

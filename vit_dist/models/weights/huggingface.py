@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vit_dist.config.load import validate
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.registry import MODELS
 from vit_dist.models.vit import ViTConfig
@@ -93,34 +94,16 @@ def to_hugging_face(
 
 
 def from_hugging_face(
-    tensors: Mapping[str, Tensor], described: Mapping[str, Any], where: str
+    tensors: Mapping[str, Tensor], described: object, where: str
 ) -> tuple[State, ViTConfig, int, int]:
     """Tensors and config.json -> a state, its model, how many classes and the images' size.
 
     Raises:
+        ConfigError: of a shape that no ViT has.
         DataError: not a ViTForImageClassification, or not a whole one.
     """
-    try:
-        gelu = _GELU[described["hidden_act"]]
-        heads, depth = int(described["num_attention_heads"]), int(described["num_hidden_layers"])
-        cls, defaults = MODELS.lookup("vit")
-        config = cls.model_validate(
-            {
-                **defaults,
-                "patch_size": int(described["patch_size"]),
-                "width": int(described["hidden_size"]),
-                "depth": depth,
-                "num_heads": heads,
-                "mlp_dim": int(described["intermediate_size"]),
-                "gelu": gelu,
-            }
-        )
-        image_size = int(described["image_size"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{where}: config.json is not of a ViTForImageClassification: {error!r}") from None
-    assert isinstance(config, ViTConfig)
-    if described.get("layer_norm_eps", 1e-12) != 1e-6:
-        raise DataError(f"{where}: layer_norm_eps={described.get('layer_norm_eps')}; only 1e-6 can be read")
+    config, image_size = _described(described, f"{where}/config.json")
+    depth = config.depth
     ours = [
         "cls_token",
         "pos_embed",
@@ -132,6 +115,36 @@ def from_hugging_face(
         raise DataError(f"{where}: {len(missing)} tensors are missing: {', '.join(missing[:5])}")
     state = {name: torch.cat([tensors[key] for key in names_of(name)]) for name in ours}
     return state, config, len(state["head.bias"]), image_size
+
+
+def _described(described: object, where: str) -> tuple[ViTConfig, int]:
+    """The model that config.json tells of, and the images' size."""
+    if not isinstance(described, dict):
+        raise DataError(f"{where}: not of a ViTForImageClassification: no mapping")
+    keys = {
+        "patch_size": "patch_size",
+        "width": "hidden_size",
+        "depth": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "mlp_dim": "intermediate_size",
+    }
+    lacking = [key for key in ("hidden_act", "image_size", *keys.values()) if key not in described]
+    if lacking:
+        raise DataError(f"{where}: not of a ViTForImageClassification: it has no {', '.join(lacking)}")
+    readable = {"hidden_act": tuple(_GELU), "layer_norm_eps": (1e-6,), "num_channels": (3,)}
+    assumed = {"layer_norm_eps": 1e-12, "num_channels": 3}  # what transformers takes where the key is left out
+    for key, values in readable.items():
+        value = described.get(key, assumed.get(key))
+        if value not in values:
+            raise DataError(f"{where}: {key}={value!r}; only {' or '.join(map(str, values))} can be read")
+    size = described["image_size"]
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise DataError(f"{where}: image_size={size!r}; only a number of pixels can be read")
+    cls, defaults = MODELS.lookup("vit")
+    shape = {ours: described[theirs] for ours, theirs in keys.items()}
+    config = validate(cls, {**defaults, **shape, "gelu": _GELU[described["hidden_act"]]}, where)
+    assert isinstance(config, ViTConfig)
+    return config, size
 
 
 _WB = ("weight", "bias")
