@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -89,6 +90,12 @@ def test_every_preset_keeps_its_number_of_parameters(golden: Callable[[str, Any]
 )
 def test_parameters_are_as_many_as_in_the_published_weights(name: str, parameters: int) -> None:
     assert count(on_meta(name, 224)) == parameters
+
+
+def test_the_largest_model_of_the_paper_is_built_without_weights_in_two_seconds() -> None:
+    begin = time.process_time()
+    on_meta("ViT-H/14", 224)
+    assert time.process_time() - begin < 2
 
 
 # exaFLOPs of Table 6 of the paper, and by how much the rule is known to miss them.

@@ -182,10 +182,12 @@ def test_weights_fit_the_model_of_another_image_size_and_prefix_tokens_stay(kind
 
 def test_fused_attention_gives_what_the_plain_one_gives() -> None:
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
-        model = build().to(dtype).eval()
+        model = build(pool="map").to(dtype).eval()
         x: Tensor = torch.randn(2, 3, 28, 28).to(dtype)
-        fused = model.encode(x)
-        for block in model.blocks:
-            assert block.attn.fused_attn
-            block.attn.fused_attn = False
-        torch.testing.assert_close(fused, model.encode(x), rtol=tolerance, atol=tolerance)
+        tokens, pooled = model.encode(x), model.features(x)
+        assert model.attn_pool is not None
+        for attention in (*(block.attn for block in model.blocks), model.attn_pool):
+            assert attention.fused_attn
+            attention.fused_attn = False
+        torch.testing.assert_close(tokens, model.encode(x), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(pooled, model.features(x), rtol=tolerance, atol=tolerance)

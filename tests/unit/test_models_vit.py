@@ -137,6 +137,10 @@ def test_q_k_and_v_are_initialised_as_three_matrices() -> None:
     for matrix in block.attn.qkv.weight.chunk(3):
         assert 0.99 * bound < matrix.abs().max() <= bound
     assert not block.attn.qkv.bias.any()
+    pool = build(width=256, num_heads=4, pool="map").attn_pool
+    assert pool is not None
+    for matrix in (pool.q.weight, *pool.kv.weight.chunk(2), pool.proj.weight):
+        assert 0.99 * bound < matrix.abs().max() <= bound
     fused = math.sqrt(6 / (256 + 1024))
     assert 0.99 * fused < block.mlp.fc1.weight.abs().max() <= fused
 

@@ -176,13 +176,18 @@ def _speeds(
     import torch
 
     from vit_dist.compare.measure import Bench, groups, measure
+    from vit_dist.core.costs import FLOPS_PER_MAC
     from vit_dist.core.log import log
     from vit_dist.core.memory import available_memory
-    from vit_dist.core.units import format_bytes
+    from vit_dist.core.units import format_bytes, format_flops
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     room = torch.cuda.mem_get_info()[0] if device.type == "cuda" else available_memory()
     log(f"measuring {len(configs)} models on {device.type}, {args.batch} images a step, {args.rounds} rounds in turns")
+    work = (args.rounds + 1) * args.batch * sum(4 * FLOPS_PER_MAC * counted.macs for counted in found.values())
+    log(
+        f"that is {work / 1e12:,.3g} TFLOPs of work, a forward pass and a training step of each a round and once before"
+    )
     speeds: dict[str, Speed] = {}
     together, too_large = groups(found, args.batch, room)
     if len(together) > 1:
