@@ -185,9 +185,7 @@ def _speeds(
     room = torch.cuda.mem_get_info()[0] if device.type == "cuda" else available_memory()
     log(f"measuring {len(configs)} models on {device.type}, {args.batch} images a step, {args.rounds} rounds in turns")
     work = (args.rounds + 1) * args.batch * sum(4 * FLOPS_PER_MAC * counted.macs for counted in found.values())
-    log(
-        f"that is {work / 1e12:,.3g} TFLOPs of work, a forward pass and a training step of each a round and once before"
-    )
+    log(f"that is {format_flops(work)} of work: a forward pass and a training step of each a round and once before")
     speeds: dict[str, Speed] = {}
     together, too_large = groups(found, args.batch, room)
     if len(together) > 1:
