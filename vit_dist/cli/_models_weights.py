@@ -16,7 +16,7 @@ forms, by the name's ending
   x.npz                Google's: vision_transformer (ViT, hybrid), big_transfer (BiT); linen names are read too
   x.safetensors        ours: timm's names, with the model, recipe, hash and examples seen in its header
   x.timm.safetensors   a state dict that timm loads, BiT's head included
-  x.pth x.pt x.bin     read only, as plain tensors: nothing else in them is unpickled
+  x.pth .pt .bin .ckpt read only, as plain tensors: nothing else in them is unpickled
   x/                   a folder that Hugging Face's ViTForImageClassification loads
 A file that is there already is replaced, once the new one is whole.
 """
