@@ -80,8 +80,6 @@ def main(argv: list[str]) -> int:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     sys.stdout.write(table(rows, measured=not args.no_measure, width=width) + "\n")
     sys.stdout.write(legend(rows, precision=args.precision, tflops=args.tflops, mfu=args.mfu, width=width) + "\n")
-    if args.match:
-        sys.stdout.write("\n" + matches_table(match(rows, args.match), args.match))
     if args.csv or args.figure:
         sys.stdout.write("\n")
     if args.csv:
@@ -94,6 +92,8 @@ def main(argv: list[str]) -> int:
 
         draw(rows, args.figure)
         sys.stdout.write(f"figure: {args.figure}\n")
+    if args.match:
+        sys.stdout.write("\n" + matches_table(match(rows, args.match), args.match))
     return 0
 
 
