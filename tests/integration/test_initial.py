@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from vit_dist.cli import models
+from vit_dist.core.errors import DataError
 from vit_dist.core.files import write_bytes
 from vit_dist.models.weights.adapt import fit
 from vit_dist.models.weights.files import read_weights
@@ -66,6 +68,18 @@ def test_a_run_begins_from_another_ones_weights_on_s3_with_a_new_head_and_size(
     assert wanted["pos_embed"].shape != old.state["pos_embed"].shape
     assert same(new.state, wanted)
 
+    # The copies' weights go out and in by their URLs, as a file and as a folder.
+    for verb, source, out in (
+        ("export", f"{s3}/before", f"{s3}/out/w.safetensors"),
+        ("import", f"{s3}/out/w.safetensors", f"{s3}/out/folder/"),
+        ("import", f"{s3}/out/folder/", str(tmp_path / "w.safetensors")),
+    ):
+        assert models.main([verb, source, out]) == 0
+    again = read_weights(tmp_path / "w.safetensors").state
+    assert all(torch.equal(again[name], old.state[name]) for name in old.state)
+    with pytest.raises(DataError, match="nothing: no weights there"):
+        models.main(["export", f"{s3}/nothing", str(tmp_path / "x.safetensors")])
+
     shutil.rmtree(before)  # a run that has begun needs what it began from no more
     done = vit_dist(*tune, "horizon=3 steps", "checkpoint.keep=1", "init.weights=nowhere")
     assert done.returncode == 0, done.stderr
@@ -76,9 +90,7 @@ def test_the_form_of_the_weights_is_nothing_to_the_run_and_their_content_is(
     vit_dist: Command, recipe: str, tmp_path: Path
 ) -> None:
     for out, seed in (("w.npz", "7"), ("w.safetensors", "7"), ("other.npz", "8")):
-        arguments = ("export", "vit-test", str(tmp_path / out), "--seed", seed)
-        done = vit_dist("models", *arguments, "--num-classes", "4", "--image-size", "28")
-        assert done.returncode == 0, done.stderr
+        models.main(["export", "vit-test", str(tmp_path / out), "--seed", seed, "--num-classes", "4"])
     run = tmp_path / "run"
     train = ("train", recipe, "engine=plain", "--run-dir", str(run))
     done = vit_dist(*train, f"init.weights={tmp_path}/w.npz", STILL)
@@ -103,8 +115,7 @@ def test_the_form_of_the_weights_is_nothing_to_the_run_and_their_content_is(
 def test_weights_that_do_not_fit_are_refused_before_anything_is_trained(
     vit_dist: Command, recipe: str, tmp_path: Path
 ) -> None:
-    done = vit_dist("models", "export", "bit-test", str(tmp_path / "bit.safetensors"), "--num-classes", "4")
-    assert done.returncode == 0, done.stderr
+    models.main(["export", "bit-test", str(tmp_path / "bit.safetensors"), "--num-classes", "4"])
     write_bytes(str(tmp_path / "torn.npz"), b"PK\x03\x04 half")
     for weights, says in (
         ("bit.safetensors", "not the weights of vit-test"),

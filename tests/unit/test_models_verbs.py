@@ -21,10 +21,7 @@ from vit_dist.core.errors import ConfigError
         ("show timm:resnet50", "has BatchNorm"),
         ("export vit-demo a.npz --num-classes -3", "--num-classes=-3: at least 1"),
         ("export vit-demo a.npz --seed -1", "--seed=-1: at least 0"),
-        (
-            "export vit-demo s3://key:secret@bucket/a.npz",
-            r"s3://key:\*\*\*@bucket/a.npz: weights are read",
-        ),
+        ("export s3://key:secret@bucket/a.npz b.npz --seed 1", r"--seed is for fresh .*s3://key:\*\*\*@bucket/a.npz"),
         ("export runs/b16 a.npz", "runs/b16: no checkpoint, run or file is there, and no model"),
         ("import a.npz b.npz --model vit-demo --head new --num-classes 0", "--num-classes=0: at least 1"),
     ],

@@ -6,10 +6,14 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vit_dist.cli.models import at_least_one, model_config, usual_size
 from vit_dist.core.errors import ConfigError, did_you_mean
 from vit_dist.core.files import redact
+
+if TYPE_CHECKING:
+    from vit_dist.models.weights.files import Weights
 
 _FORMS = """
 forms, by the name's ending
@@ -18,7 +22,8 @@ forms, by the name's ending
   x.timm.safetensors   a state dict that timm loads, BiT's head included
   x.pth .pt .bin .ckpt read only, as plain tensors: nothing else in them is unpickled
   x/                   a folder that Hugging Face's ViTForImageClassification loads
-A file that is there already is replaced, once the new one is whole.
+SOURCE and OUT may be URLs, such as s3://bucket/b16.npz. A file that is there already is replaced, once the new one is
+whole.
 """
 _IMPORT_EXAMPLES = (
     _FORMS
@@ -35,6 +40,7 @@ _EXPORT_EXAMPLES = (
 examples:
   vit-dist models export runs/demo/vit-8000-s0 vit.safetensors          the newest whole checkpoint of a run
   vit-dist models export runs/b16/checkpoints/step-0000517822 b16.npz
+  vit-dist models export s3://bucket/runs/b16 b16.safetensors           the newest copy of a run's checkpoints
   vit-dist models export ViT-B/16 fresh.npz --seed 7                    fresh weights
 """
 )
@@ -68,11 +74,12 @@ def import_main(argv: list[str]) -> int:
     )
     args = parser.parse_intermixed_args(argv)
 
-    _local(args.source, args.out)
     at_least_one(args, "image_size", "num_classes")
     if args.settings and not args.model:
         raise ConfigError(f"{args.settings[0]}: settings are those of a model; give --model NAME")
-    from vit_dist.models.weights.files import Wanted, read_weights, write_weights
+    from vit_dist.models.weights.files import Wanted, read_weights
+    from vit_dist.train.elsewhere import brought_here
+    from vit_dist.train.weights import is_checkpoint
 
     wanted = Wanted(
         config=model_config(args.model, args.settings) if args.model else None,
@@ -81,9 +88,10 @@ def import_main(argv: list[str]) -> int:
         head=args.head,
         positions=args.positions,
     )
-    weights = read_weights(Path(args.source), wanted)
-    write_weights(weights, args.out)
-    _say(args.out, weights.config.name, sum(t.numel() for t in weights.state.values()), weights.image_size)
+    with brought_here(args.source) as path:
+        if is_checkpoint(path):
+            raise ConfigError(f"{redact(args.source)}: a checkpoint or run of ours; `vit-dist models export` reads it")
+        _write(read_weights(path, wanted), args.out)
     return 0
 
 
@@ -102,39 +110,41 @@ def export_main(argv: list[str]) -> int:
     parser.add_argument("--num-classes", metavar="K", type=int, help="of fresh weights (default 1000)")
     parser.add_argument("--image-size", metavar="S", type=int, help="of fresh weights (default 224)")
     args = parser.parse_intermixed_args(argv)
-    _local(args.source, args.out)
     at_least_one(args, "image_size", "num_classes")
     if args.seed is not None and args.seed < 0:
         raise ConfigError(f"--seed={args.seed}: at least 0 is needed")
 
-    from vit_dist.models.weights.files import read_weights, write_weights
+    from vit_dist.core.files import is_remote
+    from vit_dist.models.weights.files import read_weights
+    from vit_dist.train.elsewhere import brought_here
     from vit_dist.train.weights import checkpoint_weights, fresh_weights, is_checkpoint
 
     path = Path(args.source)
     fresh = {"--seed": args.seed, "--num-classes": args.num_classes, "--image-size": args.image_size}
-    if path.exists():
+    if path.exists() or is_remote(args.source):
         given = [name for name, value in fresh.items() if value is not None] + args.settings
         if given:
-            raise ConfigError(f"{given[0]} is for fresh weights, but {path} is there already; see `models import`")
-        weights = checkpoint_weights(path) if is_checkpoint(path) else read_weights(path)
+            raise ConfigError(f"{given[0]} is for fresh weights, not for {redact(args.source)}; see `models import`")
+        with brought_here(args.source) as here:
+            _write(checkpoint_weights(here) if is_checkpoint(here) else read_weights(here), args.out)
     elif path.suffix or args.source.count(os.sep) > 1 or args.source.startswith(("/", ".")):
         raise ConfigError(f"{path}: no such checkpoint, run or file")
     else:
         _known(args.source)
         config = model_config(args.source, args.settings)
         size = args.image_size or usual_size(config)
-        weights = fresh_weights(config, args.num_classes or 1000, size, args.seed or 0)
-    write_weights(weights, args.out)
-    _say(args.out, weights.config.name, sum(t.numel() for t in weights.state.values()), weights.image_size)
+        _write(fresh_weights(config, args.num_classes or 1000, size, args.seed or 0), args.out)
     return 0
 
 
-def _local(*paths: str) -> None:
-    for path in paths:
-        if "://" in path:
-            raise ConfigError(
-                f"{redact(path)}: weights are read and written as files here; copy them here, or there after"
-            )
+def _write(weights: Weights, out: str) -> None:
+    from vit_dist.models.weights.files import write_weights
+    from vit_dist.train.elsewhere import sent_there
+
+    with sent_there(out) as here:
+        write_weights(weights, here)
+    numbers, size = sum(t.numel() for t in weights.state.values()), weights.image_size
+    sys.stdout.write(f"{redact(out)}: {weights.config.name}, {numbers:,} numbers, for {size}x{size} images\n")
 
 
 def _known(name: str) -> None:
@@ -147,7 +157,3 @@ def _known(name: str) -> None:
             f"{name}: no checkpoint, run or file is there, and no model has this name"
             f"{did_you_mean(name, MODELS.names())}"
         ) from None
-
-
-def _say(out: str, model: str, numbers: int, image_size: int) -> None:
-    sys.stdout.write(f"{out}: {model}, {numbers:,} numbers, for {image_size}x{image_size} images\n")

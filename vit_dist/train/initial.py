@@ -15,17 +15,16 @@ import torch
 from torch import Tensor
 
 from vit_dist.config.schema import InitConfig, Recipe
-from vit_dist.core.errors import CheckpointError, ConfigError, RunError, VitDistError
-from vit_dist.core.files import exists, explained, file_system, is_remote, local_path, redact
+from vit_dist.core.errors import CheckpointError, RunError, VitDistError
+from vit_dist.core.files import is_remote, local_path, redact
 from vit_dist.core.log import log
 from vit_dist.core.rundir import RunDir
 from vit_dist.core.world import World
 from vit_dist.engines._protocol import Engine
 from vit_dist.models import ModelConfig
 from vit_dist.models.weights.adapt import fit
-from vit_dist.models.weights.files import FORMS, Wanted, Weights, read_weights
-from vit_dist.train.checkpoint_remote import fetch, remote_steps
-from vit_dist.train.checkpoint_store import MARKER
+from vit_dist.models.weights.files import Wanted, Weights, read_weights
+from vit_dist.train.elsewhere import bring
 from vit_dist.train.weights import checkpoint_state, is_checkpoint
 
 _KEY = "initial_weights"
@@ -117,7 +116,7 @@ class Initial:
         told: list[Path | VitDistError | None] = [None]
         if self._world.is_main:
             try:
-                told[0] = _fetch(url, self._scratch)
+                told[0] = bring(url, self._scratch)
             except VitDistError as error:
                 told[0] = error
         if self._world.size > 1:
@@ -142,28 +141,6 @@ def _fitting(path: Path, init: InitConfig, model: ModelConfig, num_classes: int,
         positions=init.positions,
     )
     return Weights(state, model, num_classes, image_size, {"examples": str(marker["state"]["position"])})
-
-
-def _fetch(url: str, scratch: Path) -> Path:
-    """Bring a file, a checkpoint's copy or the newest of a run's copies here."""
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    base, _, name = url.rstrip("/").rpartition("/")
-    log(f"  fetching {redact(url)}")
-    if exists(f"{base}/{name}/{MARKER}"):
-        return fetch(base, name, scratch)
-    if Path(name).suffix:
-        fs, there = file_system(url)
-        with explained(url, "read"):
-            fs.get_file(there, str(scratch / name))
-        return scratch / name
-    steps = remote_steps(url)
-    if not steps:
-        raise ConfigError(
-            f"init.weights: {redact(url)}: neither a checkpoint nor a run's copies of them; files have names that end "
-            f"as {FORMS}"
-        )
-    return fetch(url, steps[0], scratch)
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:

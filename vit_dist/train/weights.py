@@ -13,7 +13,7 @@ from vit_dist.core.world import World
 from vit_dist.engines._slices import BUFFER, WEIGHT
 from vit_dist.models import ModelConfig
 from vit_dist.models._base import seed_weights
-from vit_dist.models.weights.files import Weights
+from vit_dist.models.weights.files import Weights, config_of
 from vit_dist.train.checkpoint_format import SliceSource
 from vit_dist.train.checkpoint_store import MARKER, committed, read_marker, verify_share
 
@@ -33,16 +33,14 @@ def checkpoint_weights(path: Path) -> Weights:
         CheckpointError: none is there, or none is whole.
     """
     state, marker = checkpoint_state(path)
-    recipe = load_recipe(str(_candidates(path)[0] / "recipe.yaml"))
-    assert isinstance(recipe.model, ModelConfig)
-    facts = {
-        "name": recipe.name,
-        "recipe": recipe_yaml(recipe),
-        "recipe_hash": recipe_hash(recipe),
-        "step": str(marker["state"]["step"]),
-        "examples": str(marker["state"]["position"]),
-    }
-    return Weights(state, recipe.model, recipe.data.num_classes, recipe.data.image_size, facts)
+    said = marker["recipe"]
+    facts = {"step": str(marker["state"]["step"]), "examples": str(marker["state"]["position"])}
+    recipe_file = _candidates(path)[0] / "recipe.yaml"
+    if recipe_file.is_file():  # copies on object storage are without
+        recipe = load_recipe(str(recipe_file))
+        facts |= {"name": recipe.name, "recipe": recipe_yaml(recipe), "recipe_hash": recipe_hash(recipe)}
+    config = config_of(said["model"], f"{path}: {MARKER}")
+    return Weights(state, config, int(said["data"]["num_classes"]), int(said["data"]["image_size"]), facts)
 
 
 def checkpoint_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,0 +1,83 @@
+"""Weights on object storage: brought here to be read, and sent there when they are written."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from vit_dist.core.errors import DataError
+from vit_dist.core.files import exists, explained, file_system, is_remote, join_url, local_path, redact
+from vit_dist.core.log import log
+from vit_dist.models.weights.files import FORMS
+from vit_dist.train.checkpoint_remote import fetch, remote_steps
+from vit_dist.train.checkpoint_store import MARKER
+
+
+@contextlib.contextmanager
+def brought_here(url: str) -> Iterator[Path]:
+    """Where a file, folder, checkpoint or run lies on the file system, for as long as the block lasts."""
+    if not is_remote(url):
+        yield local_path(url)
+        return
+    with tempfile.TemporaryDirectory(prefix="vit-dist-weights-") as folder:
+        yield bring(url, Path(folder) / "weights")
+
+
+@contextlib.contextmanager
+def sent_there(url: str) -> Iterator[str]:
+    """Where to write a file or folder that is copied to a URL at the end of the block."""
+    if not is_remote(url):
+        yield url
+        return
+    is_folder = url.endswith("/")
+    name = url.rstrip("/").rpartition("/")[2]
+    with tempfile.TemporaryDirectory(prefix="vit-dist-weights-") as folder:
+        here = Path(folder) / name
+        yield f"{here}/" if is_folder else str(here)
+        for path in sorted(here.iterdir()) if here.is_dir() else [here]:
+            target = join_url(url.rstrip("/"), path.name) if here.is_dir() else url
+            fs, there = file_system(target)
+            with explained(target, "written"):
+                fs.put_file(str(path), there)
+
+
+def bring(url: str, scratch: Path) -> Path:
+    """Copy a file, a folder of Hugging Face, a checkpoint's copy or the newest of a run's copies into a new directory.
+
+    Raises:
+        DataError: there is none of these, or the store cannot be read.
+    """
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    base, _, name = url.rstrip("/").rpartition("/")
+    log(f"  fetching {redact(url)}")
+    if exists(join_url(url.rstrip("/"), MARKER)):
+        return fetch(base, name, scratch)
+    if exists(join_url(url.rstrip("/"), "config.json")):
+        _copy_folder(url, scratch)
+        return scratch
+    steps = remote_steps(url)
+    if steps:
+        return fetch(url, steps[0], scratch)
+    if not exists(url) or not Path(name).suffix:
+        raise DataError(f"{redact(url)}: no weights there: no checkpoint, no run's copies, and none of {FORMS}")
+    _copy(url, scratch / name)
+    return scratch / name
+
+
+def _copy_folder(url: str, to: Path) -> None:
+    fs, there = file_system(url.rstrip("/"))
+    with explained(url, "listed"):
+        names = [path.rpartition("/")[2] for path in fs.ls(there, detail=False)]
+    for name in names:
+        if name.endswith((".json", ".safetensors")):
+            _copy(join_url(url.rstrip("/"), name), to / name)
+
+
+def _copy(url: str, to: Path) -> None:
+    fs, there = file_system(url)
+    with explained(url, "read"):
+        fs.get_file(there, str(to))
