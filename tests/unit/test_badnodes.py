@@ -53,7 +53,8 @@ def test_many_writers_lose_no_line(tmp_path: Path) -> None:
     for writer in writers:
         writer.join()
     assert len(badnodes.active(tmp_path)) == 100
-    assert all(json.loads(line) for line in (tmp_path / badnodes.NAME).read_text().splitlines())
+    lines = (tmp_path / badnodes.NAME).read_text().splitlines()
+    assert sum(bool(json.loads(line)) for line in lines if line) == 100
 
 
 def test_a_list_that_cannot_be_written_says_so(tmp_path: Path) -> None:

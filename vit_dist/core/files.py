@@ -164,6 +164,8 @@ def write_bytes(url: str, content: bytes) -> None:
 def append_json(path: Path, entry: Mapping[str, Any]) -> None:
     """Append a line of JSON to a local file, through to the disk; after a line that a crash cut short, on a new one.
 
+    Where another writes at the same moment, its line may look cut short: then an empty line comes between.
+
     Raises:
         OSError: it cannot be written.
     """
