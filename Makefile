@@ -61,10 +61,10 @@ study: setup
 	$(BIN)/vit-dist study run fashion-mnist --jobs $(JOBS)
 	$(BIN)/vit-dist study report fashion-mnist
 
-# Unit tests side by side; the others start processes of their own, as many as there are cores here.
+# Two at a time: most wait for processes of theirs. Those of Slurm share one cluster, whose clock the others would slow.
 test: setup
-	$(BIN)/python -m pytest -m "not drill and not big" -n 2 tests/unit
-	$(BIN)/python -m pytest -m "not drill and not big" --ignore tests/unit
+	$(BIN)/python -m pytest -m "not drill and not big and not slurm" -n 2
+	$(BIN)/python -m pytest -m "slurm and not drill"
 
 check: setup
 	$(BIN)/ruff format --check .

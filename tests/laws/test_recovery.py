@@ -169,9 +169,9 @@ def test_what_a_crash_cost_is_lost_and_not_down_however_rarely_the_run_logs(
 
 @pytest.mark.parametrize("engine", ["engine.name=plain", "engine.zero_stage=2"])
 def test_a_spike_is_skipped_or_rewound_from(tmp_path: Path, small_set: str, small_val: str, engine: str) -> None:
-    # At a learning rate as absurd as this some loss is far above those before it.
+    # At a learning rate as absurd as this, and so low a limit, some loss is a spike however the numbers round.
     options = [engine, "horizon=60 steps", "optim.lr=0.3", "optim.clip=null", "schedule.warmup=30 steps"]
-    options += ["precision=fp32", "model.dropout=0.0", "checkpoint.every=5 steps", "guards.spike_z=3.0"]
+    options += ["precision=fp32", "model.dropout=0.0", "checkpoint.every=5 steps", "guards.spike_z=1.5"]
     run_dir = tmp_path / "skip"
     process = start(recipe_file(tmp_path, small_set, small_val), run_dir, *options, "guards.spike=skip", nproc=1)
     output = process.communicate(timeout=200)[0]
@@ -197,7 +197,7 @@ def test_a_run_killed_while_it_rewinds_and_right_after_ends_as_the_undisturbed_o
     tmp_path: Path, small_set: str, small_val: str
 ) -> None:
     options = ["engine.name=plain", "horizon=30 steps", "optim.lr=0.3", "optim.clip=null", "schedule.warmup=30 steps"]
-    options += ["precision=fp32", "checkpoint.every=10 steps", "guards.spike_z=3.0", "guards.spike=rewind"]
+    options += ["precision=fp32", "checkpoint.every=10 steps", "guards.spike_z=1.5", "guards.spike=rewind"]
     options += ["guards.max_rewinds=99"]
     recipe, whole, broken = recipe_file(tmp_path, small_set, small_val), tmp_path / "whole", tmp_path / "broken"
     undisturbed = finish(start(recipe, whole, *options, nproc=1))
