@@ -63,7 +63,7 @@ study: setup
 
 # Two at a time: most wait for processes of theirs. Those of Slurm share one cluster, whose clock the others would slow.
 test: setup
-	$(BIN)/python -m pytest -m "not drill and not big and not slurm" -n 2
+	$(BIN)/python -m pytest -m "not drill and not big and not slurm" -n 2 --dist worksteal
 	$(BIN)/python -m pytest -m "slurm and not drill"
 
 check: setup
