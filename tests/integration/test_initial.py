@@ -80,6 +80,10 @@ def test_a_run_begins_from_another_ones_weights_on_s3_with_a_new_head_and_size(
     with pytest.raises(DataError, match="nothing: no weights there"):
         models.main(["export", f"{s3}/nothing", str(tmp_path / "x.safetensors")])
 
+    write_bytes(f"{s3}/out/torn.npz", b"PK\x03\x04 half")
+    with pytest.raises(DataError, match=f"^{s3}/out/torn.npz: not a whole .npz file"):
+        models.main(["import", f"{s3}/out/torn.npz", str(tmp_path / "x.safetensors"), "--model", "vit-test"])
+
     shutil.rmtree(before)  # a run that has begun needs what it began from no more
     done = vit_dist(*tune, "horizon=3 steps", "checkpoint.keep=1", "init.weights=nowhere")
     assert done.returncode == 0, done.stderr

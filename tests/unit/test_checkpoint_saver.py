@@ -300,9 +300,14 @@ def test_without_room_for_a_copy_training_waits_and_the_checkpoint_is_whole(
 ) -> None:
     monkeypatch.setattr("vit_dist.train.checkpoint_saver.available_memory", lambda: 8000)
     written, write = [], Snapshot.write
-    monkeypatch.setattr(
-        Snapshot, "write", lambda self, path: (write(self, path), time.sleep(0.2), written.append(path))[0]
-    )
+
+    def slow(self: Snapshot, path: Path) -> str:
+        time.sleep(0.2)
+        digest = write(self, path)
+        written.append(path)
+        return digest
+
+    monkeypatch.setattr(Snapshot, "write", slow)
     saver, engine = make(tmp_path), TinyEngine(5.0)
     for step in (5, 6):
         saver.save(engine, contents(step))  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ from vit_dist.train.checkpoint_saver import Saver
 from vit_dist.train.checkpoint_store import Retention, sweep
 from vit_dist.train.clock import Clock, StartUp
 from vit_dist.train.goodput import Goodput, carried
-from vit_dist.train.initial import Initial
+from vit_dist.train.initial_weights import Initial
 from vit_dist.train.ledger import Ledger
 from vit_dist.train.loop import train
 from vit_dist.train.losses import make_loss

@@ -3,7 +3,7 @@
 Every rank writes its part in a thread of its own, and a small `.done.json` beside it when it is on the disk. A thread
 of the first rank waits for all of them, writes the marker, makes sure that the run is still this attempt's, and
 renames the directory: that is the commit, and it needs no collective. What became of a save is agreed on when the
-next one begins, or at the end. Where the host has no room for the copy, the rank writes before it goes on.
+next one begins, or at the end. Where a host has no room for the copies, all ranks write before they go on.
 """
 
 from __future__ import annotations
@@ -143,18 +143,14 @@ class Saver:
         self.blocked_s = time.monotonic() - began
 
     def _snapshot(self, state: EngineState) -> Snapshot:
-        """A copy of the state, or where the host has no room for one the state itself."""
-        if self._memory is None:
+        """A copy of the state, or where any rank's host has no room for one the state itself. A collective."""
+        if self._memory is None:  # on all ranks, or on none
             need = sum(piece.data.numel() * piece.data.element_size() for piece in state.slices)
-            room = available_memory()
-            share = None if room is None else room // self._ranks_here
-            copies = share is None or share > need * (1 + _SPARE)
-            if self._copies and not copies:
-                log(
-                    f"  rank {self._world.rank}: {format_bytes(need)} of a checkpoint do not fit a second time into "
-                    f"the {format_bytes(share or 0)} of memory that are left to it: training waits while it is written"
-                )
-            self._copies = copies
+            problems = _gather(_no_room(need, self._ranks_here), self._world)
+            short = next(((rank, problem) for rank, problem in enumerate(problems) if problem), None)
+            if short is not None and self._copies and self._world.is_main:
+                log(f"  rank {short[0]}: {short[1]}: training waits while it is written")
+            self._copies = short is None
         snapshot = Snapshot(state, self._memory, copied=self._copies)
         self._memory = snapshot.memory
         return snapshot
@@ -315,6 +311,17 @@ def describe(root: Path) -> str:
         return "no checkpoint"
     size = sum(f.stat().st_size for f in newest[0].iterdir())
     return f"{newest[0].name}, {format_bytes(size)}"
+
+
+def _no_room(need: int, ranks: int) -> str:
+    """Why each of the ranks of this host cannot take so many bytes more; '' where it can."""
+    room = available_memory()
+    if room is None or room // ranks > need * (1 + _SPARE):
+        return ""
+    return (
+        f"{format_bytes(need)} of a checkpoint do not fit a second time into the {format_bytes(room // ranks)} of "
+        f"memory that are left to it"
+    )
 
 
 def _gather(told: str, world: World) -> list[str]:

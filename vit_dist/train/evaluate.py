@@ -19,7 +19,7 @@ from vit_dist.core.world import World
 from vit_dist.evals import EvalContext, EvaluatorConfig
 from vit_dist.train import checkpoints
 from vit_dist.train.attempt import build_engine, process_group
-from vit_dist.train.initial import recorded
+from vit_dist.train.initial_weights import recorded
 from vit_dist.train.plan import open_training
 from vit_dist.train.state import TrainState
 

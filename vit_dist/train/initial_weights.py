@@ -24,8 +24,8 @@ from vit_dist.engines._protocol import Engine
 from vit_dist.models import ModelConfig
 from vit_dist.models.weights.adapt import fit
 from vit_dist.models.weights.files import Wanted, Weights, read_weights
-from vit_dist.train.elsewhere import bring
 from vit_dist.train.weights import checkpoint_state, is_checkpoint
+from vit_dist.train.weights_remote import bring, called
 
 _KEY = "initial_weights"
 
@@ -92,7 +92,8 @@ class Initial:
         assert isinstance(model, ModelConfig)
         path = self._here(init.weights)
         try:
-            weights, error = _fitting(path, init, model, data.num_classes, data.image_size), None
+            with called(init.weights, path):
+                weights, error = _fitting(path, init, model, data.num_classes, data.image_size), None
         except VitDistError as problem:
             weights, error = None, problem
         errors = [error]
@@ -118,6 +119,7 @@ class Initial:
             try:
                 told[0] = bring(url, self._scratch)
             except VitDistError as error:
+                shutil.rmtree(self._scratch, ignore_errors=True)
                 told[0] = error
         if self._world.size > 1:
             torch.distributed.broadcast_object_list(told, 0)

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from vit_dist.core.errors import DataError
+from vit_dist.core.errors import DataError, VitDistError
 from vit_dist.core.files import exists, explained, file_system, is_remote, join_url, local_path, redact
 from vit_dist.core.log import log
 from vit_dist.models.weights.files import FORMS
@@ -23,7 +23,9 @@ def brought_here(url: str) -> Iterator[Path]:
         yield local_path(url)
         return
     with tempfile.TemporaryDirectory(prefix="vit-dist-weights-") as folder:
-        yield bring(url, Path(folder) / "weights")
+        path = bring(url, Path(folder) / "weights")
+        with called(url, path):
+            yield path
 
 
 @contextlib.contextmanager
@@ -36,12 +38,22 @@ def sent_there(url: str) -> Iterator[str]:
     name = url.rstrip("/").rpartition("/")[2]
     with tempfile.TemporaryDirectory(prefix="vit-dist-weights-") as folder:
         here = Path(folder) / name
-        yield f"{here}/" if is_folder else str(here)
+        with called(url, here):
+            yield f"{here}/" if is_folder else str(here)
         for path in sorted(here.iterdir()) if here.is_dir() else [here]:
             target = join_url(url.rstrip("/"), path.name) if here.is_dir() else url
             fs, there = file_system(target)
             with explained(target, "written"):
                 fs.put_file(str(path), there)
+
+
+@contextlib.contextmanager
+def called(url: str, path: Path) -> Iterator[None]:
+    """Errors of the block speak of the URL that the user gave, and not of the copy at `path`."""
+    try:
+        yield
+    except VitDistError as error:
+        raise type(error)(str(error).replace(str(path), redact(url))) from None
 
 
 def bring(url: str, scratch: Path) -> Path:
