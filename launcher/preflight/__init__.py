@@ -1,0 +1,1 @@
+"""The test of the nodes of an allocation before a run begins on them."""

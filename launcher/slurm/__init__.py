@@ -1,0 +1,1 @@
+"""Slurm: its commands and what they answer, cluster files, scripts, allocations."""

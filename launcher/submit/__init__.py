@@ -1,0 +1,1 @@
+"""From a recipe, a study or a packing to jobs in Slurm's queue."""

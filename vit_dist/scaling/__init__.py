@@ -1,0 +1,43 @@
+"""From a grid to runs, and from event files to observations, fits and figures. No torch.
+
+What fits curves can be imported from here: `from vit_dist.study import fit_curve, crossover`. It is loaded when it is
+first asked for, since plans need neither numpy nor scipy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vit_dist.study.crossings import Crossover as Crossover
+    from vit_dist.study.crossings import crossover as crossover
+    from vit_dist.study.curve import CurveFit as CurveFit
+    from vit_dist.study.curve import FitOptions as FitOptions
+    from vit_dist.study.fits import alternatives as alternatives
+    from vit_dist.study.fits import fit_curve as fit_curve
+    from vit_dist.study.fits import refit as refit
+    from vit_dist.study.forecasts import Forecast as Forecast
+    from vit_dist.study.forecasts import Needed as Needed
+    from vit_dist.study.forecasts import forecast as forecast
+    from vit_dist.study.forecasts import needed as needed
+    from vit_dist.study.frontiers import ComputePoint as ComputePoint
+    from vit_dist.study.frontiers import Frontier as Frontier
+    from vit_dist.study.frontiers import IsoCompute as IsoCompute
+    from vit_dist.study.frontiers import frontier as frontier
+    from vit_dist.study.frontiers import iso_compute as iso_compute
+
+_ROOMS = {
+    "crossings": ("Crossover", "crossover"),
+    "curve": ("CurveFit", "FitOptions"),
+    "fits": ("alternatives", "fit_curve", "refit"),
+    "forecasts": ("Forecast", "Needed", "forecast", "needed"),
+    "frontiers": ("ComputePoint", "Frontier", "IsoCompute", "frontier", "iso_compute"),
+}
+_PLACES = {name: room for room, names in _ROOMS.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)

@@ -1,0 +1,1 @@
+"""Curves through points: forms, estimators, intervals, crossovers, frontiers, forecasts."""

@@ -1,0 +1,1 @@
+"""Checkpoints: their format, writing, copies, restoring, and weights taken from them."""

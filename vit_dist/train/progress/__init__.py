@@ -1,0 +1,1 @@
+"""How far a run is, where its time went, and what is due next."""
