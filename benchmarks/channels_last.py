@@ -15,7 +15,7 @@ import sys
 import torch
 
 from benchmarks.models_against_timm import interval
-from vit_dist.cli.models import model_config
+from vit_dist.cli.models.options import model_config
 from vit_dist.compare.measure import timed_step
 
 LAYOUTS = {"usual": torch.contiguous_format, "last": torch.channels_last}

@@ -19,13 +19,14 @@ from pathlib import Path
 import torch
 
 from vit_dist.config.load import resolve
-from vit_dist.core.rundir import RunDir
+from vit_dist.core.run.checkpoints import committed
+from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
 from vit_dist.engines._protocol import EngineInputs
-from vit_dist.train.checkpoint_format import SliceSource
-from vit_dist.train.checkpoint_saver import Contents, Saver
-from vit_dist.train.checkpoint_store import Retention, committed
+from vit_dist.train.checkpoint.format import SliceSource
+from vit_dist.train.checkpoint.saver import Contents, Saver
+from vit_dist.train.checkpoint.store import Retention
 from vit_dist.train.losses import make_loss
 
 LIMIT = 0.10

@@ -17,7 +17,7 @@ import timm
 import torch
 from torch.nn import functional
 
-from vit_dist.cli.models import model_config
+from vit_dist.cli.models.options import model_config
 from vit_dist.compare.measure import timed_step
 
 PEERS = {

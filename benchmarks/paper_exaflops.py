@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import sys
 
-from vit_dist.cli.models import model_config
-from vit_dist.core.costs import model_cost, training_flops
-from vit_dist.study.paper import table6
+from vit_dist.cli.models.options import model_config
+from vit_dist.models.costs import model_cost, training_flops
+from vit_dist.scaling.paper import table6
 
 IMAGES, CLASSES = 303_000_000, 18_291
 LIMITS = {"vit": 0.005, "bit": 0.06, "hybrid": 0.06}

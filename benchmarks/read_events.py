@@ -41,7 +41,7 @@ _SAY = "print(json.dumps([spent, resource.getrusage(resource.RUSAGE_SELF).ru_max
 
 def write_ours(directory: Path, steps: int, scalars: int) -> None:
     """As our trainer does: all values of a step in one event."""
-    from vit_dist.core.events import EventWriter
+    from vit_dist.core.events.writer import EventWriter
 
     writer = EventWriter(directory)
     for step in range(1, steps + 1):
@@ -56,7 +56,7 @@ def write_theirs(directory: Path, steps: int, scalars: int) -> None:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    from vit_dist.core.event_crc import masked_crc
+    from vit_dist.core.events.crc import masked_crc
 
     directory.mkdir(parents=True)
     headers = {n: struct.pack("<QI", n, masked_crc(struct.pack("<Q", n))) for n in range(200)}

@@ -13,9 +13,11 @@ import re
 import tempfile
 from pathlib import Path
 
-from launcher.rehearsal import Attempt
+from launcher.processes.rehearsal import Attempt
 from tests.shards import write_set
-from vit_dist.train.checkpoint_saver import describe
+from vit_dist.core.run.checkpoints import MARKER, committed
+from vit_dist.core.run.names import CHECKPOINTS
+from vit_dist.core.units import format_bytes
 
 _RECIPE = """
 name: resume
@@ -44,8 +46,9 @@ def main() -> None:
         recipe.write_text(_RECIPE.format(model=args.model, train=train, stage=args.zero_stage))
         attempt = Attempt(recipe, run_dir, args.nproc)
         attempt.finish(1800)
-        (run_dir / "checkpoints" / "step-0000000004" / "COMMITTED.json").unlink()  # as if killed before it was there
-        said = describe(run_dir / "checkpoints")
+        newest, before = committed(run_dir / CHECKPOINTS)[:2]
+        (newest / MARKER).unlink()  # as if killed before it was there
+        said = f"{before.name}, {format_bytes(sum(f.stat().st_size for f in before.iterdir()))}"
         output = attempt.finish(1800)
     found = re.search(r"first step (.*)", output)
     assert found, output

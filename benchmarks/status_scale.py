@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.ledger import append_begin, append_end, read_ledger
+from launcher.supervise.ledger import append_begin, append_end, read_ledger
 
 CAUSES = (("time_limit", "requeue"), ("node_lost", "requeue"), ("preempted", "requeue"), ("crashed", "respawn"))
 LIMIT_S = 2.0

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from vit_dist.core.errors import RunError
 from vit_dist.core.files import append_json
+from vit_dist.core.run.names import BAD_NODES
 
-NAME = ".bad-nodes.jsonl"
 KEEP_S = 24 * 3600.0
 """How long a node stays on the list where nothing else is said."""
 
@@ -67,7 +67,7 @@ def active(run_root: Path, now: float | None = None) -> dict[str, BadNode]:
     """
     at = time.time() if now is None else now
     latest: dict[str, BadNode] = {}
-    for entry in _read(run_root / NAME):
+    for entry in _read(run_root / BAD_NODES):
         latest[entry.node] = entry
     return {node: entry for node, entry in sorted(latest.items()) if entry.until > at}
 
@@ -92,7 +92,7 @@ def _read(path: Path) -> list[BadNode]:
 
 
 def _append(run_root: Path, entry: BadNode) -> None:
-    path = run_root / NAME
+    path = run_root / BAD_NODES
     try:
         run_root.mkdir(parents=True, exist_ok=True)
         append_json(path, asdict(entry))

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-GOLDEN = Path(__file__).parent / "golden"
+from tests.places import GOLDEN, ROOT
+from vit_dist.core.process import CLI_MODULE
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the machine's cores belong to the ranks of the tests
 
@@ -82,12 +83,12 @@ def run_world(tmp_path: Path) -> Callable[..., Any]:
 
     def run(script: str, nproc: int, *arguments: str, timeout: float = 280) -> Any:
         out = tmp_path / f"{Path(script).stem}-{nproc}-{time.monotonic_ns()}.json"
-        (port,) = _free_ports(1)
+        (port,) = free_ports(1)
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(nproc)}
-        shared |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(GOLDEN.parent.parent)}
+        shared |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         ranks = [
             subprocess.Popen(
-                [sys.executable, str(Path(__file__).parent / script), str(out), *arguments],
+                [sys.executable, str(ROOT / "tests" / script), str(out), *arguments],
                 env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -109,7 +110,7 @@ def run_world(tmp_path: Path) -> Callable[..., Any]:
 
 def command(*arguments: str) -> list[str]:
     """The command line of vit-dist with these arguments."""
-    return [sys.executable, "-m", "vit_dist.cli.main", *arguments]
+    return [sys.executable, "-m", CLI_MODULE, *arguments]
 
 
 @pytest.fixture(scope="session")
@@ -133,14 +134,14 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             }
         )
     )
-    ports = dict(zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True))
+    ports = dict(zip(("master", "volume", "filer", "s3"), free_ports(4), strict=True))
     arguments = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data}", f"-s3.config={data / 's3.json'}"]
     arguments += ["-master.volumeSizeLimitMB=64", "-volume.max=100"]
     arguments += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # or two servers on one machine get in each other's way
     arguments += [f"-{name}.port={port}" for name, port in ports.items()]
     arguments += [
         f"-{name}.port.grpc={port}"
-        for name, port in zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True)
+        for name, port in zip(("master", "volume", "filer", "s3"), free_ports(4), strict=True)
     ]
     with (data / "log").open("wb") as log:
         server = subprocess.Popen([weed, "server", "-s3", *arguments], stdout=log, stderr=subprocess.STDOUT)
@@ -202,7 +203,7 @@ def _make_bucket(server: subprocess.Popen[bytes], log: Path) -> None:
             time.sleep(0.3)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:

@@ -2,70 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
-from launcher.cluster import Cluster
-from vit_dist.config.schema import Recipe
+from launcher.doctor.finding import Check, Finding, Subject
 from vit_dist.core.errors import VitDistError
 from vit_dist.core.files import redact
-
-Verdict = Literal["ok", "warn", "fail"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        area: what it belongs to, such as 'Slurm'.
-        verdict: 'ok', 'warn' (works, but) or 'fail'.
-        text: what was found.
-        advice: what to do; '' where there is nothing to do.
-    """
-
-    area: str
-    verdict: Verdict
-    text: str
-    advice: str = ""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is looked at.
-
-    Attributes:
-        recipe: whose data and needs; None: only the machine.
-        cluster: whose settings; None: what this machine shows.
-        run_root: where run directories lie.
-        run_dir: of the recipe, where it has been trained already; measured figures come from there.
-        images_per_s: that training takes; None: as measured in `run_dir`.
-    """
-
-    recipe: Recipe | None
-    cluster: Cluster | None
-    run_root: Path
-    run_dir: Path | None = None
-    images_per_s: float | None = None
-
-
-Check = Callable[[Subject], Iterable[Finding]]
 
 
 def examine(subject: Subject) -> list[Finding]:
     """Every finding, by area. A check that breaks is a finding of its own: none hides the others."""
-    from launcher import doctor_files, doctor_machine, doctor_slurm, doctor_storage
+    from launcher.doctor import files, machine, slurm, storage
 
     checks: list[tuple[str, Check]] = [
-        ("Environment", doctor_machine.environment),
-        ("Machine", doctor_machine.machine),
-        ("GPUs", doctor_machine.gpus),
-        ("Slurm", doctor_slurm.slurm_settings),
-        ("Files", doctor_files.run_root),
-        ("Data", doctor_storage.data),
+        ("Environment", machine.environment),
+        ("Machine", machine.machine),
+        ("GPUs", machine.gpus),
+        ("Slurm", slurm.slurm_settings),
+        ("Files", files.run_root),
+        ("Data", storage.data),
     ]
     with ThreadPoolExecutor(len(checks), thread_name_prefix="doctor") as pool:
         found = pool.map(lambda check: list(_guarded(check[0], check[1], subject)), checks)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import secrets
 import shutil
@@ -14,12 +13,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher import slurm
-from launcher.doctor import Finding, Subject
+from launcher.doctor.finding import Finding, Subject
+from launcher.filesystem import NEVER_SHARED, ONE_MACHINE, file_system_kind
+from launcher.slurm import commands as slurm
+from vit_dist.core.run import names
+from vit_dist.core.run.checkpoints import committed, read_marker
+from vit_dist.core.run.names import CHECKPOINTS
 from vit_dist.core.units import format_bytes
 
 _AREA = "Files"
-_LOCAL_KINDS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "ramfs", "overlay", "zfs", "f2fs"})
 _ROOM_WANTED = 20 << 30
 _ROOM_NEEDED = 1 << 30
 _SLOW_SYNC_S = 0.5
@@ -81,7 +83,7 @@ def _atomic(root: Path, folder: Path) -> Iterator[Finding]:
         problems.append("a file can be created twice (O_EXCL does not hold)")
     except FileExistsError:
         pass
-    lock = _lock_problem(folder / "lock")
+    lock = _lock_problem(folder / names.LOCK)
     if lock:
         problems.append(lock)
     if problems:
@@ -150,7 +152,7 @@ def _seen_by_nodes(folder: Path) -> Iterator[Finding]:
 
 def _shared(root: Path, subject: Subject) -> Iterator[Finding]:
     kind = file_system_kind(root)
-    if kind in _LOCAL_KINDS and subject.cluster:
+    if kind in NEVER_SHARED | ONE_MACHINE and subject.cluster:
         yield Finding(
             _AREA,
             "warn",
@@ -161,28 +163,12 @@ def _shared(root: Path, subject: Subject) -> Iterator[Finding]:
         yield Finding(_AREA, "ok", f"{root} is on {kind}")
 
 
-def file_system_kind(path: Path) -> str:
-    """'nfs4', 'lustre', 'ext4', ... of the mount that a path lies on; '' where that is not told."""
-    best, kind = Path("/"), ""
-    try:
-        mounts = Path("/proc/mounts").read_text().splitlines()
-    except OSError:
-        return ""
-    real = path.resolve()
-    for line in mounts:
-        words = line.split()
-        point = Path(words[1].encode().decode("unicode_escape"))
-        if (point == real or point in real.parents) and len(point.parts) >= len(best.parts):
-            best, kind = point, words[2]
-    return kind
-
-
 def _needed(subject: Subject) -> int:
     """Bytes that the recipe's checkpoints will take, where one was written already; else a fair amount."""
     if subject.recipe is None or subject.run_dir is None:
         return _ROOM_WANTED
-    for marker in sorted((subject.run_dir / "checkpoints").glob("step-*/COMMITTED.json"), reverse=True):
-        files = json.loads(marker.read_text()).get("files", {})
+    for path in committed(subject.run_dir / CHECKPOINTS):
+        files = read_marker(path)[0].get("files", {})
         return (subject.recipe.checkpoint.keep + 1) * sum(int(entry["bytes"]) for entry in files.values())
     return _ROOM_WANTED
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from launcher.doctor import Finding, Subject
+from launcher.doctor.finding import Finding, Subject
 from vit_dist import __version__
+from vit_dist.core.process import code_root
 from vit_dist.core.units import format_bytes
 
 _OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
@@ -60,7 +61,7 @@ def environment(_subject: Subject) -> Iterator[Finding]:
 
 def _requirements() -> list[Requirement]:
     """What requirements.txt asks for; of an installed package, what its metadata says."""
-    path = Path(__file__).resolve().parent.parent / "requirements.txt"
+    path = code_root() / "requirements.txt"
     if path.is_file():
         texts = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
     else:

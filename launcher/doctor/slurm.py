@@ -7,10 +7,11 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping
 
-from launcher import badnodes, slurm
-from launcher.cluster import Cluster, slurm_seconds
-from launcher.doctor import Finding, Subject
-from launcher.slurm_text import parse_duration, parse_fields
+from launcher import bad_nodes
+from launcher.doctor.finding import Finding, Subject
+from launcher.slurm import commands as slurm
+from launcher.slurm.cluster import Cluster, slurm_seconds
+from launcher.slurm.parse import parse_duration, parse_fields
 from vit_dist.core.units import format_seconds
 
 _AREA = "Slurm"
@@ -203,7 +204,7 @@ def _nodes(subject: Subject) -> Iterator[Finding]:
         f"{len(states)} nodes, {len(down)} of them cannot be used{': ' + shown + more if down else ''}",
         "`sinfo -R` tells the reasons" if down else "",
     )
-    bad = badnodes.active(subject.run_root)
+    bad = bad_nodes.active(subject.run_root)
     if bad:
         yield Finding(
             _AREA,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from launcher.doctor import Finding, Subject
+from launcher.doctor.finding import Finding, Subject
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import VitDistError
-from vit_dist.core.events import read_run
+from vit_dist.core.events.writer import read_run
 from vit_dist.core.files import exists, is_remote
-from vit_dist.core.runlog import TRAIN_EXAMPLES_PER_S
+from vit_dist.core.run import names
+from vit_dist.core.run.log import TRAIN_EXAMPLES_PER_S
 from vit_dist.core.units import format_bytes
 from vit_dist.data.manifest import read_manifest
 from vit_dist.data.readrate import measure, places
@@ -127,9 +128,11 @@ def _wanted(subject: Subject) -> tuple[float | None, str]:
     """Examples a second that training takes, and how that is known."""
     if subject.images_per_s is not None:
         return subject.images_per_s, "--images-per-s"
-    if subject.run_dir is not None and (subject.run_dir / "tb").is_dir():
+    if subject.run_dir is not None and (subject.run_dir / names.EVENTS).is_dir():
         try:
-            series = read_run(str(subject.run_dir / "tb"), [TRAIN_EXAMPLES_PER_S]).scalars.get(TRAIN_EXAMPLES_PER_S)
+            series = read_run(str(subject.run_dir / names.EVENTS), [TRAIN_EXAMPLES_PER_S]).scalars.get(
+                TRAIN_EXAMPLES_PER_S
+            )
         except VitDistError:
             series = None
         if series is not None and len(series.values):

@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.preflight_probes import Probes
-from launcher.preflight_report import NodeResult
+from launcher.preflight.processes import Probes
+from launcher.preflight.report import NodeResult
 
 _ROUNDS = 3
 _SPOKEN = {

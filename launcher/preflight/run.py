@@ -1,7 +1,7 @@
 """Tests every node of an allocation before training does, and names the slow and the sick. No torch here.
 
-A probe (vit_dist/train/preflight.py) runs on every node; this side listens, gives orders and keeps the time. A probe
-that never starts, dies, hangs or is cut off is one that stops talking: it is named, and nobody waits for it.
+A probe (vit_dist/train/health/node_probe.py) runs on every node; this side listens, gives orders and keeps the time. A
+probe that never starts, dies, hangs or is cut off is one that stops talking: it is named, and nobody waits for it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launcher import badnodes, slurm
-from launcher.cluster import Cluster
-from launcher.preflight_probes import Probes
-from launcher.preflight_report import Report, judge
-from launcher.preflight_watch import Options, Watch
+from launcher import bad_nodes
+from launcher.preflight.coordinator import Options, Watch
+from launcher.preflight.processes import Probes
+from launcher.preflight.report import Report, judge
+from launcher.slurm import commands as slurm
+from launcher.slurm.cluster import Cluster
 from vit_dist.core.errors import RunError
+from vit_dist.core.process import NODE_PROBE_MODULE
 
 __all__ = ["Options", "Report", "examine_cluster", "examine_here", "examine_nodes", "in_allocation", "put_on_list"]
 
@@ -29,7 +31,7 @@ def probe_command(options: Options, python: Sequence[str] = (sys.executable,)) -
     """The command line of a probe."""
     lifetime = 2 * options.timeout_s + 60
     reads = ["--reads", json.dumps(options.reads)] if options.reads else []
-    return [*python, "-m", "vit_dist.train.preflight", "--timeout", f"{lifetime:.0f}", *reads]
+    return [*python, "-m", NODE_PROBE_MODULE, "--timeout", f"{lifetime:.0f}", *reads]
 
 
 def examine_here(nodes: int, options: Options) -> Report:
@@ -86,7 +88,7 @@ def put_on_list(report: Report, run_root: Path, keep_s: float) -> list[str]:
     """Put the slow and the sick on the list of bad nodes; their names."""
     bad = [node for node in report.nodes if node.verdict != "ok"]
     for node in bad:
-        badnodes.add(run_root, node.node, f"preflight: {node.verdict}: {'; '.join(node.reasons)}", keep_s=keep_s)
+        bad_nodes.add(run_root, node.node, f"preflight: {node.verdict}: {'; '.join(node.reasons)}", keep_s=keep_s)
     return [node.node for node in bad]
 
 

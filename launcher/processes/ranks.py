@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,15 +15,15 @@ from types import FrameType
 
 from vit_dist.config.load import recipe_yaml
 from vit_dist.config.schema import Recipe
+from vit_dist.core.exit_codes import PEER_LOST, SUPERSEDED, of_return_code, signal_of
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import log
-from vit_dist.core.parent import tied
-from vit_dist.core.rundir import RunDir
+from vit_dist.core.process import cli_command, parent_death_signal
+from vit_dist.core.run import names
+from vit_dist.core.run.directory import RunDir
 
 _POLL_S = 0.05
 _GRACE_S = 3.0
-_PEER_LOST = 70  # the exit code of a rank that ends since another has died
-_TAKEN_OVER = 72  # ... since a later attempt owns the run: status.json is that one's
 
 
 def run_local(recipe: Recipe, run_dir: Path, *, nproc: int) -> int:
@@ -35,11 +34,11 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int) -> int:
         that failed first.
     """
     RunDir(run_dir).check_free()
-    resolved = run_dir / "recipe.yaml"
+    resolved = run_dir / names.RECIPE
     if not resolved.exists():  # else the run is another attempt of what stands there, or is refused by the ranks
         write_bytes(str(resolved), recipe_yaml(recipe).encode())
     with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
-        asked = Path(scratch) / "recipe.yaml"
+        asked = Path(scratch) / names.RECIPE
         asked.write_text(recipe_yaml(recipe))
         code = run_ranks(["train", str(asked), "--run-dir", str(run_dir)], nproc=nproc, scratch=Path(scratch))
     _close_status(RunDir(run_dir), code)
@@ -60,7 +59,7 @@ def run_ranks(arguments: Sequence[str], *, nproc: int, scratch: Path) -> int:
         0, or the exit code of the rank that failed first (128 + n where it died of signal n).
     """
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    command = [sys.executable, "-m", "vit_dist.cli.main", *arguments]
+    command = cli_command(*arguments)
     ranks = [
         subprocess.Popen(
             command, env=_rank_environment(os.environ, rank, nproc, address, scratch), stdin=subprocess.DEVNULL
@@ -89,7 +88,7 @@ def _rank_environment(
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(nproc),
-        **tied(),
+        **parent_death_signal(),
         "VIT_DIST_SCRATCH": str(scratch),
     }
 
@@ -111,11 +110,11 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
                 time.sleep(_POLL_S)
             ended = {rank: p.returncode for rank, p in enumerate(ranks) if p.returncode not in (None, 0)}
             # One that ended since another is gone is not the cause.
-            rank = next((r for r, c in {**dict(failed), **ended}.items() if c != _PEER_LOST), failed[0][0])
+            rank = next((r for r, c in {**dict(failed), **ended}.items() if c != PEER_LOST), failed[0][0])
             code = ended[rank]
             if code < 0:
                 log(f"rank {rank} was killed by {signal.Signals(-code).name}; the other ranks were ended")
-                return 128 - code
+                return of_return_code(code)
             return code
         if all(code == 0 for code in codes):
             return 0
@@ -143,9 +142,12 @@ def _passing_signals_to(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[No
 
 def _close_status(directory: RunDir, code: int) -> None:
     """A rank that was killed could not say so: what still claims to run has failed, unless somebody else runs it."""
-    status = directory.status()
-    if code and code != _TAKEN_OVER and status is not None and status.status == "running" and directory.is_free():
-        reason = f"a rank was killed by signal {code - 128}" if code > 128 else f"a rank ended with exit code {code}"
+    status, number = directory.status(), signal_of(code)
+    # Of a superseded attempt status.json is the later one's.
+    if code and code != SUPERSEDED and status is not None and status.status == "running" and directory.is_free():
+        reason = (
+            f"a rank was killed by signal {number}" if number is not None else f"a rank ended with exit code {code}"
+        )
         directory.write_status(
             "failed",
             status.step,

@@ -6,15 +6,14 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from vit_dist.core.errors import RunError
-from vit_dist.core.parent import tied
-from vit_dist.core.rundir import RunDir
+from vit_dist.core.process import cli_command, parent_death_signal
+from vit_dist.core.run.directory import RunDir
 
 _POLL_S = 0.005
 
@@ -29,13 +28,13 @@ class Attempt:
 
     def start(self) -> subprocess.Popen[str]:
         """Start it; its output is captured, and it leads a process group of its own."""
-        command = [sys.executable, "-m", "vit_dist.cli.main", "train", str(self.recipe)]
+        command = cli_command("train", str(self.recipe))
         return subprocess.Popen(
             [*command, "--run-dir", str(self.run_dir), "--nproc", str(self.nproc)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **tied()},
+            env={**os.environ, **parent_death_signal()},
             text=True,
             start_new_session=True,
         )
@@ -81,12 +80,6 @@ def end(process: subprocess.Popen[str]) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def committed(run_dir: Path, step: int) -> bool:
-    """Whether the checkpoint of a step, or of a later one, is committed."""
-    markers = (run_dir / "checkpoints").glob("step-*/COMMITTED.json")
-    return any(int(p.parent.name.removeprefix("step-")) >= step for p in markers)
 
 
 def trained_order(run_dir: Path) -> dict[int, list[int]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,8 @@ from types import FrameType
 
 from vit_dist.config.load import recipe_yaml
 from vit_dist.config.schema import Recipe
-from vit_dist.core.parent import tied
+from vit_dist.core.process import cli_command, parent_death_signal
+from vit_dist.core.run import names
 
 LOG = "train.log"
 
@@ -34,7 +34,7 @@ class SideBySide:
     def __init__(self, *, nproc: int, jobs: int) -> None:
         self._nproc = nproc
         threads = max(1, len(os.sched_getaffinity(0)) // (nproc * jobs))
-        self._environ = {"OMP_NUM_THREADS": str(threads), **os.environ, **tied()}
+        self._environ = {"OMP_NUM_THREADS": str(threads), **os.environ, **parent_death_signal()}
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._asked = 0
@@ -42,14 +42,14 @@ class SideBySide:
     def __call__(self, recipe: Recipe, run_dir: Path) -> int:
         """One attempt of a run, and its exit code; what it prints goes to `train.log` in the run directory."""
         with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
-            asked = Path(scratch) / "recipe.yaml"
+            asked = Path(scratch) / names.RECIPE
             asked.write_text(recipe_yaml(recipe))
             return self.run(["train", str(asked), "--run-dir", str(run_dir)], run_dir)
 
     def run(self, arguments: Sequence[str], run_dir: Path) -> int:
         """`vit-dist ARGUMENTS --nproc N`, and its exit code; its output goes to `train.log` in the run directory."""
         run_dir.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "vit_dist.cli.main", *arguments, "--nproc", str(self._nproc)]
+        command = cli_command(*arguments, "--nproc", str(self._nproc))
         with (run_dir / LOG).open("ab") as output:
             with self._lock:
                 # A session of its own: Ctrl-C in the terminal reaches it once, through `signals`, and not twice.

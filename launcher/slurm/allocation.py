@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher import badnodes, slurm
+from launcher import bad_nodes
+from launcher.slurm import commands as slurm
 from vit_dist.core.errors import ConfigError, VitDistError
 from vit_dist.core.log import log
 
@@ -106,9 +107,9 @@ def choose(allocation: Allocation, wanted: int, run_root: Path, gone: Mapping[st
     Returns:
         None where too few are left.
     """
-    listed: Mapping[str, badnodes.BadNode] = {}
+    listed: Mapping[str, bad_nodes.BadNode] = {}
     with contextlib.suppress(VitDistError):
-        listed = badnodes.active(run_root)
+        listed = bad_nodes.active(run_root)
     left = [node for node in allocation.nodes if node not in gone]
     left.sort(key=lambda node: node in listed)
     if len(left) < wanted:
@@ -124,7 +125,7 @@ def remember_lost(run_root: Path, lost: Mapping[str, str], run: str) -> None:
     """Put nodes that were lost on the list for a while."""
     for node, what in lost.items():
         try:
-            badnodes.add(run_root, node, f"lost by run {run}: {what}", keep_s=LOST_KEEP_S)
+            bad_nodes.add(run_root, node, f"lost by run {run}: {what}", keep_s=LOST_KEEP_S)
         except VitDistError as error:
             log(f"  supervisor: {error}")
 
@@ -139,7 +140,7 @@ def to_avoid(run_root: Path, before: str, needed: int) -> list[str]:
     """
     kept = slurm.hostnames(before)
     try:
-        bad = [node for node in badnodes.active(run_root) if node not in kept]
+        bad = [node for node in bad_nodes.active(run_root) if node not in kept]
         states = slurm.node_states(patience_s=10)
     except VitDistError as error:
         log(f"  supervisor: no node is excluded: {error}")

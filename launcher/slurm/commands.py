@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.slurm_text import (
+from launcher.slurm.parse import (
     ENDED,
     SACCT_FIELDS,
     SQUEUE_FORMAT,
@@ -29,6 +29,8 @@ from vit_dist.core.files import redact
 
 __all__ = ["ENDED", "Job", "NoSlurmError", "SlurmAwayError", "Submission"]
 
+USUAL_ARRAY = 1001
+"""MaxArraySize where nobody has set it."""
 PATIENCE_S = 20.0
 """How long a command is tried again while the controller does not answer."""
 _COMMAND_S = 90.0
@@ -173,29 +175,18 @@ def accounting(job_id: str, *, patience_s: float = PATIENCE_S) -> list[Job] | No
     return parse_sacct(done.stdout)
 
 
-def scancel(job_id: str, *, signal: str | None = None, batch: bool = False, full: bool = False) -> None:
-    """Cancel a job, or send a signal to its steps (`batch`: to its script alone; `full`: to script and steps).
-
-    A job that has ended already is no error.
-    """
+def scancel(job_id: str) -> None:
+    """Cancel a job. One that has ended already is no error."""
     check_id(job_id)
-    options = [f"--signal={signal}"] if signal else []
-    options += ["--batch"] if batch else []
-    options += ["--full"] if full else []
-    done = _call(["scancel", *options, job_id])
+    done = _call(["scancel", job_id])
     ended = ("already completed", "Job/step already completing or completed", "Invalid job id")
     if done.returncode and not any(words in done.stderr for words in ended):
-        raise _failed(done, f"job {job_id} cannot be {'signalled' if signal else 'cancelled'}")
+        raise _failed(done, f"job {job_id} cannot be cancelled")
 
 
 def requeue(job_id: str) -> None:
     """Put a running or ended job back into the queue."""
     _control(job_id, "requeue")
-
-
-def hold(job_id: str) -> None:
-    """Keep a waiting job from starting."""
-    _control(job_id, "hold")
 
 
 def release(job_id: str) -> None:
@@ -354,3 +345,16 @@ def _words(text: str) -> str:
 def _hint(text: str) -> str:
     lowered = text.lower()
     return next((f". Check the {hint}" for words, hint in _HINTS if words in lowered), "")
+
+
+def largest_array() -> int:
+    """How many elements this Slurm allows in an array.
+
+    Raises:
+        RunError: none at all.
+    """
+    told = config().get("MaxArraySize", "")
+    size = int(told) if told.isdigit() else USUAL_ARRAY
+    if size < 2:
+        raise RunError("this Slurm allows no arrays (MaxArraySize); start the parts as jobs of your own")
+    return size

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -18,8 +19,11 @@ from typing import Any
 
 import jinja2
 
-from launcher.cluster import Cluster, slurm_seconds
+from launcher.slurm.cluster import Cluster, slurm_seconds
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.files import redact
+from vit_dist.core.process import CLI_MODULE, code_root
+from vit_dist.core.run import names
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PLAIN = re.compile(r"^[A-Za-z0-9_./:,=@%+\[\]&|*()<>~^!-]*$")
@@ -36,7 +40,7 @@ class Site:
         code: directory that holds the packages vit_dist and launcher.
         python: interpreter on the nodes, outside any container.
         run_root: shared directory of run directories.
-        time_limit: of the job, as `launcher.cluster.slurm_time` gives it; '' for the cluster's.
+        time_limit: of the job, as `launcher.slurm.cluster.slurm_time` gives it; '' for the cluster's.
         notes: comment lines at the top.
         cluster_file: of the cluster, as the nodes find it; for the test of the nodes before training.
     """
@@ -49,6 +53,22 @@ class Site:
     time_limit: str = ""
     notes: tuple[str, ...] = ()
     cluster_file: Path | None = None
+
+    @classmethod
+    def of(
+        cls,
+        cluster: Cluster,
+        code: Path,
+        *,
+        run_root: Path,
+        time_limit: str = "",
+        notes: Sequence[str] = (),
+        cluster_file: Path | None = None,
+    ) -> Site:
+        """A cluster, for jobs that start in the directory that we are in, with the cluster's Python or this one."""
+        python = cluster.python or sys.executable
+        root = run_root.expanduser().absolute()
+        return cls(cluster, Path.cwd(), code, python, root, time_limit, tuple(notes), cluster_file)
 
     def noted(self, *lines: str) -> Site:
         """The same with more comment lines."""
@@ -83,7 +103,7 @@ def render_train(
     """
     context = _context(site, job_name, nodes, spares)
     context |= _supervision(site, context, lead_s)
-    output = "" if standalone else _pattern(run_dir / "logs" / "batch.log")
+    output = "" if standalone else _pattern(run_dir / names.LOGS / names.BATCH_LOG)
     if standalone:
         output = "%x-%j.out"
     words = [shlex.quote(word) for word in recipe]
@@ -176,21 +196,21 @@ def render_pack(
     job_name: str,
     command: Sequence[str],
     log_dir: Path,
-    parts: int = 0,
+    elements: Sequence[int] = (),
     first: int = 0,
-    total_parts: int | None = None,
+    parts: int = 0,
     throttle: int = 0,
 ) -> str:
-    """The script of `vit-dist COMMAND` on the CPUs of one node; with parts, an array that adds `--part I/N` to each.
+    """The script of `vit-dist COMMAND` on the CPUs of one node; with elements, an array that adds `--part I/N` to each.
 
     Args:
         site: where it runs.
         job_name: in Slurm's queue.
         command: words after `vit-dist`.
         log_dir: an existing directory for a log file an element.
-        parts: elements of the array; 0: one plain job, such as the one that merges.
-        first: part of the first element, where an array larger than the site allows is cut up.
-        total_parts: N; None: `parts`.
+        elements: of the array; none: one plain job, such as the one that merges.
+        first: part that element 0 stands for, where an array larger than the site allows is cut up.
+        parts: N.
         throttle: elements at a time; 0: no limit.
 
     Raises:
@@ -198,8 +218,8 @@ def render_pack(
     """
     context = _context(site, job_name, 1, 0)
     context |= {"devices": 0, "tasks_per_node": 1, "cpus_per_task": site.cluster.cpus_per_node}
-    context |= {"parts": parts, "first": first, "total_parts": total_parts or parts, "throttle": throttle}
-    output = _pattern(log_dir) + ("/part-%a.log" if parts else "/%x-%j.log")
+    context |= {"elements": spans(elements), "first": first, "parts": parts, "throttle": throttle}
+    output = _pattern(log_dir) + ("/part-%a.log" if elements else "/%x-%j.log")
     context |= {"command": list(command), "output": output, "mounts": _mounts(site, log_dir)}
     return _render("pack.sbatch.j2", context)
 
@@ -249,6 +269,7 @@ def _context(site: Site, job_name: str, nodes: int, spares: int) -> dict[str, An
         "cwd": site.cwd,
         "code": site.code,
         "python": site.python,
+        "cli_module": CLI_MODULE,
         "inner_python": cluster.container.python if cluster.container else site.python,
         "apptainer": cluster.container is not None and cluster.container.runtime == "apptainer",
         "notes": [_one_line(line) for line in site.notes],
@@ -327,7 +348,7 @@ def _quote_sh(value: object) -> str:
 
 def template_dirs() -> list[Path]:
     """Where templates are: `slurm/` of a checkout or code snapshot, or the copy inside an installed package."""
-    top = Path(__file__).resolve().parent.parent
+    top = code_root()
     return [d for d in (top / "slurm", top / "vit_dist" / "_slurm") if (d / "train.sbatch.j2").is_file()]
 
 
@@ -353,3 +374,28 @@ def _environment() -> jinja2.Environment:
 def _render(template: str, context: dict[str, Any]) -> str:
     text = _environment().get_template(template).render(context)
     return re.sub(r"\n{3,}", "\n\n", text).rstrip("\n") + "\n"
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """'0-3,7' of 0, 1, 2, 3, 7: as Slurm names the elements of an array."""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in found)
+
+
+def check_no_secrets(words: Sequence[str]) -> None:
+    """Refuse words that hold a secret: scripts are readable.
+
+    Raises:
+        ConfigError: a URL with a password, a signature or a token in it.
+    """
+    for word in words:
+        if redact(word) != word:
+            raise ConfigError(
+                f"{redact(word)}: holds a secret, and job scripts are readable; give credentials through the "
+                f"environment or ~/.aws instead (jobs inherit the environment)"
+            )

@@ -9,13 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from launcher import slurm
-from launcher.slurm import Job
-from launcher.watch import RunView, look_at, require
-from launcher.watch_files import newest_checkpoint, number, pending_request, read_run, steps_in_hand
+from launcher.slurm import commands as slurm
+from launcher.slurm.commands import Job
+from launcher.status.files import number, pending_request, read_run
+from launcher.status.run_view import RunView
+from launcher.status.view import look_at, require
 from vit_dist.core.errors import ConfigError, RunError
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import log
+from vit_dist.core.run import names
+from vit_dist.core.run.checkpoints import newest_checkpoint, steps_in_hand
 from vit_dist.core.units import format_seconds
 
 T = TypeVar("T")
@@ -36,7 +39,7 @@ def ask(path: Path, what: str) -> None:
     """
     if what == "save" and pending_request(path) == "stop":
         raise RunError(f"{path}: a stop is asked for already; it saves, too")
-    write_bytes(str(path / "request"), f"{what}\n".encode())
+    write_bytes(str(path / names.REQUEST), f"{what}\n".encode())
 
 
 def checkpoint(path: Path, *, timeout_s: float) -> int:
@@ -227,7 +230,7 @@ def _forget(path: Path, request: str) -> None:
     """A request that nobody has served must not meet the next attempt."""
     if pending_request(path) == request:
         with contextlib.suppress(OSError):
-            (path / "request").unlink()
+            (path / names.REQUEST).unlink()
 
 
 def _some(names: Sequence[str]) -> str:
@@ -240,7 +243,7 @@ def device_count(path: Path) -> int:
     if files.attempts:
         return files.attempts[-1].devices
     with contextlib.suppress(OSError, ValueError):
-        for line in reversed((path / "attempts.jsonl").read_text().splitlines()):
+        for line in reversed((path / names.ATTEMPTS).read_text().splitlines()):
             ranks = int(number(json.loads(line), "ranks"))
             if ranks:
                 return ranks

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vit_dist.core.units import format_seconds
 
 if TYPE_CHECKING:
-    from launcher.watch import RunView
+    from launcher.status.run_view import RunView
 
 _QUIET_S = 600.0
 _WAITING = {

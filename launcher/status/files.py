@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.ledger import LedgerEntry, read_ledger
+from launcher.supervise.ledger import LedgerEntry, read_ledger
 from vit_dist.core.errors import RunError
+from vit_dist.core.run import names
+from vit_dist.core.run.checkpoints import newest_checkpoint
 
-_MARKER = "COMMITTED.json"
+_JSON = {
+    "status": names.STATUS,
+    "alive": names.HEARTBEAT,
+    "job": names.JOB,
+    "run": names.RUN,
+    "cancel": names.CANCEL,
+}
 
 
 @dataclass(frozen=True)
@@ -59,8 +66,7 @@ class RunFiles:
 def read_run(path: Path) -> RunFiles:
     """Read the small files of a run directory. Never raises for what is missing or damaged."""
     problems: list[str] = []
-    found = {name: _json(path / f"{name}.json", problems) for name in ("status", "alive", "job", "run")}
-    found["cancel"] = _json(path / "cancel", problems)
+    found = {field: _json(path / name, problems) for field, name in _JSON.items()}
     attempts: list[LedgerEntry] = []
     try:
         attempts = read_ledger(path)
@@ -78,54 +84,19 @@ def read_run(path: Path) -> RunFiles:
     )
 
 
-def newest_checkpoint(path: Path) -> tuple[int | None, float]:
-    """Step of the newest committed checkpoint and when it was committed; (None, 0) before the first."""
-    steps = sorted(committed_steps(path), reverse=True)
-    for step in steps:
-        with contextlib.suppress(OSError):  # it may be removed at this moment: the next newest then
-            return step, (path / "checkpoints" / f"step-{step:010d}" / _MARKER).stat().st_mtime
-    return None, 0.0
-
-
-def committed_steps(path: Path) -> set[int]:
-    """Steps whose checkpoint is whole."""
-    # A checkpoint gets its name when it is committed, so the names are enough: one listing, whatever the number.
-    return {step for name in _names(path / "checkpoints") if (step := _step(name)) is not None}
-
-
-def steps_in_hand(path: Path) -> set[int]:
-    """Steps whose checkpoint is whole, or is being written."""
-    names = _names(path / "checkpoints")
-    return committed_steps(path) | {
-        step for name in names if name.endswith(".partial") and (step := _step(name[1:].partition(".")[0])) is not None
-    }
-
-
 def pending_request(path: Path) -> str:
     """'save' or 'stop' where that is asked for and not yet served; else ''."""
     try:
-        asked = (path / "request").read_text(errors="replace").strip().lower()
+        asked = (path / names.REQUEST).read_text(errors="replace").strip().lower()
     except OSError:
         return ""
-    return asked if asked in {"save", "stop"} else ""
+    return asked if asked in names.REQUESTS else ""
 
 
 def number(mapping: Mapping[str, Any], key: str) -> float:
     """A number of a JSON object; 0 where it is missing or something else."""
     value = mapping.get(key)
     return float(value) if isinstance(value, int | float) else 0.0
-
-
-def _names(path: Path) -> list[str]:
-    try:
-        return [entry.name for entry in path.iterdir()]
-    except OSError:
-        return []
-
-
-def _step(name: str) -> int | None:
-    digits = name.removeprefix("step-")
-    return int(digits) if name.startswith("step-") and digits.isdigit() else None
 
 
 def _json(path: Path, problems: list[str]) -> Mapping[str, Any]:

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vit_dist.core.errors import ConfigError, did_you_mean
+from vit_dist.core.run import names
 
-_MARKS = frozenset({"job.json", "status.json", "run.json", "ledger.jsonl", "attempts.jsonl"})
 _DEPTH = 3  # ROOT/RUN, ROOT/STUDY/CELL, and one more for a person's own order
 _JOB = re.compile(r"\d{1,10}(_\d{1,9})?")
 
@@ -56,10 +56,12 @@ def find_run(wanted: str, roots: Sequence[Path]) -> Path:
     """
     direct = Path(wanted)
     if wanted and direct.is_dir():
-        if is_run(direct) or (direct / "recipe.yaml").is_file():
+        if is_run(direct) or (direct / names.RECIPE).is_file():
             return direct
         if not find_runs([direct]):
-            raise ConfigError(f"{wanted!r}: a directory, but not of a run: it has none of {', '.join(sorted(_MARKS))}")
+            raise ConfigError(
+                f"{wanted!r}: a directory, but not of a run: it has none of {', '.join(sorted(names.MARKS_OF_A_RUN))}"
+            )
     runs = find_runs(roots)
     if _JOB.fullmatch(wanted):
         with_job = [run for run in runs if wanted in jobs_of(run)]
@@ -82,16 +84,16 @@ def find_run(wanted: str, roots: Sequence[Path]) -> Path:
 
 def is_run(path: Path) -> bool:
     """True where a directory is that of a run."""
-    return any((path / mark).is_file() for mark in _MARKS)
+    return any((path / mark).is_file() for mark in names.MARKS_OF_A_RUN)
 
 
 def jobs_of(run: Path) -> set[str]:
     """Numbers of all jobs that a run has had: `120`, and for an array's elements `120_3` too."""
     found = set()
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        found.add(str(json.loads((run / "job.json").read_text()).get("job", "")))
+        found.add(str(json.loads((run / names.JOB).read_text()).get("job", "")))
     try:
-        lines = (run / "ledger.jsonl").read_text(errors="replace").splitlines()
+        lines = (run / names.LEDGER).read_text(errors="replace").splitlines()
     except OSError:
         lines = []
     for line in lines:
@@ -116,7 +118,7 @@ def _below(root: Path, pool: ThreadPoolExecutor) -> list[Path]:
         listed = list(pool.map(_list, level))
         level = []
         for path, (files, folders) in listed:
-            if depth and files & _MARKS:
+            if depth and files & names.MARKS_OF_A_RUN:
                 runs.append(path)
             else:
                 level += folders
@@ -128,7 +130,7 @@ def _list(path: Path) -> tuple[Path, tuple[set[str], list[Path]]]:
     try:
         with os.scandir(path) as entries:
             for entry in entries:
-                if entry.name in _MARKS:
+                if entry.name in names.MARKS_OF_A_RUN:
                     files.add(entry.name)
                 elif not entry.name.startswith(".") and entry.is_dir():
                     folders.append(path / entry.name)

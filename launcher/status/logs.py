@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vit_dist.core.errors import ConfigError, RunError
+from vit_dist.core.exit_codes import INTERRUPTED, NOT_THE_CAUSE, SUPERSEDED
+from vit_dist.core.run import names
 
 _RANK = re.compile(r"rank-(\d+)\.(?:log|out)$")
 _ATTEMPT = re.compile(r"attempt-(\d+)$")
@@ -45,7 +47,7 @@ class Finding:
 
 def attempts_with_logs(run: Path) -> list[int]:
     """Numbers of the attempts that have a log directory, ascending."""
-    found = (_ATTEMPT.search(path.name) for path in (run / "logs").glob("attempt-*"))
+    found = (_ATTEMPT.search(path.name) for path in (run / names.LOGS).glob("attempt-*"))
     return sorted(int(match[1]) for match in found if match)
 
 
@@ -66,7 +68,7 @@ def attempt_dir(run: Path, attempt: int | None = None) -> Path:
     if number not in known:
         shown = ", ".join(map(str, known[-12:]))
         raise ConfigError(f"--attempt {number}: there are logs of {'...' if len(known) > 12 else ''}{shown} in {run}")
-    return next(path for path in (run / "logs").glob("attempt-*") if _number(path, _ATTEMPT) == number)
+    return next(path for path in (run / names.LOGS).glob("attempt-*") if _number(path, _ATTEMPT) == number)
 
 
 def rank_logs(directory: Path) -> dict[int, Path]:
@@ -216,13 +218,14 @@ _ERROR = re.compile(
 _NODE = re.compile(
     r"(?i)node failure|node_fail|NODE FAIL|launch failed.*(communication|socket)|Zero Bytes were transmitted"
 )
+_CONSEQUENCES = "|".join(str(code) for code in sorted(NOT_THE_CAUSE | {SUPERSEDED, INTERRUPTED}))
 _NOISE = re.compile(
     r"(?i)another rank is gone|lost (a|its) peer|peer .{0,40}(gone|lost|left|closed)"
     r"|connection (was )?(reset|closed|refused)"
     r"|broken pipe|connection closed by peer|gloo.*(timeout|timed out|connectfullmesh|read error|write error)"
     r"|socket ?timeout|DistStoreError|ProcessGroup.*(watchdog|abort)|watchdog caught|remote process exited"
     r"|ncclRemoteError|NCCL error.*remote|collective operation timeout|TCPStore|store->get|recvValue failed"
-    r"|STEP \d+\S* ON|JOB \d+ ON|step aborted|: Terminated\b|exit code (70|72|143|130)\b"
+    rf"|STEP \d+\S* ON|JOB \d+ ON|step aborted|: Terminated\b|exit code ({_CONSEQUENCES})\b"
     r"|forcing job termination|force terminated|srun: launch/slurm: _step_signal|got SIGCONT|SIGTERM"
     r"|due to (preemption|time limit)|was terminated before it could save|has taken this run over"
     r"|KeyboardInterrupt|the other ranks were ended"

@@ -7,88 +7,17 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher import slurm
-from launcher.ledger import LedgerEntry
-from launcher.slurm import Job, NoSlurmError, SlurmAwayError
-from launcher.watch_files import RunFiles, number, read_run
+from launcher.slurm import commands as slurm
+from launcher.slurm.commands import Job, NoSlurmError, SlurmAwayError
+from launcher.status.files import RunFiles, number, read_run
+from launcher.status.run_view import RunView
 from vit_dist.core.errors import RunError, VitDistError
+from vit_dist.core.run.names import SILENT_S
 
-ACTIVE = ("running", "starting", "ending", "waiting")
-"""States in which a job or a process has the run in hand."""
-SILENT_S = 180.0
-"""After so long without a sign of life a run that should train is pointed out."""
 _PATIENCE_S = 4.0
-
-
-@dataclass(frozen=True)
-class RunView:
-    """How one run stands.
-
-    Attributes:
-        state: waiting (in the queue), starting, running, ending; done, stopped, failed, cancelled, given up; lost (it
-            says it runs, and its job or process is gone); silent (as lost, as far as can be known from here); new.
-        reason: why, for people; may be empty.
-        advice: what to do next, a sentence or command each.
-        step, total_steps, examples: where it stands; total_steps 0 where that is not known.
-        rate: examples a second; 0 where not known.
-        eta_s: seconds of training that are left; None where not known or nothing is left.
-        goodput: seconds of all attempts by what they went into.
-        saved, saved_at: newest checkpoint and when it was committed.
-        seen: last sign of life, seconds since 1970.
-        job: what Slurm says, where it knows the job.
-        job_id: its number, also where Slurm has dropped it or is not here.
-        attempts: the ledger.
-        metrics: what was measured last.
-        request: asked for by a person, not served yet.
-        problems: files that cannot be read.
-    """
-
-    path: Path
-    state: str
-    reason: str = ""
-    advice: tuple[str, ...] = ()
-    step: int = 0
-    total_steps: int = 0
-    examples: int = 0
-    rate: float = 0.0
-    eta_s: float | None = None
-    goodput: Mapping[str, float] = field(default_factory=dict)
-    saved: int | None = None
-    saved_at: float = 0.0
-    seen: float = 0.0
-    job: Job | None = None
-    job_id: str = ""
-    cluster: str = ""
-    devices: int = 0
-    attempts: tuple[LedgerEntry, ...] = ()
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    request: str = ""
-    problems: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """The name of its directory."""
-        return self.path.resolve().name
-
-    @property
-    def share_done(self) -> float | None:
-        """From 0 to 1; None where the length is not known."""
-        return min(1.0, self.step / self.total_steps) if self.total_steps else None
-
-    @property
-    def useful(self) -> float | None:
-        """Share of all time that went into steps the run still has."""
-        whole = sum(self.goodput.values())
-        return self.goodput.get("train", 0.0) / whole if whole > 0 else None
-
-    @property
-    def active(self) -> bool:
-        """A job or a process has it in hand."""
-        return self.state in ACTIVE
 
 
 def look(paths: Sequence[Path], *, ask_slurm: bool = True) -> tuple[list[RunView], str]:
@@ -135,7 +64,7 @@ def view(files: RunFiles, job: Job | None, silence: str = "", *, now: float) -> 
         silence: why Slurm could not be asked.
         now: seconds since 1970.
     """
-    from launcher.watch_advice import advise
+    from launcher.status.advice import advise
 
     state, reason = _state(files, job, bool(silence), now)
     step, examples = int(number(files.status, "step")), int(number(files.status, "examples"))

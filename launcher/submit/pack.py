@@ -1,7 +1,7 @@
 """A packing as arrays of Slurm jobs, one element a part, and a job that merges once all parts are there.
 
 Started again it submits only the parts that are not packed yet, and nothing while its jobs still wait or run.
-What it submitted lies in RUN-ROOT/pack/NAME-HASH: pack.sbatch, merge.sbatch, jobs.json and the logs.
+What it submitted lies in RUN-ROOT/pack/NAME-HASH: pack.sbatch, merge.sbatch, jobs.json, the code and the logs.
 """
 
 from __future__ import annotations
@@ -9,21 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher import slurm
-from launcher.cluster import Cluster
-from launcher.render import Site, render_pack
-from vit_dist.core.errors import ConfigError, RunError
-from vit_dist.core.files import redact, write_bytes
+from launcher.slurm import commands as slurm
+from launcher.slurm.render import Site, render_pack
+from launcher.submit.snapshot import CODE_FOLDER, take_snapshot
+from vit_dist.core.errors import RunError
+from vit_dist.core.files import write_bytes
 
-USUAL_ARRAY = 1001
-"""MaxArraySize where nobody has set it."""
 _JOBS = "jobs.json"
 
 
@@ -32,7 +29,7 @@ class PackJobs:
     """What is to be submitted.
 
     Attributes:
-        site: where it runs.
+        site: where it runs; its code is that of the caller, of which `submit` takes a snapshot.
         folder: for scripts and logs.
         pack, merge: words after `vit-dist`.
         parts: into how many the packing is cut.
@@ -48,7 +45,7 @@ class PackJobs:
     parts: int
     missing: tuple[int, ...]
     throttle: int = 0
-    largest: int = USUAL_ARRAY
+    largest: int = slurm.USUAL_ARRAY
 
     @property
     def chunks(self) -> list[tuple[int, tuple[int, ...]]]:
@@ -68,39 +65,20 @@ class PackJobs:
         found = {}
         for first, elements in self.chunks:
             name = "pack.sbatch" if first == 0 else f"pack-{first}.sbatch"
-            script = render_pack(
+            found[name] = render_pack(
                 self.site,
                 job_name=f"{self.folder.name}-pack",
                 command=self.pack,
                 log_dir=self.log_dir(first),
-                parts=min(self.largest, self.parts - first),
+                elements=elements,
                 first=first,
-                total_parts=self.parts,
+                parts=self.parts,
                 throttle=self.throttle,
             )
-            whole = f"--array=0-{min(self.largest, self.parts - first) - 1}"
-            found[name] = script.replace(f"#SBATCH {whole}", f"#SBATCH --array={spans(elements)}", 1)
         found["merge.sbatch"] = render_pack(
             self.site, job_name=f"{self.folder.name}-merge", command=self.merge, log_dir=self.folder
         )
         return found
-
-
-def spans(numbers: Sequence[int]) -> str:
-    """'0-3,7' of 0, 1, 2, 3, 7: as Slurm names the elements of an array."""
-    found: list[list[int]] = []
-    for number in sorted(numbers):
-        if found and number == found[-1][1] + 1:
-            found[-1][1] = number
-        else:
-            found.append([number, number])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in found)
-
-
-def site_of(cluster: Cluster, run_root: Path, time_limit: str = "") -> Site:
-    """A site whose jobs run this very code, from the directory that we are in."""
-    code = Path(__file__).resolve().parent.parent
-    return Site(cluster, Path.cwd(), code, cluster.python or sys.executable, run_root.absolute(), time_limit)
 
 
 def folder_of(run_root: Path, dest: str) -> Path:
@@ -108,33 +86,6 @@ def folder_of(run_root: Path, dest: str) -> Path:
     where = dest if "://" in dest else str(Path(dest).resolve())
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", where.rstrip("/").rpartition("/")[2]).strip("-.") or "set"
     return run_root.absolute() / "pack" / f"{name}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
-
-
-def check_words(words: Sequence[str]) -> None:
-    """Refuse words that hold a secret: scripts are readable.
-
-    Raises:
-        ConfigError: a URL with a password, a signature or a token in it.
-    """
-    for word in words:
-        if redact(word) != word:
-            raise ConfigError(
-                f"{redact(word)}: holds a secret, and job scripts are readable; give credentials through the "
-                f"environment or ~/.aws instead (jobs inherit the environment)"
-            )
-
-
-def largest_array() -> int:
-    """How many elements this Slurm allows in an array.
-
-    Raises:
-        RunError: none at all.
-    """
-    told = slurm.config().get("MaxArraySize", "")
-    size = int(told) if told.isdigit() else USUAL_ARRAY
-    if size < 2:
-        raise RunError("this Slurm allows no arrays (MaxArraySize); pack with `--part I/N` in jobs of your own")
-    return size
 
 
 def submit(jobs: PackJobs) -> dict[str, Any]:
@@ -145,6 +96,8 @@ def submit(jobs: PackJobs) -> dict[str, Any]:
         RunError: jobs of this packing still wait or run.
     """
     _check_idle(jobs.folder)
+    jobs.folder.mkdir(parents=True, exist_ok=True)
+    jobs = replace(jobs, site=replace(jobs.site, code=take_snapshot(jobs.folder / CODE_FOLDER)))
     scripts = jobs.scripts()
     for first, _ in jobs.chunks:
         jobs.log_dir(first).mkdir(parents=True, exist_ok=True)  # without it a job fails, and says nothing

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.watch import look_at
-from launcher.watch_files import read_run
+from launcher.status.files import read_run
+from launcher.status.view import look_at
 from vit_dist.core.errors import ConfigError, RunError
+from vit_dist.core.run import names
 
 if TYPE_CHECKING:
-    from launcher.submit import Wish
+    from launcher.submit.run import Wish
 
 
 @dataclass(frozen=True)
@@ -55,19 +56,20 @@ def check_ended(path: Path) -> None:
 
 def recipe_of(path: Path) -> Path:
     """The resolved recipe of a run."""
-    return path / "recipe.yaml"
+    return path / names.RECIPE
 
 
 def wish_to_resume(path: Path, changes: Changes) -> Wish:
-    """What to hand to `launcher.submit.submit`. Changes to the directory from which the run was first submitted: paths
-    in its recipe may be relative to that.
+    """What to hand to `launcher.submit.run.submit`.
+
+    Changes to the directory from which the run was first submitted: paths in its recipe may be relative to that.
 
     Raises:
         ConfigError: no cluster is known, or it or a change is not valid.
         RunError: the run is done, or still in hand.
     """
-    from launcher.cluster import load_cluster
-    from launcher.submit import Wish, parse_time
+    from launcher.slurm.cluster import load_cluster
+    from launcher.submit.run import Wish, parse_time
     from vit_dist.config.load import find_config, load_recipe
 
     path = path.absolute()

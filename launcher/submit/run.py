@@ -6,27 +6,27 @@ import contextlib
 import os
 import re
 import socket
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher import badnodes, slurm
-from launcher.causes import measured_save_s
-from launcher.cluster import Cluster, slurm_time
-from launcher.render import Site, check_path, render_train, signal_lead
-from launcher.snapshot import code_root, describe_code, take_snapshot
+from launcher import bad_nodes
+from launcher.filesystem import NEVER_SHARED, ONE_MACHINE, file_system_kind
+from launcher.slurm import commands as slurm
+from launcher.slurm.cluster import Cluster, slurm_time
+from launcher.slurm.render import Site, check_no_secrets, check_path, render_train, signal_lead
+from launcher.submit.snapshot import CODE_FOLDER, describe_code, take_snapshot
 from vit_dist.config.load import recipe_hash, recipe_yaml, to_yaml
 from vit_dist.config.schema import Recipe, dump
 from vit_dist.core.errors import ConfigError, RunError, VitDistError
-from vit_dist.core.files import redact, write_bytes
-from vit_dist.core.rundir import RunDir
+from vit_dist.core.files import write_bytes
+from vit_dist.core.process import code_root
+from vit_dist.core.run import names
+from vit_dist.core.run.checkpoints import measured_save_s
+from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_seconds
 from vit_dist.core.world import World
-
-_NEVER_SHARED = frozenset({"tmpfs", "ramfs", "devtmpfs", "overlay", "squashfs"})
-_OF_ONE_MACHINE = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs"})
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,7 @@ def dry_run(wish: Wish) -> str:
         ConfigError: what was asked for cannot be, or holds a secret.
     """
     check(wish)
-    for word in wish.words:
-        if redact(word) != word:
-            raise ConfigError(
-                f"{redact(word)}: holds a secret, and job scripts are readable; give credentials through the "
-                f"environment or ~/.aws instead (jobs inherit the environment)"
-            )
+    check_no_secrets(wish.words)
     site = _site(wish, code_root(), wish.cluster_file)
     notes = [f"warning: {text}" for text in warnings(wish)]
     return render_train(
@@ -136,19 +131,19 @@ def submit(wish: Wish, *, args: Sequence[str] = ()) -> Submitted:
     directory = wish.directory
     _check_free(wish, directory)
     told = [*warnings(wish), *_check_shared(wish.root)]
-    script, job_dir = directory / "job" / "train.sbatch", directory / "job"
+    script, job_dir = directory / names.JOB_FOLDER / "train.sbatch", directory / names.JOB_FOLDER
     try:
-        (directory / "logs").mkdir(parents=True, exist_ok=True)  # Slurm fails a job in silence where it is missing
+        (directory / names.LOGS).mkdir(parents=True, exist_ok=True)  # Slurm fails a job in silence where it is missing
         job_dir.mkdir(exist_ok=True)
     except OSError as error:
         raise RunError(f"{directory}: the run directory cannot be made: {error.strerror}") from None
-    cluster_file = job_dir / "cluster.yaml"
-    site = _site(wish, job_dir / "code", cluster_file)
+    cluster_file = job_dir / names.CLUSTER
+    site = _site(wish, job_dir / CODE_FOLDER, cluster_file)
     text = render_train(
         site,
         job_name=safe_name(wish.recipe.name),
         run_dir=directory,
-        recipe=[str(job_dir / "recipe.yaml")],
+        recipe=[str(job_dir / names.RECIPE)],
         nodes=wish.nodes,
         spares=wish.spares,
         lead_s=_lead(wish),
@@ -156,17 +151,17 @@ def submit(wish: Wish, *, args: Sequence[str] = ()) -> Submitted:
     write_bytes(str(script), text.encode())
     avoid = _avoid(wish)
     tested = slurm.sbatch(script, args=[*avoid, *args], test_only=True)
-    take_snapshot(job_dir / "code")
-    write_bytes(str(job_dir / "recipe.yaml"), recipe_yaml(wish.recipe).encode())
+    take_snapshot(job_dir / CODE_FOLDER)
+    write_bytes(str(job_dir / names.RECIPE), recipe_yaml(wish.recipe).encode())
     write_bytes(str(cluster_file), to_yaml(dump(wish.cluster)).encode())
-    if not (directory / "recipe.yaml").exists():
-        write_bytes(str(directory / "recipe.yaml"), recipe_yaml(wish.recipe).encode())
-    for leftover in ("cancel", "request"):  # wishes about the job before
+    if not (directory / names.RECIPE).exists():
+        write_bytes(str(directory / names.RECIPE), recipe_yaml(wish.recipe).encode())
+    for leftover in (names.CANCEL, names.REQUEST):  # wishes about the job before
         (directory / leftover).unlink(missing_ok=True)
     facts = _facts(wish, script)
-    RunDir(directory).write_json("job.json", {"job": "", **facts})
+    RunDir(directory).write_json(names.JOB, {"job": "", **facts})
     job = slurm.sbatch(script, args=[*avoid, *args]).job
-    RunDir(directory).write_json("job.json", {"job": job, **facts})
+    RunDir(directory).write_json(names.JOB, {"job": job, **facts})
     return Submitted(directory, job, tested.start, tuple(told))
 
 
@@ -232,14 +227,12 @@ def _site(wish: Wish, code: Path, cluster_file: Path | None) -> Site:
     identity = f"{wish.recipe.name} (recipe {recipe_hash(wish.recipe)}) on cluster {wish.cluster.name}"
     spare = f" and {wish.spares} spare" if wish.spares else ""
     size = f"{wish.nodes} node{'s' if wish.nodes > 1 else ''} x {wish.cluster.tasks} ranks{spare}"
-    return Site(
-        cluster=wish.cluster,
-        cwd=Path.cwd(),
-        code=code,
-        python=wish.cluster.python or sys.executable,
+    return Site.of(
+        wish.cluster,
+        code,
         run_root=wish.root,
         time_limit=wish.time_limit,
-        notes=(f"{identity}: {size}",),
+        notes=[f"{identity}: {size}"],
         cluster_file=cluster_file,
     )
 
@@ -251,7 +244,7 @@ def _check_free(wish: Wish, directory: Path) -> None:
         RunError, ConfigError: it is.
     """
     run = RunDir(directory)
-    known = (run.read_json("run.json") or {}).get("recipe_hash")
+    known = (run.read_json(names.RUN) or {}).get("recipe_hash")
     ours = recipe_hash(wish.recipe)
     if known is not None and known != ours:
         raise ConfigError(
@@ -264,7 +257,7 @@ def _check_free(wish: Wish, directory: Path) -> None:
             f"{directory}: this run is done (step {status.step:,}); to train anew change seed=, or give "
             f"another --run-dir"
         )
-    job = str((run.read_json("job.json") or {}).get("job", ""))
+    job = str((run.read_json(names.JOB) or {}).get("job", ""))
     if job:
         found = slurm.job(job)
         if found is not None and not found.ended and found.state:
@@ -281,31 +274,15 @@ def _check_shared(root: Path) -> list[str]:
     Raises:
         ConfigError: it lies in this machine's memory or container.
     """
-    kind = file_system_of(root)
-    if kind not in _NEVER_SHARED | _OF_ONE_MACHINE or _nodes_are_here():
+    kind = file_system_kind(root)
+    if kind not in NEVER_SHARED | ONE_MACHINE or _nodes_are_here():
         return []
-    if kind in _NEVER_SHARED:
+    if kind in NEVER_SHARED:
         raise ConfigError(
             f"{root}: lies on {kind}, which no other machine sees, but jobs run on other machines; set run_root in the "
             f"cluster file, or --run-dir, to a shared file system"
         )
     return [f"{root} lies on {kind}: if this machine does not export it, the nodes will not see it; set run_root"]
-
-
-def file_system_of(path: Path) -> str:
-    """The kind of file system on which a path lies, or would; '' where that is not known."""
-    try:
-        lines = Path("/proc/self/mounts").read_text().splitlines()
-    except OSError:
-        return ""
-    at = next(p for p in (path, *path.parents) if p.exists()).resolve()
-    best, kind = "", ""
-    for line in lines:
-        _, mounted, fs, *_ = line.split(" ")
-        mounted = mounted.encode().decode("unicode_escape")
-        if (at == Path(mounted) or Path(mounted) in at.parents) and len(mounted) >= len(best):
-            best, kind = mounted, fs
-    return kind
 
 
 def _nodes_are_here() -> bool:
@@ -320,7 +297,7 @@ def _nodes_are_here() -> bool:
 def _avoid(wish: Wish) -> list[str]:
     """The option that keeps the job off nodes on the list of bad ones, as long as enough others are left."""
     with contextlib.suppress(VitDistError):
-        bad = list(badnodes.active(wish.root))
+        bad = list(bad_nodes.active(wish.root))
         if bad:
             states = slurm.node_states(patience_s=5)
             bad = [node for node in bad if node in states]
@@ -332,14 +309,14 @@ def _avoid(wish: Wish) -> list[str]:
 def _facts(wish: Wish, script: Path) -> dict[str, object]:
     return {
         "cluster": wish.cluster.name,
-        "cluster_file": str(script.parent / "cluster.yaml"),
+        "cluster_file": str(script.parent / names.CLUSTER),
         "nodes": wish.nodes,
         "devices_per_node": wish.cluster.tasks,
         "spares": wish.spares,
         "time_limit": wish.time_limit or wish.cluster.time_limit,
         "submitted_at": time.time(),
         "script": str(script),
-        "recipe": str(script.parent / "recipe.yaml"),
+        "recipe": str(script.parent / names.RECIPE),
         "code": describe_code(),
         "cwd": str(Path.cwd()),
         "name": wish.recipe.name,

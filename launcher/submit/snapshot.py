@@ -10,14 +10,12 @@ import subprocess
 from pathlib import Path
 
 from vit_dist.core.errors import RunError
+from vit_dist.core.process import code_root
 
+CODE_FOLDER = "code"
+"""Where a snapshot lies, beside the script that uses it."""
 _PARTS = ("vit_dist", "launcher", "configs", "slurm")
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".git", "runs", "*.gz", "*.npz")
-
-
-def code_root() -> Path:
-    """The directory that holds the packages vit_dist and launcher: a checkout's top, or site-packages."""
-    return Path(__file__).resolve().parent.parent
 
 
 def take_snapshot(target: Path) -> Path:

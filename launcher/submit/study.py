@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,17 +16,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from launcher import slurm
-from launcher.cluster import Cluster
-from launcher.pack_array import check_words, largest_array
-from launcher.render import Site, render_array, render_evaluate
-from launcher.snapshot import code_root, describe_code, take_snapshot
-from launcher.submit import Wish, check
+from launcher.slurm import commands as slurm
+from launcher.slurm.cluster import Cluster
+from launcher.slurm.render import Site, check_no_secrets, render_array, render_evaluate
+from launcher.submit.run import Wish, check
+from launcher.submit.snapshot import CODE_FOLDER, describe_code, take_snapshot
 from vit_dist.config.load import recipe_yaml, to_yaml
 from vit_dist.config.schema import dump
 from vit_dist.core.errors import ConfigError, VitDistError
 from vit_dist.core.files import write_bytes
-from vit_dist.core.rundir import RunDir
+from vit_dist.core.process import code_root
+from vit_dist.core.run import names
+from vit_dist.core.run.directory import RunDir
 from vit_dist.study.grid import Cell
 from vit_dist.study.local import cell_state, check_directories, evaluated
 
@@ -61,11 +61,15 @@ class StudyJobs:
 
     def site(self, code: Path, cluster_file: Path | None = None) -> Site:
         """Where scripts run."""
-        python = self.cluster.python or sys.executable
         note = f"study {self.cells[0].study} on cluster {self.cluster.name}"
-        root = Path(self.cluster.run_root or self.directory.parent).expanduser().absolute()
-        return Site(
-            self.cluster, Path.cwd(), code, python, root, self.time_limit, notes=(note,), cluster_file=cluster_file
+        root = Path(self.cluster.run_root or self.directory.parent)
+        return Site.of(
+            self.cluster,
+            code,
+            run_root=root,
+            time_limit=self.time_limit,
+            notes=[note],
+            cluster_file=cluster_file,
         )
 
 
@@ -122,7 +126,7 @@ def arrays(jobs: StudyJobs, left: Todo, folder: Path, *, largest: int, code: Pat
         ConfigError: something cannot stand in a script.
     """
     found = []
-    site = jobs.site(code, folder / "cluster.yaml")
+    site = jobs.site(code, folder / names.CLUSTER)
     for what, cells in (("train", left.train), ("evaluate", left.evaluate)):
         for first in range(0, len(cells), largest):
             chunk = cells[first : first + largest]
@@ -150,7 +154,7 @@ def _evaluation(jobs: StudyJobs, site: Site, listed: Path, cells: Sequence[Cell]
         return ""
     evaluators = json.dumps([dump(e) for e in cells[0].evaluations])
     words = ["evaluate", "--list", str(listed), f"evaluators={evaluators}"]  # JSON is YAML
-    check_words(words)
+    check_no_secrets(words)
     return render_evaluate(
         site,
         job_name=f"{jobs.cells[0].study}-evaluate",
@@ -163,9 +167,9 @@ def _evaluation(jobs: StudyJobs, site: Site, listed: Path, cells: Sequence[Cell]
 
 def dry_run(jobs: StudyJobs, left: Todo) -> list[Array]:
     """The arrays that `submit` would submit; nothing is written, and Slurm is asked for no more than its limits."""
-    largest = 1001
+    largest = slurm.USUAL_ARRAY
     with contextlib.suppress(VitDistError):
-        largest = largest_array()
+        largest = slurm.largest_array()
     return arrays(jobs, left, jobs.directory / "jobs" / "NOW", largest=largest, code=code_root())
 
 
@@ -183,10 +187,10 @@ def submit(jobs: StudyJobs, left: Todo) -> dict[str, Any]:
     if not left.train and not left.evaluate:
         return entry
     folder = jobs.directory / "jobs" / datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-    planned = arrays(jobs, left, folder, largest=largest_array(), code=folder / "code")
+    planned = arrays(jobs, left, folder, largest=slurm.largest_array(), code=folder / CODE_FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
-    take_snapshot(folder / "code")
-    write_bytes(str(folder / "cluster.yaml"), to_yaml(dump(jobs.cluster)).encode())
+    take_snapshot(folder / CODE_FOLDER)
+    write_bytes(str(folder / names.CLUSTER), to_yaml(dump(jobs.cluster)).encode())
     for array in planned:
         lines = "".join(f"{jobs.run_dir(cell)}\n" for cell in array.cells)
         write_bytes(str(folder / f"{array.name}.list"), lines.encode())
@@ -207,8 +211,8 @@ def submit(jobs: StudyJobs, left: Todo) -> dict[str, Any]:
         _record(jobs.directory, entry)
         for i, cell in enumerate(array.cells if array.train else ()):
             facts = _facts(jobs, folder, array)
-            run = {"name": cell.name, "recipe": str(jobs.run_dir(cell) / "job" / "recipe.yaml")}
-            RunDir(jobs.run_dir(cell)).write_json("job.json", {"job": f"{before}_{i}", **facts, **run})
+            run = {"name": cell.name, "recipe": str(jobs.run_dir(cell) / names.JOB_FOLDER / names.RECIPE)}
+            RunDir(jobs.run_dir(cell)).write_json(names.JOB, {"job": f"{before}_{i}", **facts, **run})
         if array.evaluate:
             told["evaluate"] = _submit_evaluation(folder, array, before)
             _record(jobs.directory, entry)
@@ -224,21 +228,21 @@ def _submit_evaluation(folder: Path, array: Array, after: str) -> str:
 def _prepare(jobs: StudyJobs, cell: Cell, folder: Path) -> None:
     """The run directory of an element, as its script and the tools that look at runs expect it."""
     directory = jobs.run_dir(cell)
-    for name in ("logs", "job"):
+    for name in (names.LOGS, names.JOB_FOLDER):
         (directory / name).mkdir(parents=True, exist_ok=True)
     text = recipe_yaml(cell.recipe).encode()
-    write_bytes(str(directory / "job" / "recipe.yaml"), text)
-    write_bytes(str(directory / "job" / "cluster.yaml"), (folder / "cluster.yaml").read_bytes())
-    if not (directory / "recipe.yaml").exists():
-        write_bytes(str(directory / "recipe.yaml"), text)
-    for leftover in ("cancel", "request"):  # wishes about a job before
+    write_bytes(str(directory / names.JOB_FOLDER / names.RECIPE), text)
+    write_bytes(str(directory / names.JOB_FOLDER / names.CLUSTER), (folder / names.CLUSTER).read_bytes())
+    if not (directory / names.RECIPE).exists():
+        write_bytes(str(directory / names.RECIPE), text)
+    for leftover in (names.CANCEL, names.REQUEST):  # wishes about a job before
         (directory / leftover).unlink(missing_ok=True)
 
 
 def _facts(jobs: StudyJobs, folder: Path, array: Array) -> dict[str, object]:
     return {
         "cluster": jobs.cluster.name,
-        "cluster_file": str(folder / "cluster.yaml"),
+        "cluster_file": str(folder / names.CLUSTER),
         "nodes": jobs.nodes,
         "devices_per_node": jobs.cluster.tasks,
         "spares": jobs.spares,
@@ -289,9 +293,9 @@ def in_queue(directory: Path, *, patience_s: float = slurm.PATIENCE_S) -> dict[s
     return found
 
 
-def queued(directory: Path, names: Iterable[str]) -> dict[str, str]:
+def queued(directory: Path, cells: Iterable[str]) -> dict[str, str]:
     """`in_queue` for these cells, for people who look: nothing where there is no Slurm, or it does not answer."""
-    wanted = set(names)
+    wanted = set(cells)
     if not wanted or not slurm.available():
         return {}
     with contextlib.suppress(VitDistError):

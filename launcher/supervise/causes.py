@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.ledger import LedgerEntry
-from vit_dist.core.errors import ConfigError
-from vit_dist.core.rundir import Status
+from launcher.supervise.ledger import LedgerEntry
+from vit_dist.core.exit_codes import (
+    BY_PERSON,
+    HUNG,
+    INVALID,
+    NOT_THE_CAUSE,
+    PEER_LOST,
+    SUPERSEDED,
+    of_signal,
+    signal_of,
+)
+from vit_dist.core.run.directory import Status
 
-_MARKER = "COMMITTED.json"
-RANK_LOST, HUNG, SUPERSEDED = 70, 71, 72
-"""Exit codes of ranks; see docs/recovery.md."""
 FUTILE = frozenset({"time_limit", "crashed", "hung", "rank_lost", "start_failed"})
 """Causes that count against a run when nothing new was saved. Losing a node or being preempted is not its fault."""
 _ENDED_TASK = re.compile(
@@ -75,8 +80,8 @@ def judge(signs: Signs) -> tuple[str, str]:
         return "cancelled", "on request"
     # srun ends the peers of the rank that failed first, and then gives the highest code of all
     first = signs.failure.code if signs.failure is not None else signs.code
-    if first in (ConfigError.exit_code, SUPERSEDED):
-        return ("invalid" if first == ConfigError.exit_code else "superseded"), reason
+    if first in (INVALID, SUPERSEDED):
+        return ("invalid" if first == INVALID else "superseded"), reason
     if signs.preempted:  # first: Slurm then also brings the job's end near, as a time limit would
         return "preempted", "saved within the grace time" if said == "stopped" else reason
     if signs.asked == "time_limit":
@@ -106,14 +111,14 @@ def cause_of_code(code: int, status: Status | None) -> str:
     """The cause that an exit code of the ranks stands for, where nothing else explains it."""
     if code == 0:
         return "done" if status is not None and status.status == "done" else "stopped"
-    if code == ConfigError.exit_code:
+    if code == INVALID:
         return "invalid"
-    if code in (130, 143):
+    if code in BY_PERSON:
         return "cancelled"
-    known = {RANK_LOST: "rank_lost", HUNG: "hung", SUPERSEDED: "superseded"}
+    known = {PEER_LOST: "rank_lost", HUNG: "hung", SUPERSEDED: "superseded"}
     if code in known:
         return known[code]
-    if code > 128:
+    if signal_of(code) is not None:
         return "rank_lost"
     return "crashed" if status is not None else "start_failed"
 
@@ -129,10 +134,10 @@ def first_failure(srun_log: Path) -> Failure | None:
         if match["code"] is not None:
             code, told = int(match["code"]), f"exit code {match['code']}"
         else:
-            code, told = 128 + _SIGNALS.get(match["signal"], 0), match["signal"].lower()
+            code, told = of_signal(_SIGNALS.get(match["signal"], 0)), match["signal"].lower()
         found.append(Failure(match["node"], match["tasks"].strip(), code, told))
     # srun itself ends the others with SIGTERM, and ranks that miss another one leave with a code of their own.
-    causes = [f for f in found if f.code not in (RANK_LOST, 143)]
+    causes = [f for f in found if f.code not in NOT_THE_CAUSE]
     return next(iter(causes or found), None)
 
 
@@ -144,26 +149,3 @@ def idle_attempts(entries: Sequence[LedgerEntry], job: str) -> int:
             break
         idle += entry.cause in FUTILE
     return idle
-
-
-def newest_step(run_dir: Path) -> int:
-    """The step of the newest committed checkpoint; 0 where there is none."""
-    return max(_committed(run_dir), default=0)
-
-
-def measured_save_s(run_dir: Path) -> float | None:
-    """Seconds that the newest checkpoint took to write, or None where that is not known."""
-    steps = _committed(run_dir)
-    if not steps:
-        return None
-    path = run_dir / "checkpoints" / f"step-{max(steps):010d}" / _MARKER
-    try:
-        wrote = json.loads(path.read_text()).get("wrote_s")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return float(wrote) if isinstance(wrote, int | float) else None
-
-
-def _committed(run_dir: Path) -> list[int]:
-    names = (p.parent.name.removeprefix("step-") for p in (run_dir / "checkpoints").glob(f"step-*/{_MARKER}"))
-    return [int(name) for name in names if name.isdigit()]

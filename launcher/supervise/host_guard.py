@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 
-from launcher import slurm
+from launcher.slurm import commands as slurm
 from vit_dist.core.errors import VitDistError
 from vit_dist.core.log import log
 

@@ -9,22 +9,24 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher import slurm
-from launcher.allocation import Allocation, choose, lost_nodes, remember_lost, to_avoid
-from launcher.causes import Signs, first_failure, idle_attempts, judge
-from launcher.ledger import LedgerEntry, read_ledger
-from launcher.postmortem import close_left_open
-from launcher.step import POLL_S, Guard, Heard, Orders, Step
-from launcher.supervisor import close_entry, open_entry, own_status, pause_before, told
+from launcher.slurm import commands as slurm
+from launcher.slurm.allocation import Allocation, choose, lost_nodes, remember_lost, to_avoid
+from launcher.supervise.attempts import close_entry, open_entry, own_status, pause_before, told
+from launcher.supervise.causes import Signs, first_failure, idle_attempts, judge
+from launcher.supervise.ledger import LedgerEntry, read_ledger
+from launcher.supervise.postmortem import close_left_open
+from launcher.supervise.settings import Heard, Orders
+from launcher.supervise.step import POLL_S, Guard, Step
 from vit_dist.core.errors import ConfigError, RunError, VitDistError
 from vit_dist.core.log import log
-from vit_dist.core.rundir import RunDir
+from vit_dist.core.process import cli_command
+from vit_dist.core.run import names
+from vit_dist.core.run.directory import RunDir
 
 
 @dataclass
@@ -89,7 +91,7 @@ class Supervisor:
         )
         if nodes is None:
             return entry, Signs(1, lost_nodes=tuple(self.gone.items()))
-        logs = orders.run_dir / "logs" / f"attempt-{entry.attempt:04d}"
+        logs = orders.run_dir / names.LOGS / names.attempt_folder(entry.attempt)
         logs.mkdir(parents=True, exist_ok=True)
         step = Step(orders, job, nodes, entry, logs, self.heard, again=self.started)
         self.started = True
@@ -210,17 +212,9 @@ class Supervisor:
 
     def _preflight(self) -> None:
         """Test the nodes; what is found goes to the list of bad nodes, and `choose` passes those over."""
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "vit_dist.cli.main",
-            "preflight",
-            "--run-root",
-            str(self.orders.run_root),
-        ]
+        command = cli_command("preflight", "--run-root", str(self.orders.run_root), safe_path=True)
         command += ["--cluster", self.orders.cluster_file] if self.orders.cluster_file else []
-        path = self.orders.run_dir / "logs" / "preflight.log"
+        path = self.orders.run_dir / names.LOGS / "preflight.log"
         with path.open("a") as out:
             code = subprocess.call(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         log(f"  supervisor: preflight {'passed' if code == 0 else f'has findings (exit code {code})'}; see {path}")
@@ -253,7 +247,7 @@ _FOLLOWS = {
 def is_cancelled(run_dir: Path, allocation: Allocation) -> bool:
     """Whether a person has cancelled this job (`vit-dist cancel`), however often Slurm starts it again."""
     try:
-        told_job = (RunDir(run_dir).read_json("cancel") or {}).get("job")
+        told_job = (RunDir(run_dir).read_json(names.CANCEL) or {}).get("job")
     except RunError:
         return True
     return told_job is not None and str(told_job) in {allocation.job, str(allocation.number)}

@@ -15,8 +15,8 @@ from typing import Any
 
 from vit_dist.core.errors import RunError
 from vit_dist.core.files import append_json
+from vit_dist.core.run import names
 
-NAME = "ledger.jsonl"
 CAUSES = (
     "done",
     "stopped",
@@ -178,11 +178,11 @@ def read_ledger(run_dir: Path) -> list[LedgerEntry]:
         RunError: the ledger is there and cannot be read.
     """
     try:
-        text = (run_dir / NAME).read_text(encoding="utf-8", errors="replace")
+        text = (run_dir / names.LEDGER).read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise RunError(f"{run_dir / NAME}: the ledger cannot be read: {error.strerror}") from None
+        raise RunError(f"{run_dir / names.LEDGER}: the ledger cannot be read: {error.strerror}") from None
     entries: dict[int, LedgerEntry] = {}
     for text_line in text.splitlines():
         try:
@@ -231,7 +231,7 @@ _OF_BEGIN = ("attempt", "begun", "launcher", "job", "restart", "nodes", "devices
 
 
 def _append(run_dir: Path, entry: Mapping[str, Any]) -> None:
-    path = run_dir / NAME
+    path = run_dir / names.LEDGER
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         append_json(path, entry)

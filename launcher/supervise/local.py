@@ -4,29 +4,40 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.causes import cause_of_code, newest_step
-from launcher.ledger import LedgerEntry, append_begin, append_end, read_ledger
+from launcher.supervise.attempts import close_entry, open_entry, own_status, pause_before, told
+from launcher.supervise.causes import cause_of_code
+from launcher.supervise.ledger import read_ledger
 from vit_dist.config.schema import Recipe
-from vit_dist.core.errors import ConfigError, RunError
+from vit_dist.core.errors import RunError
+from vit_dist.core.exit_codes import (
+    FAILED,
+    FINAL,
+    HUNG,
+    INTERRUPTED,
+    INVALID,
+    PEER_LOST,
+    SUPERSEDED,
+    TERMINATED,
+    signal_of,
+)
 from vit_dist.core.log import log
-from vit_dist.core.rundir import RunDir, Status
-from vit_dist.core.units import format_seconds
+from vit_dist.core.run.checkpoints import newest_step
+from vit_dist.core.run.directory import RunDir, Status
 
 CAUSES = {
-    1: "failed",
-    ConfigError.exit_code: "was asked for something impossible",
-    70: "lost a rank",
-    71: "hung",
-    72: "was taken over by another attempt",
-    130: "was interrupted",
-    143: "was terminated before it could save",
+    FAILED: "failed",
+    INVALID: "was asked for something impossible",
+    PEER_LOST: "lost a rank",
+    HUNG: "hung",
+    SUPERSEDED: "was taken over by another attempt",
+    INTERRUPTED: "was interrupted",
+    TERMINATED: "was terminated before it could save",
 }
-"""What an exit code of an attempt means; above 128 it is 128 + the signal that a rank died of."""
-_FINAL = frozenset({ConfigError.exit_code, 72, 130, 143})
+"""What an exit code of an attempt means; of a signal it says which."""
 
 
 @dataclass(frozen=True)
@@ -43,94 +54,9 @@ class Ended:
         reason = f": {self.status.reason}" if said and self.status is not None and self.status.reason else ""
         if self.code == 0:
             return f"{self.status.status if self.status else 'ended'}{reason}"
-        if self.code > 128 and self.code not in CAUSES:
-            return f"killed by signal {self.code - 128}"
+        if self.code not in CAUSES and (number := signal_of(self.code)) is not None:
+            return f"killed by signal {number}"
         return f"{CAUSES.get(self.code, f'exit code {self.code}')}{reason}"
-
-
-def open_entry(
-    run_dir: Path, *, launcher: str, devices: int, job: str = "", restart: int = 0, nodes: Sequence[str] = ()
-) -> LedgerEntry:
-    """Begin the next attempt in the ledger.
-
-    Raises:
-        RunError: the ledger cannot be written.
-    """
-    tried = [entry.attempt for entry in read_ledger(run_dir)]
-    tried += [int(line.get("attempt", 0)) for line in RunDir(run_dir).attempts()]  # the ranks' own count
-    number = 1 + max(tried, default=0)
-    append_begin(
-        run_dir,
-        attempt=number,
-        launcher=launcher,
-        devices=devices,
-        step=newest_step(run_dir),
-        job=job,
-        restart=restart,
-        nodes=nodes,
-    )
-    return next(entry for entry in reversed(read_ledger(run_dir)) if entry.attempt == number)
-
-
-def own_status(run_dir: Path, before: Status | None) -> Status | None:
-    """What the attempt that has just ended said last; None where it never came to speak."""
-    status = RunDir(run_dir).status()
-    if status is None or (before is not None and (status.attempt, status.time) == (before.attempt, before.time)):
-        return None
-    return status
-
-
-def close_entry(
-    run_dir: Path,
-    entry: LedgerEntry,
-    *,
-    cause: str,
-    action: str,
-    code: int,
-    status: Status | None,
-    detail: str = "",
-    excluded: Sequence[str] = (),
-    at: float | None = None,
-    give_up: Callable[[LedgerEntry], bool] = lambda _: False,
-) -> LedgerEntry:
-    """Write the end of an attempt into the ledger, with what it gained and lost.
-
-    `give_up` is asked, with the attempt as it ended, before the run is started or queued again.
-
-    Raises:
-        RunError: the ledger cannot be written.
-    """
-    saved = newest_step(run_dir)
-    reached = status.step if status is not None else saved
-    ended = replace(entry, cause=cause, saved=saved, gained=max(0, saved - entry.step))
-    if action in {"respawn", "requeue"} and give_up(ended):
-        action = "give_up"
-    return append_end(
-        run_dir,
-        entry,
-        cause=cause,
-        action=action,
-        code=code,
-        reached=reached,
-        saved=saved,
-        detail=detail,
-        excluded=excluded,
-        at=at,
-    )
-
-
-def told(entry: LedgerEntry, words: str) -> str:
-    """One line for people about an attempt that has ended."""
-    spent = format_seconds((entry.ended or entry.begun) - entry.begun)
-    return (
-        f"attempt {entry.attempt}: {words}, after {spent}; at step {entry.reached:,}, saved up to {entry.saved:,}: "
-        f"gained {entry.gained:,} steps, lost {entry.lost:,}"
-    )
-
-
-def pause_before(idle: int, pause_s: float) -> float:
-    """Seconds to wait before the attempt after `idle` ones without progress."""
-    return min(60.0, pause_s * 2 ** (idle - 1)) if idle else 0.0
 
 
 def supervise(
@@ -170,7 +96,7 @@ def supervise(
         status = own_status(run_dir, before)
         ended, cause = Ended(code, directory.status()), cause_of_code(code, status)
         gained = newest_step(run_dir) > entry.step
-        final = code == 0 or code in _FINAL
+        final = code == 0 or code in FINAL
         idle = 0 if gained else idle + 1
         action = "none" if final else "give_up" if idle >= give_up_after else "respawn"
         entry = close_entry(

@@ -6,13 +6,14 @@ import contextlib
 import time
 from pathlib import Path
 
-from launcher import slurm
-from launcher.allocation import Allocation, lost_nodes
-from launcher.ledger import LedgerEntry, read_ledger
-from launcher.supervisor import close_entry, told
+from launcher.slurm import commands as slurm
+from launcher.slurm.allocation import Allocation, lost_nodes
+from launcher.supervise.attempts import close_entry, told
+from launcher.supervise.ledger import LedgerEntry, read_ledger
 from vit_dist.core.errors import VitDistError
 from vit_dist.core.log import log
-from vit_dist.core.rundir import RunDir
+from vit_dist.core.run import names
+from vit_dist.core.run.directory import RunDir
 
 
 def close_left_open(run_dir: Path, allocation: Allocation) -> list[LedgerEntry]:
@@ -73,7 +74,7 @@ def _state_of(entry: LedgerEntry) -> str:
 def _written(run_dir: Path, entry: LedgerEntry) -> list[float]:
     """When the logs of an attempt were last written."""
     times = []
-    for path in (run_dir / "logs" / f"attempt-{entry.attempt:04d}").glob("*.log"):
+    for path in (run_dir / names.LOGS / names.attempt_folder(entry.attempt)).glob("*.log"):
         with contextlib.suppress(OSError):
             times.append(path.stat().st_mtime)
     return times

@@ -8,17 +8,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
-from launcher.allocation import Allocation, address_of, port_for
-from launcher.causes import measured_save_s
-from launcher.ledger import LedgerEntry
+from launcher.slurm.allocation import Allocation, address_of, port_for
+from launcher.supervise.ledger import LedgerEntry
+from launcher.supervise.settings import Heard, Orders
 from vit_dist.core.errors import RunError
+from vit_dist.core.exit_codes import of_return_code
 from vit_dist.core.log import log
-from vit_dist.core.rundir import RunDir
+from vit_dist.core.process import HOST_GUARD_MODULE
+from vit_dist.core.run import names
+from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_seconds
 
 POLL_S = 0.1
@@ -26,71 +28,9 @@ _STRAGGLE_S = 150.0
 """How long srun may take to end after its ranks said that they have: its own --wait is 60 s."""
 
 
-@dataclass(frozen=True)
-class Orders:
-    """What the job script tells the supervisor.
-
-    Attributes:
-        run_dir: of the run.
-        run_root: where the list of bad nodes is.
-        cluster_file: of the site; for the test of the nodes.
-        nodes, tasks_per_node: of an attempt; what the job has more are spares.
-        lead_s: how long before the time limit the run ends, until a save has been measured.
-        margin_s: added to a measured save.
-        give_up_after: attempts in a row that save nothing new.
-        preflight: test the nodes first.
-        srun: the command up to the ranks' own.
-        rank: the command of a rank.
-        pause_s: before the attempt after one without progress; doubles with each.
-    """
-
-    run_dir: Path
-    run_root: Path
-    cluster_file: str
-    nodes: int
-    tasks_per_node: int
-    lead_s: float
-    margin_s: float
-    give_up_after: int
-    preflight: bool
-    srun: tuple[str, ...]
-    rank: tuple[str, ...]
-    pause_s: float = 1.0
-
-    def lead(self) -> float:
-        """Seconds before the time limit at which the run saves and ends."""
-        measured = measured_save_s(self.run_dir)
-        return self.lead_s if measured is None else measured + self.margin_s
-
-
-@dataclass
-class Heard:
-    """Signals that Slurm has sent to the batch script."""
-
-    warned: bool = False  # USR2: the time limit is near
-    terminated: bool = False  # TERM: the job is being ended
-
-    def on(self, number: int, _frame: FrameType | None) -> None:
-        """Note a signal."""
-        self.warned = self.warned or number == signal.SIGUSR2
-        self.terminated = self.terminated or number == signal.SIGTERM
-
-
-@contextlib.contextmanager
-def listening() -> Iterator[Heard]:
-    """Note SIGUSR2 and SIGTERM in place of dying of them."""
-    heard = Heard()
-    old = {number: signal.signal(number, heard.on) for number in (signal.SIGUSR2, signal.SIGTERM)}
-    try:
-        yield heard
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
 @dataclass
 class Guard:
-    """The step on another node that notices when this one dies; see launcher/guard.py."""
+    """The step on another node that notices when this one dies; see launcher/supervise/host_guard.py."""
 
     node: str
     process: subprocess.Popen[bytes]
@@ -98,9 +38,9 @@ class Guard:
     @classmethod
     def post(cls, job: Allocation, node: str, orders: Orders) -> Guard:
         """Start it."""
-        log_file = str(orders.run_dir / "logs" / "guard.log").replace("%", "%%")
+        log_file = str(orders.run_dir / names.LOGS / "guard.log").replace("%", "%%")
         options = ["--overlap", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", f"--nodelist={node}"]
-        command = [sys.executable, "-P", "-m", "launcher.guard", job.job, str(job.restart)]
+        command = [sys.executable, "-P", "-m", HOST_GUARD_MODULE, job.job, str(job.restart)]
         devnull = subprocess.DEVNULL
         return cls(
             node,
@@ -150,7 +90,7 @@ class Step:
                 if process.poll() is None:
                     process.kill()
                     process.wait()
-        return 128 - code if code < 0 else code
+        return of_return_code(code)
 
     def command(self) -> list[str]:
         """srun with this attempt's nodes and log files, then the ranks' own command."""

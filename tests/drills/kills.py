@@ -10,11 +10,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.rehearsal import Attempt, end
+from launcher.processes.rehearsal import Attempt, end
 from tests.laws.test_resume import assert_same_bits, recipe_file
 from vit_dist.core.errors import RunError
-from vit_dist.core.events import read_run
-from vit_dist.core.rundir import RunDir
+from vit_dist.core.events.writer import read_run
+from vit_dist.core.run.directory import RunDir
 
 ENGINES = {
     "plain": ("engine: {name: plain}", "bf16"),

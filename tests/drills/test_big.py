@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.rehearsal import Attempt, committed
-from vit_dist.cli.models import model_config
+from launcher.processes.rehearsal import Attempt
+from vit_dist.cli.models.options import model_config
 from vit_dist.compare.memory import Counted, count
 from vit_dist.core.files import write_bytes
+from vit_dist.core.run.checkpoints import newest_step
 from vit_dist.core.units import format_bytes
 from vit_dist.data.manifest import read_manifest
 
@@ -96,7 +97,7 @@ guards: {{hang: 30 min}}
     )
     attempt, began, memory = Attempt(recipe, tmp_path / "run", NPROC), time.monotonic(), Memory()
     memory.start()
-    first = attempt.kill_when(lambda: committed(tmp_path / "run", 3), 3600)
+    first = attempt.kill_when(lambda: newest_step(tmp_path / "run") >= 3, 3600)
     killed_s = time.monotonic() - began
     output = attempt.finish(3600)
     peak = memory.finish()

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.drills.kills import ENGINES, drill
+from tests.places import ROOT
 
 pytestmark = pytest.mark.distributed
 
-REPORTS = Path(__file__).parent.parent.parent / "runs" / "drills"
+REPORTS = ROOT / "runs" / "drills"
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import command
 from tests.laws.test_recovery import LONG, end_all, wait_until_running
 from tests.laws.test_resume import recipe_file
-from vit_dist.core.rundir import RunDir
+from vit_dist.core.run.directory import RunDir
 
 pytestmark = [pytest.mark.drill, pytest.mark.distributed]
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.slurm.cluster import wait_for
-from vit_dist.core.events import read_run
-from vit_dist.core.runlog import VAL_TOP1
+from vit_dist.core.events.writer import read_run
+from vit_dist.core.run.log import VAL_TOP1
 
 pytestmark = pytest.mark.distributed
 

@@ -17,7 +17,7 @@ from vit_dist.core.errors import DataError
 from vit_dist.core.files import write_bytes
 from vit_dist.models.weights.adapt import fit
 from vit_dist.models.weights.files import read_weights
-from vit_dist.train.weights import checkpoint_weights
+from vit_dist.train.checkpoint.weights import checkpoint_weights
 
 pytestmark = pytest.mark.distributed
 

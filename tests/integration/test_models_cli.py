@@ -15,7 +15,7 @@ from vit_dist.core.world import World
 from vit_dist.data.decode import normalize
 from vit_dist.data.manifest import read_manifest
 from vit_dist.models.weights.files import Wanted, read_weights
-from vit_dist.train.probe import make_probe
+from vit_dist.train.checkpoint.probe import make_probe
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -11,19 +11,22 @@ from typing import Any
 
 import pytest
 
-from launcher.cluster import load_cluster
-from launcher.pack_array import PackJobs, check_words, site_of, spans
+from launcher.slurm.cluster import load_cluster
+from launcher.slurm.render import Site, check_no_secrets, spans
+from launcher.submit.pack import PackJobs
+from tests.places import FASHION
 from tests.slurm.cluster import wait_for
-from vit_dist.cli._data_pack_jobs import words_of_jobs
+from vit_dist.cli.data.pack_jobs import words_of_jobs
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.process import code_root
 from vit_dist.data.manifest import read_manifest
 
-SOURCE = ["configs/data/fashion-mnist-mini", "--split-name", "test", "--samples-per-shard", "500"]
+SOURCE = [str(FASHION), "--split-name", "test", "--samples-per-shard", "500"]
 
 
 def jobs_of(tmp_path: Path, **changes: Any) -> PackJobs:
     given = {"parts": 6, "missing": (0, 1, 2, 3, 4, 5), "largest": 1001, **changes}
-    site = site_of(load_cluster("dev"), tmp_path)
+    site = Site.of(load_cluster("dev"), code_root(), run_root=tmp_path)
     return PackJobs(site, tmp_path / "pack", ("data", "pack", "a", "b"), ("data", "merge", "b"), **given)
 
 
@@ -50,7 +53,7 @@ def test_the_jobs_get_the_words_of_the_command_without_those_about_slurm() -> No
 
 def test_a_url_with_a_secret_is_not_written_into_a_script() -> None:
     with pytest.raises(ConfigError, match=r"readable") as raised:
-        check_words(["https://me:hunter2@host/images.csv"])
+        check_no_secrets(["https://me:hunter2@host/images.csv"])
     assert "hunter2" not in str(raised.value)
 
 
@@ -82,7 +85,7 @@ def test_a_dry_run_prints_a_script_that_bash_and_slurm_read_and_needs_neither(
     ],
 )
 def test_options_that_do_not_fit_are_refused(words: list[str], message: str, tmp_path: Path) -> None:
-    from vit_dist.cli._data_pack import main
+    from vit_dist.cli.data.pack import main
 
     with pytest.raises(ConfigError, match=message):
         main([SOURCE[0], str(tmp_path / "d"), "--split-name", "test", *words])

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from launcher import badnodes
-from launcher.preflight import Options, examine_here
+from launcher import bad_nodes
+from launcher.preflight.run import Options, examine_here
 from tests.conftest import command
 from tests.slurm.cluster import wait_for
 from vit_dist.data.manifest import read_manifest
@@ -34,7 +34,7 @@ def probe_of(node: str) -> int | None:
                 line = Path(f"/proc/{pid}/cmdline").read_bytes()
             except OSError:
                 continue
-            if f"VIT_DIST_NODE={node}".encode() in environment and b"vit_dist.train.preflight" in line:
+            if f"VIT_DIST_NODE={node}".encode() in environment and b"vit_dist.train.health.node_probe" in line:
                 return int(pid)
     return None
 
@@ -132,7 +132,7 @@ def test_nodes_of_a_real_slurm_are_tested_and_the_hung_one_goes_to_the_list(slur
     try:
         probes = wait_for(
             "a probe on n2",
-            lambda: [p for p, line in slurm.processes("n2").items() if "vit_dist.train.preflight" in line],
+            lambda: [p for p, line in slurm.processes("n2").items() if "vit_dist.train.health.node_probe" in line],
             detail=slurm.logs,
         )
         for pid in probes:
@@ -144,6 +144,6 @@ def test_nodes_of_a_real_slurm_are_tested_and_the_hung_one_goes_to_the_list(slur
     report = json.loads(out)
     assert process.returncode == 1, err
     assert {n["node"]: n["verdict"] for n in report["nodes"]} == {"n1": "ok", "n2": "sick", "n3": "ok"}, report
-    assert list(badnodes.active(tmp_path)) == ["n2"]
+    assert list(bad_nodes.active(tmp_path)) == ["n2"]
     # the links between those that are left were tested all the same
     assert "links" in report["nodes"][0]["figures"]

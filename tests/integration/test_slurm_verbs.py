@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from launcher import slurm as commands
-from launcher.ledger import append_begin
-from launcher.watch import look, look_at
-from launcher.watch_act import cancel, requeue, stop
+from launcher.slurm import commands
+from launcher.status.actions import cancel, requeue, stop
+from launcher.status.view import look, look_at
+from launcher.supervise.ledger import append_begin
 from tests.slurm.cluster import wait_for
 from tests.slurm.jobs import Site, vit_dist
 from vit_dist.core.errors import ConfigError, RunError

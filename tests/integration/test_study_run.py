@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import command
-from vit_dist.core.rundir import RunDir
+from vit_dist.core.run.directory import RunDir
 
 pytestmark = pytest.mark.distributed
 

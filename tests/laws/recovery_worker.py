@@ -20,15 +20,15 @@ from tests.integration.engine_worker import BATCH, CLASSES, SIZE
 from vit_dist.cli.main import leave
 from vit_dist.config.load import resolve
 from vit_dist.core.errors import RunError
-from vit_dist.core.rundir import RunDir
+from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import launched_world
 from vit_dist.engines import _deepspeed
 from vit_dist.engines._protocol import EngineInputs
 from vit_dist.train.attempt import process_group
-from vit_dist.train.checkpoint_saver import Contents, Saver
-from vit_dist.train.checkpoint_store import Retention
-from vit_dist.train.checkpoints import restore
-from vit_dist.train.guards import check_replicas
+from vit_dist.train.checkpoint.restore import restore
+from vit_dist.train.checkpoint.saver import Contents, Saver
+from vit_dist.train.checkpoint.store import Retention
+from vit_dist.train.health.guards import check_replicas
 from vit_dist.train.losses import make_loss
 
 

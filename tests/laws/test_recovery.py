@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import _free_ports, command
+from tests.conftest import command, free_ports
 from tests.laws.test_resume import assert_same_bits, finish, recipe_file, start
-from vit_dist.core.events import read_run
-from vit_dist.core.rundir import RunDir, Status
-from vit_dist.train.goodput import BUCKETS
+from vit_dist.core.events.writer import read_run
+from vit_dist.core.run.directory import RunDir, Status
+from vit_dist.train.progress.goodput import BUCKETS
 
 pytestmark = pytest.mark.distributed
 
@@ -27,7 +27,7 @@ LONG = ["engine.name=plain", "horizon=100k steps", "checkpoint.every=50k steps",
 
 def start_ranks(recipe: Path, run_dir: Path, *overrides: str) -> list[subprocess.Popen[str]]:
     """Two ranks without a parent of ours, as under srun."""
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
     return [
         subprocess.Popen(
@@ -350,7 +350,7 @@ def test_a_machine_without_the_run_directory_goes_on_from_object_storage(
 def test_storage_that_is_away_is_shouted_at_a_save_and_refused_at_a_restore(
     tmp_path: Path, small_set: str, small_val: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (port,) = _free_ports(1)  # nobody listens there
+    (port,) = free_ports(1)  # nobody listens there
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "none-of-your-business")

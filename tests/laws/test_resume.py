@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.conftest import command
-from vit_dist.core.events import read_run
-from vit_dist.train.checkpoint_format import SliceSource
+from vit_dist.core.events.writer import read_run
+from vit_dist.train.checkpoint.format import SliceSource
 
 pytestmark = pytest.mark.distributed
 
@@ -130,7 +130,7 @@ def test_sigterm_saves_and_stops_and_the_same_command_goes_on(tmp_path: Path, sm
     os.kill(first.pid, signal.SIGTERM)
     output = finish(first)
     assert "stopped at step" in output
-    from vit_dist.core.rundir import RunDir
+    from vit_dist.core.run.directory import RunDir
 
     status = RunDir(run_dir).status()
     assert status is not None

@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent.parent / "slurm" / "dev-cluster" / "dev_cluster.py"
+from tests.places import ROOT
+
+SCRIPT = ROOT / "slurm" / "dev-cluster" / "dev_cluster.py"
 
 
 def dev_cluster() -> ModuleType:

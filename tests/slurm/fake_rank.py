@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from vit_dist.core.rundir import RunDir
+from vit_dist.core.run.directory import RunDir
 
 
 def main() -> int:

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.ledger import LedgerEntry, read_ledger
-from launcher.rehearsal import Attempt, committed, trained_order
+from launcher.processes.rehearsal import Attempt, trained_order
+from launcher.supervise.ledger import LedgerEntry, read_ledger
 from tests.conftest import command
 from tests.laws.test_resume import assert_same_bits, tensors
 from tests.slurm.cluster import job_processes, wait_for
-from vit_dist.core.rundir import RunDir, Status
+from vit_dist.core.run.checkpoints import newest_step
+from vit_dist.core.run.directory import RunDir, Status
 
 STEPS, BATCH, SAVE_EVERY = 60, 24, 10
 PACE = Path(__file__).parent / "pace"
@@ -51,7 +52,7 @@ def undisturbed(folder: Path, train: str, nproc: int = 2) -> Path:
     """The run directory of the same recipe, trained in one go on this machine without Slurm."""
     folder.mkdir(parents=True, exist_ok=True)
     run = folder / f"undisturbed-{nproc}"
-    if not committed(run, STEPS):
+    if newest_step(run) < STEPS:
         Attempt(recipe_file(folder, train), run, nproc).finish(_START_S)
     return run
 
@@ -123,7 +124,7 @@ class SlurmRun:
 
     def saved(self, step: int, timeout: float = _START_S) -> None:
         """Wait for a checkpoint of that step or of a later one."""
-        self._wait(f"step {step} is saved", lambda: committed(self.dir, step), timeout)
+        self._wait(f"step {step} is saved", lambda: newest_step(self.dir) >= step, timeout)
 
     def trained(self, step: int, attempt: int = 1, timeout: float = _START_S) -> None:
         """Wait until a how-manieth attempt has done that step."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 
+from tests.places import ROOT
 from tests.slurm.scenarios import Row
 
-REPORT = Path(__file__).parent.parent.parent / "runs" / "drills" / "slurm.md"
+REPORT = ROOT / "runs" / "drills" / "slurm.md"
 
 
 def write_report(rows: Sequence[Row], asked: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.slurm.cluster import wait_for
 from tests.slurm.jobs import SLOW_S, Site, last_step, vit_dist
-from vit_dist.study.collect import collect
+from vit_dist.scaling.collect import collect
 
 pytestmark = [pytest.mark.drill, pytest.mark.slurm, pytest.mark.distributed]
 

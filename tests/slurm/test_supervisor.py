@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from launcher import slurm as commands
-from launcher.cluster import load_cluster
-from launcher.ledger import LedgerEntry, read_ledger
-from launcher.render import Site, render_array, render_train
+from launcher.slurm import commands
+from launcher.slurm.cluster import load_cluster
+from launcher.slurm.render import Site, render_array, render_train
+from launcher.supervise.ledger import LedgerEntry, read_ledger
+from tests.places import ROOT
 from tests.slurm.cluster import wait_for
-from vit_dist.core.rundir import RunDir
+from vit_dist.core.run.directory import RunDir
 
 pytestmark = pytest.mark.slurm
 
 RANK = Path(__file__).parent / "fake_rank.py"
-CODE = Path(__file__).parents[2]
 
 
 def prepare(run_dir: Path, **plan: Any) -> Path:
@@ -31,7 +31,7 @@ def prepare(run_dir: Path, **plan: Any) -> Path:
 
 def site(tmp_path: Path, *overrides: str) -> Site:
     cluster = load_cluster("dev", ["cpus_per_node=1", *overrides])
-    return Site(cluster, tmp_path, CODE, sys.executable, tmp_path)
+    return Site(cluster, tmp_path, ROOT, sys.executable, tmp_path)
 
 
 def submit(script: str, tmp_path: Path) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[2]
+from tests.places import ROOT
+
 OURS = ("vit_dist", "launcher", "slurm")
 
 

@@ -49,8 +49,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--forget", metavar="NODE", help="only take a node off that list")
     args = parser.parse_intermixed_args(argv)
 
-    from launcher.cluster import load_cluster
-    from launcher.doctor import Subject, as_json, examine, lines
+    from launcher.doctor.examine import as_json, examine, lines
+    from launcher.doctor.finding import Subject
+    from launcher.slurm.cluster import load_cluster
     from vit_dist.cli.train import default_run_dir
     from vit_dist.config.load import load_recipe
     from vit_dist.core.errors import ConfigError
@@ -78,20 +79,21 @@ def main(argv: list[str]) -> int:
 def _bad_nodes(root: Path, forget: str | None, *, as_json: bool) -> int:
     from dataclasses import asdict
 
-    from launcher import badnodes
+    from launcher import bad_nodes
     from vit_dist.core.errors import ConfigError, did_you_mean
+    from vit_dist.core.run.names import BAD_NODES
     from vit_dist.core.units import format_seconds
 
-    found = badnodes.active(root)
+    found = bad_nodes.active(root)
     if forget is not None:
         if forget not in found:
-            raise ConfigError(f"--forget {forget}: not on the list {root / badnodes.NAME}{did_you_mean(forget, found)}")
-        badnodes.remove(root, forget)
+            raise ConfigError(f"--forget {forget}: not on the list {root / BAD_NODES}{did_you_mean(forget, found)}")
+        bad_nodes.remove(root, forget)
         del found[forget]
     if as_json:
         print(json.dumps([asdict(entry) for entry in found.values()], indent=1))  # noqa: T201 - the result
     elif not found:
-        print(f"no bad nodes ({root / badnodes.NAME})")  # noqa: T201 - the result
+        print(f"no bad nodes ({root / BAD_NODES})")  # noqa: T201 - the result
     else:
         width = max(len(node) for node in found)
         for node, entry in found.items():

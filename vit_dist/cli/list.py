@@ -22,7 +22,7 @@ examples:
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    from vit_dist.cli._watch_common import add_runs
+    from vit_dist.cli.runs.options import add_runs
 
     parser = argparse.ArgumentParser(
         "vit-dist list",
@@ -45,9 +45,9 @@ def main(argv: list[str]) -> int:
 
 
 def _runs(args: argparse.Namespace) -> int:
-    from launcher.watch import look
-    from launcher.watch_find import find_runs, run_roots
-    from vit_dist.cli._watch_facts import clean
+    from launcher.status.find import find_runs, run_roots
+    from launcher.status.view import look
+    from vit_dist.cli.runs.facts import clean
 
     roots = run_roots(args.runs)
     views, _ = look(find_runs(roots), ask_slurm=False)

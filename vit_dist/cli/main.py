@@ -11,28 +11,32 @@ from typing import NoReturn
 
 from vit_dist import __version__
 
+# verb: (module under vit_dist.cli, what it does)
 VERBS = {
-    "config": "print a resolved recipe and its hash",
-    "data": "pack images, index tars, look at datasets and their order",
-    "models": "list models and their costs, read and write weights",
-    "compare": "models side by side: parameters, FLOPs, memory, speed, cost",
-    "train": "train a recipe on this machine, or as one rank of a job",
-    "run": "train a recipe here, starting again after failures, until it is done",
-    "submit": "train a recipe as a Slurm job that survives time limits, preemption and dead nodes",
-    "supervise": "the last line of a job script: starts the ranks, queues the job again",
-    "status": "how a run stands, or all runs in a table",
-    "logs": "what a run's ranks have printed, and the error that came first",
-    "checkpoint": "ask a running run for a checkpoint",
-    "stop": "let a run save and end",
-    "cancel": "end a run's job for good",
-    "requeue": "put a run's job back into the queue, away from a node if wanted",
-    "resume": "go on with a run that has ended, perhaps on another number of nodes",
-    "list": "names of runs, recipes, clusters, studies and datasets",
-    "verify-resume": "prove on this machine that a recipe survives kills and other numbers of processes",
-    "doctor": "look at this machine, Slurm, files and data, and say what to do about them",
-    "preflight": "test the nodes of an allocation, or this machine, before training does",
-    "evaluate": "evaluate a trained run: its newest checkpoint, into its own log",
-    "study": "train a grid of recipes and draw the scaling curves",
+    "config": ("config", "print a resolved recipe and its hash"),
+    "data": ("data", "pack images, index tars, look at datasets and their order"),
+    "models": ("models", "list models and their costs, read and write weights"),
+    "compare": ("compare", "models side by side: parameters, FLOPs, memory, speed, cost"),
+    "train": ("train", "train a recipe on this machine, or as one rank of a job"),
+    "run": ("run", "train a recipe here, starting again after failures, until it is done"),
+    "submit": ("submit", "train a recipe as a Slurm job that survives time limits, preemption and dead nodes"),
+    "supervise": ("supervise", "the last line of a job script: starts the ranks, queues the job again"),
+    "status": ("runs.status", "how a run stands, or all runs in a table"),
+    "logs": ("runs.logs", "what a run's ranks have printed, and the error that came first"),
+    "checkpoint": ("runs.checkpoint", "ask a running run for a checkpoint"),
+    "stop": ("runs.stop", "let a run save and end"),
+    "cancel": ("runs.cancel", "end a run's job for good"),
+    "requeue": ("runs.requeue", "put a run's job back into the queue, away from a node if wanted"),
+    "resume": ("runs.resume", "go on with a run that has ended, perhaps on another number of nodes"),
+    "list": ("list", "names of runs, recipes, clusters, studies and datasets"),
+    "verify-resume": (
+        "verify_resume",
+        "prove on this machine that a recipe survives kills and other numbers of processes",
+    ),
+    "doctor": ("doctor", "look at this machine, Slurm, files and data, and say what to do about them"),
+    "preflight": ("preflight", "test the nodes of an allocation, or this machine, before training does"),
+    "evaluate": ("evaluate", "evaluate a trained run: its newest checkpoint, into its own log"),
+    "study": ("study", "train a grid of recipes and draw the scaling curves"),
 }
 
 _HELP = """usage: vit-dist VERB ...
@@ -56,18 +60,19 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0, 1 (failed), 2 (asked for something impossible), 130 (interrupted)."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
-        print(_HELP.format(verbs="\n".join(f"  {verb:<14} {what}" for verb, what in VERBS.items())), end="")  # noqa: T201
+        print(_HELP.format(verbs="\n".join(f"  {verb:<14} {what}" for verb, (_, what) in VERBS.items())), end="")  # noqa: T201
         return 0 if arguments else 2
     if arguments[0] in {"-V", "--version"}:
         print(f"vit-dist {__version__}")  # noqa: T201
         return 0
     from vit_dist.core.errors import VitDistError, did_you_mean
+    from vit_dist.core.exit_codes import INTERRUPTED
 
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:
         sys.stderr.write(f"vit-dist: unknown verb {verb!r}{did_you_mean(verb, VERBS)}\n")
         return 2
-    module = importlib.import_module(f"vit_dist.cli.{verb.replace('-', '_')}")
+    module = importlib.import_module(f"vit_dist.cli.{VERBS[verb][0]}")
     try:
         return int(module.main(rest))
     except VitDistError as error:
@@ -75,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         _say(f"vit-dist {verb}: interrupted")
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; Python would complain again while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -100,7 +105,7 @@ def _say(message: str) -> None:
 
 def entry() -> None:
     """What the console script and `python -m` call: `main`, and an end that cannot fail."""
-    from vit_dist.core.parent import die_with_parent
+    from vit_dist.core.process import die_with_parent
 
     die_with_parent()
     leave(main())

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from launcher.cluster import Cluster
-    from launcher.preflight import Options, Report
+    from launcher.preflight.run import Options, Report
+    from launcher.slurm.cluster import Cluster
 
 SUMMARY = "test every node of an allocation: arithmetic, links, clock, shared memory, reading of shards"
 
@@ -61,9 +61,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="the whole report as JSON on stdout")
     args = parser.parse_args(argv)
 
-    from launcher.cluster import load_cluster
-    from launcher.preflight import Options, put_on_list
-    from launcher.preflight_report import lines
+    from launcher.preflight.report import lines
+    from launcher.preflight.run import Options, put_on_list
+    from launcher.slurm.cluster import load_cluster
     from vit_dist.core.errors import ConfigError
 
     if args.nodes is not None and args.nodes < 1:
@@ -90,7 +90,8 @@ def main(argv: list[str]) -> int:
 
 
 def _examine(local: bool, nodes: int | None, cluster: Cluster | None, options: Options) -> Report:
-    from launcher import preflight, slurm
+    from launcher.preflight import run as preflight
+    from launcher.slurm import commands as slurm
     from vit_dist.core.errors import ConfigError
 
     if local:
@@ -106,14 +107,15 @@ def _examine(local: bool, nodes: int | None, cluster: Cluster | None, options: O
 
 def _allocate(nodes: int | None, cluster: Cluster | None, argv: list[str]) -> int:
     """Start this very command anew in an allocation of its own."""
-    from launcher import preflight
+    from launcher.preflight import run as preflight
     from vit_dist.core.errors import ConfigError
+    from vit_dist.core.process import cli_command
 
     if nodes is None:
         raise ConfigError(
             "this process runs in no allocation: give --nodes N for one of N nodes, or --local to test this machine"
         )
-    return preflight.in_allocation(nodes, cluster, [sys.executable, "-m", "vit_dist.cli.main", "preflight", *argv])
+    return preflight.in_allocation(nodes, cluster, cli_command("preflight", *argv))
 
 
 def _reads(recipe: str | None, data: str | None) -> tuple[tuple[str, int], ...]:

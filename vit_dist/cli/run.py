@@ -33,8 +33,8 @@ def main(argv: list[str]) -> int:
     )
     args = parser.parse_intermixed_args(argv)
 
-    from launcher.local import run_local
-    from launcher.supervisor import supervise
+    from launcher.processes.ranks import run_local
+    from launcher.supervise.local import supervise
     from vit_dist.cli.train import default_run_dir
     from vit_dist.config.load import load_recipe
     from vit_dist.core.errors import ConfigError

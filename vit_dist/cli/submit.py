@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from launcher.submit import Submitted, Wish
+    from launcher.submit.run import Submitted, Wish
 
 SUMMARY = "train a recipe as a Slurm job that survives time limits, preemption and dead nodes"
 
@@ -53,8 +53,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the script and do nothing")
     args = parser.parse_intermixed_args(argv)
 
-    from launcher.cluster import load_cluster
-    from launcher.submit import Wish, dry_run, parse_time, submit
+    from launcher.slurm.cluster import load_cluster
+    from launcher.submit.run import Wish, dry_run, parse_time, submit
     from vit_dist.config.load import find_config, load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
 
 def _check_data(wish: Wish) -> None:
     """What does not come out is said before anything waits in a queue."""
-    from launcher.submit import check
+    from launcher.submit.run import check
     from vit_dist.core.world import World
     from vit_dist.train.plan import check_initial, open_training
 

@@ -44,9 +44,9 @@ def main(argv: list[str]) -> int:
     own, srun, rank = _split(argv)
     args = parser.parse_args(own)
 
-    from launcher.allocation import read_allocation
-    from launcher.batch import Supervisor
-    from launcher.step import Orders, listening
+    from launcher.slurm.allocation import read_allocation
+    from launcher.supervise.job import Supervisor
+    from launcher.supervise.settings import Orders, listening
     from vit_dist.core.errors import ConfigError
 
     if not srun or not rank:

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     recipe = load_recipe(args.recipe, args.overrides)
     run_dir = Path(args.run_dir) if args.run_dir else default_run_dir(recipe)
     if world is None:
-        from launcher.local import run_local
+        from launcher.processes.ranks import run_local
         from vit_dist.train.plan import check_initial, open_training
 
         open_training(recipe, Ranks(size=args.nproc))  # what does not come out is said before anything is started
@@ -74,11 +74,12 @@ def default_run_dir(recipe: Recipe) -> Path:
 def _rank(recipe: Recipe, run_dir: Path, world: World) -> int:
     # A wish to stop that comes while torch is imported waits until it can be heard, in place of killing the rank.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT))
+    from vit_dist.core.exit_codes import PEER_LOST
     from vit_dist.train.attempt import PeerLostError, attempt
 
     try:
         attempt(recipe, run_dir, world)
     except PeerLostError as error:
         sys.stderr.write(f"vit-dist train: rank {world.rank}: {error}\n")
-        return 70
+        return PEER_LOST
     return 0

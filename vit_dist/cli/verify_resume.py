@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vit_dist.core.run import names
+
 if TYPE_CHECKING:
     from vit_dist.config.schema import Recipe
 
@@ -84,12 +86,13 @@ def _overrides(steps: int) -> list[str]:
 def _rehearse(
     recipe: Recipe, base: Path, nproc: int, worlds: Sequence[int], steps: int, tolerance: float
 ) -> list[_Finding]:
-    from launcher.rehearsal import Attempt, committed
+    from launcher.processes.rehearsal import Attempt
     from vit_dist.config.load import recipe_yaml
     from vit_dist.core.log import log
+    from vit_dist.core.run.checkpoints import newest_step
 
     base.mkdir(parents=True, exist_ok=True)
-    file = base / "recipe.yaml"
+    file = base / names.RECIPE
     file.write_text(recipe_yaml(recipe))
     kills = (max(1, steps // 4), max(3, steps // 2 + 1))
 
@@ -97,7 +100,7 @@ def _rehearse(
         run_dir = base / name
         log(f"  {name}: {' -> '.join(map(str, sizes))} processes, killed after steps {kills[0]} and {kills[1]}")
         for size, step in zip(sizes, kills, strict=False):
-            Attempt(file, run_dir, size).kill_when(lambda step=step: committed(run_dir, step), _TIMEOUT_S)  # type: ignore[misc]
+            Attempt(file, run_dir, size).kill_when(lambda step=step: newest_step(run_dir) >= step, _TIMEOUT_S)  # type: ignore[misc]
         Attempt(file, run_dir, sizes[-1]).finish(_TIMEOUT_S)
         return run_dir
 
@@ -117,7 +120,7 @@ def _rehearse(
 
 
 def _order(done: str, whole: Path, other: Path, steps: int) -> _Finding:
-    from launcher.rehearsal import trained_order
+    from launcher.processes.rehearsal import trained_order
 
     ours, theirs = trained_order(whole), trained_order(other)
     wrong = [step for step in range(1, steps + 1) if ours.get(step) is None or ours.get(step) != theirs.get(step)]
@@ -129,11 +132,12 @@ def _order(done: str, whole: Path, other: Path, steps: int) -> _Finding:
 def _bits(done: str, whole: Path, other: Path, steps: int) -> _Finding:
     import torch
 
-    from vit_dist.train.checkpoint_format import SliceSource
-    from vit_dist.train.checkpoint_store import step_name
+    from vit_dist.core.run.checkpoints import step_name
+    from vit_dist.train.checkpoint.format import SliceSource
 
     sources = [
-        SliceSource(sorted((run / "checkpoints" / step_name(steps)).glob("*.safetensors"))) for run in (whole, other)
+        SliceSource(sorted((run / names.CHECKPOINTS / step_name(steps)).glob("*.safetensors")))
+        for run in (whole, other)
     ]
     ours, theirs = sources
     if ours.names() != theirs.names():
@@ -146,10 +150,10 @@ def _bits(done: str, whole: Path, other: Path, steps: int) -> _Finding:
 
 
 def _losses(done: str, whole: Path, other: Path, tolerance: float) -> _Finding:
-    from vit_dist.core import runlog
-    from vit_dist.core.events import read_run
+    from vit_dist.core.events.writer import read_run
+    from vit_dist.core.run import log as runlog
 
-    ours, theirs = (read_run(str(run / "tb")).scalars[runlog.TRAIN_LOSS] for run in (whole, other))
+    ours, theirs = (read_run(str(run / names.EVENTS)).scalars[runlog.TRAIN_LOSS] for run in (whole, other))
     if ours.steps.tolist() != theirs.steps.tolist():
         return _Finding(done, False, f"the log has steps {theirs.steps.tolist()}, not {ours.steps.tolist()}")
     worst = max(abs(a - b) / max(abs(a), 1e-9) for a, b in zip(ours.values, theirs.values, strict=True))

@@ -8,7 +8,7 @@ from typing import Any
 
 from vit_dist.compare.rows import Row
 from vit_dist.core.errors import DataError
-from vit_dist.study.figure_style import plain_log_axis
+from vit_dist.scaling.report.figure_style import plain_log_axis
 
 COLOURS = {"vit": "#0072B2", "bit": "#7F7F7F", "hybrid": "#D55E00"}
 MARKERS = {"vit": "o", "bit": "s", "hybrid": "D"}

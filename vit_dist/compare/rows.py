@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
-from vit_dist.core.costs import FLOPS_PER_MAC, PASSES
 from vit_dist.core.errors import ConfigError
+from vit_dist.models.costs import FLOPS_PER_MAC, PASSES
 
 By = Literal["flops", "params", "throughput"]
 Order = Literal["flops", "params", "throughput", "model"]

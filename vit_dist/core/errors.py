@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from vit_dist.core.exit_codes import FAILED, INVALID
+
 
 class VitDistError(Exception):
     """Base of every error that is shown as one paragraph, without a traceback.
@@ -12,13 +14,13 @@ class VitDistError(Exception):
     `exit_code` is what the command line returns for it.
     """
 
-    exit_code = 1
+    exit_code = FAILED
 
 
 class ConfigError(VitDistError):
     """A recipe, study, cluster file or option that cannot mean what it says."""
 
-    exit_code = 2
+    exit_code = INVALID
 
 
 class DataError(VitDistError):

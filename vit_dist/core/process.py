@@ -1,4 +1,4 @@
-"""Processes of ours that end with the one that started them, however that ends: none trains on unseen.
+"""Processes of ours: how they are started, and that they end with the one that started them, however that ends.
 
 Each link of a chain (study, launcher, rank) is tied to the one before it, so that a SIGKILL at any of them takes all
 that are below. What a shell, nohup, tmux or srun has started is tied to nobody.
@@ -9,22 +9,42 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
-_VARIABLE = "VIT_DIST_PARENT"
+CLI_MODULE = "vit_dist.cli.main"
+NODE_PROBE_MODULE = "vit_dist.train.health.node_probe"
+HOST_GUARD_MODULE = "launcher.supervise.host_guard"
+"""Modules that are started by name, `python -m`: no import says so."""
+
+_PARENT_VARIABLE = "VIT_DIST_PARENT"
 _PR_SET_PDEATHSIG = 1
 
 
-def tied() -> dict[str, str]:
-    """Variables for a `vit-dist` process that is to be killed when this one is gone.
+def code_root() -> Path:
+    """The directory that holds the packages vit_dist and launcher: a checkout's top, a snapshot, or site-packages."""
+    return Path(__file__).resolve().parent.parent.parent
+
+
+def cli_command(*arguments: str, safe_path: bool = False) -> list[str]:
+    """The command line of `vit-dist` with these arguments, for this interpreter.
+
+    Args:
+        safe_path: leave the current directory out of the search path of modules, for jobs that may start anywhere.
+    """
+    return [sys.executable, *(["-P"] if safe_path else []), "-m", CLI_MODULE, *arguments]
+
+
+def parent_death_signal() -> dict[str, str]:
+    """Environment for a `vit-dist` process that is to be killed when this one is gone.
 
     Linux kills it at the end of the *thread* that starts it: that thread has to wait for it.
     """
-    return {_VARIABLE: str(os.getpid())}
+    return {_PARENT_VARIABLE: str(os.getpid())}
 
 
 def die_with_parent() -> None:
     """Tie this process to its parent, where that asked for it; what this one starts is not meant. Linux only."""
-    parent = os.environ.pop(_VARIABLE, None)
+    parent = os.environ.pop(_PARENT_VARIABLE, None)
     if parent is None or not sys.platform.startswith("linux"):
         return
     import ctypes

@@ -28,10 +28,10 @@ from vit_dist.core.files import (
     redact,
     write_bytes,
 )
+from vit_dist.core.progress import Progress
 from vit_dist.data import workers
 from vit_dist.data.index import encode_index
 from vit_dist.data.manifest import Shard, ShardManifest, checksum, write_manifest
-from vit_dist.data.pack.progress import Progress
 from vit_dist.data.scan import file_size, scan_tar
 from vit_dist.data.tarindex import LabelRule
 

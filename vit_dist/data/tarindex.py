@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, BinaryIO, NoReturn
@@ -458,10 +458,3 @@ def scan_file(file: BinaryIO, scanner: TarScanner, chunk_bytes: int = CHUNK_BYTE
             scanner.feed(buffer[:filled])
         if filled < chunk_bytes:
             return scanner.finish()
-
-
-def scan_chunks(chunks: Iterator[memoryview] | Sequence[memoryview], scanner: TarScanner) -> TarScan:
-    """Scan a tar that comes in pieces of whole 512-byte blocks; the last may be short."""
-    for chunk in chunks:
-        scanner.feed(chunk)
-    return scanner.finish()

@@ -1,4 +1,4 @@
-"""Multiply-adds of a model, counted on the model itself; core/costs.py gives the same by arithmetic."""
+"""Multiply-adds of a model, counted on the model itself; models/costs.py gives the same by arithmetic."""
 
 from __future__ import annotations
 

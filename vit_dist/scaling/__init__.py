@@ -1,6 +1,6 @@
-"""From a grid to runs, and from event files to observations, fits and figures. No torch.
+"""From event files to observations, fits, figures and a page. No torch.
 
-What fits curves can be imported from here: `from vit_dist.study import fit_curve, crossover`. It is loaded when it is
+What fits curves can be imported from here: `from vit_dist.scaling import fit_curve, crossover`. It is loaded when it is
 first asked for, since plans need neither numpy nor scipy.
 """
 
@@ -10,22 +10,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vit_dist.study.crossings import Crossover as Crossover
-    from vit_dist.study.crossings import crossover as crossover
-    from vit_dist.study.curve import CurveFit as CurveFit
-    from vit_dist.study.curve import FitOptions as FitOptions
-    from vit_dist.study.fits import alternatives as alternatives
-    from vit_dist.study.fits import fit_curve as fit_curve
-    from vit_dist.study.fits import refit as refit
-    from vit_dist.study.forecasts import Forecast as Forecast
-    from vit_dist.study.forecasts import Needed as Needed
-    from vit_dist.study.forecasts import forecast as forecast
-    from vit_dist.study.forecasts import needed as needed
-    from vit_dist.study.frontiers import ComputePoint as ComputePoint
-    from vit_dist.study.frontiers import Frontier as Frontier
-    from vit_dist.study.frontiers import IsoCompute as IsoCompute
-    from vit_dist.study.frontiers import frontier as frontier
-    from vit_dist.study.frontiers import iso_compute as iso_compute
+    from vit_dist.scaling.fit.crossings import Crossover as Crossover
+    from vit_dist.scaling.fit.crossings import crossover as crossover
+    from vit_dist.scaling.fit.curve import CurveFit as CurveFit
+    from vit_dist.scaling.fit.curve import FitOptions as FitOptions
+    from vit_dist.scaling.fit.fits import alternatives as alternatives
+    from vit_dist.scaling.fit.fits import fit_curve as fit_curve
+    from vit_dist.scaling.fit.fits import refit as refit
+    from vit_dist.scaling.fit.forecasts import Forecast as Forecast
+    from vit_dist.scaling.fit.forecasts import Needed as Needed
+    from vit_dist.scaling.fit.forecasts import forecast as forecast
+    from vit_dist.scaling.fit.forecasts import needed as needed
+    from vit_dist.scaling.fit.frontiers import ComputePoint as ComputePoint
+    from vit_dist.scaling.fit.frontiers import Frontier as Frontier
+    from vit_dist.scaling.fit.frontiers import IsoCompute as IsoCompute
+    from vit_dist.scaling.fit.frontiers import frontier as frontier
+    from vit_dist.scaling.fit.frontiers import iso_compute as iso_compute
 
 _ROOMS = {
     "crossings": ("Crossover", "crossover"),
@@ -40,4 +40,4 @@ _PLACES = {name: room for room, names in _ROOMS.items() for name in names}
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.fit.{_PLACES[name]}"), name)

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.event_cache import read_cached
-from vit_dist.core.event_reader import EventFile, RunLog, Series, event_stamps, merge_files
+from vit_dist.core.events.cache import read_cached
+from vit_dist.core.events.reader import EventFile, RunLog, Series, event_stamps, merge_files
 from vit_dist.core.files import redact
-from vit_dist.core.runlog import RUN, STATUS, VAL_LOSS, VAL_TOP1, RunInfo, RunStatus, run_info, run_status
-from vit_dist.study.tagmap import TagMap, apply
+from vit_dist.core.run.log import RUN, STATUS, VAL_LOSS, VAL_TOP1, RunInfo, RunStatus, run_info, run_status
+from vit_dist.scaling.tagmap import TagMap, apply
 
 FEW_SHOT = "fewshot/"
 """Tags that begin so are few-shot accuracies: fewshot/<set>_<k>shot."""

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vit_dist.study.collect import FEW_SHOT, Collection, Observation
-from vit_dist.study.crossings import Crossover, crossover
-from vit_dist.study.curve import CurveFit, FitOptions
-from vit_dist.study.fits import fit_curve
-from vit_dist.study.forecasts import Forecast, Needed, forecast, needed
-from vit_dist.study.frontiers import ComputePoint, Frontier, IsoCompute, frontier, iso_compute
-from vit_dist.study.summary import Mean, by_series, error_of, is_share, means
+from vit_dist.scaling.collect import FEW_SHOT, Collection, Observation
+from vit_dist.scaling.fit.crossings import Crossover, crossover
+from vit_dist.scaling.fit.curve import CurveFit, FitOptions
+from vit_dist.scaling.fit.fits import fit_curve
+from vit_dist.scaling.fit.forecasts import Forecast, Needed, forecast, needed
+from vit_dist.scaling.fit.frontiers import ComputePoint, Frontier, IsoCompute, frontier, iso_compute
+from vit_dist.scaling.summary import Mean, by_series, error_of, is_share, means
 
 _MOST_PAIRS = 15
 _MOST_FEW_SHOT = 3

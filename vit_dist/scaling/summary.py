@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vit_dist.core.units import format_count
-from vit_dist.study.collect import FEW_SHOT, Observation
+from vit_dist.scaling.collect import FEW_SHOT, Observation
 
 _SAME_DURATION = 1.2  # runs of one line may differ by this factor in planned examples
 

@@ -23,9 +23,9 @@ from pydantic import Field, field_validator, model_validator
 
 from vit_dist.config.load import read_mapping, validate
 from vit_dist.core.errors import DataError
-from vit_dist.core.event_reader import RunLog, Series
+from vit_dist.core.events.reader import RunLog, Series
 from vit_dist.core.registry import Config
-from vit_dist.core.runlog import RunInfo, RunStatus
+from vit_dist.core.run.log import RunInfo, RunStatus
 from vit_dist.core.units import parse_count
 
 _COUNTS = ("subset", "subset_seed", "seed", "num_params", "macs_per_image")

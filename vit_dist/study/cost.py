@@ -8,14 +8,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from vit_dist.config.schema import Recipe
-from vit_dist.core.costs import Cost, model_cost, training_flops
-from vit_dist.core.errors import ConfigError, did_you_mean
-from vit_dist.core.rundir import RunDir
+from vit_dist.core.errors import ConfigError, DataError, did_you_mean
+from vit_dist.core.run import names
+from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_bytes
+from vit_dist.data.manifest import read_manifest
+from vit_dist.data.order import SMALL_SET_BYTES
+from vit_dist.models.costs import Cost, model_cost, training_flops
 from vit_dist.study.grid import Cell
-
-WHOLE_BELOW = 256 << 20
-"""Bytes of a subset that a rank reads once and keeps; see data/order.py."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _expense(cell: Cell, cost: Cost | None, whole: SetFacts | None, devices: int
     read = None
     if whole is not None and n is not None and examples is not None:
         held = whole.num_bytes * min(n, whole.samples) // whole.samples
-        read = held if held < WHOLE_BELOW else whole.num_bytes * examples // whole.samples
+        read = held if held < SMALL_SET_BYTES else whole.num_bytes * examples // whole.samples
     epochs = examples / n if n and examples is not None else None
     problems = tuple(_problems(cell, cost, whole, n, steps, devices, device))
     return Expense(cell, examples, steps, epochs, cost, flops, read, problems)
@@ -187,7 +187,7 @@ def measured_pace(paid: Sequence[Expense], directory: Path) -> Pace | None:
     runs = 0
     for expense in paid:
         files = RunDir(directory / expense.cell.name)
-        status, run = files.status(), files.read_json("run.json")
+        status, run = files.status(), files.read_json(names.RUN)
         if status is None or status.status != "done" or expense.flops is None:
             continue
         if run is None or run.get("recipe_hash") != expense.cell.hash:
@@ -198,19 +198,15 @@ def measured_pace(paid: Sequence[Expense], directory: Path) -> Pace | None:
     return Pace(flops / seconds, runs) if seconds else None
 
 
-def facts_reader(read: Callable[[str], SetFacts]) -> Callable[[Recipe], SetFacts | None]:
-    """Facts of each recipe's training set, each set read once; None for a mixture, no set, and one that is not there.
-
-    Args:
-        read: facts of the manifest at a URL. Raises DataError where there is none.
-    """
-    from vit_dist.core.errors import DataError
+def set_facts() -> Callable[[Recipe], SetFacts | None]:
+    """Facts of each recipe's training set, each read once; None for a mixture, no set, and one that is not there."""
 
     @lru_cache
     def known(url: str) -> SetFacts | None:
         try:
-            return read(url)
+            manifest = read_manifest(url)
         except DataError:
             return None
+        return SetFacts(manifest.num_samples, int(manifest.sizes.sum()))
 
     return lambda recipe: known(recipe.data.train) if recipe.data.train and not recipe.data.mixture else None

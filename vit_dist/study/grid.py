@@ -22,11 +22,11 @@ from vit_dist.config.load import (
     validate,
 )
 from vit_dist.config.schema import Recipe
-from vit_dist.core.costs import model_cost, training_flops
 from vit_dist.core.errors import ConfigError, did_you_mean
 from vit_dist.core.registry import Config, Plugin
-from vit_dist.core.runlog import VAL_TOP1
+from vit_dist.core.run.log import VAL_TOP1
 from vit_dist.core.units import Duration, Flops, parse_count
+from vit_dist.models.costs import model_cost, training_flops
 
 _OF_THE_GRID = ("name", "study", "family", "seed", "data.subset")
 

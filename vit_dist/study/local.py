@@ -13,7 +13,9 @@ from typing import Literal
 
 from vit_dist.config.schema import Recipe, dump
 from vit_dist.core.errors import ConfigError, RunError
-from vit_dist.core.rundir import RunDir
+from vit_dist.core.exit_codes import INTERRUPTED
+from vit_dist.core.run import names
+from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_seconds
 from vit_dist.study.grid import Cell
 
@@ -29,7 +31,7 @@ State = Literal["missing", "started", "running", "stopped", "failed", "done"]
 class StudyStoppedError(RunError):
     """A study that was asked to stop before its last cell."""
 
-    exit_code = 130
+    exit_code = INTERRUPTED
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,12 @@ def cell_state(run_dir: Path) -> CellState:
         RunError: its `run.json` or `status.json` is damaged.
     """
     files = RunDir(run_dir)
-    run, status = files.read_json("run.json"), files.status()
+    run, status = files.read_json(names.RUN), files.status()
     known = None if run is None else str(run.get("recipe_hash"))
     for ended in _ENDED:
         if status is not None and status.status == ended:
             return CellState(ended, known, status.step, status.reason)
-    if status is not None and time.time() - files.last_life(status).time < _SILENCE_S:
+    if status is not None and time.time() - files.last_life(status).time < names.SILENT_S:
         return CellState("running", known, status.step, status.reason)
     return CellState(
         "missing" if run is None and status is None else "started", known, None if status is None else status.step
@@ -75,11 +77,9 @@ def evaluated(cell: Cell, run_dir: Path) -> bool:
     """Whether the study's evaluations have seen the last step of a run that is done."""
     files = RunDir(run_dir)
     status, wanted = files.status(), [dump(e) for e in cell.evaluations]
-    entries = (files.read_json("evaluated.json") or {}).get("evaluations", [])
-    return status is not None and any(e["step"] == status.step and e["evaluators"] == wanted for e in entries)
+    return status is not None and files.evaluation(wanted, status.step) is not None
 
 
-_SILENCE_S = 90.0  # signs of life come every two seconds, over a network's file system too
 _ENDED: tuple[State, ...] = ("stopped", "failed", "done")
 
 

@@ -16,11 +16,12 @@ import torch
 from vit_dist import __version__
 from vit_dist.config.load import differences, identity, recipe_hash, recipe_yaml
 from vit_dist.config.schema import Recipe
-from vit_dist.core import runlog
 from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import log
-from vit_dist.core.rundir import RunDir
+from vit_dist.core.run import log as runlog
+from vit_dist.core.run import names
+from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World, rendezvous
 from vit_dist.data.sets import TrainingSet
@@ -30,18 +31,18 @@ from vit_dist.models import ModelConfig
 from vit_dist.models._base import seed_weights
 from vit_dist.models._macs import count_macs
 from vit_dist.optim import OptimizerConfig, ScheduleConfig
-from vit_dist.train import checkpoints
-from vit_dist.train.checkpoint_saver import Saver
-from vit_dist.train.checkpoint_store import Retention, sweep
-from vit_dist.train.clock import Clock, StartUp
-from vit_dist.train.goodput import Goodput, carried
+from vit_dist.train.checkpoint import restore as checkpoints
+from vit_dist.train.checkpoint.probe import make_probe
+from vit_dist.train.checkpoint.saver import Saver
+from vit_dist.train.checkpoint.store import Retention, sweep
+from vit_dist.train.health.monitor import Monitor, Watchdog, leave_after_grace
 from vit_dist.train.initial_weights import Initial
-from vit_dist.train.ledger import Ledger
 from vit_dist.train.loop import train
 from vit_dist.train.losses import make_loss
-from vit_dist.train.monitor import Monitor, Watchdog, leave_after_grace
 from vit_dist.train.plan import Plan, open_training
-from vit_dist.train.probe import make_probe
+from vit_dist.train.progress.attempt_record import Ledger
+from vit_dist.train.progress.clock import Clock, StartUp
+from vit_dist.train.progress.goodput import Goodput, carried
 from vit_dist.train.run import Run, StopRequest
 from vit_dist.train.state import TrainState
 
@@ -300,7 +301,7 @@ def stop_requests() -> Iterator[StopRequest]:
 
 def _claim(directory: RunDir, recipe: Recipe, whole: dict[str, Any]) -> None:
     """Make the directory this run's, or refuse one that is another's."""
-    found = directory.read_json("run.json")
+    found = directory.read_json(names.RUN)
     if found is not None:
         changes = differences(whole, found.get("identity", {}))
         if changes:
@@ -310,9 +311,9 @@ def _claim(directory: RunDir, recipe: Recipe, whole: dict[str, Any]) -> None:
             )
         return
     try:
-        write_bytes(str(directory.path / "recipe.yaml"), recipe_yaml(recipe).encode())
+        write_bytes(str(directory.path / names.RECIPE), recipe_yaml(recipe).encode())
         directory.write_json(
-            "run.json",
+            names.RUN,
             {"name": recipe.name, "recipe_hash": recipe_hash(recipe), "identity": whole, "vit_dist": __version__},
         )
     except VitDistError as error:

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from vit_dist.config.load import identity
 from vit_dist.config.schema import Recipe, dump
 from vit_dist.core.errors import RunError
-from vit_dist.core.events import EventWriter
+from vit_dist.core.events.writer import EventWriter
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import log
-from vit_dist.core.rundir import RunDir
+from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
 from vit_dist.evals import EvalContext, EvaluatorConfig
-from vit_dist.train import checkpoints
 from vit_dist.train.attempt import build_engine, process_group
+from vit_dist.train.checkpoint import restore as checkpoints
 from vit_dist.train.initial_weights import recorded
 from vit_dist.train.plan import open_training
 from vit_dist.train.state import TrainState
-
-RECORD = "evaluated.json"
 
 
 def evaluate(
@@ -63,7 +59,7 @@ def evaluate(
         if found is None:
             raise RunError(f"{run_dir}: no checkpoint in it to evaluate; train it first")
         step = TrainState.load(found.state, data.identity, str(found.path)).step
-        before = seen(directory, recipe.evaluators, step)
+        before = directory.evaluation([dump(e) for e in recipe.evaluators], step)
         if before is not None:
             if world.is_main:
                 log(f"  {run_dir}: these evaluators have seen step {step:,} already")
@@ -80,15 +76,6 @@ def evaluate(
         return values
 
 
-def seen(directory: RunDir, evaluators: Sequence[Any], step: int) -> dict[str, float] | None:
-    """What these evaluators found at this step, or None where they have not looked."""
-    record = directory.read_json(RECORD) or {}
-    for entry in record.get("evaluations", []):
-        if entry["evaluators"] == [dump(e) for e in evaluators] and entry["step"] == step:
-            return dict(entry["values"])
-    return None
-
-
 def _write_out(out: Path | None, run_dir: Path, recipe: Recipe, step: int, values: dict[str, float]) -> None:
     if out is not None:
         told = {"run": recipe.name, "directory": str(run_dir), "step": step, "values": values}
@@ -100,8 +87,6 @@ def _write(directory: RunDir, recipe: Recipe, step: int, values: dict[str, float
     # No session begins with this file: what the run has logged at this step and beyond stays true.
     with contextlib.closing(EventWriter(directory.events)) as writer:
         writer.scalars(step, values)
-    record = directory.read_json(RECORD) or {"evaluations": []}
-    entry = {"step": step, "evaluators": [dump(e) for e in recipe.evaluators], "values": values}
-    directory.write_json(RECORD, {"evaluations": [*record["evaluations"], entry]})
+    directory.record_evaluation([dump(e) for e in recipe.evaluators], step, values)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     log(f"  {directory.path}, step {step:,}: {shown}")

@@ -18,21 +18,22 @@ from vit_dist.config.schema import InitConfig, Recipe
 from vit_dist.core.errors import CheckpointError, RunError, VitDistError
 from vit_dist.core.files import is_remote, local_path, redact
 from vit_dist.core.log import log
-from vit_dist.core.rundir import RunDir
+from vit_dist.core.run import names
+from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
 from vit_dist.engines._protocol import Engine
 from vit_dist.models import ModelConfig
 from vit_dist.models.weights.adapt import fit
 from vit_dist.models.weights.files import Wanted, Weights, read_weights
-from vit_dist.train.weights import checkpoint_state, is_checkpoint
-from vit_dist.train.weights_remote import bring, called
+from vit_dist.train.checkpoint.weights import checkpoint_state, is_checkpoint
+from vit_dist.train.checkpoint.weights_remote import bring, called
 
 _KEY = "initial_weights"
 
 
 def recorded(directory: RunDir) -> dict[str, str]:
     """The part of a run's identity that says which weights it began from; {} for those of the seed, or no run yet."""
-    found = directory.read_json("run.json") or {}
+    found = directory.read_json(names.RUN) or {}
     digest = found.get("identity", {}).get(_KEY)
     return {_KEY: digest} if digest else {}
 

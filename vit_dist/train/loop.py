@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit_dist.core import runlog
 from vit_dist.core.errors import DataError
 from vit_dist.core.log import log
+from vit_dist.core.run import log as runlog
 from vit_dist.core.seeding import hash64
 from vit_dist.data.mixup import draw_mix, mix_micro_batches
 from vit_dist.data.reader import Batch, Replacement
@@ -23,12 +23,13 @@ from vit_dist.data.stream import TrainStream
 from vit_dist.engines._protocol import StepResult
 from vit_dist.evals import EvaluatorConfig
 from vit_dist.optim import OptimizerConfig, ScheduleConfig
-from vit_dist.train import guards
-from vit_dist.train.checkpoint_saver import FencedError
+from vit_dist.train.checkpoint.rewind import can_rewind, rewind
+from vit_dist.train.checkpoint.saver import FencedError
+from vit_dist.train.health import guards
 from vit_dist.train.losses import make_targets
-from vit_dist.train.progress import ProgressLine
+from vit_dist.train.progress.bar import ProgressLine
 from vit_dist.train.run import Run
-from vit_dist.train.saving import can_rewind, rewind, save
+from vit_dist.train.saving import save
 from vit_dist.train.state import TrainState
 
 _TAG_STEP = 0x53544550  # "STEP"

@@ -8,6 +8,7 @@ from pathlib import Path
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import exists, redact
+from vit_dist.core.run import names
 from vit_dist.core.units import nearest_multiples
 from vit_dist.core.world import World
 from vit_dist.data.manifest import ShardManifest, read_manifest
@@ -47,7 +48,7 @@ def check_initial(recipe: Recipe, run_dir: Path) -> None:
         ConfigError: there is not.
         DataError: the store cannot be asked.
     """
-    if recipe.init is None or (run_dir / "run.json").exists() or exists(recipe.init.weights):
+    if recipe.init is None or (run_dir / names.RUN).exists() or exists(recipe.init.weights):
         return
     raise ConfigError(
         f"init.weights={redact(recipe.init.weights)}: there is no such file or folder; give weights of a form that "

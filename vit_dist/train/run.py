@@ -8,19 +8,19 @@ from typing import Any, Literal
 
 from vit_dist.config.load import recipe_yaml
 from vit_dist.config.schema import Recipe
-from vit_dist.core import runlog
 from vit_dist.core.errors import VitDistError
-from vit_dist.core.events import EventWriter
-from vit_dist.core.rundir import RunDir
+from vit_dist.core.events.writer import EventWriter
+from vit_dist.core.run import log as runlog
+from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet
 from vit_dist.engines._protocol import Engine
 from vit_dist.evals import EvalContext
-from vit_dist.train.checkpoint_saver import Saver
-from vit_dist.train.clock import Clock
-from vit_dist.train.ledger import Ledger
+from vit_dist.train.checkpoint.probe import Probe
+from vit_dist.train.checkpoint.saver import Saver
 from vit_dist.train.plan import Plan
-from vit_dist.train.probe import Probe
+from vit_dist.train.progress.attempt_record import Ledger
+from vit_dist.train.progress.clock import Clock
 from vit_dist.train.state import TrainState
 
 

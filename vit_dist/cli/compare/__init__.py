@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     _check(args)
 
-    from vit_dist.cli._compare_table import legend, matches_table, table
+    from vit_dist.cli.compare.table import legend, matches_table, table
     from vit_dist.compare.rows import match, ordered, to_csv
 
     rows = ordered(_rows(args), args.sort)
@@ -98,7 +98,7 @@ def main(argv: list[str]) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from vit_dist.cli.models import at_least_one
+    from vit_dist.cli.models.options import at_least_one
     from vit_dist.compare.figure import ENDINGS
     from vit_dist.core.units import parse_count
 
@@ -122,7 +122,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _rows(args: argparse.Namespace) -> list[Row]:
-    from vit_dist.cli.models import model_config, usual_size
+    from vit_dist.cli.models.options import model_config, usual_size
     from vit_dist.compare.memory import BYTES_A_PARAMETER, count
     from vit_dist.compare.rows import Row, others_than, training_flops_per_image
     from vit_dist.core.log import log
@@ -176,10 +176,10 @@ def _speeds(
     import torch
 
     from vit_dist.compare.measure import Bench, groups, measure
-    from vit_dist.core.costs import FLOPS_PER_MAC
     from vit_dist.core.log import log
     from vit_dist.core.memory import available_memory
     from vit_dist.core.units import format_bytes, format_flops
+    from vit_dist.models.costs import FLOPS_PER_MAC
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     room = torch.cuda.mem_get_info()[0] if device.type == "cuda" else available_memory()

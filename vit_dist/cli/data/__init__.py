@@ -12,14 +12,14 @@ SUMMARY = "pack images into shards, index tars, look at datasets and their order
 
 # verb: (module, function, what it does)
 VERBS: dict[str, tuple[str, str, str]] = {
-    "pack": ("_data_pack", "main", "images -> shuffled WebDataset tars, a manifest and sample indexes"),
-    "merge": ("_data_pack", "merge_main", "join what `pack --part i/n` packed"),
-    "index": ("_data_index", "main", "manifest and sample indexes of tars that somebody else wrote"),
-    "info": ("_data_look", "info_main", "counts, classes, bytes, resolutions, a grid of random images"),
-    "verify": ("_data_look", "verify_main", "tars against manifest and indexes"),
-    "subset": ("_data_look", "subset_main", "a nested subset, as keys or as a manifest"),
-    "dedup": ("_data_look", "dedup_main", "a manifest without near-duplicates of evaluation sets"),
-    "order": ("_data_order", "main", "print the keys of examples in the order they are trained on"),
+    "pack": ("pack", "main", "images -> shuffled WebDataset tars, a manifest and sample indexes"),
+    "merge": ("pack", "merge_main", "join what `pack --part i/n` packed"),
+    "index": ("index", "main", "manifest and sample indexes of tars that somebody else wrote"),
+    "info": ("look", "info_main", "counts, classes, bytes, resolutions, a grid of random images"),
+    "verify": ("look", "verify_main", "tars against manifest and indexes"),
+    "subset": ("look", "subset_main", "a nested subset, as keys or as a manifest"),
+    "dedup": ("look", "dedup_main", "a manifest without near-duplicates of evaluation sets"),
+    "order": ("order", "main", "print the keys of examples in the order they are trained on"),
 }
 
 
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     if verb not in VERBS:
         raise ConfigError(f"vit-dist data: unknown verb {verb!r}{did_you_mean(verb, VERBS)}")
     module, function, _ = VERBS[verb]
-    run: Callable[[list[str]], int] = getattr(importlib.import_module(f"vit_dist.cli.{module}"), function)
+    run: Callable[[list[str]], int] = getattr(importlib.import_module(f"{__name__}.{module}"), function)
     code = run(rest)
     sys.stdout.flush()  # where the reader, such as `head`, has gone: tell it here, not at exit
     return code

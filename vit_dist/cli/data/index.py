@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vit_dist.cli._data_common import default_workers, out, parser, positive, say
+from vit_dist.cli.data.options import default_workers, out, parser, positive, say
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.units import format_bytes
 

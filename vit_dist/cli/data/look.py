@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from vit_dist.cli._data_common import count, default_workers, out, parser, positive, say
+from vit_dist.cli.data.options import count, default_workers, out, parser, positive, say
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.units import format_bytes
 
@@ -117,8 +117,8 @@ def verify_main(argv: list[str]) -> int:
     p.add_argument("--workers", type=positive, metavar="N", help="processes (one a core)")
     args = p.parse_args(argv)
 
+    from vit_dist.core.progress import Progress
     from vit_dist.data.manifest import read_manifest
-    from vit_dist.data.pack.progress import Progress
     from vit_dist.data.verify import verify
 
     manifest = read_manifest(args.manifest)
@@ -204,10 +204,10 @@ was left out stands in a list beside the new manifest. The tars stay as they are
     import numpy as np
 
     from vit_dist.core.files import write_bytes
+    from vit_dist.core.progress import Progress
     from vit_dist.data.dedup import MAX_DISTANCE, NearHashes, hash_all, require_imagehash
     from vit_dist.data.derive import write_exclusion
     from vit_dist.data.manifest import read_manifest
-    from vit_dist.data.pack.progress import Progress
 
     if args.distance > MAX_DISTANCE:
         raise ConfigError(f"--distance {args.distance}: expected 0 to {MAX_DISTANCE} of the 64 bits")

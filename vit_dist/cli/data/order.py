@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vit_dist.cli._data_common import count, out, parser, positive
+from vit_dist.cli.data.options import count, out, parser, positive
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import redact
 from vit_dist.data.index import ShardIndex
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     """Print sample keys, one a line, or their digest."""
     args = _parser().parse_intermixed_args(argv)
 
-    from vit_dist.data.pack.progress import Progress
+    from vit_dist.core.progress import Progress
 
     parts, order = _of_recipe(args) if _is_recipe(args) else _of_manifest(args)
     mixed = isinstance(order, MixtureOrder)

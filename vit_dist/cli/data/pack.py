@@ -6,17 +6,7 @@ import argparse
 from fractions import Fraction
 from pathlib import Path
 
-from vit_dist.cli._data_common import (
-    count,
-    default_workers,
-    out,
-    parser,
-    positive,
-    say,
-    share,
-    share_or_count,
-    size,
-)
+from vit_dist.cli.data.options import count, default_workers, out, parser, positive, say, share, share_or_count, size
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import is_remote, local_path
 from vit_dist.core.units import format_bytes
@@ -38,7 +28,7 @@ def main(argv: list[str]) -> int:
             )
 
     if args.cluster:
-        from vit_dist.cli._data_pack_jobs import submit_pack
+        from vit_dist.cli.data.pack_jobs import submit_pack
 
         return submit_pack(args, argv)
     alone = [name for name in ("parts", "max_parallel", "time", "run_root", "dry_run") if getattr(args, name)]

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vit_dist.cli._data_common import out, say
+from vit_dist.cli.data.options import out, say
 from vit_dist.core.errors import ConfigError
 
 _PARTS = 16
@@ -22,8 +22,11 @@ def submit_pack(args: argparse.Namespace, argv: list[str]) -> int:
         args: of `vit-dist data pack`, parsed and checked.
         argv: the same as words.
     """
-    from launcher import pack_array
-    from launcher.cluster import load_cluster, slurm_time
+    from launcher.slurm import commands as slurm
+    from launcher.slurm.cluster import load_cluster, slurm_time
+    from launcher.slurm.render import Site, check_no_secrets
+    from launcher.submit import pack
+    from vit_dist.core.process import code_root
 
     for name in ("part", "force"):
         if getattr(args, name):
@@ -35,27 +38,27 @@ def submit_pack(args: argparse.Namespace, argv: list[str]) -> int:
     cluster = load_cluster(args.cluster)
     root = Path(args.run_root or cluster.run_root or "runs")
     words = words_of_jobs(argv)
-    pack_array.check_words(words)
+    check_no_secrets(words)
     parts = args.parts or _PARTS
-    folder = pack_array.folder_of(root, args.dest)
+    folder = pack.folder_of(root, args.dest)
     missing = list(range(parts)) if args.dry_run else _missing(args, parts)
     if not missing and _is_merged(args.dest):
         out(f"{args.dest} is packed and merged already; nothing was submitted\n")
         return 0
-    jobs = pack_array.PackJobs(
-        site=pack_array.site_of(cluster, root, time_limit),
+    jobs = pack.PackJobs(
+        site=Site.of(cluster, code_root(), run_root=root, time_limit=time_limit),
         folder=folder,
         pack=("data", "pack", *words),
         merge=("data", "merge", args.dest, "--max-bad", str(args.max_bad)),
         parts=parts,
         missing=tuple(missing),
         throttle=args.max_parallel or 0,
-        largest=pack_array.USUAL_ARRAY if args.dry_run else pack_array.largest_array(),
+        largest=slurm.USUAL_ARRAY if args.dry_run else slurm.largest_array(),
     )
     if args.dry_run:
         out(_shown(jobs.scripts(), jobs.merge))
         return 0
-    told = pack_array.submit(jobs)
+    told = pack.submit(jobs)
     _report(told, folder, args.dest)
     return 0
 

@@ -6,6 +6,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from vit_dist.core.run import names
+
 SUMMARY = "evaluate a trained run: a checkpoint of it, the newest unless one is named, into its own log"
 
 _EXAMPLES = """
@@ -54,33 +56,33 @@ def main(argv: list[str]) -> int:
     from vit_dist.core.errors import ConfigError
     from vit_dist.core.world import array_element, launched_world
 
-    names = [word for word in args.words if "=" not in word]
+    runs = [word for word in args.words if "=" not in word]
     overrides = [word for word in args.words if "=" in word]
-    if len(names) != (args.list is None):
-        raise ConfigError(f"vit-dist evaluate: give one run directory or --list FILE, got {len(names)} directories")
+    if len(runs) != (args.list is None):
+        raise ConfigError(f"vit-dist evaluate: give one run directory or --list FILE, got {len(runs)} directories")
     if args.nproc < 1:
         raise ConfigError(f"--nproc {args.nproc}: at least one rank is needed")
     if args.cluster:
-        from vit_dist.cli._evaluate_jobs import submit_evaluation
+        from vit_dist.cli.evaluate.jobs import submit_evaluation
 
-        return submit_evaluation(args, names, overrides)
+        return submit_evaluation(args, runs, overrides)
     alone = [n for n in ("nodes", "devices", "time", "after", "max_parallel", "dry_run") if getattr(args, n)]
     if alone:
         raise ConfigError(f"--{alone[0].replace('_', '-')}: means something with --cluster only")
     element = array_element() if args.element is None else args.element
-    run_dir = Path(names[0]) if names else _line(args.list, element)
+    run_dir = Path(runs[0]) if runs else _line(args.list, element)
     checkpoint = ""
-    if run_dir.parent.name == "checkpoints":
+    if run_dir.parent.name == names.CHECKPOINTS:
         run_dir, checkpoint = run_dir.parent.parent, run_dir.name
-    recipe_file = run_dir / "recipe.yaml"
+    recipe_file = run_dir / names.RECIPE
     if not recipe_file.is_file():
         raise ConfigError(f"{run_dir}: no recipe.yaml in it: not the directory of a run that has begun")
     world = launched_world()
     if world is None:
-        from launcher.local import run_ranks
+        from launcher.processes.ranks import run_ranks
 
         with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
-            where = run_dir / "checkpoints" / checkpoint if checkpoint else run_dir
+            where = run_dir / names.CHECKPOINTS / checkpoint if checkpoint else run_dir
             words = ["evaluate", str(where), *overrides, *(["--out", str(args.out)] if args.out else [])]
             return run_ranks(words, nproc=args.nproc, scratch=Path(scratch))
     from vit_dist.train.evaluate import evaluate

@@ -8,20 +8,23 @@ import time
 from pathlib import Path
 
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.run import names
 
 
-def submit_evaluation(args: argparse.Namespace, names: list[str], overrides: list[str]) -> int:
+def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list[str]) -> int:
     """Submit, or print the script.
 
     Args:
         args: of `vit-dist evaluate`, parsed.
-        names: run directories (one) among its words; empty with --list.
+        runs: run directories (one) among its words; empty with --list.
         overrides: the other words.
     """
-    from launcher import pack_array, slurm
-    from launcher.cluster import load_cluster, slurm_time
-    from launcher.render import render_evaluate
+    from launcher.slurm import commands as slurm
+    from launcher.slurm.cluster import load_cluster, slurm_time
+    from launcher.slurm.render import Site, check_no_secrets, render_evaluate
+    from launcher.submit.snapshot import take_snapshot
     from vit_dist.core.files import write_bytes
+    from vit_dist.core.process import code_root
 
     if args.nproc != 1 or args.element is not None:
         raise ConfigError("--nproc and --element: mean nothing with --cluster; its jobs start a process a device")
@@ -37,16 +40,17 @@ def submit_evaluation(args: argparse.Namespace, names: list[str], overrides: lis
     except ValueError as error:
         raise ConfigError(f"--time: {error}") from None
     cluster = load_cluster(args.cluster)
-    subject = Path(names[0] if names else args.list).absolute()
+    subject = Path(runs[0] if runs else args.list).absolute()
     elements = _elements(args.list, begun=not args.after)
-    pack_array.check_words(overrides)
-    site = pack_array.site_of(cluster, Path(cluster.run_root or "runs"), time_limit)
-    where = subject.parent.parent if subject.parent.name == "checkpoints" else subject
+    check_no_secrets(overrides)
+    where = subject.parent.parent if subject.parent.name == names.CHECKPOINTS else subject
     # What another job is still to train has not begun.
-    if args.list is None and not args.after and not (where / "recipe.yaml").is_file():
+    if args.list is None and not args.after and not (where / names.RECIPE).is_file():
         raise ConfigError(f"{where}: no recipe.yaml in it: not the directory of a run that has begun")
-    folder = (where / "logs") if args.list is None else subject.with_name(f"{subject.name}.evaluate")
+    folder = (where / names.LOGS) if args.list is None else subject.with_name(f"{subject.name}.evaluate")
     stamp = hashlib.sha256(f"{time.time_ns()}".encode()).hexdigest()[:6]
+    code = code_root() if args.dry_run else folder / f"evaluate-{stamp}.code"
+    site = Site.of(cluster, code, run_root=Path(cluster.run_root or "runs"), time_limit=time_limit)
     words = ["--list", str(subject)] if args.list else [str(subject)]
     script = render_evaluate(
         site,
@@ -62,12 +66,13 @@ def submit_evaluation(args: argparse.Namespace, names: list[str], overrides: lis
         print(script, end="")  # noqa: T201 - the result
         return 0
     folder.mkdir(parents=True, exist_ok=True)
+    take_snapshot(code)
     path = folder / f"evaluate-{stamp}.sbatch"
     write_bytes(str(path), script.encode())
     after = [f"--dependency=afterok:{args.after}"] if args.after else []
     told = slurm.sbatch(path, args=after)
-    runs = f"an array of {elements} runs" if elements else str(subject)
-    print(f"job {told.job}: evaluates {runs}\nlogs {folder}/evaluate-{stamp}.log{'-*' if elements else ''}")  # noqa: T201
+    what = f"an array of {elements} runs" if elements else str(subject)
+    print(f"job {told.job}: evaluates {what}\nlogs {folder}/evaluate-{stamp}.log{'-*' if elements else ''}")  # noqa: T201
     return 0
 
 
@@ -79,7 +84,7 @@ def _elements(path: Path | None, *, begun: bool) -> int:
         lines = path.read_text().splitlines()
     except OSError as error:
         raise ConfigError(f"--list {path}: cannot be read: {error.strerror}") from None
-    wrong = next((line for line in lines if begun and not (Path(line) / "recipe.yaml").is_file()), None)
+    wrong = next((line for line in lines if begun and not (Path(line) / names.RECIPE).is_file()), None)
     if not lines or wrong is not None:
         problem = f"{wrong!r} is not the directory of a run that has begun" if lines else "no runs in it"
         raise ConfigError(f"--list {path}: {problem}")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from vit_dist.cli.models.options import at_least_one, model_config, usual_size
 from vit_dist.core.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from vit_dist.core.costs import Cost
     from vit_dist.models import ModelConfig
+    from vit_dist.models.costs import Cost
 
 SUMMARY = "list models and their costs, show one, read and write weights"
 
@@ -61,51 +62,15 @@ def main(argv: list[str]) -> int:
 
 
 def _import(argv: list[str]) -> int:
-    from vit_dist.cli._models_weights import import_main
+    from vit_dist.cli.models.weights import import_main
 
     return import_main(argv)
 
 
 def _export(argv: list[str]) -> int:
-    from vit_dist.cli._models_weights import export_main
+    from vit_dist.cli.models.weights import export_main
 
     return export_main(argv)
-
-
-def model_config(name: str, settings: Sequence[str] = ()) -> ModelConfig:
-    """The config of a model by its name, with settings such as 'pool=map' over its preset.
-
-    Raises:
-        ConfigError: no such model (names the nearest), or a setting that it does not take.
-    """
-    from vit_dist.config.load import parse_overrides, validate
-    from vit_dist.core.registry import MODELS
-    from vit_dist.models import ModelConfig
-
-    cls, defaults = MODELS.lookup(name)
-    given = parse_overrides(list(settings))
-    if given.get("name", name) != name:
-        raise ConfigError(f"model {name}: name={given['name']}: a setting cannot rename the model; ask for that one")
-    config = validate(cls, {**defaults, **given}, f"model {name}")
-    assert isinstance(config, ModelConfig)
-    return config
-
-
-def usual_size(config: ModelConfig) -> int:
-    """224 pixels, or 28 for the small ones that are made for such images."""
-    return 28 if config.name.endswith(("-demo", "-test")) else 224
-
-
-def at_least_one(args: argparse.Namespace, *names: str) -> None:
-    """Refuse options, by their names in `args`, that were given a number below 1.
-
-    Raises:
-        ConfigError: names the option.
-    """
-    for name in names:
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')}={value}: at least 1 is needed")
 
 
 def _giga(macs: int) -> str:
@@ -125,8 +90,8 @@ def _list(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     at_least_one(args, "image_size", "num_classes")
 
-    from vit_dist.core.costs import model_cost
     from vit_dist.core.registry import MODELS
+    from vit_dist.models.costs import model_cost
 
     print_row = "{:<16} {:<8} {:>14} {:>10} {:>7}".format
     lines = [print_row("model", "family", "parameters", "GMACs", "pixels")]
@@ -190,7 +155,7 @@ def _show(argv: list[str]) -> int:
 
 def _cost(config: ModelConfig, num_classes: int, image_size: int) -> Cost:
     """By arithmetic; a model of timm is built without weights and counted."""
-    from vit_dist.core.costs import Cost, model_cost
+    from vit_dist.models.costs import Cost, model_cost
 
     cost = model_cost(config, num_classes=num_classes, image_size=image_size)
     if cost is not None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_dist.cli.models import at_least_one, model_config, usual_size
+from vit_dist.cli.models.options import at_least_one, model_config, usual_size
 from vit_dist.core.errors import ConfigError, did_you_mean
 from vit_dist.core.files import redact
 
@@ -78,8 +78,8 @@ def import_main(argv: list[str]) -> int:
     if args.settings and not args.model:
         raise ConfigError(f"{args.settings[0]}: settings are those of a model; give --model NAME")
     from vit_dist.models.weights.files import Wanted, read_weights
-    from vit_dist.train.weights import is_checkpoint
-    from vit_dist.train.weights_remote import brought_here
+    from vit_dist.train.checkpoint.weights import is_checkpoint
+    from vit_dist.train.checkpoint.weights_remote import brought_here
 
     wanted = Wanted(
         config=model_config(args.model, args.settings) if args.model else None,
@@ -116,8 +116,8 @@ def export_main(argv: list[str]) -> int:
 
     from vit_dist.core.files import is_remote
     from vit_dist.models.weights.files import read_weights
-    from vit_dist.train.weights import checkpoint_weights, fresh_weights, is_checkpoint
-    from vit_dist.train.weights_remote import brought_here
+    from vit_dist.train.checkpoint.weights import checkpoint_weights, fresh_weights, is_checkpoint
+    from vit_dist.train.checkpoint.weights_remote import brought_here
 
     path = Path(args.source)
     fresh = {"--seed": args.seed, "--num-classes": args.num_classes, "--image-size": args.image_size}
@@ -139,7 +139,7 @@ def export_main(argv: list[str]) -> int:
 
 def _write(weights: Weights, out: str) -> None:
     from vit_dist.models.weights.files import write_weights
-    from vit_dist.train.weights_remote import sent_there
+    from vit_dist.train.checkpoint.weights_remote import sent_there
 
     with sent_there(out) as here:
         write_weights(weights, here)

@@ -15,12 +15,12 @@ examples:
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    from vit_dist.cli._watch_common import run_parser, the_run
+    from vit_dist.cli.runs.options import run_parser, the_run
 
     parser = run_parser("cancel", "end a run's job for good, without a save of its own", _EXAMPLES)
     args = parser.parse_args(argv)
 
-    from launcher.watch_act import cancel
+    from launcher.status.actions import cancel
     from vit_dist.core.log import log
 
     run = the_run(args)

@@ -18,16 +18,18 @@ prints the checkpoint's directory
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    from vit_dist.cli._watch_common import run_parser, the_run
+    from vit_dist.cli.runs.options import run_parser, the_run
 
     parser = run_parser("checkpoint", "ask a running run for a checkpoint, and wait until it is committed", _EXAMPLES)
     parser.add_argument("--timeout", metavar="SECONDS", type=float, default=900.0, help="longest wait (default 900)")
     parser.add_argument("--no-wait", action="store_true", help="only ask")
     args = parser.parse_args(argv)
 
-    from launcher.watch import require
-    from launcher.watch_act import ask, checkpoint
+    from launcher.status.actions import ask, checkpoint
+    from launcher.status.view import require
     from vit_dist.core.log import log
+    from vit_dist.core.run.checkpoints import step_name
+    from vit_dist.core.run.names import CHECKPOINTS
 
     run = the_run(args)
     if args.no_wait:
@@ -36,5 +38,5 @@ def main(argv: list[str]) -> int:
         log(f"  {run}: asked for a checkpoint")
         return 0
     step = checkpoint(run, timeout_s=args.timeout)
-    sys.stdout.write(f"{run / 'checkpoints' / f'step-{step:010d}'}\n")
+    sys.stdout.write(f"{run / CHECKPOINTS / step_name(step)}\n")
     return 0

@@ -12,8 +12,8 @@ from vit_dist.core.files import redact
 from vit_dist.core.units import format_seconds
 
 if TYPE_CHECKING:
-    from launcher.ledger import LedgerEntry
-    from launcher.watch import RunView
+    from launcher.status.run_view import RunView
+    from launcher.supervise.ledger import LedgerEntry
 
 BUCKETS = ("train", "wait", "eval", "save", "start", "lost", "down")
 COLUMNS = ("run", "state", "job", "step", "done", "img/s", "left", "useful", "saved", "tries", "note")
@@ -154,7 +154,7 @@ def attempt_row(entry: LedgerEntry, now: float) -> tuple[str, ...]:
 
 def row(view: RunView, now: float) -> tuple[str, ...]:
     """One line of the table of runs; see COLUMNS."""
-    from launcher.watch_advice import explain_waiting
+    from launcher.status.advice import explain_waiting
 
     note = view.reason
     if view.state == "waiting" and view.job is not None:
@@ -183,7 +183,7 @@ def row(view: RunView, now: float) -> tuple[str, ...]:
 
 def order(views: Sequence[RunView]) -> list[RunView]:
     """What needs a look first: in hand, then trouble, then the rest; within each the newest sign of life first."""
-    from launcher.watch import ACTIVE
+    from launcher.status.run_view import ACTIVE
 
     rank = {state: i for i, state in enumerate((*ACTIVE, "silent", "lost", "given up", "failed"))}
     return sorted(views, key=lambda v: (rank.get(v.state, 99), -v.seen, v.name))

@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from vit_dist.core.run import names
+
 _EXAMPLES = """
 Shows the last lines of the first rank in the newest attempt. Every job leaves logs/batch.log (its supervisor) and
 logs/attempt-0001/ with rank-0.log, rank-1.log, ... and srun.log in the run's directory.
@@ -25,7 +27,7 @@ examples:
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    from vit_dist.cli._watch_common import run_parser, the_run
+    from vit_dist.cli.runs.options import run_parser, the_run
 
     parser = run_parser("logs", "show what a run's ranks have printed, and the error that came first", _EXAMPLES)
     parser.add_argument("-f", "--follow", action="store_true", help="go on as lines are written")
@@ -47,7 +49,7 @@ def main(argv: list[str]) -> int:
         return _first_error(run, args.attempt)
     if args.follow:
         return _follow(run, args)
-    from launcher.watch_logs import tail
+    from launcher.status.logs import tail
 
     path = _file(run, args)
     for line in tail(path, args.lines):
@@ -56,14 +58,14 @@ def main(argv: list[str]) -> int:
 
 
 def _file(run: Path, args: argparse.Namespace) -> Path:
-    from launcher.watch_logs import attempt_dir, rank_log
+    from launcher.status.logs import attempt_dir, rank_log
 
-    return run / "logs" / "batch.log" if args.batch else rank_log(attempt_dir(run, args.attempt), args.rank)
+    return run / names.LOGS / names.BATCH_LOG if args.batch else rank_log(attempt_dir(run, args.attempt), args.rank)
 
 
 def _follow(run: Path, args: argparse.Namespace) -> int:
-    from launcher.watch import look_at
-    from launcher.watch_logs import follow
+    from launcher.status.logs import follow
+    from launcher.status.view import look_at
     from vit_dist.core.errors import VitDistError
     from vit_dist.core.log import log
 
@@ -97,9 +99,9 @@ def _follow(run: Path, args: argparse.Namespace) -> int:
 
 
 def _first_error(run: Path, attempt: int | None) -> int:
-    from launcher.ledger import read_ledger
-    from launcher.watch_logs import attempt_dir, attempts_with_logs, first_error
-    from vit_dist.cli._watch_facts import clean
+    from launcher.status.logs import attempt_dir, attempts_with_logs, first_error
+    from launcher.supervise.ledger import read_ledger
+    from vit_dist.cli.runs.facts import clean
     from vit_dist.core.log import log
 
     if attempt is None:  # the newest that ended in trouble, else the newest
@@ -112,9 +114,9 @@ def _first_error(run: Path, attempt: int | None) -> int:
     if entry is not None:
         ended = "has not ended" if entry.open else f"ended: {entry.cause.replace('_', ' ')}"
         log(f"attempt {number} {ended}{f'; {clean(entry.detail)}' if entry.detail else ''}")
-    batch = run / "logs" / "batch.log"
+    batch = run / names.LOGS / names.BATCH_LOG
     finding = first_error(directory, batch if len(attempts_with_logs(run)) == 1 else None)
-    stacks = sorted((run / "stacks").glob("*")) if entry is not None and entry.cause == "hung" else []
+    stacks = sorted((run / names.STACKS).glob("*")) if entry is not None and entry.cause == "hung" else []
     if stacks:
         log(f"where every thread stood when it hung: {run / 'stacks'}")
     if finding is None:

@@ -40,6 +40,6 @@ def the_run(args: argparse.Namespace) -> Path:
     Raises:
         ConfigError: there is no such run, or several.
     """
-    from launcher.watch_find import find_run, run_roots
+    from launcher.status.find import find_run, run_roots
 
     return find_run(args.run, run_roots(args.runs))

@@ -16,7 +16,7 @@ examples:
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    from vit_dist.cli._watch_common import run_parser, the_run
+    from vit_dist.cli.runs.options import run_parser, the_run
 
     parser = run_parser("requeue", "put a run's job back into the queue", _EXAMPLES)
     parser.add_argument(
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--timeout", metavar="SECONDS", type=float, default=900.0, help="for that one (default 900)")
     args = parser.parse_args(argv)
 
-    from launcher.watch_act import requeue
+    from launcher.status.actions import requeue
     from vit_dist.core.log import log
 
     run = the_run(args)

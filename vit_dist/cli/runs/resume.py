@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vit_dist.core.run import names
+
 if TYPE_CHECKING:
     import argparse
 
-    from launcher.submit import Submitted, Wish
+    from launcher.submit.run import Submitted, Wish
 
 _EXAMPLES = """
 For a run that was stopped or cancelled, has failed or was given up. A new job goes on in the same directory from the
@@ -31,7 +33,7 @@ examples:
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    from vit_dist.cli._watch_common import run_parser, the_run
+    from vit_dist.cli.runs.options import run_parser, the_run
 
     parser = run_parser("resume", "go on with a run that has ended", _EXAMPLES)
     parser.add_argument("overrides", metavar="k=v", nargs="*", help="keys of the recipe that are not of its identity")
@@ -43,7 +45,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--nproc", metavar="N", type=int, help="on this machine: processes (as before)")
     args = parser.parse_intermixed_args(argv)
 
-    from launcher.watch_files import read_run
+    from launcher.status.files import read_run
     from vit_dist.core.errors import ConfigError
 
     run = the_run(args)
@@ -60,19 +62,19 @@ def main(argv: list[str]) -> int:
 
 
 def _here(run: Path, args: argparse.Namespace) -> int:
-    from launcher.watch_act import device_count
-    from launcher.watch_resume import check_ended, recipe_of
+    from launcher.status.actions import device_count
+    from launcher.submit.resume import check_ended, recipe_of
     from vit_dist.cli.run import main as train
 
     check_ended(run)
-    (run / "request").unlink(missing_ok=True)  # a wish about the attempt before
+    (run / names.REQUEST).unlink(missing_ok=True)  # a wish about the attempt before
     nproc = args.nproc if args.nproc is not None else device_count(run)
     return train([str(recipe_of(run)), *args.overrides, "--run-dir", str(run), "--nproc", str(nproc)])
 
 
 def _as_job(run: Path, args: argparse.Namespace) -> int:
-    from launcher.submit import check, submit
-    from launcher.watch_resume import Changes, wish_to_resume
+    from launcher.submit.resume import Changes, wish_to_resume
+    from launcher.submit.run import check, submit
     from vit_dist.core.world import World
     from vit_dist.train.plan import open_training
 
@@ -87,7 +89,7 @@ def _as_job(run: Path, args: argparse.Namespace) -> int:
 
 
 def _report(done: Submitted, wish: Wish) -> None:
-    from launcher.watch_files import newest_checkpoint
+    from vit_dist.core.run.checkpoints import newest_checkpoint
 
     for text in done.warnings:
         sys.stderr.write(f"warning: {text}\n")

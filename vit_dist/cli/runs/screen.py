@@ -11,10 +11,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from vit_dist.cli._watch_facts import ATTEMPT_COLUMNS, COLUMNS, attempt_row, clean, facts, filled, order, row, summary
+from vit_dist.cli.runs.facts import ATTEMPT_COLUMNS, COLUMNS, attempt_row, clean, facts, filled, order, row, summary
 
 if TYPE_CHECKING:
-    from launcher.watch import RunView
+    from launcher.status.run_view import RunView
 
 _STYLES = {
     "running": "bold green",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from launcher.watch import RunView
+    from launcher.status.run_view import RunView
 
 _EXAMPLES = """
 Without RUN: a table of all runs, those in hand first. What stands there comes from the files of the runs; Slurm is
@@ -35,7 +35,7 @@ examples:
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    from vit_dist.cli._watch_common import RUN_HELP, add_runs
+    from vit_dist.cli.runs.options import RUN_HELP, add_runs
 
     parser = argparse.ArgumentParser(
         "vit-dist status",
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     add_runs(parser)
     args = parser.parse_args(argv)
 
-    from launcher.watch_find import find_run, run_roots
+    from launcher.status.find import find_run, run_roots
     from vit_dist.core.errors import ConfigError
 
     if args.watch and args.json:
@@ -67,8 +67,8 @@ def main(argv: list[str]) -> int:
 
 
 def _views(path: Path | None, roots: list[Path]) -> tuple[list[RunView], str]:
-    from launcher.watch import look, look_at
-    from launcher.watch_find import find_runs
+    from launcher.status.find import find_runs
+    from launcher.status.view import look, look_at
 
     if path is None:
         return look(find_runs(roots))
@@ -77,7 +77,7 @@ def _views(path: Path | None, roots: list[Path]) -> tuple[list[RunView], str]:
 
 
 def _json(path: Path | None, roots: list[Path]) -> int:
-    from vit_dist.cli._watch_facts import as_json
+    from vit_dist.cli.runs.facts import as_json
 
     views, silence = _views(path, roots)
     told = as_json(views[0]) if path is not None else {"runs": [as_json(view) for view in views]}
@@ -88,7 +88,7 @@ def _json(path: Path | None, roots: list[Path]) -> int:
 def _once(path: Path | None, roots: list[Path]) -> int:
     views, silence = _views(path, roots)
     if sys.stdout.isatty():
-        from vit_dist.cli import _watch_screen as screen
+        from vit_dist.cli.runs import screen
 
         console = screen.console()
         if path is not None:
@@ -105,7 +105,7 @@ def _watch(path: Path | None, roots: list[Path], every_s: float) -> int:
         return _watch_lines(path, roots, every_s)
     from rich.live import Live
 
-    from vit_dist.cli import _watch_screen as screen
+    from vit_dist.cli.runs import screen
 
     console = screen.console()
     with Live(console=console, auto_refresh=False, screen=path is None, vertical_overflow="crop") as live:
@@ -124,7 +124,7 @@ def _watch(path: Path | None, roots: list[Path], every_s: float) -> int:
 
 def _watch_lines(path: Path | None, roots: list[Path], every_s: float) -> int:
     """A line of each run whenever its state or step has changed."""
-    from vit_dist.cli._watch_facts import order
+    from vit_dist.cli.runs.facts import order
 
     said: dict[Path, tuple[object, ...]] = {}
     while True:
@@ -145,7 +145,7 @@ def _goes_on(view: RunView) -> bool:
 
 
 def _short(view: RunView) -> str:
-    from vit_dist.cli._watch_facts import clean, progress_line, rate_line
+    from vit_dist.cli.runs.facts import clean, progress_line, rate_line
 
     now = time.time()
     reason = f" ({clean(view.reason)})" if view.reason else ""
@@ -154,7 +154,7 @@ def _short(view: RunView) -> str:
 
 
 def _plain_one(view: RunView) -> str:
-    from vit_dist.cli._watch_facts import ATTEMPT_COLUMNS, attempt_row, clean, facts
+    from vit_dist.cli.runs.facts import ATTEMPT_COLUMNS, attempt_row, clean, facts
 
     now = time.time()
     reason = f": {clean(view.reason)}" if view.reason else ""
@@ -167,7 +167,7 @@ def _plain_one(view: RunView) -> str:
 
 
 def _plain_many(views: list[RunView], note: str) -> str:
-    from vit_dist.cli._watch_facts import COLUMNS, clean, order, row, summary
+    from vit_dist.cli.runs.facts import COLUMNS, clean, order, row, summary
 
     now = time.time()
     lines = _columns([COLUMNS, *(row(view, now) for view in order(views))]) if views else []

@@ -16,14 +16,14 @@ examples:
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    from vit_dist.cli._watch_common import run_parser, the_run
+    from vit_dist.cli.runs.options import run_parser, the_run
 
     parser = run_parser("stop", "let a run save and end", _EXAMPLES)
     parser.add_argument("--timeout", metavar="SECONDS", type=float, default=1800.0, help="longest wait (default 1800)")
     parser.add_argument("--no-wait", action="store_true", help="only ask")
     args = parser.parse_args(argv)
 
-    from launcher.watch_act import stop
+    from launcher.status.actions import stop
     from vit_dist.core.log import log
 
     run = the_run(args)

@@ -1,4 +1,4 @@
-"""`vit-dist study`: finds the verb's module; a module a verb, `_study_<verb>.py`."""
+"""`vit-dist study`: finds the verb's module; a module a verb, of its name."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ def main(argv: list[str]) -> int:
         return 0 if argv else 2
     if argv[0] not in VERBS:
         raise ConfigError(f"vit-dist study: unknown verb {argv[0]!r}{did_you_mean(argv[0], VERBS)}")
-    module = importlib.import_module(f"vit_dist.cli._study_{argv[0]}")
+    module = importlib.import_module(f"{__name__}.{argv[0]}")
     return int(module.main(argv[1:]))

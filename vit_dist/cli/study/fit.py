@@ -9,14 +9,14 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vit_dist.cli._study_common import make_console, print_table
+from vit_dist.cli.study.options import make_console, print_table
 from vit_dist.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vit_dist.study.curve import CurveFit
-    from vit_dist.study.tables import TablePoints
+    from vit_dist.scaling.fit.curve import CurveFit
+    from vit_dist.scaling.tables import TablePoints
 
 _EXAMPLES = """\
 examples:
@@ -75,10 +75,10 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--bootstraps {args.bootstraps}: 0 or more")
 
     from vit_dist.core.files import write_bytes
-    from vit_dist.study.crossings import crossover
-    from vit_dist.study.fits import FitOptions, fit_curve
-    from vit_dist.study.forecasts import forecast, needed
-    from vit_dist.study.tables import read_points
+    from vit_dist.scaling.fit.crossings import crossover
+    from vit_dist.scaling.fit.fits import FitOptions, fit_curve
+    from vit_dist.scaling.fit.forecasts import forecast, needed
+    from vit_dist.scaling.tables import read_points
 
     groups = read_points(args.table, args.x, args.y, group=args.group, run=args.run, where=where)
     options = FitOptions(bootstraps=args.bootstraps, seed=args.seed)
@@ -167,7 +167,7 @@ def _errors(table: str, column: str, points: TablePoints) -> list[float]:
 def _table(fits: Sequence[CurveFit], y: str, x: str, group: str | None) -> Table:
     from rich.table import Table
 
-    from vit_dist.study.doubts import short
+    from vit_dist.scaling.fit.diagnostics import short
 
     result = Table(title=f"{y} against {x}", title_justify="left")
     result.add_column(group or "", no_wrap=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit_dist.cli._study_common import (
+from vit_dist.cli.study.options import (
     add_runs,
     grid_line,
     make_console,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from vit_dist.study.expense import Device, Expense, Pace, SetFacts
+    from vit_dist.study.cost import Device, Expense, Pace
 
 
 def main(argv: list[str]) -> int:
@@ -49,14 +49,14 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--devices {args.devices}: at least one is needed")
 
     from vit_dist.core.files import write_bytes
-    from vit_dist.study.expense import expenses, facts_reader, find_device, measured_pace
+    from vit_dist.study.cost import expenses, find_device, measured_pace, set_facts
     from vit_dist.study.grid import load_study, plan
     from vit_dist.study.local import cell_state
 
     device = find_device(args.device or "a100", _share(args.utilisation or "0.4"))
     study = load_study(name, overrides)
     cells, directory = plan(study), Path(args.runs) / study.name
-    paid = expenses(cells, facts_reader(_facts), devices=args.devices, device=device if args.device else None)
+    paid = expenses(cells, set_facts(), devices=args.devices, device=device if args.device else None)
     states = {cell.name: state_word(cell, cell_state(directory / cell.name)) or "missing" for cell in cells}
     pace = None if args.device or args.utilisation else measured_pace(paid, directory)
     rate = _Rate.of(pace, device)
@@ -105,14 +105,6 @@ def _share(text: str) -> float:
         return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         raise ConfigError(f"--utilisation {text!r}: expected a share such as 0.4 or 40%") from None
-
-
-def _facts(url: str) -> SetFacts:
-    from vit_dist.data.manifest import read_manifest
-    from vit_dist.study.expense import SetFacts
-
-    manifest = read_manifest(url)
-    return SetFacts(manifest.num_samples, int(manifest.sizes.sum()))
 
 
 def _heading(title: str, *columns: str) -> Table:

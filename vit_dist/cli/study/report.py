@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_dist.cli._study_common import add_runs, make_console, print_table, split_words, study_parser
+from vit_dist.cli.study.options import add_runs, make_console, print_table, split_words, study_parser
 from vit_dist.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vit_dist.study.collect import Collection
+    from vit_dist.scaling.collect import Collection
     from vit_dist.study.grid import StudyConfig
 
 
@@ -36,11 +36,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--no-cache", action="store_true", help="fit and draw again, also where nothing has changed")
     args = parser.parse_intermixed_args(argv)
 
-    from vit_dist.core.runlog import VAL_TOP1
-    from vit_dist.study.collect import collect
+    from vit_dist.core.run.log import VAL_TOP1
+    from vit_dist.scaling.collect import collect
+    from vit_dist.scaling.report.write import write_report
+    from vit_dist.scaling.tagmap import load_tag_map
     from vit_dist.study.grid import load_study, plan
-    from vit_dist.study.report import write_report
-    from vit_dist.study.tagmap import load_tag_map
 
     study: StudyConfig | None = None
     name: str | None = None
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
     console.print(f"        {len(files.figures)} figures as PNG and SVG, such as {files.figures[0]}", markup=False)
     console.print(f"        {len(files.tables)} tables as CSV, and {files.json.name}", markup=False)
     if args.tensorboard:
-        from vit_dist.study.tensorboard import export_tensorboard
+        from vit_dist.scaling.report.tensorboard import export_tensorboard
 
         export_tensorboard(collection, Path(args.tensorboard))
         console.print(f"by examples and by GFLOPs: tensorboard --logdir {args.tensorboard}", markup=False)
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
 def _means_table(collection: Collection) -> Table:
     from rich.table import Table
 
-    from vit_dist.study.summary import is_share, means
+    from vit_dist.scaling.summary import is_share, means
 
     averaged = means(collection.observations)
     families = list(dict.fromkeys(point.series for point in averaged))

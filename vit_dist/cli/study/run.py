@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_dist.cli._study_common import add_runs, grid_line, make_console, split_words, study_parser
+from vit_dist.cli.study.options import add_runs, grid_line, make_console, split_words, study_parser
 from vit_dist.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     name, overrides = split_words(args.words, "run")
 
-    from launcher.local import run_local, run_ranks
-    from launcher.side_by_side import SideBySide
+    from launcher.processes.ranks import run_local, run_ranks
+    from launcher.processes.side_by_side import SideBySide
     from vit_dist.study.grid import load_study, plan
     from vit_dist.study.local import evaluation_words, run_cells
 

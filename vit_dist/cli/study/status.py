@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_dist.cli._study_common import add_runs, make_console, print_table, split_words, study_parser
+from vit_dist.cli.study.options import add_runs, make_console, print_table, split_words, study_parser
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     name, overrides = split_words(args.words, "status")
 
-    from launcher.study_array import queued
+    from launcher.submit.study import queued
     from vit_dist.core.files import write_bytes
     from vit_dist.study.grid import load_study, plan
     from vit_dist.study.local import cell_state

@@ -6,13 +6,13 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_dist.cli._study_common import grid_line, make_console, split_words, study_parser
+from vit_dist.cli.study.options import grid_line, make_console, split_words, study_parser
 from vit_dist.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from launcher.study_array import StudyJobs, Todo
+    from launcher.submit.study import StudyJobs, Todo
 
 
 def main(argv: list[str]) -> int:
@@ -40,9 +40,9 @@ def main(argv: list[str]) -> int:
         if getattr(args, option) < low:
             raise ConfigError(f"--{option.replace('_', '-')} {getattr(args, option)}: at least {low} is needed")
 
-    from launcher.cluster import load_cluster
-    from launcher.study_array import StudyJobs, dry_run, submit, todo
-    from launcher.submit import parse_time
+    from launcher.slurm.cluster import load_cluster
+    from launcher.submit.run import parse_time
+    from launcher.submit.study import StudyJobs, dry_run, submit, todo
     from vit_dist.study.grid import load_study, plan
 
     study, cluster = load_study(name, overrides), load_cluster(args.cluster, args.set)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from vit_dist.core.event_reader import EventFile, FileStamp, Series, read_many
+from vit_dist.core.events.reader import EventFile, FileStamp, Series, read_many
 from vit_dist.core.files import is_remote, local_path
 
 _VERSION = 1  # of what an entry looks like and of what the reader makes of a file

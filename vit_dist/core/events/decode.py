@@ -20,8 +20,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from vit_dist.core.event_crc import crc32c, crc_far, mask_crc, masked_crc
-from vit_dist.core.event_layout import Layout, column_at, number_at, read_layout, signed, varint
+from vit_dist.core.events.crc import crc32c, crc_far, mask_crc, masked_crc
+from vit_dist.core.events.layout import Layout, column_at, number_at, read_layout, signed, varint
 
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint64]

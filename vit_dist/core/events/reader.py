@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.event_bytes import Decoder, Part, tag_filter
+from vit_dist.core.events.decode import Decoder, Part, tag_filter
 from vit_dist.core.files import explained, file_system, is_remote, local_path, redact
 
 _BLOCK_BYTES = 4 << 20

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from vit_dist.core.errors import RunError
-from vit_dist.core.event_crc import masked_crc
-from vit_dist.core.event_reader import (
+from vit_dist.core.events.crc import masked_crc
+from vit_dist.core.events.reader import (
     EventFile,
     RunLog,
     Series,

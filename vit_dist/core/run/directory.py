@@ -1,19 +1,6 @@
-"""The directory of a run: what lies where, who it belongs to, how it stands. No torch.
+"""The directory of a run: its small files read and written, who it belongs to, how it stands. No torch.
 
-run.json          identity of the run; written once
-recipe.yaml       the resolved recipe
-status.json       how the last attempt stands: running, done, stopped, failed
-attempts.jsonl    every attempt's beginning and end, a line each; only ever appended to
-owner.json        the attempt that may write here; an older one that still runs finds it is not it
-alive.json        where the running attempt's time went, written every few seconds: what a crash cost is told by it
-request           made by a person: `save`, or `stop` for save and stop; removed when it is served
-order/            ordinals of every step's examples, where the recipe asks for them
-stacks/           where every thread stood when a rank hung
-tb/               event files
-checkpoints/      step-0000001000/, each whole once its COMMITTED.json is there
-quarantine.jsonl  samples that could not be decoded
-nonfinite.jsonl   steps whose loss or gradient was not finite, with the keys of their examples
-lock              held while an attempt runs
+What lies in it: core/run/names.py.
 """
 
 from __future__ import annotations
@@ -27,7 +14,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +22,7 @@ from typing import Any
 from vit_dist.core.errors import RunError
 from vit_dist.core.files import append_json, write_bytes
 from vit_dist.core.log import log
+from vit_dist.core.run import names
 
 DYING_S = 5.0
 """How long the ranks of an attempt that was killed may take to let go of its directory."""
@@ -51,7 +39,7 @@ class Status:
         reason: why it stopped or failed.
         host, pid, time: who wrote this, and when (seconds since 1970).
         attempt: the how-manieth of the run, from 1.
-        goodput: where the time of all attempts went, in seconds (see train/goodput.py).
+        goodput: where the time of all attempts went, in seconds (see train/progress/goodput.py).
         total_steps: length of the run; 0 where that is not known yet.
         examples_per_s: at the last log.
         metrics: what was measured last, by short names.
@@ -80,32 +68,32 @@ class RunDir:
     @property
     def events(self) -> Path:
         """Event files of all attempts."""
-        return self.path / "tb"
+        return self.path / names.EVENTS
 
     @property
     def checkpoints(self) -> Path:
         """Step directories."""
-        return self.path / "checkpoints"
+        return self.path / names.CHECKPOINTS
 
     @property
     def quarantine(self) -> Path:
         """Samples that could not be decoded, a JSON object a line."""
-        return self.path / "quarantine.jsonl"
+        return self.path / names.QUARANTINE
 
     @property
     def nonfinite(self) -> Path:
         """Steps that were not applied, with the keys of their examples, a JSON object a line."""
-        return self.path / "nonfinite.jsonl"
+        return self.path / names.NONFINITE
 
     @property
     def stacks(self) -> Path:
         """Where every thread stood when a rank hung, a file a rank."""
-        return self.path / "stacks"
+        return self.path / names.STACKS
 
     @property
     def order(self) -> Path:
         """What every step was trained on, a file an attempt and rank; see `log.order`."""
-        return self.path / "order"
+        return self.path / names.ORDER
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A small JSON file, or None where there is none.
@@ -129,7 +117,7 @@ class RunDir:
 
     def status(self) -> Status | None:
         """How the last attempt stands, or None before the first."""
-        raw = self.read_json("status.json")
+        raw = self.read_json(names.STATUS)
         if raw is None:
             return None
         return Status(**{k: v for k, v in raw.items() if k in Status.__dataclass_fields__})
@@ -162,7 +150,7 @@ class RunDir:
             examples_per_s=examples_per_s,
             metrics={name: value for name, value in (metrics or {}).items() if math.isfinite(value)},
         )
-        self.write_json("status.json", asdict(told))
+        self.write_json(names.STATUS, asdict(told))
 
     def take_over(self, attempt: int) -> str:
         """Make this attempt the one that may write here.
@@ -172,12 +160,12 @@ class RunDir:
         """
         token = secrets.token_hex(16)
         owner = {"token": token, "attempt": attempt, "host": socket.gethostname(), "pid": os.getpid()}
-        self.write_json("owner.json", {**owner, "time": time.time()})
+        self.write_json(names.OWNER, {**owner, "time": time.time()})
         return token
 
     def owner(self) -> dict[str, Any]:
         """The attempt that may write here; empty where none has begun."""
-        return self.read_json("owner.json") or {}
+        return self.read_json(names.OWNER) or {}
 
     def taken_over(self, token: str) -> str:
         """Who owns the directory in place of the attempt with this token, for people; '' where that attempt does."""
@@ -191,14 +179,14 @@ class RunDir:
 
     def write_alive(self, attempt: int, goodput: Mapping[str, float]) -> None:
         """Say that an attempt lives, and where its time went. Not flushed to the disk: the next one comes soon."""
-        path, temporary = self.path / "alive.json", self.path / ".alive.json.tmp"
+        path, temporary = self.path / names.HEARTBEAT, self.path / f".{names.HEARTBEAT}.tmp"
         temporary.write_text(json.dumps({"attempt": attempt, "time": time.time(), "goodput": dict(goodput)}))
         temporary.replace(path)
 
     def last_life(self, status: Status) -> Status:
         """The status, with the times of alive.json where these reach further: after a crash they do."""
         with contextlib.suppress(RunError, TypeError, ValueError, AttributeError, KeyError):
-            alive = self.read_json("alive.json") or {}
+            alive = self.read_json(names.HEARTBEAT) or {}
             if status.status in {"done", "stopped"} and int(alive["attempt"]) <= status.attempt:
                 return status  # it ended as it should: what it said then is exact
             goodput = {str(bucket): float(seconds) for bucket, seconds in alive.get("goodput", {}).items()}
@@ -209,7 +197,7 @@ class RunDir:
     def attempts(self) -> list[dict[str, Any]]:
         """The lines of attempts.jsonl that are whole, in the order they were written."""
         try:
-            text = (self.path / "attempts.jsonl").read_text()
+            text = (self.path / names.ATTEMPTS).read_text()
         except FileNotFoundError:
             return []
         lines = []
@@ -220,18 +208,37 @@ class RunDir:
 
     def append_attempt(self, entry: Mapping[str, Any]) -> None:
         """Add a line to attempts.jsonl."""
-        path = self.path / "attempts.jsonl"
+        path = self.path / names.ATTEMPTS
         try:
             append_json(path, {**entry, "time": time.time()})
         except OSError as error:
             raise RunError(f"{path}: cannot be written: {error.strerror}") from None
+
+    def evaluation(self, evaluators: Sequence[Mapping[str, Any]], step: int) -> dict[str, float] | None:
+        """What these evaluators, as plain data, found at this step; None where they have not looked.
+
+        Raises:
+            RunError: the record is damaged.
+        """
+        for entry in (self.read_json(names.EVALUATED) or {}).get("evaluations", []):
+            if entry["evaluators"] == list(evaluators) and entry["step"] == step:
+                return dict(entry["values"])
+        return None
+
+    def record_evaluation(
+        self, evaluators: Sequence[Mapping[str, Any]], step: int, values: Mapping[str, float]
+    ) -> None:
+        """Add to the record that `evaluation` reads."""
+        record = self.read_json(names.EVALUATED) or {"evaluations": []}
+        entry = {"step": step, "evaluators": list(evaluators), "values": dict(values)}
+        self.write_json(names.EVALUATED, {"evaluations": [*record["evaluations"], entry]})
 
     def take_request(self) -> str:
         """What a person asks for: 'save', 'stop' or ''. The file is removed, so that it is served once.
 
         A file that says anything else is set aside as request.unknown.
         """
-        path = self.path / "request"
+        path = self.path / names.REQUEST
         try:
             asked = path.read_text().strip().lower()
         except FileNotFoundError:
@@ -240,7 +247,7 @@ class RunDir:
             asked = "unreadable"
         if asked == "":  # being written just now
             return ""
-        known = asked in {"save", "stop"}
+        known = asked in names.REQUESTS
         with contextlib.suppress(OSError):
             path.unlink() if known else path.rename(path.with_suffix(".unknown"))
         if not known:
@@ -280,7 +287,7 @@ class RunDir:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            handle = os.open(self.path / names.LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise RunError(f"{self.path}: the run directory cannot be used: {error.strerror}") from None
         try:

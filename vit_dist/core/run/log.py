@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.events import EventWriter, HParam, RunLog
+from vit_dist.core.events.writer import EventWriter, HParam, RunLog
 
 SCHEMA = 1
 
@@ -124,12 +124,6 @@ def run_status(log: RunLog) -> RunStatus | None:
         DataError: the entry is there but cannot be understood.
     """
     return _read(log, STATUS, RunStatus)
-
-
-def run_recipe(log: RunLog) -> str | None:
-    """The resolved recipe as YAML, as it was given to `write_start`."""
-    text = log.last_text(RECIPE)
-    return None if text is None else textwrap.dedent(text)
 
 
 def _read(log: RunLog, tag: str, cls: type[E]) -> E | None:

@@ -26,12 +26,12 @@ from vit_dist.core.files import (
     redact,
     write_bytes,
 )
+from vit_dist.core.progress import Progress
 from vit_dist.data import workers
 from vit_dist.data.manifest import ShardManifest, read_manifest, write_manifest
 from vit_dist.data.pack.dest import BAD_LIST, claimed, clear, remove_receipts
 from vit_dist.data.pack.items import Catalogue, Item, check_labels, shuffled_ordinals
 from vit_dist.data.pack.plan import PLAN, Plan, all_there, read_receipts, shorten, tasks_of
-from vit_dist.data.pack.progress import Progress
 from vit_dist.data.pack.shards import RECEIPTS, ImageOptions, Job, Receipt, Task, pack_shard
 from vit_dist.data.pack.sources import Source
 

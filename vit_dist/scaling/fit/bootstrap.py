@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vit_dist.study.forms import Array
+from vit_dist.scaling.fit.forms import Array
 
 # Points along one training curve are resampled in runs of this many: neighbours err alike.
 BLOCK = 5

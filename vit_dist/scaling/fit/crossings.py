@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from vit_dist.study.doubts import misses, short, span, whereabouts
-from vit_dist.study.fits import CurveFit, Interval, alternatives, plain
-from vit_dist.study.forms import Array
+from vit_dist.scaling.fit.diagnostics import misses, short, span, whereabouts
+from vit_dist.scaling.fit.fits import CurveFit, Interval, alternatives, plain
+from vit_dist.scaling.fit.forms import Array
 
 GRID = 600  # sizes that a crossing is looked for at
 

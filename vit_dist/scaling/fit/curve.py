@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vit_dist.study.bootstrap import BLOCK
-from vit_dist.study.forms import FORMS, Array
+from vit_dist.scaling.fit.bootstrap import BLOCK
+from vit_dist.scaling.fit.forms import FORMS, Array
 
 Interval = tuple[float, float]
 

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from vit_dist.study.curve import CurveFit
-from vit_dist.study.forms import FORMS, MAX_EXPONENT
+from vit_dist.scaling.fit.curve import CurveFit
+from vit_dist.scaling.fit.forms import FORMS, MAX_EXPONENT
 
 # A floor whose interval spans this share of what it could be at all is not known.
 _WIDE = 0.75

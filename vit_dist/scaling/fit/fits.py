@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
-from vit_dist.study.bootstrap import BLOCK, Points, bootstrap, pooled_deviation
-from vit_dist.study.curve import CurveFit, FitOptions, Interval, plain
-from vit_dist.study.doubts import doubts
-from vit_dist.study.forms import FORMS, Array, Form
-from vit_dist.study.solve import Solution, fit_form, solve_many
+from vit_dist.scaling.fit.bootstrap import BLOCK, Points, bootstrap, pooled_deviation
+from vit_dist.scaling.fit.curve import CurveFit, FitOptions, Interval, plain
+from vit_dist.scaling.fit.diagnostics import doubts
+from vit_dist.scaling.fit.forms import FORMS, Array, Form
+from vit_dist.scaling.fit.solve import Solution, fit_form, solve_many
 
 __all__ = ["CurveFit", "FitOptions", "Interval", "alternatives", "fit_curve", "plain", "refit"]
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from vit_dist.core.errors import DataError
-from vit_dist.study.bootstrap import pooled_deviation
-from vit_dist.study.curve import CurveFit, FitOptions, Interval
-from vit_dist.study.doubts import short
-from vit_dist.study.fits import fit_curve
-from vit_dist.study.forms import Array
+from vit_dist.scaling.fit.bootstrap import pooled_deviation
+from vit_dist.scaling.fit.curve import CurveFit, FitOptions, Interval
+from vit_dist.scaling.fit.diagnostics import short
+from vit_dist.scaling.fit.fits import fit_curve
+from vit_dist.scaling.fit.forms import Array
 
 _DEFAULTS = FitOptions()
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from vit_dist.core.errors import DataError
-from vit_dist.study.bootstrap import pooled_deviation
-from vit_dist.study.curve import CurveFit, FitOptions
-from vit_dist.study.forms import FORMS, Array
+from vit_dist.scaling.fit.bootstrap import pooled_deviation
+from vit_dist.scaling.fit.curve import CurveFit, FitOptions
+from vit_dist.scaling.fit.forms import FORMS, Array
 
 _EDGE = 1e-5
 

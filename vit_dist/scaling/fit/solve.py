@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vit_dist.study.forms import Array, Form
+from vit_dist.scaling.fit.forms import Array, Form
 
 
 @dataclass(frozen=True)

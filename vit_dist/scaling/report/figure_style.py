@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from vit_dist.study.paper import PaperLine
-    from vit_dist.study.results import Results
+    from vit_dist.scaling.paper import PaperLine
+    from vit_dist.scaling.results import Results
 
 # Okabe and Ito's palette, told apart also by people who see fewer colours; the yellow is left out: too pale on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vit_dist.core.units import format_count
-from vit_dist.study import paper
-from vit_dist.study.collect import FEW_SHOT, Observation
-from vit_dist.study.figure_style import (
+from vit_dist.scaling import paper
+from vit_dist.scaling.collect import FEW_SHOT, Observation
+from vit_dist.scaling.report.figure_style import (
     AXIS,
     COLOURS,
     GRID,
@@ -30,8 +30,8 @@ from vit_dist.study.figure_style import (
     plain_log_axis,
     short,
 )
-from vit_dist.study.results import Results
-from vit_dist.study.summary import Mean, is_share
+from vit_dist.scaling.results import Results
+from vit_dist.scaling.summary import Mean, is_share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

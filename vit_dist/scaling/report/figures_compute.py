@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from vit_dist.study import paper
-from vit_dist.study.figure_style import (
+from vit_dist.scaling import paper
+from vit_dist.scaling.report.figure_style import (
     COLOURS,
     INK,
     MARKERS,
@@ -19,8 +19,8 @@ from vit_dist.study.figure_style import (
     plain_log_axis,
     short,
 )
-from vit_dist.study.figures import metric_name
-from vit_dist.study.results import Results
+from vit_dist.scaling.report.figures import metric_name
+from vit_dist.scaling.results import Results
 
 _RULE = "exaFLOPs are 6 x multiply-adds of one image's forward pass x examples seen / 1e18, as in the paper's Table 6."
 

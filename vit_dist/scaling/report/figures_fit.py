@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vit_dist.study.crossings import GRID, Crossover, bootstrap_crossings
-from vit_dist.study.curve import CurveFit
-from vit_dist.study.figure_style import (
+from vit_dist.scaling.fit.crossings import GRID, Crossover, bootstrap_crossings
+from vit_dist.scaling.fit.curve import CurveFit
+from vit_dist.scaling.fit.forms import Array
+from vit_dist.scaling.report.figure_style import (
     AXIS,
     INK,
     SURFACE,
@@ -21,8 +22,7 @@ from vit_dist.study.figure_style import (
     new_figure,
     plain_log_axis,
 )
-from vit_dist.study.forms import Array
-from vit_dist.study.results import Results
+from vit_dist.scaling.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

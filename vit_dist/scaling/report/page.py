@@ -9,10 +9,10 @@ from pathlib import Path
 
 from vit_dist import __version__
 from vit_dist.core.units import format_count, format_flops
-from vit_dist.study import figures, figures_compute, figures_fit
-from vit_dist.study.doubts import whereabouts
-from vit_dist.study.figure_style import Drawing, for_page, short, style
-from vit_dist.study.results import Results
+from vit_dist.scaling.fit.diagnostics import whereabouts
+from vit_dist.scaling.report import figures, figures_compute, figures_fit
+from vit_dist.scaling.report.figure_style import Drawing, for_page, short, style
+from vit_dist.scaling.results import Results
 
 _TEMPLATE = Path(__file__).parent / "report.html.j2"
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vit_dist.core.errors import ConfigError
-from vit_dist.core.event_reader import Series, read_run
-from vit_dist.core.events import EventWriter
+from vit_dist.core.events.reader import Series, read_run
+from vit_dist.core.events.writer import EventWriter
 from vit_dist.core.files import join_url
-from vit_dist.core.runlog import LAYOUT
-from vit_dist.study.collect import Collection, Observation
+from vit_dist.core.run.log import LAYOUT
+from vit_dist.scaling.collect import Collection, Observation
 
 AXES = ("by-examples", "by-gigaflops")
 _SHOWN = ("family", "model", "subset", "seed", "base_lr", "weight_decay", "global_batch", "num_params", "dataset")

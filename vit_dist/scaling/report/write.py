@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.event_cache import load_entry, store_entry
+from vit_dist.core.events.cache import load_entry, store_entry
 from vit_dist.core.files import write_bytes
-from vit_dist.study.collect import Collection, Excluded, Observation
-from vit_dist.study.curve import CurveFit
-from vit_dist.study.results import Results, analyse
-from vit_dist.study.summary import Mean
+from vit_dist.scaling.collect import Collection, Excluded, Observation
+from vit_dist.scaling.fit.curve import CurveFit
+from vit_dist.scaling.results import Results, analyse
+from vit_dist.scaling.summary import Mean
 
 HTML = "report.html"
 _LIBRARIES = ("numpy", "scipy", "matplotlib", "Jinja2")
@@ -78,8 +78,8 @@ def write_report(collection: Collection, directory: Path, *, cached: bool = True
 
 def render(results: Results) -> dict[str, bytes]:
     """All files of a report, by name."""
-    from vit_dist.study.figure_style import to_png, to_svg
-    from vit_dist.study.page import draw_all, page
+    from vit_dist.scaling.report.figure_style import to_png, to_svg
+    from vit_dist.scaling.report.page import draw_all, page
 
     files: dict[str, bytes] = {}
     drawings = draw_all(results)
@@ -201,7 +201,7 @@ def _fingerprint(collection: Collection) -> str:
     for directory in sorted(collection.curves):
         for tag, series in sorted(collection.curves[directory].items()):
             digest.update(f"{directory} {tag}".encode() + series.steps.tobytes() + series.values.tobytes())
-    for path in sorted(Path(__file__).parent.rglob("*")):
+    for path in sorted(Path(__file__).parent.parent.rglob("*")):
         if path.is_file() and path.suffix in {".py", ".j2", ".csv"}:
             digest.update(path.name.encode() + path.read_bytes())
     for library in _LIBRARIES:

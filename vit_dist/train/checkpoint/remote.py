@@ -12,7 +12,8 @@ from typing import Any
 from vit_dist.core.errors import CheckpointError, DataError
 from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, read_bytes, redact, write_bytes
 from vit_dist.core.log import log
-from vit_dist.train.checkpoint_store import MARKER, Retention, Saved, summaries
+from vit_dist.core.run.checkpoints import MARKER, step_of
+from vit_dist.train.checkpoint.store import FETCHING, Retention, Saved, summaries
 
 _IN_FLIGHT = 4
 
@@ -76,7 +77,7 @@ class Uploader:
                 self._wake.notify_all()
 
     def _prune(self) -> None:
-        there = {name: step for name in remote_steps(self._remote) if (step := int(name.removeprefix("step-"))) >= 0}
+        there = {name: step for name in remote_steps(self._remote) if (step := step_of(name)) is not None}
         known = {s.step: s for s in summaries(self._root)}
         # What is no longer here is judged by its step alone.
         saved = [known.get(step) or _remote_summary(self._remote, name) for name, step in there.items()]
@@ -126,7 +127,7 @@ def remote_steps(remote: str) -> list[str]:
         except FileNotFoundError:
             return []
     names = {path.split("/")[-2] for path in found if path.endswith(f"/{MARKER}")}
-    return sorted((n for n in names if n.startswith("step-")), reverse=True)
+    return sorted((n for n in names if step_of(n) is not None), reverse=True)
 
 
 def fetch(remote: str, name: str, root: Path) -> Path:
@@ -136,7 +137,7 @@ def fetch(remote: str, name: str, root: Path) -> Path:
         DataError: the store cannot be read.
         CheckpointError: its marker is not one.
     """
-    base, partial, final = join_url(remote.rstrip("/"), name), root / f".fetch-{name}", root / name
+    base, partial, final = join_url(remote.rstrip("/"), name), root / f"{FETCHING}{name}", root / name
     try:
         content = read_bytes(join_url(base, MARKER))
         files: dict[str, Any] = json.loads(content)["files"]

@@ -18,12 +18,13 @@ from vit_dist.config.load import differences
 from vit_dist.core.errors import CheckpointError, VitDistError
 from vit_dist.core.files import redact
 from vit_dist.core.log import log
+from vit_dist.core.run.checkpoints import committed, read_marker
 from vit_dist.core.world import World
 from vit_dist.engines._protocol import Engine
-from vit_dist.train.checkpoint_format import SliceSource
-from vit_dist.train.checkpoint_remote import fetch, remote_steps
-from vit_dist.train.checkpoint_store import committed, read_marker, remove, verify_share
-from vit_dist.train.probe import Probe
+from vit_dist.train.checkpoint.format import SliceSource
+from vit_dist.train.checkpoint.probe import Probe
+from vit_dist.train.checkpoint.remote import fetch, remote_steps
+from vit_dist.train.checkpoint.store import remove, verify_share
 
 
 @dataclass(frozen=True)

@@ -21,29 +21,19 @@ import torch
 
 from vit_dist import __version__
 from vit_dist.core.errors import RunError, VitDistError
+from vit_dist.core.exit_codes import SUPERSEDED
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import log
 from vit_dist.core.memory import available_memory
-from vit_dist.core.rundir import RunDir
+from vit_dist.core.run.checkpoints import FORMAT, MARKER, partial_name, rank_file, step_name
+from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_bytes, format_seconds
 from vit_dist.core.world import World
 from vit_dist.engines._protocol import Engine
 from vit_dist.engines._slices import EngineState
-from vit_dist.train.checkpoint_format import Snapshot
-from vit_dist.train.checkpoint_remote import Uploader
-from vit_dist.train.checkpoint_store import (
-    FORMAT,
-    MARKER,
-    Retention,
-    committed,
-    drop_after,
-    prune,
-    rank_file,
-    remove,
-    shortage,
-    step_name,
-    sync_directory,
-)
+from vit_dist.train.checkpoint.format import Snapshot
+from vit_dist.train.checkpoint.remote import Uploader
+from vit_dist.train.checkpoint.store import Retention, drop_after, prune, remove, shortage, sync_directory
 
 _POLL_S = 0.02
 _PEERS_TIMEOUT_S = 1800.0
@@ -53,7 +43,7 @@ _SPARE = 0.1  # of what a copy takes, left to whatever else wants memory meanwhi
 class FencedError(RunError):
     """A later attempt owns the run directory: this one must not write to it."""
 
-    exit_code = 72
+    exit_code = SUPERSEDED
 
 
 @dataclass(frozen=True)
@@ -130,7 +120,7 @@ class Saver:
         short = shortage(self._root, int(1.05 * snapshot.num_bytes * self._world.size)) if self._world.is_main else ""
         if self._agreed(short, step):
             return
-        partial = self._root / f".{step_name(step)}.{self._token[:8]}.partial"
+        partial = self._root / partial_name(step, self._token)
         self._pending, self._problem, self._verdict = step, "", ""
         self._abort.clear()
         self._start(lambda: self._write(snapshot, partial))
@@ -302,15 +292,6 @@ class Saver:
         taken_over = self._directory.taken_over(self._token)
         if taken_over:
             raise FencedError(taken_over)
-
-
-def describe(root: Path) -> str:
-    """The newest checkpoint for people: its step, parts and size."""
-    newest = committed(root)
-    if not newest:
-        return "no checkpoint"
-    size = sum(f.stat().st_size for f in newest[0].iterdir())
-    return f"{newest[0].name}, {format_bytes(size)}"
 
 
 def _no_room(need: int, ranks: int) -> str:

@@ -1,16 +1,8 @@
-"""The directory of a run's checkpoints: which are committed, which are whole, which may go.
-
-step-0000001000/            a checkpoint
-  rank-00000.safetensors    a rank's part
-  COMMITTED.json            written last: sizes and checksums of the parts, the train state, what wrote it
-.step-....partial/          one that is being written, or was when its attempt died
-No `latest` file exists to point at the wrong one.
-"""
+"""The directory of a run's checkpoints: which are whole, which may go. What lies in it: core/run/checkpoints.py."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -18,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vit_dist.core.run.checkpoints import MARKER, committed, partial, read_marker, step_name, step_of
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
-from vit_dist.train.checkpoint_format import checksum
+from vit_dist.train.checkpoint.format import checksum
 
-MARKER = "COMMITTED.json"
-FORMAT = 2
-_MAPPINGS = ("layout", "recipe", "state", "files")
+FETCHING = ".fetch-"
+"""Begins the name of a checkpoint that is being fetched."""
 
 
 @dataclass(frozen=True)
@@ -65,35 +57,6 @@ class Retention:
             sign = -1 if "loss" in self.best else 1
             steps.add(max(rated, key=lambda s: (sign * s.metrics[self.best], s.step)).step)
         return steps
-
-
-def step_name(step: int) -> str:
-    """Name of a checkpoint's directory."""
-    return f"step-{step:010d}"
-
-
-def rank_file(rank: int) -> str:
-    """Name of a rank's part."""
-    return f"rank-{rank:05d}.safetensors"
-
-
-def committed(root: Path) -> list[Path]:
-    """Committed checkpoints, the newest step first."""
-    return sorted((p.parent for p in root.glob(f"step-*/{MARKER}")), reverse=True)
-
-
-def read_marker(path: Path) -> tuple[dict[str, Any], str]:
-    """What a checkpoint's marker says, and what is wrong with it or ''."""
-    try:
-        marker = json.loads((path / MARKER).read_text())
-        if marker["format"] != FORMAT:
-            return {}, f"it is of format {marker['format']}, this version reads {FORMAT}"
-        for key in _MAPPINGS:
-            if not isinstance(marker[key], dict):
-                raise ValueError(f"{key} is not a mapping")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return {}, f"{MARKER} cannot be read: {type(error).__name__}: {error}"
-    return marker, ""
 
 
 def verify_share(path: Path, marker: dict[str, Any], world: World) -> str:
@@ -147,15 +110,14 @@ def remove(path: Path) -> None:
 def drop_after(root: Path, step: int) -> None:
     """Remove the checkpoints of a course that was given up: all beyond `step`."""
     for path in committed(root):
-        if int(path.name.removeprefix("step-")) > step:
+        if (found := step_of(path.name)) is not None and found > step:
             remove(path)
 
 
 def sweep(root: Path) -> None:
     """Remove what attempts left that died while they wrote."""
-    for pattern in (".step-*.partial", ".fetch-*"):
-        for old in root.glob(pattern):
-            shutil.rmtree(old, ignore_errors=True)
+    for old in (*partial(root), *root.glob(f"{FETCHING}*")):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def shortage(root: Path, needed: int) -> str:

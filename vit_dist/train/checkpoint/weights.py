@@ -9,18 +9,20 @@ from torch import Tensor
 
 from vit_dist.config.load import load_recipe, recipe_hash, recipe_yaml
 from vit_dist.core.errors import CheckpointError
+from vit_dist.core.run import names
+from vit_dist.core.run.checkpoints import MARKER, committed, read_marker
 from vit_dist.core.world import World
 from vit_dist.engines._slices import BUFFER, WEIGHT
 from vit_dist.models import ModelConfig
 from vit_dist.models._base import seed_weights
 from vit_dist.models.weights.files import Weights, config_of
-from vit_dist.train.checkpoint_format import SliceSource
-from vit_dist.train.checkpoint_store import MARKER, committed, read_marker, verify_share
+from vit_dist.train.checkpoint.format import SliceSource
+from vit_dist.train.checkpoint.store import verify_share
 
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a directory is a checkpoint or a run."""
-    return path.is_dir() and ((path / MARKER).is_file() or (path / "run.json").is_file())
+    return path.is_dir() and ((path / MARKER).is_file() or (path / names.RUN).is_file())
 
 
 def checkpoint_weights(path: Path) -> Weights:
@@ -35,7 +37,7 @@ def checkpoint_weights(path: Path) -> Weights:
     state, marker = checkpoint_state(path)
     said = marker["recipe"]
     facts = {"step": str(marker["state"]["step"]), "examples": str(marker["state"]["position"])}
-    recipe_file = _candidates(path)[0] / "recipe.yaml"
+    recipe_file = _candidates(path)[0] / names.RECIPE
     if recipe_file.is_file():  # copies on object storage are without
         recipe = load_recipe(str(recipe_file))
         facts |= {"name": recipe.name, "recipe": recipe_yaml(recipe), "recipe_hash": recipe_hash(recipe)}
@@ -65,7 +67,7 @@ def checkpoint_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _candidates(path: Path) -> tuple[Path, list[Path]]:
     if (path / MARKER).is_file():
         return path.parent.parent, [path]
-    return path, committed(path / "checkpoints")
+    return path, committed(path / names.CHECKPOINTS)
 
 
 def fresh_weights(config: ModelConfig, num_classes: int, image_size: int, seed: int) -> Weights:

@@ -11,9 +11,9 @@ from pathlib import Path
 from vit_dist.core.errors import DataError, VitDistError
 from vit_dist.core.files import exists, explained, file_system, is_remote, join_url, local_path, redact
 from vit_dist.core.log import log
+from vit_dist.core.run.checkpoints import MARKER
 from vit_dist.models.weights.files import FORMS
-from vit_dist.train.checkpoint_remote import fetch, remote_steps
-from vit_dist.train.checkpoint_store import MARKER
+from vit_dist.train.checkpoint.remote import fetch, remote_steps
 
 
 @contextlib.contextmanager

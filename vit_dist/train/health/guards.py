@@ -14,7 +14,7 @@ from torch import Tensor
 from vit_dist.config.schema import GuardConfig
 from vit_dist.core.errors import RunError
 from vit_dist.core.log import log
-from vit_dist.core.rundir import RunDir
+from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
 from vit_dist.data.reader import Batch
 from vit_dist.data.sets import TrainingSet

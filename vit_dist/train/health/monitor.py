@@ -19,12 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vit_dist.core.exit_codes import HUNG, PEER_LOST
 from vit_dist.core.log import log
 from vit_dist.core.units import format_seconds
 from vit_dist.core.world import World
 
-PEER_LOST_CODE = 70
-HANG_CODE = 71
 _GRACE_S = 2.0  # a rank that meets the same error as the one that is gone gets to say so itself
 _CONNECT_S = 60.0
 
@@ -212,7 +211,7 @@ class Watchdog:
                 log(reason)
                 self._ended(reason)
                 time.sleep(_GRACE_S)  # the others write theirs
-                os._exit(HANG_CODE)
+                os._exit(HUNG)
 
 
 def leave_after_grace(world: World, ended: Callable[[str], None]) -> Callable[[str], None]:
@@ -223,7 +222,7 @@ def leave_after_grace(world: World, ended: Callable[[str], None]) -> Callable[[s
             time.sleep(_GRACE_S)
             log(f"rank {world.rank}: {what}: no collective can complete, so this rank ends too")
             ended(what)
-            os._exit(PEER_LOST_CODE)
+            os._exit(PEER_LOST)
 
         threading.Thread(target=work, name="leave", daemon=True).start()
 

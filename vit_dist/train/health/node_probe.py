@@ -1,4 +1,4 @@
-"""What one rank does in a preflight: tests itself, then its links to the others. Started by launcher/preflight.py.
+"""What one rank does in a preflight: tests itself, then its links to the others. Started by launcher/preflight/run.py.
 
 It says what it finds in lines on stdout, each `vit-dist-preflight {json}`, and takes orders, a JSON object a line, on
 stdin; so nothing needs to work but the launcher's pipes. A thread says every second that the process still runs: a

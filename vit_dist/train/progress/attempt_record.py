@@ -11,11 +11,11 @@ from typing import Any
 
 from vit_dist.core.errors import VitDistError
 from vit_dist.core.log import log
-from vit_dist.core.rundir import RunDir, Status
+from vit_dist.core.run.directory import RunDir, Status
 from vit_dist.core.units import format_seconds
 from vit_dist.core.world import World
-from vit_dist.train.goodput import Goodput
-from vit_dist.train.pulse import Pulse
+from vit_dist.train.progress.goodput import Goodput
+from vit_dist.train.progress.heartbeat import Pulse
 
 
 class Ledger:

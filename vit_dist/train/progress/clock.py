@@ -14,9 +14,9 @@ from vit_dist.core.units import format_seconds
 from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet
 from vit_dist.engines._protocol import StepResult
-from vit_dist.train.cadence import AutoCadence, Cadence
-from vit_dist.train.goodput import Goodput
-from vit_dist.train.monitor import Watchdog
+from vit_dist.train.health.monitor import Watchdog
+from vit_dist.train.progress.cadence import AutoCadence, Cadence
+from vit_dist.train.progress.goodput import Goodput
 from vit_dist.train.state import TrainState
 
 
@@ -89,7 +89,7 @@ class Clock:
         self._steps, self._loss = 0, 0.0
 
     def enter(self, bucket: str) -> None:
-        """From now on time is spent on this: a bucket of train/goodput.py."""
+        """From now on time is spent on this: a bucket of train/progress/goodput.py."""
         self._spent[self._now] = self._spent.get(self._now, 0.0) + self.goodput.enter(bucket)
         self._now = bucket
         if bucket in {"train", "wait"} and self._first > 1:

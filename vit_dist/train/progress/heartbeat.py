@@ -11,8 +11,8 @@ import contextlib
 import threading
 
 from vit_dist.core.errors import VitDistError
-from vit_dist.core.rundir import RunDir
-from vit_dist.train.goodput import Goodput
+from vit_dist.core.run.directory import RunDir
+from vit_dist.train.progress.goodput import Goodput
 
 EVERY_S = 2.0
 

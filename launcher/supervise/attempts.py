@@ -1,0 +1,97 @@
+"""The beginning and the end of an attempt in the ledger, here and under Slurm alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from launcher.supervise.ledger import LedgerEntry, append_begin, append_end, read_ledger
+from vit_dist.core.run.checkpoints import newest_step
+from vit_dist.core.run.directory import RunDir, Status
+from vit_dist.core.units import format_seconds
+
+
+def open_entry(
+    run_dir: Path, *, launcher: str, devices: int, job: str = "", restart: int = 0, nodes: Sequence[str] = ()
+) -> LedgerEntry:
+    """Begin the next attempt in the ledger.
+
+    Raises:
+        RunError: the ledger cannot be written.
+    """
+    tried = [entry.attempt for entry in read_ledger(run_dir)]
+    tried += [int(line.get("attempt", 0)) for line in RunDir(run_dir).attempts()]  # the ranks' own count
+    number = 1 + max(tried, default=0)
+    append_begin(
+        run_dir,
+        attempt=number,
+        launcher=launcher,
+        devices=devices,
+        step=newest_step(run_dir),
+        job=job,
+        restart=restart,
+        nodes=nodes,
+    )
+    return next(entry for entry in reversed(read_ledger(run_dir)) if entry.attempt == number)
+
+
+def own_status(run_dir: Path, before: Status | None) -> Status | None:
+    """What the attempt that has just ended said last; None where it never came to speak."""
+    status = RunDir(run_dir).status()
+    if status is None or (before is not None and (status.attempt, status.time) == (before.attempt, before.time)):
+        return None
+    return status
+
+
+def close_entry(
+    run_dir: Path,
+    entry: LedgerEntry,
+    *,
+    cause: str,
+    action: str,
+    code: int,
+    status: Status | None,
+    detail: str = "",
+    excluded: Sequence[str] = (),
+    at: float | None = None,
+    give_up: Callable[[LedgerEntry], bool] = lambda _: False,
+) -> LedgerEntry:
+    """Write the end of an attempt into the ledger, with what it gained and lost.
+
+    `give_up` is asked, with the attempt as it ended, before the run is started or queued again.
+
+    Raises:
+        RunError: the ledger cannot be written.
+    """
+    saved = newest_step(run_dir)
+    reached = status.step if status is not None else saved
+    ended = replace(entry, cause=cause, saved=saved, gained=max(0, saved - entry.step))
+    if action in {"respawn", "requeue"} and give_up(ended):
+        action = "give_up"
+    return append_end(
+        run_dir,
+        entry,
+        cause=cause,
+        action=action,
+        code=code,
+        reached=reached,
+        saved=saved,
+        detail=detail,
+        excluded=excluded,
+        at=at,
+    )
+
+
+def told(entry: LedgerEntry, words: str) -> str:
+    """One line for people about an attempt that has ended."""
+    spent = format_seconds((entry.ended or entry.begun) - entry.begun)
+    return (
+        f"attempt {entry.attempt}: {words}, after {spent}; at step {entry.reached:,}, saved up to {entry.saved:,}: "
+        f"gained {entry.gained:,} steps, lost {entry.lost:,}"
+    )
+
+
+def pause_before(idle: int, pause_s: float) -> float:
+    """Seconds to wait before the attempt after `idle` ones without progress."""
+    return min(60.0, pause_s * 2 ** (idle - 1)) if idle else 0.0

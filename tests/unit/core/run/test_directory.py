@@ -1,0 +1,141 @@
+"""The run directory: ledger, owner, requests, supervisor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.processes.ranks import _close_status, run_local
+from launcher.supervise.attempts import open_entry
+from launcher.supervise.ledger import read_ledger
+from launcher.supervise.local import supervise
+from vit_dist.core.errors import RunError
+from vit_dist.core.run.checkpoints import newest_step
+from vit_dist.core.run.directory import RunDir
+from vit_dist.core.world import World
+from vit_dist.train.progress.attempt_record import Ledger
+
+
+def test_a_request_is_served_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDir(tmp_path)
+    assert run.take_request() == ""
+    for asked in ("save", "stop"):
+        (tmp_path / "request").write_text(f" {asked.upper()}\n")
+        assert run.take_request() == asked
+        assert run.take_request() == ""
+    (tmp_path / "request").write_text("make coffee")
+    assert run.take_request() == ""
+    assert (tmp_path / "request.unknown").read_text() == "make coffee"
+    assert "it may say `save` or `stop`" in capsys.readouterr().err
+
+
+def test_the_ledger_only_grows_and_survives_a_cut_line(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.append_attempt({"event": "start", "attempt": 1})
+    with (tmp_path / "attempts.jsonl").open("a") as file:
+        file.write('{"event": "en')  # the machine died
+    run.append_attempt({"event": "start", "attempt": 2})
+    assert [(line["event"], line["attempt"]) for line in run.attempts()] == [("start", 1), ("start", 2)]
+
+
+def test_an_attempt_that_could_not_say_how_it_ended_counts_as_killed(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    first = Ledger(run, World())
+    first.begin()
+    first.running(7, 70, {"train": 3.0})
+    second = Ledger(run, World())
+    second.begin()
+    assert (second.attempt, second.before.step, second.before.goodput) == (2, 7, {"train": 3.0})
+    second.at(9, 90)
+    second.end("stopped", "SIGTERM")
+    second.end("failed", "too late: the first word holds")
+    told = [(line["event"], line["attempt"], line.get("status"), line.get("step")) for line in run.attempts()]
+    assert told == [
+        ("start", 1, None, None),
+        ("end", 1, "killed", 7),
+        ("start", 2, None, None),
+        ("end", 2, "stopped", 9),
+    ]
+    status = run.status()
+    assert status is not None
+    assert (status.status, status.reason, status.attempt) == ("stopped", "SIGTERM", 2)
+
+
+def test_an_attempt_that_was_taken_over_leaves_the_status_alone(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    orphan, owner = Ledger(run, World()), Ledger(run, World())
+    orphan.begin()
+    owner.begin()
+    owner.running(5, 50, {})
+    orphan.end("failed", "fenced")
+    status = run.status()
+    assert status is not None
+    assert (status.status, status.attempt) == ("running", 2)
+
+
+def test_who_comes_second_leaves_status_and_ledger_of_the_first_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vit_dist.core.run.directory.DYING_S", 0.0)
+    run = RunDir(tmp_path)
+    run.write_status("running", 5, 50, attempt=1)
+    entry = open_entry(tmp_path, launcher="local", devices=1)
+    with run.locked():
+        assert not run.is_free()
+        _close_status(run, 1)
+        with pytest.raises(RunError, match="another attempt is running in this directory"):
+            supervise(None, tmp_path, scripted([]), give_up_after=1)  # type: ignore[arg-type]
+        with pytest.raises(RunError, match="another attempt is running in this directory"):
+            run_local(None, tmp_path, nproc=1)  # type: ignore[arg-type]
+    status = run.status()
+    assert status is not None
+    assert status.status == "running"
+    assert [e.open for e in read_ledger(tmp_path)] == [True]
+    assert entry.attempt == 1
+    _close_status(run, 137)
+    closed = run.status()
+    assert closed is not None
+    assert (closed.status, closed.reason) == ("failed", "a rank was killed by signal 9")
+
+
+def commit(run_dir: Path, step: int) -> None:
+    path = run_dir / "checkpoints" / f"step-{step:010d}"
+    path.mkdir(parents=True)
+    (path / "COMMITTED.json").write_text("{}")
+
+
+def scripted(script: list[tuple[int, int, str]]) -> Any:
+    """Attempts that save up to a step, then end with a code and a status."""
+    left = iter(script)
+
+    def attempt(_recipe: Any, run_dir: Path) -> int:
+        code, step, status = next(left)
+        if step > newest_step(run_dir):
+            commit(run_dir, step)
+        RunDir(run_dir).write_status(status, step + 2, 0, "a reason" if status == "failed" else "")
+        return code
+
+    return attempt
+
+
+def test_a_run_that_gets_on_is_let_be_however_often_it_dies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = [(137, 10 * i, "running") for i in range(1, 9)] + [(0, 90, "done")]
+    assert supervise(None, tmp_path, scripted(script), give_up_after=2, pause_s=0) == 0  # type: ignore[arg-type]
+    said = capsys.readouterr().err
+    assert "attempt 3: killed by signal 9" in said
+    assert "at step 32, saved up to 30: gained 10 steps, lost 2" in said
+    assert "attempt 9: done" in said
+
+
+def test_a_run_that_gets_nowhere_is_given_up(tmp_path: Path) -> None:
+    script = [(137, 10, "running"), (1, 10, "failed"), (71, 10, "failed"), (1, 10, "failed")]
+    with pytest.raises(RunError, match=r"given up: 3 attempts in a row .*: failed: a reason; hung: a reason") as caught:
+        supervise(None, tmp_path, scripted(script), give_up_after=3, pause_s=0)  # type: ignore[arg-type]
+    assert "up to step 10, is whole" in str(caught.value)
+
+
+@pytest.mark.parametrize("code", [0, 2, 72, 130, 143])
+def test_some_ends_are_not_tried_again(tmp_path: Path, code: int) -> None:
+    assert supervise(None, tmp_path, scripted([(code, 3, "stopped")]), give_up_after=3) == code  # type: ignore[arg-type]

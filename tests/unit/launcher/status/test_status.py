@@ -1,0 +1,320 @@
+"""A run is found by what a person calls it, its state follows from its files and its job, and advice fits the state."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.slurm.commands import Job
+from launcher.status.actions import ask
+from launcher.status.advice import explain_waiting
+from launcher.status.files import read_run
+from launcher.status.find import find_run, find_runs, run_roots
+from launcher.status.run_view import RunView
+from launcher.status.view import look, view
+from launcher.supervise.ledger import append_begin, append_end, read_ledger
+from vit_dist.cli.main import main
+from vit_dist.cli.runs import facts as shown
+from vit_dist.core.errors import ConfigError, RunError
+from vit_dist.core.run.checkpoints import steps_in_hand
+
+NOW = 1_700_000_000.0
+
+
+def make_run(path: Path, status: str = "", *, at: float = NOW - 1, job: str = "", **fields: Any) -> Path:
+    """The files of a run as training and its supervisor leave them."""
+    path.mkdir(parents=True)
+    identity = {"horizon": "1000 steps", "global_batch": 64, "data": {"subset": None}}
+    (path / "run.json").write_text(json.dumps({"name": path.name, "identity": identity}))
+    if status:
+        told = {"status": status, "step": 400, "examples": 25600, "host": "elsewhere", "pid": 1, "time": at, **fields}
+        (path / "status.json").write_text(json.dumps(told))
+    if job:
+        (path / "job.json").write_text(json.dumps({"job": job, "cluster": "dev", "submitted_at": NOW - 100}))
+        append_begin(path, attempt=1, launcher="slurm", devices=8, step=0, job=job, nodes=["n1", "n2"], at=NOW - 90)
+    return path
+
+
+def end(path: Path, cause: str, action: str, **fields: Any) -> None:
+    """Close the open attempt."""
+    values = {"code": 1, "reached": 400, "saved": 300, "at": NOW, **fields}
+    append_end(path, read_ledger(path)[-1], cause=cause, action=action, **values)
+
+
+def state(path: Path, job: Job | None = None, silence: str = "") -> tuple[str, str]:
+    """State and reason."""
+    found = view(read_run(path), job, silence, now=NOW)
+    return found.state, found.reason
+
+
+def found_status(path: Path) -> dict[str, Any]:
+    """status.json."""
+    return dict(json.loads((path / "status.json").read_text()))
+
+
+def test_a_run_is_found_by_directory_name_beginning_cell_and_job(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "vit-l16-aaaa", job="120")
+    cell = make_run(tmp_path / "scaling" / "vit-30M-s0", job="121_3")
+    assert find_runs([tmp_path]) == [cell, one]
+    for wanted in (str(one), "vit-l16-aaaa", "vit-l", "120"):
+        assert find_run(wanted, [tmp_path]) == one
+    for wanted in ("scaling/vit-30M-s0", "vit-30M", "121_3"):
+        assert find_run(wanted, [tmp_path]) == cell
+
+
+def test_what_may_be_several_runs_is_an_error_that_lists_them(tmp_path: Path) -> None:
+    make_run(tmp_path / "a" / "vit", job="7")
+    make_run(tmp_path / "b" / "vit", job="7")
+    for wanted in ("vit", "v", "7"):
+        with pytest.raises(ConfigError, match=r"(?s)give the directory.*a/vit.*b/vit"):
+            find_run(wanted, [tmp_path])
+    with pytest.raises(ConfigError, match=r"did you mean 'vit'"):
+        find_run("vti", [tmp_path])
+
+
+@pytest.mark.parametrize("wanted", ["", "$(id)", "a\nb", "../nowhere", "'; rm -rf /", "*", "12;13"])
+def test_a_strange_name_is_only_a_name(wanted: str, tmp_path: Path) -> None:
+    make_run(tmp_path / "vit")
+    with pytest.raises(ConfigError):
+        find_run(wanted, [tmp_path])
+
+
+def test_roots_are_those_given_else_the_usual_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs", "more", "site"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setenv("VIT_DIST_RUNS", f"{tmp_path}/more:{tmp_path}/none")
+    (tmp_path / "configs/clusters").mkdir(parents=True)
+    (tmp_path / "configs/clusters/mine.yaml").write_text(f"run_root: {tmp_path}/site\n")
+    assert run_roots() == [Path("runs"), tmp_path / "more", tmp_path / "site"]
+    with pytest.raises(ConfigError, match="--runs nowhere: no such directory"):
+        run_roots(["nowhere"])
+
+
+def test_a_job_that_is_cancelled_before_it_begins_leaves_a_cancelled_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", "stopped", job="5")
+    end(run, "stopped", "none")
+    assert state(run)[0] == "stopped"
+    (run / "job.json").write_text(json.dumps({"job": "6", "submitted_at": NOW + 10}))
+    assert state(run, Job("6", "CANCELLED")) == ("cancelled", "by scancel")
+    (run / "cancel").write_text(json.dumps({"job": "6"}))
+    assert state(run, Job("6", "CANCELLED")) == ("cancelled", "on request")
+    append_begin(run, attempt=2, launcher="local", devices=1, step=300, at=NOW + 20)  # on this machine, afterwards
+    end(run, "crashed", "none", detail="no memory", at=NOW + 30)
+    (run / "status.json").write_text(json.dumps({**found_status(run), "status": "failed", "time": NOW + 30}))
+    assert state(run, Job("6", "CANCELLED"))[0] == "failed"
+
+
+def test_the_state_of_a_job_that_waits_or_runs_comes_from_slurm(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", "running", job="5")
+    assert state(run, Job("5", "PENDING", "Priority")) == ("waiting", "Priority")
+    assert state(run, Job("5", "RUNNING", start=NOW - 50)) == ("running", "")
+    assert state(run, Job("5", "RUNNING", start=NOW + 50)) == ("starting", "")  # requeued: the status is an old one
+    end(run, "node_lost", "requeue")
+    (run / "status.json").write_text(json.dumps({**found_status(run), "status": "failed"}))
+    assert state(run, Job("5", "RUNNING", start=NOW - 50)) == ("ending", "node lost")
+    assert state(run, Job("5", "RUNNING", start=NOW + 50)) == ("starting", "")
+    assert state(make_run(tmp_path / "s", job="6"), Job("6", "RUNNING", start=NOW))[0] == "starting"
+
+
+@pytest.mark.parametrize(
+    ("cause", "action", "expected"),
+    [
+        ("stopped", "none", "stopped"),
+        ("cancelled", "none", "cancelled"),
+        ("crashed", "give_up", "given up"),
+        ("crashed", "none", "failed"),
+        ("node_lost", "none", "failed"),
+    ],
+)
+def test_the_state_of_a_run_that_ended_comes_from_its_ledger(
+    tmp_path: Path, cause: str, action: str, expected: str
+) -> None:
+    run = make_run(tmp_path / "r", "stopped" if cause == "stopped" else "failed", at=NOW - 2, job="5", reason="why")
+    end(run, cause, action, detail="rank 3 on n2: Killed")
+    for job in (None, Job("5", "COMPLETED"), Job("5", "FAILED", exit_code=1)):
+        found, reason = state(run, job)
+        assert found == expected
+        assert "rank 3 on n2: Killed" in reason
+
+
+def test_done_is_done_whatever_slurm_says(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", "done", job="5")
+    for job in (None, Job("5", "RUNNING"), Job("5", "TIMEOUT")):
+        assert state(run, job)[0] == "done"
+
+
+def test_a_run_whose_job_is_gone_is_lost_and_one_that_slurm_cannot_be_asked_about_is_silent(tmp_path: Path) -> None:
+    old = make_run(tmp_path / "old", "running", at=NOW - 3600, job="5")
+    assert state(old)[0] == "lost"
+    found = view(read_run(old), None, "no Slurm on the PATH", now=NOW)
+    assert (found.state, found.reason) == ("silent", "no sign of life for 1h00m")
+    assert any("no Slurm on the PATH" in line for line in found.advice)
+    fresh = make_run(tmp_path / "fresh", "running", at=NOW - 3600, job="6")
+    (fresh / "alive.json").write_text(json.dumps({"attempt": 1, "time": NOW - 2, "goodput": {"train": 30.0}}))
+    assert state(fresh, silence="no Slurm") == ("running", "")
+    assert state(make_run(tmp_path / "c", "running", job="7"), Job("7", "CANCELLED"))[0] == "cancelled"
+    found_state, reason = state(make_run(tmp_path / "t", "running", job="8"), Job("8", "TIMEOUT", "TimeLimit"))
+    assert (found_state, reason) == ("failed", "Slurm says timeout (TimeLimit)")
+
+
+def test_a_run_on_this_machine_runs_as_long_as_its_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "print(flush=True); input()", "vit_dist"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        run = make_run(tmp_path / "r", "running", at=NOW - 9000, host=socket.gethostname(), pid=process.pid)
+        assert state(run) == ("running", "")
+        process.kill()
+    assert state(run) == ("lost", f"process {process.pid} is gone; it could not say why")
+
+
+def test_where_a_run_stands_is_computed_from_its_files(tmp_path: Path) -> None:
+    goodput = {"train": 80.0, "wait": 20.0, "lost": 100.0}
+    run = make_run(tmp_path / "r", "running", job="5", goodput=goodput)
+    for name in ("step-0000000300", "step-0000000200", ".step-0000000400.ab.partial"):
+        (run / "checkpoints" / name).mkdir(parents=True)
+    marker = run / "checkpoints/step-0000000300/COMMITTED.json"
+    marker.write_text("{}")
+    os.utime(marker, (NOW - 60, NOW - 60))
+    (run / "checkpoints/step-0000000200/COMMITTED.json").write_text("{}")
+    found = view(read_run(run), Job("5", "RUNNING", start=NOW - 95, nodelist="n[1-2]"), now=NOW)
+    assert (found.step, found.total_steps, found.share_done) == (400, 1000, 0.4)
+    assert (found.saved, found.saved_at, found.useful) == (300, NOW - 60, 0.4)
+    assert (found.rate, found.eta_s) == (256.0, 600 * 64 / 256.0)
+    assert steps_in_hand(run) == {200, 300, 400}
+    told = {**found_status(run), "total_steps": 500, "examples_per_s": 640.0, "metrics": {"loss": 1.5, "bad": "x"}}
+    (run / "status.json").write_text(json.dumps(told))
+    exact = view(read_run(run), None, "asked nobody", now=NOW)
+    assert (exact.total_steps, exact.rate, exact.eta_s, exact.metrics) == (500, 640.0, 10.0, {"loss": 1.5})
+    facts = dict(shown.facts(found, NOW))
+    assert facts["progress"] == "step 400 of 1,000 (40.0%), 25,600 examples"
+    assert facts["saved"] == "step 300, 1m00s ago; 100 steps since"
+    assert facts["job"] == "5 on dev, running: n[1-2], 8 processes"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"status": 5, "step": "x", "goodput": 3, "time": null}', "\x00"])
+def test_damaged_files_are_findings_and_hide_no_other_run(tmp_path: Path, content: str) -> None:
+    bad, good = make_run(tmp_path / "bad"), make_run(tmp_path / "good", "done")
+    for name in ("status.json", "alive.json", "run.json", "owner.json"):
+        (bad / name).write_text(content)
+    (bad / "ledger.jsonl").write_text(content)
+    views, silence = look([bad, good])
+    assert [v.state for v in views][1] == "done"
+    assert silence == ""  # no run of these has a job
+    assert shown.row(views[0], NOW)
+
+
+def test_control_characters_and_secrets_never_reach_the_terminal(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", "failed", reason="\x1b]0;evil\x07 s3://k:hunter2@host/x\nsecond line")
+    found = view(read_run(run), None, now=NOW)
+    text = " ".join(shown.row(found, NOW))
+    assert "hunter2" not in text
+    assert not any(ord(c) < 32 for c in text)
+
+
+def test_every_state_that_needs_a_person_comes_with_a_command() -> None:
+    from launcher.status.advice import advise
+
+    for one in ("failed", "given up", "lost", "silent", "stopped", "cancelled"):
+        told = advise(RunView(Path("/r/a b"), one, saved=5), "", NOW)
+        assert any("vit-dist resume '/r/a b'" in line for line in told.advice), one
+    assert explain_waiting("QOSMaxGRESPerUser").startswith("a limit of your account")
+    assert "requeue {run} --now" in explain_waiting("BeginTime")
+    assert explain_waiting("SomethingNew") == ""
+
+
+def test_a_stop_that_was_asked_for_is_not_turned_into_a_save(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", "running")
+    ask(run, "stop")
+    with pytest.raises(RunError, match="a stop is asked for already"):
+        ask(run, "save")
+    assert (run / "request").read_text() == "stop\n"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "folded"),
+    [
+        (["n1", "n2", "n3", "n7"], "n[1-3,7]"),
+        (["gpu08", "gpu09", "gpu10"], "gpu[08-10]"),
+        (["a1", "b2"], "a1,b2"),
+        (["n9", "n10"], "n9,n10"),
+        (["solo"], "solo"),
+    ],
+)
+def test_names_of_nodes_are_folded(nodes: list[str], folded: str) -> None:
+    assert shown.fold(nodes) == folded
+
+
+def test_the_table_and_the_panel_say_what_the_files_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "vit-l16", "stopped", at=time.time(), job="", goodput={"train": 1.0})
+    append_begin(run, attempt=1, launcher="local", devices=2, step=0, nodes=["vm"], at=time.time() - 60)
+    append_end(run, read_ledger(run)[-1], cause="stopped", action="none", code=0, reached=400, saved=400)
+    assert main(["status", "--runs", str(tmp_path)]) == 0
+    head, line, foot = capsys.readouterr().out.splitlines()
+    assert head.split()[:3] == ["run", "state", "step"]
+    assert line.split()[:4] == ["vit-l16", "stopped", "400/1,000", "40%"]
+    assert foot == "1 run: 1 stopped"
+    assert main(["status", "vit", "--runs", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "0 to 400" in text
+    assert f"`vit-dist resume {run}` starts it again" in text
+    assert main(["status", "vit", "--runs", str(tmp_path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["state"], told["attempts"][0]["gained"], told["slurm"]) == ("stopped", 400, "ok")
+    assert main(["list", "--runs", str(tmp_path), "--state", "stopped", "--names"]) == 0
+    assert capsys.readouterr().out == f"{run}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["status", "nothing"], "no run 'nothing'"),
+        (["status", "--watch", "--json"], "--watch and --json"),
+        (["status", "--every", "0"], "--every=0"),
+        (["logs", "r", "--lines", "-1"], "--lines=-1"),
+        (["logs", "r", "--first-error", "-f"], "--first-error looks at all logs"),
+        (["list", "clutsers"], "did you mean 'clusters'"),
+        (["cancel", "r"], "has no Slurm job"),
+        (["checkpoint", "r"], "this one is stopped"),
+        (["stop", "r"], "this one is stopped"),
+        (["requeue", "r", "--exclude", "n1;id"], "not a node, nor a list"),
+    ],
+)
+def test_bad_input_gets_one_paragraph(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    make_run(tmp_path / "r", "stopped")
+    assert main([*arguments, "--runs", str(tmp_path)]) in (1, 2)
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("width", [40, 60, 84, 100, 130, 200])
+def test_on_any_terminal_tables_fit_and_names_and_states_stay(tmp_path: Path, width: int) -> None:
+    from rich.console import Console
+
+    from vit_dist.cli.runs import screen
+
+    name = "vit-l16-with-a-very-long-name"
+    run = make_run(tmp_path / name, "failed", job="5", reason="[red]n[1-4][/red] is down", goodput={"train": 9.0})
+    end(run, "node_lost", "requeue", detail="n[1-4] is down " * 9)
+    found = view(read_run(run), Job("5", "RUNNING", start=NOW + 9, nodelist="n[1-4]"), now=NOW)
+    for shape in (screen.many([found] * 9, "a note", width=width), screen.one(found, width=width)):
+        console = Console(width=width, record=True, highlight=False, file=io.StringIO())
+        console.print(shape)
+        lines = console.export_text().splitlines()
+        assert max(map(len, lines)) <= width
+        assert all(name[:7] in line for line in lines if "starting" in line and "9 runs" not in line)
+        assert any("starting" in line for line in lines)

@@ -1,0 +1,616 @@
+"""A study: the grid it plans, the runs it trains, the observations and figures it makes of their logs alone."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from vit_dist.cli.study import main
+from vit_dist.config.schema import Recipe
+from vit_dist.core.errors import ConfigError, DataError, RunError, VitDistError
+from vit_dist.core.events.writer import EventWriter, read_run
+from vit_dist.core.run.directory import RunDir
+from vit_dist.core.run import log as runlog
+from vit_dist.core.run.log import RunInfo, RunStatus, run_info, run_status, write_start, write_status
+from vit_dist.scaling.collect import collect
+from vit_dist.scaling.report.write import write_report
+from vit_dist.scaling.summary import means
+from vit_dist.study.grid import Cell, StudyConfig, load_study, plan
+from vit_dist.study.local import StudyStoppedError, cell_state, run_cells
+
+RECIPE = """
+global_batch: 64
+horizon: 10 epochs
+model: vit-test
+data: {num_classes: 10, image_size: 28, augment: none, subset_seed: 3}
+optim: {name: adamw, lr: 5e-4}
+schedule: {name: cosine}
+engine: {name: deepspeed, zero_stage: 1}
+"""
+STUDY = """
+name: tiny
+recipe: RECIPE
+families:
+  vit: {model: vit-demo, optim.lr: 1e-3}
+  bit: {model: {name: bit-demo}, optim: {lr: 2e-3, weight_decay: 0.05}}
+subsets: [2k, 500]
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIT_DIST_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    (tmp_path / "base.yaml").write_text(RECIPE)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(STUDY.replace("RECIPE", str(tmp_path / "base.yaml")))
+    return path
+
+
+def cells_of(path: Path, *overrides: str) -> dict[str, Cell]:
+    return {cell.name: cell for cell in plan(load_study(str(path), overrides))}
+
+
+def info(**changes: Any) -> RunInfo:
+    return RunInfo.model_validate(
+        {
+            "name": "vit-500-s0",
+            "study": "tiny",
+            "family": "vit",
+            "model": "vit-demo",
+            "num_params": 210_000,
+            "macs_per_image": 3_200_000,
+            "macs_method": "counted",
+            "dataset": "garments",
+            "dataset_fingerprint": "f00d",
+            "num_classes": 10,
+            "image_size": 28,
+            "subset": 500,
+            "subset_seed": 0,
+            "seed": 0,
+            "planned_examples": 640,
+            "planned_steps": 10,
+            "global_batch": 64,
+            "base_lr": 1e-3,
+            "weight_decay": 0.05,
+            "precision": "bf16",
+            "engine": "DeepSpeed ZeRO-1",
+            "world_size": 2,
+            "code_version": "0",
+            "recipe_hash": "abc",
+            **changes,
+        }
+    )
+
+
+def log_run(
+    root: Path,
+    family: str = "vit",
+    subset: int = 500,
+    seed: int = 0,
+    *,
+    top1: dict[int, float] | None = None,
+    status: Literal["done", "stopped", "failed"] | None = "done",
+    folder: str | None = None,
+    step: int = 10,
+    **changes: Any,
+) -> Path:
+    """The event file of one run, as the trainer writes it."""
+    name = f"{family}-{subset}-s{seed}"
+    writer = EventWriter(root / (folder or name) / "tb")
+    write_start(writer, info(name=name, family=family, subset=subset, seed=seed, **changes), "name: x\n")
+    for at, value in ({5: 0.4, 10: 0.5} if top1 is None else top1).items():
+        writer.scalars(at, {"val/top1": value, "val/loss": 1 - value})
+    if status:
+        write_status(writer, RunStatus(status=status, step=step, examples=step * 64, reason="why"))
+    writer.close()
+    return writer.path
+
+
+# The grid
+
+
+def test_every_cell_is_a_resolved_recipe_that_knows_its_place(study_file: Path) -> None:
+    cells = cells_of(study_file)
+    assert list(cells)[:4] == ["vit-500-s0", "bit-500-s0", "vit-2000-s0", "bit-2000-s0"]
+    assert len(cells) == 8
+    recipe = cells["bit-2000-s1"].recipe
+    assert (recipe.study, recipe.family, recipe.name, recipe.seed) == ("tiny", "bit", "bit-2000-s1", 1)
+    assert (recipe.model.name, recipe.data.subset, recipe.data.subset_seed) == ("bit-demo", 2000, 3)
+    assert recipe.optim.model_dump()["lr"] == 2e-3
+    assert recipe.optim.model_dump()["weight_decay"] == 0.05
+    assert cells["vit-500-s0"].recipe.optim.model_dump()["lr"] == 1e-3
+
+
+def test_cells_of_one_study_have_identities_of_their_own(study_file: Path) -> None:
+    assert len({cell.hash for cell in cells_of(study_file).values()}) == 8
+
+
+def test_equal_epochs_and_equal_examples_are_different_horizons(study_file: Path) -> None:
+    epochs = cells_of(study_file, "duration={equal: epochs, length: 4 epochs}")
+    examples = cells_of(study_file, "duration={equal: examples, length: 8k examples}")
+    assert [epochs[f"vit-{n}-s0"].planned_examples for n in (500, 2000)] == [2000, 8000]
+    assert [examples[f"vit-{n}-s0"].planned_examples for n in (500, 2000)] == [8000, 8000]
+    with pytest.raises(ConfigError, match="equal epochs need a length in epochs"):
+        cells_of(study_file, "duration={equal: epochs, length: 8k examples}")
+
+
+def test_all_means_the_whole_set_and_comes_last(study_file: Path) -> None:
+    cells = cells_of(study_file, "subsets=[all, 500]")
+    assert list(cells)[-1] == "bit-all-s1"
+    assert cells["vit-all-s0"].recipe.data.subset is None
+    assert cells["vit-all-s0"].planned_examples is None
+    assert cells_of(study_file, "subsets=[null]").keys() == {f"{f}-all-s{s}" for f in ("vit", "bit") for s in (0, 1)}
+
+
+def test_overrides_of_recipe_keys_hold_for_every_cell_and_win(study_file: Path) -> None:
+    for cell in cells_of(study_file, "optim.lr=7e-3", "global_batch=32").values():
+        assert cell.recipe.optim.model_dump()["lr"] == 7e-3
+        assert cell.recipe.global_batch == 32
+
+
+def test_a_rule_changes_the_cells_it_names_and_no_other(study_file: Path) -> None:
+    study_file.write_text(
+        study_file.read_text() + "cells:\n  - {when: {family: vit, subset: [500]}, set: {horizon: 1 epoch}}\n"
+    )
+    changed = {name for name, cell in cells_of(study_file).items() if str(cell.recipe.horizon) == "1 epoch"}
+    assert changed == {"vit-500-s0", "vit-500-s1"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("families.vit.sead=1", "tiny, vit-500-s0: sead: unknown key; did you mean 'seed'"),
+        ("families.vit.seed=1", "families.vit: 'seed' is set by the grid itself"),
+        ("overrides.data.subset=10", "overrides: 'data.subset' is set by the grid itself"),
+        ("families.vit.model=vit-dmo", "unknown model 'vit-dmo'; did you mean 'vit-demo'"),
+        ("seeds=[0,0]", "seeds: given twice: 0"),
+        ("subsets=[0]", "a subset of 0 examples"),
+        ("subsets=[many]", "expected a count such as 2000"),
+        ("subsets=[]", "a study needs at least one"),
+        ("families={a b: {}, a-b: {}}", "both make a run called 'a-b-500-s0'"),
+        ("name=../x", "name: "),
+        ("recipe=demmo", "no recipe 'demmo'"),
+        ("cells=[{when: {family: vitt}, set: {}}]", "the study has no family 'vitt'; did you mean 'vit'"),
+    ],
+)
+def test_a_study_that_cannot_be_meant_is_refused_with_the_place(study_file: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        cells_of(study_file, override)
+    assert message in str(error.value)
+
+
+def test_a_study_without_families_is_refused(study_file: Path) -> None:
+    head, _, rest = study_file.read_text().partition("families:")
+    study_file.write_text(head + "families: {}\nsubsets:" + rest.partition("subsets:")[2])
+    with pytest.raises(ConfigError, match="families: a study needs at least one family"):
+        load_study(str(study_file))
+
+
+def test_an_unknown_key_of_a_study_gets_the_nearest_name(study_file: Path) -> None:
+    study_file.write_text(study_file.read_text() + "metrik: val/loss\n")
+    with pytest.raises(ConfigError, match="metrik: unknown key; did you mean 'metric'"):
+        load_study(str(study_file))
+
+
+def test_a_thousand_cells_are_planned_in_two_seconds_without_torch(study_file: Path) -> None:
+    code = f"""if True:
+    import sys, time
+    from vit_dist.study.grid import load_study, plan
+    began = time.process_time()
+    cells = plan(load_study({str(study_file)!r}, ["seeds=" + str(list(range(250)))]))
+    assert len(cells) == 1000
+    assert "torch" not in sys.modules and "matplotlib" not in sys.modules
+    print(time.process_time() - began)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 2
+
+
+# From logs to observations
+
+
+def test_what_the_trainer_says_comes_back_exactly(tmp_path: Path) -> None:
+    told = info(seed=2**60 + 1, num_params=300_000_001, base_lr=0.1 + 0.2)
+    ended = RunStatus(status="stopped", step=7, examples=300_000_001, reason="SIGTERM")
+    writer = EventWriter(tmp_path)
+    write_start(writer, told, "name: a\nmodel:\n  name: vit\n")
+    write_status(writer, ended)
+    writer.close()
+    log = read_run(str(tmp_path))
+    assert run_info(log) == told
+    assert run_status(log) == ended
+    assert log.last_text(runlog.RECIPE) == "    name: a\n    model:\n      name: vit\n"
+
+
+def test_a_log_of_a_newer_schema_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    log_run(tmp_path, schema_version=99)
+    (left_out,) = collect(str(tmp_path)).excluded
+    assert "schema 99" in left_out.reason
+
+
+def test_a_finished_run_is_one_observation_with_its_last_and_best_value(tmp_path: Path) -> None:
+    log_run(tmp_path, top1={3: 0.25, 6: 0.75, 10: 0.5})
+    (one,) = collect(str(tmp_path)).observations
+    assert (one.family, one.subset, one.seed, one.value) == ("vit", 500, 0, 0.5)
+    assert (one.best, one.best_step, one.step, one.examples_seen) == (0.75, 6, 10, 640)
+    assert (one.num_params, one.macs, one.status, one.directory) == (210_000, 3_200_000, "done", "vit-500-s0/tb")
+
+
+def test_runs_that_are_no_observations_are_listed_with_the_reason(tmp_path: Path) -> None:
+    log_run(tmp_path, seed=0)
+    log_run(tmp_path, seed=1, status=None)
+    log_run(tmp_path, seed=2, status="failed", step=4)
+    log_run(tmp_path, seed=3, status="stopped", step=4)
+    log_run(tmp_path, seed=4, top1={5: 0.4, 10: float("nan")})
+    log_run(tmp_path, seed=5, top1={})
+    log_run(tmp_path, seed=6, top1={5: 0.4})
+    log_run(tmp_path, seed=7, study="other")
+    plain = EventWriter(tmp_path / "plain")
+    plain.scalars(1, {"val/top1": 0.9})
+    plain.close()
+    (tmp_path / "zero").mkdir()
+    (tmp_path / "zero" / "events.out.tfevents.1.x").touch()
+    found = collect(str(tmp_path), study="tiny")
+    assert [one.seed for one in found.observations] == [0]
+    reasons = {one.run: one.reason for one in found.excluded}
+    expected = {
+        "vit-500-s1": "unfinished",
+        "vit-500-s2": "failed at step 4 of 10 (why)",
+        "vit-500-s3": "stopped at step 4 of 10",
+        "vit-500-s4": "diverged: val/top1 is nan",
+        "vit-500-s5": "has no values of val/top1",
+        "vit-500-s6": "last measured at step 5, not at its end, 10",
+        "vit-500-s7": "of another study: other",
+        "plain": "says nothing of its run",
+        "zero": "says nothing of its run",
+    }
+    assert reasons.keys() == expected.keys()
+    for run, reason in expected.items():
+        assert reason in reasons[run]
+    assert found.remarks == ("zero/events.out.tfevents.1.x: is empty",)
+
+
+def test_a_value_is_the_one_that_was_logged_not_its_single_precision_shadow(tmp_path: Path) -> None:
+    log_run(tmp_path, top1={5: 0.7, 10: 0.64})
+    (one,) = collect(str(tmp_path)).observations
+    assert (one.value, one.best) == (0.64, 0.7)
+
+
+def test_logs_of_several_studies_need_a_name(tmp_path: Path) -> None:
+    log_run(tmp_path, seed=0)
+    log_run(tmp_path, seed=1, study="other")
+    with pytest.raises(DataError, match=r"2 studies: 'other' \(1 runs, such as .*; 'tiny'"):
+        collect(str(tmp_path))
+    assert [one.seed for one in collect(str(tmp_path), study="other").observations] == [1]
+
+
+def test_of_two_runs_of_one_cell_the_one_that_finished_last_counts(tmp_path: Path) -> None:
+    log_run(tmp_path, folder="b", top1={10: 0.25})
+    log_run(tmp_path, folder="a", top1={10: 0.5}, recipe_hash="other")
+    log_run(tmp_path, folder="c", top1={10: 0.75}, status=None)
+    found = collect(str(tmp_path))
+    assert [one.value for one in found.observations] == [0.5]
+    assert (
+        "duplicate: a/tb is the same cell with another recipe"
+        in {e.directory: e.reason for e in found.excluded}["b/tb"]
+    )
+
+
+def test_a_run_that_was_killed_and_resumed_counts_once_with_what_came_last(tmp_path: Path) -> None:
+    log_run(tmp_path, top1={4: 0.1, 5: 0.9}, status="stopped", step=5)
+    second = EventWriter(tmp_path / "vit-500-s0" / "tb", purge_step=5)
+    write_start(second, info(world_size=4), "name: x\n")
+    second.scalars(5, {"val/top1": 0.25})
+    second.scalars(10, {"val/top1": 0.5})
+    write_status(second, RunStatus(status="done", step=10, examples=640))
+    second.close()
+    (one,) = collect(str(tmp_path)).observations
+    assert (one.value, one.best, one.world_size) == (0.5, 0.5, 4)
+
+
+def test_a_truncated_log_is_unfinished_and_remarked(tmp_path: Path) -> None:
+    log_run(tmp_path, seed=0)
+    path = log_run(tmp_path, seed=1)
+    path.write_bytes(path.read_bytes()[:-3])
+    found = collect(str(tmp_path))
+    assert [e.run for e in found.excluded] == ["vit-500-s1"]
+    assert "cut short" in found.remarks[0]
+
+
+def test_a_directory_without_logs_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no TensorBoard event files"):
+        collect(str(tmp_path))
+
+
+# The report
+
+
+def fill(root: Path) -> None:
+    for family, base in (("vit", 0.5), ("bit", 0.6)):
+        for subset in (500, 2000):
+            for seed in (0, 1):
+                value = base + subset / 20_000 + seed / 64
+                log_run(root, family, subset, seed, top1={10: value})
+
+
+def test_means_are_over_seeds_and_one_seed_has_no_deviation(tmp_path: Path) -> None:
+    log_run(tmp_path, seed=0, top1={10: 0.25})
+    log_run(tmp_path, seed=1, top1={10: 0.75})
+    log_run(tmp_path, subset=2000, top1={10: 0.5})
+    small, large = means(collect(str(tmp_path)).observations)
+    assert (small.mean, small.num_seeds, small.lowest, small.highest) == (0.5, 2, 0.25, 0.75)
+    assert small.std == pytest.approx(0.5 / 2**0.5)
+    assert (large.mean, large.std, large.num_seeds) == (0.5, None, 1)
+
+
+def test_the_same_logs_give_the_same_bytes_wherever_they_lie(tmp_path: Path) -> None:
+    fill(tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "x")
+    first = write_report(collect(str(tmp_path / "x")), tmp_path / "one")
+    (tmp_path / "x").rename(tmp_path / "y")
+    second = write_report(collect(str(tmp_path / "y")), tmp_path / "two", cached=False)
+    assert [path.name for path in first.all] == [path.name for path in second.all]
+    for mine, theirs in zip(first.all, second.all, strict=True):
+        assert mine.read_bytes() == theirs.read_bytes(), mine.name
+        assert mine.stat().st_size > 20
+    assert first.figures[0].read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_tables_hold_every_run_and_every_mean(tmp_path: Path) -> None:
+    fill(tmp_path / "logs")
+    log_run(tmp_path / "logs", seed=9, status=None)
+    files = write_report(collect(str(tmp_path / "logs")), tmp_path / "out")
+    with (tmp_path / "out" / "observations.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8
+    assert "finished" not in rows[0]  # a time of day is no part of a result
+    assert {(r["family"], r["subset"], r["seed"]) for r in rows} == {
+        (f, n, s) for f in ("vit", "bit") for n in ("500", "2000") for s in "01"
+    }
+    with (tmp_path / "out" / "means.csv").open() as file:
+        mean = {(r["family"], r["subset"]): float(r["mean"]) for r in csv.DictReader(file)}
+    for key, value in mean.items():
+        group = [float(r["value"]) for r in rows if (r["family"], r["subset"]) == key]
+        assert value == pytest.approx(sum(group) / len(group))
+    assert "unfinished" in (tmp_path / "out" / "excluded.csv").read_text()
+    assert all(path.is_file() for path in files.all)
+
+
+def test_the_figure_has_a_log_axis_its_sizes_its_families_and_its_seeds(tmp_path: Path) -> None:
+    from vit_dist.scaling.report.figure_style import style
+    from vit_dist.scaling.report.figures import examples_figure
+    from vit_dist.scaling.results import analyse
+
+    fill(tmp_path)
+    with style():
+        drawing = examples_figure(analyse(collect(str(tmp_path))))
+        (axes,) = drawing.figure.axes
+        drawing.figure.draw_without_rendering()
+    assert axes.get_xscale() == "log"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["500", "2k"]
+    assert "top-1" in axes.get_ylabel()
+    lines = {str(line.get_label()): np.asarray(line.get_xydata()) for line in axes.lines}
+    assert lines["vit"].ravel().round(9).tolist() == [500, 53.28125, 2000, 60.78125]
+    assert lines["bit"].ravel().round(9).tolist() == [500, 63.28125, 2000, 70.78125]
+    assert "2 seeds" in drawing.caption
+    assert "garments" in drawing.caption
+    bars = np.asarray(axes.collections[0].get_paths()[0].vertices)[:, 1]
+    assert bars[1] - bars[0] == pytest.approx(2 * 100 * (1 / 64) / 2**0.5, rel=1e-4)
+
+
+def test_one_size_and_one_seed_can_be_drawn_too(tmp_path: Path) -> None:
+    log_run(tmp_path / "logs")
+    assert write_report(collect(str(tmp_path / "logs")), tmp_path / "out").html.is_file()
+
+
+def test_a_report_of_nothing_says_why_and_writes_nothing(tmp_path: Path) -> None:
+    log_run(tmp_path / "logs", status=None)
+    with pytest.raises(DataError, match=r"no finished run.*1 run: unfinished"):
+        write_report(collect(str(tmp_path / "logs")), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# Training on this machine
+
+
+class Trainer:
+    """Stands in for a run's processes: notes what it is asked to train, and ends as it is told to."""
+
+    def __init__(self, endings: dict[str, tuple[int, str]] | None = None) -> None:
+        self.asked: list[str] = []
+        self.endings = endings or {}
+
+    def __call__(self, recipe: Recipe, run_dir: Path) -> int:
+        from vit_dist.config.load import recipe_hash
+
+        self.asked.append(recipe.name)
+        code, status = self.endings.get(recipe.name, (0, "done"))
+        files = RunDir(run_dir)
+        files.write_json("run.json", {"recipe_hash": recipe_hash(recipe)})
+        files.write_status(status, 10, 640, "told to")
+        if code == -2:
+            raise KeyboardInterrupt
+        return code
+
+
+def train(cells: dict[str, Cell], root: Path, trainer: Callable[[Recipe, Path], int], **options: bool) -> list[str]:
+    lines: list[str] = []
+    run_cells(list(cells.values()), root, trainer, lines.append, again="AGAIN", **options)
+    return lines
+
+
+def test_all_cells_are_trained_once_and_a_second_run_trains_none(study_file: Path, tmp_path: Path) -> None:
+    cells, trainer = cells_of(study_file), Trainer()
+    lines = train(cells, tmp_path / "runs", trainer)
+    assert trainer.asked == list(cells)
+    assert lines[2].startswith("[3/8] vit, 2,000 examples, seed 0: deepspeed, ZeRO stage 1, bf16")
+    assert train(cells, tmp_path / "runs", trainer)[0] == "[1/8] vit, 500 examples, seed 0: done before"
+    assert trainer.asked == list(cells)
+
+
+@pytest.mark.parametrize("code", [0, -2])
+def test_a_stopped_cell_stops_the_study_which_then_goes_on_from_it(study_file: Path, tmp_path: Path, code: int) -> None:
+    cells = cells_of(study_file)
+    with pytest.raises(StudyStoppedError, match="to go on: AGAIN") as error:
+        train(cells, tmp_path / "runs", Trainer({"vit-2000-s0": (code, "stopped")}))
+    assert error.value.exit_code == 130
+    again = Trainer()
+    lines = train(cells, tmp_path / "runs", again)
+    assert again.asked == list(cells)[2:]
+    assert "goes on from an earlier attempt (stopped)" in lines[2]
+
+
+def test_a_failed_cell_stops_the_study_unless_it_is_told_to_keep_going(study_file: Path, tmp_path: Path) -> None:
+    cells = cells_of(study_file)
+    broken = Trainer({"bit-500-s0": (1, "failed")})
+    with pytest.raises(RunError, match="bit-500-s0 failed with exit code 1: told to"):
+        train(cells, tmp_path / "a", broken)
+    assert broken.asked == ["vit-500-s0", "bit-500-s0"]
+    with pytest.raises(RunError, match="1 of 8 cells failed: bit-500-s0"):
+        train(cells, tmp_path / "b", broken, keep_going=True)
+    assert broken.asked[2:] == list(cells)
+
+
+def test_an_exit_code_of_0_without_a_word_that_the_run_is_done_is_a_failure(study_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="vit-500-s0 failed"):
+        train(cells_of(study_file), tmp_path / "runs", Trainer({"vit-500-s0": (0, "running")}))
+
+
+def test_runs_of_another_recipe_are_refused_before_anything_is_trained(study_file: Path, tmp_path: Path) -> None:
+    train(cells_of(study_file), tmp_path / "runs", Trainer())
+    trainer = Trainer()
+    with pytest.raises(ConfigError, match=r"holds runs of another recipe: vit-500-s0 .*and 3 more"):
+        train(cells_of(study_file, "optim.lr=1e-5"), tmp_path / "runs", trainer)
+    assert trainer.asked == []
+
+
+def test_the_time_left_is_told_from_the_second_cell_on(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    ends = Trainer()
+
+    def ten_ms_an_example(recipe: Recipe, run_dir: Path) -> int:
+        clock[0] += 0.01 * float(recipe.horizon.examples(global_batch=1, epoch_examples=recipe.data.subset or 0))
+        return ends(recipe, run_dir)
+
+    lines = train(cells_of(study_file, "seeds=[0]"), tmp_path / "runs", ten_ms_an_example)
+    assert [line.partition("about ")[2] for line in lines] == ["", "7m30s left", "6m40s left", "3m20s left"]
+
+
+def test_a_directory_that_was_never_trained_in_is_missing_and_a_killed_one_started(tmp_path: Path) -> None:
+    assert cell_state(tmp_path / "none").state == "missing"
+    RunDir(tmp_path / "some").write_json("run.json", {"recipe_hash": "x"})
+    assert cell_state(tmp_path / "some").state == "started"
+    RunDir(tmp_path / "some").write_status("running", 3, 192)
+    assert cell_state(tmp_path / "some").state == "running"
+
+
+# The command line
+
+
+@pytest.fixture
+def launcher(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Replaces the launcher by one that logs what a trained run would log."""
+    asked: list[tuple[str, int]] = []
+
+    def run_local(recipe: Recipe, run_dir: Path, *, nproc: int) -> int:
+        asked.append((recipe.name, nproc))
+        log_run(run_dir.parent, recipe.family, recipe.data.subset or 0, recipe.seed)
+        return Trainer()(recipe, run_dir)
+
+    module = types.ModuleType("launcher.processes.ranks")
+    module.run_local = run_local  # type: ignore[attr-defined]
+    module.run_ranks = None  # type: ignore[attr-defined] - these studies evaluate nothing after training
+    monkeypatch.setitem(sys.modules, "launcher.processes.ranks", module)
+    return asked
+
+
+def test_run_then_status_then_report_on_the_command_line(
+    study_file: Path,
+    tmp_path: Path,
+    launcher: list[tuple[str, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", str(study_file), "--nproc", "2", "seeds=[0]"]) == 0
+    assert launcher == [(f"{family}-{n}-s0", 2) for n in (500, 2000) for family in ("vit", "bit")]
+    assert "vit-dist study report" in capsys.readouterr().out
+    assert main(["status", str(study_file)]) == 0
+    assert "4 of 8 runs done" in capsys.readouterr().out
+    assert main(["report", str(study_file)]) == 0
+    out = capsys.readouterr().out
+    assert "4 cells of the study are not in the figure: vit-500-s1" in out
+    assert "50.0 [1]" in out
+    assert "standard deviation [seeds]" in " ".join(out.split())
+    png = tmp_path / "runs" / "tiny" / "report" / "accuracy_by_examples.png"
+    assert png.is_file()
+    assert str(png.relative_to(tmp_path)) in out
+
+
+def test_logs_alone_are_enough_for_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log_run(tmp_path / "logs", seed=0)
+    log_run(tmp_path / "logs", seed=1, study="other", top1={10: 0.75})
+    with pytest.raises(VitDistError, match="2 studies"):
+        main(["report", "--logs", str(tmp_path / "logs"), "--out", str(tmp_path / "out")])
+    assert main(["report", "other", "--logs", str(tmp_path / "logs"), "--out", str(tmp_path / "out")]) == 0
+    assert "75.0 [1]" in capsys.readouterr().out
+
+
+def test_plan_shows_the_cells(study_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(study_file), "seeds=[7]", "--cells"]) == 0
+    out = capsys.readouterr().out
+    assert "2 families x 2 sizes x 1 seed = 4 runs" in out
+    assert "bit-2000-s7" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["rum"], "unknown verb 'rum'; did you mean 'run'"),
+        (["run"], "give one study, got none"),
+        (["plan", "a", "b"], "give one study, got 2: a, b"),
+        (["report", "nostudy"], "no study 'nostudy'"),
+        (["run", "demo", "--nproc", "0"], "--nproc 0: at least one"),
+        (["run", "demo", "--jobs", "0"], "--jobs 0: at least one"),
+    ],
+)
+def test_a_command_that_cannot_be_meant_is_refused(
+    argv: list[str], message: str, launcher: list[tuple[str, int]]
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        main(argv)
+    assert message in str(error.value)
+    assert launcher == []
+
+
+def test_help_is_shown_without_heavy_imports() -> None:
+    code = (
+        "import sys; from vit_dist.cli.study import main; main(['--help']);"
+        "sys.exit(bool({'torch', 'matplotlib', 'tensorboard', 'rich', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "vit-dist study run demo" in done.stdout
+
+
+def test_the_shipped_study_is_three_families_by_three_sizes() -> None:
+    study: StudyConfig = load_study("demo")
+    assert list(study.families) == ["vit", "bit", "hybrid"]
+    assert study.subsets == (500, 2000, 8000)
+    assert study.seeds == (0,)

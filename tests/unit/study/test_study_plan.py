@@ -1,0 +1,405 @@
+"""What a study comes to before it is trained: durations, costs, states, job arrays; and several runs at once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vit_dist.cli.study import main
+from vit_dist.config.load import config_dirs
+from vit_dist.config.schema import Recipe, dump
+from vit_dist.core.errors import ConfigError, RunError
+from vit_dist.core.run.directory import RunDir
+from vit_dist.core.units import Flops, format_flops
+from vit_dist.models.costs import model_cost, training_flops
+from vit_dist.study.cost import SetFacts, expenses, find_device, measured_pace, state_bytes
+from vit_dist.study.grid import Cell, load_study, plan
+from vit_dist.study.local import cell_state, evaluated, run_cells
+
+RECIPE = """
+global_batch: 64
+horizon: 10 epochs
+model: vit-test
+data: {num_classes: 10, image_size: 28, augment: none}
+optim: {name: adamw, lr: 5e-4}
+schedule: {name: cosine}
+engine: {name: plain}
+"""
+STUDY = """
+name: tiny
+recipe: RECIPE
+models: [vit-demo, bit-demo, hybrid-demo]
+subsets: [2k, 500]
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    (tmp_path / "base.yaml").write_text(RECIPE)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(STUDY.replace("RECIPE", str(tmp_path / "base.yaml")))
+    return path
+
+
+def cells_of(path: Path, *overrides: str) -> list[Cell]:
+    return plan(load_study(str(path), overrides))
+
+
+def macs(recipe: Recipe) -> int:
+    cost = model_cost(recipe.model, num_classes=recipe.data.num_classes, image_size=recipe.data.image_size)
+    assert cost is not None
+    return cost.macs
+
+
+# The grid
+
+
+def test_a_list_of_models_is_a_family_each(study_file: Path) -> None:
+    cells = cells_of(study_file, "families={small: {model: vit-test, optim.lr: 1e-4}}")
+    assert list(dict.fromkeys(c.family for c in cells)) == ["vit-demo", "bit-demo", "hybrid-demo", "small"]
+    assert cells[0].recipe.model.name == "vit-demo"
+    assert len({c.name for c in cells}) == len({c.hash for c in cells}) == 16
+
+
+def test_cells_are_the_recipes_that_would_be_resolved_one_by_one(study_file: Path) -> None:
+    from vit_dist.config.load import load_recipe, recipe_hash
+
+    for cell in cells_of(study_file, "cells=[{when: {subset: 500, seed: 1}, set: {optim.lr: 1e-2}}]"):
+        lr = 1e-2 if (cell.subset, cell.seed) == (500, 1) else 5e-4
+        words = [f"model={cell.family}", f"seed={cell.seed}", f"data.subset={cell.subset}", f"optim.lr={lr}"]
+        assert cell.hash == recipe_hash(load_recipe(str(study_file.parent / "base.yaml"), words))
+
+
+def test_equal_compute_gives_each_model_the_examples_that_it_can_pay_for(study_file: Path) -> None:
+    cells = cells_of(study_file, "duration={equal: compute, length: 2 TFLOPs}")
+    for cell in cells:
+        examples = cell.recipe.horizon.examples(global_batch=64, epoch_examples=0)
+        assert training_flops(macs(cell.recipe), int(examples)) == pytest.approx(2e12, rel=1e-4)
+    assert len({str(cell.recipe.horizon) for cell in cells}) == 3
+
+
+@pytest.mark.parametrize(
+    ("duration", "message"),
+    [
+        ("{equal: compute, length: 40 epochs}", "equal compute need a length in FLOPs, such as '100 exaFLOPs'"),
+        ("{equal: epochs, length: 2 TFLOPs}", "equal epochs need a length in epochs"),
+        ("{equal: compute, length: 0 TFLOPs}", "trains nothing"),
+        ("{equal: compute, length: many FLOPs}", "expected an amount of compute such as '800 exaFLOPs'"),
+        ("{equal: money, length: 2 TFLOPs}", "equal: must be 'epochs', 'examples' or 'compute'"),
+    ],
+)
+def test_a_duration_that_does_not_fit_its_rule_is_refused(study_file: Path, duration: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_study(str(study_file), [f"duration={duration}"])
+    assert message in str(error.value)
+
+
+def test_compute_has_units() -> None:
+    for text, flops in (("800 exaFLOPs", 8e20), ("5 PFLOPs", 5e15), ("1e15 flops", 1e15), ("1.5 teraFLOPs", 1.5e12)):
+        assert float(Flops.parse(text).value) == flops
+    assert [format_flops(x) for x in (8e20, 3.2e15, 999.9e12, 5)] == [
+        "800 exaFLOPs",
+        "3.2 PFLOPs",
+        "1 PFLOPs",
+        "5 FLOPs",
+    ]
+
+
+def test_evaluations_are_checked_when_the_study_is_planned(study_file: Path) -> None:
+    (cell, *_) = cells_of(study_file, "evaluations=[{name: fewshot, set: x, shots: [5]}]")
+    assert [e.name for e in cell.evaluations] == ["fewshot"]
+    assert [e.name for e in cell.recipe.evaluators] == ["classification"]
+    with pytest.raises(ConfigError, match=r"evaluations as: evaluators\[0\].shot: unknown key; did you mean 'shots'"):
+        cells_of(study_file, "evaluations=[{name: fewshot, set: x, shot: [5]}]")
+
+
+# Costs
+
+
+def test_a_cell_costs_its_examples_its_flops_and_its_bytes(study_file: Path) -> None:
+    small, large = SetFacts(10_000, 10_000_000), SetFacts(10_000, 10 << 30)
+    (first, *_) = expenses(cells_of(study_file), lambda _: small)
+    assert (first.examples, first.steps, first.epochs) == (78 * 64, 78, 78 * 64 / 500)
+    assert first.flops == training_flops(macs(first.cell.recipe), 78 * 64)
+    assert first.num_bytes == 500_000  # is read once and kept
+    (first, *_) = expenses(cells_of(study_file), lambda _: large)
+    assert first.num_bytes == (10 << 30) * 78 * 64 // 10_000
+    (first, *_) = expenses(cells_of(study_file), lambda _: None)
+    assert (first.num_bytes, first.steps) == (None, 78)
+    (whole, *_) = expenses(cells_of(study_file, "subsets=[all]"), lambda _: None)
+    assert (whole.examples, whole.flops) == (None, None)
+
+
+def test_what_will_not_fit_is_said(study_file: Path) -> None:
+    cells = cells_of(
+        study_file, "subsets=[500,20k]", "schedule.warmup=80 steps", "models=[ViT-H/14]", "data.image_size=224"
+    )
+    found = expenses(cells, lambda _: SetFacts(10_000, 1), devices=3, device=find_device("v100", 0.4))
+    small, large = found[0].problems, found[-1].problems
+    assert "the set has only 10,000 examples" in large
+    assert "schedule.warmup=80 steps is 80 steps, longer than the run's 78" in small
+    assert "global_batch=64 is not divisible by 3 devices" in small
+    assert not any("has only" in text for text in small)
+    cells = cells_of(
+        study_file,
+        "models=[ViT-G/14]",
+        "data.image_size=224",
+        "engine={name: deepspeed, zero_stage: 1}",
+        "precision=bf16",
+        "schedule.warmup=0 steps",
+    )
+    (short, *_) = expenses(cells, lambda _: None, devices=1, device=find_device("v100", 0.4))
+    assert "weights, gradients and optimizer need" in short.problems[0]
+    assert expenses(cells, lambda _: None, devices=64, device=find_device("v100", 0.4))[0].problems == ()
+
+
+@pytest.mark.parametrize(("stage", "bytes_each"), [(1, 2 + 6 + 12 / 8), (2, 2 + (6 + 12) / 8), (3, (2 + 6 + 12) / 8)])
+def test_zero_shares_more_from_stage_to_stage(study_file: Path, stage: int, bytes_each: float) -> None:
+    (cell, *_) = cells_of(study_file, f"engine={{name: deepspeed, zero_stage: {stage}}}", "precision=bf16")
+    assert state_bytes(cell.recipe, 1000, 8) == 1000 * bytes_each
+
+
+def finish(cell: Cell, run_dir: Path, seconds: float, ranks: int = 2) -> None:
+    """Files of a run that is done, as training leaves them."""
+    files = RunDir(run_dir)
+    files.write_json("run.json", {"recipe_hash": cell.hash})
+    files.append_attempt({"event": "start", "attempt": 1, "ranks": ranks})
+    files.write_status("done", 78, 4992, goodput={"train": seconds - 1, "start": 1.0, "down": 99.0})
+
+
+def test_the_pace_of_finished_runs_is_what_hours_are_counted_by(study_file: Path, tmp_path: Path) -> None:
+    paid = expenses(cells_of(study_file), lambda _: None)
+    assert measured_pace(paid, tmp_path) is None
+    finish(paid[0].cell, tmp_path / paid[0].cell.name, seconds=10.0)
+    pace = measured_pace(paid, tmp_path)
+    assert pace is not None
+    assert paid[0].flops is not None
+    assert pace.runs == 1
+    assert pace.sustained == pytest.approx(paid[0].flops / (10.0 * 2))
+    longer = expenses(cells_of(study_file, "horizon=20 epochs"), lambda _: None)
+    assert measured_pace(longer, tmp_path) is None  # what lies there is another recipe's
+
+
+def test_plan_shows_costs_states_and_problems_and_writes_them(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "140")
+    cell = cells_of(study_file)[0]
+    finish(cell, Path("runs/tiny") / cell.name, seconds=10.0)
+    assert main(["plan", str(study_file), "schedule.warmup=0 steps"]) == 0
+    assert main(["plan", str(study_file), "--json", "plan.json"]) == 0
+    shown = capsys.readouterr().out
+    assert "3 families x 2 sizes x 2 seeds = 12 runs" in shown
+    assert "1/2 done" in shown
+    assert "measured:" in shown
+    assert "over 1 finished run" in shown
+    assert "left:  11 runs" in shown
+    records = json.loads(Path("plan.json").read_text())
+    assert main(["plan", str(study_file), "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == records
+    assert len(records) == 12
+    assert records[0]["state"] == "done"
+    assert records[0]["flops"] == training_flops(macs(cell.recipe), 4992)
+    assert sum(r["device_hours"] for r in records) > 0
+    assert main(["plan", str(study_file), "--device", "h100", "--utilisation", "50%", "--devices", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert "assumed: 50% of an h100's 989 TFLOP/s" in shown
+    assert "will not fit" in shown
+    monkeypatch.setenv("COLUMNS", "40")
+    for words in (["plan", str(study_file)], ["plan", str(study_file), "--cells"], ["status", str(study_file)]):
+        assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "…" not in shown  # a table is wider than the window before a number is cut
+    assert "hybrid-demo-2000-s1" in shown
+    with pytest.raises(ConfigError, match="--device 'h10' is not known; did you mean 'h100'"):
+        main(["plan", str(study_file), "--device", "h10"])
+
+
+def test_a_thousand_cells_are_planned_in_two_seconds_without_torch(study_file: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, time; began = time.process_time(); from vit_dist.cli.study import main;"
+        f"main(['plan', {str(study_file)!r}, 'models=[vit-demo,bit-demo,ViT-L/16,R50x1,R152x2]', 'data.image_size=224',"
+        f"'subsets=[' + ','.join(str(i * 500) for i in range(1, 21)) + ']', 'seeds=[0,1,2,3,4,5,6,7,8,9]']);"
+        "print('torch' in sys.modules, time.process_time() - began)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "= 1000 runs" in done.stdout
+    torch, seconds = done.stdout.split()[-2:]
+    assert torch == "False"
+    assert float(seconds) < 2.0  # of the processor: the machine may be busy
+
+
+# States
+
+
+def test_a_run_that_gave_a_sign_of_life_lately_runs_and_one_that_did_not_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = RunDir(tmp_path)
+    files.write_json("run.json", {"recipe_hash": "x"})
+    files.write_status("running", 3, 192)
+    assert (cell_state(tmp_path).state, cell_state(tmp_path).step) == ("running", 3)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 1000)
+    assert cell_state(tmp_path).state == "started"
+    monkeypatch.setattr(time, "time", lambda: now + 950)
+    files.write_alive(1, {"train": 900.0})
+    monkeypatch.setattr(time, "time", lambda: now + 1000)
+    assert cell_state(tmp_path).state == "running"
+
+
+def test_status_is_a_matrix_with_a_mark_for_each_seed(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8")
+    cells = {cell.name: cell for cell in cells_of(study_file)}
+    done, failed, other = (cells[f"vit-demo-{name}"] for name in ("500-s0", "500-s1", "2000-s0"))
+    finish(done, Path("runs/tiny") / done.name, seconds=10.0)
+    finish(failed, Path("runs/tiny") / failed.name, seconds=10.0)
+    RunDir(Path("runs/tiny") / failed.name).write_status("failed", 7, 448, "the disk is full")
+    RunDir(Path("runs/tiny") / other.name).write_json("run.json", {"recipe_hash": "another"})
+    assert main(["status", str(study_file)]) == 0
+    shown = capsys.readouterr().out
+    assert "1 of 12 runs done" in shown
+    row = next(line for line in shown.splitlines() if "vit-demo " in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")] in (["vit-demo", "●✗", "!·"], ["vit-demo", "DF", "!-"])
+    assert "vit-demo-500-s1, step 7 of 78 (9%): the disk is full" in shown
+    assert f"vit-demo-2000-s0: another there, {other.hash} here" in shown
+    assert main(["status", str(study_file), "--json", "-"]) == 0
+    states = {r["run"]: r["state"] for r in json.loads(capsys.readouterr().out)}
+    assert (states[done.name], states[failed.name], states[other.name]) == ("done", "failed", "other recipe")
+
+
+# Several at once
+
+
+class Pair:
+    """An attempt that ends only once another one runs beside it."""
+
+    def __init__(self, failing: str = "") -> None:
+        self.failing, self.names = failing, set[str]()
+        self._meet = threading.Barrier(2, timeout=5)
+
+    def __call__(self, recipe: Recipe, run_dir: Path) -> int:
+        self._meet.wait()
+        self.names.add(recipe.name)
+        failed = recipe.name == self.failing
+        RunDir(run_dir).write_status("failed" if failed else "done", 1, 1, "told to" if failed else "")
+        return 1 if failed else 0
+
+
+def test_runs_go_side_by_side_and_each_once(study_file: Path, tmp_path: Path) -> None:
+    cells, pair, lines = cells_of(study_file), Pair(), list[str]()
+    run_cells(cells, tmp_path / "runs", pair, lines.append, again="AGAIN", jobs=2)
+    assert pair.names == {cell.name for cell in cells}
+    assert sum(": done in " in line for line in lines) == 12
+
+
+def test_beside_a_run_that_fails_the_others_end_and_none_is_begun(study_file: Path, tmp_path: Path) -> None:
+    cells = cells_of(study_file)
+    pair = Pair(failing=cells[0].name)
+    with pytest.raises(RunError, match=f"{cells[0].name} failed with exit code 1: told to"):
+        run_cells(cells, tmp_path / "runs", pair, lambda _: None, again="AGAIN", jobs=2)
+    assert {cells[0].name, cells[1].name} <= pair.names
+    assert len(pair.names) <= 4
+
+
+def test_a_run_side_by_side_that_fails_says_why_though_it_prints_elsewhere(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        RunError, match=r"failed with exit code 1: nowhere/manifest\.json: no such file.* in runs/tiny/"
+    ):
+        main(["run", str(study_file), "--jobs", "2", "data.train=nowhere", "schedule.warmup=0 steps"])
+
+
+def test_a_run_that_is_done_is_evaluated_once(study_file: Path, tmp_path: Path) -> None:
+    cells = cells_of(study_file, "evaluations=[{name: fewshot, set: x, shots: [5]}]", "seeds=[0]")
+    seen: list[str] = []
+
+    def attempt(recipe: Recipe, run_dir: Path) -> int:
+        RunDir(run_dir).write_status("done", 1, 1)
+        return 0
+
+    def evaluate(cell: Cell, run_dir: Path) -> int:
+        seen.append(cell.name)
+        entry = {"step": 1, "evaluators": [dump(e) for e in cell.evaluations], "values": {}}
+        RunDir(run_dir).write_json("evaluated.json", {"evaluations": [entry]})
+        return 0
+
+    for _ in range(2):
+        run_cells(cells, tmp_path, attempt, lambda _: None, again="AGAIN", evaluate=evaluate)
+    assert seen == [cell.name for cell in cells]
+    other = cells_of(study_file, "evaluations=[{name: fewshot, set: x, shots: [10]}]", "seeds=[0]")
+    assert not evaluated(other[0], tmp_path / other[0].name)
+
+
+# Arrays of jobs
+
+
+def study_jobs(study_file: Path, directory: Path, *overrides: str, **fields: Any) -> Any:
+    from launcher.slurm.cluster import load_cluster
+    from launcher.submit.study import StudyJobs
+
+    cells = tuple(cells_of(study_file, *overrides))
+    return StudyJobs(load_cluster("dev"), directory, cells, **fields)
+
+
+def test_arrays_hold_what_is_left_in_pieces_that_slurm_allows(study_file: Path, tmp_path: Path) -> None:
+    from launcher.submit.study import arrays, todo
+
+    jobs = study_jobs(study_file, tmp_path / "tiny", "evaluations=[{name: fewshot, set: x, shots: [5]}]", throttle=3)
+    first, second, *_ = jobs.cells
+    for cell in (first, second):
+        finish(cell, jobs.run_dir(cell), seconds=10.0)
+    entry = {"step": 78, "evaluators": [dump(e) for e in first.evaluations], "values": {}}
+    RunDir(jobs.run_dir(first)).write_json("evaluated.json", {"evaluations": [entry]})
+    left = todo(jobs)
+    assert (left.done, left.evaluate, len(left.train)) == ((first,), (second,), 10)
+    found = arrays(jobs, left, tmp_path / "jobs", largest=4, code=tmp_path)
+    assert [(a.name, len(a.cells)) for a in found] == [("train-0", 4), ("train-1", 4), ("train-2", 2), ("evaluate", 1)]
+    assert [cell for a in found[:3] for cell in a.cells] == list(left.train)
+    assert "#SBATCH --array=0-3%3\n" in found[0].train
+    assert "#SBATCH --array=0-1%3\n" in found[2].train
+    assert str(tmp_path / "jobs" / "train-2.list") in found[2].train
+    assert not found[3].train
+    assert ["#SBATCH --array=0-3%3\n" in a.evaluate for a in found] == [True, True, False, False]
+    assert all("evaluate" in a.evaluate and '"name": "fewshot"' in a.evaluate for a in found)
+
+
+def test_a_secret_in_an_evaluation_does_not_reach_a_script(study_file: Path, tmp_path: Path) -> None:
+    from launcher.submit.study import arrays, todo
+
+    url = "https://bucket.example/m.json?X-Amz-Signature=0123456789abcdef"
+    evaluation = f"evaluations=[{{name: fewshot, set: x, train: '{url}'}}]"
+    jobs = study_jobs(study_file, tmp_path / "tiny", evaluation)
+    with pytest.raises(ConfigError, match="holds a secret") as error:
+        arrays(jobs, todo(jobs), tmp_path / "jobs", largest=1000, code=tmp_path)
+    assert "0123456789abcdef" not in str(error.value)
+
+
+def test_ranks_that_do_not_divide_the_batch_are_refused(study_file: Path, tmp_path: Path) -> None:
+    from launcher.submit.study import todo
+
+    with pytest.raises(ConfigError, match="global_batch=64 is not divisible by 3 ranks"):
+        todo(study_jobs(study_file, tmp_path / "tiny", nodes=3))
+
+
+@pytest.mark.parametrize("path", sorted((config_dirs()[0] / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_study_can_be_planned(path: Path) -> None:
+    study = load_study(str(path))
+    cells = plan(study)
+    assert study.name == path.stem
+    assert len(cells) == len(study.families) * len(study.subsets) * len(study.seeds)
+    assert all(expense.flops and not expense.problems for expense in expenses(cells, lambda _: None))

@@ -1,0 +1,62 @@
+"""A restored model is held to the loss that was recorded; other layouts load, and it is said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vit_dist.config.schema import LossConfig
+from vit_dist.core.world import World
+from vit_dist.train.checkpoint.probe import Probe
+from vit_dist.train.checkpoint.restore import layout_changes
+from vit_dist.train.losses import make_loss
+
+HERE = {"engine": "deepspeed", "zero_stage": 1, "torch": "2.14.1", "deepspeed": "0.19.8", "world_size": 2}
+
+
+class Constant:
+    """Gives the same logits whatever it sees."""
+
+    layout: dict[str, Any] = HERE
+
+    def __init__(self, scale: float) -> None:
+        self.logits = scale * torch.arange(8.0).view(2, 4)
+
+    def predict(self, images: Tensor) -> Tensor:
+        return self.logits
+
+
+def probe(precision: str = "fp32") -> Probe:
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    return Probe(images, torch.eye(4)[:2], make_loss(LossConfig()), World(), precision)
+
+
+def test_the_recorded_loss_must_come_out_again() -> None:
+    recorded = probe().measure(Constant(1.0))  # type: ignore[arg-type]
+    assert probe().judge(Constant(1.0), recorded, HERE) == ""  # type: ignore[arg-type]
+    assert probe().judge(Constant(1.0 + 1e-7), recorded, HERE) == ""  # type: ignore[arg-type]
+    wrong = probe().judge(Constant(1.001), recorded, HERE)  # type: ignore[arg-type]
+    assert f"it was {recorded:.8g} when saved" in wrong
+    nan = float("nan")
+    assert probe().judge(Constant(nan), nan, HERE) == ""  # type: ignore[arg-type]
+    assert probe().judge(Constant(nan), recorded, HERE) != ""  # type: ignore[arg-type]
+    assert probe().judge(Constant(1.0), nan, HERE) != ""  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", [{"engine": "plain"}, {"zero_stage": 3}, {"torch": "2.13"}])
+def test_rounding_of_another_engine_is_granted_and_of_another_world_is_not(change: dict[str, Any]) -> None:
+    for precision in ("fp32", "bf16"):
+        same = probe(precision).tolerance(HERE, HERE)
+        assert probe(precision).tolerance({**HERE, **change}, HERE) > same
+        assert probe(precision).tolerance({**HERE, "world_size": 64}, HERE) == same
+
+
+def test_what_another_layout_changes_is_named() -> None:
+    there = {**HERE, "deepspeed": "0.18.0", "world_size": 4}
+    assert layout_changes(there, HERE) == [
+        "deepspeed: '0.19.8' here, '0.18.0' there",
+        "world_size: 2 here, 4 there",
+    ]

@@ -1,0 +1,104 @@
+"""The checkpoints of a run by name: which are committed, which is the newest, what a marker says. No torch.
+
+checkpoints/step-0000001000/  a checkpoint
+  rank-00000.safetensors      a rank's part
+  COMMITTED.json              the marker, written last: what the parts are, the train state, what wrote it
+checkpoints/.step-....partial/  one that is being written, or was when its attempt died
+No `latest` file exists to point at the wrong one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from vit_dist.core.run.names import CHECKPOINTS
+
+MARKER = "COMMITTED.json"
+FORMAT = 2
+_STEP = "step-"
+_PARTIAL = ".partial"
+_MAPPINGS = ("layout", "recipe", "state", "files")
+
+
+def step_name(step: int) -> str:
+    """Name of a checkpoint's directory."""
+    return f"{_STEP}{step:010d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step that a directory's name stands for; None for any other name."""
+    digits = name.removeprefix(_STEP)
+    return int(digits) if name.startswith(_STEP) and digits.isascii() and digits.isdigit() else None
+
+
+def partial_name(step: int, token: str) -> str:
+    """Name of the directory in which the attempt with this token writes the checkpoint of a step."""
+    return f".{step_name(step)}.{token[:8]}{_PARTIAL}"
+
+
+def rank_file(rank: int) -> str:
+    """Name of a rank's part."""
+    return f"rank-{rank:05d}.safetensors"
+
+
+def committed(root: Path) -> list[Path]:
+    """Committed checkpoints in the directory `root`, the newest step first."""
+    return sorted(
+        (p.parent for p in root.glob(f"{_STEP}*/{MARKER}") if step_of(p.parent.name) is not None), reverse=True
+    )
+
+
+def partial(root: Path) -> list[Path]:
+    """Checkpoints in the directory `root` that are being written, or were when their attempt died."""
+    return list(root.glob(f".{_STEP}*{_PARTIAL}"))
+
+
+def read_marker(path: Path) -> tuple[dict[str, Any], str]:
+    """What a checkpoint's marker says, and what is wrong with it or ''."""
+    try:
+        marker = json.loads((path / MARKER).read_text())
+        if marker["format"] != FORMAT:
+            return {}, f"it is of format {marker['format']}, this version reads {FORMAT}"
+        for key in _MAPPINGS:
+            if not isinstance(marker[key], dict):
+                raise ValueError(f"{key} is not a mapping")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {}, f"{MARKER} cannot be read: {type(error).__name__}: {error}"
+    return marker, ""
+
+
+def committed_steps(run_dir: Path) -> list[int]:
+    """Steps of a run's committed checkpoints, the newest first."""
+    return [step for path in committed(run_dir / CHECKPOINTS) if (step := step_of(path.name)) is not None]
+
+
+def steps_in_hand(run_dir: Path) -> set[int]:
+    """Steps whose checkpoint is committed, or is being written."""
+    writing = (step_of(path.name[1:].partition(".")[0]) for path in partial(run_dir / CHECKPOINTS))
+    return {*committed_steps(run_dir), *(step for step in writing if step is not None)}
+
+
+def newest_step(run_dir: Path) -> int:
+    """The step of a run's newest committed checkpoint; 0 where there is none."""
+    return next(iter(committed_steps(run_dir)), 0)
+
+
+def newest_checkpoint(run_dir: Path) -> tuple[int | None, float]:
+    """Step of a run's newest committed checkpoint and when it was committed, seconds since 1970.
+
+    (None, 0) before the first.
+    """
+    for path in committed(run_dir / CHECKPOINTS):
+        with contextlib.suppress(OSError):  # it may be removed at this moment: the next newest then
+            return step_of(path.name), (path / MARKER).stat().st_mtime
+    return None, 0.0
+
+
+def measured_save_s(run_dir: Path) -> float | None:
+    """Seconds that a run's newest checkpoint took to write, or None where that is not known."""
+    newest = next(iter(committed(run_dir / CHECKPOINTS)), None)
+    wrote = None if newest is None else read_marker(newest)[0].get("wrote_s")
+    return float(wrote) if isinstance(wrote, int | float) else None

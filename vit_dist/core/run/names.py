@@ -1,0 +1,66 @@
+"""Names of the files and folders of a run's directory, and of what lies beside it: here and nowhere else. No torch.
+
+run.json          identity of the run; written once
+recipe.yaml       the resolved recipe
+status.json       how the last attempt stands: running, done, stopped, failed
+attempts.jsonl    every attempt's beginning and end as its ranks saw it, a line each; only ever appended to
+ledger.jsonl      the same as the supervisor saw it: why each ended, what it gained, lost and cost
+owner.json        the attempt that may write here; an older one that still runs finds it is not it
+alive.json        heartbeat: where the running attempt's time went, every few seconds; it tells what a crash cost
+evaluated.json    what evaluators found after training
+job.json          the Slurm job that trains this run
+cancel            made by a person: the job that is not to come back
+request           made by a person: `save`, or `stop` for save and stop; removed when it is served
+job/              what the job was submitted with: recipe.yaml, cluster.yaml, the script
+logs/             what ranks and supervisors print, a folder an attempt
+order/            ordinals of every step's examples, where the recipe asks for them
+stacks/           where every thread stood when a rank hung
+tb/               event files
+checkpoints/      step-0000001000/, each whole once its marker is there; see checkpoints.py
+quarantine.jsonl  samples that could not be decoded
+nonfinite.jsonl   steps whose loss or gradient was not finite, with the keys of their examples
+lock              held while an attempt runs
+"""
+
+from __future__ import annotations
+
+RUN = "run.json"
+RECIPE = "recipe.yaml"
+STATUS = "status.json"
+ATTEMPTS = "attempts.jsonl"
+LEDGER = "ledger.jsonl"
+OWNER = "owner.json"
+HEARTBEAT = "alive.json"
+EVALUATED = "evaluated.json"
+JOB = "job.json"
+CANCEL = "cancel"
+REQUEST = "request"
+REQUESTS = frozenset({"save", "stop"})
+"""What the file REQUEST may say."""
+JOB_FOLDER = "job"
+CLUSTER = "cluster.yaml"
+LOGS = "logs"
+BATCH_LOG = "batch.log"
+"""In LOGS: what the supervisor prints, all attempts."""
+ORDER = "order"
+STACKS = "stacks"
+EVENTS = "tb"
+CHECKPOINTS = "checkpoints"
+QUARANTINE = "quarantine.jsonl"
+NONFINITE = "nonfinite.jsonl"
+LOCK = "lock"
+
+BAD_NODES = ".bad-nodes.jsonl"
+"""Beside the runs: the nodes that jobs stay away from."""
+
+MARKS_OF_A_RUN = frozenset({RUN, STATUS, ATTEMPTS, LEDGER, JOB})
+"""A directory that holds any of these is a run's."""
+
+SILENT_S = 90.0
+"""After so long without a heartbeat a run that should train is said to be silent. One comes every two seconds, but a
+network's file system may show it to another machine a minute late."""
+
+
+def attempt_folder(attempt: int) -> str:
+    """Name of an attempt's folder in LOGS."""
+    return f"attempt-{attempt:04d}"
