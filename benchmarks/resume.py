@@ -13,7 +13,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from launcher.processes.rehearsal import Attempt
+from launcher.processes.kill_test import Attempt
 from tests.shards import write_set
 from vit_dist.core.run.checkpoints import MARKER, committed
 from vit_dist.core.run.names import CHECKPOINTS

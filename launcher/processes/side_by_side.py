@@ -72,7 +72,7 @@ class SideBySide:
                     self._running.discard(process)
 
     @staticmethod
-    def last_words(run_dir: Path) -> str:
+    def last_error_line(run_dir: Path) -> str:
         """The error that a run's `train.log` ends with; '' where it ends with something else, or there is none."""
         try:
             text = (run_dir / LOG).read_text(errors="replace").rstrip()

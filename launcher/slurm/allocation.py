@@ -66,12 +66,12 @@ def read_allocation(environ: Mapping[str, str] | None = None) -> Allocation:
     return Allocation(job, int(env["SLURM_JOB_ID"]), int(env.get("SLURM_RESTART_COUNT") or 0), tuple(nodes))
 
 
-def lost_nodes(nodes: Sequence[str], *, knock: bool) -> dict[str, str]:
+def lost_nodes(nodes: Sequence[str], *, tcp_probe: bool) -> dict[str, str]:
     """Those of the nodes that are gone, each with what is known.
 
     Args:
         nodes: to look at.
-        knock: also try to reach their daemons: Slurm takes minutes to call a node down. Where none of them can be
+        tcp_probe: also try to reach their daemons: Slurm takes minutes to call a node down. Where none of them can be
             reached the way there is closed, and that says nothing.
     """
     if not nodes:
@@ -83,7 +83,7 @@ def lost_nodes(nodes: Sequence[str], *, knock: bool) -> dict[str, str]:
         for node, reason in slurm.down_nodes(listed, patience_s=10).items():
             if not reason.lower().startswith(("drain", "draining", "fail")) or "*" in reason:
                 found[node] = f"is {reason}"
-    if knock:
+    if tcp_probe:
         with contextlib.suppress(VitDistError):
             addresses = slurm.node_addresses(listed, patience_s=10)
             with ThreadPoolExecutor(16) as pool:

@@ -14,7 +14,7 @@ from vit_dist.core.errors import ConfigError, RunError
 from vit_dist.core.run import names
 
 if TYPE_CHECKING:
-    from launcher.submit.run import Wish
+    from launcher.submit.run import SubmitRequest
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def recipe_of(path: Path) -> Path:
     return path / names.RECIPE
 
 
-def wish_to_resume(path: Path, changes: Changes) -> Wish:
+def request_to_resume(path: Path, changes: Changes) -> SubmitRequest:
     """What to hand to `launcher.submit.run.submit`.
 
     Changes to the directory from which the run was first submitted: paths in its recipe may be relative to that.
@@ -69,7 +69,7 @@ def wish_to_resume(path: Path, changes: Changes) -> Wish:
         RunError: the run is done, or still in hand.
     """
     from launcher.slurm.cluster import load_cluster
-    from launcher.submit.run import Wish, parse_time
+    from launcher.submit.run import SubmitRequest, parse_time
     from vit_dist.config.load import find_config, load_recipe
 
     path = path.absolute()
@@ -89,7 +89,7 @@ def wish_to_resume(path: Path, changes: Changes) -> Wish:
     cwd = str(job.get("cwd") or "")
     if cwd and Path(cwd).is_dir():
         os.chdir(cwd)
-    return Wish(
+    return SubmitRequest(
         recipe=recipe,
         cluster=cluster,
         nodes=nodes,

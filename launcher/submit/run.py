@@ -30,7 +30,7 @@ from vit_dist.core.world import World
 
 
 @dataclass(frozen=True)
-class Wish:
+class SubmitRequest:
     """What somebody wants to be submitted.
 
     Attributes:
@@ -94,43 +94,43 @@ def safe_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.") or "run"
 
 
-def dry_run(wish: Wish) -> str:
+def dry_run(request: SubmitRequest) -> str:
     """The script that `submit` would hand to Slurm, made to stand by itself: it runs this code on the recipe as typed.
 
     Raises:
         ConfigError: what was asked for cannot be, or holds a secret.
     """
-    check(wish)
-    check_no_secrets(wish.words)
-    site = _site(wish, code_root(), wish.cluster_file)
-    notes = [f"warning: {text}" for text in warnings(wish)]
+    check(request)
+    check_no_secrets(request.words)
+    site = _site(request, code_root(), request.cluster_file)
+    notes = [f"warning: {text}" for text in warnings(request)]
     return render_train(
         site.noted(*notes),
-        job_name=safe_name(wish.recipe.name),
-        run_dir=wish.directory,
-        recipe=wish.words,
-        nodes=wish.nodes,
-        spares=wish.spares,
-        lead_s=_lead(wish),
+        job_name=safe_name(request.recipe.name),
+        run_dir=request.directory,
+        recipe=request.words,
+        nodes=request.nodes,
+        spares=request.spares,
+        lead_s=_lead(request),
         standalone=True,
     )
 
 
-def submit(wish: Wish, *, args: Sequence[str] = ()) -> Submitted:
+def submit(request: SubmitRequest, *, args: Sequence[str] = ()) -> Submitted:
     """Make the run directory, ask Slurm whether it would take the job, and submit it.
 
     Args:
-        wish: what.
+        request: what.
         args: further options of sbatch, such as '--dependency=afterok:12'.
 
     Raises:
         ConfigError: Slurm refuses the job, or what was asked for cannot be.
         RunError: the run is running, or its directory cannot be used.
     """
-    check(wish)
-    directory = wish.directory
-    _check_free(wish, directory)
-    told = [*warnings(wish), *_check_shared(wish.root)]
+    check(request)
+    directory = request.directory
+    _check_free(request, directory)
+    told = [*warnings(request), *_check_shared(request.root)]
     script, job_dir = directory / names.JOB_FOLDER / "train.sbatch", directory / names.JOB_FOLDER
     try:
         (directory / names.LOGS).mkdir(parents=True, exist_ok=True)  # Slurm fails a job in silence where it is missing
@@ -138,70 +138,73 @@ def submit(wish: Wish, *, args: Sequence[str] = ()) -> Submitted:
     except OSError as error:
         raise RunError(f"{directory}: the run directory cannot be made: {error.strerror}") from None
     cluster_file = job_dir / names.CLUSTER
-    site = _site(wish, job_dir / CODE_FOLDER, cluster_file)
+    site = _site(request, job_dir / CODE_FOLDER, cluster_file)
     text = render_train(
         site,
-        job_name=safe_name(wish.recipe.name),
+        job_name=safe_name(request.recipe.name),
         run_dir=directory,
         recipe=[str(job_dir / names.RECIPE)],
-        nodes=wish.nodes,
-        spares=wish.spares,
-        lead_s=_lead(wish),
+        nodes=request.nodes,
+        spares=request.spares,
+        lead_s=_lead(request),
     )
     write_bytes(str(script), text.encode())
-    avoid = _avoid(wish)
+    avoid = _avoid(request)
     tested = slurm.sbatch(script, args=[*avoid, *args], test_only=True)
     take_snapshot(job_dir / CODE_FOLDER)
-    write_bytes(str(job_dir / names.RECIPE), recipe_yaml(wish.recipe).encode())
-    write_bytes(str(cluster_file), to_yaml(dump(wish.cluster)).encode())
+    write_bytes(str(job_dir / names.RECIPE), recipe_yaml(request.recipe).encode())
+    write_bytes(str(cluster_file), to_yaml(dump(request.cluster)).encode())
     if not (directory / names.RECIPE).exists():
-        write_bytes(str(directory / names.RECIPE), recipe_yaml(wish.recipe).encode())
-    for leftover in (names.CANCEL, names.REQUEST):  # wishes about the job before
+        write_bytes(str(directory / names.RECIPE), recipe_yaml(request.recipe).encode())
+    for leftover in (names.CANCEL, names.REQUEST):  # asked of the job before
         (directory / leftover).unlink(missing_ok=True)
-    facts = _facts(wish, script)
+    facts = _facts(request, script)
     RunDir(directory).write_json(names.JOB, {"job": "", **facts})
     job = slurm.sbatch(script, args=[*avoid, *args]).job
     RunDir(directory).write_json(names.JOB, {"job": job, **facts})
     return Submitted(directory, job, tested.start, tuple(told))
 
 
-def check(wish: Wish) -> None:
+def check(request: SubmitRequest) -> None:
     """What can be said without Slurm, network or manifest.
 
     Raises:
         ConfigError: the ranks do not divide the batch, too many nodes, a path that cannot be, a time that is none.
     """
-    if wish.nodes < 1 or wish.spares < 0:
-        raise ConfigError(f"--nodes={wish.nodes} --spares={wish.spares}: at least one node, and no fewer than no spare")
-    batch, ranks = wish.recipe.global_batch, wish.ranks
-    together = 2 if wish.recipe.data.mixup is not None else 1
+    if request.nodes < 1 or request.spares < 0:
+        raise ConfigError(
+            f"--nodes={request.nodes} --spares={request.spares}: at least one node, and no fewer than no spare"
+        )
+    batch, ranks = request.recipe.global_batch, request.ranks
+    together = 2 if request.recipe.data.mixup is not None else 1
     if batch % (ranks * together):
-        step = wish.cluster.tasks * together
+        step = request.cluster.tasks * together
         possible = [n for n in range(1, batch // step + 1) if batch % (n * step) == 0]
-        low = max((n for n in possible if n < wish.nodes), default=None)
-        high = min((n for n in possible if n > wish.nodes), default=None)
+        low = max((n for n in possible if n < request.nodes), default=None)
+        high = min((n for n in possible if n > request.nodes), default=None)
         fitting = ", ".join(str(n) for n in (low, high) if n is not None)
         hint = f"; numbers of nodes that do: {fitting}" if fitting else ""
         try:
             World(size=ranks * together).share(batch)
         except ConfigError as error:
             raise ConfigError(
-                f"--nodes={wish.nodes}: {wish.nodes} x {wish.cluster.tasks} ranks on cluster {wish.cluster.name}: "
+                f"--nodes={request.nodes}: {request.nodes} x {request.cluster.tasks} ranks on cluster "
+                f"{request.cluster.name}: "
                 f"{'with data.mixup twice the ranks must divide the batch: ' if together == 2 else ''}{error}{hint}"
             ) from None
-    check_path(wish.directory, "run directory", in_container=wish.cluster.container is not None)
+    check_path(request.directory, "run directory", in_container=request.cluster.container is not None)
 
 
-def warnings(wish: Wish) -> list[str]:
+def warnings(request: SubmitRequest) -> list[str]:
     """What may go wrong, as far as can be said here."""
     told = []
-    saved, grace = measured_save_s(wish.directory), wish.cluster.preempt_grace
+    saved, grace = measured_save_s(request.directory), request.cluster.preempt_grace
     if saved is not None and grace is not None and saved > float(grace.value):
         told.append(
             f"a save of this run took {format_seconds(saved)}, but a preempted job is given {grace} (preempt_grace): "
             f"it will lose what came after its last checkpoint; save more often"
         )
-    _, short = signal_lead(wish.cluster, wish.time_limit, _lead(wish))
+    _, short = signal_lead(request.cluster, request.time_limit, _lead(request))
     return [*told, *([short] if short else [])]
 
 
@@ -217,27 +220,27 @@ def parse_time(text: str) -> str:
         raise ConfigError(f"--time: {error}") from None
 
 
-def _lead(wish: Wish) -> float | None:
+def _lead(request: SubmitRequest) -> float | None:
     """Seconds before the limit that Slurm's signal comes: the measured save and a margin, or None: not measured yet."""
-    saved = measured_save_s(wish.directory)
-    return None if saved is None else saved + float(wish.cluster.signal_margin.value)
+    saved = measured_save_s(request.directory)
+    return None if saved is None else saved + float(request.cluster.signal_margin.value)
 
 
-def _site(wish: Wish, code: Path, cluster_file: Path | None) -> Site:
-    identity = f"{wish.recipe.name} (recipe {recipe_hash(wish.recipe)}) on cluster {wish.cluster.name}"
-    spare = f" and {wish.spares} spare" if wish.spares else ""
-    size = f"{wish.nodes} node{'s' if wish.nodes > 1 else ''} x {wish.cluster.tasks} ranks{spare}"
+def _site(request: SubmitRequest, code: Path, cluster_file: Path | None) -> Site:
+    identity = f"{request.recipe.name} (recipe {recipe_hash(request.recipe)}) on cluster {request.cluster.name}"
+    spare = f" and {request.spares} spare" if request.spares else ""
+    size = f"{request.nodes} node{'s' if request.nodes > 1 else ''} x {request.cluster.tasks} ranks{spare}"
     return Site.of(
-        wish.cluster,
+        request.cluster,
         code,
-        run_root=wish.root,
-        time_limit=wish.time_limit,
+        run_root=request.root,
+        time_limit=request.time_limit,
         notes=[f"{identity}: {size}"],
         cluster_file=cluster_file,
     )
 
 
-def _check_free(wish: Wish, directory: Path) -> None:
+def _check_free(request: SubmitRequest, directory: Path) -> None:
     """Refuse a directory that is in use, done, or another run's.
 
     Raises:
@@ -245,7 +248,7 @@ def _check_free(wish: Wish, directory: Path) -> None:
     """
     run = RunDir(directory)
     known = (run.read_json(names.RUN) or {}).get("recipe_hash")
-    ours = recipe_hash(wish.recipe)
+    ours = recipe_hash(request.recipe)
     if known is not None and known != ours:
         raise ConfigError(
             f"{directory}: holds another run ({known} there, {ours} here); give another --run-dir, or remove it. "
@@ -294,31 +297,31 @@ def _nodes_are_here() -> bool:
     return False
 
 
-def _avoid(wish: Wish) -> list[str]:
+def _avoid(request: SubmitRequest) -> list[str]:
     """The option that keeps the job off nodes on the list of bad ones, as long as enough others are left."""
     with contextlib.suppress(VitDistError):
-        bad = list(bad_nodes.active(wish.root))
+        bad = list(bad_nodes.active(request.root))
         if bad:
             states = slurm.node_states(patience_s=5)
             bad = [node for node in bad if node in states]
-            if bad and len(states) - len(bad) >= wish.nodes + wish.spares:
-                return [f"--exclude={','.join([*filter(None, [wish.cluster.exclude]), *bad])}"]
+            if bad and len(states) - len(bad) >= request.nodes + request.spares:
+                return [f"--exclude={','.join([*filter(None, [request.cluster.exclude]), *bad])}"]
     return []
 
 
-def _facts(wish: Wish, script: Path) -> dict[str, object]:
+def _facts(request: SubmitRequest, script: Path) -> dict[str, object]:
     return {
-        "cluster": wish.cluster.name,
+        "cluster": request.cluster.name,
         "cluster_file": str(script.parent / names.CLUSTER),
-        "nodes": wish.nodes,
-        "devices_per_node": wish.cluster.tasks,
-        "spares": wish.spares,
-        "time_limit": wish.time_limit or wish.cluster.time_limit,
+        "nodes": request.nodes,
+        "devices_per_node": request.cluster.tasks,
+        "spares": request.spares,
+        "time_limit": request.time_limit or request.cluster.time_limit,
         "submitted_at": time.time(),
         "script": str(script),
         "recipe": str(script.parent / names.RECIPE),
         "code": describe_code(),
         "cwd": str(Path.cwd()),
-        "name": wish.recipe.name,
+        "name": request.recipe.name,
         "user": os.environ.get("USER", ""),
     }

@@ -19,7 +19,7 @@ from typing import Any
 from launcher.slurm import commands as slurm
 from launcher.slurm.cluster import Cluster
 from launcher.slurm.render import Site, check_no_secrets, render_array, render_evaluate
-from launcher.submit.run import Wish, check
+from launcher.submit.run import SubmitRequest, check
 from launcher.submit.snapshot import CODE_FOLDER, describe_code, take_snapshot
 from vit_dist.config.load import recipe_yaml, to_yaml
 from vit_dist.config.schema import dump
@@ -105,7 +105,9 @@ def todo(jobs: StudyJobs) -> Todo:
     for cell in jobs.cells:
         if cell.recipe.global_batch not in checked:
             checked.add(cell.recipe.global_batch)
-            check(Wish(cell.recipe, jobs.cluster, jobs.nodes, jobs.spares, jobs.time_limit, jobs.run_dir(cell)))
+            check(
+                SubmitRequest(cell.recipe, jobs.cluster, jobs.nodes, jobs.spares, jobs.time_limit, jobs.run_dir(cell))
+            )
     states = {cell.name: cell_state(jobs.run_dir(cell)).state for cell in jobs.cells}
     done = tuple(cell for cell in jobs.cells if states[cell.name] == "done")
     unseen = [c for c in done if c.evaluations and not evaluated(c, jobs.run_dir(c))]
@@ -235,7 +237,7 @@ def _prepare(jobs: StudyJobs, cell: Cell, folder: Path) -> None:
     write_bytes(str(directory / names.JOB_FOLDER / names.CLUSTER), (folder / names.CLUSTER).read_bytes())
     if not (directory / names.RECIPE).exists():
         write_bytes(str(directory / names.RECIPE), text)
-    for leftover in (names.CANCEL, names.REQUEST):  # wishes about a job before
+    for leftover in (names.CANCEL, names.REQUEST):  # asked of a job before
         (directory / leftover).unlink(missing_ok=True)
 
 

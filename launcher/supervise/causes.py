@@ -41,7 +41,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Signs:
+class ExitEvidence:
     """What is known when an attempt under Slurm has ended.
 
     Attributes:
@@ -69,32 +69,32 @@ class Signs:
     lost_nodes: tuple[tuple[str, str], ...] = ()
 
 
-def judge(signs: Signs) -> tuple[str, str]:
+def classify(evidence: ExitEvidence) -> tuple[str, str]:
     """Cause and detail of an attempt's end under Slurm. What Slurm did goes before what it made the ranks do."""
-    status = signs.status
+    status = evidence.status
     said = status.status if status is not None else ""
     reason = status.reason if status is not None else ""
-    if signs.code == 0 and said == "done":
+    if evidence.code == 0 and said == "done":
         return "done", ""
-    if signs.cancelled:
+    if evidence.cancelled:
         return "cancelled", "on request"
     # srun ends the peers of the rank that failed first, and then gives the highest code of all
-    first = signs.failure.code if signs.failure is not None else signs.code
+    first = evidence.failure.code if evidence.failure is not None else evidence.code
     if first in (INVALID, SUPERSEDED):
         return ("invalid" if first == INVALID else "superseded"), reason
-    if signs.preempted:  # first: Slurm then also brings the job's end near, as a time limit would
+    if evidence.preempted:  # first: Slurm then also brings the job's end near, as a time limit would
         return "preempted", "saved within the grace time" if said == "stopped" else reason
-    if signs.asked == "time_limit":
+    if evidence.asked == "time_limit":
         return "time_limit", "saved before the time limit" if said == "stopped" else "the ranks did not end in time"
-    if signs.lost_nodes:
-        return "node_lost", "; ".join(f"{node} {what}".strip() for node, what in signs.lost_nodes)
-    if signs.requeued:  # also where this process was told nothing, on a node that Slurm has given up
+    if evidence.lost_nodes:
+        return "node_lost", "; ".join(f"{node} {what}".strip() for node, what in evidence.lost_nodes)
+    if evidence.requeued:  # also where this process was told nothing, on a node that Slurm has given up
         return "preempted", "Slurm has queued the job again"
-    if signs.terminated:
-        return ("time_limit", "ended by Slurm") if signs.overdue else ("cancelled", "Slurm ended the job")
-    if signs.code == 0 and said == "stopped":
+    if evidence.terminated:
+        return ("time_limit", "ended by Slurm") if evidence.overdue else ("cancelled", "Slurm ended the job")
+    if evidence.code == 0 and said == "stopped":
         return "stopped", reason
-    return _failed(signs.code, status, signs.failure)
+    return _failed(evidence.code, status, evidence.failure)
 
 
 def _failed(code: int, status: Status | None, failure: Failure | None) -> tuple[str, str]:

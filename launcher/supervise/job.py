@@ -17,11 +17,11 @@ from pathlib import Path
 from launcher.slurm import commands as slurm
 from launcher.slurm.allocation import Allocation, choose, lost_nodes, remember_lost, to_avoid
 from launcher.supervise.attempts import close_entry, open_entry, own_status, pause_before, told
-from launcher.supervise.causes import Signs, first_failure, idle_attempts, judge
+from launcher.supervise.causes import ExitEvidence, classify, first_failure, idle_attempts
 from launcher.supervise.ledger import LedgerEntry, read_ledger
 from launcher.supervise.postmortem import close_left_open
-from launcher.supervise.settings import Heard, Orders
-from launcher.supervise.step import POLL_S, Guard, Step
+from launcher.supervise.settings import ReceivedSignals, SupervisorSettings
+from launcher.supervise.step import POLL_S, HostGuard, Step
 from vit_dist.core.errors import ConfigError, RunError, VitDistError
 from vit_dist.core.log import log
 from vit_dist.core.process import cli_command
@@ -30,14 +30,14 @@ from vit_dist.core.run.directory import RunDir
 
 
 @dataclass
-class Supervisor:
+class JobSupervisor:
     """One start of a job: one attempt after another on its nodes, until something else must happen."""
 
-    orders: Orders
+    settings: SupervisorSettings
     allocation: Allocation
-    heard: Heard
+    received: ReceivedSignals
     gone: dict[str, str] = field(default_factory=dict)
-    guard: Guard | None = None
+    guard: HostGuard | None = None
     started: bool = False
     """Whether a step has run in this start of the job."""
 
@@ -47,16 +47,16 @@ class Supervisor:
         Returns:
             Exit code of the job: 0 where the run is done, was stopped, or goes on in the queue.
         """
-        orders, job = self.orders, self.allocation
-        entries = close_left_open(orders.run_dir, job)
+        settings, job = self.settings, self.allocation
+        entries = close_left_open(settings.run_dir, job)
         log(
             f"  supervisor: job {job.job}, start {job.restart + 1}, on {', '.join(job.nodes)}; "
-            f"{orders.nodes} x {orders.tasks_per_node} ranks, the run's attempt {len(entries) + 1}"
+            f"{settings.nodes} x {settings.tasks_per_node} ranks, the run's attempt {len(entries) + 1}"
         )
-        if is_cancelled(orders.run_dir, job):
+        if is_cancelled(settings.run_dir, job):
             log("  supervisor: this run was cancelled; nothing is started")
             return 0
-        if orders.preflight:
+        if settings.preflight:
             self._preflight()
         try:
             return self._attempts()
@@ -65,24 +65,24 @@ class Supervisor:
                 self.guard.stop()
 
     def _attempts(self) -> int:
-        orders, job = self.orders, self.allocation
+        settings, job = self.settings, self.allocation
         while True:
-            self.gone.update(lost_nodes(job.nodes, knock=False))
+            self.gone.update(lost_nodes(job.nodes, tcp_probe=False))
             self._post_guard()
-            nodes = choose(job, orders.nodes, orders.run_root, self.gone)
-            entry, signs = self._attempt(nodes)
-            action, code = self._settle(entry, signs)
+            nodes = choose(job, settings.nodes, settings.run_root, self.gone)
+            entry, evidence = self._attempt(nodes)
+            action, code = self._settle(entry, evidence)
             if action == "requeue":
-                return self._requeue(done=signs.requeued)
+                return self._requeue(done=evidence.requeued)
             if action != "respawn":
                 return code
 
-    def _attempt(self, nodes: Sequence[str] | None) -> tuple[LedgerEntry, Signs]:
-        orders, job = self.orders, self.allocation
-        before = RunDir(orders.run_dir).status()
-        devices = orders.nodes * orders.tasks_per_node
+    def _attempt(self, nodes: Sequence[str] | None) -> tuple[LedgerEntry, ExitEvidence]:
+        settings, job = self.settings, self.allocation
+        before = RunDir(settings.run_dir).status()
+        devices = settings.nodes * settings.tasks_per_node
         entry = open_entry(
-            orders.run_dir,
+            settings.run_dir,
             launcher="slurm",
             devices=devices,
             job=job.job,
@@ -90,100 +90,102 @@ class Supervisor:
             nodes=nodes if nodes is not None else job.nodes,
         )
         if nodes is None:
-            return entry, Signs(1, lost_nodes=tuple(self.gone.items()))
-        logs = orders.run_dir / names.LOGS / names.attempt_folder(entry.attempt)
+            return entry, ExitEvidence(1, lost_nodes=tuple(self.gone.items()))
+        logs = settings.run_dir / names.LOGS / names.attempt_folder(entry.attempt)
         logs.mkdir(parents=True, exist_ok=True)
-        step = Step(orders, job, nodes, entry, logs, self.heard, again=self.started)
+        step = Step(settings, job, nodes, entry, logs, self.received, again=self.started)
         self.started = True
         code = step.run()
-        status = own_status(orders.run_dir, before)
+        status = own_status(settings.run_dir, before)
         told_job = job.slurm_job() if code or status is None or status.status != "done" else None
         lost: Mapping[str, str] = {}
         requeued = told_job is not None and (told_job.restarts or 0) > job.restart
-        if code or self.heard.terminated or requeued:  # Slurm ends a whole job for the loss of one node
-            lost = lost_nodes(nodes, knock=True)
+        if code or self.received.terminated or requeued:  # Slurm ends a whole job for the loss of one node
+            lost = lost_nodes(nodes, tcp_probe=True)
         now = time.time()
-        return entry, Signs(
+        return entry, ExitEvidence(
             code=code,
             status=status,
             failure=first_failure(logs / "srun.log"),
             asked=step.asked,
-            cancelled=is_cancelled(orders.run_dir, job),
+            cancelled=is_cancelled(settings.run_dir, job),
             preempted=told_job is not None and told_job.preempted is not None,
-            terminated=self.heard.terminated,
+            terminated=self.received.terminated,
             requeued=requeued,
             overdue=told_job is not None and _overdue(told_job, now),
             lost_nodes=tuple(lost.items()),
         )
 
-    def _settle(self, entry: LedgerEntry, signs: Signs) -> tuple[str, int]:
+    def _settle(self, entry: LedgerEntry, evidence: ExitEvidence) -> tuple[str, int]:
         """Write how the attempt ended, and say what follows. Returns the action and the job's exit code."""
-        orders, job = self.orders, self.allocation
-        cause, detail = judge(signs)
-        lost = dict(signs.lost_nodes)
+        settings, job = self.settings, self.allocation
+        cause, detail = classify(evidence)
+        lost = dict(evidence.lost_nodes)
         if cause == "node_lost":
             self.gone.update(lost)
-            remember_lost(orders.run_root, lost, orders.run_dir.name)
-        action = self._action(cause, signs)
-        status, excluded = signs.status, tuple(lost) if cause == "node_lost" else ()
+            remember_lost(settings.run_root, lost, settings.run_dir.name)
+        action = self._action(cause, evidence)
+        status, excluded = evidence.status, tuple(lost) if cause == "node_lost" else ()
         trial = close_entry(
-            orders.run_dir,
+            settings.run_dir,
             entry,
             cause=cause,
             action=action,
-            code=signs.failure.code if signs.failure is not None else signs.code,  # not that of peers that srun ended
+            code=evidence.failure.code
+            if evidence.failure is not None
+            else evidence.code,  # not that of peers that srun ended
             status=status,
             detail=detail,
             excluded=excluded,
-            give_up=lambda ended: self._gives_up([*read_ledger(orders.run_dir)[:-1], ended]),
+            give_up=lambda ended: self._gives_up([*read_ledger(settings.run_dir)[:-1], ended]),
         )
         log(f"  {told(trial, cause.replace('_', ' ') + (f' ({detail})' if detail else ''))}; {_FOLLOWS[trial.action]}")
-        idle = idle_attempts(read_ledger(orders.run_dir), job.job)
+        idle = idle_attempts(read_ledger(settings.run_dir), job.job)
         if trial.action == "give_up":
             log(
                 f"  supervisor: given up: {idle} attempts in a row have saved no new step (give_up_after "
-                f"{orders.give_up_after}). What was saved, up to step {trial.saved:,}, is whole; mend the cause "
-                f"(`vit-dist logs {orders.run_dir} --first-error`), then `vit-dist resume {orders.run_dir}`"
+                f"{settings.give_up_after}). What was saved, up to step {trial.saved:,}, is whole; mend the cause "
+                f"(`vit-dist logs {settings.run_dir} --first-error`), then `vit-dist resume {settings.run_dir}`"
             )
         if trial.action == "respawn":
-            self._rest(pause_before(idle, orders.pause_s))
+            self._rest(pause_before(idle, settings.pause_s))
         if cause == "invalid":
             return trial.action, ConfigError.exit_code
-        return trial.action, 0 if cause in {"done", "stopped", "cancelled"} else signs.code or 1
+        return trial.action, 0 if cause in {"done", "stopped", "cancelled"} else evidence.code or 1
 
-    def _action(self, cause: str, signs: Signs) -> str:
+    def _action(self, cause: str, evidence: ExitEvidence) -> str:
         if cause in {"done", "cancelled", "invalid", "superseded"}:
             return "none"
         if cause == "stopped":  # by a bare `scancel -s USR2`: a checkpoint was wanted, and not the run's end
-            return "respawn" if signs.status is not None and signs.status.reason == "SIGUSR2" else "none"
-        if cause in {"time_limit", "preempted"} or signs.requeued:
+            return "respawn" if evidence.status is not None and evidence.status.reason == "SIGUSR2" else "none"
+        if cause in {"time_limit", "preempted"} or evidence.requeued:
             return "requeue"
-        if self.heard.terminated:
+        if self.received.terminated:
             return "requeue" if cause == "node_lost" else "none"
         if cause == "node_lost":
-            left = choose(self.allocation, self.orders.nodes, self.orders.run_root, self.gone)
+            left = choose(self.allocation, self.settings.nodes, self.settings.run_root, self.gone)
             return "requeue" if left is None else "respawn"
         return "respawn"
 
     def _gives_up(self, entries: Sequence[LedgerEntry]) -> bool:
-        return idle_attempts(entries, self.allocation.job) >= self.orders.give_up_after
+        return idle_attempts(entries, self.allocation.job) >= self.settings.give_up_after
 
     def _rest(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        while time.monotonic() < until and not self.heard.terminated and not self.heard.warned:
+        while time.monotonic() < until and not self.received.terminated and not self.received.warned:
             time.sleep(POLL_S)
 
     def _requeue(self, *, done: bool) -> int:
         """Put the job back into the queue, unless that is done, away from bad nodes. Slurm then ends this process."""
-        job, orders = self.allocation, self.orders
+        job, settings = self.allocation, self.settings
         before = job.slurm_job()
         needed = len(job.nodes)
-        avoid = to_avoid(orders.run_root, before.excluded if before else "", needed)
+        avoid = to_avoid(settings.run_root, before.excluded if before else "", needed)
         problem = "" if done else _queue_again(job)
         if problem:
             log(
                 f"  supervisor: the job could not be queued again: {problem}. What was saved is whole; `vit-dist "
-                f"resume {orders.run_dir}` goes on"
+                f"resume {settings.run_dir}` goes on"
             )
             return 1
         if avoid:
@@ -202,19 +204,19 @@ class Supervisor:
         """Where the job has spares, have its batch host watched from another node; from yet another if that dies."""
         job = self.allocation
         others = [n for n in job.nodes if n not in self.gone and n != os.environ.get("SLURMD_NODENAME", job.nodes[0])]
-        if len(job.nodes) <= self.orders.nodes or not others:
+        if len(job.nodes) <= self.settings.nodes or not others:
             return
         if self.guard is not None and self.guard.node in others and self.guard.process.poll() is None:
             return
         if self.guard is not None:
             self.guard.stop()
-        self.guard = Guard.post(job, others[-1], self.orders)
+        self.guard = HostGuard.post(job, others[-1], self.settings)
 
     def _preflight(self) -> None:
         """Test the nodes; what is found goes to the list of bad nodes, and `choose` passes those over."""
-        command = cli_command("preflight", "--run-root", str(self.orders.run_root), safe_path=True)
-        command += ["--cluster", self.orders.cluster_file] if self.orders.cluster_file else []
-        path = self.orders.run_dir / names.LOGS / "preflight.log"
+        command = cli_command("preflight", "--run-root", str(self.settings.run_root), safe_path=True)
+        command += ["--cluster", self.settings.cluster_file] if self.settings.cluster_file else []
+        path = self.settings.run_dir / names.LOGS / "preflight.log"
         with path.open("a") as out:
             code = subprocess.call(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         log(f"  supervisor: preflight {'passed' if code == 0 else f'has findings (exit code {code})'}; see {path}")

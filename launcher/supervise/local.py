@@ -59,7 +59,7 @@ class Ended:
         return f"{CAUSES.get(self.code, f'exit code {self.code}')}{reason}"
 
 
-def supervise(
+def supervise_local(
     recipe: Recipe,
     run_dir: Path,
     attempt: Callable[[Recipe, Path], int],

@@ -37,7 +37,7 @@ def _post_mortem(entry: LedgerEntry, allocation: Allocation) -> tuple[str, str, 
     if entry.launcher != "slurm" or not entry.job:
         return "crashed", "its supervisor was killed", "none"
     same = entry.job == allocation.job
-    lost = lost_nodes(entry.nodes, knock=True)
+    lost = lost_nodes(entry.nodes, tcp_probe=True)
     if lost:
         what = "; ".join(f"{node} {why}" for node, why in lost.items())
         return "node_lost", what, "requeue" if same else "none"

@@ -13,7 +13,7 @@ from vit_dist.core.run.checkpoints import measured_save_s
 
 
 @dataclass(frozen=True)
-class Orders:
+class SupervisorSettings:
     """What the job script tells the supervisor.
 
     Attributes:
@@ -50,7 +50,7 @@ class Orders:
 
 
 @dataclass
-class Heard:
+class ReceivedSignals:
     """Signals that Slurm has sent to the batch script."""
 
     warned: bool = False  # USR2: the time limit is near
@@ -63,12 +63,12 @@ class Heard:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Heard]:
+def listening() -> Iterator[ReceivedSignals]:
     """Note SIGUSR2 and SIGTERM in place of dying of them."""
-    heard = Heard()
-    old = {number: signal.signal(number, heard.on) for number in (signal.SIGUSR2, signal.SIGTERM)}
+    received = ReceivedSignals()
+    old = {number: signal.signal(number, received.on) for number in (signal.SIGUSR2, signal.SIGTERM)}
     try:
-        yield heard
+        yield received
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from launcher.slurm.allocation import Allocation, address_of, port_for
 from launcher.supervise.ledger import LedgerEntry
-from launcher.supervise.settings import Heard, Orders
+from launcher.supervise.settings import ReceivedSignals, SupervisorSettings
 from vit_dist.core.errors import RunError
 from vit_dist.core.exit_codes import of_return_code
 from vit_dist.core.log import log
@@ -29,23 +29,23 @@ _STRAGGLE_S = 150.0
 
 
 @dataclass
-class Guard:
+class HostGuard:
     """The step on another node that notices when this one dies; see launcher/supervise/host_guard.py."""
 
     node: str
     process: subprocess.Popen[bytes]
 
     @classmethod
-    def post(cls, job: Allocation, node: str, orders: Orders) -> Guard:
+    def post(cls, job: Allocation, node: str, settings: SupervisorSettings) -> HostGuard:
         """Start it."""
-        log_file = str(orders.run_dir / names.LOGS / "guard.log").replace("%", "%%")
+        log_file = str(settings.run_dir / names.LOGS / "guard.log").replace("%", "%%")
         options = ["--overlap", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", f"--nodelist={node}"]
         command = [sys.executable, "-P", "-m", HOST_GUARD_MODULE, job.job, str(job.restart)]
         devnull = subprocess.DEVNULL
         return cls(
             node,
             subprocess.Popen(
-                [orders.srun[0], *options, f"--output={log_file}", *command],
+                [settings.srun[0], *options, f"--output={log_file}", *command],
                 stdin=devnull,
                 stdout=devnull,
                 stderr=devnull,
@@ -67,12 +67,12 @@ class Guard:
 class Step:
     """One srun: the ranks of one attempt."""
 
-    orders: Orders
+    settings: SupervisorSettings
     allocation: Allocation
     nodes: Sequence[str]
     entry: LedgerEntry
     logs: Path
-    heard: Heard
+    received: ReceivedSignals
     again: bool = False
     """Whether it follows another step in this start of the job."""
     asked: str = ""
@@ -94,11 +94,18 @@ class Step:
 
     def command(self) -> list[str]:
         """srun with this attempt's nodes and log files, then the ranks' own command."""
-        first, *options = self.orders.srun
+        first, *options = self.settings.srun
         pattern = str(self.logs).replace("%", "%%") + "/rank-%t.log"
         # A step that ran on a node which died never ends for Slurm, and would keep its CPUs from the next one.
         again = ["--overlap"] if self.again else []
-        return [first, f"--nodelist={','.join(self.nodes)}", f"--output={pattern}", *again, *options, *self.orders.rank]
+        return [
+            first,
+            f"--nodelist={','.join(self.nodes)}",
+            f"--output={pattern}",
+            *again,
+            *options,
+            *self.settings.rank,
+        ]
 
     def environment(self) -> dict[str, str]:
         """What the ranks inherit: where rank 0 is, and a place to agree on who prints a shared error."""
@@ -109,12 +116,12 @@ class Step:
         return {**os.environ, **place}
 
     def _wait(self, process: subprocess.Popen[bytes]) -> int:
-        leave_at, ask_at, ended_at, minded = self._leave_at(), time.monotonic() + 60, 0.0, self.heard.warned
+        leave_at, ask_at, ended_at, minded = self._leave_at(), time.monotonic() + 60, 0.0, self.received.warned
         while process.poll() is None:
             time.sleep(POLL_S)
             now = time.monotonic()
-            if not self.asked and (time.time() >= leave_at or self.heard.warned != minded):
-                leave_at, minded = self._leave_at(), self.heard.warned  # a person may have given the job more time
+            if not self.asked and (time.time() >= leave_at or self.received.warned != minded):
+                leave_at, minded = self._leave_at(), self.received.warned  # a person may have given the job more time
                 if time.time() >= leave_at:
                     self.asked = "time_limit"
                     log("  supervisor: Slurm will end the job soon (time limit, or preemption): save and end")
@@ -134,9 +141,9 @@ class Step:
         if job is not None and job.preempted is not None:
             return 0.0
         if job is None or job.end is None:
-            return 0.0 if self.heard.warned else float("inf")
+            return 0.0 if self.received.warned else float("inf")
         length = job.end - job.start if job.start is not None else float("inf")
-        return job.end - min(self.orders.lead(), length / 2)
+        return job.end - min(self.settings.lead(), length / 2)
 
     def _straggling(self, process: subprocess.Popen[bytes], now: float, ended_at: float) -> float:
         """End an srun that does not notice that its ranks are gone."""
@@ -144,7 +151,7 @@ class Step:
             return ended_at
         status = None
         with contextlib.suppress(RunError):
-            status = RunDir(self.orders.run_dir).status()
+            status = RunDir(self.settings.run_dir).status()
         over = status is not None and status.time >= self.entry.begun and status.status != "running"
         if not over:
             return 0.0

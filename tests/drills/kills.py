@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.processes.rehearsal import Attempt, end
+from launcher.processes.kill_test import Attempt, end
 from tests.laws.test_resume import assert_same_bits, recipe_file
 from vit_dist.core.errors import RunError
 from vit_dist.core.events.writer import read_run

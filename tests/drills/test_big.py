@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.processes.rehearsal import Attempt
+from launcher.processes.kill_test import Attempt
 from vit_dist.cli.models.options import model_config
 from vit_dist.compare.memory import Counted, count
 from vit_dist.core.files import write_bytes

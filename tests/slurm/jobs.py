@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.processes.rehearsal import Attempt, trained_order
+from launcher.processes.kill_test import Attempt, trained_order
 from launcher.supervise.ledger import LedgerEntry, read_ledger
 from tests.conftest import command
 from tests.laws.test_resume import assert_same_bits, tensors

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.processes.rehearsal import Attempt
+from launcher.processes.kill_test import Attempt
 from launcher.supervise.ledger import read_ledger
 from tests.slurm.cluster import job_processes, wait_for
 from tests.slurm.jobs import (

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)
 
     from launcher.processes.ranks import run_local
-    from launcher.supervise.local import supervise
+    from launcher.supervise.local import supervise_local
     from vit_dist.cli.train import default_run_dir
     from vit_dist.config.load import load_recipe
     from vit_dist.core.errors import ConfigError
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     recipe = load_recipe(args.recipe, args.overrides)
     open_training(recipe, World(size=args.nproc))  # what does not come out is said before anything is started
     run_dir = Path(args.run_dir) if args.run_dir else default_run_dir(recipe)
-    return supervise(
+    return supervise_local(
         recipe,
         run_dir,
         lambda r, d: run_local(r, d, nproc=args.nproc),

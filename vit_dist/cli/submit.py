@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from launcher.submit.run import Submitted, Wish
+    from launcher.submit.run import SubmitRequest, Submitted
 
 SUMMARY = "train a recipe as a Slurm job that survives time limits, preemption and dead nodes"
 
@@ -54,12 +54,12 @@ def main(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)
 
     from launcher.slurm.cluster import load_cluster
-    from launcher.submit.run import Wish, dry_run, parse_time, submit
+    from launcher.submit.run import SubmitRequest, dry_run, parse_time, submit
     from vit_dist.config.load import find_config, load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
     recipe_file = find_config(args.recipe, "recipes")
-    wish = Wish(
+    request = SubmitRequest(
         recipe=recipe,
         cluster=load_cluster(args.cluster, args.site),
         nodes=args.nodes,
@@ -70,25 +70,25 @@ def main(argv: list[str]) -> int:
         cluster_file=find_config(args.cluster, "clusters").absolute(),
     )
     if args.dry_run:
-        sys.stdout.write(dry_run(wish))
+        sys.stdout.write(dry_run(request))
         return 0
-    _check_data(wish)
-    _report(submit(wish), wish)
+    _check_data(request)
+    _report(submit(request), request)
     return 0
 
 
-def _check_data(wish: Wish) -> None:
+def _check_data(request: SubmitRequest) -> None:
     """What does not come out is said before anything waits in a queue."""
     from launcher.submit.run import check
     from vit_dist.core.world import World
     from vit_dist.train.plan import check_initial, open_training
 
-    check(wish)
-    open_training(wish.recipe, World(size=wish.ranks))
-    check_initial(wish.recipe, wish.directory)
+    check(request)
+    open_training(request.recipe, World(size=request.ranks))
+    check_initial(request.recipe, request.directory)
 
 
-def _report(done: Submitted, wish: Wish) -> None:
+def _report(done: Submitted, request: SubmitRequest) -> None:
     import os
 
     shown = os.path.relpath(done.run_dir)
@@ -96,10 +96,10 @@ def _report(done: Submitted, wish: Wish) -> None:
     for text in done.warnings:
         sys.stderr.write(f"warning: {text}\n")
     start = "unknown" if done.start is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(done.start))
-    spare = f" and {wish.spares} spare" if wish.spares else ""
+    spare = f" and {request.spares} spare" if request.spares else ""
     sys.stdout.write(
         f"run     {shown}\n"
-        f"job     {done.job} on {wish.cluster.name}: {wish.nodes} x {wish.cluster.tasks} ranks{spare}\n"
+        f"job     {done.job} on {request.cluster.name}: {request.nodes} x {request.cluster.tasks} ranks{spare}\n"
         f"start   {start} (Slurm's estimate)\n"
         f"follow  vit-dist status {shown} --watch\n"
         f"        vit-dist logs {shown} -f\n"

@@ -45,14 +45,14 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(own)
 
     from launcher.slurm.allocation import read_allocation
-    from launcher.supervise.job import Supervisor
-    from launcher.supervise.settings import Orders, listening
+    from launcher.supervise.job import JobSupervisor
+    from launcher.supervise.settings import SupervisorSettings, listening
     from vit_dist.core.errors import ConfigError
 
     if not srun or not rank:
         raise ConfigError("expected `... -- srun OPTIONS -- COMMAND OF A RANK` at the end; see --help")
     run_dir = Path(args.run_dir)
-    orders = Orders(
+    settings = SupervisorSettings(
         run_dir=run_dir,
         run_root=Path(args.run_root) if args.run_root else run_dir.resolve().parent,
         cluster_file=args.cluster,
@@ -65,8 +65,8 @@ def main(argv: list[str]) -> int:
         srun=tuple(srun),
         rank=tuple(rank),
     )
-    with listening() as heard:
-        return Supervisor(orders, read_allocation(), heard).run()
+    with listening() as received:
+        return JobSupervisor(settings, read_allocation(), received).run()
 
 
 def _split(argv: list[str]) -> tuple[list[str], list[str], list[str]]:

@@ -86,7 +86,7 @@ def _overrides(steps: int) -> list[str]:
 def _rehearse(
     recipe: Recipe, base: Path, nproc: int, worlds: Sequence[int], steps: int, tolerance: float
 ) -> list[_Finding]:
-    from launcher.processes.rehearsal import Attempt
+    from launcher.processes.kill_test import Attempt
     from vit_dist.config.load import recipe_yaml
     from vit_dist.core.log import log
     from vit_dist.core.run.checkpoints import newest_step
@@ -120,7 +120,7 @@ def _rehearse(
 
 
 def _order(done: str, whole: Path, other: Path, steps: int) -> _Finding:
-    from launcher.processes.rehearsal import trained_order
+    from launcher.processes.kill_test import trained_order
 
     ours, theirs = trained_order(whole), trained_order(other)
     wrong = [step for step in range(1, steps + 1) if ours.get(step) is None or ours.get(step) != theirs.get(step)]

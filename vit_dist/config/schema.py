@@ -10,11 +10,11 @@ from vit_dist.core.registry import Config, Plugin
 from vit_dist.core.units import Duration, parse_bytes, parse_count
 
 
-class Incidental:
+class NonIdentity:
     """Marks a field that is free to differ between two attempts of one run: where, how often, how fast, not what."""
 
 
-INCIDENTAL = Incidental()
+NON_IDENTITY = NonIdentity()
 
 Count = Annotated[int, BeforeValidator(parse_count)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
@@ -25,7 +25,7 @@ Floats = Annotated[tuple[float, ...], Field(strict=False)]
 class ComponentConfig(Config):
     """One set of a mixture. All sets share the labels of the head; `label_offset` moves a set to a range of its own."""
 
-    train: Annotated[str, Field(min_length=1), INCIDENTAL] = Field(description="URL of the set's training manifest")
+    train: Annotated[str, Field(min_length=1), NON_IDENTITY] = Field(description="URL of the set's training manifest")
     weight: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="share of the stream, beside the others'")
     subset: Annotated[Count, Field(ge=1)] | None = Field(None, description="the first n examples of its nested order")
     subset_seed: Annotated[int, Field(ge=0)] = 0
@@ -57,8 +57,8 @@ class DataConfig(Config):
 
     dataset: str = Field("custom", description="name of a file in configs/data, which fills in the keys below")
     num_classes: Annotated[int, Field(gt=0)]
-    train: Annotated[str, INCIDENTAL] = Field("", description="URL of the training manifest")
-    val: Annotated[str, INCIDENTAL] = Field("", description="URL of the validation manifest; empty: no validation")
+    train: Annotated[str, NON_IDENTITY] = Field("", description="URL of the training manifest")
+    val: Annotated[str, NON_IDENTITY] = Field("", description="URL of the validation manifest; empty: no validation")
     mixture: dict[str, ComponentConfig] = Field(
         {}, description="several training sets by name, in place of `train`: {web: {train: URL, weight: 3}, ...}"
     )
@@ -79,10 +79,10 @@ class DataConfig(Config):
     max_bad: Annotated[float, Field(ge=0, le=1)] = Field(
         0.001, description="share of undecodable examples over which a run stops"
     )
-    decode_threads: Annotated[int, Field(ge=1), INCIDENTAL] = 2
-    read_threads: Annotated[int, Field(ge=1), INCIDENTAL] = 4
-    prefetch_batches: Annotated[int, Field(ge=1), INCIDENTAL] = 4
-    memory_limit: Annotated[Bytes, INCIDENTAL] = Field(4 << 30, description="read-ahead a rank may hold")
+    decode_threads: Annotated[int, Field(ge=1), NON_IDENTITY] = 2
+    read_threads: Annotated[int, Field(ge=1), NON_IDENTITY] = 4
+    prefetch_batches: Annotated[int, Field(ge=1), NON_IDENTITY] = 4
+    memory_limit: Annotated[Bytes, NON_IDENTITY] = Field(4 << 30, description="read-ahead a rank may hold")
 
     @field_validator("crop_area", "crop_aspect")
     @classmethod
@@ -109,7 +109,7 @@ class DataConfig(Config):
 class InitConfig(Config):
     """Weights to begin from in place of the seed's. Their content is part of a run's identity, their place is not."""
 
-    weights: Annotated[str, Field(min_length=1), INCIDENTAL] = Field(
+    weights: Annotated[str, Field(min_length=1), NON_IDENTITY] = Field(
         description="path or URL of a file or folder that `vit-dist models import` reads, of a checkpoint, or of a run"
     )
     head: Literal["keep", "new"] = Field("keep", description="new: zeros and model.head_bias, for other classes")
@@ -128,8 +128,8 @@ class LossConfig(Config):
 class EvalConfig(Config):
     """When to evaluate; what is evaluated is the list `evaluators`."""
 
-    every: Annotated[Duration, INCIDENTAL] = Duration.parse("1 epoch")
-    batch: Annotated[int, Field(ge=1), INCIDENTAL] = Field(256, description="examples a rank evaluates at once")
+    every: Annotated[Duration, NON_IDENTITY] = Duration.parse("1 epoch")
+    batch: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(256, description="examples a rank evaluates at once")
 
 
 Cadence = Annotated[Duration | Literal["auto"], BeforeValidator(lambda v: v if v == "auto" else Duration.parse(v))]
@@ -138,21 +138,25 @@ Cadence = Annotated[Duration | Literal["auto"], BeforeValidator(lambda v: v if v
 class CheckpointConfig(Config):
     """When to save, what to keep, and where copies go."""
 
-    every: Annotated[Cadence, INCIDENTAL] = Field(
+    every: Annotated[Cadence, NON_IDENTITY] = Field(
         Duration.parse("1 epoch"),
         description="steps, examples, epochs or a span of time; auto: from the measured cost of a save and `mtbf`",
     )
-    mtbf: Annotated[Duration, INCIDENTAL] = Field(
+    mtbf: Annotated[Duration, NON_IDENTITY] = Field(
         Duration.parse("24h"), description="assumed time between failures of the whole job, for `every: auto`"
     )
-    keep: Annotated[int, Field(ge=1), INCIDENTAL] = Field(2, description="so many of the newest stay")
-    keep_every: Annotated[Duration | None, INCIDENTAL] = Field(
+    keep: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(2, description="so many of the newest stay")
+    keep_every: Annotated[Duration | None, NON_IDENTITY] = Field(
         None, description="the first at or past each multiple of this stays for ever"
     )
-    keep_best: Annotated[str, INCIDENTAL] = Field("", description="the best by this metric stays, such as val/top1")
-    remote: Annotated[str, INCIDENTAL] = Field("", description="URL under which copies are kept, such as s3://b/run-7")
-    max_failures: Annotated[int, Field(ge=1), INCIDENTAL] = Field(3, description="failed saves in a row that end a run")
-    probe: Annotated[int, Field(ge=0), INCIDENTAL] = Field(
+    keep_best: Annotated[str, NON_IDENTITY] = Field("", description="the best by this metric stays, such as val/top1")
+    remote: Annotated[str, NON_IDENTITY] = Field(
+        "", description="URL under which copies are kept, such as s3://b/run-7"
+    )
+    max_failures: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(
+        3, description="failed saves in a row that end a run"
+    )
+    probe: Annotated[int, Field(ge=0), NON_IDENTITY] = Field(
         4, description="examples whose loss a checkpoint records, and a restored model must give; 0: none"
     )
 
@@ -168,7 +172,7 @@ class CheckpointConfig(Config):
 class GuardConfig(Config):
     """What stops, skips or rewinds a run that goes wrong."""
 
-    max_in_row: Annotated[int, Field(ge=1), INCIDENTAL] = Field(
+    max_in_row: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(
         10, description="steps in a row that were not applied (not finite, or skipped as a spike) that end the run"
     )
     spike: Literal["off", "warn", "skip", "rewind"] = Field(
@@ -178,12 +182,12 @@ class GuardConfig(Config):
         8.0, description="robust z-score (median, 1.4826 MAD) from which a loss is a spike"
     )
     spike_window: Annotated[int, Field(ge=8, le=4096)] = Field(128, description="losses that it is measured against")
-    max_rewinds: Annotated[int, Field(ge=0), INCIDENTAL] = 3
-    checksum_every: Annotated[Duration, INCIDENTAL] = Field(
+    max_rewinds: Annotated[int, Field(ge=0), NON_IDENTITY] = 3
+    checksum_every: Annotated[Duration, NON_IDENTITY] = Field(
         Duration.parse("1k steps"),
         description="how often replicated weights are compared over the ranks; 0 steps: never",
     )
-    hang: Annotated[Duration, INCIDENTAL] = Field(
+    hang: Annotated[Duration, NON_IDENTITY] = Field(
         Duration.parse("10 min"), description="a step that takes longer ends the run; ten times that for other work"
     )
 
@@ -197,8 +201,8 @@ class GuardConfig(Config):
 class LogConfig(Config):
     """How often training metrics are written."""
 
-    every: Annotated[Duration, INCIDENTAL] = Duration.parse("10 steps")
-    order: Annotated[bool, INCIDENTAL] = Field(
+    every: Annotated[Duration, NON_IDENTITY] = Duration.parse("10 steps")
+    order: Annotated[bool, NON_IDENTITY] = Field(
         False, description="write the ordinals of every step's examples to RUN-DIR/order, a file an attempt and rank"
     )
 
@@ -206,9 +210,9 @@ class LogConfig(Config):
 class Recipe(Config):
     """What to train: one resolved recipe and a seed are one run."""
 
-    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$"), INCIDENTAL] = "run"
-    study: Annotated[str, INCIDENTAL] = Field("", description="the study that this run is a cell of")
-    family: Annotated[str, INCIDENTAL] = Field("", description="label of the model family in a study's figures")
+    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$"), NON_IDENTITY] = "run"
+    study: Annotated[str, NON_IDENTITY] = Field("", description="the study that this run is a cell of")
+    family: Annotated[str, NON_IDENTITY] = Field("", description="label of the model family in a study's figures")
     seed: Annotated[int, Field(ge=0)] = 0
     global_batch: Annotated[Count, Field(ge=1)] = 4096
     horizon: Duration
@@ -219,12 +223,12 @@ class Recipe(Config):
     loss: LossConfig = LossConfig()
     optim: AnyPlugin
     schedule: AnyPlugin
-    engine: Annotated[AnyPlugin, INCIDENTAL]
-    evaluators: Annotated[tuple[AnyPlugin, ...], Field(strict=False), INCIDENTAL] = ()
-    eval: Annotated[EvalConfig, INCIDENTAL] = EvalConfig()
-    checkpoint: Annotated[CheckpointConfig, INCIDENTAL] = CheckpointConfig()
+    engine: Annotated[AnyPlugin, NON_IDENTITY]
+    evaluators: Annotated[tuple[AnyPlugin, ...], Field(strict=False), NON_IDENTITY] = ()
+    eval: Annotated[EvalConfig, NON_IDENTITY] = EvalConfig()
+    checkpoint: Annotated[CheckpointConfig, NON_IDENTITY] = CheckpointConfig()
     guards: GuardConfig = GuardConfig()
-    log: Annotated[LogConfig, INCIDENTAL] = LogConfig()
+    log: Annotated[LogConfig, NON_IDENTITY] = LogConfig()
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
@@ -271,7 +275,7 @@ def dump_identity(config: Config) -> dict[str, Any]:
     """The part of a config that decides what is learned: without fields marked incidental."""
     plain: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
-        if any(isinstance(mark, Incidental) for mark in field.metadata):
+        if any(isinstance(mark, NonIdentity) for mark in field.metadata):
             continue
         value = getattr(config, name)
         plain[name] = _plain(value)

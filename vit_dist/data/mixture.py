@@ -179,6 +179,6 @@ class MixtureOrder:
             given[component] += 1
         return given
 
-    def amplification(self, ranks: int) -> int:
+    def read_amplification(self, ranks: int) -> int:
         """How many ranks read each lane's bytes: W / gcd(W, C); 1 where whole lanes are owned."""
         return ranks // gcd(ranks, self.lanes)

@@ -290,7 +290,7 @@ class GlobalOrder:
             shards[mine], samples[mine] = order.find_many(lane_starts[mine] + start[mine] + slots)
         return epochs, shards, samples
 
-    def amplification(self, ranks: int) -> int:
+    def read_amplification(self, ranks: int) -> int:
         """How many ranks read each lane's bytes: W / gcd(W, C); 1 where whole lanes are owned."""
         return ranks // gcd(ranks, self.lanes)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_dist.data.decode import normalize
-from vit_dist.engines._protocol import EngineInputs, StepResult, mean_over_ranks, poisoned, set_lr
+from vit_dist.engines._protocol import EngineInputs, StepResult, mean_over_ranks, nan_if_over, set_lr
 from vit_dist.engines._slices import EngineState, Source
 from vit_dist.engines._zero import gathered, load_zero_state, torn_copy, zero_state
 from vit_dist.engines.deepspeed import DeepSpeedConfig
@@ -105,7 +105,7 @@ class DeepSpeedEngine:
                 loss = self._in.loss(logits.float(), targets.to(self.device, non_blocking=True))
                 total += loss.detach() / len(micro_batches)
                 if i == len(micro_batches) - 1:
-                    loss = poisoned(loss, total, skip_over, self._in.world)
+                    loss = nan_if_over(loss, total, skip_over, self._in.world)
                 self._engine.backward(loss)
                 self._engine.step()
         norm = self._engine.get_global_grad_norm()
@@ -146,6 +146,6 @@ class DeepSpeedEngine:
                     yield name, whole
         yield from self.module.named_buffers()
 
-    def torn(self) -> str:
+    def master_mismatch(self) -> str:
         """See Engine."""
         return torn_copy(self.module, self._optimizer, self._stage, self._in.world)

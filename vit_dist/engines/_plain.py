@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vit_dist.data.decode import normalize
-from vit_dist.engines._protocol import EngineInputs, StepResult, mean_over_ranks, poisoned, set_lr
+from vit_dist.engines._protocol import EngineInputs, StepResult, mean_over_ranks, nan_if_over, set_lr
 from vit_dist.engines._slices import (
     BUFFER,
     WEIGHT,
@@ -59,7 +59,7 @@ class PlainEngine:
                     logits = net(self._input(images))
                 loss = self._in.loss(logits.float(), targets.to(self.device, non_blocking=True)) / len(micro_batches)
                 total += loss.detach()
-                torch.autograd.backward(poisoned(loss, total, skip_over, self._in.world) if last else loss)
+                torch.autograd.backward(nan_if_over(loss, total, skip_over, self._in.world) if last else loss)
         clip = self._in.clip
         parameters = [p for p in self.module.parameters() if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(parameters, clip if clip is not None else float("inf"))
@@ -109,7 +109,7 @@ class PlainEngine:
         yield from self.module.named_parameters()
         yield from self.module.named_buffers()
 
-    def torn(self) -> str:
+    def master_mismatch(self) -> str:
         """See Engine. There is one copy."""
         return ""
 

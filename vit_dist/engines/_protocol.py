@@ -69,7 +69,7 @@ class Engine(Protocol):
     def replicated(self) -> Iterator[tuple[str, Tensor]]:
         """What must be the same on every rank, bit for bit: (name, tensor). A collective under ZeRO-3."""
 
-    def torn(self) -> str:
+    def master_mismatch(self) -> str:
         """The first parameter whose copy that this rank computes with is not the rounding of its master; '' if none."""
 
 
@@ -98,7 +98,7 @@ def mean_over_ranks(value: Tensor, world: World) -> float:
     return float(total) / world.size
 
 
-def poisoned(loss: Tensor, total: Tensor, skip_over: float, world: World) -> Tensor:
+def nan_if_over(loss: Tensor, total: Tensor, skip_over: float, world: World) -> Tensor:
     """The last micro-batch's loss, or one without a finite gradient where the step shall be skipped. A collective.
 
     So a step is skipped the one way that an engine knows anyhow, on all ranks and whatever was accumulated before.

@@ -66,7 +66,7 @@ class SetFacts:
 
 
 @dataclass(frozen=True)
-class Expense:
+class CostEstimate:
     """What one cell comes to; None where it hangs on something unknown (a set's size, a model's cost).
 
     `problems` says what will not fit.
@@ -82,13 +82,13 @@ class Expense:
     problems: tuple[str, ...]
 
 
-def expenses(
+def estimate_costs(
     cells: Iterable[Cell],
     facts: Callable[[Recipe], SetFacts | None],
     *,
     devices: int = 1,
     device: Device | None = None,
-) -> list[Expense]:
+) -> list[CostEstimate]:
     """What each cell comes to.
 
     Args:
@@ -108,7 +108,9 @@ def expenses(
     return found
 
 
-def _expense(cell: Cell, cost: Cost | None, whole: SetFacts | None, devices: int, device: Device | None) -> Expense:
+def _expense(
+    cell: Cell, cost: Cost | None, whole: SetFacts | None, devices: int, device: Device | None
+) -> CostEstimate:
     recipe, batch = cell.recipe, cell.recipe.global_batch
     n = cell.subset or (whole.samples if whole else None)
     steps = None
@@ -122,7 +124,7 @@ def _expense(cell: Cell, cost: Cost | None, whole: SetFacts | None, devices: int
         read = held if held < SMALL_SET_BYTES else whole.num_bytes * examples // whole.samples
     epochs = examples / n if n and examples is not None else None
     problems = tuple(_problems(cell, cost, whole, n, steps, devices, device))
-    return Expense(cell, examples, steps, epochs, cost, flops, read, problems)
+    return CostEstimate(cell, examples, steps, epochs, cost, flops, read, problems)
 
 
 def _problems(
@@ -171,14 +173,14 @@ def state_bytes(recipe: Recipe, params: int, devices: int) -> float:
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """What the finished runs of a study achieved: FLOP/s a device, all their time counted, and how many runs say so."""
 
     sustained: float
     runs: int
 
 
-def measured_pace(paid: Sequence[Expense], directory: Path) -> Pace | None:
+def measured_throughput(paid: Sequence[CostEstimate], directory: Path) -> Throughput | None:
     """The pace of the cells that are done, from their run directories; None where none is.
 
     A run of another recipe in a cell's directory did other work, and does not count.
@@ -195,7 +197,7 @@ def measured_pace(paid: Sequence[Expense], directory: Path) -> Pace | None:
         spent = sum(status.goodput.get(bucket, 0.0) for bucket in ("train", "wait", "eval", "save", "start", "lost"))
         ranks = next((int(line["ranks"]) for line in reversed(files.attempts()) if line.get("ranks")), 1)
         flops, seconds, runs = flops + expense.flops, seconds + spent * ranks, runs + 1
-    return Pace(flops / seconds, runs) if seconds else None
+    return Throughput(flops / seconds, runs) if seconds else None
 
 
 def set_facts() -> Callable[[Recipe], SetFacts | None]:

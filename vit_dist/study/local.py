@@ -112,7 +112,7 @@ def run_cells(
     keep_going: bool = False,
     jobs: int = 1,
     evaluate: Evaluation | None = None,
-    last_words: Callable[[Path], str] = lambda _: "",
+    last_error_line: Callable[[Path], str] = lambda _: "",
 ) -> None:
     """Train every cell that is not done, in order, and evaluate it where the study asks for that.
 
@@ -125,7 +125,7 @@ def run_cells(
         keep_going: train the other cells when one fails.
         jobs: cells trained at once.
         evaluate: looks at a run that is done; None: no evaluations.
-        last_words: what an attempt in a run directory printed last, where it does not print here.
+        last_error_line: what an attempt in a run directory printed last, where it does not print here.
 
     Raises:
         ConfigError: a run directory is of another recipe.
@@ -133,7 +133,7 @@ def run_cells(
         RunError: a cell failed.
     """
     check_directories(cells, directory)
-    course = _Course(cells, directory, attempt, say, again, keep_going, jobs, evaluate, last_words)
+    course = _WorkerLoop(cells, directory, attempt, say, again, keep_going, jobs, evaluate, last_error_line)
     if jobs == 1:
         course.work()
     else:
@@ -147,7 +147,7 @@ def run_cells(
         raise RunError(f"{len(course.failed)} of {len(cells)} cells failed: {failed}; try them again with: {again}")
 
 
-class _Course:
+class _WorkerLoop:
     """A study on its way: whoever works takes the next cell, until there is none left or one has gone wrong."""
 
     def __init__(
@@ -160,11 +160,11 @@ class _Course:
         keep_going: bool,
         jobs: int,
         evaluate: Evaluation | None,
-        last_words: Callable[[Path], str],
+        last_error_line: Callable[[Path], str],
     ) -> None:
         self._cells, self._directory, self._attempt = cells, directory, attempt
         self._say, self._again, self._keep_going, self._jobs = say, again, keep_going, jobs
-        self._evaluate, self._last_words = evaluate, last_words
+        self._evaluate, self._last_words = evaluate, last_error_line
         self._todo = iter(enumerate(cells))
         self._lock = threading.Lock()
         self._pace = _Pace()

@@ -40,7 +40,7 @@ from vit_dist.train.initial_weights import Initial
 from vit_dist.train.loop import train
 from vit_dist.train.losses import make_loss
 from vit_dist.train.plan import Plan, open_training
-from vit_dist.train.progress.attempt_record import Ledger
+from vit_dist.train.progress.attempt_record import AttemptRecord
 from vit_dist.train.progress.clock import Clock, StartUp
 from vit_dist.train.progress.goodput import Goodput, carried
 from vit_dist.train.run import Run, StopRequest
@@ -61,7 +61,7 @@ def attempt(recipe: Recipe, run_dir: Path, world: World) -> None:
     start = StartUp()
     start.mark("imports")
     directory = RunDir(run_dir)
-    ledger = Ledger(directory, world)
+    ledger = AttemptRecord(directory, world)
     with contextlib.ExitStack() as stack:
         if world.is_main:
             stack.enter_context(directory.locked())
@@ -91,7 +91,7 @@ def attempt(recipe: Recipe, run_dir: Path, world: World) -> None:
 
 
 @contextlib.contextmanager
-def watched(recipe: Recipe, directory: RunDir, world: World, ledger: Ledger) -> Iterator[Watchdog]:
+def watched(recipe: Recipe, directory: RunDir, world: World, ledger: AttemptRecord) -> Iterator[Watchdog]:
     """Notice ranks that die or hang, for as long as the block lasts. A collective."""
     monitor: list[Monitor] = []
 
@@ -129,7 +129,7 @@ def open_run(
     world: World,
     device: torch.device,
     stop: StopRequest,
-    ledger: Ledger,
+    ledger: AttemptRecord,
     watchdog: Watchdog,
     start: StartUp,
 ) -> Run:
@@ -223,7 +223,7 @@ def _recomputes(recipe: Recipe) -> str:
 
 
 def _make_saver(
-    recipe: Recipe, data: TrainingSet, directory: RunDir, world: World, ledger: Ledger
+    recipe: Recipe, data: TrainingSet, directory: RunDir, world: World, ledger: AttemptRecord
 ) -> tuple[Saver, int]:
     """The writer of this attempt's checkpoints, and the attempt's number. A collective.
 
@@ -331,7 +331,7 @@ def _announce(recipe: Recipe, data: TrainingSet, plan: Plan, engine: Engine, wor
     micro = f"{plan.accumulation} x {plan.micro_batch}" if plan.accumulation > 1 else str(plan.micro_batch)
     checkpointing = _recomputes(recipe)
     recompute = f", activation checkpointing {checkpointing}" if checkpointing != "none" else ""
-    reads = data.order.amplification(world.size)
+    reads = data.order.read_amplification(world.size)
     again = f", each byte read by {reads} ranks" if reads > 1 and data.order.lanes > 1 else ""
     log(
         f"  engine: {engine.description}{recompute}; {world.size} process{'es' if world.size > 1 else ''} on "

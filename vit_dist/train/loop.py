@@ -24,7 +24,7 @@ from vit_dist.engines._protocol import StepResult
 from vit_dist.evals import EvaluatorConfig
 from vit_dist.optim import OptimizerConfig, ScheduleConfig
 from vit_dist.train.checkpoint.rewind import can_rewind, rewind
-from vit_dist.train.checkpoint.saver import FencedError
+from vit_dist.train.checkpoint.saver import SupersededError
 from vit_dist.train.health import guards
 from vit_dist.train.losses import make_targets
 from vit_dist.train.progress.bar import ProgressLine
@@ -42,7 +42,7 @@ def train(run: Run) -> None:
     Raises:
         DataError: too many samples cannot be decoded.
         RunError: checkpoints cannot be written, or the numbers are beyond help.
-        FencedError: a later attempt has taken the run over.
+        SupersededError: a later attempt has taken the run over.
     """
     run.start_log()
     if run.state.step >= run.plan.total_steps:  # killed between the last checkpoint and the word that it is done
@@ -69,7 +69,7 @@ def _course(run: Run) -> bool:
             result = run.engine.train_step(_micro_batches(run, batch), _lr(run, state.step), skip_over=skip_over)
             agreed = _agree(run, batch.replaced, requests)
             if agreed.fenced:
-                raise FencedError(agreed.fenced)
+                raise SupersededError(agreed.fenced)
             before, bad = state, frozenset(r.ordinal for r in agreed.replaced)
             state, spike = guards.after_step(config, state, result, limit, position=after.position, quarantined=bad)
             run.state = state

@@ -19,7 +19,7 @@ from vit_dist.evals import EvalContext
 from vit_dist.train.checkpoint.probe import Probe
 from vit_dist.train.checkpoint.saver import Saver
 from vit_dist.train.plan import Plan
-from vit_dist.train.progress.attempt_record import Ledger
+from vit_dist.train.progress.attempt_record import AttemptRecord
 from vit_dist.train.progress.clock import Clock
 from vit_dist.train.state import TrainState
 
@@ -51,7 +51,7 @@ class Run:
     info: runlog.RunInfo
     state: TrainState
     stop: StopRequest
-    ledger: Ledger
+    ledger: AttemptRecord
     saver: Saver
     probe: Probe | None
     clock: Clock
@@ -76,7 +76,7 @@ class Run:
         """Say in the log, then in status.json, how the attempt ended."""
         step, examples = self.state.step, self.state.position
         self.ledger.at(step, examples)
-        if self.writer is not None and not self.ledger.taken_over():  # else the log is a later attempt's to close
+        if self.writer is not None and not self.ledger.superseded_by():  # else the log is a later attempt's to close
             runlog.write_status(
                 self.writer, runlog.RunStatus(status=status, step=step, examples=examples, reason=reason)
             )

@@ -19,7 +19,7 @@ from vit_dist.core.errors import ConfigError, RunError
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import Flops, format_flops
 from vit_dist.models.costs import model_cost, training_flops
-from vit_dist.study.cost import SetFacts, expenses, find_device, measured_pace, state_bytes
+from vit_dist.study.cost import SetFacts, estimate_costs, find_device, measured_throughput, state_bytes
 from vit_dist.study.grid import Cell, load_study, plan
 from vit_dist.study.local import cell_state, evaluated, run_cells
 
@@ -126,15 +126,15 @@ def test_evaluations_are_checked_when_the_study_is_planned(study_file: Path) -> 
 
 def test_a_cell_costs_its_examples_its_flops_and_its_bytes(study_file: Path) -> None:
     small, large = SetFacts(10_000, 10_000_000), SetFacts(10_000, 10 << 30)
-    (first, *_) = expenses(cells_of(study_file), lambda _: small)
+    (first, *_) = estimate_costs(cells_of(study_file), lambda _: small)
     assert (first.examples, first.steps, first.epochs) == (78 * 64, 78, 78 * 64 / 500)
     assert first.flops == training_flops(macs(first.cell.recipe), 78 * 64)
     assert first.num_bytes == 500_000  # is read once and kept
-    (first, *_) = expenses(cells_of(study_file), lambda _: large)
+    (first, *_) = estimate_costs(cells_of(study_file), lambda _: large)
     assert first.num_bytes == (10 << 30) * 78 * 64 // 10_000
-    (first, *_) = expenses(cells_of(study_file), lambda _: None)
+    (first, *_) = estimate_costs(cells_of(study_file), lambda _: None)
     assert (first.num_bytes, first.steps) == (None, 78)
-    (whole, *_) = expenses(cells_of(study_file, "subsets=[all]"), lambda _: None)
+    (whole, *_) = estimate_costs(cells_of(study_file, "subsets=[all]"), lambda _: None)
     assert (whole.examples, whole.flops) == (None, None)
 
 
@@ -142,7 +142,7 @@ def test_what_will_not_fit_is_said(study_file: Path) -> None:
     cells = cells_of(
         study_file, "subsets=[500,20k]", "schedule.warmup=80 steps", "models=[ViT-H/14]", "data.image_size=224"
     )
-    found = expenses(cells, lambda _: SetFacts(10_000, 1), devices=3, device=find_device("v100", 0.4))
+    found = estimate_costs(cells, lambda _: SetFacts(10_000, 1), devices=3, device=find_device("v100", 0.4))
     small, large = found[0].problems, found[-1].problems
     assert "the set has only 10,000 examples" in large
     assert "schedule.warmup=80 steps is 80 steps, longer than the run's 78" in small
@@ -156,9 +156,9 @@ def test_what_will_not_fit_is_said(study_file: Path) -> None:
         "precision=bf16",
         "schedule.warmup=0 steps",
     )
-    (short, *_) = expenses(cells, lambda _: None, devices=1, device=find_device("v100", 0.4))
+    (short, *_) = estimate_costs(cells, lambda _: None, devices=1, device=find_device("v100", 0.4))
     assert "weights, gradients and optimizer need" in short.problems[0]
-    assert expenses(cells, lambda _: None, devices=64, device=find_device("v100", 0.4))[0].problems == ()
+    assert estimate_costs(cells, lambda _: None, devices=64, device=find_device("v100", 0.4))[0].problems == ()
 
 
 @pytest.mark.parametrize(("stage", "bytes_each"), [(1, 2 + 6 + 12 / 8), (2, 2 + (6 + 12) / 8), (3, (2 + 6 + 12) / 8)])
@@ -176,16 +176,16 @@ def finish(cell: Cell, run_dir: Path, seconds: float, ranks: int = 2) -> None:
 
 
 def test_the_pace_of_finished_runs_is_what_hours_are_counted_by(study_file: Path, tmp_path: Path) -> None:
-    paid = expenses(cells_of(study_file), lambda _: None)
-    assert measured_pace(paid, tmp_path) is None
+    paid = estimate_costs(cells_of(study_file), lambda _: None)
+    assert measured_throughput(paid, tmp_path) is None
     finish(paid[0].cell, tmp_path / paid[0].cell.name, seconds=10.0)
-    pace = measured_pace(paid, tmp_path)
+    pace = measured_throughput(paid, tmp_path)
     assert pace is not None
     assert paid[0].flops is not None
     assert pace.runs == 1
     assert pace.sustained == pytest.approx(paid[0].flops / (10.0 * 2))
-    longer = expenses(cells_of(study_file, "horizon=20 epochs"), lambda _: None)
-    assert measured_pace(longer, tmp_path) is None  # what lies there is another recipe's
+    longer = estimate_costs(cells_of(study_file, "horizon=20 epochs"), lambda _: None)
+    assert measured_throughput(longer, tmp_path) is None  # what lies there is another recipe's
 
 
 def test_plan_shows_costs_states_and_problems_and_writes_them(
@@ -402,4 +402,4 @@ def test_every_shipped_study_can_be_planned(path: Path) -> None:
     cells = plan(study)
     assert study.name == path.stem
     assert len(cells) == len(study.families) * len(study.subsets) * len(study.seeds)
-    assert all(expense.flops and not expense.problems for expense in expenses(cells, lambda _: None))
+    assert all(expense.flops and not expense.problems for expense in estimate_costs(cells, lambda _: None))

@@ -12,7 +12,7 @@ from vit_dist.core.run import names
 if TYPE_CHECKING:
     import argparse
 
-    from launcher.submit.run import Submitted, Wish
+    from launcher.submit.run import SubmitRequest, Submitted
 
 _EXAMPLES = """
 For a run that was stopped or cancelled, has failed or was given up. A new job goes on in the same directory from the
@@ -67,38 +67,38 @@ def _here(run: Path, args: argparse.Namespace) -> int:
     from vit_dist.cli.run import main as train
 
     check_ended(run)
-    (run / names.REQUEST).unlink(missing_ok=True)  # a wish about the attempt before
+    (run / names.REQUEST).unlink(missing_ok=True)  # a request about the attempt before
     nproc = args.nproc if args.nproc is not None else device_count(run)
     return train([str(recipe_of(run)), *args.overrides, "--run-dir", str(run), "--nproc", str(nproc)])
 
 
 def _as_job(run: Path, args: argparse.Namespace) -> int:
-    from launcher.submit.resume import Changes, wish_to_resume
+    from launcher.submit.resume import Changes, request_to_resume
     from launcher.submit.run import check, submit
     from vit_dist.core.world import World
     from vit_dist.train.plan import open_training
 
     changes = Changes(args.nodes, args.spares, args.time, args.cluster, args.site, args.overrides)
-    wish = wish_to_resume(run, changes)
-    check(wish)
+    request = request_to_resume(run, changes)
+    check(request)
     open_training(
-        wish.recipe, World(size=wish.ranks)
+        request.recipe, World(size=request.ranks)
     )  # what does not come out is said before anything waits in a queue
-    _report(submit(wish), wish)
+    _report(submit(request), request)
     return 0
 
 
-def _report(done: Submitted, wish: Wish) -> None:
+def _report(done: Submitted, request: SubmitRequest) -> None:
     from vit_dist.core.run.checkpoints import newest_checkpoint
 
     for text in done.warnings:
         sys.stderr.write(f"warning: {text}\n")
     saved, _ = newest_checkpoint(done.run_dir)
     start = "unknown" if done.start is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(done.start))
-    spare = f" and {wish.spares} spare" if wish.spares else ""
+    spare = f" and {request.spares} spare" if request.spares else ""
     sys.stdout.write(
         f"run     {done.run_dir}, {f'from step {saved:,}' if saved is not None else 'from the beginning'}\n"
-        f"job     {done.job} on {wish.cluster.name}: {wish.nodes} x {wish.cluster.tasks} ranks{spare}\n"
+        f"job     {done.job} on {request.cluster.name}: {request.nodes} x {request.cluster.tasks} ranks{spare}\n"
         f"start   {start} (Slurm's estimate)\n"
         f"follow  vit-dist status {done.job} --watch\n"
     )

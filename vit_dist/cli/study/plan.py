@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from vit_dist.study.cost import Device, Expense, Pace
+    from vit_dist.study.cost import CostEstimate, Device, Throughput
 
 
 def main(argv: list[str]) -> int:
@@ -49,16 +49,16 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--devices {args.devices}: at least one is needed")
 
     from vit_dist.core.files import write_bytes
-    from vit_dist.study.cost import expenses, find_device, measured_pace, set_facts
+    from vit_dist.study.cost import estimate_costs, find_device, measured_throughput, set_facts
     from vit_dist.study.grid import load_study, plan
     from vit_dist.study.local import cell_state
 
     device = find_device(args.device or "a100", _share(args.utilisation or "0.4"))
     study = load_study(name, overrides)
     cells, directory = plan(study), Path(args.runs) / study.name
-    paid = expenses(cells, set_facts(), devices=args.devices, device=device if args.device else None)
+    paid = estimate_costs(cells, set_facts(), devices=args.devices, device=device if args.device else None)
     states = {cell.name: state_word(cell, cell_state(directory / cell.name)) or "missing" for cell in cells}
-    pace = None if args.device or args.utilisation else measured_pace(paid, directory)
+    pace = None if args.device or args.utilisation else measured_throughput(paid, directory)
     rate = _Rate.of(pace, device)
     if args.json:
         text = json.dumps([_record(e, states[e.cell.name], rate) for e in paid], indent=1) + "\n"
@@ -83,7 +83,7 @@ class _Rate:
     source: str
 
     @classmethod
-    def of(cls, pace: Pace | None, device: Device) -> _Rate:
+    def of(cls, pace: Throughput | None, device: Device) -> _Rate:
         if pace is not None:
             runs = f"{pace.runs} finished run{'' if pace.runs == 1 else 's'}"
             return cls(pace.sustained, f"measured: {_per_second(pace.sustained)} a device over {runs}")
@@ -119,10 +119,10 @@ def _heading(title: str, *columns: str) -> Table:
 _COSTS = ("epochs", "steps", "FLOPs", "device\ntime", "read")
 
 
-def _table(title: str, paid: Sequence[Expense], states: dict[str, str], rate: _Rate) -> Table:
+def _table(title: str, paid: Sequence[CostEstimate], states: dict[str, str], rate: _Rate) -> Table:
     """A block a family, a line a size; costs are those of one run."""
     table = _heading(title, "family", "subset", *_COSTS, "runs")
-    families: dict[str, dict[int | None, list[Expense]]] = {}
+    families: dict[str, dict[int | None, list[CostEstimate]]] = {}
     for expense in paid:
         families.setdefault(expense.cell.family, {}).setdefault(expense.cell.subset, []).append(expense)
     for family, sizes in families.items():
@@ -135,21 +135,21 @@ def _table(title: str, paid: Sequence[Expense], states: dict[str, str], rate: _R
     return table
 
 
-def _model(expense: Expense) -> list[str]:
+def _model(expense: CostEstimate) -> list[str]:
     """The name of the model, where it is not that of its family, and what it costs: lines below the family's name."""
     name, cost = expense.cell.recipe.model.name, expense.cost
     said = [] if name == expense.cell.family else [name]
     return said if cost is None else [*said, f"{_short(cost.params)} params", f"{_short(cost.macs)} MAC"]
 
 
-def _count(group: Sequence[Expense], states: dict[str, str]) -> str:
+def _count(group: Sequence[CostEstimate], states: dict[str, str]) -> str:
     """States of the runs of one family and size: '2/3 done, 1 failed'."""
     counted = Counter(states[e.cell.name] for e in group)
     others = [f"{n} {state}" for state, n in counted.items() if state not in ("done", "missing")]
     return ", ".join([f"{counted['done']}/{len(group)} done", *others])
 
 
-def _cell_table(title: str, paid: Sequence[Expense], states: dict[str, str], rate: _Rate) -> Table:
+def _cell_table(title: str, paid: Sequence[CostEstimate], states: dict[str, str], rate: _Rate) -> Table:
     table = _heading(title, "run", "recipe", *_COSTS, "state")
     for expense in paid:
         cell = expense.cell
@@ -161,7 +161,7 @@ def _size(subset: int | None) -> str:
     return "all" if subset is None else f"{subset:,}"
 
 
-def _costs(expense: Expense, rate: _Rate) -> list[str]:
+def _costs(expense: CostEstimate, rate: _Rate) -> list[str]:
     from vit_dist.core.units import format_bytes, format_flops
 
     hours = rate.hours(expense.flops)
@@ -191,7 +191,7 @@ def _hours(hours: float) -> str:
     return f"{hours:,.0f} h" if hours >= 100 else f"{hours:.3g} h" if hours >= 0.1 else f"{hours * 3600:.3g} s"
 
 
-def _summary(console: Console, paid: Sequence[Expense], states: dict[str, str], rate: _Rate) -> None:
+def _summary(console: Console, paid: Sequence[CostEstimate], states: dict[str, str], rate: _Rate) -> None:
     """Totals of all runs and of what is left, what is unknown, what will not fit."""
     from vit_dist.core.units import format_bytes, format_flops
 
@@ -216,7 +216,7 @@ def _summary(console: Console, paid: Sequence[Expense], states: dict[str, str], 
         console.print(f"will not fit: {shown}: {problem}", markup=False)
 
 
-def _record(expense: Expense, state: str, rate: _Rate) -> dict[str, Any]:
+def _record(expense: CostEstimate, state: str, rate: _Rate) -> dict[str, Any]:
     cell, cost = expense.cell, expense.cost
     return {
         "run": cell.name,

@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
             run(
                 attempt=side_by_side,
                 evaluate=lambda cell, run_dir: side_by_side.run(evaluation_words(cell, run_dir), run_dir),
-                last_words=side_by_side.last_words,
+                last_error_line=side_by_side.last_error_line,
             )
     options = [] if args.runs == "runs" else ["--runs", args.runs]
     report = shlex.join(["vit-dist", "study", "report", *args.words, *options])

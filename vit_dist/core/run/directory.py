@@ -167,7 +167,7 @@ class RunDir:
         """The attempt that may write here; empty where none has begun."""
         return self.read_json(names.OWNER) or {}
 
-    def taken_over(self, token: str) -> str:
+    def superseded_by(self, token: str) -> str:
         """Who owns the directory in place of the attempt with this token, for people; '' where that attempt does."""
         owner = self.owner()
         if owner.get("token") == token:

@@ -81,7 +81,7 @@ def safe_key(text: str) -> str:
     return key
 
 
-class Catalogue:
+class Listing:
     """The items of a source on disk: two files, records end to end and where each ends.
 
     Attributes:

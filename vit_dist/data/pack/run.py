@@ -30,7 +30,7 @@ from vit_dist.core.progress import Progress
 from vit_dist.data import workers
 from vit_dist.data.manifest import ShardManifest, read_manifest, write_manifest
 from vit_dist.data.pack.dest import BAD_LIST, claimed, clear, remove_receipts
-from vit_dist.data.pack.items import Catalogue, Item, check_labels, shuffled_ordinals
+from vit_dist.data.pack.items import Item, Listing, check_labels, shuffled_ordinals
 from vit_dist.data.pack.plan import PLAN, Plan, all_there, read_receipts, shorten, tasks_of
 from vit_dist.data.pack.shards import RECEIPTS, ImageOptions, Job, Receipt, Task, pack_shard
 from vit_dist.data.pack.sources import Source
@@ -213,7 +213,7 @@ def merge(dest: str, *, max_bad: Fraction = Fraction(1, 100)) -> PackResult:
     return PackResult(tuple(joined), bad)
 
 
-def _list(source: Source, scratch: Path, say: Callable[[str], None], quiet: bool) -> Catalogue:
+def _list(source: Source, scratch: Path, say: Callable[[str], None], quiet: bool) -> Listing:
     largest = -1
 
     def watched() -> Iterator[Item]:
@@ -225,7 +225,7 @@ def _list(source: Source, scratch: Path, say: Callable[[str], None], quiet: bool
                 progress.advance(1, max(item.num_bytes, 0))
                 yield item
 
-    catalogue = Catalogue.write(scratch, watched())
+    catalogue = Listing.write(scratch, watched())
     if not catalogue.count:
         catalogue.close()
         raise DataError(f"{redact(source.base or source.name)}: no images in it")
@@ -237,7 +237,7 @@ def _list(source: Source, scratch: Path, say: Callable[[str], None], quiet: bool
     return catalogue
 
 
-def _plan(source: Source, catalogue: Catalogue, options: PackOptions) -> Plan:
+def _plan(source: Source, catalogue: Listing, options: PackOptions) -> Plan:
     total = catalogue.count
     per_shard = options.samples_per_shard
     if options.bytes_per_shard is not None:
@@ -333,12 +333,12 @@ def _run_task(task: Task) -> Receipt:
 
 
 @cache
-def _catalogue(job: Job) -> Catalogue:
-    return Catalogue.reopen(job.catalogue)
+def _catalogue(job: Job) -> Listing:
+    return Listing.reopen(job.catalogue)
 
 
 def _pack_all(
-    job: Job, tasks: Sequence[Task], catalogue: Catalogue, num_workers: int, progress: Progress
+    job: Job, tasks: Sequence[Task], catalogue: Listing, num_workers: int, progress: Progress
 ) -> Iterator[Receipt]:
     if num_workers == 1 or len(tasks) < 2 or sum(t.count for t in tasks) < _IN_PROCESS:
         for task in tasks:

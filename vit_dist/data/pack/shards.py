@@ -19,7 +19,7 @@ from vit_dist.core.files import explained, file_system, is_remote, join_url, loc
 from vit_dist.data.index import encode_index
 from vit_dist.data.manifest import Shard, checksum
 from vit_dist.data.pack.fetch import Fetcher
-from vit_dist.data.pack.items import Catalogue, Item, shuffled_ordinals
+from vit_dist.data.pack.items import Item, Listing, shuffled_ordinals
 from vit_dist.data.tarindex import IMAGE_EXTENSIONS, LabelRule, TarScan, TarScanner, scan_file
 
 RECEIPTS = ".pack"
@@ -241,7 +241,7 @@ def sample_members(item: Item) -> dict[str, bytes]:
     return members
 
 
-def pack_shard(job: Job, task: Task, catalogue: Catalogue, tick: Callable[[int], None]) -> Receipt:
+def pack_shard(job: Job, task: Task, catalogue: Listing, tick: Callable[[int], None]) -> Receipt:
     """Write one shard, its index and, last, its receipt.
 
     Args:
@@ -280,7 +280,7 @@ def _temporary(job: Job, task: Task) -> Iterator[Path]:
 
 
 def _write_samples(
-    job: Job, task: Task, catalogue: Catalogue, file: IO[bytes], tick: Callable[[int], None]
+    job: Job, task: Task, catalogue: Listing, file: IO[bytes], tick: Callable[[int], None]
 ) -> list[tuple[str, str]]:
     """Write the samples of a shard as a tar; the images that were left out, (place, reason)."""
     from webdataset.writer import TarWriter

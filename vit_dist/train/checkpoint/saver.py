@@ -40,7 +40,7 @@ _PEERS_TIMEOUT_S = 1800.0
 _SPARE = 0.1  # of what a copy takes, left to whatever else wants memory meanwhile
 
 
-class FencedError(RunError):
+class SupersededError(RunError):
     """A later attempt owns the run directory: this one must not write to it."""
 
     exit_code = SUPERSEDED
@@ -110,7 +110,7 @@ class Saver:
 
         Raises:
             RunError: `max_failures` saves in a row have failed.
-            FencedError: a later attempt owns the run directory.
+            SupersededError: a later attempt owns the run directory.
         """
         began = time.monotonic()
         self.settle()
@@ -149,7 +149,7 @@ class Saver:
         """Wait for the save under way, and agree on what became of it. A collective where there is one.
 
         Raises:
-            RunError, FencedError: see `save`.
+            RunError, SupersededError: see `save`.
         """
         if self._pending is None:
             return
@@ -169,7 +169,7 @@ class Saver:
 
         Raises:
             RunError: the last checkpoint could not be written.
-            FencedError: see `save`.
+            SupersededError: see `save`.
         """
         self.settle()
         if self.uploader is not None:
@@ -199,7 +199,7 @@ class Saver:
             torch.distributed.broadcast_object_list(told, 0)
         problem, fenced = str(told[0]), bool(told[1])
         if fenced:
-            raise FencedError(problem)
+            raise SupersededError(problem)
         if not problem:
             return False
         self._failures += 1
@@ -255,7 +255,7 @@ class Saver:
             partial.rename(final)
             sync_directory(self._root)
             self.wrote_s = time.monotonic() - began
-        except FencedError as error:
+        except SupersededError as error:
             self._fenced, self._verdict = True, str(error)
             shutil.rmtree(partial, ignore_errors=True)
             return
@@ -289,9 +289,9 @@ class Saver:
         return files
 
     def _check_owner(self) -> None:
-        taken_over = self._directory.taken_over(self._token)
+        taken_over = self._directory.superseded_by(self._token)
         if taken_over:
-            raise FencedError(taken_over)
+            raise SupersededError(taken_over)
 
 
 def _no_room(need: int, ranks: int) -> str:

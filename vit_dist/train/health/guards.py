@@ -146,7 +146,7 @@ def check_replicas(engine: Engine, world: World, step: int) -> None:
     Raises:
         RunError: on every rank, naming those that are at fault or differ from most.
     """
-    torn = [engine.torn()]
+    torn = [engine.master_mismatch()]
     sums = [int(checksum(engine))]
     if world.size > 1:
         told: list[Any] = [None] * world.size

@@ -221,7 +221,7 @@ def _gemm(local_rank: int) -> dict[str, Any]:
 def _reach(peers: dict[str, list[Any]]) -> dict[str, Any]:
     """Which of the other nodes do not answer a connection."""
 
-    def knock(peer: tuple[str, list[Any]]) -> str:
+    def probe(peer: tuple[str, list[Any]]) -> str:
         node, (host, port) = peer
         try:
             with socket.create_connection((host, int(port)), timeout=_LINK_S) as connection:
@@ -231,7 +231,7 @@ def _reach(peers: dict[str, list[Any]]) -> dict[str, Any]:
             return node
 
     with ThreadPoolExecutor(32) as pool:
-        return {"unreachable": sorted(node for node in pool.map(knock, peers.items()) if node)}
+        return {"unreachable": sorted(node for node in pool.map(probe, peers.items()) if node)}
 
 
 def _reduce(me: _Rank, order: dict[str, Any]) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from vit_dist.core.run.directory import RunDir, Status
 from vit_dist.core.units import format_seconds
 from vit_dist.core.world import World
 from vit_dist.train.progress.goodput import Goodput
-from vit_dist.train.progress.heartbeat import Pulse
+from vit_dist.train.progress.heartbeat import Heartbeat
 
 
-class Ledger:
+class AttemptRecord:
     """The record of one attempt.
 
     Args:
@@ -32,7 +32,7 @@ class Ledger:
         self._step = self._examples = 0
         self._goodput: Mapping[str, float] = {}
         self.total_steps, self.examples_per_s, self.metrics = 0, 0.0, dict[str, float]()
-        self._pulse: Pulse | None = None
+        self._pulse: Heartbeat | None = None
 
     def begin(self) -> None:
         """Take the run over from the attempt before, and say so.
@@ -63,7 +63,7 @@ class Ledger:
         if not self._world.is_main:
             return
         if self._pulse is None:
-            self._pulse = Pulse(self._directory, self.attempt, self.token, goodput)
+            self._pulse = Heartbeat(self._directory, self.attempt, self.token, goodput)
         self._pulse.goodput = goodput
 
     @property
@@ -71,18 +71,18 @@ class Ledger:
         """Who has taken the run over, as far as the pulse knows; else ''. On the first rank only."""
         return self._pulse.taken_over if self._pulse is not None else ""
 
-    def taken_over(self) -> str:
+    def superseded_by(self) -> str:
         """Who has taken the run over, looked up now; else ''. On the first rank only."""
         if not self._world.is_main or not self.token:
             return ""
         with contextlib.suppress(VitDistError):
-            return self._directory.taken_over(self.token)
+            return self._directory.superseded_by(self.token)
         return ""
 
     def running(self, step: int, examples: int, goodput: Mapping[str, float]) -> None:
         """A sign of life."""
         self._step, self._examples, self._goodput = step, examples, goodput
-        if not self.taken_over():  # a later attempt's status stands there
+        if not self.superseded_by():  # a later attempt's status stands there
             self._write("running", "")
 
     def end(self, status: str, reason: str = "", *, goodput: Mapping[str, float] | None = None) -> None:
@@ -94,7 +94,7 @@ class Ledger:
             self._pulse.close()
         self._goodput = self._goodput if goodput is None else goodput
         with contextlib.suppress(VitDistError):
-            if not self.taken_over():
+            if not self.superseded_by():
                 self._write(status, reason)
         with contextlib.suppress(VitDistError):
             told: dict[str, Any] = {"event": "end", "attempt": self.attempt, "status": status, "reason": reason}

@@ -9,7 +9,8 @@
     down    between two attempts: from the last sign of life of one to the beginning of the next
 
 Sums travel in checkpoints and, up to two seconds before a crash, in alive.json (see heartbeat.py beside this); the
-difference of the two is what the crash lost. Only spans between attempts use the wall clock, so a clock that jumps cannot make a bucket shrink.
+difference of the two is what the crash lost. Only spans between attempts use the wall clock, so a clock that jumps
+cannot make a bucket shrink.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from vit_dist.train.progress.goodput import Goodput
 EVERY_S = 2.0
 
 
-class Pulse:
+class Heartbeat:
     """Beats from its making until it is closed, or until the run is another attempt's.
 
     Args:
@@ -41,7 +41,7 @@ class Pulse:
     def _work(self) -> None:
         while not self._closed.is_set() and not self.taken_over:
             with contextlib.suppress(VitDistError, OSError):  # a disk that is away or full has the next beat to be back
-                self.taken_over = self._directory.taken_over(self._token)
+                self.taken_over = self._directory.superseded_by(self._token)
                 if not self.taken_over:
                     self._directory.write_alive(self._attempt, self.goodput.sums())
             self._closed.wait(EVERY_S)

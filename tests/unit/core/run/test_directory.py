@@ -10,12 +10,12 @@ import pytest
 from launcher.processes.ranks import _close_status, run_local
 from launcher.supervise.attempts import open_entry
 from launcher.supervise.ledger import read_ledger
-from launcher.supervise.local import supervise
+from launcher.supervise.local import supervise_local
 from vit_dist.core.errors import RunError
 from vit_dist.core.run.checkpoints import newest_step
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
-from vit_dist.train.progress.attempt_record import Ledger
+from vit_dist.train.progress.attempt_record import AttemptRecord
 
 
 def test_a_request_is_served_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,10 +42,10 @@ def test_the_ledger_only_grows_and_survives_a_cut_line(tmp_path: Path) -> None:
 
 def test_an_attempt_that_could_not_say_how_it_ended_counts_as_killed(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    first = Ledger(run, World())
+    first = AttemptRecord(run, World())
     first.begin()
     first.running(7, 70, {"train": 3.0})
-    second = Ledger(run, World())
+    second = AttemptRecord(run, World())
     second.begin()
     assert (second.attempt, second.before.step, second.before.goodput) == (2, 7, {"train": 3.0})
     second.at(9, 90)
@@ -65,7 +65,7 @@ def test_an_attempt_that_could_not_say_how_it_ended_counts_as_killed(tmp_path: P
 
 def test_an_attempt_that_was_taken_over_leaves_the_status_alone(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    orphan, owner = Ledger(run, World()), Ledger(run, World())
+    orphan, owner = AttemptRecord(run, World()), AttemptRecord(run, World())
     orphan.begin()
     owner.begin()
     owner.running(5, 50, {})
@@ -86,7 +86,7 @@ def test_who_comes_second_leaves_status_and_ledger_of_the_first_alone(
         assert not run.is_free()
         _close_status(run, 1)
         with pytest.raises(RunError, match="another attempt is running in this directory"):
-            supervise(None, tmp_path, scripted([]), give_up_after=1)  # type: ignore[arg-type]
+            supervise_local(None, tmp_path, scripted([]), give_up_after=1)  # type: ignore[arg-type]
         with pytest.raises(RunError, match="another attempt is running in this directory"):
             run_local(None, tmp_path, nproc=1)  # type: ignore[arg-type]
     status = run.status()
@@ -122,7 +122,7 @@ def scripted(script: list[tuple[int, int, str]]) -> Any:
 
 def test_a_run_that_gets_on_is_let_be_however_often_it_dies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = [(137, 10 * i, "running") for i in range(1, 9)] + [(0, 90, "done")]
-    assert supervise(None, tmp_path, scripted(script), give_up_after=2, pause_s=0) == 0  # type: ignore[arg-type]
+    assert supervise_local(None, tmp_path, scripted(script), give_up_after=2, pause_s=0) == 0  # type: ignore[arg-type]
     said = capsys.readouterr().err
     assert "attempt 3: killed by signal 9" in said
     assert "at step 32, saved up to 30: gained 10 steps, lost 2" in said
@@ -132,10 +132,10 @@ def test_a_run_that_gets_on_is_let_be_however_often_it_dies(tmp_path: Path, caps
 def test_a_run_that_gets_nowhere_is_given_up(tmp_path: Path) -> None:
     script = [(137, 10, "running"), (1, 10, "failed"), (71, 10, "failed"), (1, 10, "failed")]
     with pytest.raises(RunError, match=r"given up: 3 attempts in a row .*: failed: a reason; hung: a reason") as caught:
-        supervise(None, tmp_path, scripted(script), give_up_after=3, pause_s=0)  # type: ignore[arg-type]
+        supervise_local(None, tmp_path, scripted(script), give_up_after=3, pause_s=0)  # type: ignore[arg-type]
     assert "up to step 10, is whole" in str(caught.value)
 
 
 @pytest.mark.parametrize("code", [0, 2, 72, 130, 143])
 def test_some_ends_are_not_tried_again(tmp_path: Path, code: int) -> None:
-    assert supervise(None, tmp_path, scripted([(code, 3, "stopped")]), give_up_after=3) == code  # type: ignore[arg-type]
+    assert supervise_local(None, tmp_path, scripted([(code, 3, "stopped")]), give_up_after=3) == code  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from vit_dist.core.errors import ConfigError, DataError, RunError
 from vit_dist.data.index import ShardIndex
 from vit_dist.data.manifest import ShardManifest, read_manifest
 from vit_dist.data.pack.choose import open_source
-from vit_dist.data.pack.items import Catalogue, Item, safe_key, shuffled_ordinals
+from vit_dist.data.pack.items import Item, Listing, safe_key, shuffled_ordinals
 from vit_dist.data.pack.run import PackOptions, PackResult, merge, pack
 from vit_dist.data.pack.shards import ImageOptions, check_image
 
@@ -416,9 +416,9 @@ def test_a_catalogue_gives_back_every_item(tmp_path: Path) -> None:
         Item("k1", "ü", 7, 9, (1, 2), (0.5, 0.25), {"a": [1]}, "row 3"),
         Item("k2", "u", -1, -1, ()),
     ]
-    catalogue = Catalogue.write(tmp_path, items)
+    catalogue = Listing.write(tmp_path, items)
     assert [catalogue[i] for i in range(3)] == items
-    again = Catalogue.reopen(catalogue.describe())
+    again = Listing.reopen(catalogue.describe())
     assert again[1] == items[1]
     assert catalogue.num_bytes == 14
     catalogue.close()

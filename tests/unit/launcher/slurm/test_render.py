@@ -21,7 +21,7 @@ from launcher.slurm.render import (
     render_train,
     signal_lead,
 )
-from launcher.submit.run import Wish, dry_run
+from launcher.submit.run import SubmitRequest, dry_run
 from tests.places import GOLDEN
 from vit_dist.config.load import config_dirs, find_config, load_recipe
 from vit_dist.core.errors import ConfigError
@@ -110,7 +110,7 @@ def test_reviewed_scripts_are_clean_to_shellcheck() -> None:
 def test_every_shipped_recipe_renders_at_two_nodes(cluster: str) -> None:
     for name in RECIPES:
         words = (str(find_config(name, "recipes")),)
-        text = dry_run(Wish(load_recipe(name), load_cluster(cluster), nodes=2, words=words))
+        text = dry_run(SubmitRequest(load_recipe(name), load_cluster(cluster), nodes=2, words=words))
         assert "#SBATCH --nodes=2\n" in text
         assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
 

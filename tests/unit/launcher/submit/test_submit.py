@@ -12,7 +12,7 @@ import pytest
 
 from launcher.filesystem import file_system_kind
 from launcher.slurm.cluster import load_cluster
-from launcher.submit.run import Wish, check, dry_run, safe_name, submit, warnings
+from launcher.submit.run import SubmitRequest, check, dry_run, safe_name, submit, warnings
 from tests.slurm.cluster import wait_for
 from vit_dist.cli.main import main
 from vit_dist.config.load import load_recipe, recipe_hash
@@ -23,19 +23,21 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 KEY = "AKIAIOSFODNN7EXAMPLE"
 
 
-def wish(tmp_path: Path, *overrides: str, nodes: int = 1, site: tuple[str, ...] = (), **more: Any) -> Wish:
-    return Wish(load_recipe("demo", overrides), load_cluster("dev", site), nodes, run_dir=tmp_path / "run", **more)
+def request(tmp_path: Path, *overrides: str, nodes: int = 1, site: tuple[str, ...] = (), **more: Any) -> SubmitRequest:
+    return SubmitRequest(
+        load_recipe("demo", overrides), load_cluster("dev", site), nodes, run_dir=tmp_path / "run", **more
+    )
 
 
 def test_nodes_that_do_not_divide_the_batch_are_told_those_that_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        check(wish(tmp_path, nodes=3))
+        check(request(tmp_path, nodes=3))
     assert "3 x 1 ranks on cluster dev: global_batch=64 is not divisible by 3 ranks" in str(caught.value)
     assert "nearest that are: 63, 66" in str(caught.value)
     assert "numbers of nodes that do: 2, 4" in str(caught.value)
-    check(wish(tmp_path, nodes=4))
+    check(request(tmp_path, nodes=4))
     with pytest.raises(ConfigError, match="twice the ranks must divide the batch"):
-        check(wish(tmp_path, "data.mixup.alpha=0.2", nodes=64))
+        check(request(tmp_path, "data.mixup.alpha=0.2", nodes=64))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,7 @@ def test_credentials_of_the_environment_do_not_reach_the_script(
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEY)
-    assert KEY not in dry_run(wish(tmp_path, words=("demo",)))
+    assert KEY not in dry_run(request(tmp_path, words=("demo",)))
 
 
 def test_a_name_is_made_fit_for_directories_and_queues() -> None:
@@ -77,7 +79,7 @@ def test_a_grace_time_shorter_than_a_save_is_warned_of(tmp_path: Path) -> None:
     path = tmp_path / "run" / "checkpoints" / "step-0000000010"
     path.mkdir(parents=True)
     (path / "COMMITTED.json").write_text(json.dumps({"wrote_s": 42.0}))
-    one = wish(tmp_path, words=("demo",))
+    one = request(tmp_path, words=("demo",))
     (warning,) = warnings(one)
     assert warning.startswith("a save of this run took 42s, but a preempted job is given 5s (preempt_grace)")
     text = dry_run(one)
@@ -89,7 +91,7 @@ def test_a_directory_of_another_run_or_of_a_finished_one_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vit_dist.core.run.directory.DYING_S", 0.0)
-    one = wish(tmp_path)
+    one = request(tmp_path)
     run = RunDir(one.directory)
     run.write_json("run.json", {"recipe_hash": "0" * 16})
     with pytest.raises(ConfigError, match="holds another run"):
@@ -118,10 +120,10 @@ def test_file_systems_are_told_by_their_kind() -> None:
 @pytest.mark.slurm
 def test_a_run_is_submitted_once_and_its_job_is_named(slurm: Any, tmp_path: Path) -> None:
     odd = tmp_path / "odd, 'name' $(touch pwned) #1"
-    one = Wish(load_recipe("demo", ["name=a b\"c'$(x)"]), load_cluster("dev"), 3, run_dir=odd / "run %j")
+    one = SubmitRequest(load_recipe("demo", ["name=a b\"c'$(x)"]), load_cluster("dev"), 3, run_dir=odd / "run %j")
     with pytest.raises(ConfigError, match="not divisible by 3 ranks"):
         submit(one)
-    one = Wish(one.recipe, load_cluster("dev", ["setup=['sleep 60']"]), 2, run_dir=one.run_dir)
+    one = SubmitRequest(one.recipe, load_cluster("dev", ["setup=['sleep 60']"]), 2, run_dir=one.run_dir)
     done = submit(one)
     facts = RunDir(done.run_dir).read_json("job.json")
     assert facts is not None
@@ -139,7 +141,7 @@ def test_a_run_is_submitted_once_and_its_job_is_named(slurm: Any, tmp_path: Path
 @pytest.mark.slurm
 def test_what_slurm_refuses_leaves_no_job(slurm: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Slurm does not accept this job: .*partition"):
-        submit(wish(tmp_path, site=("partition=nowhere",)))
+        submit(request(tmp_path, site=("partition=nowhere",)))
     assert slurm.run("squeue", "-h").stdout == ""
     assert not (tmp_path / "run" / "job" / "code").exists()
 
@@ -148,7 +150,7 @@ def test_what_slurm_refuses_leaves_no_job(slurm: Any, tmp_path: Path) -> None:
 def test_a_job_may_submit_a_job(slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SLURM_JOB_ID": "1", "SBATCH_PARTITION": "nowhere", "SLURM_NNODES": "9"}.items():
         monkeypatch.setenv(name, value)
-    done = submit(wish(tmp_path, site=("setup=['sleep 60']",)))
+    done = submit(request(tmp_path, site=("setup=['sleep 60']",)))
     assert f"JobId={done.job} " in slurm.run("scontrol", "-o", "show", "job", done.job).stdout
 
 
@@ -159,7 +161,7 @@ def test_the_script_of_a_dry_run_can_be_submitted_as_it_is(
     from launcher.slurm import commands
 
     monkeypatch.chdir(tmp_path)
-    text = dry_run(wish(tmp_path, words=("no-such-recipe",)))
+    text = dry_run(request(tmp_path, words=("no-such-recipe",)))
     (tmp_path / "job.sbatch").write_text(text)
     job = commands.sbatch(tmp_path / "job.sbatch").job
     log = tmp_path / "run" / "logs" / "batch.log"

@@ -9,7 +9,7 @@ import pytest
 
 from launcher.bad_nodes import add
 from launcher.slurm.allocation import Allocation, choose, read_allocation
-from launcher.supervise.causes import Failure, Signs, first_failure, idle_attempts, judge
+from launcher.supervise.causes import ExitEvidence, Failure, classify, first_failure, idle_attempts
 from launcher.supervise.job import is_cancelled
 from launcher.supervise.ledger import LedgerEntry, append_begin, append_end, read_ledger
 from vit_dist.core.errors import ConfigError
@@ -23,34 +23,34 @@ KILLED = Failure("n2", "1", 137, "killed")
 
 
 @pytest.mark.parametrize(
-    ("signs", "cause", "detail"),
+    ("evidence", "cause", "detail"),
     [
-        (Signs(0, DONE), "done", ""),
-        (Signs(0, DONE, asked="time_limit"), "done", ""),
-        (Signs(0, STOPPED, asked="time_limit"), "time_limit", "saved before"),
-        (Signs(137, RUNNING, asked="time_limit"), "time_limit", "did not end in time"),
-        (Signs(0, STOPPED, preempted=True), "preempted", "saved within the grace time"),
-        (Signs(143, RUNNING, preempted=True, terminated=True), "preempted", ""),
-        (Signs(0, STOPPED, cancelled=True, terminated=True), "cancelled", "on request"),
-        (Signs(0, STOPPED, terminated=True), "cancelled", "Slurm ended the job"),
-        (Signs(0, STOPPED, terminated=True, requeued=True), "preempted", "queued the job again"),
-        (Signs(143, RUNNING, terminated=True, overdue=True), "time_limit", "ended by Slurm"),
-        (Signs(70, FAILED, lost_nodes=(("n2", "is down*"),)), "node_lost", "n2 is down*"),
-        (Signs(0, Status("stopped", reason="the request file")), "stopped", "the request file"),
-        (Signs(137, FAILED, KILLED), "rank_lost", "rank 1 on n2: killed"),
-        (Signs(137, RUNNING, KILLED), "rank_lost", "rank 1 on n2: killed"),
-        (Signs(70, FAILED, Failure("n1", "0", 1, "exit code 1")), "crashed", "rank 0 on n1"),
-        (Signs(1, Status("failed", reason="loss is not finite")), "crashed", "loss is not finite"),
-        (Signs(71, FAILED), "hung", "rank 1 is gone"),
-        (Signs(1, None, Failure("n1", "0", 1, "exit code 1")), "start_failed", "rank 0 on n1: exit code 1"),
-        (Signs(1, None), "start_failed", "before training began"),
-        (Signs(2, None), "invalid", ""),
-        (Signs(72, RUNNING), "superseded", ""),
-        (Signs(143, None, Failure("n1", "0", 2, "exit code 2")), "invalid", ""),
+        (ExitEvidence(0, DONE), "done", ""),
+        (ExitEvidence(0, DONE, asked="time_limit"), "done", ""),
+        (ExitEvidence(0, STOPPED, asked="time_limit"), "time_limit", "saved before"),
+        (ExitEvidence(137, RUNNING, asked="time_limit"), "time_limit", "did not end in time"),
+        (ExitEvidence(0, STOPPED, preempted=True), "preempted", "saved within the grace time"),
+        (ExitEvidence(143, RUNNING, preempted=True, terminated=True), "preempted", ""),
+        (ExitEvidence(0, STOPPED, cancelled=True, terminated=True), "cancelled", "on request"),
+        (ExitEvidence(0, STOPPED, terminated=True), "cancelled", "Slurm ended the job"),
+        (ExitEvidence(0, STOPPED, terminated=True, requeued=True), "preempted", "queued the job again"),
+        (ExitEvidence(143, RUNNING, terminated=True, overdue=True), "time_limit", "ended by Slurm"),
+        (ExitEvidence(70, FAILED, lost_nodes=(("n2", "is down*"),)), "node_lost", "n2 is down*"),
+        (ExitEvidence(0, Status("stopped", reason="the request file")), "stopped", "the request file"),
+        (ExitEvidence(137, FAILED, KILLED), "rank_lost", "rank 1 on n2: killed"),
+        (ExitEvidence(137, RUNNING, KILLED), "rank_lost", "rank 1 on n2: killed"),
+        (ExitEvidence(70, FAILED, Failure("n1", "0", 1, "exit code 1")), "crashed", "rank 0 on n1"),
+        (ExitEvidence(1, Status("failed", reason="loss is not finite")), "crashed", "loss is not finite"),
+        (ExitEvidence(71, FAILED), "hung", "rank 1 is gone"),
+        (ExitEvidence(1, None, Failure("n1", "0", 1, "exit code 1")), "start_failed", "rank 0 on n1: exit code 1"),
+        (ExitEvidence(1, None), "start_failed", "before training began"),
+        (ExitEvidence(2, None), "invalid", ""),
+        (ExitEvidence(72, RUNNING), "superseded", ""),
+        (ExitEvidence(143, None, Failure("n1", "0", 2, "exit code 2")), "invalid", ""),
     ],
 )
-def test_the_cause_of_an_end_is_told_from_its_signs(signs: Signs, cause: str, detail: str) -> None:
-    told = judge(signs)
+def test_the_cause_of_an_end_is_told_from_its_signs(evidence: ExitEvidence, cause: str, detail: str) -> None:
+    told = classify(evidence)
     assert told[0] == cause
     assert detail in told[1]
 

@@ -20,7 +20,7 @@ from vit_dist.engines._slices import WEIGHT, EngineState, Slice, Source
 from vit_dist.train.checkpoint.format import Snapshot
 from vit_dist.train.checkpoint.remote import remote_steps
 from vit_dist.train.checkpoint.restore import restore
-from vit_dist.train.checkpoint.saver import Contents, FencedError, Saver
+from vit_dist.train.checkpoint.saver import Contents, Saver, SupersededError
 from vit_dist.train.checkpoint.store import Retention, sweep
 
 
@@ -139,10 +139,10 @@ def test_an_orphaned_attempt_cannot_commit(tmp_path: Path) -> None:
     saver.settle()
     RunDir(tmp_path).take_over(3)  # another attempt has begun
     saver.save(TinyEngine(2), contents(2))  # type: ignore[arg-type]
-    with pytest.raises(FencedError, match=r"attempt 3 on .* has taken this run over"):
+    with pytest.raises(SupersededError, match=r"attempt 3 on .* has taken this run over"):
         saver.settle()
     assert [p.name[-1] for p in committed(tmp_path / "checkpoints")] == ["1"]
-    assert FencedError.exit_code == 72
+    assert SupersededError.exit_code == 72
 
 
 def test_what_a_dead_attempt_left_is_swept(tmp_path: Path) -> None:
