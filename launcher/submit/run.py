@@ -252,7 +252,7 @@ def _check_free(request: SubmitRequest, directory: Path) -> None:
     if known is not None and known != ours:
         raise ConfigError(
             f"{directory}: holds another run ({known} there, {ours} here); give another --run-dir, or remove it. "
-            f"`vit-dist config` prints a recipe, {directory / 'recipe.yaml'} is the one there"
+            f"`vit-dist config` prints a recipe, {directory / names.RECIPE} is the one there"
         )
     status = run.status()
     if status is not None and status.status == "done":

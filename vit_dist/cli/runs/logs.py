@@ -118,7 +118,7 @@ def _first_error(run: Path, attempt: int | None) -> int:
     finding = first_error(directory, batch if len(attempts_with_logs(run)) == 1 else None)
     stacks = sorted((run / names.STACKS).glob("*")) if entry is not None and entry.cause == "hung" else []
     if stacks:
-        log(f"where every thread stood when it hung: {run / 'stacks'}")
+        log(f"where every thread stood when it hung: {run / names.STACKS}")
     if finding is None:
         log(f"no error in {directory}; the end of the supervisor's log may tell: `vit-dist logs {run} --batch`")
         return 1
