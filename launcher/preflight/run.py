@@ -98,7 +98,9 @@ def examine_cluster(cluster: Cluster, nodes: Sequence[str], options: Options) ->
     Raises:
         RunError: srun cannot be started.
     """
-    srun = ["srun", f"--cpus-per-task={cluster.cpus_per_task}", *cluster.srun_options]
+    # As in slurm/_srun.sbatch.j2: the links between GPUs are tested as training will use them.
+    bind = ["--gpu-bind=none"] if cluster.devices_per_node and cluster.device_option != "none" else []
+    srun = ["srun", f"--cpus-per-task={cluster.cpus_per_task}", *bind, *cluster.srun_options]
     python = [cluster.python or sys.executable]
     box = cluster.container
     if box is not None and box.runtime == "pyxis":
