@@ -128,7 +128,13 @@ def run_case(case: str, world, device, reduced: set[str]) -> dict:
         "description": built.description,
         "reduced": sorted(reduced),
         "bf16_shares": bf16_shares,
+        "timed": name == "deepspeed" and timed(built._engine),
     }
+
+
+def timed(engine) -> bool:
+    """Whether DeepSpeed's throughput timer has measured a step, for which it waits for the device."""
+    return engine.tput_timer.initialized or engine.tput_timer.total_elapsed_time > 0
 
 
 def main() -> None:

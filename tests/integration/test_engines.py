@@ -103,13 +103,14 @@ def test_a_narrow_copy_of_every_family_learns_in_bf16_under_zero_1_and_3(run_wor
         assert losses[-1] < min(losses[:2]), (case, losses)
 
 
-def test_gradients_in_bf16_are_summed_over_ranks_in_fp32(run_world: Callable[..., Any]) -> None:
+def test_gradients_in_bf16_are_summed_over_ranks_in_fp32_and_no_timer_waits(run_world: Callable[..., Any]) -> None:
     # Stage 3 last: it replaces torch's linear function for good.
     cases = [f"deepspeed:{stage}:bf16:vit-test:2:4" for stage in (1, 2, 3)]
     found = run_world("integration/engine_worker.py", 2, *cases)
     for case in cases:
         assert "float32" in found[case]["reduced"], case
         assert "bfloat16" not in found[case]["reduced"], case
+        assert not found[case]["timed"], case
     # A sum of two micro-batches and two ranks that was rounded to bf16 on its way is a bf16 number everywhere.
     shares = found[cases[0]]["bf16_shares"]
     assert len(shares) == 4
