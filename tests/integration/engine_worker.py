@@ -24,6 +24,7 @@ from vit_dist.train.losses import make_loss
 
 SIZE, CLASSES, BATCH = 28, 10, 8
 REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter", "reduce_scatter_tensor")
+BROADCASTS = ("broadcast", "_broadcast_coalesced")
 
 
 def note_reductions() -> set[str]:
@@ -44,6 +45,22 @@ def note_reductions() -> set[str]:
     return dtypes
 
 
+def count_broadcasts() -> list[str]:
+    """The names of the broadcasts that are called from here on, as a list that fills."""
+    called = []
+
+    def counting(name, broadcast):
+        def call(*given, **named):
+            called.append(name)
+            return broadcast(*given, **named)
+
+        return call
+
+    for name in BROADCASTS:
+        setattr(torch.distributed, name, counting(name, getattr(torch.distributed, name)))
+    return called
+
+
 def watch_gradients(built) -> list[float]:
     """The share of nonzero elements that are bf16 numbers, of what DeepSpeed's bf16 optimizer steps on; a step each."""
     shares, step = [], built._optimizer.step
@@ -58,7 +75,7 @@ def watch_gradients(built) -> list[float]:
     return shares
 
 
-def run_case(case: str, world, device, reduced: set[str]) -> dict:
+def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str]) -> dict:
     name, stage, precision, model_spec, accumulation, *rest = case.split(":")
     model_name, *options = model_spec.replace("~", ":").split("+")
     recompute = "recompute" in options
@@ -107,6 +124,7 @@ def run_case(case: str, world, device, reduced: set[str]) -> dict:
     bf16_shares = watch_gradients(built) if watched else []
     losses, norms, applied = [], [], []
     reduced.clear()
+    broadcasts.clear()
     for step in range(steps):
         generator = torch.Generator().manual_seed(0 if "same" in rest else step)
         labels = torch.randint(0, CLASSES, (BATCH,), generator=generator)
@@ -128,6 +146,8 @@ def run_case(case: str, world, device, reduced: set[str]) -> dict:
         "description": built.description,
         "reduced": sorted(reduced),
         "bf16_shares": bf16_shares,
+        "broadcasts": len(broadcasts),
+        "gradients": [p.grad.untyped_storage().data_ptr() for p in built.module.parameters() if p.grad is not None],
         "timed": name == "deepspeed" and timed(built._engine),
     }
 
@@ -139,9 +159,9 @@ def timed(engine) -> bool:
 
 def main() -> None:
     world = launched_world()
-    reduced = note_reductions()
+    noted = note_reductions(), count_broadcasts()
     with process_group(world) as device:
-        results = {case: run_case(case, world, device, reduced) for case in sys.argv[2:]}
+        results = {case: run_case(case, world, device, *noted) for case in sys.argv[2:]}
     if world.is_main:
         Path(sys.argv[1]).write_text(json.dumps(results))
 

@@ -115,3 +115,15 @@ def test_gradients_in_bf16_are_summed_over_ranks_in_fp32_and_no_timer_waits(run_
     shares = found[cases[0]]["bf16_shares"]
     assert len(shares) == 4
     assert max(shares) < 0.9, shares
+
+
+def test_plain_torch_sends_no_constant_buffers_and_keeps_one_copy_of_the_gradients(
+    run_world: Callable[..., Any],
+) -> None:
+    case = "plain:0:fp32:vit-test+recompute+position_embedding=sincos:2:3"  # its positions are a buffer
+    found = run_world("integration/engine_worker.py", 2, case)[case]
+    assert found["applied"] == [True] * 3
+    assert found["broadcasts"] == 0
+    places = found["gradients"]
+    assert len(places) > 20
+    assert len(set(places)) < len(places) / 5  # views of the buckets that are summed
