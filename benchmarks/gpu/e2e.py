@@ -10,8 +10,8 @@ import tempfile
 
 from benchmarks.gpu.kit import Kit
 from benchmarks.gpu.photos import write_photos
-from vit_dist.cli.models import model_config, usual_size
-from vit_dist.core.events import read_run
+from vit_dist.cli.models.options import model_config, usual_size
+from vit_dist.core.events.writer import read_run
 
 _SAVES = 3
 _LAST = 6

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.kit import Kit
-from vit_dist.cli.models import model_config
+from vit_dist.cli.models.options import model_config
 from vit_dist.config.load import resolve
 from vit_dist.core.world import World
 from vit_dist.engines._protocol import Engine, EngineInputs

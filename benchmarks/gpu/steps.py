@@ -20,11 +20,11 @@ from torch.profiler import profile, supported_activities
 
 from benchmarks.gpu.engines import LR, PLAIN, build_engine, build_model, make_batch, one_rank, zero
 from benchmarks.gpu.kit import Kit, peak_flops
-from vit_dist.cli.models import model_config, usual_size
+from vit_dist.cli.models.options import model_config, usual_size
 from vit_dist.compare.memory import count
 from vit_dist.config.schema import LossConfig
-from vit_dist.core.costs import model_cost, training_flops
 from vit_dist.data.decode import normalize
+from vit_dist.models.costs import model_cost, training_flops
 from vit_dist.train.losses import make_loss
 
 _CLASSES = 1000

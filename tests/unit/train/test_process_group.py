@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from launcher import preflight
-from launcher.cluster import load_cluster
+from launcher.preflight import run as preflight
+from launcher.slurm.cluster import load_cluster
 from vit_dist.core.world import World
 from vit_dist.train.attempt import process_group
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.local import _rank_environment
-from launcher.side_by_side import SideBySide
+from launcher.processes.ranks import _rank_environment
+from launcher.processes.side_by_side import SideBySide
 from vit_dist.config.load import resolve
 from vit_dist.core.world import World, rank_cpus
 from vit_dist.data import reader
