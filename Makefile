@@ -20,7 +20,7 @@ help:
 	@echo "make demo    set up, pack real images, train through DeepSpeed, draw accuracy against data (minutes)"
 	@echo "make study   45 small runs on Fashion-MNIST: three families, five sizes, three seeds (20 to 60 CPU-minutes)"
 	@echo "make test    set up, run the tests"
-	@echo "make check   format, lint, types, imports"
+	@echo "make check   format, lint, types, imports, dead code"
 	@echo "make bench   the benchmarks, each a ratio measured in one run"
 	@echo "make bench-gpu   one GPU, in eight minutes; BENCH_GPU='--only steps' and others: BENCH_GPU=--help"
 	@echo "make drill   the long drills: minutes to hours"
@@ -74,6 +74,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/vulture
 
 bench: setup
 	@for script in $$(grep -l __main__ benchmarks/*.py); do \
