@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vit_dist.scaling.fit.fits import FitOptions, fit_curve
+from vit_dist.scaling import FitOptions, fit_curve
 
 DESIGNS = ((4, 1), (4, 3), (4, 5), (5, 1), (5, 3), (8, 1), (8, 3), (60, 1))
 

@@ -20,7 +20,7 @@ REPORT_TAGS = ("val/top1", "vit_dist/*")
 
 _OURS = """
 import json, resource, sys, time
-from vit_dist.core.events import read_run
+from vit_dist.core.events.reader import read_run
 directory, tags = sys.argv[1], json.loads(sys.argv[2])
 began = time.process_time()
 log = read_run(directory, tags)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from launcher.doctor.finding import Finding, Subject
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import VitDistError
-from vit_dist.core.events.writer import read_run
+from vit_dist.core.events.reader import read_run
 from vit_dist.core.files import exists, is_remote
 from vit_dist.core.run import names
 from vit_dist.core.run.log import TRAIN_EXAMPLES_PER_S

@@ -13,7 +13,7 @@ from pathlib import Path
 from launcher.processes.kill_test import Attempt, end
 from tests.laws.test_resume import assert_same_bits, recipe_file
 from vit_dist.core.errors import RunError
-from vit_dist.core.events.writer import read_run
+from vit_dist.core.events.reader import read_run
 from vit_dist.core.run.directory import RunDir
 
 ENGINES = {

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.slurm.cluster import wait_for
-from vit_dist.core.events.writer import read_run
+from vit_dist.core.events.reader import read_run
 from vit_dist.core.run.log import VAL_TOP1
 
 pytestmark = pytest.mark.distributed

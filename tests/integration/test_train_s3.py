@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vit_dist.core.events.writer import read_run
+from vit_dist.core.events.reader import read_run
 from vit_dist.core.files import write_bytes
 
 pytestmark = [pytest.mark.s3, pytest.mark.distributed]

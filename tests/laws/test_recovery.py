@@ -16,7 +16,7 @@ import torch
 
 from tests.conftest import command, free_ports
 from tests.laws.test_resume import assert_same_bits, finish, recipe_file, start
-from vit_dist.core.events.writer import read_run
+from vit_dist.core.events.reader import read_run
 from vit_dist.core.run.directory import RunDir, Status
 from vit_dist.train.progress.goodput import BUCKETS
 

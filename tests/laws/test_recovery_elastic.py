@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.laws.test_resume import assert_same_bits, finish, kill_after, recipe_file, start
-from vit_dist.core.events.writer import read_run
+from vit_dist.core.events.reader import read_run
 
 pytestmark = pytest.mark.distributed
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import command
-from vit_dist.core.events.writer import read_run
+from vit_dist.core.events.reader import read_run
 from vit_dist.train.checkpoint.format import SliceSource
 
 pytestmark = pytest.mark.distributed

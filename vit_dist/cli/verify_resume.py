@@ -150,7 +150,7 @@ def _bits(done: str, whole: Path, other: Path, steps: int) -> _Finding:
 
 
 def _losses(done: str, whole: Path, other: Path, tolerance: float) -> _Finding:
-    from vit_dist.core.events.writer import read_run
+    from vit_dist.core.events.reader import read_run
     from vit_dist.core.run import log as runlog
 
     ours, theirs = (read_run(str(run / names.EVENTS)).scalars[runlog.TRAIN_LOSS] for run in (whole, other))

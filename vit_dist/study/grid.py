@@ -308,5 +308,3 @@ def _layer(below: Mapping[str, Any], overrides: Overrides, where: str) -> dict[s
 
 
 _ABSENT = object()
-
-__all__ = ["Cell", "CellRule", "DurationRule", "StudyConfig", "load_study", "plan"]

@@ -17,7 +17,8 @@ import pytest
 from vit_dist.cli.study import main
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError, DataError, RunError, VitDistError
-from vit_dist.core.events.writer import EventWriter, read_run
+from vit_dist.core.events.reader import read_run
+from vit_dist.core.events.writer import EventWriter
 from vit_dist.core.run import log as runlog
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.run.log import RunInfo, RunStatus, run_info, run_status, write_start, write_status

@@ -1,4 +1,4 @@
-"""What event files said when they were last read, kept under ~/.cache/vit_dist, so that an unchanged file is read once.
+"""What event files held when they were last read, kept under ~/.cache/vit_dist, so that an unchanged file is read once.
 
 An entry belongs to a file's URL and to the tags asked for, and holds while the file's size and mark (ETag, or time of
 change) are those it was read with; a file that grew replaces its entry. VIT_DIST_CACHE names another directory.
@@ -20,7 +20,9 @@ import xxhash
 from vit_dist.core.events.reader import EventFile, FileStamp, Series, read_many
 from vit_dist.core.files import is_remote, local_path
 
-_VERSION = 1  # of what an entry looks like and of what the reader makes of a file
+# Of what an entry looks like and of what the reader makes of a file: raised when either changes; old entries are then
+# never looked up again.
+_VERSION = 1
 
 
 def cache_directory() -> Path:
@@ -37,14 +39,14 @@ def read_cached(stamps: Sequence[FileStamp], tags: Collection[str]) -> Iterator[
     Raises:
         DataError: a file cannot be read.
     """
-    known = [_load(stamp, tags) for stamp in stamps]
-    missing = [stamp for stamp, found in zip(stamps, known, strict=True) if found is None]
+    cached = [_load(stamp, tags) for stamp in stamps]
+    missing = [stamp for stamp, file in zip(stamps, cached, strict=True) if file is None]
     fresh = read_many([stamp.url for stamp in missing], tags)
-    for stamp, found in zip(stamps, known, strict=True):
-        if found is None:
-            found = next(fresh)
-            _store(stamp, tags, found)
-        yield found
+    for stamp, file in zip(stamps, cached, strict=True):
+        if file is None:
+            file = next(fresh)
+            _store(stamp, tags, file)
+        yield file
 
 
 def load_entry(kind: str, key: str) -> bytes | None:
@@ -59,6 +61,8 @@ def load_entry(kind: str, key: str) -> bytes | None:
 def store_entry(kind: str, key: str, content: bytes) -> None:
     """Keep bytes under a key. Where nothing can be kept (a full or read-only disk), nothing is."""
     path = _path(kind, key)
+    # Renamed into place, so that another reader never sees half an entry. No fsync: after a crash of the machine the
+    # digest in front of the content tells that an entry is damaged, and it is made again.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,20 +88,22 @@ def _load(stamp: FileStamp, tags: Collection[str]) -> EventFile | None:
     if raw is None:
         return None
     head, _, body = raw.partition(b"\n")
-    said = json.loads(head)
-    if [stamp.size, stamp.mark] != said["stamp"]:
+    entry = json.loads(head)
+    # Compared here and not part of the key: a file that grew then replaces its entry, in place of one for each size.
+    if [stamp.size, stamp.mark] != entry["stamp"]:
         return None
     numbers, at, scalars = np.frombuffer(body, np.int64), 0, {}
-    for tag, count in said["scalars"]:
+    for tag, count in entry["scalars"]:
         steps, values, walls = (numbers[at + i * count : at + (i + 1) * count] for i in range(3))
         scalars[tag] = Series(steps, values.view(np.float64), walls.view(np.float64))
         at += 3 * count
-    texts = {tag: [(int(step), str(text)) for step, text in written] for tag, written in said["texts"].items()}
-    started = float("inf") if said["started"] is None else float(said["started"])
-    return EventFile(stamp.url, started, scalars, texts, said["purge_step"], said["problem"])
+    texts = {tag: [(int(step), str(text)) for step, text in written] for tag, written in entry["texts"].items()}
+    started = float("inf") if entry["started"] is None else float(entry["started"])
+    return EventFile(stamp.url, started, scalars, texts, entry["purge_step"], entry["problem"])
 
 
 def _store(stamp: FileStamp, tags: Collection[str], file: EventFile) -> None:
+    # A store that gives neither ETag nor time: a file rewritten to the same size could not be told from its entry.
     if not stamp.mark:
         return
     head = {
@@ -110,6 +116,3 @@ def _store(stamp: FileStamp, tags: Collection[str], file: EventFile) -> None:
     }
     body = b"".join(np.ascontiguousarray(column).tobytes() for series in file.scalars.values() for column in series)
     store_entry("events", _key(stamp, tags), json.dumps(head).encode() + b"\n" + body)
-
-
-__all__ = ["cache_directory", "load_entry", "read_cached", "store_entry"]

@@ -1,5 +1,9 @@
 """One record of an event file: which bytes mean what. Walks the fields of its protobuf message by hand.
 
+Protobuf's wire format is a flat list of fields. Each begins with a key, a varint of `field number << 3 | wire type`;
+the wire type says how long the content is: 0 a varint (seven bits a byte, the lowest first, the top bit set where
+another byte follows), 1 eight bytes, 2 a varint length and that many bytes (texts, messages, packed numbers), 5 four
+bytes.
 Field numbers are those of TensorBoard's event.proto, summary.proto and tensor.proto.
 """
 
@@ -13,7 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+# Their tensors are settings of TensorBoard's own tabs and neither numbers nor texts of a run.
 _HIDDEN_PLUGINS = frozenset({b"hparams", b"custom_scalars"})
+
+_VARINT, _EIGHT_BYTES, _DELIMITED, _FOUR_BYTES = 0, 1, 2, 5
 
 
 class Slot(NamedTuple):
@@ -46,17 +53,19 @@ def read_layout(payload: bytes) -> Layout:
     slots: list[Slot] = []
     texts: list[tuple[str, int, int]] = []
     for number, wire, begin, end in _fields(payload, 0, len(payload)):
-        if number == 1 and wire == 1:
+        # A field with another wire type than its own is an unknown field, which protobuf skips.
+        if number == 1 and wire == _EIGHT_BYTES:
             wall = begin
-        elif number == 2 and wire == 0:
+        elif number == 2 and wire == _VARINT:
             step = (begin, end)
-        elif number == 5 and wire == 2:
+        elif number == 5 and wire == _DELIMITED:
             for inner, kind, low, high in _fields(payload, begin, end):
-                if inner == 1 and kind == 2:
+                if inner == 1 and kind == _DELIMITED:
                     _value(payload, low, high, slots, texts)
-        elif number == 7 and wire == 2:
-            said = [payload[low] for inner, _, low, _ in _fields(payload, begin, end) if inner == 1]
-            start = said[-1:] == [1]
+        elif number == 7 and wire == _DELIMITED:
+            # Of a field that is given twice, the last counts.
+            statuses = [payload[low] for inner, _, low, _ in _fields(payload, begin, end) if inner == 1]
+            start = statuses[-1:] == [1]
     return Layout(wall, step, tuple(slots), tuple(texts), start)
 
 
@@ -70,13 +79,14 @@ def _value(
     """One `Summary.Value`: adds its number or its text, if it is one of either."""
     tag, simple, tensor, plugin = "", None, None, b""
     for number, wire, low, high in _fields(payload, begin, end):
-        if number == 1 and wire == 2:
+        if number == 1 and wire == _DELIMITED:
             tag = str(payload[low:high], "utf-8", "replace")
-        elif number == 2 and wire == 5:
+        elif number == 2 and wire == _FOUR_BYTES:
             simple = (low, high)
-        elif number == 8 and wire == 2:
+        elif number == 8 and wire == _DELIMITED:
+            # The two are a oneof: the one that comes later replaces the other.
             tensor, simple = (low, high), None
-        elif number == 9 and wire == 2:
+        elif number == 9 and wire == _DELIMITED:
             plugin = _plugin(payload, low, high)
     if simple is not None:
         slots.append(Slot(tag, "f4", *simple))
@@ -86,51 +96,57 @@ def _value(
 
 def _plugin(payload: bytes, begin: int, end: int) -> bytes:
     for number, wire, low, high in _fields(payload, begin, end):
-        if number == 1 and wire == 2:
+        if number == 1 and wire == _DELIMITED:
             for inner, kind, first, last in _fields(payload, low, high):
-                if inner == 1 and kind == 2:
+                if inner == 1 and kind == _DELIMITED:
                     return payload[first:last]
     return b""
 
 
 # TensorProto: dtype -> (field of its listed values, wire type of one, how it is stored there, how in tensor_content)
-_KINDS = {1: (5, 5, "f4", "f4"), 2: (6, 1, "f8", "f8"), 3: (7, 0, "varint", "i4"), 9: (10, 0, "varint", "i8")}
+_KINDS = {
+    1: (5, _FOUR_BYTES, "f4", "f4"),
+    2: (6, _EIGHT_BYTES, "f8", "f8"),
+    3: (7, _VARINT, "varint", "i4"),
+    9: (10, _VARINT, "varint", "i8"),
+}
 _DT_STRING = 7
 
 
 def _tensor(
     payload: bytes, begin: int, end: int, tag: str, slots: list[Slot], texts: list[tuple[str, int, int]]
 ) -> None:
-    """A tensor of one number or one text; anything else (images, histograms) is passed over."""
+    """A tensor of one number or one text; anything else (images, histograms) is skipped."""
     dtype = 0
     content: tuple[int, int] | None = None
     listed: list[tuple[int, int, int, int]] = []
     for number, wire, low, high in _fields(payload, begin, end):
-        if number == 1 and wire == 0:
+        if number == 1 and wire == _VARINT:
             dtype = payload[low]
-        elif number == 4 and wire == 2:
+        elif number == 4 and wire == _DELIMITED:
             content = (low, high)
         elif number in {5, 6, 7, 8, 10}:
             listed.append((number, wire, low, high))
     if dtype == _DT_STRING:
-        strings = [(low, high) for number, wire, low, high in listed if number == 8 and wire == 2]
+        strings = [(low, high) for number, wire, low, high in listed if number == 8 and wire == _DELIMITED]
         if len(strings) == 1:
             texts.append((tag, *strings[0]))
         return
     if dtype not in _KINDS:
         return
-    home, single, kind, raw = _KINDS[dtype]
+    field, wire_of_one, kind, raw_kind = _KINDS[dtype]
     if content is not None and content[1] > content[0]:
-        if content[1] - content[0] == int(raw[1]):
-            slots.append(Slot(tag, raw, *content))
+        if content[1] - content[0] == int(raw_kind[1]):
+            slots.append(Slot(tag, raw_kind, *content))
         return
     numbers: list[tuple[int, int]] = []
     for number, wire, low, high in listed:
-        if number != home:
+        if number != field:
             continue
-        if wire == single:
+        # Writers may pack repeated numbers into one field or give each a field of its own; readers must take both.
+        if wire == wire_of_one:
             numbers.append((low, high))
-        elif wire == 2:
+        elif wire == _DELIMITED:
             numbers += _packed(payload, low, high, kind)
     if len(numbers) == 1:
         slots.append(Slot(tag, kind, *numbers[0]))
@@ -140,12 +156,12 @@ def _packed(payload: bytes, begin: int, end: int, kind: str) -> list[tuple[int, 
     if kind != "varint":
         size = int(kind[1])
         return [(at, at + size) for at in range(begin, end, size)] if (end - begin) % size == 0 else []
-    found = []
+    numbers = []
     while begin < end:
         _, after = varint(payload, begin, end)
-        found.append((begin, after))
+        numbers.append((begin, after))
         begin = after
-    return found
+    return numbers
 
 
 def _fields(payload: bytes, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
@@ -153,13 +169,13 @@ def _fields(payload: bytes, position: int, end: int) -> Iterator[tuple[int, int,
     while position < end:
         key, position = varint(payload, position, end)
         wire = key & 7
-        if wire == 2:
+        if wire == _DELIMITED:
             length, position = varint(payload, position, end)
             after = position + length
-        elif wire == 0:
+        elif wire == _VARINT:
             _, after = varint(payload, position, end)
-        elif wire in {1, 5}:
-            after = position + (8 if wire == 1 else 4)
+        elif wire in {_EIGHT_BYTES, _FOUR_BYTES}:
+            after = position + (8 if wire == _EIGHT_BYTES else 4)
         else:
             raise ValueError(f"wire type {wire}")
         if after > end:
@@ -171,6 +187,7 @@ def _fields(payload: bytes, position: int, end: int) -> Iterator[tuple[int, int,
 def varint(payload: bytes, position: int, end: int) -> tuple[int, int]:
     """A number at `position`, and where it ends. Raises ValueError where it does not."""
     value = shift = 0
+    # Ten bytes hold 64 bits; what goes on beyond them is no number.
     while position < end and shift < 70:
         byte = payload[position]
         position += 1
@@ -183,6 +200,7 @@ def varint(payload: bytes, position: int, end: int) -> tuple[int, int]:
 
 def signed(value: int) -> int:
     """A 64-bit number as the signed one that it stands for."""
+    # int64 fields are written in two's complement; the tenth byte of a varint may carry bits beyond the 64th.
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >> 63 else value
 

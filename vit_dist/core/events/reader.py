@@ -1,7 +1,7 @@
 """TensorBoard event files -> series of numbers and texts: files, runs, and trees of runs, local or by URL.
 
 Reads what TensorBoard reads, in both forms of its scalars, by whomever it was written. Files come in blocks, so that
-memory does not grow with a file's length; `event_bytes.py` decodes them.
+memory does not grow with a file's length; `decode.py` decodes them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from vit_dist.core.events.decode import Decoder, Part, tag_filter
 from vit_dist.core.files import explained, file_system, is_remote, local_path, redact
 
 _BLOCK_BYTES = 4 << 20
+# Larger: each block is a request, and a store takes tens of milliseconds to answer one.
 _REMOTE_BLOCK_BYTES = 32 << 20
 _REMOTE_THREADS = 16
 
@@ -73,17 +74,12 @@ class FileStamp:
     mark: str
 
 
-def event_directories(url: str) -> dict[str, list[str]]:
-    """The event files under a directory, at any depth: {directory relative to `url`: [file URLs]}, sorted.
+def event_stamps(url: str) -> dict[str, list[FileStamp]]:
+    """The event files under a directory, at any depth: {directory relative to `url`: [files]}, sorted.
 
     Raises:
         DataError: no such directory, or no permission to list it.
     """
-    return {directory: [stamp.url for stamp in stamps] for directory, stamps in event_stamps(url).items()}
-
-
-def event_stamps(url: str) -> dict[str, list[FileStamp]]:
-    """Like `event_directories`, with the size and the mark of each file."""
     fs, root = file_system(url)
     top = fs._strip_protocol(root)
     prefix = f"{url.partition('://')[0]}://" if is_remote(url) else ""
@@ -98,8 +94,8 @@ def event_stamps(url: str) -> dict[str, list[FileStamp]]:
 def read_run(url: str, tags: Collection[str] | None = None) -> RunLog:
     """All event files directly in a directory, merged.
 
-    Files are taken in the order of their first event. A restart at step s drops what was said before of step s and
-    later; of what is then said twice, the later counts.
+    Files are taken in the order of their first event. A restart at step s drops what was logged before of step s and
+    later; of what is then logged twice, the later counts.
 
     Args:
         url: a directory, local or of any scheme fsspec knows.
@@ -116,10 +112,13 @@ def read_run(url: str, tags: Collection[str] | None = None) -> RunLog:
 
 def merge_files(url: str, files: Sequence[EventFile]) -> RunLog:
     """The logs of all attempts of one run as one (the rules are `read_run`'s)."""
+    # By the wall time of the first event: names of other writers need not sort by time.
     files = sorted(files, key=lambda file: (file.started, file.url))
     texts: dict[str, dict[int, str]] = {}
     parts: dict[str, list[Series]] = {}
     for file in files:
+        # A killed attempt has logged steps beyond its last checkpoint; the restart trains these steps again, and may
+        # not reach all of them. Keeping the old values would mix two trajectories in one curve.
         if file.purge_step is not None:
             for tag, series in parts.items():
                 parts[tag] = [_before(one, file.purge_step) for one in series]
@@ -150,6 +149,7 @@ def _last_written(series: Sequence[Series]) -> Series:
     steps, values, wall_times = columns
     if len(steps) < 2 or (steps[1:] > steps[:-1]).all():
         return Series(steps, values, wall_times)
+    # Stable, so that equal steps stay in the order they were written and the last of them is the later one.
     order = np.argsort(steps, kind="stable")
     order = order[np.append(steps[order][1:] != steps[order][:-1], True)]
     return Series(steps[order], values[order], wall_times[order])
@@ -180,11 +180,6 @@ def read_many(urls: Sequence[str], tags: Collection[str] | None = None) -> Itera
         yield from pool.map(lambda url: read_events(url, tags), urls)
 
 
-def parse_events(data: bytes, url: str, tags: Collection[str] | None = None) -> EventFile:
-    """What the bytes of an event file say (see `read_events`)."""
-    return _collected(url, [data[i : i + _BLOCK_BYTES] for i in range(0, len(data), _BLOCK_BYTES)], tags)
-
-
 def _blocks(url: str) -> Iterator[bytes]:
     with explained(url, "read"):
         if not is_remote(url):
@@ -193,6 +188,7 @@ def _blocks(url: str) -> Iterator[bytes]:
                     yield block
             return
         system, path = file_system(url)
+        # Up to the size it has now: a run that is going on may append while it is read.
         begin, size = 0, int(system.size(path) or 0)
         while begin < size:
             end = min(size, begin + _REMOTE_BLOCK_BYTES)
@@ -208,14 +204,15 @@ def _collected(url: str, blocks: Iterable[bytes], tags: Collection[str] | None) 
     purges = decoder.purges
     scalars = {tag: _series(parts, purges) for tag, parts in decoder.parts.items()}
     texts = {
-        tag: [(step, text) for record, step, text in said if not _is_void(record, step, purges)]
-        for tag, said in decoder.texts.items()
+        tag: [(step, text) for record, step, text in written if not _is_void(record, step, purges)]
+        for tag, written in decoder.texts.items()
     }
     lowest = min((step for _, step in purges), default=None)
     return EventFile(url, decoder.started, scalars, texts, lowest, decoder.problem)
 
 
 def _is_void(record: int, step: int, purges: Iterable[tuple[int, int]]) -> bool:
+    """Whether a restart that was logged after a record says that its step is trained again."""
     return any(record < at and step >= first for at, first in purges)
 
 
@@ -224,6 +221,7 @@ def _series(parts: Sequence[Part], purges: Iterable[tuple[int, int]]) -> Series:
     record, steps, values, walls = (
         parts[0] if len(parts) == 1 else (np.concatenate(c) for c in zip(*parts, strict=True))
     )
+    # Parts are by shape: records decoded together come before others that stand between them in the file.
     if len(record) > 1 and not (record[1:] >= record[:-1]).all():
         order = np.argsort(record, kind="stable")
         record, steps, values, walls = record[order], steps[order], values[order], walls[order]
@@ -238,16 +236,17 @@ def _list(url: str, *, deep: bool) -> list[FileStamp]:
     """The event files in a directory, or at any depth below it, as URLs of the same scheme, sorted."""
     fs, root = file_system(url)
     with explained(url, "listed"):
-        fs.invalidate_cache()  # runs grow while they are watched
+        # Runs grow while they are watched, and fsspec keeps listings.
+        fs.invalidate_cache()
         try:
             # `find` says nothing of what it may not see, `ls` does.
-            found: Mapping[str, Mapping[str, object]] = {entry["name"]: entry for entry in fs.ls(root, detail=True)}
+            entries: Mapping[str, Mapping[str, object]] = {entry["name"]: entry for entry in fs.ls(root, detail=True)}
         except FileNotFoundError:
             raise DataError(f"{redact(url)}: no such directory; give the one that holds the logs") from None
         if deep:
-            found = fs.find(root, detail=True)
+            entries = fs.find(root, detail=True)
     prefix = f"{url.partition('://')[0]}://" if is_remote(url) else ""
-    events = {name: entry for name, entry in found.items() if _is_event_file(name, entry)}
+    events = {name: entry for name, entry in entries.items() if _is_event_file(name, entry)}
     return [_stamp(f"{prefix}{name}", events[name]) for name in sorted(events)]
 
 
@@ -256,21 +255,7 @@ def _is_event_file(name: str, entry: Mapping[str, object]) -> bool:
 
 
 def _stamp(url: str, entry: Mapping[str, object]) -> FileStamp:
+    # fsspec's stores name the same facts differently; an ETag comes first, since times have whole seconds in some.
     marks = (entry.get(key) for key in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "created"))
-    mark = next((str(found) for found in marks if found is not None), "")
+    mark = next((str(value) for value in marks if value is not None), "")
     return FileStamp(url, int(str(entry.get("size") or 0)), mark)
-
-
-__all__ = [
-    "EventFile",
-    "FileStamp",
-    "RunLog",
-    "Series",
-    "event_directories",
-    "event_stamps",
-    "merge_files",
-    "parse_events",
-    "read_events",
-    "read_many",
-    "read_run",
-]

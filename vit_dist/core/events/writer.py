@@ -1,4 +1,4 @@
-"""TensorBoard event files: the one writer of a run. The reader is `event_reader.py`. No torch, no TensorFlow.
+"""TensorBoard event files: the one writer of a run. The reader is `reader.py`. No torch, no TensorFlow.
 
 The files are TensorBoard's: TFRecord frames (length, masked CRC-32C, payload, masked CRC-32C) around `Event` protos.
 Many values share one event, counts and text keep their digits, a restart says from which step on it overrides what
@@ -20,16 +20,6 @@ from typing import Any
 
 from vit_dist.core.errors import RunError
 from vit_dist.core.events.crc import masked_crc
-from vit_dist.core.events.reader import (
-    EventFile,
-    RunLog,
-    Series,
-    event_directories,
-    merge_files,
-    parse_events,
-    read_events,
-    read_run,
-)
 
 HParam = bool | int | float | str
 
@@ -72,6 +62,7 @@ class EventWriter:
 
         summary = Summary()
         for tag, value in values.items():
+            # TensorBoard's simple_value is a float32; only a tensor can hold a double.
             if isinstance(value, int):
                 item = summary.value.add(tag=tag, metadata=_metadata("scalars", data_class=1))
                 item.tensor.dtype = DT_DOUBLE
@@ -156,6 +147,7 @@ class EventWriter:
     def _write(self, *, wall_time: float | None = None, **content: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
 
+        # One write and a flush an event: what the kernel has survives the process. `flush()` is for the machine.
         event = Event(wall_time=time.time() if wall_time is None else wall_time, **content)
         payload = event.SerializeToString()
         header = struct.pack("<Q", len(payload))
@@ -186,16 +178,3 @@ def _metadata(plugin: str, *, data_class: int) -> Any:
     from tensorboard.compat.proto.summary_pb2 import SummaryMetadata
 
     return SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name=plugin), data_class=data_class)
-
-
-__all__ = [
-    "EventFile",
-    "EventWriter",
-    "RunLog",
-    "Series",
-    "event_directories",
-    "merge_files",
-    "parse_events",
-    "read_events",
-    "read_run",
-]

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.events.writer import EventWriter, HParam, RunLog
+from vit_dist.core.events.reader import RunLog
+from vit_dist.core.events.writer import EventWriter, HParam
 
 SCHEMA = 1
 

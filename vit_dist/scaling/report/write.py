@@ -1,7 +1,7 @@
 """Collection -> a report: one HTML page, its figures as PNG and SVG, its tables as CSV, everything as JSON.
 
-The same logs give the same bytes on the same installation. What was made once is kept in the cache (`event_cache.py`),
-by what went into it, so that a second report of unchanged logs takes no time.
+The same logs give the same bytes on the same installation. What was made once is kept in the cache
+(`core/events/cache.py`), by what went into it, so that a second report of unchanged logs takes no time.
 """
 
 from __future__ import annotations

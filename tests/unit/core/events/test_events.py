@@ -21,7 +21,8 @@ from tensorboard.util import tensor_util
 
 from vit_dist.core.errors import DataError, RunError
 from vit_dist.core.events import crc as event_crc
-from vit_dist.core.events.writer import EventWriter, event_directories, read_events, read_run
+from vit_dist.core.events.reader import event_stamps, read_events, read_run
+from vit_dist.core.events.writer import EventWriter
 
 
 def accumulator(directory: Path) -> EventAccumulator:
@@ -208,7 +209,7 @@ def test_what_was_written_survives_kill_9_without_a_flush(tmp_path: Path) -> Non
     code = f"""
     import sys, time
     from pathlib import Path
-    from vit_dist.core.events import EventWriter
+    from vit_dist.core.events.writer import EventWriter
     writer = EventWriter(Path({str(tmp_path)!r}))
     for step in range(50):
         writer.scalars(step, {{"loss": float(step)}})
@@ -261,10 +262,10 @@ def test_event_directories_are_relative_to_what_was_asked_for(tmp_path: Path, mo
     (tmp_path / "runs" / "a" / "status.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     for url in ("runs", "runs/", "./runs", str(tmp_path / "runs"), f"file://{tmp_path}/runs"):
-        found = event_directories(url)
-        assert list(found) == ["a/tb", "b/tb"]
-        assert read_events(found["a/tb"][0]).scalars["loss"].steps.tolist() == [1]
-    assert list(event_directories("runs/a/tb")) == ["."]
+        stamps = event_stamps(url)
+        assert list(stamps) == ["a/tb", "b/tb"]
+        assert read_events(stamps["a/tb"][0].url).scalars["loss"].steps.tolist() == [1]
+    assert list(event_stamps("runs/a/tb")) == ["."]
 
 
 def test_logs_in_an_object_store_are_read_by_url(tmp_path: Path) -> None:
@@ -273,13 +274,13 @@ def test_logs_in_an_object_store_are_read_by_url(tmp_path: Path) -> None:
     path = write(tmp_path, {1: {"loss": 1.0}})
     store = fsspec.filesystem("memory")
     store.pipe_file(f"/bucket/runs/a/tb/{path.name}", path.read_bytes())
-    assert list(event_directories("memory://bucket/runs")) == ["a/tb"]
+    assert list(event_stamps("memory://bucket/runs")) == ["a/tb"]
     assert read_run("memory://bucket/runs/a/tb").scalars["loss"].values.tolist() == [1.0]
 
 
 def test_a_missing_directory_an_empty_one_and_an_unwritable_one_say_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such directory"):
-        event_directories(str(tmp_path / "nowhere"))
+        event_stamps(str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="holds no TensorBoard event files"):
         read_run(str(tmp_path))
     (tmp_path / "file").touch()

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.study.test_study import info, log_run
-from vit_dist.core.events.writer import EventWriter, read_run
+from vit_dist.core.events.reader import read_run
+from vit_dist.core.events.writer import EventWriter
 from vit_dist.core.run.log import RunStatus, write_start, write_status
 from vit_dist.scaling.collect import collect
 from vit_dist.scaling.report.figures_fit import crossover_figure
