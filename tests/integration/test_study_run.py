@@ -1,4 +1,4 @@
-"""A study trained on this machine, really: runs side by side, stopped, gone on with, evaluated."""
+"""A study trained on this machine, really: runs side by side, stopped, resumed, evaluated."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.timeout(600)
-def test_runs_side_by_side_die_and_stop_with_their_study_go_on_and_are_evaluated(
+def test_runs_side_by_side_die_and_stop_with_their_study_resume_and_are_evaluated(
     tmp_path: Path, small_set: str, small_val: str
 ) -> None:
     (tmp_path / "base.yaml").write_text(RECIPE.replace("TRAIN", small_set).replace("VAL", small_val))
@@ -92,16 +92,16 @@ def test_runs_side_by_side_die_and_stop_with_their_study_go_on_and_are_evaluated
         first.send_signal(signal.SIGTERM)
         text, _ = first.communicate(timeout=240)
     assert first.returncode == 130, text
-    assert text.count("goes on from an earlier attempt") == 2
+    assert text.count("resumes from an earlier attempt") == 2
     assert "was stopped at step" in text
-    assert "to go on: vit-dist study run" in text
+    assert "resume with: vit-dist study run" in text
     before = [run.status() for run in runs]
     assert [s and s.status for s in before] == ["stopped", "stopped"], text
     assert all(s and s.step < 60 for s in before)
 
     again = subprocess.run(words, capture_output=True, text=True, timeout=400, env=dict(os.environ), check=False)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "goes on from an earlier attempt (stopped)" in again.stdout
+    assert "resumes from an earlier attempt (stopped)" in again.stdout
     for run in runs:
         status = run.status()
         assert status is not None

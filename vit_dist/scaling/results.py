@@ -14,7 +14,7 @@ from vit_dist.scaling.fit.curve import CurveFit, FitOptions
 from vit_dist.scaling.fit.fits import fit_curve
 from vit_dist.scaling.fit.forecasts import Forecast, Needed, forecast, needed
 from vit_dist.scaling.fit.frontiers import ComputePoint, Frontier, IsoCompute, frontier, iso_compute
-from vit_dist.scaling.summary import Mean, by_series, error_of, is_share, means
+from vit_dist.scaling.summary import Mean, by_series, error_of, is_fraction, means
 
 _MOST_PAIRS = 15
 _MOST_FEW_SHOT = 3
@@ -66,7 +66,7 @@ class Results:
     @property
     def scale(self) -> float:
         """What values are multiplied by for people: 100 for shares."""
-        return 100.0 if is_share(self.metric) else 1.0
+        return 100.0 if is_fraction(self.metric) else 1.0
 
     def error(self, value: float) -> float | None:
         """The error that stands for a value of the metric in fits."""

@@ -82,7 +82,7 @@ def _mean(label: str, subset: int, group: Sequence[Observation]) -> Mean:
     )
 
 
-def is_share(metric: str) -> bool:
+def is_fraction(metric: str) -> bool:
     """True for metrics between 0 and 1 that are shown in percent."""
     return metric.rpartition("/")[2].startswith(("top", "acc")) or metric.startswith(FEW_SHOT)
 
@@ -94,6 +94,6 @@ def is_loss(metric: str) -> bool:
 
 def error_of(metric: str, value: float) -> float | None:
     """The error that is fitted: 1 - share, or the loss itself; None for a metric that is neither."""
-    if is_share(metric):
+    if is_fraction(metric):
         return 1 - value
     return value if is_loss(metric) else None

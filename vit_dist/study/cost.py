@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from vit_dist.config.schema import Recipe
@@ -20,7 +19,7 @@ from vit_dist.study.grid import Cell
 
 @dataclass(frozen=True)
 class Device:
-    """An accelerator: dense FLOP/s in bf16 by its data sheet, bytes of memory, and the share of the FLOP/s in use."""
+    """An accelerator: dense FLOP/s in bf16 by its data sheet, bytes of memory, the fraction of the FLOP/s in use."""
 
     name: str
     peak: float
@@ -33,7 +32,8 @@ class Device:
         return self.peak * self.utilisation
 
 
-_DEVICES = {  # dense bf16 (V100: fp16) FLOP/s and memory, from NVIDIA's data sheets
+# Dense bf16 (V100: fp16) FLOP/s and bytes of memory, from NVIDIA's data sheets.
+_DEVICES = {
     "v100": (125e12, 32e9),
     "a100": (312e12, 80e9),
     "a100-40g": (312e12, 40e9),
@@ -47,10 +47,10 @@ def find_device(name: str, utilisation: float) -> Device:
     """A device by its name, at a utilisation in (0, 1].
 
     Raises:
-        ConfigError: no such device, or no such share.
+        ConfigError: no such device, or no such utilisation.
     """
     if not 0 < utilisation <= 1:
-        raise ConfigError(f"--utilisation {utilisation:g}: expected a share over 0 and up to 1, such as 0.4 or 40%")
+        raise ConfigError(f"--utilisation {utilisation:g}: expected a fraction above 0 and up to 1, such as 0.4 or 40%")
     if name.lower() not in _DEVICES:
         raise ConfigError(f"--device {name!r} is not known{did_you_mean(name.lower(), _DEVICES)}")
     peak, memory = _DEVICES[name.lower()]
@@ -58,8 +58,8 @@ def find_device(name: str, utilisation: float) -> Device:
 
 
 @dataclass(frozen=True)
-class SetFacts:
-    """How many samples a set has, and in how many bytes."""
+class DatasetSize:
+    """How many samples a dataset has, and in how many bytes."""
 
     samples: int
     num_bytes: int
@@ -67,7 +67,7 @@ class SetFacts:
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """What one cell comes to; None where it hangs on something unknown (a set's size, a model's cost).
+    """What one cell comes to; None where it hangs on something unknown (a dataset's size, a model's cost).
 
     `problems` says what will not fit.
     """
@@ -84,7 +84,7 @@ class CostEstimate:
 
 def estimate_costs(
     cells: Iterable[Cell],
-    facts: Callable[[Recipe], SetFacts | None],
+    datasets: Mapping[str, DatasetSize],
     *,
     devices: int = 1,
     device: Device | None = None,
@@ -93,83 +93,106 @@ def estimate_costs(
 
     Args:
         cells: of a study.
-        facts: of a recipe's training set, or None where it cannot be read.
+        datasets: sizes of training sets by URL, as `dataset_sizes` reads them; those of others are unknown.
         devices: that a run is trained on.
         device: whose memory must hold weights, gradients and optimizer; None asks for nothing.
     """
     costs: dict[int, Cost | None] = {}
-    found = []
+    estimates = []
     for cell in cells:
         recipe = cell.recipe
-        if id(recipe.model) not in costs:  # cells of one family share their model's config
+        # Cells of one family share their model's config: a study of thousands has a few costs to work out.
+        if id(recipe.model) not in costs:
             size, classes = recipe.data.image_size, recipe.data.num_classes
             costs[id(recipe.model)] = model_cost(recipe.model, num_classes=classes, image_size=size)
-        found.append(_expense(cell, costs[id(recipe.model)], facts(recipe), devices, device))
-    return found
+        dataset = datasets.get(_dataset_url(recipe))
+        estimates.append(_estimate(cell, costs[id(recipe.model)], dataset, devices, device))
+    return estimates
 
 
-def _expense(
-    cell: Cell, cost: Cost | None, whole: SetFacts | None, devices: int, device: Device | None
+def dataset_sizes(cells: Iterable[Cell]) -> dict[str, DatasetSize]:
+    """The sizes of the cells' training sets by URL, each manifest read once; without those that are not there."""
+    sizes = {}
+    for url in dict.fromkeys(_dataset_url(cell.recipe) for cell in cells):
+        try:
+            manifest = read_manifest(url) if url else None
+        except DataError:
+            # A study may be planned before its data is packed, or far from it.
+            manifest = None
+        if manifest is not None:
+            sizes[url] = DatasetSize(manifest.num_samples, int(manifest.sizes.sum()))
+    return sizes
+
+
+def _dataset_url(recipe: Recipe) -> str:
+    """The training set whose size counts; "" where none is named, and for mixtures, of which a run reads parts."""
+    return "" if recipe.data.mixture else recipe.data.train or ""
+
+
+def _estimate(
+    cell: Cell, cost: Cost | None, dataset: DatasetSize | None, devices: int, device: Device | None
 ) -> CostEstimate:
     recipe, batch = cell.recipe, cell.recipe.global_batch
-    n = cell.subset or (whole.samples if whole else None)
+    subset = cell.subset or (dataset.samples if dataset else None)
     steps = None
-    if n is not None or recipe.horizon.unit != "epochs":
-        steps = recipe.horizon.steps(global_batch=batch, epoch_examples=n or 0)
+    if subset is not None or recipe.horizon.unit != "epochs":
+        steps = recipe.horizon.steps(global_batch=batch, epoch_examples=subset or 0)
     examples = None if steps is None else steps * batch
     flops = None if cost is None or examples is None else training_flops(cost.macs, examples)
-    read = None
-    if whole is not None and n is not None and examples is not None:
-        held = whole.num_bytes * min(n, whole.samples) // whole.samples
-        read = held if held < SMALL_SET_BYTES else whole.num_bytes * examples // whole.samples
-    epochs = examples / n if n and examples is not None else None
-    problems = tuple(_problems(cell, cost, whole, n, steps, devices, device))
-    return CostEstimate(cell, examples, steps, epochs, cost, flops, read, problems)
+    bytes_read = None
+    if dataset is not None and subset is not None and examples is not None:
+        # A set this small is one window, read once and kept; of any other, an example is read each time it is seen.
+        subset_bytes = dataset.num_bytes * min(subset, dataset.samples) // dataset.samples
+        small = subset_bytes < SMALL_SET_BYTES
+        bytes_read = subset_bytes if small else dataset.num_bytes * examples // dataset.samples
+    epochs = examples / subset if subset and examples is not None else None
+    problems = tuple(_problems(cell, cost, dataset, subset, steps, devices, device))
+    return CostEstimate(cell, examples, steps, epochs, cost, flops, bytes_read, problems)
 
 
 def _problems(
     cell: Cell,
     cost: Cost | None,
-    whole: SetFacts | None,
-    n: int | None,
+    dataset: DatasetSize | None,
+    subset: int | None,
     steps: int | None,
     devices: int,
     device: Device | None,
 ) -> list[str]:
-    recipe, batch, found = cell.recipe, cell.recipe.global_batch, []
-    if whole is not None and n is not None and n > whole.samples:
-        found.append(f"the set has only {whole.samples:,} examples")
+    recipe, batch, problems = cell.recipe, cell.recipe.global_batch, []
+    if dataset is not None and subset is not None and subset > dataset.samples:
+        problems.append(f"the set has only {dataset.samples:,} examples")
     if steps == 0:
-        found.append(f"horizon={recipe.horizon} is less than half a step of global_batch={batch}")
+        problems.append(f"horizon={recipe.horizon} is less than half a step of global_batch={batch}")
     warmup = getattr(recipe.schedule, "warmup", None)
-    if steps and warmup is not None and (n or warmup.unit != "epochs"):
-        taken = warmup.steps(global_batch=batch, epoch_examples=n or 0)
-        if taken > steps:
-            found.append(f"schedule.warmup={warmup} is {taken:,} steps, longer than the run's {steps:,}")
+    if steps and warmup is not None and (subset or warmup.unit != "epochs"):
+        warmup_steps = warmup.steps(global_batch=batch, epoch_examples=subset or 0)
+        if warmup_steps > steps:
+            problems.append(f"schedule.warmup={warmup} is {warmup_steps:,} steps, longer than the run's {steps:,}")
     if batch % devices:
-        found.append(f"global_batch={batch} is not divisible by {devices} devices")
+        problems.append(f"global_batch={batch} is not divisible by {devices} devices")
     if device is not None and cost is not None:
         needed = state_bytes(recipe, cost.params, devices)
         if needed > device.memory_bytes:
-            found.append(
+            problems.append(
                 f"weights, gradients and optimizer need {format_bytes(needed)} a device, {device.name} has "
                 f"{format_bytes(device.memory_bytes)}; use more devices or a higher engine.zero_stage"
             )
-    return found
+    return problems
 
 
 def state_bytes(recipe: Recipe, params: int, devices: int) -> float:
     """Bytes of weights, gradients, their fp32 sums and two moments on each device; activations come on top.
 
-    ZeRO shares optimizer state from stage 1 on, gradients from stage 2 on, weights from stage 3 on.
+    ZeRO shards optimizer state from stage 1 on, gradients from stage 2 on, weights from stage 3 on.
     """
     stage = getattr(recipe.engine, "zero_stage", 0)
     if stage == 0 or recipe.precision == "fp32":
         weights, gradients, optimizer = 4, 4, 8 if stage == 0 else 12
     else:
         weights, gradients, optimizer = 2, 2 + 4, 12
-    shared = [devices if stage >= since else 1 for since in (3, 2, 1)]
-    return params * (weights / shared[0] + gradients / shared[1] + optimizer / shared[2])
+    sharded = [devices if stage >= since else 1 for since in (3, 2, 1)]
+    return params * (weights / sharded[0] + gradients / sharded[1] + optimizer / sharded[2])
 
 
 @dataclass(frozen=True)
@@ -180,35 +203,22 @@ class Throughput:
     runs: int
 
 
-def measured_throughput(paid: Sequence[CostEstimate], directory: Path) -> Throughput | None:
-    """The pace of the cells that are done, from their run directories; None where none is.
+def measured_throughput(estimates: Sequence[CostEstimate], directory: Path) -> Throughput | None:
+    """The throughput of the cells that are done, from their run directories; None where none is.
 
     A run of another recipe in a cell's directory did other work, and does not count.
     """
     flops = seconds = 0.0
     runs = 0
-    for expense in paid:
-        files = RunDir(directory / expense.cell.name)
+    for estimate in estimates:
+        files = RunDir(directory / estimate.cell.name)
         status, run = files.status(), files.read_json(names.RUN)
-        if status is None or status.status != "done" or expense.flops is None:
+        if status is None or status.status != "done" or estimate.flops is None:
             continue
-        if run is None or run.get("recipe_hash") != expense.cell.hash:
+        if run is None or run.get("recipe_hash") != estimate.cell.hash:
             continue
-        spent = sum(status.goodput.get(bucket, 0.0) for bucket in ("train", "wait", "eval", "save", "start", "lost"))
+        # Without the time a run was down between attempts: no device was held then.
+        busy = sum(status.goodput.get(bucket, 0.0) for bucket in ("train", "wait", "eval", "save", "start", "lost"))
         ranks = next((int(line["ranks"]) for line in reversed(files.attempts()) if line.get("ranks")), 1)
-        flops, seconds, runs = flops + expense.flops, seconds + spent * ranks, runs + 1
+        flops, seconds, runs = flops + estimate.flops, seconds + busy * ranks, runs + 1
     return Throughput(flops / seconds, runs) if seconds else None
-
-
-def set_facts() -> Callable[[Recipe], SetFacts | None]:
-    """Facts of each recipe's training set, each read once; None for a mixture, no set, and one that is not there."""
-
-    @lru_cache
-    def known(url: str) -> SetFacts | None:
-        try:
-            manifest = read_manifest(url)
-        except DataError:
-            return None
-        return SetFacts(manifest.num_samples, int(manifest.sizes.sum()))
-
-    return lambda recipe: known(recipe.data.train) if recipe.data.train and not recipe.data.mixture else None

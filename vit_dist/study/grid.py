@@ -213,14 +213,16 @@ def load_study(name: str, overrides: Sequence[str] = ()) -> StudyConfig:
     """
     path = find_config(name, "studies")
     raw = read_mapping(path)
-    mine: list[str] = []
-    recipes: list[str] = []
+    of_study: list[str] = []
+    of_recipe: list[str] = []
     for text in overrides:
-        (mine if re.split(r"[.=]", text, maxsplit=1)[0].strip() in StudyConfig.model_fields else recipes).append(text)
-    raw = merge(raw, parse_overrides(mine))
-    if recipes:
-        below = raw.get("cells", [])
-        raw["cells"] = [*(below if isinstance(below, list) else [below]), {"set": parse_overrides(recipes)}]
+        key = re.split(r"[.=]", text, maxsplit=1)[0].strip()
+        (of_study if key in StudyConfig.model_fields else of_recipe).append(text)
+    raw = merge(raw, parse_overrides(of_study))
+    if of_recipe:
+        # The last rule, and one that matches every cell: what the command line says wins over the whole file.
+        rules = raw.get("cells", [])
+        raw["cells"] = [*(rules if isinstance(rules, list) else [rules]), {"set": parse_overrides(of_recipe)}]
     return validate(StudyConfig, raw, str(path))
 
 
@@ -233,7 +235,8 @@ def plan(study: StudyConfig) -> list[Cell]:
     base = read_recipe_file(find_config(study.recipe, "recipes"))
     if isinstance(base.get("data"), str):
         base["data"] = {"dataset": base["data"]}
-    if study.duration is not None:  # equal compute is known once the model is: see `_cell`
+    # Equal compute is a horizon only once the model is known: `_resolve` replaces this one.
+    if study.duration is not None:
         base["horizon"] = study.duration.length if study.duration.equal != "compute" else Duration.parse("1 epoch")
     base = _layer(base, study.overrides, "overrides")
     families = {label: _layer(base, overrides, f"families.{label}") for label, overrides in study.families.items()}
@@ -284,8 +287,8 @@ def _resolve(
     """The checked recipe of one cell."""
     for i in rules:
         raw = _layer(raw, study.cells[i].set, f"cells.{i}.set")
-    mine = {"name": name, "study": study.name, "family": family, "seed": seed, "data": {"subset": subset}}
-    recipe = resolve(merge(raw, mine), where=f"study {study.name}, {name}")
+    identity = {"name": name, "study": study.name, "family": family, "seed": seed, "data": {"subset": subset}}
+    recipe = resolve(merge(raw, identity), where=f"study {study.name}, {name}")
     if study.duration is not None and study.duration.equal == "compute":
         recipe = recipe.model_copy(update={"horizon": study.duration.horizon(recipe)})
     return recipe

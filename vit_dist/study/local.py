@@ -28,6 +28,9 @@ Evaluation = Callable[[Cell, Path], int]
 State = Literal["missing", "started", "running", "stopped", "failed", "done"]
 
 
+_ENDED: tuple[State, ...] = ("stopped", "failed", "done")
+
+
 class StudyStoppedError(RunError):
     """A study that was asked to stop before its last cell."""
 
@@ -38,7 +41,7 @@ class StudyStoppedError(RunError):
 class CellState:
     """How far a cell is, by the files in its run directory.
 
-    missing: never begun; running: an attempt gave a sign of life lately; started: one began and is gone, killed or on a
+    missing: never begun; running: its last heartbeat is recent; started: an attempt began and is gone, killed or on a
     machine that is; stopped: saved and ended on request; failed; done.
     """
 
@@ -56,15 +59,16 @@ def cell_state(run_dir: Path) -> CellState:
     """
     files = RunDir(run_dir)
     run, status = files.read_json(names.RUN), files.status()
-    known = None if run is None else str(run.get("recipe_hash"))
+    recipe_hash = None if run is None else str(run.get("recipe_hash"))
+    if status is None:
+        return CellState("missing" if run is None else "started", recipe_hash)
     for ended in _ENDED:
-        if status is not None and status.status == ended:
-            return CellState(ended, known, status.step, status.reason)
-    if status is not None and time.time() - files.last_life(status).time < names.SILENT_S:
-        return CellState("running", known, status.step, status.reason)
-    return CellState(
-        "missing" if run is None and status is None else "started", known, None if status is None else status.step
-    )
+        if status.status == ended:
+            return CellState(ended, recipe_hash, status.step, status.reason)
+    # A killed run cannot say that it was: its status stays "running", and only the heartbeat tells.
+    if time.time() - files.last_life(status).time < names.SILENT_S:
+        return CellState("running", recipe_hash, status.step, status.reason)
+    return CellState("started", recipe_hash, status.step)
 
 
 def evaluation_words(cell: Cell, run_dir: Path) -> list[str]:
@@ -80,22 +84,19 @@ def evaluated(cell: Cell, run_dir: Path) -> bool:
     return status is not None and files.evaluation(wanted, status.step) is not None
 
 
-_ENDED: tuple[State, ...] = ("stopped", "failed", "done")
-
-
 def check_directories(cells: Sequence[Cell], directory: Path) -> None:
-    """Make sure that no cell would go on in the directory of another recipe.
+    """Make sure that no cell would resume in the directory of another recipe.
 
     Raises:
         ConfigError: some would; they are named.
     """
-    strangers = []
+    others = []
     for cell in cells:
-        known = cell_state(directory / cell.name).recipe_hash
-        if known is not None and known != cell.hash:
-            strangers.append(f"{cell.name} ({known} there, {cell.hash} here)")
-    if strangers:
-        shown = ", ".join(strangers[:5]) + (f" and {len(strangers) - 5} more" if len(strangers) > 5 else "")
+        recipe_hash = cell_state(directory / cell.name).recipe_hash
+        if recipe_hash is not None and recipe_hash != cell.hash:
+            others.append(f"{cell.name} ({recipe_hash} there, {cell.hash} here)")
+    if others:
+        shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
         raise ConfigError(
             f"{directory} holds runs of another recipe: {shown}. Give another directory (--runs DIR) or another name "
             f"(name=NAME), or remove those run directories."
@@ -106,9 +107,9 @@ def run_cells(
     cells: Sequence[Cell],
     directory: Path,
     attempt: Attempt,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
     *,
-    again: str,
+    resume_command: str,
     keep_going: bool = False,
     jobs: int = 1,
     evaluate: Evaluation | None = None,
@@ -120,11 +121,11 @@ def run_cells(
         cells: the whole study.
         directory: run directories are `directory/<cell name>`.
         attempt: starts one attempt and waits for it; from several threads where `jobs` is over 1.
-        say: prints a line.
-        again: the command that goes on, for messages.
+        print_line: prints a line.
+        resume_command: the command that resumes the study, for messages.
         keep_going: train the other cells when one fails.
         jobs: cells trained at once.
-        evaluate: looks at a run that is done; None: no evaluations.
+        evaluate: evaluates a run that is done; None: no evaluations.
         last_error_line: what an attempt in a run directory printed last, where it does not print here.
 
     Raises:
@@ -132,116 +133,130 @@ def run_cells(
         StudyStoppedError: a cell was stopped, or Ctrl-C.
         RunError: a cell failed.
     """
+    # Before anything is trained: a mistake in the last cell would else be found after days.
     check_directories(cells, directory)
-    course = _WorkerLoop(cells, directory, attempt, say, again, keep_going, jobs, evaluate, last_error_line)
+    loop = _WorkerLoop(
+        cells, directory, attempt, print_line, resume_command, keep_going, jobs, evaluate, last_error_line
+    )
     if jobs == 1:
-        course.work()
+        # In this thread, where Ctrl-C arrives.
+        loop.work()
     else:
         with ThreadPoolExecutor(jobs, "cell") as pool:
-            for worker in [pool.submit(course.work) for _ in range(jobs)]:
-                worker.exception()  # waits; what went wrong first is raised below
-        if course.trouble is not None:
-            raise course.trouble
-    if course.failed:
-        failed = ", ".join(course.failed)
-        raise RunError(f"{len(course.failed)} of {len(cells)} cells failed: {failed}; try them again with: {again}")
+            for worker in [pool.submit(loop.work) for _ in range(jobs)]:
+                # Waits. A worker that failed makes others fail after it, so the first error is raised below, and not
+                # that of the first worker.
+                worker.exception()
+        if loop.first_error is not None:
+            raise loop.first_error
+    if loop.failed:
+        failed = ", ".join(loop.failed)
+        raise RunError(
+            f"{len(loop.failed)} of {len(cells)} cells failed: {failed}; try them again with: {resume_command}"
+        )
 
 
 class _WorkerLoop:
-    """A study on its way: whoever works takes the next cell, until there is none left or one has gone wrong."""
+    """Each worker takes the next cell, until there is none left or one has failed."""
 
     def __init__(
         self,
         cells: Sequence[Cell],
         directory: Path,
         attempt: Attempt,
-        say: Callable[[str], None],
-        again: str,
+        print_line: Callable[[str], None],
+        resume_command: str,
         keep_going: bool,
         jobs: int,
         evaluate: Evaluation | None,
         last_error_line: Callable[[Path], str],
     ) -> None:
         self._cells, self._directory, self._attempt = cells, directory, attempt
-        self._say, self._again, self._keep_going, self._jobs = say, again, keep_going, jobs
-        self._evaluate, self._last_words = evaluate, last_error_line
+        self._print_line, self._resume_command = print_line, resume_command
+        self._keep_going, self._jobs = keep_going, jobs
+        self._evaluate, self._last_error_line = evaluate, last_error_line
         self._todo = iter(enumerate(cells))
         self._lock = threading.Lock()
-        self._pace = _Pace()
+        self._rates = _Rates()
         self.failed: list[str] = []
-        self.trouble: Exception | None = None
+        self.first_error: Exception | None = None
 
     def work(self) -> None:
         """Train cells until there are none left. Raises as `run_cells`."""
         while True:
+            # The lock makes taking a cell and seeing an error one step: after an error none is begun.
             with self._lock:
-                i, cell = next(self._todo, (0, None)) if self.trouble is None else (0, None)
+                i, cell = next(self._todo, (0, None)) if self.first_error is None else (0, None)
             if cell is None:
                 return
             try:
                 self._train(i, cell)
-                self._look(cell)
+                self._evaluate_done(cell)
             except Exception as error:
                 with self._lock:
-                    self.trouble = self.trouble or error
+                    self.first_error = self.first_error or error
                 raise
 
     def _train(self, i: int, cell: Cell) -> None:
-        run_dir, say, again = self._directory / cell.name, self._say, self._again
+        run_dir = self._directory / cell.name
         head = f"[{i + 1}/{len(self._cells)}] {headline(cell)}"
         before = cell_state(run_dir)
         if before.state == "done":
-            say(f"{head}: done before")
+            self._print_line(f"{head}: done before")
             return
-        goes_on = f", goes on from an earlier attempt ({before.state})" if before.state != "missing" else ""
-        say(f"{head}: {engine_line(cell.recipe)}{goes_on}{self._time_left(i)}")
+        resumes = f", resumes from an earlier attempt ({before.state})" if before.state != "missing" else ""
+        self._print_line(f"{head}: {engine_line(cell.recipe)}{resumes}{self._time_left(i)}")
         began = time.monotonic()
         try:
             code = self._attempt(cell.recipe, run_dir)
         except KeyboardInterrupt:
-            raise StudyStoppedError(f"stopped in {cell.name}; to go on: {again}") from None
+            raise StudyStoppedError(f"stopped in {cell.name}; resume with: {self._resume_command}") from None
         after = cell_state(run_dir)
         if code == 0 and after.state == "done":
+            # A resumed run trained a part only: its seconds say nothing of a full one.
             if before.state == "missing":
-                self._pace.add(cell, time.monotonic() - began)
+                self._rates.add(cell, time.monotonic() - began)
             if self._jobs > 1:
-                say(f"{head}: done in {format_seconds(time.monotonic() - began)}")
+                self._print_line(f"{head}: done in {format_seconds(time.monotonic() - began)}")
             return
         if code == 0 and after.state == "stopped":
             because = f" ({after.reason})" if after.reason else ""
-            raise StudyStoppedError(f"{cell.name} was stopped at step {after.step}{because}; to go on: {again}")
-        reason = after.reason or self._last_words(run_dir)
-        because = f": {reason}" if reason else ""
-        trouble = f"{cell.name} failed with exit code {code}{because}"
+            raise StudyStoppedError(
+                f"{cell.name} was stopped at step {after.step}{because}; resume with: {self._resume_command}"
+            )
+        reason = after.reason or self._last_error_line(run_dir)
+        failure = f"{cell.name} failed with exit code {code}" + (f": {reason}" if reason else "")
+        self._fail(cell, failure, f". Its files are in {run_dir}")
+
+    def _fail(self, cell: Cell, failure: str, where: str = "") -> None:
+        """Raise, or with `keep_going` print and remember."""
         if not self._keep_going:
-            raise RunError(f"{trouble}. Its files are in {run_dir}; when it is mended, go on with: {again}")
-        say(f"{trouble}; going on with the others")
+            raise RunError(f"{failure}{where}; when the cause is fixed, resume with: {self._resume_command}")
+        self._print_line(f"{failure}; continuing with the other cells")
         self.failed.append(cell.name)
 
-    def _look(self, cell: Cell) -> None:
+    def _evaluate_done(self, cell: Cell) -> None:
         """Evaluate a cell that is done, unless that was done before."""
         run_dir = self._directory / cell.name
         if self._evaluate is None or not cell.evaluations or cell_state(run_dir).state != "done":
             return
         if evaluated(cell, run_dir):
             return
-        self._say(f"    evaluating {cell.name}: {', '.join(e.name for e in cell.evaluations)}")
+        self._print_line(f"    evaluating {cell.name}: {', '.join(e.name for e in cell.evaluations)}")
         try:
             code = self._evaluate(cell, run_dir)
         except KeyboardInterrupt:
-            raise StudyStoppedError(f"stopped while {cell.name} was evaluated; to go on: {self._again}") from None
-        if code == 0:
-            return
-        reason = self._last_words(run_dir)
-        trouble = f"the evaluation of {cell.name} failed with exit code {code}" + (f": {reason}" if reason else "")
-        if not self._keep_going:
-            raise RunError(f"{trouble}; when it is mended, go on with: {self._again}")
-        self._say(f"{trouble}; going on with the others")
-        self.failed.append(cell.name)
+            raise StudyStoppedError(
+                f"stopped while {cell.name} was evaluated; resume with: {self._resume_command}"
+            ) from None
+        if code != 0:
+            reason = self._last_error_line(run_dir)
+            failure = f"the evaluation of {cell.name} failed with exit code {code}" + (f": {reason}" if reason else "")
+            self._fail(cell, failure)
 
     def _time_left(self, i: int) -> str:
         rest = [c for c in self._cells[i:] if cell_state(self._directory / c.name).state != "done"]
-        left = self._pace.left(rest)
+        left = self._rates.seconds_for(rest)
         return f", about {format_seconds(left / self._jobs)} left" if left else ""
 
 
@@ -257,8 +272,8 @@ def engine_line(recipe: Recipe) -> str:
     return ", ".join([recipe.engine.name, *([] if stage is None else [f"ZeRO stage {stage}"]), recipe.precision])
 
 
-class _Pace:
-    """Time left, from the seconds per planned example of the cells trained so far, by family where known."""
+class _Rates:
+    """Seconds per planned example of the cells trained so far, by family where known, for the time left."""
 
     def __init__(self) -> None:
         self._seen: dict[str, list[tuple[int, float]]] = {}
@@ -267,7 +282,7 @@ class _Pace:
         if cell.planned_examples:
             self._seen.setdefault(cell.family, []).append((cell.planned_examples, seconds))
 
-    def left(self, cells: Sequence[Cell]) -> float | None:
+    def seconds_for(self, cells: Sequence[Cell]) -> float | None:
         everything = [pair for pairs in self._seen.values() for pair in pairs]
         if not everything:
             return None

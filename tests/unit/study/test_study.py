@@ -225,14 +225,14 @@ def test_a_thousand_cells_are_planned_in_two_seconds_without_torch(study_file: P
 
 
 def test_what_the_trainer_says_comes_back_exactly(tmp_path: Path) -> None:
-    told = info(seed=2**60 + 1, num_params=300_000_001, base_lr=0.1 + 0.2)
+    begun = info(seed=2**60 + 1, num_params=300_000_001, base_lr=0.1 + 0.2)
     ended = RunStatus(status="stopped", step=7, examples=300_000_001, reason="SIGTERM")
     writer = EventWriter(tmp_path)
-    write_start(writer, told, "name: a\nmodel:\n  name: vit\n")
+    write_start(writer, begun, "name: a\nmodel:\n  name: vit\n")
     write_status(writer, ended)
     writer.close()
     log = read_run(str(tmp_path))
-    assert run_info(log) == told
+    assert run_info(log) == begun
     assert run_status(log) == ended
     assert log.last_text(runlog.RECIPE) == "    name: a\n    model:\n      name: vit\n"
 
@@ -450,7 +450,7 @@ class Trainer:
 
 def train(cells: dict[str, Cell], root: Path, trainer: Callable[[Recipe, Path], int], **options: bool) -> list[str]:
     lines: list[str] = []
-    run_cells(list(cells.values()), root, trainer, lines.append, again="AGAIN", **options)
+    run_cells(list(cells.values()), root, trainer, lines.append, resume_command="AGAIN", **options)
     return lines
 
 
@@ -464,15 +464,15 @@ def test_all_cells_are_trained_once_and_a_second_run_trains_none(study_file: Pat
 
 
 @pytest.mark.parametrize("code", [0, -2])
-def test_a_stopped_cell_stops_the_study_which_then_goes_on_from_it(study_file: Path, tmp_path: Path, code: int) -> None:
+def test_a_stopped_cell_stops_the_study_which_then_resumes_from_it(study_file: Path, tmp_path: Path, code: int) -> None:
     cells = cells_of(study_file)
-    with pytest.raises(StudyStoppedError, match="to go on: AGAIN") as error:
+    with pytest.raises(StudyStoppedError, match="resume with: AGAIN") as error:
         train(cells, tmp_path / "runs", Trainer({"vit-2000-s0": (code, "stopped")}))
     assert error.value.exit_code == 130
     again = Trainer()
     lines = train(cells, tmp_path / "runs", again)
     assert again.asked == list(cells)[2:]
-    assert "goes on from an earlier attempt (stopped)" in lines[2]
+    assert "resumes from an earlier attempt (stopped)" in lines[2]
 
 
 def test_a_failed_cell_stops_the_study_unless_it_is_told_to_keep_going(study_file: Path, tmp_path: Path) -> None:
@@ -588,8 +588,8 @@ def test_plan_shows_the_cells(study_file: Path, capsys: pytest.CaptureFixture[st
         (["run"], "give one study, got none"),
         (["plan", "a", "b"], "give one study, got 2: a, b"),
         (["report", "nostudy"], "no study 'nostudy'"),
-        (["run", "demo", "--nproc", "0"], "--nproc 0: at least one"),
-        (["run", "demo", "--jobs", "0"], "--jobs 0: at least one"),
+        (["run", "demo", "--nproc", "0"], "--nproc=0: at least 1"),
+        (["run", "demo", "--jobs", "0"], "--jobs=0: at least 1"),
     ],
 )
 def test_a_command_that_cannot_be_meant_is_refused(

@@ -18,8 +18,16 @@ from vit_dist.config.schema import Recipe, dump
 from vit_dist.core.errors import ConfigError, RunError
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import Flops, format_flops
+from vit_dist.data.manifest import read_manifest
 from vit_dist.models.costs import model_cost, training_flops
-from vit_dist.study.cost import SetFacts, estimate_costs, find_device, measured_throughput, state_bytes
+from vit_dist.study.cost import (
+    DatasetSize,
+    dataset_sizes,
+    estimate_costs,
+    find_device,
+    measured_throughput,
+    state_bytes,
+)
 from vit_dist.study.grid import Cell, load_study, plan
 from vit_dist.study.local import cell_state, evaluated, run_cells
 
@@ -125,25 +133,26 @@ def test_evaluations_are_checked_when_the_study_is_planned(study_file: Path) -> 
 
 
 def test_a_cell_costs_its_examples_its_flops_and_its_bytes(study_file: Path) -> None:
-    small, large = SetFacts(10_000, 10_000_000), SetFacts(10_000, 10 << 30)
-    (first, *_) = estimate_costs(cells_of(study_file), lambda _: small)
+    small, large = {"set": DatasetSize(10_000, 10_000_000)}, {"set": DatasetSize(10_000, 10 << 30)}
+    cells = cells_of(study_file, "data.train=set")
+    (first, *_) = estimate_costs(cells, small)
     assert (first.examples, first.steps, first.epochs) == (78 * 64, 78, 78 * 64 / 500)
     assert first.flops == training_flops(macs(first.cell.recipe), 78 * 64)
     assert first.num_bytes == 500_000  # is read once and kept
-    (first, *_) = estimate_costs(cells_of(study_file), lambda _: large)
+    (first, *_) = estimate_costs(cells, large)
     assert first.num_bytes == (10 << 30) * 78 * 64 // 10_000
-    (first, *_) = estimate_costs(cells_of(study_file), lambda _: None)
+    (first, *_) = estimate_costs(cells, {})
     assert (first.num_bytes, first.steps) == (None, 78)
-    (whole, *_) = estimate_costs(cells_of(study_file, "subsets=[all]"), lambda _: None)
+    (whole, *_) = estimate_costs(cells_of(study_file, "subsets=[all]"), {})
     assert (whole.examples, whole.flops) == (None, None)
 
 
 def test_what_will_not_fit_is_said(study_file: Path) -> None:
-    cells = cells_of(
-        study_file, "subsets=[500,20k]", "schedule.warmup=80 steps", "models=[ViT-H/14]", "data.image_size=224"
-    )
-    found = estimate_costs(cells, lambda _: SetFacts(10_000, 1), devices=3, device=find_device("v100", 0.4))
-    small, large = found[0].problems, found[-1].problems
+    words = ("subsets=[500,20k]", "schedule.warmup=80 steps", "models=[ViT-H/14]", "data.image_size=224")
+    cells = cells_of(study_file, *words, "data.train=set")
+    sizes = {"set": DatasetSize(10_000, 1)}
+    estimates = estimate_costs(cells, sizes, devices=3, device=find_device("v100", 0.4))
+    small, large = estimates[0].problems, estimates[-1].problems
     assert "the set has only 10,000 examples" in large
     assert "schedule.warmup=80 steps is 80 steps, longer than the run's 78" in small
     assert "global_batch=64 is not divisible by 3 devices" in small
@@ -156,13 +165,13 @@ def test_what_will_not_fit_is_said(study_file: Path) -> None:
         "precision=bf16",
         "schedule.warmup=0 steps",
     )
-    (short, *_) = estimate_costs(cells, lambda _: None, devices=1, device=find_device("v100", 0.4))
+    (short, *_) = estimate_costs(cells, {}, devices=1, device=find_device("v100", 0.4))
     assert "weights, gradients and optimizer need" in short.problems[0]
-    assert estimate_costs(cells, lambda _: None, devices=64, device=find_device("v100", 0.4))[0].problems == ()
+    assert estimate_costs(cells, {}, devices=64, device=find_device("v100", 0.4))[0].problems == ()
 
 
 @pytest.mark.parametrize(("stage", "bytes_each"), [(1, 2 + 6 + 12 / 8), (2, 2 + (6 + 12) / 8), (3, (2 + 6 + 12) / 8)])
-def test_zero_shares_more_from_stage_to_stage(study_file: Path, stage: int, bytes_each: float) -> None:
+def test_zero_shards_more_from_stage_to_stage(study_file: Path, stage: int, bytes_each: float) -> None:
     (cell, *_) = cells_of(study_file, f"engine={{name: deepspeed, zero_stage: {stage}}}", "precision=bf16")
     assert state_bytes(cell.recipe, 1000, 8) == 1000 * bytes_each
 
@@ -175,16 +184,26 @@ def finish(cell: Cell, run_dir: Path, seconds: float, ranks: int = 2) -> None:
     files.write_status("done", 78, 4992, goodput={"train": seconds - 1, "start": 1.0, "down": 99.0})
 
 
-def test_the_pace_of_finished_runs_is_what_hours_are_counted_by(study_file: Path, tmp_path: Path) -> None:
-    paid = estimate_costs(cells_of(study_file), lambda _: None)
-    assert measured_throughput(paid, tmp_path) is None
-    finish(paid[0].cell, tmp_path / paid[0].cell.name, seconds=10.0)
-    pace = measured_throughput(paid, tmp_path)
-    assert pace is not None
-    assert paid[0].flops is not None
-    assert pace.runs == 1
-    assert pace.sustained == pytest.approx(paid[0].flops / (10.0 * 2))
-    longer = estimate_costs(cells_of(study_file, "horizon=20 epochs"), lambda _: None)
+def test_sizes_are_those_of_the_manifests_and_unknown_where_there_is_none(
+    study_file: Path, tmp_path: Path, small_set: str
+) -> None:
+    manifest = read_manifest(small_set)
+    known = cells_of(study_file, f"data.train={small_set}")
+    assert dataset_sizes(known) == {small_set: DatasetSize(manifest.num_samples, int(manifest.sizes.sum()))}
+    assert dataset_sizes(cells_of(study_file)) == {}
+    assert dataset_sizes(cells_of(study_file, f"data.train={tmp_path}/nowhere")) == {}
+
+
+def test_the_throughput_of_finished_runs_is_what_hours_are_counted_by(study_file: Path, tmp_path: Path) -> None:
+    estimates = estimate_costs(cells_of(study_file), {})
+    assert measured_throughput(estimates, tmp_path) is None
+    finish(estimates[0].cell, tmp_path / estimates[0].cell.name, seconds=10.0)
+    measured = measured_throughput(estimates, tmp_path)
+    assert measured is not None
+    assert estimates[0].flops is not None
+    assert measured.runs == 1
+    assert measured.sustained == pytest.approx(estimates[0].flops / (10.0 * 2))
+    longer = estimate_costs(cells_of(study_file, "horizon=20 epochs"), {})
     assert measured_throughput(longer, tmp_path) is None  # what lies there is another recipe's
 
 
@@ -241,7 +260,7 @@ def test_a_thousand_cells_are_planned_in_two_seconds_without_torch(study_file: P
 # States
 
 
-def test_a_run_that_gave_a_sign_of_life_lately_runs_and_one_that_did_not_was_killed(
+def test_a_run_with_a_recent_heartbeat_runs_and_one_without_was_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = RunDir(tmp_path)
@@ -300,7 +319,7 @@ class Pair:
 
 def test_runs_go_side_by_side_and_each_once(study_file: Path, tmp_path: Path) -> None:
     cells, pair, lines = cells_of(study_file), Pair(), list[str]()
-    run_cells(cells, tmp_path / "runs", pair, lines.append, again="AGAIN", jobs=2)
+    run_cells(cells, tmp_path / "runs", pair, lines.append, resume_command="AGAIN", jobs=2)
     assert pair.names == {cell.name for cell in cells}
     assert sum(": done in " in line for line in lines) == 12
 
@@ -309,7 +328,7 @@ def test_beside_a_run_that_fails_the_others_end_and_none_is_begun(study_file: Pa
     cells = cells_of(study_file)
     pair = Pair(failing=cells[0].name)
     with pytest.raises(RunError, match=f"{cells[0].name} failed with exit code 1: told to"):
-        run_cells(cells, tmp_path / "runs", pair, lambda _: None, again="AGAIN", jobs=2)
+        run_cells(cells, tmp_path / "runs", pair, lambda _: None, resume_command="AGAIN", jobs=2)
     assert {cells[0].name, cells[1].name} <= pair.names
     assert len(pair.names) <= 4
 
@@ -339,7 +358,7 @@ def test_a_run_that_is_done_is_evaluated_once(study_file: Path, tmp_path: Path) 
         return 0
 
     for _ in range(2):
-        run_cells(cells, tmp_path, attempt, lambda _: None, again="AGAIN", evaluate=evaluate)
+        run_cells(cells, tmp_path, attempt, lambda _: None, resume_command="AGAIN", evaluate=evaluate)
     assert seen == [cell.name for cell in cells]
     other = cells_of(study_file, "evaluations=[{name: fewshot, set: x, shots: [10]}]", "seeds=[0]")
     assert not evaluated(other[0], tmp_path / other[0].name)
@@ -402,4 +421,4 @@ def test_every_shipped_study_can_be_planned(path: Path) -> None:
     cells = plan(study)
     assert study.name == path.stem
     assert len(cells) == len(study.families) * len(study.subsets) * len(study.seeds)
-    assert all(expense.flops and not expense.problems for expense in estimate_costs(cells, lambda _: None))
+    assert all(estimate.flops and not estimate.problems for estimate in estimate_costs(cells, {}))

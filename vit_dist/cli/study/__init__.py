@@ -22,7 +22,7 @@ _EXAMPLES = """\
 examples:
   vit-dist study plan demo                             # configs/studies/demo.yaml: its cells and their cost
   vit-dist study submit my.yaml --cluster site.yaml    # as arrays of Slurm jobs; again: what is left
-  vit-dist study run demo --nproc 2                    # train them; the same command goes on after a stop
+  vit-dist study run demo --nproc 2                    # train them; the same command resumes after a stop
   vit-dist study run my.yaml seeds=[0] optim.lr=1e-3   # other seeds, and another learning rate for every cell
   vit-dist study status demo                           # how far each cell is
   vit-dist study report demo                           # figure and tables under runs/demo/report

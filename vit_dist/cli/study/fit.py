@@ -9,7 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vit_dist.cli.study.options import make_console, print_table
+from vit_dist.cli.study.options import make_console
+from vit_dist.cli.tables import show, table
 from vit_dist.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ with one x are seeds of one size. The forms:
   m2    a x^-b + c                          4
   zhai  a (x + d)^-b + c                    6
   m4    (y - c) / (e0 - y)^alpha = a x^-b   8
-auto takes the one that foretells the largest sizes best when it is fitted to the others. Brackets are 95% intervals.
+auto takes the one that predicts the largest sizes best when it is fitted to the others. Brackets are 95% intervals.
 docs/scaling.md says how they are made, and what not to believe.
 """
 
@@ -75,9 +76,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--bootstraps {args.bootstraps}: 0 or more")
 
     from vit_dist.core.files import write_bytes
-    from vit_dist.scaling.fit.crossings import crossover
-    from vit_dist.scaling.fit.fits import FitOptions, fit_curve
-    from vit_dist.scaling.fit.forecasts import forecast, needed
+    from vit_dist.scaling import FitOptions, crossover, fit_curve, forecast, needed
     from vit_dist.scaling.tables import read_points
 
     groups = read_points(args.table, args.x, args.y, group=args.group, run=args.run, where=where)
@@ -93,7 +92,7 @@ def main(argv: list[str]) -> int:
     forecasts = [forecast(fit, size) for fit in fits for size in sizes]
     needs = [needed(fit, target) for fit in fits for target in targets]
     console = make_console()
-    print_table(console, _table(fits, f"1 - {args.y}" if args.accuracy else args.y, args.x, args.group))
+    show(console, _table(fits, f"1 - {args.y}" if args.accuracy else args.y, args.x, args.group))
     _print_texts(
         {
             "crossovers": [one.text for one in crossovers],
@@ -121,15 +120,15 @@ def main(argv: list[str]) -> int:
 
 
 def _where(words: Sequence[str]) -> dict[str, str]:
-    found = {}
+    values: dict[str, str] = {}
     for word in words:
         column, sep, value = word.partition("=")
         if not sep or not column:
             raise ConfigError(f"--where {word}: expected COLUMN=VALUE")
-        if column in found:
+        if column in values:
             raise ConfigError(f"--where names the column {column!r} twice")
-        found[column] = value
-    return found
+        values[column] = value
+    return values
 
 
 def _size(option: str, text: str) -> float:
@@ -154,25 +153,25 @@ def _target(text: str, *, accuracy: bool) -> float:
     return 1 - number if accuracy else number
 
 
-def _errors(table: str, column: str, points: TablePoints) -> list[float]:
+def _errors(url: str, column: str, points: TablePoints) -> list[float]:
     for value in points.y:
         if value > 1 or value < 0:
             raise DataError(
-                f"{table}, column {column!r}: {value:g} is no accuracy between 0 and 1; divide percentages by 100, or "
+                f"{url}, column {column!r}: {value:g} is no accuracy between 0 and 1; divide percentages by 100, or "
                 "leave --accuracy out where the column holds errors"
             )
     return [1 - value for value in points.y]
 
 
 def _table(fits: Sequence[CurveFit], y: str, x: str, group: str | None) -> Table:
-    from rich.table import Table
-
     from vit_dist.scaling.fit.diagnostics import short
 
-    result = Table(title=f"{y} against {x}", title_justify="left")
-    result.add_column(group or "", no_wrap=True)
-    for heading in ("form\nstarts", "points\nrange", "exponent b\n95%", "floor c\n95%", "off by\nheld out"):
-        result.add_column(heading, justify="left" if heading.startswith("form") else "right", no_wrap=True)
+    headings = ("form\nstarts", "points\nrange", "exponent b\n95%", "floor c\n95%", "off by\nheld out")
+    caption = (
+        "starts: how many found this curve; off by: deviation of log error from the curve; held out: log-RMSE on the "
+        "largest sizes, not fitted"
+    )
+    result = table(f"{y} against {x}", group or "", *headings, align="llr", caption=caption)
     for fit in fits:
         points = str(fit.num_points)
         if fit.num_sizes != fit.num_points:
@@ -193,11 +192,6 @@ def _table(fits: Sequence[CurveFit], y: str, x: str, group: str | None) -> Table
         held = "-" if fit.score is None else f"{fit.score:.2%}"
         form = f"{fit.form}\n{fit.starts_agree}/{fit.starts}"
         result.add_row(fit.name, form, f"{points}\n{short(low)}-{short(high)}", *shown, f"{off}\n{held}")
-    result.caption = (
-        "starts: how many found this curve; off by: deviation of log error from the curve; held out: log-RMSE on the "
-        "largest sizes, not fitted"
-    )
-    result.caption_justify = "left"
     return result
 
 

@@ -1,23 +1,28 @@
-"""What the verbs of `vit-dist study` share: the arguments that name a study, and the console."""
+"""What the verbs of `vit-dist study` share: the arguments that name a study, that study, its records, the console."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vit_dist.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from vit_dist.study.grid import Cell, StudyConfig
     from vit_dist.study.local import CellState
 
 
 def study_parser(verb: str, description: str, *examples: str) -> argparse.ArgumentParser:
-    """A parser of one verb: its description, its examples, and the words that name a study."""
+    """A parser of one verb: its description, its examples, and the words that name a study.
+
+    `parse_intermixed_args` it, since overrides may stand between options.
+    """
     parser = argparse.ArgumentParser(
         prog=f"vit-dist study {verb}",
         description=description,
@@ -39,13 +44,71 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", metavar="DIR", default="runs", help="run directories are DIR/<study>/<cell> (runs)")
 
 
-def split_words(words: Sequence[str], verb: str) -> tuple[str, list[str]]:
-    """The study's name and the overrides."""
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Whether records are written; see `write_records`."""
+    parser.add_argument("--json", metavar="FILE", help="write a record a run there; -: to standard output, and no more")
+
+
+def write_records(target: str, records: Sequence[dict[str, Any]]) -> bool:
+    """Write records as JSON to a URL; True where they went to standard output, which is to hold nothing else."""
+    from vit_dist.core.files import write_bytes
+
+    text = json.dumps(records, indent=1) + "\n"
+    if target == "-":
+        print(text, end="")  # noqa: T201
+        return True
+    write_bytes(target, text.encode())
+    return False
+
+
+def split_words(words: Sequence[str], prog: str) -> tuple[str, list[str]]:
+    """The study's name and the overrides.
+
+    Raises:
+        ConfigError: no study was named, or several.
+    """
     names = [word for word in words if "=" not in word]
     if len(names) != 1:
         got = f"{len(names)}: {', '.join(names)}" if names else "none"
-        raise ConfigError(f"vit-dist study {verb}: give one study, got {got}")
+        raise ConfigError(f"{prog}: give one study, got {got}")
     return names[0], [word for word in words if "=" in word]
+
+
+@dataclass(frozen=True)
+class NamedStudy:
+    """The study that a command line names: its file, its cells, and the directory of their run directories."""
+
+    config: StudyConfig
+    cells: list[Cell]
+    directory: Path
+
+    @property
+    def shape(self) -> str:
+        """The shape of the grid: '3 families x 3 sizes x 1 seed'."""
+        config = self.config
+        counts = (
+            ("family", "families", config.families),
+            ("size", "sizes", config.subsets),
+            ("seed", "seeds", config.seeds),
+        )
+        return " x ".join(f"{len(values)} {one if len(values) == 1 else many}" for one, many, values in counts)
+
+
+def named_study(words: Sequence[str], prog: str, runs: str | Path) -> NamedStudy:
+    """Load and plan the study that the words of a command line name.
+
+    Args:
+        words: one study and overrides.
+        prog: the command, for messages.
+        runs: where the study's directory is.
+
+    Raises:
+        ConfigError: not one study, or mistakes in it.
+    """
+    from vit_dist.study.grid import load_study, plan
+
+    config = load_study(*split_words(words, prog))
+    return NamedStudy(config, plan(config), Path(runs) / config.name)
 
 
 def make_console() -> Console:
@@ -55,32 +118,8 @@ def make_console() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
-def print_table(console: Console, table: Table) -> None:
-    """Print a table without cutting a cell: where it is too wide its lines go, and then it is wider than the window."""
-    from rich import box
-
-    def natural() -> int:
-        return table.__rich_measure__(console, console.options.update(width=10_000)).maximum
-
-    before = console.width
-    if natural() > before:
-        table.box = box.SIMPLE_HEAD
-        table.show_edge, table.pad_edge, table.padding = False, False, (0, 1, 0, 0)
-    console.width = max(before, natural())
-    try:
-        console.print(table)
-    finally:
-        console.width = before
-
-
-def grid_line(study: StudyConfig) -> str:
-    """The shape of a grid: '3 families x 3 sizes x 1 seed'."""
-    counts = (("family", "families", study.families), ("size", "sizes", study.subsets), ("seed", "seeds", study.seeds))
-    return " x ".join(f"{len(values)} {one if len(values) == 1 else many}" for one, many, values in counts)
-
-
 def state_word(cell: Cell, state: CellState) -> str:
-    """A cell's state for a table; nothing where it was never started."""
+    """A cell's state for a table; a directory that another recipe was trained in is not this cell's."""
     if state.recipe_hash is not None and state.recipe_hash != cell.hash:
         return "other recipe"
-    return "" if state.state == "missing" else state.state
+    return state.state

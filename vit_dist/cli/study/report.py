@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_dist.cli.study.options import add_runs, make_console, print_table, split_words, study_parser
+from vit_dist.cli.study.options import add_runs, make_console, split_words, study_parser
+from vit_dist.cli.tables import show, table
 from vit_dist.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
     study: StudyConfig | None = None
     name: str | None = None
     if args.words or not args.logs:
-        name, overrides = split_words(args.words, "report")
+        name, overrides = split_words(args.words, parser.prog)
         try:
             study = load_study(name, overrides)
             name = study.name
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> int:
     out = Path(args.out) if args.out else Path(args.runs) / (collection.study or "runs") / "report"
     files = write_report(collection, out, cached=not args.no_cache)
     console = make_console()
-    print_table(console, _means_table(collection))
+    show(console, _means_table(collection))
     for one in collection.excluded:
         console.print(f"left out: {one.run} ({one.directory}): {one.reason}", markup=False)
     for remark in collection.remarks:
@@ -83,19 +84,14 @@ def main(argv: list[str]) -> int:
 
 
 def _means_table(collection: Collection) -> Table:
-    from rich.table import Table
-
-    from vit_dist.scaling.summary import is_share, means
+    from vit_dist.scaling.summary import is_fraction, means
 
     averaged = means(collection.observations)
     families = list(dict.fromkeys(point.series for point in averaged))
-    percent = is_share(collection.metric)
+    percent = is_fraction(collection.metric)
     scale, unit, digits = (100.0, " (%)", 1) if percent else (1.0, "", 4)
     title = f"{collection.metric}{unit} by pretraining examples: mean ± standard deviation \\[seeds]"
-    result = Table(title=title, title_justify="left")
-    result.add_column("examples", justify="right")
-    for family in families:
-        result.add_column(family, justify="right")
+    result = table(title, "examples", *families, align="r")
     cells = {(point.series, point.subset): point for point in averaged}
     for size in sorted({point.subset for point in averaged}):
         row = [f"{size:,}"]

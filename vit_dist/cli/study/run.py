@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_dist.cli.study.options import add_runs, grid_line, make_console, split_words, study_parser
-from vit_dist.core.errors import ConfigError
+from vit_dist.cli.models.options import at_least_one
+from vit_dist.cli.study.options import add_runs, make_console, named_study, study_parser
 
 if TYPE_CHECKING:
     from vit_dist.study.grid import Cell
@@ -32,26 +32,20 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--keep-going", action="store_true", help="train the other cells when one fails")
     args = parser.parse_intermixed_args(argv)
-    name, overrides = split_words(args.words, "run")
+    at_least_one(args, "nproc", "jobs")
+    study, console = named_study(args.words, parser.prog, args.runs), make_console()
 
     from launcher.processes.ranks import run_local, run_ranks
     from launcher.processes.side_by_side import SideBySide
-    from vit_dist.study.grid import load_study, plan
     from vit_dist.study.local import evaluation_words, run_cells
 
-    for option in ("nproc", "jobs"):
-        if getattr(args, option) < 1:
-            raise ConfigError(f"--{option} {getattr(args, option)}: at least one is needed")
-    study = load_study(name, overrides)
-    cells, console = plan(study), make_console()
-    directory = Path(args.runs) / study.name
-    console.print(f"study {study.name}: {grid_line(study)}, in {directory}", markup=False)
+    console.print(f"study {study.config.name}: {study.shape}, in {study.directory}", markup=False)
     run = partial(
         run_cells,
-        cells,
-        directory,
-        say=lambda line: console.print(line, markup=False),
-        again=shlex.join(["vit-dist", "study", "run", *argv]),
+        study.cells,
+        study.directory,
+        print_line=lambda line: console.print(line, markup=False),
+        resume_command=shlex.join(["vit-dist", "study", "run", *argv]),
         keep_going=args.keep_going,
         jobs=args.jobs,
     )
@@ -72,5 +66,5 @@ def main(argv: list[str]) -> int:
             )
     options = [] if args.runs == "runs" else ["--runs", args.runs]
     report = shlex.join(["vit-dist", "study", "report", *args.words, *options])
-    console.print(f"study {study.name}: all {len(cells)} cells are done; next: {report}", markup=False)
+    console.print(f"study {study.config.name}: all {len(study.cells)} cells are done; next: {report}", markup=False)
     return 0

@@ -6,7 +6,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_dist.cli.study.options import grid_line, make_console, split_words, study_parser
+from vit_dist.cli.models.options import at_least_one
+from vit_dist.cli.study.options import make_console, named_study, study_parser
 from vit_dist.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def main(argv: list[str]) -> int:
     parser = study_parser(
         "submit",
         "Submit what is left of a study as arrays of Slurm jobs, an element a run; evaluations follow each run. Given "
-        "again, it passes over what is done or in the queue, and lets broken runs go on from their checkpoints.",
+        "again, it skips what is done or in the queue, and lets broken runs resume from their checkpoints.",
         "demo --cluster dgx-h100",
         "my.yaml --cluster site.yaml --nodes 4 --max-parallel 8",
         "my.yaml --cluster site.yaml seeds=[0] --dry-run     # the scripts; nothing is submitted",
@@ -34,23 +35,23 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--runs", metavar="DIR", help="run directories are DIR/<study>/<cell> (the cluster's run_root)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and the scripts")
     args = parser.parse_intermixed_args(argv)
-    name, overrides = split_words(args.words, "submit")
-    for option in ("nodes", "spares", "max_parallel"):
-        low = 1 if option == "nodes" else 0
-        if getattr(args, option) < low:
-            raise ConfigError(f"--{option.replace('_', '-')} {getattr(args, option)}: at least {low} is needed")
+    at_least_one(args, "nodes")
+    for option, number in (("--spares", args.spares), ("--max-parallel", args.max_parallel)):
+        if number < 0:
+            raise ConfigError(f"{option}={number}: 0 or more")
 
     from launcher.slurm.cluster import load_cluster
     from launcher.submit.run import parse_time
     from launcher.submit.study import StudyJobs, dry_run, submit, todo
-    from vit_dist.study.grid import load_study, plan
 
-    study, cluster = load_study(name, overrides), load_cluster(args.cluster, args.set)
+    cluster = load_cluster(args.cluster, args.set)
+    # Jobs start in directories of their own.
     root = Path(args.runs or cluster.run_root or "runs").expanduser().absolute()
+    study = named_study(args.words, parser.prog, root)
     jobs = StudyJobs(
         cluster=cluster,
-        directory=root / study.name,
-        cells=tuple(plan(study)),
+        directory=study.directory,
+        cells=tuple(study.cells),
         nodes=args.nodes,
         spares=args.spares,
         time_limit=parse_time(args.time) if args.time else "",
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
     _check_sets(jobs)
     console = make_console()
     console.print(
-        f"study {study.name}: {grid_line(study)} on cluster {cluster.name}, in {jobs.directory}", markup=False
+        f"study {study.config.name}: {study.shape} on cluster {cluster.name}, in {jobs.directory}", markup=False
     )
     left = todo(jobs)
     _show(console, jobs, left)

@@ -31,7 +31,7 @@ from vit_dist.scaling.report.figure_style import (
     short,
 )
 from vit_dist.scaling.results import Results
-from vit_dist.scaling.summary import Mean, is_share
+from vit_dist.scaling.summary import Mean, is_fraction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ def metric_name(metric: str) -> str:
     if metric.startswith(FEW_SHOT):
         where, _, shots = metric.removeprefix(FEW_SHOT).rpartition("_")
         return f"{shots.removesuffix('shot')}-shot top-1 on {where} (%)"
-    return f"{metric} (%)" if is_share(metric) else metric
+    return f"{metric} (%)" if is_fraction(metric) else metric
 
 
 def seeds_text(averaged: Sequence[Mean]) -> str:
@@ -89,7 +89,7 @@ def examples_figure(results: Results) -> Drawing:
         f" Dashed grey: the paper's Table 5, ImageNet top-1 after fine-tuning ({paper.SOURCE})." if behind else ""
     )
     return Drawing(
-        "accuracy_by_examples" if is_share(results.metric) else "metric_by_examples", "Data", caption, figure
+        "accuracy_by_examples" if is_fraction(results.metric) else "metric_by_examples", "Data", caption, figure
     )
 
 
@@ -99,13 +99,13 @@ def _differ(everyone: Sequence[Observation]) -> bool:
 
 def _behind(results: Results, sizes: Sequence[float]) -> list[paper.PaperLine]:
     """The paper's lines, where ours reach their sizes; else they get a figure of their own."""
-    return paper.pretraining_data() if is_share(results.metric) and max(sizes) >= 1e6 else []
+    return paper.pretraining_data() if is_fraction(results.metric) and max(sizes) >= 1e6 else []
 
 
 def paper_data_figure(results: Results) -> Drawing | None:
     """The paper's Table 5 by itself, where it cannot stand behind ours."""
     sizes = [float(one.subset) for one in results.collection.observations]
-    if not is_share(results.metric) or _behind(results, sizes):
+    if not is_fraction(results.metric) or _behind(results, sizes):
         return None
     figure, (axes,) = new_figure(2.5)
     lines = paper.pretraining_data()
