@@ -1,7 +1,7 @@
 """From event files to observations, fits, figures and a page. No torch.
 
 What fits curves can be imported from here: `from vit_dist.scaling import fit_curve, crossover`. It is loaded when it is
-first asked for, since plans need neither numpy nor scipy.
+first asked for: numpy and scipy take a second, and a module below here may need neither.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ if TYPE_CHECKING:
     from vit_dist.scaling.fit.frontiers import frontier as frontier
     from vit_dist.scaling.fit.frontiers import iso_compute as iso_compute
 
-_ROOMS = {
+_MODULES = {
     "crossings": ("Crossover", "crossover"),
     "curve": ("CurveFit", "FitOptions"),
     "fits": ("alternatives", "fit_curve", "refit"),
     "forecasts": ("Forecast", "Needed", "forecast", "needed"),
     "frontiers": ("ComputePoint", "Frontier", "IsoCompute", "frontier", "iso_compute"),
 }
-_PLACES = {name: room for room, names in _ROOMS.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.fit.{_PLACES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.fit.{_MODULE_OF[name]}"), name)

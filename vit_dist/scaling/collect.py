@@ -109,7 +109,7 @@ def collect(url: str, *, study: str | None = None, metric: str = VAL_TOP1, tag_m
     Raises:
         DataError: nothing there to read, or runs of several studies and none was named.
     """
-    found: list[Observation] = []
+    observed: list[Observation] = []
     excluded: list[Excluded] = []
     remarks: list[str] = []
     curves: dict[str, Mapping[str, Series]] = {}
@@ -121,22 +121,22 @@ def collect(url: str, *, study: str | None = None, metric: str = VAL_TOP1, tag_m
         if isinstance(outcome, Excluded):
             excluded.append(outcome)
         else:
-            found.append(outcome)
+            observed.append(outcome)
             curves[directory] = log.scalars
-    chosen = _choose_study(url, found, excluded, study)
-    kept, doubles = _without_duplicates(found)
-    remarks += _namesakes(kept)
-    fingerprints = sorted({o.dataset_fingerprint for o in kept if o.dataset_fingerprint})
+    chosen = _choose_study(url, observed, excluded, study)
+    observations, duplicates = _without_duplicates(observed)
+    remarks += _shared_names(observations)
+    fingerprints = sorted({o.dataset_fingerprint for o in observations if o.dataset_fingerprint})
     if len(fingerprints) > 1:
         remarks.append(f"the runs were trained on different data: fingerprints {', '.join(fingerprints)}")
     return Collection(
         url,
         chosen,
         metric,
-        tuple(sorted(kept, key=lambda o: (o.cell, o.directory))),
-        tuple(sorted([*excluded, *doubles], key=lambda e: e.directory)),
+        tuple(sorted(observations, key=lambda o: (o.cell, o.directory))),
+        tuple(sorted([*excluded, *duplicates], key=lambda e: e.directory)),
         tuple(remarks),
-        {o.directory: curves[o.directory] for o in kept},
+        {o.directory: curves[o.directory] for o in observations},
     )
 
 
@@ -154,30 +154,30 @@ def _read_all(url: str, metric: str, tag_map: TagMap | None) -> Iterable[tuple[s
 
 
 def _observe(
-    log: RunLog, shown: str, study: str | None, metric: str, tag_map: TagMap | None
+    log: RunLog, directory: str, study: str | None, metric: str, tag_map: TagMap | None
 ) -> tuple[Observation | Excluded, RunLog]:
-    entry = tag_map.entry(shown) if tag_map else None
+    entry = tag_map.entry(directory) if tag_map else None
     try:
         info, status = run_info(log), run_status(log)
         if info is None and entry is not None:
-            info, status, log = apply(entry, log, shown, metric)
-            # a log that names no study belongs to the one that is asked for
+            info, status, log = apply(entry, log, directory, metric)
+            # A log that names no study belongs to the one that is asked for.
             info = info if info.study else info.model_copy(update={"study": study or ""})
     except DataError as error:
-        return Excluded(shown, shown, str(error)), log
+        return Excluded(directory, directory, str(error)), log
     if info is None:
         hint = "no entry of the tag map fits its directory" if tag_map else "is it another framework's? see --tag-map"
-        return Excluded(shown, shown, f"says nothing of its run: no text {RUN!r}; {hint}"), log
+        return Excluded(directory, directory, f"says nothing of its run: no text {RUN!r}; {hint}"), log
     if study is not None and info.study != study:
-        return Excluded(info.name, shown, f"of another study: {info.study or '(none)'}", info), log
+        return Excluded(info.name, directory, f"of another study: {info.study or '(none)'}", info), log
     series = log.scalars.get(metric)
     reason = _why_not(info, status, series, metric)
     if reason is not None or series is None or status is None:
-        return Excluded(info.name, shown, reason or "", info), log
-    return _observation(info, status, series, shown, metric), log
+        return Excluded(info.name, directory, reason or "", info), log
+    return _observation(info, status, series, directory, metric), log
 
 
-def _observation(info: RunInfo, status: RunStatus, series: Series, shown: str, metric: str) -> Observation:
+def _observation(info: RunInfo, status: RunStatus, series: Series, directory: str, metric: str) -> Observation:
     best = int(np.nanargmax(series.values))
     return Observation(
         study=info.study,
@@ -208,13 +208,14 @@ def _observation(info: RunInfo, status: RunStatus, series: Series, shown: str, m
         code_version=info.code_version,
         recipe_hash=info.recipe_hash,
         status=status.status,
-        directory=shown,
+        directory=directory,
         finished=float(series.wall_times[-1]),
     )
 
 
 def _as_logged(value: float) -> float:
     """The shortest number that single precision stores as this one: 0.64, not 0.6399999856948853."""
+    # Event files hold float32; as a double, 0.64 would be printed with eight digits of rounding.
     single = np.float32(value)
     return float(str(single)) if float(single) == value else float(value)
 
@@ -235,10 +236,10 @@ def _why_not(info: RunInfo, status: RunStatus | None, series: Series | None, met
     return None
 
 
-def _choose_study(url: str, found: list[Observation], excluded: list[Excluded], study: str | None) -> str:
+def _choose_study(url: str, observed: list[Observation], excluded: list[Excluded], study: str | None) -> str:
     """The study that was asked for, or the only one there is; logs that name none go with it."""
     runs: dict[str, list[str]] = {}
-    for one in found:
+    for one in observed:
         runs.setdefault(one.study, []).append(one.directory)
     for other in excluded:
         if other.info is not None:
@@ -250,10 +251,10 @@ def _choose_study(url: str, found: list[Observation], excluded: list[Excluded], 
     return study if study is not None else (names[0] if names else "")
 
 
-def _namesakes(kept: Iterable[Observation]) -> list[str]:
+def _shared_names(observations: Iterable[Observation]) -> list[str]:
     """Remarks on runs with one name that are different points all the same."""
     places: dict[str, list[str]] = {}
-    for one in kept:
+    for one in observations:
         places.setdefault(one.run, []).append(one.directory)
     return [
         f"{len(directories)} different runs are called {name!r}: {', '.join(sorted(directories))}; each is counted"
@@ -264,13 +265,13 @@ def _namesakes(kept: Iterable[Observation]) -> list[str]:
 
 def _without_duplicates(observations: Iterable[Observation]) -> tuple[list[Observation], list[Excluded]]:
     """One observation for each cell, the one that finished last; the others as excluded."""
-    kept: dict[tuple[object, ...], Observation] = {}
-    doubles = []
+    latest: dict[tuple[object, ...], Observation] = {}
+    duplicates = []
     for one in sorted(observations, key=lambda o: (o.finished, o.directory)):
-        older = kept.get(one.cell)
+        older = latest.get(one.cell)
         if older is not None:
             what = "the same recipe" if older.recipe_hash == one.recipe_hash else "another recipe"
             reason = f"duplicate: {one.directory} is the same cell with {what} and finished later"
-            doubles.append(Excluded(older.run, older.directory, reason))
-        kept[one.cell] = one
-    return list(kept.values()), doubles
+            duplicates.append(Excluded(older.run, older.directory, reason))
+        latest[one.cell] = one
+    return list(latest.values()), duplicates

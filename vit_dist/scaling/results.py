@@ -18,7 +18,8 @@ from vit_dist.scaling.summary import Mean, by_series, error_of, is_fraction, mea
 
 _MOST_PAIRS = 15
 _MOST_FEW_SHOT = 3
-_AHEAD = 10.0  # forecasts are for this many times the largest size
+# Forecasts are for this many times the largest size.
+_AHEAD = 10.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Results:
 
     @property
     def scale(self) -> float:
-        """What values are multiplied by for people: 100 for shares."""
+        """What values are multiplied by for people: 100 for fractions."""
         return 100.0 if is_fraction(self.metric) else 1.0
 
     def error(self, value: float) -> float | None:
@@ -124,13 +125,13 @@ def _hold_out(fit: CurveFit, options: FitOptions) -> HeldOut | None:
     if len(sizes) < 4:
         return None
     rest = [i for i, x in enumerate(fit.x) if x < sizes[-1]]
-    held = [fit.error[i] for i, x in enumerate(fit.x) if x == sizes[-1]]
-    again = fit_curve(
+    held_out = [fit.error[i] for i, x in enumerate(fit.x) if x == sizes[-1]]
+    refitted = fit_curve(
         [fit.x[i] for i in rest], [fit.error[i] for i in rest], points="runs", name=fit.name, options=options
     )
-    low, high = again.band(sizes[-1])
-    measured = math.exp(sum(map(math.log, held)) / len(held))
-    return HeldOut(again, int(sizes[-1]), measured, float(again.predict(sizes[-1])), float(low), float(high))
+    low, high = refitted.band(sizes[-1])
+    measured = math.exp(sum(map(math.log, held_out)) / len(held_out))
+    return HeldOut(refitted, int(sizes[-1]), measured, float(refitted.predict(sizes[-1])), float(low), float(high))
 
 
 def _compute_points(collection: Collection, series: Mapping[str, Sequence[Observation]]) -> list[ComputePoint]:
@@ -148,16 +149,16 @@ def _iso(points: Sequence[ComputePoint], options: FitOptions) -> IsoCompute | No
     sized = [point for point in points if point.size]
     if len({point.size for point in sized}) < 3:
         return None
-    found = iso_compute(sized, options=options)
-    return found if any(len(set(budget.sizes)) >= 3 for budget in found.budgets) else None
+    iso = iso_compute(sized, options=options)
+    return iso if any(len(set(budget.sizes)) >= 3 for budget in iso.budgets) else None
 
 
 def _few_shot(collection: Collection) -> dict[str, list[tuple[Observation, float]]]:
     """The last few-shot values of each run; the 5-shot tags before others, as in the paper."""
-    found: dict[str, list[tuple[Observation, float]]] = {}
+    by_tag: dict[str, list[tuple[Observation, float]]] = {}
     for one in collection.observations:
         for tag, series in collection.curves.get(one.directory, {}).items():
             if tag.startswith(FEW_SHOT) and tag != collection.metric and math.isfinite(series.values[-1]):
-                found.setdefault(tag, []).append((one, float(series.values[-1])))
-    order = sorted(found, key=lambda tag: (not tag.endswith("_5shot"), tag))
-    return {tag: found[tag] for tag in order[:_MOST_FEW_SHOT]}
+                by_tag.setdefault(tag, []).append((one, float(series.values[-1])))
+    order = sorted(by_tag, key=lambda tag: (not tag.endswith("_5shot"), tag))
+    return {tag: by_tag[tag] for tag in order[:_MOST_FEW_SHOT]}

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from vit_dist.core.units import format_count
 from vit_dist.scaling.collect import FEW_SHOT, Observation
 
-_SAME_DURATION = 1.2  # runs of one line may differ by this factor in planned examples
+# Runs of one line may differ by this factor in planned examples: how a duration is rounded to
+# whole steps depends on the batch.
+_SAME_DURATION = 1.2
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,23 @@ def _mean(label: str, subset: int, group: Sequence[Observation]) -> Mean:
     )
 
 
+def mean_rows(averaged: Sequence[Mean], labels: Sequence[str], *, scale: float, digits: int) -> list[list[str]]:
+    """Rows of a table of means: the size, then '64.1 ± 0.3 [2]' for each series, with the number of seeds."""
+    by_place = {(point.series, point.subset): point for point in averaged}
+    rows = []
+    for size in sorted({point.subset for point in averaged}):
+        row = [f"{size:,}"]
+        for label in labels:
+            point = by_place.get((label, size))
+            if point is None:
+                row.append("-")
+                continue
+            spread = "" if point.std is None else f" ± {point.std * scale:.{digits}f}"
+            row.append(f"{point.mean * scale:.{digits}f}{spread} [{point.num_seeds}]")
+        rows.append(row)
+    return rows
+
+
 def is_fraction(metric: str) -> bool:
     """True for metrics between 0 and 1 that are shown in percent."""
     return metric.rpartition("/")[2].startswith(("top", "acc")) or metric.startswith(FEW_SHOT)
@@ -93,7 +112,7 @@ def is_loss(metric: str) -> bool:
 
 
 def error_of(metric: str, value: float) -> float | None:
-    """The error that is fitted: 1 - share, or the loss itself; None for a metric that is neither."""
+    """The error that is fitted: 1 - the fraction, or the loss itself; None for a metric that is neither."""
     if is_fraction(metric):
         return 1 - value
     return value if is_loss(metric) else None

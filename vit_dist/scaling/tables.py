@@ -63,13 +63,13 @@ def read_points(
             points.runs.append(row[columns[run]])
     if not groups:
         asked = ", ".join(f"{name}={text}" for name, text in (where or {}).items())
-        values = "; ".join(f"{name} has {', '.join(list(found)[:8])}" for name, found in seen.items() if found)
+        values = "; ".join(f"{name} has {', '.join(list(texts)[:8])}" for name, texts in seen.items() if texts)
         raise ConfigError(f"{shown}: no row has {asked}; {values}" if values else f"{shown}: no rows under its header")
     return groups
 
 
 def _rows(url: str, shown: str) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers and cells, the header first; blank lines are passed over."""
+    """Line numbers and cells, the header first; blank lines are skipped."""
     try:
         text = read_bytes(url).decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -5,7 +5,7 @@ A map is a YAML file with one entry for each kind of log, the first whose `direc
     logs:
       - directory: 'timm/(?P<family>\\w+)_(?P<subset>\\d+k?)_s(?P<seed>\\d+)'   # a regular expression, found anywhere
         metric: eval/top1                                                      # their tag
-        scale: 0.01                                                            # per cent -> share
+        scale: 0.01                                                            # per cent -> fraction
         examples_per_step: 128
         steps: 1500                                                            # fewer: the run is unfinished
         constants: {model: vit-s16, dataset: fashion-mnist, num_params: 21665664, macs_per_image: 4600000000}
@@ -55,10 +55,10 @@ class LogMap(Config):
     @model_validator(mode="after")
     def _knows_the_run(self) -> LogMap:
         known = {*re.compile(self.directory).groupindex, *self.constants}
-        strange = sorted(known - {*_COUNTS, *_WORDS})
-        if strange:
+        unknown = sorted(known - {*_COUNTS, *_WORDS})
+        if unknown:
             valid = ", ".join((*_WORDS, *_COUNTS))
-            raise ValueError(f"groups and constants may be {valid}; got {', '.join(strange)}")
+            raise ValueError(f"groups and constants may be {valid}; got {', '.join(unknown)}")
         missing = [name for name in ("subset",) if name not in known]
         if not known & {"family", "model"}:
             missing.insert(0, "family (or model)")
@@ -105,33 +105,33 @@ def apply(entry: LogMap, log: RunLog, directory: str, metric: str) -> tuple[RunI
         DataError: a group's text is no number where one is needed.
     """
     match = re.search(entry.directory, directory)
-    said: dict[str, Any] = {**entry.constants}
-    said |= {name: text for name, text in (match.groupdict() if match else {}).items() if text is not None}
+    fields: dict[str, Any] = {**entry.constants}
+    fields |= {name: text for name, text in (match.groupdict() if match else {}).items() if text is not None}
     for name in _COUNTS:
-        if name in said:
+        if name in fields:
             try:
-                said[name] = parse_count(said[name])
+                fields[name] = parse_count(fields[name])
             except ValueError:
-                raise DataError(f"tag map: {name} of {directory!r} is {said[name]!r}, which is no count") from None
+                raise DataError(f"tag map: {name} of {directory!r} is {fields[name]!r}, which is no count") from None
     scalars = _renamed(entry, log, metric)
     last = int(scalars[metric].steps[-1]) if metric in scalars else 0
-    family = str(said.get("family") or said.get("model"))
+    family = str(fields.get("family") or fields.get("model"))
     examples = round(last * entry.examples_per_step)
     info = RunInfo(
         name=directory,
-        study=str(said.get("study", "")),
+        study=str(fields.get("study", "")),
         family=family,
-        model=str(said.get("model", family)),
-        num_params=said.get("num_params", 0),
-        macs_per_image=said.get("macs_per_image"),
-        macs_method="given in the tag map" if "macs_per_image" in said else "",
-        dataset=str(said.get("dataset", "not said")),
+        model=str(fields.get("model", family)),
+        num_params=fields.get("num_params", 0),
+        macs_per_image=fields.get("macs_per_image"),
+        macs_method="given in the tag map" if "macs_per_image" in fields else "",
+        dataset=str(fields.get("dataset", "not said")),
         dataset_fingerprint="",
         num_classes=0,
         image_size=0,
-        subset=said["subset"],
-        subset_seed=said.get("subset_seed", 0),
-        seed=said.get("seed", 0),
+        subset=fields["subset"],
+        subset_seed=fields.get("subset_seed", 0),
+        seed=fields.get("seed", 0),
         planned_examples=round((entry.steps or last) * entry.examples_per_step),
         planned_steps=entry.steps or last,
         global_batch=max(1, round(entry.examples_per_step)),
@@ -150,8 +150,8 @@ def apply(entry: LogMap, log: RunLog, directory: str, metric: str) -> tuple[RunI
 
 
 def _renamed(entry: LogMap, log: RunLog, metric: str) -> dict[str, Series]:
-    found = {ours: log.scalars[theirs] for ours, theirs in entry.tags.items() if theirs in log.scalars}
+    scalars = {ours: log.scalars[theirs] for ours, theirs in entry.tags.items() if theirs in log.scalars}
     series = log.scalars.get(entry.metric)
     if series is not None:
-        found[metric] = Series(series.steps, series.values * entry.scale, series.wall_times)
-    return found
+        scalars[metric] = Series(series.steps, series.values * entry.scale, series.wall_times)
+    return scalars

@@ -84,7 +84,9 @@ def main(argv: list[str]) -> int:
 
 
 def _means_table(collection: Collection) -> Table:
-    from vit_dist.scaling.summary import is_fraction, means
+    from rich.markup import escape
+
+    from vit_dist.scaling.summary import is_fraction, mean_rows, means
 
     averaged = means(collection.observations)
     families = list(dict.fromkeys(point.series for point in averaged))
@@ -92,15 +94,6 @@ def _means_table(collection: Collection) -> Table:
     scale, unit, digits = (100.0, " (%)", 1) if percent else (1.0, "", 4)
     title = f"{collection.metric}{unit} by pretraining examples: mean ± standard deviation \\[seeds]"
     result = table(title, "examples", *families, align="r")
-    cells = {(point.series, point.subset): point for point in averaged}
-    for size in sorted({point.subset for point in averaged}):
-        row = [f"{size:,}"]
-        for family in families:
-            point = cells.get((family, size))
-            if point is None:
-                row.append("-")
-                continue
-            spread = f" ± {point.std * scale:.{digits}f}" if point.std is not None else ""
-            row.append(f"{point.mean * scale:.{digits}f}{spread} \\[{point.num_seeds}]")
-        result.add_row(*row)
+    for row in mean_rows(averaged, families, scale=scale, digits=digits):
+        result.add_row(*map(escape, row))
     return result

@@ -188,7 +188,7 @@ def _blocks(url: str) -> Iterator[bytes]:
                     yield block
             return
         system, path = file_system(url)
-        # Up to the size it has now: a run that is going on may append while it is read.
+        # Up to the size it has now: a run in progress may append while it is read.
         begin, size = 0, int(system.size(path) or 0)
         while begin < size:
             end = min(size, begin + _REMOTE_BLOCK_BYTES)

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from vit_dist.scaling.fit.curve import CurveFit, Interval, plain
 from vit_dist.scaling.fit.diagnostics import misses, short, span, whereabouts
-from vit_dist.scaling.fit.fits import CurveFit, Interval, alternatives, plain
+from vit_dist.scaling.fit.fits import alternatives
 from vit_dist.scaling.fit.forms import Array
 
-GRID = 600  # sizes that a crossing is looked for at
+# Sizes that a crossing is looked for at.
+GRID = 600
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,13 @@ def crossover(a: CurveFit, b: CurveFit, range: Interval | None = None) -> Crosso
     (a_low, a_high), (b_low, b_high) = a.x_range, b.x_range
     where = range or (max(a_low, b_low), 10 * max(a_high, b_high))
     grid = np.geomspace(*where, GRID)
-    first = float(np.log(a.predict(grid[-1:]))[0] - np.log(b.predict(grid[-1:]))[0])
-    winner, loser = (a, b) if first < 0 else (b, a)
+    # Who is lower at the far end wins, so that a crossing is an overtaking and only the last one counts.
+    gap_at_end = float(np.log(a.predict(grid[-1:]))[0] - np.log(b.predict(grid[-1:]))[0])
+    winner, loser = (a, b) if gap_at_end < 0 else (b, a)
     crossing = _crossing(winner, loser, grid)
     data = max(a_low, b_low), min(a_high, b_high)
-    inside = bool(data[0] <= crossing.x <= data[1])  # False for NaN, no crossing
+    # False without a crossing, which is NaN.
+    inside = bool(data[0] <= crossing.x <= data[1])
     per_form = {_pair(winner, loser): crossing}
     low, high = crossing.low, crossing.high
     unsure = not (inside and _within(data, low, high)) or misses(a) or misses(b)
@@ -130,25 +134,26 @@ def _crossing(winner: CurveFit, loser: CurveFit, grid: Array) -> _Crossing:
 
 def bootstrap_crossings(winner: CurveFit, loser: CurveFit, grid: Array) -> Array:
     """Where pairs of bootstraps cross for the last time, [pairs]: 0 below the grid, inf beyond it or never."""
-    ours, theirs = winner.predict_draws(grid), loser.predict_draws(grid)
-    count = min(len(ours), len(theirs))
+    winner_draws, loser_draws = winner.predict_draws(grid), loser.predict_draws(grid)
+    count = min(len(winner_draws), len(loser_draws))
     if not count:
         return np.empty(0)
     # The draws of two fits may share their noise, which would cancel in the gap: pair them at random.
-    theirs = theirs[np.random.default_rng(winner.options.seed).permutation(len(theirs))]
-    return _last(np.log(ours[:count]) - np.log(theirs[:count]), grid)
+    loser_draws = loser_draws[np.random.default_rng(winner.options.seed).permutation(len(loser_draws))]
+    return _last(np.log(winner_draws[:count]) - np.log(loser_draws[:count]), grid)
 
 
 def _last(gap: Array, grid: Array) -> Array:
     """[B, n] -> [B]: where the gap turns negative for good; 0 if it always is, inf if it is not at the end."""
     below = gap < 0
-    # the last place that is not below, and its neighbour, which is
+    # The last place that is not below, and its neighbour, which is.
     place = gap.shape[1] - 1 - np.argmax(~below[:, ::-1], axis=1)
     place = np.minimum(place, gap.shape[1] - 2)
     rows = np.arange(len(gap))
     before, after = gap[rows, place], gap[rows, place + 1]
-    share = np.clip(before / np.where(before == after, 1.0, before - after), 0, 1)
-    x = np.exp(np.log(grid[place]) + share * (np.log(grid[place + 1]) - np.log(grid[place])))
+    # Linear between the two in log error over log size, in which power laws are straight.
+    fraction = np.clip(before / np.where(before == after, 1.0, before - after), 0, 1)
+    x = np.exp(np.log(grid[place]) + fraction * (np.log(grid[place + 1]) - np.log(grid[place])))
     return np.where(below.all(axis=1), 0.0, np.where(below[:, -1], x, np.inf))
 
 

@@ -1,4 +1,4 @@
-"""Why a fit should not be believed, in words: too few sizes, rising errors, parameters that the points do not tell."""
+"""Diagnostics of a fit, as sentences: too few sizes, rising errors, parameters that the points do not identify."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from vit_dist.scaling.fit.curve import CurveFit
 from vit_dist.scaling.fit.forms import FORMS, MAX_EXPONENT
 
-# A floor whose interval spans this share of what it could be at all is not known.
+# A floor whose interval spans this fraction of what it could be at all is not known.
 _WIDE = 0.75
 # Deviation from the curve over that of neighbours: 1 for independent noise, 1.8 where neighbours err 70% alike.
 _MISSES = 2.5
@@ -45,7 +45,7 @@ def whereabouts(inside: bool, interval_inside: bool) -> str:
     return "inside data" if interval_inside else "inside data, interval reaches beyond"
 
 
-def doubts(fit: CurveFit) -> list[str]:
+def diagnose(fit: CurveFit) -> list[str]:
     """Warnings on a fit, worst first."""
     return [*_rises(fit), *_few(fit), *_unidentified(fit), *_misses(fit)]
 
@@ -68,43 +68,43 @@ def _rises(fit: CurveFit) -> list[str]:
     noise = 2 * deviation * np.sqrt(1 / counts[1:] + 1 / counts[:-1])
     worse = np.flatnonzero(np.diff(means) > noise)
     why = "more than its seeds explain" if deviation else "with one run each"
-    found = []
+    warnings = []
     for i in worse[:3]:
         before, after = (f"{np.exp(means[k]):.4g} at {short(sizes[k])}" for k in (i, i + 1))
-        found.append(f"error rises from {before} to {after}, {why}")
-    return found
+        warnings.append(f"error rises from {before} to {after}, {why}")
+    return warnings
 
 
 def _few(fit: CurveFit) -> list[str]:
-    form, found = FORMS[fit.form], []
+    form, warnings = FORMS[fit.form], []
     if fit.num_sizes < form.min_sizes:
-        found.append(f"too few sizes: {fit.num_sizes}, where {fit.form} wants {form.min_sizes} or more")
+        warnings.append(f"too few sizes: {fit.num_sizes}, where {fit.form} wants {form.min_sizes} or more")
     if fit.form == "m1":
-        found.append("m1 has no floor: if there is one, it is too low beyond the data and its intervals too narrow")
+        warnings.append("m1 has no floor: if there is one, it is too low beyond the data and its intervals too narrow")
     if fit.deviation is None:
-        found.append("as many parameters as points: no intervals")
+        warnings.append("as many parameters as points: no intervals")
     elif fit.points == "runs" and fit.num_points == fit.num_sizes and fit.num_sizes < 8:
-        found.append("one run a size: intervals rest on few residuals; three seeds a size or more are better")
-    return found
+        warnings.append("one run a size: intervals rest on few residuals; three seeds a size or more are better")
+    return warnings
 
 
 def _unidentified(fit: CurveFit) -> list[str]:
-    found = []
+    warnings = []
     if fit.starts >= 4 and fit.starts_agree < fit.starts / 4:
-        found.append(f"only {fit.starts_agree} of {fit.starts} starts found this curve: there may be a better one")
+        warnings.append(f"only {fit.starts_agree} of {fit.starts} starts found this curve: there may be a better one")
     b = fit.params["b"]
     if b <= 1e-6:
-        found.append("the exponent is 0: the curve is flat")
+        warnings.append("the exponent is 0: the curve is flat")
     elif b >= 0.99 * MAX_EXPONENT:
-        found.append(f"the exponent is at its bound, {MAX_EXPONENT:g}: the form is not identified")
+        warnings.append(f"the exponent is at its bound, {MAX_EXPONENT:g}: the form is not identified")
     floor = fit.intervals.get("c")
     if floor is not None and floor[1] - floor[0] > _WIDE * min(fit.error):
         ends = f"{floor[0]:.3g} to {floor[1]:.3g}"
-        found.append(f"the floor is not identified: anything from {ends}; believe the curve inside the data only")
+        warnings.append(f"the floor is not identified: anything from {ends}; believe the curve inside the data only")
     slope = fit.intervals["b"]
     if slope is not None and b > 1e-6 and slope[1] > 5 * max(slope[0], 1e-9):
-        found.append(f"the exponent is not identified: anything from {slope[0]:.3g} to {slope[1]:.3g}")
-    return found
+        warnings.append(f"the exponent is not identified: anything from {slope[0]:.3g} to {slope[1]:.3g}")
+    return warnings
 
 
 def misses(fit: CurveFit) -> float | None:

@@ -11,19 +11,17 @@ from numpy.typing import ArrayLike
 
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 from vit_dist.scaling.fit.bootstrap import BLOCK, Points, bootstrap, pooled_deviation
-from vit_dist.scaling.fit.curve import CurveFit, FitOptions, Interval, plain
-from vit_dist.scaling.fit.diagnostics import doubts
+from vit_dist.scaling.fit.curve import CurveFit, FitOptions, Interval
+from vit_dist.scaling.fit.diagnostics import diagnose
 from vit_dist.scaling.fit.forms import FORMS, Array, Form
 from vit_dist.scaling.fit.solve import Solution, fit_form, solve_many
-
-__all__ = ["CurveFit", "FitOptions", "Interval", "alternatives", "fit_curve", "plain", "refit"]
 
 # Without names of runs, this many sizes with one point each are taken for one training curve.
 _CURVE_SIZES = 12
 # A form whose leave-largest-out log-RMSE is at most this many times the best one's is plausible.
 _PLAUSIBLE = 2.0
 _DEFAULTS = FitOptions()
-# A larger form must beat a smaller one by this factor.
+# A larger form must beat a smaller one by this factor: with a score that is only as good, it follows noise.
 _BETTER = 0.95
 
 
@@ -59,22 +57,22 @@ def fit_curve(
     """
     if form != "auto" and form not in FORMS:
         raise ConfigError(f"unknown form {form!r}{did_you_mean(form, ['auto', *FORMS])}")
-    kept, names, warnings = _usable(x, error, runs, name)
-    along = _along_curves(kept, names, points)
-    kept = replace(kept, curves=tuple(names) if along and names else ("",) * kept.x.size if along else ())
-    sizes = kept.sizes
+    data, names, warnings = _usable(x, error, runs, name)
+    along = _along_curves(data, names, points)
+    data = replace(data, curves=tuple(names) if along and names else ("",) * data.x.size if along else ())
+    sizes = data.sizes
     if sizes.size < 2:
-        count = "no point" if not sizes.size else "one point" if kept.x.size == 1 else "one size"
-        return _nothing(kept, names, name, options, (*warnings, f"{count} only: a curve needs two sizes or more"))
+        count = "no point" if not sizes.size else "one point" if data.x.size == 1 else "one size"
+        return _no_fit(data, names, name, options, (*warnings, f"{count} only: a curve needs two sizes or more"))
     if form != "auto" and FORMS[form].num_params > sizes.size:
         raise ConfigError(
             f"{_called(name)}form {form} has {FORMS[form].num_params} parameters, and there are {sizes.size} sizes; "
             "give more sizes, or a smaller form"
         )
     tried = [form] if form != "auto" else [f.name for f in FORMS.values() if f.min_sizes <= sizes.size] or ["m1"]
-    scores = {one: score for one in tried if (score := _held_out(kept, FORMS[one], options)) is not None}
+    scores = {one: score for one in tried if (score := _held_out(data, FORMS[one], options)) is not None}
     chosen = _choose(tried, scores)
-    return _fit(kept, names, FORMS[chosen], name, options, scores, warnings, auto=form == "auto")
+    return _fit(data, names, FORMS[chosen], name, options, scores, warnings, auto=form == "auto")
 
 
 def refit(fit: CurveFit, form: str) -> CurveFit:
@@ -91,15 +89,15 @@ def alternatives(fit: CurveFit) -> dict[str, CurveFit]:
     """
     if not fit.fitted:
         return {}
-    kept = Points(np.array(fit.x), np.log(fit.error))
+    data = Points(np.array(fit.x), np.log(fit.error))
     scores, misfits = dict(fit.scores), {}
     for form in FORMS.values():
         if form.min_sizes > fit.num_sizes:
             continue
-        score = _held_out(kept, form, fit.options) if form.name not in scores else scores[form.name]
+        score = _held_out(data, form, fit.options) if form.name not in scores else scores[form.name]
         if score is not None:
             scores[form.name] = score
-        misfits[form.name] = _solve(kept, form, fit.options)[0].loss
+        misfits[form.name] = _solve(data, form, fit.options)[0].loss
     limit = _PLAUSIBLE * min(scores.values(), default=math.inf)
     plausible = {form for form, score in scores.items() if score <= limit}
     plausible |= {form for form, loss in misfits.items() if loss <= min(misfits.values())}
@@ -119,39 +117,40 @@ def _usable(
     if sizes.size != errors.size or (runs is not None and len(runs) != sizes.size):
         counts = f"{sizes.size} sizes, {errors.size} errors" + (f", {len(runs)} runs" if runs is not None else "")
         raise DataError(f"{_called(name)}{counts}: there must be as many of each")
-    good = np.isfinite(sizes) & np.isfinite(errors) & (sizes > 0) & (errors > 0)
+    usable = np.isfinite(sizes) & np.isfinite(errors) & (sizes > 0) & (errors > 0)
     warnings = []
-    if not good.all():
-        shown = ", ".join(f"{errors[i]:g} at x = {sizes[i]:g}" for i in np.flatnonzero(~good)[:4])
-        more = ", ..." if (~good).sum() > 4 else ""
-        warnings.append(f"left out {(~good).sum()} of {good.size} points that are not numbers above 0: {shown}{more}")
-    order = np.flatnonzero(good)[np.argsort(sizes[good], kind="stable")]
+    left_out = np.flatnonzero(~usable)
+    if left_out.size:
+        shown = ", ".join(f"{errors[i]:g} at x = {sizes[i]:g}" for i in left_out[:4])
+        more = ", ..." if left_out.size > 4 else ""
+        warnings.append(f"left out {left_out.size} of {usable.size} points that are not numbers above 0: {shown}{more}")
+    order = np.flatnonzero(usable)[np.argsort(sizes[usable], kind="stable")]
     names = [str(runs[i]) for i in order] if runs is not None else []
     return Points(sizes[order], np.log(errors[order])), names, warnings
 
 
-def _along_curves(kept: Points, names: list[str], points: str) -> bool:
+def _along_curves(data: Points, names: list[str], points: str) -> bool:
     if points not in {"auto", "runs", "curve"}:
         raise ConfigError(f"points={points!r}{did_you_mean(points, ['auto', 'runs', 'curve'])}")
     if points != "auto":
         return points == "curve"
     if names:
         return len(set(names)) < len(names)
-    return kept.sizes.size == kept.x.size >= _CURVE_SIZES
+    return data.sizes.size == data.x.size >= _CURVE_SIZES
 
 
-def _nothing(kept: Points, names: list[str], name: str, options: FitOptions, warnings: tuple[str, ...]) -> CurveFit:
+def _no_fit(data: Points, names: list[str], name: str, options: FitOptions, warnings: tuple[str, ...]) -> CurveFit:
     return CurveFit(
         name=name,
         form="none",
         params={},
         intervals={},
         estimator="nothing fitted",
-        points="curve" if kept.curves else "runs",
-        x=tuple(kept.x.tolist()),
-        error=tuple(np.exp(kept.log_y).tolist()),
+        points="curve" if data.curves else "runs",
+        x=tuple(data.x.tolist()),
+        error=tuple(np.exp(data.log_y).tolist()),
         runs=tuple(names),
-        num_sizes=kept.sizes.size,
+        num_sizes=data.sizes.size,
         starts=0,
         starts_agree=0,
         deviation=None,
@@ -164,17 +163,17 @@ def _nothing(kept: Points, names: list[str], name: str, options: FitOptions, war
     )
 
 
-def _held_out(kept: Points, form: Form, options: FitOptions) -> float | None:
+def _held_out(data: Points, form: Form, options: FitOptions) -> float | None:
     """Log-RMSE on the largest sizes (one in five, at least one) of a fit to the others; None with too few others."""
-    sizes = kept.sizes
+    sizes = data.sizes
     largest = sizes[-max(1, sizes.size // 5) :]
-    rest = kept.select(kept.x < largest[0])
+    rest = data.select(data.x < largest[0])
     if rest.sizes.size < min(form.num_params, sizes.size - 1) or rest.sizes.size < 2:
         return None
     solution, log_x0 = _solve(rest, form, options)
-    held = kept.x >= largest[0]
-    predicted = form.values(solution.theta, np.log(kept.x[held]) - log_x0)
-    return float(np.sqrt(np.mean((np.log(predicted) - kept.log_y[held]) ** 2)))
+    held = data.x >= largest[0]
+    predicted = form.values(solution.theta, np.log(data.x[held]) - log_x0)
+    return float(np.sqrt(np.mean((np.log(predicted) - data.log_y[held]) ** 2)))
 
 
 def _choose(tried: Sequence[str], scores: Mapping[str, float]) -> str:
@@ -186,15 +185,16 @@ def _choose(tried: Sequence[str], scores: Mapping[str, float]) -> str:
     return chosen
 
 
-def _solve(kept: Points, form: Form, options: FitOptions) -> tuple[Solution, float]:
-    log_x = np.log(kept.x)
+def _solve(data: Points, form: Form, options: FitOptions) -> tuple[Solution, float]:
+    # Centred, so that level and exponent of a curve do not trade against each other, and the unit of x changes nothing.
+    log_x = np.log(data.x)
     log_x0 = float(log_x.mean())
-    solution = fit_form(form, log_x - log_x0, kept.log_y, starts=options.starts, delta=options.delta, seed=options.seed)
+    solution = fit_form(form, log_x - log_x0, data.log_y, starts=options.starts, delta=options.delta, seed=options.seed)
     return solution, log_x0
 
 
 def _fit(
-    kept: Points,
+    data: Points,
     names: list[str],
     form: Form,
     name: str,
@@ -204,12 +204,13 @@ def _fit(
     *,
     auto: bool,
 ) -> CurveFit:
-    solution, log_x0 = _solve(kept, form, options)
-    u = np.log(kept.x) - log_x0
+    solution, log_x0 = _solve(data, form, options)
+    u = np.log(data.x) - log_x0
     fitted = np.log(form.values(solution.theta, u))
-    draws = _draws(kept, fitted, form, solution.theta, u, options)
+    draws = _draws(data, fitted, form, solution.theta, u, options)
     params = {key: float(value) for key, value in form.params(solution.theta, log_x0).items()}
     tail = (1 - options.confidence) / 2
+    # Where all resampled fits lie to one side of the fit, the interval is widened to hold it.
     intervals: dict[str, Interval | None] = dict.fromkeys(params)
     if len(draws):
         for key, values in form.params(draws, log_x0).items():
@@ -220,15 +221,15 @@ def _fit(
         form=form.name,
         params=params,
         intervals=intervals,
-        estimator=_estimator(form, kept, options, len(draws), auto=auto, tried=len(scores)),
-        points="curve" if kept.curves else "runs",
-        x=tuple(kept.x.tolist()),
-        error=tuple(np.exp(kept.log_y).tolist()),
+        estimator=_estimator(form, data, options, len(draws), auto=auto, tried=len(scores)),
+        points="curve" if data.curves else "runs",
+        x=tuple(data.x.tolist()),
+        error=tuple(np.exp(data.log_y).tolist()),
         runs=tuple(names),
-        num_sizes=kept.sizes.size,
+        num_sizes=data.sizes.size,
         starts=options.starts,
         starts_agree=solution.agree,
-        deviation=pooled_deviation(kept.log_y - fitted, form.num_params),
+        deviation=pooled_deviation(data.log_y - fitted, form.num_params),
         scores=dict(scores),
         warnings=tuple(warnings),
         options=options,
@@ -236,17 +237,17 @@ def _fit(
         log_x0=log_x0,
         draws=draws,
     )
-    return replace(fit, warnings=(*fit.warnings, *doubts(fit)))
+    return replace(fit, warnings=(*fit.warnings, *diagnose(fit)))
 
 
-def _draws(kept: Points, fitted: Array, form: Form, theta: Array, u: Array, options: FitOptions) -> Array:
+def _draws(data: Points, fitted: Array, form: Form, theta: Array, u: Array, options: FitOptions) -> Array:
     """Theta of every bootstrap, [B, p]; each starts from the fit itself."""
     rng = np.random.default_rng([options.seed, 1])
-    log_y = bootstrap(kept, fitted, form.num_params, options.bootstraps, rng)
+    log_y = bootstrap(data, fitted, form.num_params, options.bootstraps, rng)
     if not len(log_y):
         return np.empty((0, form.num_params))
-    if kept.log_y.max() < 0:
-        # what is below 1 everywhere is an error rate, and stays one
+    if data.log_y.max() < 0:
+        # What is below 1 everywhere is an error rate, and stays one.
         log_y = np.minimum(log_y, -1e-4)
     bounds = [form.bounds(u, np.exp(row)) for row in log_y]
     low, high = (np.stack(side) for side in zip(*bounds, strict=True))
@@ -254,12 +255,12 @@ def _draws(kept: Points, fitted: Array, form: Form, theta: Array, u: Array, opti
     return solve_many(form, begin, u, log_y, low, high, delta=options.delta)[0]
 
 
-def _estimator(form: Form, kept: Points, options: FitOptions, drawn: int, *, auto: bool, tried: int) -> str:
+def _estimator(form: Form, data: Points, options: FitOptions, drawn: int, *, auto: bool, tried: int) -> str:
     """How the fit was made, for captions."""
     parts = [f"{form.name}: {form.formula}", f"Huber (delta {options.delta:g}) on log error, {options.starts} starts"]
     if auto and tried > 1:
         parts.append(f"chosen of {tried} forms by leave-largest-out log-RMSE")
     if drawn:
-        how = f"block bootstrap (blocks of {BLOCK})" if kept.curves else "parametric bootstrap (pooled deviation)"
+        how = f"block bootstrap (blocks of {BLOCK})" if data.curves else "parametric bootstrap (pooled deviation)"
         parts.append(f"{options.confidence:.0%} intervals from {drawn} draws of a {how}")
     return "; ".join(parts)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from vit_dist.core.errors import ConfigError
+from vit_dist.scaling.fit.curve import CurveFit, plain
 from vit_dist.scaling.fit.diagnostics import short, span, whereabouts
-from vit_dist.scaling.fit.fits import CurveFit, alternatives, plain
+from vit_dist.scaling.fit.fits import alternatives
 
 # A size this many times the largest one measured is no forecast.
 _FAR = 1e6

@@ -49,20 +49,20 @@ def published_m4(x: ArrayLike, error: ArrayLike, *, name: str = "") -> CurveFit:
     solutions = [
         least_squares(
             slopes,
-            [share * low, high + rest * (1 - high)],
+            [floor * low, high + rest * (1 - high)],
             bounds=([0, high + _EDGE], [low - _EDGE, 2]),
             x_scale=[0.1, 0.001],
             xtol=1e-14,
             ftol=1e-14,
             gtol=1e-14,
         )
-        for share in (0.95, 0.9, 0.8, 0.6)
+        for floor in (0.95, 0.9, 0.8, 0.6)
         for rest in (0.75, 0.95)
     ]
-    found = [s.x for s in solutions if s.cost < 1e-12 and min(linear(s.x[0])[1:]) >= 0]
-    if not found:
+    consistent = [s.x for s in solutions if s.cost < 1e-12 and min(linear(s.x[0])[1:]) >= 0]
+    if not consistent:
         raise DataError(f"{name or 'm4'}: the published estimator's equations have no solution for these points")
-    c, e0 = found[0]
+    c, e0 = consistent[0]
     level, b, alpha = linear(c)
     theta = np.array([level - (1 - alpha) * np.log(e0 - c), b, c, alpha, e0])
     form = FORMS["m4"]
@@ -80,7 +80,7 @@ def published_m4(x: ArrayLike, error: ArrayLike, *, name: str = "") -> CurveFit:
         runs=(),
         num_sizes=int(np.unique(sizes).size),
         starts=len(solutions),
-        starts_agree=sum(bool(np.allclose(one, found[0], atol=1e-4)) for one in found),
+        starts_agree=sum(bool(np.allclose(one, consistent[0], atol=1e-4)) for one in consistent),
         deviation=pooled_deviation(residuals, form.num_params),
         scores={},
         warnings=(),

@@ -21,7 +21,7 @@ class Solution:
 def fit_form(form: Form, u: Array, log_y: Array, *, starts: int, delta: float, seed: int) -> Solution:
     """Fit one form to points.
 
-    Seeded starts are followed together; scipy's least_squares goes on from the best of them.
+    Seeded starts are followed together; scipy's least_squares refines the best of them.
 
     Args:
         form: the curve.
@@ -69,7 +69,7 @@ def _starts(form: Form, log_y: Array, low: Array, high: Array, starts: int, seed
     if form.name == "m4":
         theta[:, 3] = rng.uniform(0.05, 1.5, starts)
         theta[:, 4] = low[4] + (high[4] - low[4]) * rng.random(starts)
-    # the power term meets the middle of the points
+    # The power term meets the middle of the points.
     middle = np.exp(np.median(log_y))
     theta[:, 0] = np.log(np.maximum(middle - floor, 0.05 * middle))
     return np.asarray(np.clip(theta, low, high))
@@ -105,18 +105,19 @@ def solve_many(
     low, high = np.broadcast_to(low, theta.shape), np.broadcast_to(high, theta.shape)
     best = np.clip(theta, low, high)
     result = best.copy()
-    alive = np.arange(rows)
+    rows_left = np.arange(rows)
     damping = np.full(rows, 1e-2)
+    # Steps without gain to speak of, in a row.
     quiet = np.zeros(rows, dtype=int)
     y, slope = form.gradient(best, u)
     residual, jacobian = _log(y, slope, log_y)
     cost = huber(residual, delta)
     result_cost = cost.copy()
     for _ in range(steps):
-        step = _step(residual, jacobian, best, low[alive], high[alive], damping, delta)
-        trial = np.clip(best + step, low[alive], high[alive])
-        y, slope = form.gradient(trial, u[alive])
-        new_residual, new_jacobian = _log(y, slope, log_y[alive])
+        step = _step(residual, jacobian, best, low[rows_left], high[rows_left], damping, delta)
+        trial = np.clip(best + step, low[rows_left], high[rows_left])
+        y, slope = form.gradient(trial, u[rows_left])
+        new_residual, new_jacobian = _log(y, slope, log_y[rows_left])
         new_cost = huber(new_residual, delta)
         better = new_cost < cost
         gain = np.where(better, cost - new_cost, 0.0)
@@ -126,12 +127,13 @@ def solve_many(
         quiet = np.where(gain > 1e-7 * cost, 0, quiet + 1)
         cost = np.where(better, new_cost, cost)
         damping = np.clip(np.where(better, damping * 0.3, damping * 4.0), 1e-9, 1e9)
-        result[alive], result_cost[alive] = best, cost
-        go = (quiet < 8) & (cost > 1e-24)
-        if not go.all():
-            alive, best, residual, jacobian = alive[go], best[go], residual[go], jacobian[go]
-            cost, damping, quiet = cost[go], damping[go], quiet[go]
-            if not alive.size:
+        result[rows_left], result_cost[rows_left] = best, cost
+        # Rows that have converged leave, so that the last few cost a few rows' work.
+        active = (quiet < 8) & (cost > 1e-24)
+        if not active.all():
+            rows_left, best, residual, jacobian = rows_left[active], best[active], residual[active], jacobian[active]
+            cost, damping, quiet = cost[active], damping[active], quiet[active]
+            if not rows_left.size:
                 break
     return result, result_cost
 
@@ -149,8 +151,7 @@ def _step(
     weighted = jacobian * weight[..., None]
     gradient = np.einsum("mnp,mn->mp", weighted, residual)
     normal = np.matmul(np.swapaxes(weighted, 1, 2), jacobian)
-    held = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0))
-    free = ~held
+    free = ~(((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0)))
     normal = normal * (free[:, :, None] & free[:, None, :])
     p = theta.shape[1]
     diagonal = np.einsum("mpp->mp", normal)

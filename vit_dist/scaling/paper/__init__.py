@@ -26,8 +26,8 @@ def pretraining_data() -> list[PaperLine]:
     models = [name for name in rows[0] if name.startswith("ViT")]
     lines = []
     for model in models:
-        known = [(float(_IMAGES[row["pretrain"]]), float(row[model])) for row in rows if row[model]]
-        lines.append(PaperLine(model, tuple(x for x, _ in known), tuple(y for _, y in known)))
+        points = [(float(_IMAGES[row["pretrain"]]), float(row[model])) for row in rows if row[model]]
+        lines.append(PaperLine(model, tuple(x for x, _ in points), tuple(y for _, y in points)))
     return lines
 
 
@@ -35,12 +35,12 @@ def pretraining_compute() -> list[PaperLine]:
     """Table 6: fine-tuned ImageNet top-1 against exaFLOPs of pretraining on JFT-300M, a line a family."""
     lines = []
     for family, name in (("bit", "ResNet (BiT)"), ("vit", "ViT"), ("hybrid", "Hybrid")):
-        known = sorted(
+        points = sorted(
             (float(row["exaflops"]), float(row["imagenet"]))
             for row in _rows("table6_jft_scaling.csv")
             if row["family"] == family
         )
-        lines.append(PaperLine(name, tuple(x for x, _ in known), tuple(y for _, y in known)))
+        lines.append(PaperLine(name, tuple(x for x, _ in points), tuple(y for _, y in points)))
     return lines
 
 

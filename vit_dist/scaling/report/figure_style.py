@@ -131,7 +131,7 @@ def plain_log_axis(axis: Any) -> None:
     """Numbers such as 0.02 and 300 instead of powers, for an axis of two decades or less; powers beyond."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-    # asking the axes, not the axis, brings the limits up to date
+    # Asking the axes, not the axis, brings the limits up to date.
     low, high = sorted(axis.axes.get_xlim() if axis.axis_name == "x" else axis.axes.get_ylim())
     if high / low > 3000:
         return
@@ -212,7 +212,7 @@ def paper_lines(axes: Axes, lines: Sequence[PaperLine]) -> None:
     least = (high - low) * 0.135 / max(height, 0.1)
     placed: list[tuple[float, float]] = []
     for y, x, name in ends:
-        # Names stand at their lines' ends, lower where another stands there; above, where other lines go on.
+        # Names stand at their lines' ends, lower where another stands there; above, where other lines continue.
         if x < 0.55 * max(there for _, there, _ in ends):
             axes.annotate(name, (x, y), (-6, 4), textcoords="offset points", color=PAPER, fontsize=7.5, ha="right")
             continue

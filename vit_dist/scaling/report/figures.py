@@ -179,9 +179,9 @@ def _line(
 def few_shot_figures(results: Results) -> list[Drawing]:
     """Figure 2: few-shot accuracy against subset size; seeds as whiskers from the lowest to the highest."""
     drawings = []
-    for tag, found in results.few_shot.items():
+    for tag, pairs in results.few_shot.items():
         figure, (axes,) = new_figure(3.5)
-        values = {one.directory: value for one, value in found}
+        values = {one.directory: value for one, value in pairs}
         for (label, members), how in zip(results.series.items(), colours(results).values(), strict=True):
             sizes = sorted({one.subset for one in members if one.directory in values})
             rows = [
@@ -204,11 +204,11 @@ def few_shot_figures(results: Results) -> list[Drawing]:
                 label=label,
                 linestyle="--" if dashed else "-",
             )
-        count_axis(axes, [float(one.subset) for one, _ in found], f"{_EXAMPLES}, log scale")
+        count_axis(axes, [float(one.subset) for one, _ in pairs], f"{_EXAMPLES}, log scale")
         axes.set_ylabel(metric_name(tag))
         legend(figure, axes)
         caption = (
-            f"{tag} at the end of {len(found)} runs: a linear model on frozen features, fitted by regularised least "
+            f"{tag} at the end of {len(pairs)} runs: a linear model on frozen features, fitted by regularised least "
             f"squares on a few images of each class. Lines join the means over seeds, whiskers reach from the lowest "
             f"to the highest seed; ResNets are dashed. The numbers of the paper's Figure 4 were never published."
         )

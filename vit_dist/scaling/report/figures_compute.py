@@ -27,14 +27,14 @@ _RULE = "exaFLOPs are 6 x multiply-adds of one image's forward pass x examples s
 
 def compute_figure(results: Results) -> Drawing | None:
     """Figure 3: metric and error against compute, with the frontier."""
-    found = {label: [one for one in members if one.exaflops] for label, members in results.series.items()}
-    if results.frontier is None or not any(found.values()):
+    costed = {label: [one for one in members if one.exaflops] for label, members in results.series.items()}
+    if results.frontier is None or not any(costed.values()):
         return None
     figure, (top, bottom) = new_figure(5.2, 2)
     figure.subplots_adjust(hspace=0.16)
-    chosen, xs = colours(results), [one.exaflops or 0.0 for members in found.values() for one in members]
+    chosen, xs = colours(results), [one.exaflops or 0.0 for members in costed.values() for one in members]
     factor, unit = compute_unit(xs)
-    for label, members in found.items():
+    for label, members in costed.items():
         if not members:
             continue
         colour, marker = chosen[label]

@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _EXAMPLES = "pretraining examples (distinct images)"
-_BEYOND = 4.0  # curves are drawn to this many times the largest size
+# Curves are drawn to this many times the largest size.
+_BEYOND = 4.0
 _MOST_CROSSINGS = 4
-_WORTH = 0.05  # pairs of which fewer bootstraps cross are in the table only
+# Pairs of which fewer bootstraps cross are in the table only.
+_MIN_CROSSING = 0.05
 
 
 def _error_label(results: Results) -> str:
@@ -39,10 +41,10 @@ def _error_label(results: Results) -> str:
 
 def _how(fits: Sequence[CurveFit]) -> str:
     """The estimators of some fits, for a caption."""
-    found: dict[str, list[str]] = {}
+    by_estimator: dict[str, list[str]] = {}
     for fit in fits:
-        found.setdefault(fit.estimator, []).append(fit.name)
-    return " ".join(f"{', '.join(names)}: {estimator}." for estimator, names in found.items())
+        by_estimator.setdefault(fit.estimator, []).append(fit.name)
+    return " ".join(f"{', '.join(names)}: {estimator}." for estimator, names in by_estimator.items())
 
 
 def fit_figure(results: Results) -> Drawing | None:
@@ -51,11 +53,11 @@ def fit_figure(results: Results) -> Drawing | None:
     if not any(fit.fitted for fit in fits.values()):
         return None
     figure, (axes,) = new_figure(4.0)
-    chosen, held = colours(results), {one.fit.name: one for one in results.held_out}
+    chosen, held_out = colours(results), {one.fit.name: one for one in results.held_out}
     sizes = [x for fit in fits.values() for x in fit.x]
     for label, fit in fits.items():
         colour, marker = chosen[label]
-        largest = held[label].size if label in held else None
+        largest = held_out[label].size if label in held_out else None
         inside = [(x, y) for x, y in zip(fit.x, fit.error, strict=True) if x != largest]
         axes.plot(*zip(*inside, strict=True), ls="none", marker=marker, ms=4.5, color=colour, label=label, zorder=3)
         if largest is not None:
@@ -66,8 +68,8 @@ def fit_figure(results: Results) -> Drawing | None:
             axes.plot(*zip(*last, strict=True), ls="none", marker=marker, ms=3, color=colour, zorder=4)
         if fit.fitted:
             _curve(axes, fit, colour)
-        if label in held:
-            one = held[label]
+        if label in held_out:
+            one = held_out[label]
             axes.plot(
                 [one.size * 1.07], [one.predicted], marker="x", ms=5.5, mew=1.4, color=colour, ls="none", zorder=5
             )
@@ -130,7 +132,7 @@ def crossover_figure(results: Results) -> Drawing | None:
     shown = []
     for cross, a, b in results.crossovers:
         drawn = _drawn(cross, a, b)
-        if drawn.size and (cross.x is not None or (cross.share or 0) >= _WORTH):
+        if drawn.size and (cross.x is not None or (cross.share or 0) >= _MIN_CROSSING):
             shown.append((cross, drawn))
     if not shown:
         return None
@@ -142,10 +144,10 @@ def crossover_figure(results: Results) -> Drawing | None:
         low, high = cross.range
         places = np.log(drawn[(drawn > 0) & np.isfinite(drawn)])
         counts, edges = np.histogram(places, bins=50, range=(np.log(low), np.log(high)))
-        share = counts / drawn.size
+        fractions = counts / drawn.size
         axes.bar(
             np.exp(edges[:-1]),
-            100 * share,
+            100 * fractions,
             np.diff(np.exp(edges)),
             align="edge",
             color=chosen[cross.winner][0],
@@ -158,7 +160,7 @@ def crossover_figure(results: Results) -> Drawing | None:
         axes.axvspan(data[0], data[1], color=AXIS, alpha=0.13, lw=0, zorder=0)
         if cross.x is not None:
             mark = {"marker": "v", "ms": 7, "mec": INK, "mfc": INK if cross.inside else SURFACE, "clip_on": False}
-            height = 100 * share.max() * 1.08
+            height = 100 * fractions.max() * 1.08
             # An end that is open: to the end of what was looked at.
             axes.hlines(height, cross.low or low, cross.high or high, color=INK, lw=1, zorder=2)
             axes.plot([cross.x], [height], ls="none", **mark)  # type: ignore[arg-type]

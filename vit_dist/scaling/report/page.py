@@ -13,6 +13,7 @@ from vit_dist.scaling.fit.diagnostics import whereabouts
 from vit_dist.scaling.report import figures, figures_compute, figures_fit
 from vit_dist.scaling.report.figure_style import Drawing, for_page, short, style
 from vit_dist.scaling.results import Results
+from vit_dist.scaling.summary import mean_rows
 
 _TEMPLATE = Path(__file__).parent / "report.html.j2"
 
@@ -32,7 +33,7 @@ class Table:
 def draw_all(results: Results) -> list[Drawing]:
     """Every figure whose data is there, in the order of the page."""
     with style():
-        found: list[Drawing | None] = [
+        drawings: list[Drawing | None] = [
             figures.examples_figure(results),
             figures.paper_data_figure(results),
             *figures.few_shot_figures(results),
@@ -46,7 +47,7 @@ def draw_all(results: Results) -> list[Drawing]:
             figures.learning_figure(results, "flops"),
             figures.coverage_figure(results),
         ]
-    return [drawing for drawing in found if drawing is not None]
+    return [drawing for drawing in drawings if drawing is not None]
 
 
 def page(results: Results, drawings: Sequence[Drawing], files: Mapping[str, bytes]) -> str:
@@ -78,16 +79,16 @@ def page(results: Results, drawings: Sequence[Drawing], files: Mapping[str, byte
 
 def _summary(results: Results) -> list[str]:
     """What there is to say in a few sentences: means at the ends, crossovers, forecasts."""
-    said = []
+    sentences = []
     for label in results.series:
         points = [point for point in results.means if point.series == label]
         first, last = points[0], points[-1]
         text = f"{label}: {_value(results, first.mean)} with {format_count(first.subset)} examples"
         if len(points) > 1:
             text += f", {_value(results, last.mean)} with {format_count(last.subset)}"
-        said.append(text + ".")
-    said += [f"{_capital(cross.text)}." for cross, _, _ in results.crossovers]
-    return said
+        sentences.append(text + ".")
+    sentences += [f"{_capital(cross.text)}." for cross, _, _ in results.crossovers]
+    return sentences
 
 
 def _capital(text: str) -> str:
@@ -95,10 +96,10 @@ def _capital(text: str) -> str:
 
 
 def _warnings(results: Results) -> list[str]:
-    found = [f"{fit.name}: {warning}." for fit in results.fits.values() for warning in fit.warnings]
+    warnings = [f"{fit.name}: {warning}." for fit in results.fits.values() for warning in fit.warnings]
     if not results.fits:
-        found.append(f"{results.metric} is neither a share nor a loss: nothing was fitted.")
-    return found + [f"{remark}." for remark in results.collection.remarks]
+        warnings.append(f"{results.metric} is neither a fraction nor a loss: nothing was fitted.")
+    return warnings + [f"{remark}." for remark in results.collection.remarks]
 
 
 def _value(results: Results, value: float | None) -> str:
@@ -116,37 +117,25 @@ def _interval(low: float | None, high: float | None) -> str:
 
 
 def _tables(results: Results) -> list[Table]:
-    found = [_means(results)]
+    tables = [_means(results)]
     if results.fits:
-        found.append(_fits(results))
+        tables.append(_fits(results))
     if results.crossovers:
-        found.append(_crossovers(results))
+        tables.append(_crossovers(results))
     if results.forecasts:
-        found.append(_forecasts(results))
+        tables.append(_forecasts(results))
     if any(one.exaflops for one in results.collection.observations):
-        found.append(_compute(results))
-    found.append(_runs(results))
+        tables.append(_compute(results))
+    tables.append(_runs(results))
     if results.collection.excluded:
         rows = [(e.run, e.reason, e.directory) for e in results.collection.excluded]
-        found.append(Table("Excluded runs", ("run", "why", "directory"), rows, frozenset(), "excluded.csv"))
-    return found
+        tables.append(Table("Excluded runs", ("run", "why", "directory"), rows, frozenset(), "excluded.csv"))
+    return tables
 
 
 def _means(results: Results) -> Table:
     labels = list(results.series)
-    cells = {(point.series, point.subset): point for point in results.means}
-    rows = []
-    for size in sorted({point.subset for point in results.means}):
-        row = [f"{size:,}"]
-        for label in labels:
-            point = cells.get((label, size))
-            if point is None:
-                row.append("-")
-                continue
-            digits = 2 if results.scale == 100 else 4
-            spread = "" if point.std is None else f" ± {point.std * results.scale:.{digits}f}"
-            row.append(f"{point.mean * results.scale:.{digits}f}{spread} [{point.num_seeds}]")
-        rows.append(row)
+    rows = mean_rows(results.means, labels, scale=results.scale, digits=2 if results.scale == 100 else 4)
     note = "Mean over seeds ± sample standard deviation [number of seeds]."
     head = ("examples", *labels)
     title = f"{figures.metric_name(results.metric)} by examples"
@@ -155,15 +144,15 @@ def _means(results: Results) -> Table:
 
 def _fits(results: Results) -> Table:
     rows = []
-    held = {one.fit.name: one for one in results.held_out}
+    held_out = {one.fit.name: one for one in results.held_out}
     for fit in results.fits.values():
         params = [
             f"{name} = {_number(value)}"
             + (f" [{_interval(*interval)}]" if (interval := fit.intervals.get(name)) else "")
             for name, value in fit.params.items()
         ]
-        out = held.get(fit.name)
-        ahead = "-" if out is None else f"{out.predicted:.4f} for {out.measured:.4f} at {format_count(out.size)}"
+        one = held_out.get(fit.name)
+        ahead = "-" if one is None else f"{one.predicted:.4f} for {one.measured:.4f} at {format_count(one.size)}"
         rows.append(
             (
                 fit.name,

@@ -28,9 +28,9 @@ def export_tensorboard(collection: Collection, directory: Path) -> list[Path]:
         ConfigError: the directory holds something else.
         DataError: a log cannot be read any more.
     """
-    strange = [path.name for path in directory.iterdir() if path.name not in AXES] if directory.is_dir() else []
-    if strange:
-        raise ConfigError(f"{directory}: holds {strange[0]!r}, which is no such export; give a new directory")
+    others = [path.name for path in directory.iterdir() if path.name not in AXES] if directory.is_dir() else []
+    if others:
+        raise ConfigError(f"{directory}: holds {others[0]!r}, which is no such export; give a new directory")
     for axis in AXES:
         shutil.rmtree(directory / axis, ignore_errors=True)
     made = []

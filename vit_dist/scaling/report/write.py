@@ -61,9 +61,9 @@ def write_report(collection: Collection, directory: Path, *, cached: bool = True
     if not collection.observations:
         raise DataError(_nothing(collection))
     key = _fingerprint(collection)
-    kept = load_entry("reports", key) if cached else None
-    files = _unpack(kept) if kept else render(analyse(collection))
-    if not kept:
+    entry = load_entry("reports", key) if cached else None
+    files = _unpack(entry) if entry else render(analyse(collection))
+    if not entry:
         store_entry("reports", key, _pack(files))
     for name, content in files.items():
         write_bytes(str(directory / name), content)
@@ -156,8 +156,8 @@ def to_json(results: Results) -> dict[str, Any]:
         "frontier": [vars(point) for point in results.frontier.points] if results.frontier else [],
         "iso_compute": _finite(results.iso.to_json()) if results.iso else None,
         "few_shot": {
-            tag: [{"run": one.run, "directory": one.directory, "value": value} for one, value in found]
-            for tag, found in results.few_shot.items()
+            tag: [{"run": one.run, "directory": one.directory, "value": value} for one, value in pairs]
+            for tag, pairs in results.few_shot.items()
         },
         "excluded": [{"run": e.run, "directory": e.directory, "reason": e.reason} for e in collection.excluded],
         "remarks": list(collection.remarks),
@@ -195,8 +195,9 @@ def _cell(value: object) -> object:
 def _fingerprint(collection: Collection) -> str:
     """What a report depends on: the logs' content, this code, and the libraries that fit and draw."""
     digest = hashlib.sha256()
-    said = [repr(dataclasses.replace(one, finished=0.0)) for one in collection.observations]
-    digest.update(json.dumps([collection.study, collection.metric, said, collection.remarks]).encode())
+    # Without the time of day: a set of logs that was copied or read again gives the same report.
+    observations = [repr(dataclasses.replace(one, finished=0.0)) for one in collection.observations]
+    digest.update(json.dumps([collection.study, collection.metric, observations, collection.remarks]).encode())
     digest.update(repr([(one, one.info) for one in collection.excluded]).encode())
     for directory in sorted(collection.curves):
         for tag, series in sorted(collection.curves[directory].items()):

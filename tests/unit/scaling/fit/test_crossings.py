@@ -159,7 +159,9 @@ def test_the_size_needed_is_the_inverse_of_the_forecast(form: str) -> None:
     assert found.x == pytest.approx(3e6, rel=1e-6)
     assert found.low is not None
     assert found.high is not None
-    assert found.low <= 3e6 <= found.high
+    # Without noise, as for m4, the interval is as narrow as rounding.
+    assert found.low <= 3e6 * (1 + 1e-9)
+    assert found.high >= 3e6 * (1 - 1e-9)
     assert (found.inside, found.share) == (True, 1.0)
 
 
