@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.study.test_study import log_run
+from tests.unit.scaling.logged_runs import log_run
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.events.writer import EventWriter
 from vit_dist.scaling.collect import Collection, collect
@@ -31,11 +31,6 @@ logs:
     examples_per_step: 32
     constants: {family: bv, subset: 500}
 """
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VIT_DIST_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.study.test_study import info, log_run
+from tests.unit.scaling.logged_runs import info, log_run
 from vit_dist.core.events.reader import read_run
 from vit_dist.core.events.writer import EventWriter
 from vit_dist.core.run.log import RunStatus, write_start, write_status
@@ -36,10 +36,10 @@ def fill(root: Path) -> None:
             for seed in range(3):
                 name = f"{family}-{subset}-s{seed}"
                 writer = EventWriter(root / name / "tb")
-                told = info(
+                begun = info(
                     name=name, family=family, model=f"{family}-x", subset=subset, seed=seed, macs_per_image=macs
                 )
-                write_start(writer, told, "name: x\n")
+                write_start(writer, begun, "name: x\n")
                 error = (a * subset**-b + c) * math.exp(draw.gauss(0, 0.015))
                 bad = (family, subset, seed) in {("vit", 800, 1), ("bit", 3200, 2)}
                 for step in (5,) if bad else (5, 10):
@@ -51,11 +51,6 @@ def fill(root: Path) -> None:
                     )
                     write_status(writer, how)
                 writer.close()
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VIT_DIST_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="module")
