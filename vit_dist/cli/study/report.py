@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,14 +11,14 @@ from vit_dist.cli.tables import show, table
 from vit_dist.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from vit_dist.scaling.collect import Collection
     from vit_dist.study.grid import StudyConfig
 
 
-def main(argv: list[str]) -> int:
-    """See `vit-dist study report --help`."""
+def _parser() -> argparse.ArgumentParser:
     parser = study_parser(
         "report",
         "Read the event files of a study's runs; fit curves; write one HTML page with figures and tables beside it.",
@@ -35,25 +36,20 @@ def main(argv: list[str]) -> int:
         "--tensorboard", metavar="DIR", help="also write the runs for TensorBoard with examples and GFLOPs as step axes"
     )
     parser.add_argument("--no-cache", action="store_true", help="fit and draw again, also where nothing has changed")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """See `vit-dist study report --help`."""
+    parser = _parser()
     args = parser.parse_intermixed_args(argv)
 
     from vit_dist.core.run.log import VAL_TOP1
     from vit_dist.scaling.collect import collect
     from vit_dist.scaling.report.write import write_report
     from vit_dist.scaling.tagmap import load_tag_map
-    from vit_dist.study.grid import load_study, plan
 
-    study: StudyConfig | None = None
-    name: str | None = None
-    if args.words or not args.logs:
-        name, overrides = split_words(args.words, parser.prog)
-        try:
-            study = load_study(name, overrides)
-            name = study.name
-        except ConfigError:
-            # Logs are enough: beside --logs the word may be the study's name in them, with no file of it here.
-            if not args.logs or overrides or Path(name).suffix:
-                raise
+    name, study = _study(args, parser.prog)
     logs = args.logs or str(Path(args.runs) / str(name))
     metric = args.metric or (study.metric if study else VAL_TOP1)
     tag_map = load_tag_map(args.tag_map) if args.tag_map else None
@@ -62,16 +58,7 @@ def main(argv: list[str]) -> int:
     files = write_report(collection, out, cached=not args.no_cache)
     console = make_console()
     show(console, _means_table(collection))
-    for one in collection.excluded:
-        console.print(f"left out: {one.run} ({one.directory}): {one.reason}", markup=False)
-    for remark in collection.remarks:
-        console.print(f"note: {remark}", markup=False)
-    if study is not None:
-        have = {one.run for one in collection.observations}
-        missing = [cell.name for cell in plan(study) if cell.name not in have]
-        if missing:
-            shown = ", ".join(missing[:6]) + (", ..." if len(missing) > 6 else "")
-            console.print(f"note: {len(missing)} cells of the study are not in the figure: {shown}", markup=False)
+    _print_notes(console, collection, study)
     console.print(f"report  {files.html}", markup=False)
     console.print(f"        {len(files.figures)} figures as PNG and SVG, such as {files.figures[0]}", markup=False)
     console.print(f"        {len(files.tables)} tables as CSV, and {files.json.name}", markup=False)
@@ -81,6 +68,38 @@ def main(argv: list[str]) -> int:
         export_tensorboard(collection, Path(args.tensorboard))
         console.print(f"by examples and by GFLOPs: tensorboard --logdir {args.tensorboard}", markup=False)
     return 0
+
+
+def _study(args: argparse.Namespace, prog: str) -> tuple[str | None, StudyConfig | None]:
+    """The name of the study to report, None for the only one in the logs, and its file, where there is one."""
+    from vit_dist.study.grid import load_study
+
+    if not args.words and args.logs:
+        return None, None
+    name, overrides = split_words(args.words, prog)
+    try:
+        study = load_study(name, overrides)
+    except ConfigError:
+        # Logs are enough: beside --logs the word may be the study's name in them, with no file of it here.
+        if not args.logs or overrides or Path(name).suffix:
+            raise
+        return name, None
+    return study.name, study
+
+
+def _print_notes(console: Console, collection: Collection, study: StudyConfig | None) -> None:
+    """What was left out, what is odd about the logs, and which cells of the study are not in them."""
+    from vit_dist.study.grid import plan
+
+    for one in collection.excluded:
+        console.print(f"left out: {one.run} ({one.directory}): {one.reason}", markup=False)
+    for remark in collection.remarks:
+        console.print(f"note: {remark}", markup=False)
+    observed = {one.run for one in collection.observations}
+    missing = [cell.name for cell in plan(study) if cell.name not in observed] if study else []
+    if missing:
+        shown = ", ".join(missing[:6]) + (", ..." if len(missing) > 6 else "")
+        console.print(f"note: {len(missing)} cells of the study are not in the figure: {shown}", markup=False)
 
 
 def _means_table(collection: Collection) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
     from launcher.submit.study import StudyJobs, Todo
 
 
-def main(argv: list[str]) -> int:
-    """See `vit-dist study submit --help`."""
+def _parser() -> argparse.ArgumentParser:
     parser = study_parser(
         "submit",
         "Submit what is left of a study as arrays of Slurm jobs, an element a run; evaluations follow each run. Given "
@@ -34,6 +34,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--max-parallel", type=int, default=0, metavar="N", help="runs at a time (no limit)")
     parser.add_argument("--runs", metavar="DIR", help="run directories are DIR/<study>/<cell> (the cluster's run_root)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and the scripts")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """See `vit-dist study submit --help`."""
+    parser = _parser()
     args = parser.parse_intermixed_args(argv)
     at_least_one(args, "nodes")
     for option, number in (("--spares", args.spares), ("--max-parallel", args.max_parallel)):
