@@ -23,7 +23,7 @@ DESIGNS = ((4, 1), (4, 3), (4, 5), (5, 1), (5, 3), (8, 1), (8, 3), (60, 1))
 
 @dataclass(frozen=True)
 class Coverage:
-    """Shares of trials in which the interval held the truth, and how many warned that the exponent is unknown."""
+    """Fractions of trials in which the interval held the truth, and how many warned that the exponent is unknown."""
 
     exponent: float
     floor: float
@@ -32,12 +32,12 @@ class Coverage:
     unknown: float
 
 
-def _alike(rng: np.random.Generator, count: int, likeness: float = 0.7) -> np.ndarray:
-    """Normal noise of deviation 1 whose neighbours correlate."""
+def _correlated_noise(rng: np.random.Generator, count: int, correlation: float = 0.7) -> np.ndarray:
+    """Normal noise of deviation 1, an AR(1) process."""
     fresh = rng.standard_normal(count)
     noise = fresh.copy()
     for i in range(1, count):
-        noise[i] = likeness * noise[i - 1] + np.sqrt(1 - likeness**2) * fresh[i]
+        noise[i] = correlation * noise[i - 1] + np.sqrt(1 - correlation**2) * fresh[i]
     return noise
 
 
@@ -48,25 +48,27 @@ def coverage(
     rng = np.random.default_rng([seed, num_sizes, num_seeds])
     sizes = np.geomspace(200, 50_000, num_sizes)
     x = np.repeat(sizes, num_seeds)
-    held = np.zeros((trials, 5), dtype=float)
+    outcomes = np.zeros((trials, 5), dtype=float)
     for trial in range(trials):
         b, c = rng.uniform(0.2, 0.7), rng.uniform(0.05, 0.3)
         truth = lambda at, b=b, c=c: (0.6 - c) * (np.asarray(at) / sizes[0]) ** -b + c  # noqa: E731
-        y = truth(x) * np.exp(noise * (_alike(rng, x.size) if num_sizes >= 12 else rng.standard_normal(x.size)))
+        y = truth(x) * np.exp(
+            noise * (_correlated_noise(rng, x.size) if num_sizes >= 12 else rng.standard_normal(x.size))
+        )
         fit = fit_curve(x, y, form=form, options=FitOptions(seed=trial, delta=delta))
         places = np.array([sizes[-1], 3 * sizes[-1]])
         low, high = fit.band(places)
         inside = (low <= truth(places)) & (truth(places) <= high)
         floor = fit.intervals.get("c") or (0.0, 0.0)
         slope = fit.intervals["b"] or (np.nan, np.nan)
-        held[trial] = (
+        outcomes[trial] = (
             slope[0] <= b <= slope[1],
             floor[0] <= c <= floor[1],
             inside[0],
             inside[1],
             any("exponent is not identified" in warning for warning in fit.warnings),
         )
-    return Coverage(*held.mean(axis=0))
+    return Coverage(*outcomes.mean(axis=0))
 
 
 def main() -> None:

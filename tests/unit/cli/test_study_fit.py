@@ -37,12 +37,12 @@ def test_a_table_becomes_curves_crossovers_forecasts_and_json(
     out = tmp_path / "fits.json"
     words = ["--x", "examples", "--y", "error", "--group", "model", "--at", "1M", "--target", "0.1", "--target", "0.01"]
     assert main(["fit", str(table), *words, "--json", str(out), "--bootstraps", "40"]) == 0
-    said = capsys.readouterr().out
-    assert "vit overtakes bit at " in said
-    assert "inside data" in said
-    assert "vit at 1M: error 0.0" in said
-    assert "vit: error 0.01 is not reached: floor 0.0" in said
-    assert "40 draws of a parametric bootstrap" in said
+    output = capsys.readouterr().out
+    assert "vit overtakes bit at " in output
+    assert "inside data" in output
+    assert "vit at 1M: error 0.0" in output
+    assert "vit: error 0.01 is not reached: floor 0.0" in output
+    assert "40 draws of a parametric bootstrap" in output
     found = json.loads(out.read_text())
     assert [fit["name"] for fit in found["fits"]] == ["vit", "bit"]
     assert CurveFit.from_json(found["fits"][0]).num_sizes == 5
@@ -82,9 +82,9 @@ def test_accuracies_that_were_taken_for_errors_are_warned_of(table: Path, capsys
 def test_a_group_of_one_size_gets_a_line_and_a_warning(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table.write_text(table.read_text() + "hybrid,1000,0.5,0.5\n")
     assert main(["fit", str(table), "--x", "examples", "--y", "error", "--group", "model", "--bootstraps", "0"]) == 0
-    said = capsys.readouterr().out
-    assert "hybrid: one point only: a curve needs two sizes or more" in said
-    assert "no curve for 'hybrid'" in said
+    output = capsys.readouterr().out
+    assert "hybrid: one point only: a curve needs two sizes or more" in output
+    assert "no curve for 'hybrid'" in output
 
 
 @pytest.mark.parametrize(

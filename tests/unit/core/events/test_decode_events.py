@@ -60,7 +60,7 @@ def parsed(data: bytes, tags: list[str] | None = None) -> EventFile:
         return read_events(file.name, tags)
 
 
-def ours(data: bytes, tags: list[str] | None = None) -> dict[str, list[tuple[int, float, float]]]:
+def values_of(data: bytes, tags: list[str] | None = None) -> dict[str, list[tuple[int, float, float]]]:
     scalars = parsed(data, tags).scalars
     return {tag: list(zip(*(column.tolist() for column in series), strict=True)) for tag, series in scalars.items()}
 
@@ -93,21 +93,21 @@ def mixed(seed: int, count: int) -> bytes:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_any_mixture_of_records_is_read_as_protobuf_reads_it(seed: int) -> None:
     data = mixed(seed, 700)
-    assert ours(data) == simple_values(data)
+    assert values_of(data) == simple_values(data)
     assert parsed(data).problem is None
 
 
 def test_some_tags_are_those_of_all() -> None:
     data = mixed(3, 400)
     every = simple_values(data)
-    assert ours(data, ["train/loss", "layer?/*"]) == {
+    assert values_of(data, ["train/loss", "layer?/*"]) == {
         tag: rows for tag, rows in every.items() if tag == "train/loss" or (tag.startswith("layer") and tag[6] == "/")
     }
 
 
 def test_where_the_blocks_of_a_file_end_makes_no_difference() -> None:
     data, draw = mixed(4, 60), random.Random(0)
-    whole = ours(data)
+    expected = values_of(data)
     for most in (200, 100_000):
         decoder, position = Decoder(tag_filter(None)), 0
         while position < len(data):
@@ -120,7 +120,7 @@ def test_where_the_blocks_of_a_file_end_makes_no_difference() -> None:
             tag: sorted(row for part in parts for row in zip(*(column.tolist() for column in part), strict=True))
             for tag, parts in decoder.parts.items()
         }
-        assert {tag: [row[1:] for row in found] for tag, found in rows.items()} == whole
+        assert {tag: [row[1:] for row in found] for tag, found in rows.items()} == expected
 
 
 def test_a_flipped_bit_is_noticed_by_the_checksum_of_its_record(tmp_path: Path) -> None:
@@ -129,14 +129,14 @@ def test_a_flipped_bit_is_noticed_by_the_checksum_of_its_record(tmp_path: Path) 
         writer.scalars(step, {"loss": 1.0 + step, "lr": 0.5})
     writer.close()
     clean, draw = writer.path.read_bytes(), random.Random(5)
-    whole = ours(clean)["loss"]
+    intact = values_of(clean)["loss"]
     first = 16 + struct.unpack_from("<Q", clean)[0]
     for _ in range(60):
         data = bytearray(clean)
         data[draw.randrange(first, len(data))] ^= 1 << draw.randrange(8)
         read = parsed(bytes(data))
         assert read.problem is not None
-        assert set(ours(bytes(data)).get("loss", [])) < set(whole)
+        assert set(values_of(bytes(data)).get("loss", [])) < set(intact)
 
 
 @pytest.mark.parametrize("length", [0, 3, 4, 127, 128, 1023, 1024, 1027, 5000])
@@ -152,7 +152,7 @@ def test_a_restart_within_one_file_makes_void_what_it_repeats() -> None:
     events.append(Event(step=6, wall_time=2.5, session_log=SessionLog(status=SessionLog.START)))
     events += [scalar(step, "loss", 2.0) for step in range(6, 8)]
     data = b"".join(map(frame, events))
-    assert [row[:2] for row in ours(data)["loss"]] == [*((s, 1.0) for s in range(6)), (6, 2.0), (7, 2.0)]
+    assert [row[:2] for row in values_of(data)["loss"]] == [*((s, 1.0) for s in range(6)), (6, 2.0), (7, 2.0)]
 
 
 def test_reading_takes_a_fifth_of_event_accumulators_time_at_most(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def cached(root: Path, tags: list[str]) -> list[Any]:
 
 def test_an_unchanged_file_comes_from_the_cache_and_a_changed_one_does_not(tmp_path: Path) -> None:
     path, tags = log(tmp_path / "a", 1.0), ["loss", "count", "note"]
-    first, whole = cached(tmp_path, tags)[0], read_events(str(path), tags)
+    first, uncached = cached(tmp_path, tags)[0], read_events(str(path), tags)
     stamp = path.stat()
     other = log(tmp_path / "b", 2.0).read_bytes()
     (tmp_path / "b" / path.name).unlink(missing_ok=True)
@@ -195,11 +195,12 @@ def test_an_unchanged_file_comes_from_the_cache_and_a_changed_one_does_not(tmp_p
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     again = cached(tmp_path / "a", tags)[0]
     assert (again.texts, again.started, again.purge_step, again.problem) == (
-        whole.texts, whole.started, whole.purge_step, whole.problem,
+        uncached.texts, uncached.started, uncached.purge_step, uncached.problem,
     )  # fmt: skip
     for tag in ("loss", "count"):
-        for mine, theirs, fresh in zip(again.scalars[tag], whole.scalars[tag], first.scalars[tag], strict=True):
-            assert mine.tolist() == theirs.tolist() == fresh.tolist()
+        for columns in zip(again.scalars[tag], uncached.scalars[tag], first.scalars[tag], strict=True):
+            cached_column, expected, stored = (column.tolist() for column in columns)
+            assert cached_column == expected == stored
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 10**9))
     assert cached(tmp_path / "a", tags)[0].scalars["loss"].values.tolist() == [2.0]
 

@@ -168,12 +168,12 @@ def test_an_empty_file_beside_a_whole_one_is_reported_and_harmless(tmp_path: Pat
 
 def test_a_tail_of_zeros_or_a_damaged_length_ends_the_reading_with_a_remark(tmp_path: Path) -> None:
     path = write(tmp_path, {step: {"loss": float(step)} for step in range(5)})
-    whole = path.read_bytes()
-    path.write_bytes(whole + bytes(64))
+    content = path.read_bytes()
+    path.write_bytes(content + bytes(64))
     assert read_events(str(path)).scalars["loss"].steps.tolist() == [0, 1, 2, 3, 4]
     assert "damaged" in (read_events(str(path)).problem or "")
-    first = 16 + struct.unpack_from("<Q", whole)[0]
-    path.write_bytes(whole[:first] + b"\x01" + whole[first + 1 :])
+    first = 16 + struct.unpack_from("<Q", content)[0]
+    path.write_bytes(content[:first] + b"\x01" + content[first + 1 :])
     assert read_events(str(path)).scalars == {}
     assert read_events(str(path)).problem
 

@@ -320,8 +320,8 @@ def test_a_floor_that_the_points_do_not_tell_is_said_to_be_unknown() -> None:
     x = np.repeat([1e3, 3e3, 1e4, 3e4], 3)
     y = 0.6 * (x / 1e3) ** -0.1 * np.exp(np.random.default_rng(0).normal(0, 0.03, x.size))
     assert any("floor is not identified" in one for one in fit_curve(x, y, form="m2").warnings)
-    told = fit_curve(SIZES, exact("m2") * np.exp(np.random.default_rng(0).normal(0, 0.005, 20)), form="m2")
-    assert told.warnings == ()
+    fit = fit_curve(SIZES, exact("m2") * np.exp(np.random.default_rng(0).normal(0, 0.005, 20)), form="m2")
+    assert fit.warnings == ()
 
 
 def test_a_form_that_misses_the_shape_of_the_points_is_said_to() -> None:
