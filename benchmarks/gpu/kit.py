@@ -12,15 +12,7 @@ import torch
 
 from benchmarks.gpu.driver import append
 from benchmarks.gpu.table import written
-
-_PEAKS = {  # dense bf16 FLOP/s by NVIDIA's data sheets; the first name that is part of the device's counts
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H200 NVL": 835e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-}
+from vit_dist.core.devices import device_of
 
 
 @dataclass(frozen=True)
@@ -75,7 +67,5 @@ class Kit:
 
 def peak_flops() -> float | None:
     """Dense bf16 FLOP/s of the GPU by its data sheet; None for one that is not known, or a slice of one."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    if "MIG" in name:
-        return None
-    return next((peak for part, peak in _PEAKS.items() if part in name), None)
+    found = device_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    return None if found is None else found.peak("bf16")

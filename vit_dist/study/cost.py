@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vit_dist.config.schema import Recipe
-from vit_dist.core.errors import ConfigError, DataError, did_you_mean
+from vit_dist.core.devices import Device
+from vit_dist.core.errors import DataError
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_bytes
@@ -15,46 +16,6 @@ from vit_dist.data.manifest import read_manifest
 from vit_dist.data.order import SMALL_SET_BYTES
 from vit_dist.models.costs import Cost, model_cost, training_flops
 from vit_dist.study.grid import Cell
-
-
-@dataclass(frozen=True)
-class Device:
-    """An accelerator: dense FLOP/s in bf16 by its data sheet, bytes of memory, the fraction of the FLOP/s in use."""
-
-    name: str
-    peak: float
-    memory_bytes: float
-    utilisation: float
-
-    @property
-    def sustained(self) -> float:
-        """FLOP/s that training is counted on."""
-        return self.peak * self.utilisation
-
-
-# Dense bf16 (V100: fp16) FLOP/s and bytes of memory, from NVIDIA's data sheets.
-_DEVICES = {
-    "v100": (125e12, 32e9),
-    "a100": (312e12, 80e9),
-    "a100-40g": (312e12, 40e9),
-    "h100": (989e12, 80e9),
-    "h200": (989e12, 141e9),
-    "b200": (2250e12, 180e9),
-}
-
-
-def find_device(name: str, utilisation: float) -> Device:
-    """A device by its name, at a utilisation in (0, 1].
-
-    Raises:
-        ConfigError: no such device, or no such utilisation.
-    """
-    if not 0 < utilisation <= 1:
-        raise ConfigError(f"--utilisation {utilisation:g}: expected a fraction above 0 and up to 1, such as 0.4 or 40%")
-    if name.lower() not in _DEVICES:
-        raise ConfigError(f"--device {name!r} is not known{did_you_mean(name.lower(), _DEVICES)}")
-    peak, memory = _DEVICES[name.lower()]
-    return Device(name.lower(), peak, memory, utilisation)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import pytest
 from vit_dist.cli.study import main
 from vit_dist.config.load import config_dirs
 from vit_dist.config.schema import Recipe, dump
+from vit_dist.core.devices import find_device
 from vit_dist.core.errors import ConfigError, RunError
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import Flops, format_flops
@@ -24,7 +25,6 @@ from vit_dist.study.cost import (
     DatasetSize,
     dataset_sizes,
     estimate_costs,
-    find_device,
     measured_throughput,
     state_bytes,
 )
@@ -151,7 +151,7 @@ def test_what_will_not_fit_is_said(study_file: Path) -> None:
     words = ("subsets=[500,20k]", "schedule.warmup=80 steps", "models=[ViT-H/14]", "data.image_size=224")
     cells = cells_of(study_file, *words, "data.train=set")
     sizes = {"set": DatasetSize(10_000, 1)}
-    estimates = estimate_costs(cells, sizes, devices=3, device=find_device("v100", 0.4))
+    estimates = estimate_costs(cells, sizes, devices=3, device=find_device("v100"))
     small, large = estimates[0].problems, estimates[-1].problems
     assert "the set has only 10,000 examples" in large
     assert "schedule.warmup=80 steps is 80 steps, longer than the run's 78" in small
@@ -165,9 +165,9 @@ def test_what_will_not_fit_is_said(study_file: Path) -> None:
         "precision=bf16",
         "schedule.warmup=0 steps",
     )
-    (short, *_) = estimate_costs(cells, {}, devices=1, device=find_device("v100", 0.4))
+    (short, *_) = estimate_costs(cells, {}, devices=1, device=find_device("v100"))
     assert "weights, gradients and optimizer need" in short.problems[0]
-    assert estimate_costs(cells, {}, devices=64, device=find_device("v100", 0.4))[0].problems == ()
+    assert estimate_costs(cells, {}, devices=64, device=find_device("v100"))[0].problems == ()
 
 
 @pytest.mark.parametrize(("stage", "bytes_each"), [(1, 2 + 6 + 12 / 8), (2, 2 + (6 + 12) / 8), (3, (2 + 6 + 12) / 8)])

@@ -18,13 +18,14 @@ from vit_dist.cli.study.options import (
     write_records,
 )
 from vit_dist.cli.tables import show, table
+from vit_dist.core.devices import NAMES, Device, find_device
 from vit_dist.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from vit_dist.study.cost import CostEstimate, Device, Throughput
+    from vit_dist.study.cost import CostEstimate, Throughput
 
 
 def main(argv: list[str]) -> int:
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
     )
     add_runs(parser)
     parser.add_argument("--cells", action="store_true", help="a line a run, in place of one a family and size")
-    parser.add_argument("--device", metavar="NAME", help="v100, a100, a100-40g, h100, h200, b200: for device-hours")
+    parser.add_argument("--device", metavar="NAME", help=f"{NAMES}: for device-hours")
     parser.add_argument(
         "--utilisation", metavar="FRACTION", help="of the device's peak; default: 40%%, if not measured"
     )
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
     add_json(parser)
     args = parser.parse_intermixed_args(argv)
     at_least_one(args, "devices")
-    device = _device(args.device, args.utilisation)
+    device, utilisation = find_device(args.device or "a100"), _utilisation(args.utilisation or "40%")
     study = named_study(args.words, parser.prog, args.runs)
 
     from vit_dist.study.cost import dataset_sizes, estimate_costs, measured_throughput
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
     states = {cell.name: state_word(cell, cell_state(study.directory / cell.name)) for cell in study.cells}
     # A device or a utilisation that was asked for says what to count by, measured or not.
     measured = None if args.device or args.utilisation else measured_throughput(estimates, study.directory)
-    rate = _Rate.of(measured, device)
+    rate = _Rate.of(measured, device, utilisation)
     if args.json and write_records(args.json, [_record(e, states[e.cell.name], rate) for e in estimates]):
         return 0
     console = make_console()
@@ -78,12 +79,13 @@ class _Rate:
     source: str
 
     @classmethod
-    def of(cls, measured: Throughput | None, device: Device) -> _Rate:
+    def of(cls, measured: Throughput | None, device: Device, utilisation: float) -> _Rate:
         if measured is not None:
             runs = f"{measured.runs} finished run{'' if measured.runs == 1 else 's'}"
             return cls(measured.sustained, f"measured: {_per_second(measured.sustained)} a device over {runs}")
-        assumed = f"{device.utilisation:.0%} of an {device.name}'s {_per_second(device.peak)}"
-        return cls(device.sustained, f"assumed: {assumed}; --device, --utilisation")
+        peak = device.peaks["bf16"]
+        assumed = f"{utilisation:.0%} of an {device.name}'s {_per_second(peak)}"
+        return cls(peak * utilisation, f"assumed: {assumed}; --device, --utilisation")
 
     def hours(self, flops: int | None) -> float | None:
         return None if flops is None else flops / self.sustained / 3600
@@ -95,16 +97,14 @@ def _per_second(flops: float) -> str:
     return f"{format_flops(flops).removesuffix('s')}/s"
 
 
-def _device(name: str | None, utilisation: str | None) -> Device:
-    """The device that was asked for, or an A100 at 40%."""
-    from vit_dist.study.cost import find_device
-
-    text = utilisation or "0.4"
+def _utilisation(text: str) -> float:
     try:
         fraction = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         raise ConfigError(f"--utilisation {text!r}: expected a fraction such as 0.4 or 40%") from None
-    return find_device(name or "a100", fraction)
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"--utilisation {text}: expected a fraction above 0 and up to 1, such as 0.4 or 40%")
+    return fraction
 
 
 _COSTS = ("epochs", "steps", "FLOPs", "device\ntime", "read")
