@@ -60,7 +60,7 @@ def cell_state(run_dir: Path) -> CellState:
     for ended in _ENDED:
         if status is not None and status.status == ended:
             return CellState(ended, known, status.step, status.reason)
-    if status is not None and time.time() - files.last_life(status).time < names.SILENT_S:
+    if status is not None and time.time() - files.with_heartbeat(status).time < names.SILENT_S:
         return CellState("running", known, status.step, status.reason)
     return CellState(
         "missing" if run is None and status is None else "started", known, None if status is None else status.step

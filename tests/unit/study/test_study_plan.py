@@ -252,7 +252,7 @@ def test_a_run_that_gave_a_sign_of_life_lately_runs_and_one_that_did_not_was_kil
     monkeypatch.setattr(time, "time", lambda: now + 1000)
     assert cell_state(tmp_path).state == "started"
     monkeypatch.setattr(time, "time", lambda: now + 950)
-    files.write_alive(1, {"train": 900.0})
+    files.write_heartbeat(1, {"train": 900.0})
     monkeypatch.setattr(time, "time", lambda: now + 1000)
     assert cell_state(tmp_path).state == "running"
 
