@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO 1-3 behind the engine protocol, with the settings that were found to be right written out.
+"""DeepSpeed ZeRO 1-3 behind the engine protocol, with every setting that matters written out.
 
 Where a default of DeepSpeed is wrong for us the reason stands beside the setting.
 """

@@ -381,7 +381,7 @@ def _run_info(
 
 
 def _explained(error: Exception) -> Exception:
-    """The error itself, or PeerLostError where it only says that another rank has gone."""
+    """The error itself, or PeerLostError where it means that another rank has gone."""
     if isinstance(error, VitDistError):
         return error
     # Neither gloo nor NCCL has an exception type for it: the text is all there is.

@@ -7,7 +7,6 @@ sample that cannot be decoded, a clock) goes through `_agree` or `Clock.due` fir
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import time
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.log import log
+from vit_dist.core.progress import Progress
 from vit_dist.core.run import log as runlog
 from vit_dist.core.seeding import hash64
 from vit_dist.data.mixup import draw_mix, mix_micro_batches
@@ -32,7 +32,6 @@ from vit_dist.train.checkpoint.rewind import can_rewind, rewind
 from vit_dist.train.checkpoint.saver import SupersededError
 from vit_dist.train.health import guards
 from vit_dist.train.losses import make_targets
-from vit_dist.train.progress.bar import ProgressLine
 from vit_dist.train.run import Run
 from vit_dist.train.saving import save
 from vit_dist.train.state import TrainState
@@ -64,7 +63,9 @@ def _train_until_rewind(run: Run) -> bool:
     requests = _Requests()
     with (
         TrainStream(run.data, run.recipe, run.world, state.position) as stream,
-        contextlib.closing(ProgressLine(plan.total_steps, state.step, shown=run.world.is_main)) as progress,
+        Progress(
+            "  training", plan.total_steps, "steps", quiet=not run.world.is_main, done=state.step, summary=False
+        ) as progress,
     ):
         clock.enter("wait")
         for batch, after in stream:
@@ -234,7 +235,7 @@ def _quarantine(run: Run, replaced: list[Replacement], state: TrainState) -> Non
         )
 
 
-def _log(run: Run, state: TrainState, result: StepResult, progress: ProgressLine) -> None:
+def _log(run: Run, state: TrainState, result: StepResult, progress: Progress) -> None:
     loss, rate, wait = run.clock.since_last_log()
     run.record.examples_per_s = rate
     run.record.metrics["loss"] = loss
@@ -260,10 +261,10 @@ def _log(run: Run, state: TrainState, result: StepResult, progress: ProgressLine
             },
         )
     run.write_status()
-    progress.update(state.step, {"epoch": epoch, "loss": loss, "img/s": rate})
+    progress.update(state.step, metrics={"epoch": epoch, "loss": loss, "img/s": rate})
 
 
-def _evaluate(run: Run, state: TrainState, progress: ProgressLine) -> None:
+def _evaluate(run: Run, state: TrainState, progress: Progress) -> None:
     values: dict[str, float] = {}
     run.clock.enter("eval")
     # Every rank evaluates its part and gets the reduced values. They go into the marker of the next checkpoint, so
@@ -277,4 +278,5 @@ def _evaluate(run: Run, state: TrainState, progress: ProgressLine) -> None:
     if values and run.writer is not None:
         run.writer.scalars(state.step, values)
         shown = {name.removeprefix("val/"): value for name, value in values.items()}
-        progress.update(state.step, {"epoch": state.position / run.data.num_samples, **shown}, force=True)
+        epoch = state.position / run.data.num_samples
+        progress.update(state.step, metrics={"epoch": epoch, **shown}, force=True)

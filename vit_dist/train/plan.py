@@ -90,7 +90,7 @@ def _check_pairs(global_batch: int, ranks: int, micro_batch_limit: int | None) -
     """Whether every pair is on one rank, and fits one micro-batch.
 
     Raises:
-        ConfigError: 2W does not divide the batch, or a micro-batch has no room for two.
+        ConfigError: 2W does not divide the batch, or a micro-batch cannot hold two.
     """
     if global_batch % (2 * ranks):
         raise ConfigError(
@@ -98,4 +98,4 @@ def _check_pairs(global_batch: int, ranks: int, micro_batch_limit: int | None) -
             f"its pairs together; nearest that are: {nearest_multiples(global_batch, 2 * ranks)}"
         )
     if micro_batch_limit == 1:
-        raise ConfigError("engine.max_micro_batch=1 leaves no room for the pairs of data.mixup; give it 2 or more")
+        raise ConfigError("engine.max_micro_batch=1 cannot hold the pairs of data.mixup; give it 2 or more")

@@ -220,7 +220,7 @@ class RunDir:
             raise RunError(f"{path}: cannot be written: {error.strerror}") from None
 
     def evaluation(self, evaluators: Sequence[Mapping[str, Any]], step: int) -> dict[str, float] | None:
-        """What these evaluators, as plain data, found at this step; None where they have not looked.
+        """What these evaluators, as plain data, measured at this step; None where they have not run.
 
         Raises:
             RunError: the record is damaged.
@@ -241,7 +241,7 @@ class RunDir:
     def take_request(self) -> str:
         """What the request file asks for: 'save', 'stop' or ''. The file is removed, so that it is served once.
 
-        A file that says anything else is set aside as request.unknown.
+        A file with anything else in it is set aside as request.unknown.
         """
         path = self.path / names.REQUEST
         try:

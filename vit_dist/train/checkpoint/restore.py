@@ -31,7 +31,7 @@ from vit_dist.train.checkpoint.store import remove, verify_files
 
 @dataclass(frozen=True)
 class Restored:
-    """What a checkpoint says beside the weights."""
+    """A checkpoint whose weights were loaded: where it lies, its train state and its marker."""
 
     path: Path
     state: dict[str, Any]
@@ -79,7 +79,7 @@ def restore(
             return restored
     if candidates or copies:
         raise CheckpointError(
-            f"{root}: none of the {len(candidates) or len(copies)} checkpoints is whole; restore one from a copy, or "
+            f"{root}: none of the {len(candidates) or len(copies)} checkpoints is intact; restore one from a copy, or "
             f"start in another --run-dir"
         )
     return None
@@ -148,7 +148,7 @@ def _on_main(work: Any, world: World) -> Any:
 
 
 def _replace(remote: str, name: str, root: Path) -> Path:
-    # Where it is here it was found damaged a moment ago.
+    # A local one of this name was verified a moment ago, and is damaged.
     if (root / name).exists():
         remove(root / name)
     return fetch(remote, name, root)

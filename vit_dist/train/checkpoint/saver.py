@@ -1,4 +1,4 @@
-"""Saving while training goes on: a copy to host memory blocks, the disk and object storage do not.
+"""Saving while training continues: a copy to host memory blocks, the disk and object storage do not.
 
 Every rank writes its part in a thread of its own, and a small `.done.json` beside it when it is on the disk. A thread
 of the first rank waits for all of them, writes the marker, makes sure that the run is still this attempt's, and
@@ -51,7 +51,7 @@ class SupersededError(RunError):
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint says beside weights and moments; all plain data.
+    """What a checkpoint holds beside weights and moments; all plain data.
 
     Attributes:
         state: the train state; `step` names the directory.

@@ -32,7 +32,7 @@ def checkpoint_weights(path: Path) -> Weights:
         path: .../checkpoints/step-0000001000, or the run's directory.
 
     Raises:
-        CheckpointError: none is there, or none is whole.
+        CheckpointError: none is there, or none is intact.
     """
     state, marker = checkpoint_state(path)
     identity = marker["recipe"]
@@ -47,10 +47,10 @@ def checkpoint_weights(path: Path) -> Weights:
 
 
 def checkpoint_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights and buffers of a checkpoint, or of the newest whole one of a run, and what its marker says.
+    """The weights and buffers of a checkpoint, or of the newest intact one of a run, and its marker.
 
     Raises:
-        CheckpointError: none is there, or none is whole.
+        CheckpointError: none is there, or none is intact.
     """
     problems = []
     for candidate in _candidates(path)[1]:
@@ -62,7 +62,7 @@ def checkpoint_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         source = SliceSource([candidate / name for name in sorted(marker["files"])])
         state = {name: source.tensor(kind, name) for kind, name in source.names() if kind in (WEIGHT, BUFFER)}
         return state, marker
-    raise CheckpointError(f"{path}: no whole checkpoint in it{': ' if problems else ''}{'; '.join(problems)}")
+    raise CheckpointError(f"{path}: no intact checkpoint in it{': ' if problems else ''}{'; '.join(problems)}")
 
 
 def _candidates(path: Path) -> tuple[Path, list[Path]]:

@@ -3,7 +3,7 @@
 Collectives wait for a dead peer for minutes. So every rank keeps one TCP connection to rank 0, on which hardly anything
 is ever sent: when a process dies its kernel closes the connection, when a node dies keep-alive finds out in some ten
 seconds. Rank 0 tells the others. Ranks that end as they should send `bye` before they close it.
-This needs no parent of ours: it is the same under srun, torchrun or `vit-dist train --nproc`.
+This needs no parent process: it is the same under srun, torchrun or `vit-dist train --nproc`.
 """
 
 from __future__ import annotations

@@ -203,7 +203,8 @@ def _gemm(local_rank: int) -> dict[str, Any]:
     x = torch.randint(-4, 5, (size, 1), generator=generator).to(device, torch.float64)
     expected = a.double() @ (b.double() @ x)
     product = a @ b
-    if gpu:  # bf16 rounds the product; its inputs are exact, so a product in fp32 is too
+    # bf16 rounds the product; its inputs are exact, so a product in fp32 is too.
+    if gpu:
         checked = a.float() @ b.float()
         torch.cuda.synchronize()
     else:
@@ -260,7 +261,8 @@ def _reduce(me: _Rank, command: dict[str, Any]) -> dict[str, Any]:
         distributed.all_reduce(values)
         _finish(gpu)
         seconds = time.perf_counter() - began
-        if turn:  # the first one opens connections
+        # The first one opens connections.
+        if turn:
             rate = max(rate, 2 * (size - 1) / size * values.nbytes / seconds)
         if not bool((values == size * (size + 1) / 2).all()):
             raise ArithmeticError("the sum over all ranks is wrong")

@@ -196,7 +196,7 @@ def test_a_damaged_checkpoint_is_skipped_and_logged(
     assert says in logged
     damage(root / "step-0000000001", "truncated")
     if how != "marker gone":
-        with pytest.raises(CheckpointError, match="none of the 2 checkpoints is whole"):
+        with pytest.raises(CheckpointError, match="none of the 2 checkpoints is intact"):
             load(root)
 
 
