@@ -227,7 +227,7 @@ _NOISE = re.compile(
     r"|ncclRemoteError|NCCL error.*remote|collective operation timeout|TCPStore|store->get|recvValue failed"
     rf"|STEP \d+\S* ON|JOB \d+ ON|step aborted|: Terminated\b|exit code ({_CONSEQUENCES})\b"
     r"|forcing job termination|force terminated|srun: launch/slurm: _step_signal|got SIGCONT|SIGTERM"
-    r"|due to (preemption|time limit)|was terminated before it could save|has taken this run over"
+    r"|due to (preemption|time limit)|was terminated before it could save|has superseded this attempt"
     r"|KeyboardInterrupt|the other ranks were ended"
 )
 

@@ -185,7 +185,7 @@ def check(request: SubmitRequest) -> None:
         fitting = ", ".join(str(n) for n in (low, high) if n is not None)
         hint = f"; numbers of nodes that do: {fitting}" if fitting else ""
         try:
-            World(size=ranks * together).share(batch)
+            World(size=ranks * together).rank_batch(batch)
         except ConfigError as error:
             raise ConfigError(
                 f"--nodes={request.nodes}: {request.nodes} x {request.cluster.tasks} ranks on cluster "

@@ -75,28 +75,28 @@ def drill(folder: Path, train: str, val: str, engine: str, *, kills: int, seed: 
     text = recipe.read_text().replace("horizon: 10 steps", f"horizon: {steps} steps\nprecision: {precision}")
     text = text.replace("engine: {name: deepspeed, reduce_bucket: 1000000, allgather_bucket: 1000000}", section)
     recipe.write_text(text.replace("eval: {every: 5 steps}", f"eval: {{every: {steps} steps}}"))
-    whole, broken = folder / "whole", folder / "broken"
-    Attempt(recipe, whole, 2).finish(_TIMEOUT_S)
+    undisturbed, killed = folder / "undisturbed", folder / "killed"
+    Attempt(recipe, undisturbed, 2).finish(_TIMEOUT_S)
 
     dice, report, began = random.Random(f"{engine} {seed}"), Report(engine, seed, steps), time.monotonic()
     while len(report.kills) < kills:
-        process = Attempt(recipe, broken, 2).start()
+        process = Attempt(recipe, killed, 2).start()
         try:
-            report.kills.append(_kill(process, broken, dice))
+            report.kills.append(_kill(process, killed, dice))
             process.communicate(timeout=30)
         finally:
             end(process)
-        report.lost_steps += max(0, report.kills[-1].step - _newest(broken))
-    Attempt(recipe, broken, 2).finish(_TIMEOUT_S)
+        report.lost_steps += max(0, report.kills[-1].step - _newest(killed))
+    Attempt(recipe, killed, 2).finish(_TIMEOUT_S)
     report.seconds = time.monotonic() - began
 
     last = f"checkpoints/step-{steps:010d}"
-    assert_same_bits(whole / last, broken / last)
-    ours, theirs = (read_run(str(run / "tb")).scalars for run in (whole, broken))
+    assert_same_bits(undisturbed / last, killed / last)
+    expected, continued = (read_run(str(run / "tb")).scalars for run in (undisturbed, killed))
     for tag in ("train/loss", "train/grad_norm", "val/top1", "val/loss"):
-        assert ours[tag].steps.tolist() == theirs[tag].steps.tolist()
-        assert ours[tag].values.tolist() == theirs[tag].values.tolist()
-    assert ours["train/loss"].steps.tolist() == list(range(1, steps + 1))
+        assert expected[tag].steps.tolist() == continued[tag].steps.tolist()
+        assert expected[tag].values.tolist() == continued[tag].values.tolist()
+    assert expected["train/loss"].steps.tolist() == list(range(1, steps + 1))
     return report
 
 

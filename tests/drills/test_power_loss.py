@@ -71,7 +71,8 @@ def test_a_node_that_loses_power_takes_the_others_down_within_seconds(
     ]
     try:
         wait_until_running(run_dir, 20)
-        ip("-n", _SWITCH, "link", "set", "bridge", "down")  # both ends keep their carrier: nobody is told
+        # Both ends keep their carrier: no kernel learns of it, as when a node loses power.
+        ip("-n", _SWITCH, "link", "set", "bridge", "down")
         began = time.monotonic()
         ranks[victim].kill()
         code = ranks[1 - victim].wait(90)

@@ -104,8 +104,8 @@ def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str])
     model.register_forward_pre_hook(
         lambda _, given: came_last.append(given[0].is_contiguous(memory_format=torch.channels_last))
     )
-    share = BATCH // world.size
-    micro = share // int(accumulation)
+    rank_batch = BATCH // world.size
+    micro = rank_batch // int(accumulation)
     built = recipe.engine.build(
         EngineInputs(
             model,
@@ -133,8 +133,9 @@ def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str])
         targets = torch.nn.functional.one_hot(labels, CLASSES).float()
         if "nan" in rest and step == 2:
             targets[world.rank :: world.size] *= float("nan") if world.rank == 0 else 1.0
-        mine, own = images[world.rank :: world.size], targets[world.rank :: world.size]
-        result = built.train_step([(mine[i : i + micro], own[i : i + micro]) for i in range(0, share, micro)], 1e-3)
+        rank_images, rank_targets = images[world.rank :: world.size], targets[world.rank :: world.size]
+        micro_batches = list(zip(rank_images.split(micro), rank_targets.split(micro), strict=True))
+        result = built.train_step(micro_batches, 1e-3)
         losses.append(result.loss)
         norms.append(result.grad_norm)
         applied.append(result.applied)

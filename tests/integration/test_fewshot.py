@@ -21,7 +21,7 @@ from vit_dist.evals._fewshot import ridge
 from vit_dist.evals.fewshot import FewShotConfig, draw
 
 
-def oracle(x: np.ndarray, labels: np.ndarray, classes: int, l2: float) -> Callable[[np.ndarray], np.ndarray]:
+def reference(x: np.ndarray, labels: np.ndarray, classes: int, l2: float) -> Callable[[np.ndarray], np.ndarray]:
     """big_vision's fewshot_lsr in numpy, primal only: features -> scores."""
     mean, std = x.mean(0), x.std(0) + 1e-5
 
@@ -41,8 +41,8 @@ def test_ridge_is_the_solution_of_the_normal_equations(examples: int, width: int
     x = rng.normal(3.0, 2.0, (examples, width)) * np.linspace(0.01, 5, width)
     labels, new = rng.integers(0, 4, examples), rng.normal(3.0, 2.0, (9, width))
     weight, bias = ridge(torch.from_numpy(x), torch.from_numpy(labels), 5, l2)
-    ours = torch.from_numpy(new) @ weight + bias
-    np.testing.assert_allclose(ours.numpy(), oracle(x, labels, 5, l2)(new), rtol=1e-7, atol=1e-7)
+    scores = torch.from_numpy(new) @ weight + bias
+    np.testing.assert_allclose(scores.numpy(), reference(x, labels, 5, l2)(new), rtol=1e-7, atol=1e-7)
 
 
 def test_a_feature_that_never_varies_does_no_harm() -> None:
@@ -116,7 +116,7 @@ def test_every_engine_on_every_number_of_processes_gives_the_accuracy_of_an_inde
         correct = []
         for ordinals in draw(small_set, 12, 2):
             rows = ordinals[:, :shots].ravel()
-            scores = oracle(x[rows], labels[rows], 4, 1.0)(new)
+            scores = reference(x[rows], labels[rows], 4, 1.0)(new)
             correct.append((scores.argmax(1) == truth).mean())
         expected[f"fewshot/small_{shots}shot"] = float(np.mean(correct))
     assert len(set(expected.values())) > 1

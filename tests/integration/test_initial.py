@@ -101,9 +101,9 @@ def test_the_form_of_the_weights_is_nothing_to_the_run_and_their_content_is(
     assert done.returncode == 0, done.stderr
     assert same(checkpoint_weights(run).state, read_weights(tmp_path / "w.safetensors").state)
 
-    told = json.loads((run / "run.json").read_text())["identity"]
-    assert len(told["initial_weights"]) == 32
-    assert told["init"] == {"head": "keep", "positions": "public"}, "a path is no part of what a run is"
+    identity = json.loads((run / "run.json").read_text())["identity"]
+    assert len(identity["initial_weights"]) == 32
+    assert identity["init"] == {"head": "keep", "positions": "public"}, "a path is no part of what a run is"
     # Killed before its first checkpoint: it begins again, from the same weights in another form, and from no others.
     shutil.rmtree(run / "checkpoints")
     done = vit_dist(*train, f"init.weights={tmp_path}/other.npz", STILL)

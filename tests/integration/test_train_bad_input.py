@@ -1,4 +1,4 @@
-"""What cannot be trained is refused in one paragraph, at once, on every rank, and leaves nothing that looks whole."""
+"""What cannot be trained is refused in one paragraph, at once, on every rank, and leaves nothing that looks done."""
 
 from __future__ import annotations
 
@@ -84,11 +84,11 @@ def test_what_the_ranks_find_is_said_once(
 def test_tars_that_do_not_fit_their_manifest_end_the_run(vit_dist: Command, recipe: str, tmp_path: Path) -> None:
     manifest = write_set(tmp_path / "set", num_samples=60, samples_per_shard=20, num_classes=4)
     shard = tmp_path / "set" / "shard-000001.tar"
-    whole = shard.read_bytes()
+    content = shard.read_bytes()
     train = ("train", recipe, f"data.train={manifest}", "--nproc", "2", "--run-dir", str(tmp_path / "run"))
-    shard.write_bytes(whole[:7000])
+    shard.write_bytes(content[:7000])
     refused(vit_dist(*train), "shard-000001.tar: ends at byte 7000", "index it again", code=1, at_most=2)
-    shard.write_bytes(whole[1024:] + bytes(1024))
+    shard.write_bytes(content[1024:] + bytes(1024))
     refused(vit_dist(*train), "shard-000001.tar", "does not match its tars", code=1, at_most=2)
     text = (tmp_path / "set" / "manifest.json").read_text()
     (tmp_path / "set" / "manifest.json").write_text(text.replace('"nsamples": 20', '"nsamples": 21', 1))

@@ -1,10 +1,10 @@
-"""Trains engines, saves them, and loads them into others: one process of a world.
+"""Law 4, one process of a world: trains engines, saves them, and loads them into others.
 
 python recovery_worker.py OUT OPERATION ...
     train:ENGINE:TO          4 steps, then a checkpoint in TO
     load:ENGINE:FROM:TO      FROM's checkpoint into a new engine, then a checkpoint of that in TO
     drift:ENGINE:TO          as train, then one bit of a weight of rank 1 flips: what the guard says goes to the output
-    tear:ENGINE:TO           as drift, but in the partition that rank 1 computes with under ZeRO-3
+    mismatch:ENGINE:TO       as drift, but in the partition that rank 1 computes with under ZeRO-3
 ENGINE is plain, zero-1, zero-2 or zero-3, with -bf16 or -fp32.
 """
 
@@ -85,11 +85,11 @@ def save(engine, world, to: str, number: int) -> None:
     saver.finish()
 
 
-def drift(engine, world, torn: bool) -> str:
+def drift(engine, world, in_partition: bool) -> str:
     if world.rank == 1:
         # A small parameter: under ZeRO-3 it is kept whole on every rank, beside its partition.
         parameter = min(engine.module.parameters(), key=lambda p: getattr(p, "ds_numel", p.numel()))
-        bits = parameter.ds_tensor if torn else parameter.detach().view(-1)
+        bits = parameter.ds_tensor if in_partition else parameter.detach().view(-1)
         bits[0] = (
             torch.nextafter(bits[0].float(), torch.tensor(9.0)).to(bits.dtype) if bits.dtype == torch.float32 else 9
         )
@@ -111,8 +111,8 @@ def main() -> None:
                 losses[operation] = [step(engine, world, i) for i in range(4)]
                 save(engine, world, places[0], 4)
                 check_replicas(engine, world, 4)  # as in training: what follows must not be disturbed by it
-            if verb in {"drift", "tear"}:
-                losses[operation] = drift(engine, world, torn=verb == "tear")
+            if verb in {"drift", "mismatch"}:
+                losses[operation] = drift(engine, world, in_partition=verb == "mismatch")
                 continue
             if verb == "load":
                 engine = build(name, world, device, 1)

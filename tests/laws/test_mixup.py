@@ -1,4 +1,4 @@
-"""MixUp and CutMix: the mixed global batch is the same at every world size, micro-batch and restart."""
+"""Law 1 for MixUp and CutMix: the mixed global batch is the same at every world size, micro-batch and restart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recovery with real processes: ranks that die or hang, requests, guards, object storage."""
+"""Law 4 with real processes: ranks that die or hang, requests, guards, superseded attempts, object storage."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_hang_leaves_the_stacks_of_every_rank_and_ends(tmp_path: Path, small_s
     assert "train_step" in (tmp_path / "run" / "stacks" / "rank-00000.txt").read_text()
 
 
-def test_a_request_saves_or_stops_and_the_ledger_tells_of_it(tmp_path: Path, small_set: str, small_val: str) -> None:
+def test_a_request_saves_or_stops_and_is_recorded(tmp_path: Path, small_set: str, small_val: str) -> None:
     run_dir = tmp_path / "run"
     process = start(recipe_file(tmp_path, small_set, small_val), run_dir, *LONG)
     try:
@@ -163,7 +163,7 @@ def test_what_a_crash_cost_is_lost_and_not_down_however_rarely_the_run_logs(
     finish(process)
     status = RunDir(run_dir).status()
     assert status is not None
-    assert status.goodput["lost"] > known["start"] + 6 - 2.5, "all but what came after the last beat of the pulse"
+    assert status.goodput["lost"] > known["start"] + 6 - 2.5, "all but what came after the last heartbeat"
     assert 1 <= status.goodput["down"] < 1 + 6
 
 
@@ -199,28 +199,28 @@ def test_a_run_killed_while_it_rewinds_and_right_after_ends_as_the_undisturbed_o
     options = ["engine.name=plain", "horizon=30 steps", "optim.lr=0.3", "optim.clip=null", "schedule.warmup=30 steps"]
     options += ["precision=fp32", "checkpoint.every=10 steps", "guards.spike_z=1.5", "guards.spike=rewind"]
     options += ["guards.max_rewinds=99"]
-    recipe, whole, broken = recipe_file(tmp_path, small_set, small_val), tmp_path / "whole", tmp_path / "broken"
-    undisturbed = finish(start(recipe, whole, *options, nproc=1))
+    recipe, straight, killed = recipe_file(tmp_path, small_set, small_val), tmp_path / "straight", tmp_path / "killed"
+    undisturbed = finish(start(recipe, straight, *options, nproc=1))
     rewound = re.findall(r"REWOUND to step (\d+), .* positions .*", undisturbed)
     assert rewound, "this recipe has a spike to rewind from"
-    for sign in (": loss spike", "REWOUND to step"):
-        process = start(recipe, broken, *options, nproc=1)
+    for moment in (": loss spike", "REWOUND to step"):
+        process = start(recipe, killed, *options, nproc=1)
         assert process.stdout is not None
-        seen = next((line for line in process.stdout if sign in line), "")
+        reached = next((line for line in process.stdout if moment in line), "")
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-        assert seen, "it ended before it could be killed"
-    output = finish(start(recipe, broken, *options, nproc=1))
+        assert reached, "it ended before it could be killed"
+    output = finish(start(recipe, killed, *options, nproc=1))
     assert f"resumed from step {rewound[0]} " in output, "nothing was saved between the rewind and the kill"
     assert [line for line in undisturbed.splitlines() if "REWOUND" in line] == [
         line for line in output.splitlines() if "REWOUND" in line
     ]
     last = "checkpoints/step-0000000030"
-    assert_same_bits(whole / last, broken / last)
-    states = [json.loads((run / last / "COMMITTED.json").read_text())["state"] for run in (whole, broken)]
+    assert_same_bits(straight / last, killed / last)
+    states = [json.loads((run / last / "COMMITTED.json").read_text())["state"] for run in (straight, killed)]
     assert states[0] == states[1]
-    assert states[0]["passed_over"]
-    losses = [read_run(str(run / "tb")).scalars["train/loss"] for run in (whole, broken)]
+    assert states[0]["passed_over"], "the ranges that a rewind skipped, under their name in a marker"
+    losses = [read_run(str(run / "tb")).scalars["train/loss"] for run in (straight, killed)]
     assert losses[0].steps.tolist() == losses[1].steps.tolist() == list(range(1, 31))
     assert losses[0].values.tolist() == losses[1].values.tolist()
 
@@ -249,9 +249,9 @@ def test_a_run_killed_after_its_last_checkpoint_trains_no_further_step(
     assert before is not None
     RunDir(run_dir).write_status("running", 10, 160, attempt=1, goodput=before.goodput)
     # Meanwhile the clock has jumped back by a day, and torch is another one.
-    told = RunDir(run_dir).read_json("status.json")
-    assert told is not None
-    RunDir(run_dir).write_json("status.json", {**told, "time": told["time"] + 86400})
+    status_json = RunDir(run_dir).read_json("status.json")
+    assert status_json is not None
+    RunDir(run_dir).write_json("status.json", {**status_json, "time": status_json["time"] + 86400})
     marker = run_dir / "checkpoints" / "step-0000000010" / "COMMITTED.json"
     marker.write_text(marker.read_text().replace(f'"torch": "{torch.__version__}"', '"torch": "1.0"'))
     output = finish(start(recipe, run_dir, "engine.name=plain", nproc=1))
@@ -287,7 +287,7 @@ def test_an_older_attempt_that_wakes_up_leaves_the_run_to_the_newer_one(
         wait_until_attempt(run_dir, 2, 155)
         while not (contested / "COMMITTED.json").exists():
             time.sleep(0.02)
-        mine = (contested / "COMMITTED.json").stat()
+        committed = (contested / "COMMITTED.json").stat()
         os.killpg(older.pid, signal.SIGCONT)
         output = older.communicate(timeout=60)[0]
         assert older.returncode == 72, output
@@ -299,9 +299,9 @@ def test_an_older_attempt_that_wakes_up_leaves_the_run_to_the_newer_one(
         os.killpg(older.pid, signal.SIGCONT) if older.poll() is None else None
         end_all([older, newer])
     assert f"attempt 2 on {os.uname().nodename}" in output
-    assert "has taken this run over" in output
+    assert "has superseded this attempt" in output
     now = (contested / "COMMITTED.json").stat()
-    assert (now.st_ino, now.st_mtime_ns) == (mine.st_ino, mine.st_mtime_ns), "the older one has committed"
+    assert (now.st_ino, now.st_mtime_ns) == (committed.st_ino, committed.st_mtime_ns), "the older one has committed"
     status = RunDir(run_dir).status()
     assert status is not None
     assert (status.status, status.attempt) == ("stopped", 2)
@@ -334,20 +334,19 @@ def test_run_starts_again_after_a_kill_until_it_is_done(tmp_path: Path, small_se
 
 
 @pytest.mark.s3
-def test_a_machine_without_the_run_directory_goes_on_from_object_storage(
+def test_a_machine_without_the_run_directory_resumes_from_object_storage(
     tmp_path: Path, small_set: str, small_val: str, s3: str
 ) -> None:
     recipe, run_dir = recipe_file(tmp_path, small_set, small_val), tmp_path / "run"
     options = ["engine.name=plain", "checkpoint.every=4 steps", f"checkpoint.remote={s3}/runs/moved"]
     finish(start(recipe, run_dir, *options, nproc=1))
-    whole = tmp_path / "whole"
-    shutil.move(run_dir, whole)
+    shutil.move(run_dir, tmp_path / "gone")
     output = finish(start(recipe, run_dir, *options, nproc=1))
     assert "fetching step-0000000010 from" in output
     assert "resumed from step 10" in output
 
 
-def test_storage_that_is_away_is_shouted_at_a_save_and_refused_at_a_restore(
+def test_storage_that_is_away_is_logged_at_a_save_and_refused_at_a_restore(
     tmp_path: Path, small_set: str, small_val: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (port,) = free_ports(1)  # nobody listens there
@@ -369,5 +368,5 @@ def test_storage_that_is_away_is_shouted_at_a_save_and_refused_at_a_restore(
     output = finish(start(recipe, run_dir, *options, nproc=1))
     assert "resumed from step 9" in output
     assert "step-0000000010 COULD NOT BE COPIED" in output
-    assert "Training goes on" in output
+    assert "Training continues" in output
     assert "none-of-your-business" not in output

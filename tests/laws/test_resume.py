@@ -64,31 +64,31 @@ def finish(process: subprocess.Popen[str], timeout: float = 200) -> str:
     return output
 
 
-def kill_after(process: subprocess.Popen[str], checkpoint: Path, sign: int, timeout: float = 200) -> None:
+def kill_after(process: subprocess.Popen[str], checkpoint: Path, signal_number: int, timeout: float = 200) -> None:
     """Send a signal to the parent of the ranks once a checkpoint is there."""
     deadline = time.monotonic() + timeout
     while not checkpoint.exists():
         assert process.poll() is None, process.stdout.read()[-4000:]
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    os.kill(process.pid, sign)
+    os.kill(process.pid, signal_number)
 
 
 def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Every whole tensor of a checkpoint, put together from the files of all ranks."""
     source = SliceSource(sorted(checkpoint.glob("*.safetensors")))
-    found = {f"{kind}:{name}": source.tensor(kind, name) for kind, name in source.names()}
+    by_name = {f"{kind}:{name}": source.tensor(kind, name) for kind, name in source.names()}
     for _, name in source.names():
-        found[f"scalars:{name}"] = torch.tensor(sorted(source.scalars(name).values()))
-    return found
+        by_name[f"scalars:{name}"] = torch.tensor(sorted(source.scalars(name).values()))
+    return by_name
 
 
 def assert_same_bits(a: Path, b: Path) -> None:
-    ours, theirs = tensors(a), tensors(b)
-    assert ours.keys() == theirs.keys()
-    assert len(ours) > 10
-    for name, tensor in ours.items():
-        same = torch.equal(tensor.flatten().view(torch.uint8), theirs[name].flatten().view(torch.uint8))
+    tensors_a, tensors_b = tensors(a), tensors(b)
+    assert tensors_a.keys() == tensors_b.keys()
+    assert len(tensors_a) > 10
+    for name, tensor in tensors_a.items():
+        same = torch.equal(tensor.flatten().view(torch.uint8), tensors_b[name].flatten().view(torch.uint8))
         assert same, f"{name} differs"
 
 
@@ -97,19 +97,19 @@ def test_ten_steps_equal_six_then_kill_minus_9_then_four(
     tmp_path: Path, small_set: str, small_val: str, engine: str
 ) -> None:
     recipe = recipe_file(tmp_path, small_set, small_val)
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    finish(start(recipe, whole, *ENGINES[engine]))
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    finish(start(recipe, straight, *ENGINES[engine]))
 
-    first = start(recipe, broken, *ENGINES[engine])
-    kill_after(first, broken / "checkpoints" / "step-0000000006" / "COMMITTED.json", signal.SIGKILL)
+    first = start(recipe, killed, *ENGINES[engine])
+    kill_after(first, killed / "checkpoints" / "step-0000000006" / "COMMITTED.json", signal.SIGKILL)
     first.communicate(timeout=10)  # the ranks hold its output too: it ends when they have followed their parent
-    assert not (broken / "checkpoints" / "step-0000000010").exists(), "the run ended before it could be killed"
-    output = finish(start(recipe, broken, *ENGINES[engine]))
+    assert not (killed / "checkpoints" / "step-0000000010").exists(), "the run ended before it could be killed"
+    output = finish(start(recipe, killed, *ENGINES[engine]))
 
     assert "resumed from step 6" in output
     last = "checkpoints/step-0000000010"
-    assert_same_bits(whole / last, broken / last)
-    logs = [read_run(str(path / "tb")) for path in (whole, broken)]
+    assert_same_bits(straight / last, killed / last)
+    logs = [read_run(str(path / "tb")) for path in (straight, killed)]
     for tag in ("train/loss", "train/grad_norm", "val/top1", "val/loss"):
         (steps, values), (other_steps, other_values) = (
             (log.scalars[tag].steps, log.scalars[tag].values) for log in logs
@@ -118,7 +118,7 @@ def test_ten_steps_equal_six_then_kill_minus_9_then_four(
         assert values.tolist() == other_values.tolist()
 
 
-def test_sigterm_saves_and_stops_and_the_same_command_goes_on(tmp_path: Path, small_set: str, small_val: str) -> None:
+def test_sigterm_saves_and_stops_and_the_same_command_resumes(tmp_path: Path, small_set: str, small_val: str) -> None:
     recipe, run_dir = recipe_file(tmp_path, small_set, small_val), tmp_path / "run"
     options = ["engine.name=plain", "horizon=2000 steps", "checkpoint.every=500 steps", "eval.every=500 steps"]
     first = start(recipe, run_dir, *options)
@@ -145,9 +145,9 @@ def test_sigterm_saves_and_stops_and_the_same_command_goes_on(tmp_path: Path, sm
     assert f"resumed from step {status.step:,}" in finish(again)
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path: Path, small_set: str, small_val: str) -> None:
-    recipe, whole, damaged = recipe_file(tmp_path, small_set, small_val), tmp_path / "whole", tmp_path / "damaged"
-    finish(start(recipe, whole, "engine.name=plain", nproc=1))
+def test_a_damaged_checkpoint_is_skipped_and_logged(tmp_path: Path, small_set: str, small_val: str) -> None:
+    recipe, intact, damaged = recipe_file(tmp_path, small_set, small_val), tmp_path / "intact", tmp_path / "damaged"
+    finish(start(recipe, intact, "engine.name=plain", nproc=1))
     finish(start(recipe, damaged, "engine.name=plain", "checkpoint.keep=9", nproc=1))
     state = damaged / "checkpoints" / "step-0000000010" / "rank-00000.safetensors"
     content = bytearray(state.read_bytes())
@@ -155,8 +155,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path: Path, small_set:
     state.write_bytes(content)
     (damaged / "checkpoints" / "step-0000000009" / "rank-00000.safetensors").write_bytes(b"short")
     output = finish(start(recipe, damaged, "engine.name=plain", "checkpoint.keep=9", nproc=1))
-    assert "step-0000000010 is damaged and passed over" in output
+    assert "step-0000000010 is damaged and skipped" in output
     assert "rank-00000.safetensors does not match its checksum" in output
-    assert "step-0000000009 is damaged and passed over" in output
+    assert "step-0000000009 is damaged and skipped" in output
     assert "resumed from step 6" in output
-    assert_same_bits(whole / "checkpoints/step-0000000010", damaged / "checkpoints/step-0000000010")
+    assert_same_bits(intact / "checkpoints/step-0000000010", damaged / "checkpoints/step-0000000010")

@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
     worlds = args.worlds if args.worlds is not None else [w for w in (args.nproc // 2,) if w]
     recipe = load_recipe(args.recipe, [*args.overrides, *_overrides(args.steps)])
     for size in (args.nproc, *worlds):
-        World(size=size).share(recipe.global_batch)
+        World(size=size).rank_batch(recipe.global_batch)
     tolerance = args.tolerance or {"fp32": 1e-3, "bf16": 5e-2}[recipe.precision]
     with tempfile.TemporaryDirectory(prefix="vit-dist-verify-") as scratch:
         base = Path(args.dir) if args.dir else Path(scratch)

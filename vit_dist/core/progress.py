@@ -1,37 +1,51 @@
-"""How far a long command is: a live bar on a terminal, plain lines elsewhere. Always on stderr. No torch."""
+"""How far a long command or a run is: a live bar on a terminal, plain lines elsewhere. Always on stderr. No torch."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from vit_dist.core.log import log, on_terminal
 from vit_dist.core.units import format_bytes, format_seconds
 
 _LINE_EVERY_S = 10.0
 
 
 class Progress:
-    """Counts `total` things (0: unknown) and, where told, their bytes; rate and time left are worked out from it."""
+    """Counts `total` things; rate and time left are worked out from how long they took.
 
-    def __init__(self, title: str, total: int, unit: str, *, quiet: bool = False) -> None:
+    Args:
+        title: what is being done.
+        total: how many things there are; 0: unknown.
+        unit: what is counted, in the plural.
+        quiet: show nothing.
+        done: how many were done before, of which the rate knows nothing: a run that resumes.
+        summary: end with one line of what was done in place of the bar; else the bar stays as it was last shown.
+    """
+
+    def __init__(
+        self, title: str, total: int, unit: str, *, quiet: bool = False, done: int = 0, summary: bool = True
+    ) -> None:
         self.title, self.total, self.unit, self.quiet = title, total, unit, quiet
-        self.done, self.num_bytes = 0, 0
+        self.done, self.num_bytes = done, 0
+        self._first, self._summary = done, summary
         self._started = time.monotonic()
         self._last_line = self._started
         self._bar: Any = None
         self._task: Any = None
 
     def __enter__(self) -> Self:
-        if not self.quiet and sys.stderr.isatty():
+        if not self.quiet and on_terminal():
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
 
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
-            self._bar = Bar(*columns, console=Console(file=sys.stderr), transient=True)
-            self._task = self._bar.add_task(self.title, total=self.total or None, text="")
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"))
+            self._bar = Bar(*columns, console=Console(file=sys.stderr), transient=self._summary)
+            self._task = self._bar.add_task(self.title, total=self.total or None, completed=self.done, text="")
             self._bar.start()
         return self
 
@@ -40,42 +54,50 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        if kind is None and not self.quiet:
-            spent = time.monotonic() - self._started
-            sys.stderr.write(f"{self.title}: {self._amount()} in {format_seconds(spent)}, {self._rate()}\n")
-            sys.stderr.flush()
+        if kind is None and self._summary and not self.quiet:
+            log(f"{self.title}: {self._amount()} in {format_seconds(self._spent_s())}, {self._rate()}")
 
     def advance(self, count: int = 1, num_bytes: int = 0) -> None:
         """So many more are done."""
         self.update(self.done + count, self.num_bytes + num_bytes)
 
-    def update(self, done: int, num_bytes: int = 0) -> None:
-        """So many are done in all."""
+    def update(
+        self, done: int, num_bytes: int = 0, *, metrics: Mapping[str, float] | None = None, force: bool = False
+    ) -> None:
+        """So many are done in all.
+
+        Args:
+            done: all that are done, those of before included.
+            num_bytes: their bytes, where the unit has any.
+            metrics: short names and values to show in place of the rate, in this order.
+            force: print a line in a log even if the last one was moments ago.
+        """
         self.done, self.num_bytes = done, num_bytes
         if self.quiet:
             return
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, text=self._text())
+            self._bar.update(self._task, completed=done, text=self._text(metrics))
             return
         now = time.monotonic()
-        if now - self._last_line >= _LINE_EVERY_S:
+        if force or now - self._last_line >= _LINE_EVERY_S:
             self._last_line = now
-            sys.stderr.write(f"{self.title}: {self._text()}\n")
-            sys.stderr.flush()
+            log(f"{self.title}: {self._text(metrics)}")
+
+    def _spent_s(self) -> float:
+        return max(time.monotonic() - self._started, 1e-9)
 
     def _amount(self) -> str:
         size = f" ({format_bytes(self.num_bytes)})" if self.num_bytes else ""
         return f"{self.done:,} {self.unit}{size}"
 
     def _rate(self) -> str:
-        spent = max(time.monotonic() - self._started, 1e-9)
-        rate = f"{self.done / spent:,.0f} {self.unit}/s"
-        return f"{rate}, {format_bytes(self.num_bytes / spent)}/s" if self.num_bytes else rate
+        rate = f"{(self.done - self._first) / self._spent_s():,.0f} {self.unit}/s"
+        return f"{rate}, {format_bytes(self.num_bytes / self._spent_s())}/s" if self.num_bytes else rate
 
-    def _text(self) -> str:
+    def _text(self, metrics: Mapping[str, float] | None) -> str:
+        shown = "  ".join(f"{name} {value:,.4g}" for name, value in metrics.items()) if metrics else self._rate()
         if not self.total:
-            return f"{self._amount()}, {self._rate()}"
-        spent = time.monotonic() - self._started
-        left = spent / self.done * (self.total - self.done) if self.done else 0.0
-        eta = f", {format_seconds(left)} left" if self.done else ""
-        return f"{self.done:,} of {self.total:,} {self.unit} ({self.done / self.total:.0%}), {self._rate()}{eta}"
+            return f"{self._amount()}, {shown}"
+        lately = self.done - self._first
+        eta = f", {format_seconds(self._spent_s() / lately * (self.total - self.done))} left" if lately else ""
+        return f"{self.done:,} of {self.total:,} {self.unit} ({self.done / self.total:.0%}), {shown}{eta}"

@@ -26,7 +26,7 @@ class World:
         """True on rank 0, which writes logs and prints."""
         return self.rank == 0
 
-    def share(self, global_batch: int) -> int:
+    def rank_batch(self, global_batch: int) -> int:
         """Examples of a global batch that one rank owns.
 
         Raises:

@@ -42,7 +42,7 @@ class TrainStream:
     """
 
     def __init__(self, data: TrainingSet, recipe: Recipe, world: World, position: int) -> None:
-        config, share = recipe.data, world.share(recipe.global_batch)
+        config, share = recipe.data, world.rank_batch(recipe.global_batch)
         self._data, self._batch, self._position = data, recipe.global_batch, position
         images = (config.prefetch_batches + 1) * share * 3 * config.image_size**2
         self.memory_bytes = data.read_ahead_bytes(world.size) + images

@@ -1,1 +1,1 @@
-"""Forward, backward, step: DeepSpeed, and plain torch as the oracle, behind one protocol."""
+"""Forward, backward, step: DeepSpeed, and plain torch as the reference implementation, behind one protocol."""

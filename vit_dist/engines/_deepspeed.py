@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO 1-3 behind the engine protocol, with the settings that were found to be right written out.
+"""DeepSpeed ZeRO 1-3 behind the engine protocol, with every setting that matters written out.
 
 Where a default of DeepSpeed is wrong for us the reason stands beside the setting.
 """
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vit_dist.data.decode import normalize
 from vit_dist.engines._protocol import EngineInputs, StepResult, mean_over_ranks, nan_if_over, set_lr
 from vit_dist.engines._slices import EngineState, Source
-from vit_dist.engines._zero import gathered, load_zero_state, torn_copy, zero_state
+from vit_dist.engines._zero import gathered, load_zero_state, master_mismatch, zero_state
 from vit_dist.engines.deepspeed import DeepSpeedConfig
 
 
@@ -71,7 +71,8 @@ class DeepSpeedEngine:
         deepspeed = import_deepspeed()
         self._in, self._stage = inputs, config.zero_stage
         self._dtype = torch.bfloat16 if inputs.precision == "bf16" else torch.float32
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints memory use, unasked
+        # DeepSpeed prints its memory use to stdout, unasked.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             deepspeed.init_distributed(
                 dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False
@@ -102,15 +103,21 @@ class DeepSpeedEngine:
         set_lr(self._optimizer, lr)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch renamed collectives that DeepSpeed still calls
+            # torch renamed collectives that DeepSpeed still calls.
+            warnings.simplefilter("ignore", FutureWarning)
             for i, (images, targets) in enumerate(micro_batches):
                 logits = self._engine(self._input(images))
                 loss = self._in.loss(logits.float(), targets.to(self.device, non_blocking=True))
                 total += loss.detach() / len(micro_batches)
+                # A collective of its own (see nan_if_over), before the last backward pass: whether to skip must be
+                # decided on the mean over ranks, and before ZeRO reduces the gradients of this micro-batch.
                 if i == len(micro_batches) - 1:
                     loss = nan_if_over(loss, total, skip_over, self._in.world)
+                # Called for every micro-batch: DeepSpeed counts them, reduces gradients (each time under ZeRO-2 and 3,
+                # which do not keep whole ones) and updates weights after the last. It divides the loss by their number.
                 self._engine.backward(loss)
                 self._engine.step()
+        # Both are the same on every rank: DeepSpeed reduces the norm and the check for overflow over all of them.
         norm = self._engine.get_global_grad_norm()
         applied = bool(self._engine.was_step_applied())
         return StepResult(
@@ -140,15 +147,15 @@ class DeepSpeedEngine:
             load_zero_state(self.module, self._optimizer, self._stage, self._in.world, source)
 
     def replicated(self) -> Iterator[tuple[str, Tensor]]:
-        """See Engine. Under stage 3 each weight is gathered for the look at it, as a forward pass does."""
+        """See Engine. Under stage 3 each weight is gathered while it is yielded, one at a time."""
         for name, parameter in self.module.named_parameters():
             if self._stage < 3:
                 yield name, parameter
             else:
-                with gathered(parameter) as whole:
-                    yield name, whole
+                with gathered(parameter) as complete:
+                    yield name, complete
         yield from self.module.named_buffers()
 
     def master_mismatch(self) -> str:
         """See Engine."""
-        return torn_copy(self.module, self._optimizer, self._stage, self._in.world)
+        return master_mismatch(self.module, self._optimizer, self._stage, self._in.world)

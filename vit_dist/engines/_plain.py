@@ -1,4 +1,4 @@
-"""Plain torch: DistributedDataParallel, autocast, clip, step. Short enough to be believed."""
+"""The reference implementation in plain torch: DistributedDataParallel, autocast, clip, step. Short enough to check."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vit_dist.engines._slices import (
     buffers,
     load_whole,
     restore_scalars,
-    shares,
+    split_over_ranks,
     split_state,
 )
 
@@ -54,8 +54,10 @@ class PlainEngine:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for i, (images, targets) in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
-            silent = contextlib.nullcontext() if self._ddp is None or last else self._ddp.no_sync()
-            with silent:
+            # DDP all-reduces gradients in every backward pass: with accumulation only the last one's is wanted, which
+            # holds the sum. It hooks into backward, so the forward pass belongs into the block as well.
+            sync = contextlib.nullcontext() if self._ddp is None or last else self._ddp.no_sync()
+            with sync:
                 with self._autocast():
                     logits = net(self._input(images))
                 loss = self._in.loss(logits.float(), targets.to(self.device, non_blocking=True)) / len(micro_batches)
@@ -64,7 +66,9 @@ class PlainEngine:
         clip = self._in.clip
         parameters = [p for p in self.module.parameters() if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(parameters, clip if clip is not None else float("inf"))
-        applied = bool(torch.isfinite(norm))  # gradients are already averaged: the same on every rank
+        # Gradients are averaged over ranks by now, so that the norm and this decision are the same on every rank.
+        # Reading it waits for the device; the step must not be taken before it is known.
+        applied = bool(torch.isfinite(norm))
         if applied:
             set_lr(self._optimizer, lr)
             self._optimizer.step()
@@ -82,14 +86,14 @@ class PlainEngine:
         return normalize(images, torch.float32, self._in.memory_format)
 
     def state(self) -> EngineState:
-        """See Engine. Every rank holds everything; each gives its share of it."""
-        wholes = [(WEIGHT, name, p.detach()) for name, p in self.module.named_parameters()]
-        wholes += [(BUFFER, name, b) for name, b in buffers(self.module)]
+        """See Engine. Every rank holds everything; each gives an equal part of it."""
+        tensors = [(WEIGHT, name, p.detach()) for name, p in self.module.named_parameters()]
+        tensors += [(BUFFER, name, b) for name, b in buffers(self.module)]
         scalars: Scalars = {}
         for name, p in self.module.named_parameters():
             moments, scalars[name] = split_state(self._optimizer.state.get(p, {}))
-            wholes += [(kind, name, moment) for kind, moment in moments.items()]
-        return EngineState(shares(wholes, self._in.world), scalars)
+            tensors += [(kind, name, moment) for kind, moment in moments.items()]
+        return EngineState(split_over_ranks(tensors, self._in.world), scalars)
 
     def load(self, source: Source) -> None:
         """See Engine."""
@@ -98,6 +102,7 @@ class PlainEngine:
             state = self._optimizer.state[p] if p.requires_grad else {}
             for kind in source.kinds(name):
                 shape = source.shape(kind, name)
+                # torch's optimizers make their moments at the first step; a fresh one has none to fill yet.
                 if kind not in state:
                     state[kind] = torch.zeros(shape, dtype=p.dtype, device=p.device)
                 load_whole(state[kind], source, kind, name)

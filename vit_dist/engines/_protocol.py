@@ -70,7 +70,7 @@ class Engine(Protocol):
         """What must be the same on every rank, bit for bit: (name, tensor). A collective under ZeRO-3."""
 
     def master_mismatch(self) -> str:
-        """The first parameter whose copy that this rank computes with is not the rounding of its master; '' if none."""
+        """The first parameter whose copy that this rank computes with is not its rounded master weight, or ''."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ class EngineInputs:
 
 def mean_over_ranks(value: Tensor, world: World) -> float:
     """Mean of a scalar over all ranks, the same on each."""
+    # In double precision, so that rounding stays far below what a comparison of two runs can see.
     total = value.detach().to(torch.float64)
     if world.size > 1:
         torch.distributed.all_reduce(total)
@@ -99,9 +100,10 @@ def mean_over_ranks(value: Tensor, world: World) -> float:
 
 
 def nan_if_over(loss: Tensor, total: Tensor, skip_over: float, world: World) -> Tensor:
-    """The last micro-batch's loss, or one without a finite gradient where the step shall be skipped. A collective.
+    """The last micro-batch's loss, or NaN (a NaN-masked loss) where the step is to be skipped. A collective.
 
-    So a step is skipped the one way that an engine knows anyhow, on all ranks and whatever was accumulated before.
+    Its gradient is not finite then, so that a step is skipped the one way that an engine knows anyhow: on all ranks,
+    and whatever was accumulated before.
 
     Args:
         loss: of the last micro-batch, before its backward pass.
@@ -109,6 +111,8 @@ def nan_if_over(loss: Tensor, total: Tensor, skip_over: float, world: World) -> 
         skip_over: the limit; inf costs nothing.
         world: whose mean is compared.
     """
+    # `skip_over` is computed from the train state, the same on every rank: all take part in the mean, or none. `not >`
+    # instead of `<=`: a mean of NaN is no spike but a step that is not finite, and is skipped without this.
     if math.isinf(skip_over) or not mean_over_ranks(total, world) > skip_over:
         return loss
     return loss * float("nan")

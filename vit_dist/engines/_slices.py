@@ -1,7 +1,7 @@
 """The state of an engine as slices of named tensors: what a checkpoint holds, whatever engine wrote it.
 
 Every tensor is known by a kind and a name: ('weight', 'head.bias'), ('exp_avg', 'head.bias'), ('buffer', ...). A
-rank holds runs of elements of some of them, counted in the flattened tensor. Weights are the full-precision ones,
+rank holds runs of elements of some of them, counted in the flattened tensor. Weights are the master weights in fp32,
 from which an engine derives those it computes with. How the runs are cut is the engine's own affair, so that state
 crosses engines, ZeRO stages and numbers of processes without a bit changed.
 """
@@ -46,7 +46,7 @@ Scalars = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class EngineState:
-    """A rank's part of an engine's state; the parts of all ranks together are the whole, each element once."""
+    """A rank's part of an engine's state; the parts of all ranks together hold each element once."""
 
     slices: list[Slice]
     scalars: Scalars
@@ -76,24 +76,27 @@ class Source(Protocol):
         """
 
 
-def shares(wholes: Iterable[tuple[str, str, Tensor]], world: World) -> list[Slice]:
-    """This rank's share of tensors that every rank holds whole: laid end to end and cut into equal runs."""
-    listed = list(wholes)
+def split_over_ranks(tensors: Iterable[tuple[str, str, Tensor]], world: World) -> list[Slice]:
+    """This rank's slices of tensors that every rank holds complete: laid end to end and cut into equal runs."""
+    # Cut by elements and not by tensors, so that ranks write about the same number of bytes whatever the model. All
+    # ranks must pass the tensors in the same order: the cut is computed, not agreed on.
+    listed = list(tensors)
     total = sum(t.numel() for _, _, t in listed)
     begin, end = (total * r // world.size for r in (world.rank, world.rank + 1))
-    at, mine = 0, []
+    at, slices = 0, []
     for kind, name, tensor in listed:
         low, high = max(begin - at, 0), min(end - at, tensor.numel())
         if low < high:
-            mine.append(Slice(kind, name, tuple(tensor.shape), low, tensor.detach().reshape(-1)[low:high]))
+            slices.append(Slice(kind, name, tuple(tensor.shape), low, tensor.detach().reshape(-1)[low:high]))
         at += tensor.numel()
-    return mine
+    return slices
 
 
 def buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The buffers that belong to a model's state (running statistics), not those it can compute again."""
-    kept = module.state_dict(keep_vars=True).keys()
-    return ((name, buffer) for name, buffer in module.named_buffers() if name in kept)
+    # named_buffers also yields those registered with persistent=False; state_dict leaves them out.
+    persistent = module.state_dict(keep_vars=True).keys()
+    return ((name, buffer) for name, buffer in module.named_buffers() if name in persistent)
 
 
 def split_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -111,11 +114,12 @@ def restore_scalars(
     state: dict[str, Any], scalars: Mapping[str, float], like: Tensor, group: Mapping[str, Any]
 ) -> None:
     """Put single numbers back the way torch's optimizers keep them: float32, on the device only where fused."""
+    # A step count on the GPU would make every unfused step wait for the device; on the CPU a fused one refuses it.
     on_device = bool(group.get("fused") or group.get("capturable"))
     for key, value in scalars.items():
         state[key] = torch.tensor(value, dtype=torch.float32, device=like.device if on_device else "cpu")
 
 
 def load_whole(tensor: Tensor, source: Source, kind: str, name: str) -> None:
-    """Fill a tensor that this rank holds whole."""
+    """Fill a tensor that this rank holds complete."""
     tensor.detach().copy_(source.read(kind, name, 0, tensor.numel()).view(tensor.shape))

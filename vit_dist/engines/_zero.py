@@ -33,7 +33,7 @@ from vit_dist.engines._slices import (
 
 @dataclass(frozen=True)
 class _Fragment:
-    """Elements [start, start + size) of a parameter are elements [offset, offset + size) of the tensor `flat`."""
+    """Elements [start, start + size) of a parameter are elements [offset, offset + size) of the fp32 tensor `flat`."""
 
     name: str
     shape: tuple[int, ...]
@@ -57,6 +57,7 @@ def zero_state(module: nn.Module, optimizer: Any, stage: int, world: World) -> E
         slices += [Slice(kind, part.name, part.shape, part.start, part.of(m)) for kind, m in moments.items()]
     for name, shape, start, data in _frozen(module, stage, world):
         slices.append(Slice(WEIGHT, name, shape, start, data))
+    # Buffers are not sharded: rank 0 writes its copy of them.
     if world.is_main:
         slices += [Slice(BUFFER, name, tuple(b.shape), 0, b.detach().reshape(-1)) for name, b in buffers(module)]
     return EngineState(slices, scalars)
@@ -64,28 +65,35 @@ def zero_state(module: nn.Module, optimizer: Any, stage: int, world: World) -> E
 
 def load_zero_state(module: nn.Module, optimizer: Any, stage: int, world: World, source: Source) -> None:
     """Fill this rank's partitions from a checkpoint, and derive the weights that are computed with. A collective."""
+    # Stage 3 keeps small parameters gathered between steps; they are partitioned here and gathered again at the end, or
+    # the forward pass would see the values from before.
     if stage == 3:
         optimizer.checkpoint_event_prologue()
     for part in _fragments(module, optimizer, stage, world):
         part.of(part.flat).copy_(source.read(WEIGHT, part.name, part.start, part.start + part.size))
         state = optimizer.optimizer.state[part.flat]
         for kind in source.kinds(part.name):
+            # Moments are flat tensors over the whole partition, made at the first step: a fresh optimizer has none yet.
+            # Zeros also where no parameter lies, since padding must stay zero.
             if kind not in state:
                 state[kind] = torch.zeros_like(part.flat)
             part.of(state[kind]).copy_(source.read(kind, part.name, part.start, part.start + part.size))
         restore_scalars(state, source.scalars(part.name), part.flat, optimizer.optimizer.defaults)
+    # Only rank 0 saves frozen parameters on stages 1 and 2, but every rank computes with its own copy of them.
     for name, _, start, data in _frozen(module, stage, world, everywhere=True):
         data.copy_(source.read(WEIGHT, name, start, start + data.numel()))
     for name, buffer in buffers(module):
         load_whole(buffer, source, BUFFER, name)
+    # Only master weights were filled. What the forward pass uses is derived from them, as after a step: by an
+    # all-gather, so that this is where ranks must all have come.
     if stage == 3:
         _refresh_stage_3(optimizer)
     else:
         optimizer.update_lp_params()
 
 
-def torn_copy(module: nn.Module, optimizer: Any, stage: int, world: World) -> str:
-    """The first parameter whose run of this rank is not what its full-precision master rounds to; '' if none."""
+def master_mismatch(module: nn.Module, optimizer: Any, stage: int, world: World) -> str:
+    """The first parameter whose run of this rank is not what its master weight rounds to; '' if none."""
     parameters = dict(module.named_parameters())
     for part in _fragments(module, optimizer, stage, world):
         p: Any = parameters[part.name]
@@ -96,36 +104,43 @@ def torn_copy(module: nn.Module, optimizer: Any, stage: int, world: World) -> st
 
 
 def _bits(values: Tensor) -> Tensor:
-    return values.view(torch.int16 if values.element_size() == 2 else torch.int32)  # NaN equals NaN, 0 is not -0
+    # As integers NaN equals NaN, and 0 is not -0: bits are compared and not values.
+    return values.view(torch.int16 if values.element_size() == 2 else torch.int32)
 
 
 @contextlib.contextmanager
 def gathered(parameter: nn.Parameter) -> Iterator[Tensor]:
-    """A parameter of stage 3 whole, for as long as the block lasts. A collective.
+    """A complete parameter of stage 3, for as long as the block lasts. A collective.
 
-    Small ones are kept whole on every rank between steps: these are shown as they are.
+    Small ones are kept gathered on every rank between steps: these are yielded as they are.
     """
     p: Any = parameter
-    is_whole = p.ds_status.name == "AVAILABLE"
-    if not is_whole:
+    # The same on every rank: which parameters stay gathered depends on their sizes alone.
+    is_gathered = p.ds_status.name == "AVAILABLE"
+    if not is_gathered:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch renamed the collective that DeepSpeed calls here
+            # torch renamed the collective that DeepSpeed calls here.
+            warnings.simplefilter("ignore", FutureWarning)
             p.all_gather(param_list=[p])
     try:
         yield p.data
     finally:
-        if not is_whole:
+        # Partitioned again without writing back: the shards are what the optimizer updates, this was a copy of them.
+        if not is_gathered:
             p.partition(param_list=[p], has_been_updated=False)
 
 
 def _refresh_stage_3(optimizer: Any) -> None:
+    # DeepSpeed has no public call for this outside of its own checkpoints: the same copies that its step() makes, from
+    # each flat master to the flat tensor that is computed with, whose views the parameters' shards must be again.
     flats = zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_partitioned_groups_flat, strict=True)
     for i, (master, computed) in enumerate(flats):
         computed.data.copy_(master.data)
         groups = optimizer.fp16_partitioned_groups[i]
         for partition, view in zip(groups, optimizer.unflatten(computed, groups), strict=True):
             partition.data = view.data
-    optimizer.checkpoint_event_epilogue()  # gathers the small parameters that are kept whole
+    # Gathers the small parameters that stay gathered between steps: a collective.
+    optimizer.checkpoint_event_epilogue()
 
 
 def _fragments(module: nn.Module, optimizer: Any, stage: int, world: World) -> Iterator[_Fragment]:
@@ -136,15 +151,17 @@ def _fragments(module: nn.Module, optimizer: Any, stage: int, world: World) -> I
         if stage == 3:
             group, offset, size = optimizer.grad_position[optimizer.get_param_id(p)]
             start = world.rank * size
+            # Every rank's run has the same size; the last ones' end in padding, or are nothing else.
             size = min(size, p.ds_numel - start)
             if size > 0:
                 flat = optimizer.fp32_partitioned_groups_flat[group]
                 yield _Fragment(name, tuple(p.ds_shape), start, size, flat, offset)
+        # None where no element of the parameter falls into this rank's partition.
         elif p._hp_mapping is not None:
             mapping = p._hp_mapping
             flat = _flat_partitions(optimizer)[mapping.param_group_index]
-            at, here = mapping.lp_fragment_address, mapping.hp_fragment_address
-            yield _Fragment(name, tuple(p.shape), at.start, at.numel, flat, here.start)
+            in_parameter, in_flat = mapping.lp_fragment_address, mapping.hp_fragment_address
+            yield _Fragment(name, tuple(p.shape), in_parameter.start, in_parameter.numel, flat, in_flat.start)
 
 
 def _flat_partitions(optimizer: Any) -> Any:

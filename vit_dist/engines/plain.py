@@ -1,4 +1,4 @@
-"""Config of the plain engine: torch's DistributedDataParallel, the oracle that DeepSpeed is held to."""
+"""Config of the plain engine: torch's DistributedDataParallel, the reference implementation for DeepSpeed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model makes of a set's images, before its head: the ground of every evaluation of frozen features."""
+"""Frozen features: what enters a model's head, for every image of a set."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def features(
     crop: float,
     view: Callable[[Tensor, int, float], Tensor] = centre,
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """This rank's share of a set, batch by batch, each with its features, float32 [B, D]. A collective.
+    """This rank's part of a set, batch by batch, each with its features, float32 [B, D]. A collective.
 
     Features are what enters the head while the whole model runs, so that any engine can give them, whichever way it
-    has cut the weights.
+    has sharded the weights.
 
     Args:
         context: model, recipe, world.
@@ -46,21 +46,23 @@ def features(
     recipe, engine = context.recipe, context.engine
     config = recipe.data.model_copy(update={"num_classes": manifest.num_classes, "val_crop": crop})
     size = config.image_size
-    kept: list[Tensor] = []
+    captured: list[Tensor] = []
 
-    def keep(_module: object, inputs: tuple[Tensor, ...]) -> None:
-        kept[:] = [inputs[0].detach().float()]
+    def capture(_module: object, inputs: tuple[Tensor, ...]) -> None:
+        captured[:] = [inputs[0].detach().float()]
 
     head: Any = engine.module.head
     batches = EvalBatches(manifest, config, context.world, recipe.eval.batch, subset=subset, view=view)
-    with contextlib.closing(iter(batches)) as ours:  # type: ignore[type-var]
-        hook = head.register_forward_pre_hook(keep)
+    with contextlib.closing(iter(batches)) as rank_batches:  # type: ignore[type-var]
+        hook = head.register_forward_pre_hook(capture)
         try:
-            for batch in ours:
-                if batch is None:  # this rank has none left, but the others need it in the collectives of the model
+            for batch in rank_batches:
+                # This rank has none left, but under ZeRO-3 a forward pass gathers weights from all ranks: it takes part
+                # with an image whose result nobody uses.
+                if batch is None:
                     engine.predict(torch.zeros(1, 3, size, size, dtype=torch.uint8))
                     continue
                 engine.predict(batch.images)
-                yield batch, kept.pop()
+                yield batch, captured.pop()
         finally:
             hook.remove()

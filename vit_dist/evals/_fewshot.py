@@ -11,11 +11,13 @@ from torch import Tensor
 from vit_dist.data.decode import squash
 from vit_dist.data.manifest import read_manifest
 from vit_dist.data.subset import pick
+from vit_dist.engines._collectives import broadcast_object
 from vit_dist.evals import EvalContext
 from vit_dist.evals._features import feature_width, features
 from vit_dist.evals.fewshot import FewShotConfig, draw
 
-BIAS = 100.0  # the constant feature; so large that its weight is hardly held back by lambda
+# The constant feature; so large that its weight is hardly held back by lambda.
+BIAS = 100.0
 STD_FLOOR = 1e-5
 
 
@@ -32,11 +34,12 @@ def accuracies(config: FewShotConfig, context: EvalContext) -> dict[int, float]:
             rows = torch.from_numpy(np.searchsorted(stored, ordinals[:, :shots].ravel()))
             weight, bias = ridge(x[rows].double(), labels[rows], classes, config.l2)
             fits.append((weight.to(device, torch.float32), bias.to(device, torch.float32)))
-    correct = torch.zeros(len(fits) + 1, dtype=torch.float64, device=device)  # of each fit, and the number of examples
-    for batch, found in features(context, read_manifest(test), crop=config.crop, view=squash):
+    # Correct examples of each fit, and last the number of examples.
+    correct = torch.zeros(len(fits) + 1, dtype=torch.float64, device=device)
+    for batch, x_test in features(context, read_manifest(test), crop=config.crop, view=squash):
         truth = batch.labels.to(device)
         for i, (weight, bias) in enumerate(fits):
-            guess = (found @ weight + bias).argmax(1, keepdim=True)
+            guess = (x_test @ weight + bias).argmax(1, keepdim=True)
             correct[i] += (truth == guess).any(1).sum()
         correct[-1] += len(truth)
     if context.world.size > 1:
@@ -79,12 +82,10 @@ def _cholesky(gram: Tensor, l2: float) -> Tensor:
 
 
 def _drawn(config: FewShotConfig, context: EvalContext, train: str) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The shots' ordinals [seeds, classes, shots]: one rank reads the labels, the others are told."""
+    """The shots' ordinals [seeds, classes, shots]: rank 0 reads the labels and sends them. A collective."""
     shots = max(config.shots)
-    told: list[Any] = [draw(train, shots, config.seeds) if context.world.is_main else None]
-    if context.world.size > 1:
-        torch.distributed.broadcast_object_list(told, 0)
-    drawn: np.ndarray[Any, np.dtype[np.int64]] = told[0]
+    drawn = broadcast_object(draw(train, shots, config.seeds) if context.world.is_main else None, context.world)
+    assert drawn is not None
     return drawn
 
 
@@ -96,10 +97,11 @@ def _shots(
     subset = pick(manifest, drawn)
     x = torch.zeros(subset.num_samples, feature_width(context), device=context.engine.device)
     labels = torch.zeros(subset.num_samples, dtype=torch.int64, device=context.engine.device)
-    for batch, found in features(context, manifest, subset=subset, crop=config.crop, view=squash):
+    for batch, x_batch in features(context, manifest, subset=subset, crop=config.crop, view=squash):
         rows = batch.positions.to(x.device)
-        x[rows], labels[rows] = found, batch.labels[:, 0].to(x.device)
-    if context.world.size > 1:  # each row was filled by one rank: a sum with zeros is exact
+        x[rows], labels[rows] = x_batch, batch.labels[:, 0].to(x.device)
+    # Each row was filled by one rank: a sum with zeros is exact, and the fit is the same on any number of ranks.
+    if context.world.size > 1:
         torch.distributed.all_reduce(x)
         torch.distributed.all_reduce(labels)
     return x.cpu(), labels.cpu()

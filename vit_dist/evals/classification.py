@@ -10,7 +10,7 @@ from vit_dist.evals import EvalContext, EvaluatorConfig
 
 @EVALUATORS.register("classification")
 class ClassificationConfig(EvaluatorConfig):
-    """`val/top1`: share of examples whose highest logit is one of their labels; `val/loss`: softmax cross-entropy."""
+    """`val/top1`: fraction of examples whose highest logit is a label of theirs; `val/loss`: softmax cross-entropy."""
 
     def run(self, context: EvalContext) -> Iterator[tuple[str, float]]:
         """See EvaluatorConfig. Yields nothing without a validation set."""
@@ -23,9 +23,12 @@ class ClassificationConfig(EvaluatorConfig):
 
         recipe, engine = context.recipe, context.engine
         size, classes = recipe.data.image_size, recipe.data.num_classes
-        sums = torch.zeros(3, dtype=torch.float64)  # correct, loss, examples
+        # Of this rank: correct, loss, examples.
+        sums = torch.zeros(3, dtype=torch.float64)
         for batch in EvalBatches(context.val, recipe.data, context.world, recipe.eval.batch):
-            if batch is None:  # this rank has no examples left, but the others need it in the collectives of the model
+            # This rank has none left, but under ZeRO-3 a forward pass gathers weights from all ranks: it takes part
+            # with an image whose result nobody uses.
+            if batch is None:
                 engine.predict(torch.zeros(1, 3, size, size, dtype=torch.uint8))
                 continue
             logits = engine.predict(batch.images).cpu()

@@ -35,7 +35,7 @@ class FewShotConfig(EvaluatorConfig):
     seeds: Annotated[int, Field(ge=1)] = Field(3, description="draws of the shots that are averaged")
     l2: Annotated[float, Field(gt=0)] = Field(1024.0, description="lambda of |XW - Y|^2 + lambda |W|^2")
     crop: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.875, description="share of each side that is kept once the image is squashed to a square"
+        0.875, description="fraction of each side that is kept once the image is squashed to a square"
     )
 
     def sources(self, recipe: Recipe) -> tuple[str, str]:

@@ -66,7 +66,7 @@ def cell_state(run_dir: Path) -> CellState:
         if status.status == ended:
             return CellState(ended, recipe_hash, status.step, status.reason)
     # A killed run cannot say that it was: its status stays "running", and only the heartbeat tells.
-    if time.time() - files.last_life(status).time < names.SILENT_S:
+    if time.time() - files.with_heartbeat(status).time < names.SILENT_S:
         return CellState("running", recipe_hash, status.step, status.reason)
     return CellState("started", recipe_hash, status.step)
 

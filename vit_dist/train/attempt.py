@@ -25,6 +25,7 @@ from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World, rendezvous
 from vit_dist.data.sets import TrainingSet
+from vit_dist.engines._collectives import broadcast_object
 from vit_dist.engines._protocol import Engine, EngineInputs
 from vit_dist.evals import EvalContext
 from vit_dist.models import ModelConfig
@@ -55,33 +56,33 @@ def attempt(recipe: Recipe, run_dir: Path, world: World) -> None:
     """Train from the newest checkpoint, or from the beginning, until done or asked to stop.
 
     Raises:
-        VitDistError: what keeps the run from starting or going on.
+        VitDistError: what keeps the run from starting or continuing.
         PeerLostError: another rank died.
     """
     start = StartUp()
     start.mark("imports")
     directory = RunDir(run_dir)
-    ledger = AttemptRecord(directory, world)
+    record = AttemptRecord(directory, world)
     with contextlib.ExitStack() as stack:
         if world.is_main:
             stack.enter_context(directory.locked())
         stop = stack.enter_context(stop_requests())
         device = stack.enter_context(process_group(world))
-        watchdog = stack.enter_context(watched(recipe, directory, world, ledger))
+        watchdog = stack.enter_context(watched(recipe, directory, world, record))
         start.mark("process group")
         try:
             run = stack.enter_context(
-                contextlib.closing(open_run(recipe, directory, world, device, stop, ledger, watchdog, start))
+                contextlib.closing(open_run(recipe, directory, world, device, stop, record, watchdog, start))
             )
         except (VitDistError, RuntimeError) as error:
             explained = _explained(error)
-            ledger.end("failed", str(explained))
+            record.end("failed", str(explained))
             raise explained from (None if explained is error else error)
         try:
             if _is_done(run):
                 if world.is_main:
                     log(f"  {run_dir}: this run is done; give another --run-dir or another seed to train anew")
-                ledger.end("done", goodput=ledger.before.goodput)
+                record.end("done", goodput=record.before.goodput)
             else:
                 train(run)
         except (VitDistError, RuntimeError) as error:
@@ -91,36 +92,34 @@ def attempt(recipe: Recipe, run_dir: Path, world: World) -> None:
 
 
 @contextlib.contextmanager
-def watched(recipe: Recipe, directory: RunDir, world: World, ledger: AttemptRecord) -> Iterator[Watchdog]:
+def watched(recipe: Recipe, directory: RunDir, world: World, record: AttemptRecord) -> Iterator[Watchdog]:
     """Notice ranks that die or hang, for as long as the block lasts. A collective."""
     monitor: list[Monitor] = []
 
     def ended(reason: str) -> None:
-        ledger.end("failed", reason)
+        record.end("failed", reason)
 
-    def tell(message: str) -> None:
+    def send(message: str) -> None:
         for link in monitor:
-            link.tell(message)
+            link.send(message)
 
-    watchdog = Watchdog(float(recipe.guards.hang.value), directory.stacks, world.rank, tell, ended)
+    def exchange(address: tuple[str, int] | None) -> tuple[str, int]:
+        from_main = broadcast_object(address, world)
+        assert from_main is not None, "rank 0 gives its address"
+        return from_main
+
+    def dump_stacks() -> None:
+        watchdog.dump()
+
+    watchdog = Watchdog(float(recipe.guards.hang.value), directory.stacks, world.rank, send, ended)
     if world.size > 1:
-        monitor.append(Monitor(world, _exchange, leave_after_grace(world, ended), lambda: _dump(watchdog)))
+        monitor.append(Monitor(world, exchange, leave_after_grace(world, ended), dump_stacks))
     yield watchdog
-    # Not in a `finally`: a rank that fails is gone for the others, and they must not wait for it.
+    # Not in a `finally`: a rank that fails must not send its `bye`, so that the others learn of it from the connection
+    # that its end closes and leave the collective they wait in.
     watchdog.close()
     for link in monitor:
         link.close()
-
-
-def _exchange(address: tuple[str, int] | None) -> tuple[str, int]:
-    told: list[Any] = [address]
-    torch.distributed.broadcast_object_list(told, 0)
-    host, port = told[0]
-    return str(host), int(port)
-
-
-def _dump(watchdog: Watchdog) -> None:
-    watchdog.dump()
 
 
 def open_run(
@@ -129,7 +128,7 @@ def open_run(
     world: World,
     device: torch.device,
     stop: StopRequest,
-    ledger: AttemptRecord,
+    record: AttemptRecord,
     watchdog: Watchdog,
     start: StartUp,
 ) -> Run:
@@ -139,37 +138,39 @@ def open_run(
     assert isinstance(recipe.schedule, ScheduleConfig)
     data, val, plan = open_training(recipe, world)
     initial = Initial(recipe, directory, world)
-    whole = {**identity(recipe), "fingerprint": data.fingerprint, **initial.identity}
+    run_identity = {**identity(recipe), "fingerprint": data.fingerprint, **initial.identity}
+    # Before anything is written or superseded: a run directory of another run must be left as it is.
     if world.is_main:
-        _claim(directory, recipe, whole)
-    ledger.begin()
-    ledger.total_steps = plan.total_steps
+        _claim(directory, recipe, run_identity)
+    record.begin()
+    record.total_steps = plan.total_steps
     # Until the checkpoint is there nothing is known to be lost: the sums of before, and this start.
-    before = ledger.before
-    now = time.time() - (time.monotonic() - start.began)  # when this attempt began, by the clock on the wall
-    ledger.beat(Goodput(carried(before.goodput, before.goodput, before.time, now), start.began))
+    before = record.before
+    # When this attempt began, by the wall clock.
+    now = time.time() - (time.monotonic() - start.began)
+    record.start_heartbeat(Goodput(carried(before.goodput, before.goodput, before.time, now), start.began))
     start.mark("data")
 
     engine, num_params = build_engine(recipe, plan, world, device)
     start.mark("model and engine")
     probe = make_probe(recipe, data.parts[0].manifest, world, recipe.checkpoint.probe)
-    found = checkpoints.restore(
-        directory.checkpoints, engine, whole, world, probe=probe, remote=recipe.checkpoint.remote
+    restored = checkpoints.restore(
+        directory.checkpoints, engine, run_identity, world, probe=probe, remote=recipe.checkpoint.remote
     )
     state = TrainState()
-    if found is None:
+    if restored is None:
         initial.load(engine)
     else:
-        state = TrainState.load(found.state, data.identity, str(found.path))
-    start.mark("restoring" if found is not None else "probe")
+        state = TrainState.load(restored.state, data.identity, str(restored.path))
+    start.mark("restoring" if restored is not None else "probe")
     if world.is_main:
         _announce(recipe, data, plan, engine, world, num_params)
-        _announce_restored(found, state, engine)
-    saver, attempt_number = _make_saver(recipe, data, directory, world, ledger)
-    saver.last_step = state.step if found is not None else None
-    sums = carried(found.marker.get("goodput", {}) if found else {}, before.goodput, before.time, now)
+        _announce_restored(restored, state, engine)
+    saver, attempt_number = _make_saver(recipe, data, directory, world, record)
+    saver.last_step = state.step if restored is not None else None
+    sums = carried(restored.marker.get("goodput", {}) if restored else {}, before.goodput, before.time, now)
     goodput = Goodput(sums, start.began)
-    ledger.beat(goodput)
+    record.start_heartbeat(goodput)
     clock = Clock(recipe, data, world, device, goodput, watchdog, start)
     info = _run_info(recipe, data, plan, engine, world, num_params, model_config)
     context = EvalContext(engine, recipe, world, val)
@@ -181,11 +182,11 @@ def open_run(
         data,
         plan,
         context,
-        whole,
+        run_identity,
         info,
         state,
         stop,
-        ledger,
+        record,
         saver,
         probe,
         clock,
@@ -223,37 +224,37 @@ def _recomputes(recipe: Recipe) -> str:
 
 
 def _make_saver(
-    recipe: Recipe, data: TrainingSet, directory: RunDir, world: World, ledger: AttemptRecord
+    recipe: Recipe, data: TrainingSet, directory: RunDir, world: World, record: AttemptRecord
 ) -> tuple[Saver, int]:
     """The writer of this attempt's checkpoints, and the attempt's number. A collective.
 
     What dead attempts left half written is removed.
     """
     config = recipe.checkpoint
-    told: list[str | int] = [ledger.token, ledger.attempt]
     if world.is_main:
         sweep(directory.checkpoints)
-    if world.size > 1:
-        torch.distributed.broadcast_object_list(told, 0)
+    # Rank 0 alone wrote owner.json, but every rank names its partial directory by the token. The broadcast also makes
+    # the sweep come before any rank's first write.
+    token, attempt_number = broadcast_object((record.token, record.attempt), world)
     every = config.keep_every
     examples = every and int(every.examples(global_batch=recipe.global_batch, epoch_examples=data.num_samples))
     retention = Retention(config.keep, examples or None, config.keep_best)
     saver = Saver(
         directory,
         world,
-        str(told[0]),
+        token,
         retention,
         max_failures=config.max_failures,
         remote=config.remote,
     )
-    return saver, int(told[1])
+    return saver, attempt_number
 
 
-def _announce_restored(found: checkpoints.Restored | None, state: TrainState, engine: Engine) -> None:
-    if found is None:
+def _announce_restored(restored: checkpoints.Restored | None, state: TrainState, engine: Engine) -> None:
+    if restored is None:
         return
-    log(f"  resumed from step {state.step:,} ({found.path})")
-    changes = checkpoints.layout_changes(found.marker["layout"], engine.layout)
+    log(f"  resumed from step {state.step:,} ({restored.path})")
+    changes = checkpoints.layout_changes(restored.marker["layout"], engine.layout)
     if changes:
         log(
             f"  that checkpoint was written by another layout: {'; '.join(changes)}. Weights and moments are the same "
@@ -288,12 +289,14 @@ def stop_requests() -> Iterator[StopRequest]:
     def ask(number: int, _frame: Any) -> None:
         stop.reason = signal.Signals(number).name
 
+    # Python sets handlers in the main thread only; elsewhere (tests, an embedding program) signals are the caller's.
     numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     old = {number: signal.signal(number, ask) for number in numbers}
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # the command line holds them back while torch is imported
+    # The command line blocks them while torch is imported: one that came meanwhile is delivered here.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     try:
         yield stop
     finally:
@@ -301,14 +304,14 @@ def stop_requests() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def _claim(directory: RunDir, recipe: Recipe, whole: dict[str, Any]) -> None:
+def _claim(directory: RunDir, recipe: Recipe, run_identity: dict[str, Any]) -> None:
     """Make the directory this run's, or refuse one that is another's."""
-    found = directory.read_json(names.RUN)
-    if found is not None:
-        changes = differences(whole, found.get("identity", {}))
+    claimed = directory.read_json(names.RUN)
+    if claimed is not None:
+        changes = differences(run_identity, claimed.get("identity", {}))
         if changes:
             raise RunError(
-                f"{directory.path}: holds another run: {'; '.join(changes)}. Restore these settings to go on with it, "
+                f"{directory.path}: holds another run: {'; '.join(changes)}. Restore these settings to resume it, "
                 f"or give another --run-dir"
             )
         return
@@ -316,17 +319,20 @@ def _claim(directory: RunDir, recipe: Recipe, whole: dict[str, Any]) -> None:
         write_bytes(str(directory.path / names.RECIPE), recipe_yaml(recipe).encode())
         directory.write_json(
             names.RUN,
-            {"name": recipe.name, "recipe_hash": recipe_hash(recipe), "identity": whole, "vit_dist": __version__},
+            {
+                "name": recipe.name,
+                "recipe_hash": recipe_hash(recipe),
+                "identity": run_identity,
+                "vit_dist": __version__,
+            },
         )
     except VitDistError as error:
         raise RunError(f"{directory.path}: the run directory cannot be written: {error}") from None
 
 
 def _is_done(run: Run) -> bool:
-    told = [run.ledger.before.status == "done" and run.state.step >= run.plan.total_steps]
-    if run.world.size > 1:
-        torch.distributed.broadcast_object_list(told, 0)
-    return told[0]
+    # Only rank 0 has read the status of the attempt before.
+    return broadcast_object(run.record.before.status == "done" and run.state.step >= run.plan.total_steps, run.world)
 
 
 def _announce(recipe: Recipe, data: TrainingSet, plan: Plan, engine: Engine, world: World, num_params: int) -> None:
@@ -377,10 +383,11 @@ def _run_info(
 
 
 def _explained(error: Exception) -> Exception:
-    """The error itself, or PeerLostError where it only says that another rank has gone."""
+    """The error itself, or PeerLostError where it means that another rank has gone."""
     if isinstance(error, VitDistError):
         return error
-    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out waiting")
-    if any(sign in str(error) for sign in signs):
+    # Neither gloo nor NCCL has an exception type for it: the text is all there is.
+    symptoms = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out waiting")
+    if any(symptom in str(error) for symptom in symptoms):
         return PeerLostError(f"a peer is gone ({str(error).splitlines()[0][:120]})")
     return error

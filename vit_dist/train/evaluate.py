@@ -25,7 +25,7 @@ from vit_dist.train.state import TrainState
 def evaluate(
     recipe: Recipe, run_dir: Path, world: World, *, checkpoint: str = "", out: Path | None = None
 ) -> dict[str, float]:
-    """What a recipe's evaluators find in a checkpoint of a run, the newest unless one is named. A collective.
+    """Values of a recipe's evaluators on a checkpoint of a run, the newest unless one is named. A collective.
 
     The values go to a new event file of the run, at the step of the checkpoint, and to `evaluated.json`; where that
     says that the same evaluators have seen this step already, nothing is done.
@@ -50,15 +50,17 @@ def evaluate(
         device = stack.enter_context(process_group(world))
         data, val, plan = open_training(recipe, world)
         engine, _ = build_engine(recipe, plan, world, device)
-        whole = {**identity(recipe), "fingerprint": data.fingerprint, **recorded(directory)}
-        found: checkpoints.Restored | None
+        run_identity = {**identity(recipe), "fingerprint": data.fingerprint, **recorded(directory)}
+        restored: checkpoints.Restored | None
         if checkpoint:
-            found = checkpoints.restore_from(directory.checkpoints / checkpoint, engine, whole, world, None)
+            restored = checkpoints.restore_from(directory.checkpoints / checkpoint, engine, run_identity, world, None)
         else:
-            found = checkpoints.restore(directory.checkpoints, engine, whole, world, remote=recipe.checkpoint.remote)
-        if found is None:
+            restored = checkpoints.restore(
+                directory.checkpoints, engine, run_identity, world, remote=recipe.checkpoint.remote
+            )
+        if restored is None:
             raise RunError(f"{run_dir}: no checkpoint in it to evaluate; train it first")
-        step = TrainState.load(found.state, data.identity, str(found.path)).step
+        step = TrainState.load(restored.state, data.identity, str(restored.path)).step
         before = directory.evaluation([dump(e) for e in recipe.evaluators], step)
         if before is not None:
             if world.is_main:
@@ -78,13 +80,13 @@ def evaluate(
 
 def _write_out(out: Path | None, run_dir: Path, recipe: Recipe, step: int, values: dict[str, float]) -> None:
     if out is not None:
-        told = {"run": recipe.name, "directory": str(run_dir), "step": step, "values": values}
-        told["evaluators"] = [dump(e) for e in recipe.evaluators]
-        write_bytes(str(out), (json.dumps(told, indent=1) + "\n").encode())
+        payload = {"run": recipe.name, "directory": str(run_dir), "step": step, "values": values}
+        payload["evaluators"] = [dump(e) for e in recipe.evaluators]
+        write_bytes(str(out), (json.dumps(payload, indent=1) + "\n").encode())
 
 
 def _write(directory: RunDir, recipe: Recipe, step: int, values: dict[str, float]) -> None:
-    # No session begins with this file: what the run has logged at this step and beyond stays true.
+    # Without a purge step: what the run has logged at this step and beyond stays true.
     with contextlib.closing(EventWriter(directory.events)) as writer:
         writer.scalars(step, values)
     directory.record_evaluation([dump(e) for e in recipe.evaluators], step, values)

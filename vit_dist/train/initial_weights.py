@@ -1,7 +1,7 @@
 """Beginning from weights that are there already (the recipe's `init`) in place of those of the seed.
 
 What a run began from is part of what it is: the digest of its first weights joins the identity, whatever file they came
-from. It is taken when the run begins; later attempts go on from a checkpoint and need the file no more.
+from. It is taken when the run begins; later attempts resume from a checkpoint and need the file no more.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from vit_dist.core.log import log
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
+from vit_dist.engines._collectives import all_gather_object, broadcast_object
 from vit_dist.engines._protocol import Engine
 from vit_dist.models import ModelConfig
 from vit_dist.models.weights.adapt import fit
 from vit_dist.models.weights.files import Wanted, Weights, read_weights
 from vit_dist.train.checkpoint.weights import checkpoint_state, is_checkpoint
-from vit_dist.train.checkpoint.weights_remote import bring, called
+from vit_dist.train.checkpoint.weights_remote import download, errors_naming
 
 _KEY = "initial_weights"
 
 
 def recorded(directory: RunDir) -> dict[str, str]:
     """The part of a run's identity that says which weights it began from; {} for those of the seed, or no run yet."""
-    found = directory.read_json(names.RUN) or {}
-    digest = found.get("identity", {}).get(_KEY)
+    run = directory.read_json(names.RUN) or {}
+    digest = run.get("identity", {}).get(_KEY)
     return {_KEY: digest} if digest else {}
 
 
@@ -57,10 +58,9 @@ class Initial:
         if recipe.init is None:
             return
         self._weights: Weights | None = None
-        told: list[dict[str, str]] = [recorded(directory) if world.is_main else {}]
-        if world.size > 1:
-            torch.distributed.broadcast_object_list(told, 0)
-        self.identity = told[0]
+        # Rank 0 alone reads the run's directory, so that all ranks begin with one answer whatever the file system
+        # shows.
+        self.identity = broadcast_object(recorded(directory) if world.is_main else {}, world)
         if not self.identity:
             self._weights = self._read()
             self.identity = {_KEY: _digest(self._weights.state)}
@@ -81,8 +81,8 @@ class Initial:
             )
         engine.load(_WeightsAlone(weights.state))
         if self._world.is_main:
-            seen = weights.facts.get("examples")
-            of = f", trained for {int(seen):,} examples before" if seen else ""
+            examples = weights.facts.get("examples")
+            of = f", trained for {int(examples):,} examples before" if examples else ""
             head = ", with a new head" if self._recipe.init.head == "new" else ""
             log(f"  weights: from {redact(self._recipe.init.weights)}{of}{head}")
 
@@ -93,20 +93,19 @@ class Initial:
         assert isinstance(model, ModelConfig)
         path = self._here(init.weights)
         try:
-            with called(init.weights, path):
+            with errors_naming(init.weights, path):
                 weights, error = _fitting(path, init, model, data.num_classes, data.image_size), None
         except VitDistError as problem:
             weights, error = None, problem
-        errors = [error]
-        if self._world.size > 1:
-            errors = [None] * self._world.size
-            torch.distributed.all_gather_object(errors, error)
+        # Every rank reads the file itself. One that failed alone would leave the others in the engine's collectives;
+        # and when all have answered, all have read: the copy may go.
+        errors = all_gather_object(error, self._world)
         if self._world.is_main:
             shutil.rmtree(self._scratch, ignore_errors=True)
-        for rank, told in enumerate(errors):
-            if told is not None:
-                raise type(told)(
-                    f"init.weights: {told}" if self._world.size == 1 else f"init.weights: rank {rank}: {told}"
+        for rank, failure in enumerate(errors):
+            if failure is not None:
+                raise type(failure)(
+                    f"init.weights: {failure}" if self._world.size == 1 else f"init.weights: rank {rank}: {failure}"
                 )
         assert weights is not None
         return weights
@@ -115,27 +114,26 @@ class Initial:
         """Where the weights lie on the file system: a remote URL's come into the run's directory first."""
         if not is_remote(url):
             return local_path(url)
-        told: list[Path | VitDistError | None] = [None]
+        outcome: Path | VitDistError | None = None
         if self._world.is_main:
             try:
-                told[0] = bring(url, self._scratch)
+                outcome = download(url, self._scratch)
             except VitDistError as error:
                 shutil.rmtree(self._scratch, ignore_errors=True)
-                told[0] = error
-        if self._world.size > 1:
-            torch.distributed.broadcast_object_list(told, 0)
-        if isinstance(told[0], Exception):
-            raise told[0]
-        assert told[0] is not None
-        return told[0]
+                outcome = error
+        outcome = broadcast_object(outcome, self._world)
+        if isinstance(outcome, VitDistError):
+            raise outcome
+        assert outcome is not None
+        return outcome
 
 
 def _fitting(path: Path, init: InitConfig, model: ModelConfig, num_classes: int, image_size: int) -> Weights:
     if not is_checkpoint(path):
         return read_weights(path, Wanted(model, num_classes, image_size, init.head, init.positions))
-    found, marker = checkpoint_state(path)
+    saved, marker = checkpoint_state(path)
     state = fit(
-        found,
+        saved,
         model,
         num_classes=num_classes,
         image_size=image_size,

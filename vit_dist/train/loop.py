@@ -1,25 +1,30 @@
-"""The heart: next batch with the stream's state after it, micro-batches, backward, step; then whatever is due."""
+"""The training loop: next batch with the stream's state after it, micro-batches, backward, step; then what is due.
+
+All ranks take every branch that leads to a collective together. What only one rank can see (a signal, a request file, a
+sample that cannot be decoded, a clock) goes through `_agree` or `Clock.due` first; everything else that is branched on
+(losses, train state, cadences in steps) is the same number on every rank.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.log import log
+from vit_dist.core.progress import Progress
 from vit_dist.core.run import log as runlog
 from vit_dist.core.seeding import hash64
 from vit_dist.data.mixup import draw_mix, mix_micro_batches
 from vit_dist.data.reader import Batch, Replacement
 from vit_dist.data.stream import TrainStream
+from vit_dist.engines._collectives import all_gather_object
 from vit_dist.engines._protocol import StepResult
 from vit_dist.evals import EvaluatorConfig
 from vit_dist.optim import OptimizerConfig, ScheduleConfig
@@ -27,7 +32,6 @@ from vit_dist.train.checkpoint.rewind import can_rewind, rewind
 from vit_dist.train.checkpoint.saver import SupersededError
 from vit_dist.train.health import guards
 from vit_dist.train.losses import make_targets
-from vit_dist.train.progress.bar import ProgressLine
 from vit_dist.train.run import Run
 from vit_dist.train.saving import save
 from vit_dist.train.state import TrainState
@@ -42,23 +46,26 @@ def train(run: Run) -> None:
     Raises:
         DataError: too many samples cannot be decoded.
         RunError: checkpoints cannot be written, or the numbers are beyond help.
-        SupersededError: a later attempt has taken the run over.
+        SupersededError: a later attempt owns the run directory.
     """
     run.start_log()
-    if run.state.step >= run.plan.total_steps:  # killed between the last checkpoint and the word that it is done
+    # The attempt before was killed between its last checkpoint and the line that the run is done.
+    if run.state.step >= run.plan.total_steps:
         _end(run, "")
         return
-    while not _course(run):
+    while not _train_until_rewind(run):
         rewind(run)
 
 
-def _course(run: Run) -> bool:
-    """Train from where the run stands. True: it has ended; False: it shall be rewound. A collective."""
+def _train_until_rewind(run: Run) -> bool:
+    """Train from the run's state. True: the attempt has ended; False: rewind, then call again. A collective."""
     plan, clock, config, state = run.plan, run.clock, run.recipe.guards, run.state
     requests = _Requests()
     with (
         TrainStream(run.data, run.recipe, run.world, state.position) as stream,
-        contextlib.closing(ProgressLine(plan.total_steps, state.step, shown=run.world.is_main)) as progress,
+        Progress(
+            "  training", plan.total_steps, "steps", quiet=not run.world.is_main, done=state.step, summary=False
+        ) as progress,
     ):
         clock.enter("wait")
         for batch, after in stream:
@@ -66,21 +73,32 @@ def _course(run: Run) -> bool:
             _seed_step(run, state.step)
             limit = guards.loss_limit(config, state.losses)
             skip_over = limit if config.spike == "skip" else math.inf
+            # Collectives: gradients (and under ZeRO-3 weights), then the mean loss, which is the same float on every
+            # rank, so that all later decisions that rest on it are too. Reading that float waits for the device: one
+            # synchronisation a step, which the checks for spikes and non-finite steps need before the next batch.
             result = run.engine.train_step(_micro_batches(run, batch), _lr(run, state.step), skip_over=skip_over)
+            # Collective, after the step and not before it: a peer that died meanwhile is met in the step's own
+            # collectives, and whoever asks to stop gets the step that runs into the checkpoint.
             agreed = _agree(run, batch.replaced, requests)
-            if agreed.fenced:
-                raise SupersededError(agreed.fenced)
+            # Before the state moves on: a superseded attempt writes neither log nor checkpoint from here.
+            if agreed.superseded:
+                raise SupersededError(agreed.superseded)
             before, bad = state, frozenset(r.ordinal for r in agreed.replaced)
             state, spike = guards.after_step(config, state, result, limit, position=after.position, quarantined=bad)
             run.state = state
             clock.step_done(result)
             _trace(run, batch)
             _quarantine(run, agreed.replaced, state)
+            # `spike` and `applied` come from the all-reduced loss and gradient norm: every rank enters here, or none.
             if spike or not result.applied:
                 guards.record_bad_step(run, batch, result, spike=spike)
                 if spike and config.spike == "rewind" and can_rewind(run):
                     return False
             done = state.step >= plan.total_steps
+            # The order is part of the contract. Weights are compared before anything is made of them; the log is
+            # written before the checkpoint, which flushes it, so that no checkpoint is ahead of its log; the
+            # evaluation comes before the checkpoint whose marker holds its metrics. checksum, eval and save are
+            # collectives; a cadence in seconds is decided by rank 0's clock for all (Clock.due).
             if clock.due("checksum", before, state):
                 guards.check_replicas(run.engine, run.world, state.step)
             if clock.due("log", before, state) or done:
@@ -97,12 +115,13 @@ def _course(run: Run) -> bool:
 
 
 def _end(run: Run, stopping: str) -> None:
-    """Wait for the last checkpoint, then say how the attempt ended. A collective."""
+    """Wait for the last checkpoint, then log how the attempt ended. A collective."""
     run.clock.enter("save")
+    # The status says `done` or `stopped` only of what is on the disk: all ranks wait for the last commit first.
     run.saver.finish()
     run.finish("stopped" if stopping else "done", stopping)
     if stopping and run.world.is_main:
-        log(f"  stopped at step {run.state.step:,} on {stopping}; the same command goes on from here")
+        log(f"  stopped at step {run.state.step:,} on {stopping}; the same command resumes from here")
 
 
 def _lr(run: Run, step: int) -> float:
@@ -133,15 +152,15 @@ class _Agreed:
 
     Attributes:
         replaced: samples that could not be decoded.
-        save: a wish to save.
+        save: a checkpoint was asked for.
         stop: a reason to stop, or ''.
-        fenced: who has taken the run over, or ''.
+        superseded: the later attempt that owns the run directory, in words, or ''.
     """
 
     replaced: list[Replacement] = field(default_factory=list)
     save: bool = False
     stop: str = ""
-    fenced: str = ""
+    superseded: str = ""
 
 
 class _Requests:
@@ -151,7 +170,7 @@ class _Requests:
         self._next = 0.0
 
     def take(self, run: Run) -> str:
-        """'save', 'stop' or ''; on the first rank only."""
+        """'save', 'stop' or ''; always '' on ranks other than 0."""
         now = time.monotonic()
         if not run.world.is_main or now < self._next:
             return ""
@@ -160,21 +179,28 @@ class _Requests:
 
 
 def _agree(run: Run, replaced: list[Replacement], requests: _Requests) -> _Agreed:
-    """What any rank met in this step. A collective."""
+    """What any rank met in this step. A collective.
+
+    A signal reaches ranks at different moments, only rank 0 sees the request file and the heartbeat, and a broken
+    sample is met by the rank that reads it. A rank that acted on its own view would leave the others in a collective
+    that never completes.
+    """
     asked = requests.take(run)
     reason = run.stop.reason or ("the request file" if asked == "stop" else "")
-    fenced = run.ledger.fenced
+    superseded = run.record.superseded
     if run.world.size == 1:
-        return _Agreed(replaced, asked == "save", reason, fenced)
-    told = [bool(replaced), asked == "save", bool(reason), bool(fenced)]
-    flags = torch.tensor(told, dtype=torch.int32, device=run.engine.device)
+        return _Agreed(replaced, asked == "save", reason, superseded)
+    # Four integers every step; the texts and samples, which are pickled, only in the rare step that has any.
+    flags = torch.tensor(
+        [bool(replaced), asked == "save", bool(reason), bool(superseded)], dtype=torch.int32, device=run.engine.device
+    )
     torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+    # `flags` is the same on every rank: all return here, or all go on to the second collective.
     if not flags.any():
         return _Agreed()
-    everyone: list[Any] = [None] * run.world.size
-    torch.distributed.all_gather_object(everyone, (replaced, reason, fenced))
-    stop = next((why for _, why, _ in everyone if why), "")
-    return _Agreed([r for part, *_ in everyone for r in part], bool(flags[1]), stop, everyone[0][2])
+    views = all_gather_object((replaced, reason, superseded), run.world)
+    stop = next((why for _, why, _ in views if why), "")
+    return _Agreed([r for part, *_ in views for r in part], bool(flags[1]), stop, views[0][2])
 
 
 def _trace(run: Run, batch: Batch) -> None:
@@ -209,10 +235,10 @@ def _quarantine(run: Run, replaced: list[Replacement], state: TrainState) -> Non
         )
 
 
-def _log(run: Run, state: TrainState, result: StepResult, progress: ProgressLine) -> None:
+def _log(run: Run, state: TrainState, result: StepResult, progress: Progress) -> None:
     loss, rate, wait = run.clock.since_last_log()
-    run.ledger.examples_per_s = rate
-    run.ledger.metrics["loss"] = loss
+    run.record.examples_per_s = rate
+    run.record.metrics["loss"] = loss
     epoch = state.position / run.data.num_samples
     if run.writer is not None:
         run.writer.scalars(
@@ -223,30 +249,34 @@ def _log(run: Run, state: TrainState, result: StepResult, progress: ProgressLine
                 runlog.TRAIN_GRAD_NORM: result.grad_norm,
                 runlog.TRAIN_EXAMPLES_PER_S: rate,
                 runlog.TRAIN_EPOCH: epoch,
-                runlog.PROGRESS_EXAMPLES: float(state.examples),  # as a double its custom chart stayed empty
+                # Not as a double: TensorBoard's custom chart of it stayed empty then.
+                runlog.PROGRESS_EXAMPLES: float(state.examples),
                 "train/data_wait": wait,
                 "train/skipped_steps": state.skipped,
                 "train/spikes": state.spikes,
                 "train/quarantined": len(state.quarantined),
                 **{f"data/epochs/{name}": epochs for name, epochs in run.data.epochs(state.position).items()},
                 **{f"goodput/{bucket}_s": seconds for bucket, seconds in run.clock.goodput.sums().items()},
-                "goodput/useful": run.clock.goodput.share(),
+                "goodput/useful": run.clock.goodput.useful_fraction(),
             },
         )
-    run.alive()
-    progress.update(state.step, {"epoch": epoch, "loss": loss, "img/s": rate})
+    run.write_status()
+    progress.update(state.step, metrics={"epoch": epoch, "loss": loss, "img/s": rate})
 
 
-def _evaluate(run: Run, state: TrainState, progress: ProgressLine) -> None:
+def _evaluate(run: Run, state: TrainState, progress: Progress) -> None:
     values: dict[str, float] = {}
     run.clock.enter("eval")
+    # Every rank evaluates its part and gets the reduced values. They go into the marker of the next checkpoint, so
+    # they must be known on all ranks and not on the one that logs.
     for evaluator in run.recipe.evaluators:
         assert isinstance(evaluator, EvaluatorConfig)
         values.update(evaluator.run(run.evaluation))
     run.clock.enter("train")
     run.metrics = (state.step, values)
-    run.ledger.metrics.update({name.removeprefix("val/"): value for name, value in values.items()})
+    run.record.metrics.update({name.removeprefix("val/"): value for name, value in values.items()})
     if values and run.writer is not None:
         run.writer.scalars(state.step, values)
         shown = {name.removeprefix("val/"): value for name, value in values.items()}
-        progress.update(state.step, {"epoch": state.position / run.data.num_samples, **shown}, force=True)
+        epoch = state.position / run.data.num_samples
+        progress.update(state.step, metrics={"epoch": epoch, **shown}, force=True)

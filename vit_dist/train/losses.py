@@ -14,11 +14,12 @@ from vit_dist.engines._protocol import LossFunction
 def make_targets(batch: Batch, num_classes: int, loss: LossConfig) -> Tensor:
     """Labels [B, L] with weights -> float32 targets [B, K].
 
-    For softmax a distribution: several labels share it by weight. For sigmoid every label has its weight. Label
-    smoothing moves its share to the uniform distribution (softmax) or to one half (sigmoid).
+    For softmax a distribution: divided among several labels by weight. For sigmoid every label has its weight. Label
+    smoothing moves its fraction to the uniform distribution (softmax) or to one half (sigmoid).
     """
     targets = torch.zeros(len(batch.labels), num_classes)
-    targets.scatter_add_(1, batch.labels.clamp(min=0), batch.weights)  # padding has weight 0
+    # Rows with fewer labels are padded with label -1 of weight 0: it adds nothing to class 0.
+    targets.scatter_add_(1, batch.labels.clamp(min=0), batch.weights)
     if loss.name == "softmax":
         targets = targets / targets.sum(1, keepdim=True).clamp(min=1e-12)
         return targets * (1 - loss.label_smoothing) + loss.label_smoothing / num_classes

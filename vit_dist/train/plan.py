@@ -18,7 +18,7 @@ from vit_dist.evals import EvaluatorConfig
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe comes to on this world: steps, and a rank's share of one as accumulation x micro_batch."""
+    """What a recipe comes to on this world: steps, and a rank batch as accumulation x micro_batch."""
 
     total_steps: int
     warmup_steps: int
@@ -42,10 +42,10 @@ def open_training(recipe: Recipe, world: World) -> tuple[TrainingSet, ShardManif
 
 
 def check_initial(recipe: Recipe, run_dir: Path) -> None:
-    """Whether there is anything where the weights should be from which a run begins that has not begun yet.
+    """Refuse a run that has not begun yet and whose `init.weights` are not there.
 
     Raises:
-        ConfigError: there is not.
+        ConfigError: they are not.
         DataError: the store cannot be asked.
     """
     if recipe.init is None or (run_dir / names.RUN).exists() or exists(recipe.init.weights):
@@ -75,21 +75,22 @@ def make_plan(recipe: Recipe, data: TrainingSet, world: World) -> Plan:
             f"schedule.warmup={warmup_duration} is {warmup} steps, longer than the whole run of {total} steps "
             f"(horizon={recipe.horizon} of {n} examples at global_batch={batch}); shorten it"
         )
-    share = world.share(batch)
-    limit = getattr(recipe.engine, "max_micro_batch", None) or share
-    together = 1
+    rank_batch = world.rank_batch(batch)
+    limit = getattr(recipe.engine, "max_micro_batch", None) or rank_batch
+    multiple = 1
     if recipe.data.mixup is not None:
         _check_pairs(batch, world.size, limit)
-        together = 2
-    micro = max(d for d in range(together, min(limit, share) + 1, together) if share % d == 0)
-    return Plan(total, warmup, micro, share // micro)
+        # MixUp mixes neighbours: a micro-batch holds whole pairs.
+        multiple = 2
+    micro = max(d for d in range(multiple, min(limit, rank_batch) + 1, multiple) if rank_batch % d == 0)
+    return Plan(total, warmup, micro, rank_batch // micro)
 
 
 def _check_pairs(global_batch: int, ranks: int, micro_batch_limit: int | None) -> None:
     """Whether every pair is on one rank, and fits one micro-batch.
 
     Raises:
-        ConfigError: 2W does not divide the batch, or a micro-batch has no room for two.
+        ConfigError: 2W does not divide the batch, or a micro-batch cannot hold two.
     """
     if global_batch % (2 * ranks):
         raise ConfigError(
@@ -97,4 +98,4 @@ def _check_pairs(global_batch: int, ranks: int, micro_batch_limit: int | None) -
             f"its pairs together; nearest that are: {nearest_multiples(global_batch, 2 * ranks)}"
         )
     if micro_batch_limit == 1:
-        raise ConfigError("engine.max_micro_batch=1 leaves no room for the pairs of data.mixup; give it 2 or more")
+        raise ConfigError("engine.max_micro_batch=1 cannot hold the pairs of data.mixup; give it 2 or more")

@@ -1,4 +1,4 @@
-"""The collaborators of one attempt, by name, and what they say about it in the log."""
+"""Everything that takes part in one attempt, by name, and what it writes about itself in log and status."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vit_dist.train.state import TrainState
 
 @dataclass
 class StopRequest:
-    """A wish to stop, from a signal; empty while there is none."""
+    """A request to stop, from a signal; empty while there is none."""
 
     reason: str = ""
 
@@ -36,8 +36,9 @@ class Run:
     """Everything that takes part in an attempt.
 
     Attributes:
-        attempt: the how-manieth of the run.
-        metrics: what was measured last, and after which step.
+        record: status.json and attempts.jsonl of this attempt.
+        attempt: attempt number (1-based).
+        metrics: the last evaluation's values, and the step after which they were measured.
     """
 
     recipe: Recipe
@@ -51,7 +52,7 @@ class Run:
     info: runlog.RunInfo
     state: TrainState
     stop: StopRequest
-    ledger: AttemptRecord
+    record: AttemptRecord
     saver: Saver
     probe: Probe | None
     clock: Clock
@@ -62,28 +63,31 @@ class Run:
     def start_log(self) -> None:
         """Open this attempt's event file, on rank 0. What was written before beyond the restored step is void."""
         if self.world.is_main:
+            # A rewind calls this again, with a file open.
             self.close()
             self.writer = EventWriter(self.directory.events, purge_step=self.state.step + 1 if self.state.step else 0)
             runlog.write_start(self.writer, self.info, recipe_yaml(self.recipe))
-        self.alive()
+        self.write_status()
 
-    def alive(self) -> None:
-        """A sign of life in status.json."""
+    def write_status(self) -> None:
+        """Write to status.json that the attempt runs, and where it stands."""
         if self.world.is_main:
-            self.ledger.running(self.state.step, self.state.position, self.clock.goodput.sums())
+            self.record.running(self.state.step, self.state.position, self.clock.goodput.sums())
 
     def finish(self, status: Literal["done", "stopped", "failed"], reason: str = "") -> None:
-        """Say in the log, then in status.json, how the attempt ended."""
+        """Write to the log, then to status.json, how the attempt ended."""
         step, examples = self.state.step, self.state.position
-        self.ledger.at(step, examples)
-        if self.writer is not None and not self.ledger.superseded_by():  # else the log is a later attempt's to close
+        self.record.set_progress(step, examples)
+        # Of a superseded attempt the log is the later attempt's to close.
+        if self.writer is not None and not self.record.look_up_owner():
             runlog.write_status(
                 self.writer, runlog.RunStatus(status=status, step=step, examples=examples, reason=reason)
             )
-        self.ledger.end(status, reason, goodput=self.clock.goodput.sums())
+        self.record.end(status, reason, goodput=self.clock.goodput.sums())
 
     def fail(self, reason: str) -> None:
-        """`finish` as failed. The disk may be what failed: then the error that is on its way says so."""
+        """`finish` as failed. Never raises."""
+        # The disk may be what failed: the error that is being raised must not be replaced by one about the log.
         with contextlib.suppress(VitDistError):
             self.finish("failed", reason)
 

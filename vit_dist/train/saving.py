@@ -13,7 +13,8 @@ def save(run: Run) -> None:
     """Begin to save the run as it stands, unless that was done. A collective.
 
     Raises:
-        RunError: too many saves in a row have failed, or a later attempt has taken over.
+        RunError: too many saves in a row have failed.
+        SupersededError: a later attempt owns the run directory.
     """
     state = run.state
     if run.saver.covers(state.step):
@@ -21,7 +22,8 @@ def save(run: Run) -> None:
     run.clock.enter("save")
     began = time.monotonic()
     if run.writer is not None:
-        run.writer.flush()  # what the log says must not be behind what the checkpoint holds
+        # The log must not be behind the checkpoint: a run that resumes from it never writes the steps before again.
+        run.writer.flush()
     extras: dict[str, Any] = {"goodput": run.clock.goodput.sums()}
     if run.probe is not None:
         extras["probe"] = {"examples": len(run.probe.images), "loss": run.probe.measure(run.engine)}
@@ -31,5 +33,5 @@ def save(run: Run) -> None:
     dumped = state.dump(run.data.identity)
     run.saver.save(run.engine, Contents(dumped, run.identity, run.engine.layout, extras))
     run.clock.saved(time.monotonic() - began, run.saver.wrote_s)
-    run.alive()
+    run.write_status()
     run.clock.enter("train")

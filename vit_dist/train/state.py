@@ -9,6 +9,9 @@ from vit_dist.core.errors import CheckpointError
 from vit_dist.data.mixture import MixtureIdentity
 from vit_dist.data.order import OrderIdentity, describe_identity_change
 
+_SKIPPED_RANGES_KEY = "passed_over"
+"""Name of `skipped_ranges` in a checkpoint's marker."""
+
 
 @dataclass(frozen=True)
 class TrainState:
@@ -22,7 +25,7 @@ class TrainState:
         losses: of the last applied steps: what a spike is measured against.
         bad_in_row: steps up to now that were not applied, without one between that was.
         spikes: steps whose loss was a spike.
-        passed_over: runs of positions [begin, end) that a rewind left out of training.
+        skipped_ranges: ranges of positions [begin, end) that a rewind left out of training.
     """
 
     step: int = 0
@@ -32,12 +35,12 @@ class TrainState:
     losses: tuple[float, ...] = ()
     bad_in_row: int = 0
     spikes: int = 0
-    passed_over: tuple[tuple[int, int], ...] = ()
+    skipped_ranges: tuple[tuple[int, int], ...] = ()
 
     @property
     def examples(self) -> int:
         """Examples that were trained on."""
-        return self.position - sum(end - begin for begin, end in self.passed_over)
+        return self.position - sum(end - begin for begin, end in self.skipped_ranges)
 
     def advance(
         self,
@@ -61,19 +64,26 @@ class TrainState:
         )
 
     def rewound(self, given_up: TrainState) -> TrainState:
-        """This state of the past, going on where the stream stands: what lies between is passed over.
+        """This state of the past, continued where the stream stands now: the range between is skipped.
 
         Args:
             given_up: the state that was reached from here. If it has come from here by a rewind itself, that one
                 stays counted, though no checkpoint knows of it.
         """
-        since = given_up.passed_over[len(self.passed_over) :]
+        # Examples before the end of an earlier rewind's range were skipped then: the new range begins behind it, so
+        # that no position is counted as skipped twice.
+        since = given_up.skipped_ranges[len(self.skipped_ranges) :]
         begin, end = since[-1][1] if since else self.position, given_up.position
-        return replace(self, position=end, passed_over=(*given_up.passed_over, (begin, end)), spikes=given_up.spikes)
+        ranges = (*given_up.skipped_ranges, (begin, end))
+        return replace(self, position=end, skipped_ranges=ranges, spikes=given_up.spikes)
 
     def dump(self, identity: OrderIdentity | MixtureIdentity) -> dict[str, Any]:
         """As plain data, with the order that the position belongs to."""
-        return {**asdict(self), "quarantined": sorted(self.quarantined), "order": asdict(identity)}
+        fields = asdict(self)
+        # The key has another name than the attribute: markers that were written under it must stay readable, and a
+        # marker that is written now must be readable to the version before.
+        fields[_SKIPPED_RANGES_KEY] = fields.pop("skipped_ranges")
+        return {**fields, "quarantined": sorted(self.quarantined), "order": asdict(identity)}
 
     @classmethod
     def load(cls, raw: dict[str, Any], identity: OrderIdentity | MixtureIdentity, where: str) -> TrainState:
@@ -85,7 +95,7 @@ class TrainState:
         changes = describe_identity_change(asdict(identity), raw["order"])
         if changes:
             raise CheckpointError(
-                f"{where}: its position belongs to another order of examples ({'; '.join(changes)}); going on would "
+                f"{where}: its position belongs to another order of examples ({'; '.join(changes)}); continuing would "
                 f"repeat some and leave out others. Restore those settings or start in another --run-dir"
             )
         return cls(
@@ -96,5 +106,5 @@ class TrainState:
             tuple(raw["losses"]),
             raw["bad_in_row"],
             raw["spikes"],
-            tuple((begin, end) for begin, end in raw["passed_over"]),
+            tuple((begin, end) for begin, end in raw[_SKIPPED_RANGES_KEY]),
         )

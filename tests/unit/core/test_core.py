@@ -186,9 +186,9 @@ def test_the_first_host_of_a_node_list(nodes: str, first: str) -> None:
 
 
 def test_a_batch_that_the_ranks_do_not_divide_names_the_nearest() -> None:
-    assert World(size=4).share(64) == 16
+    assert World(size=4).rank_batch(64) == 16
     with pytest.raises(ConfigError, match=r"global_batch=64 is not divisible by 3 ranks; nearest that are: 63, 66"):
-        World(size=3).share(64)
+        World(size=3).rank_batch(64)
 
 
 def test_a_directory_in_use_is_refused_and_freed_by_death(tmp_path: Path) -> None:

@@ -271,7 +271,7 @@ def test_a_run_with_a_recent_heartbeat_runs_and_one_without_was_killed(
     monkeypatch.setattr(time, "time", lambda: now + 1000)
     assert cell_state(tmp_path).state == "started"
     monkeypatch.setattr(time, "time", lambda: now + 950)
-    files.write_alive(1, {"train": 900.0})
+    files.write_heartbeat(1, {"train": 900.0})
     monkeypatch.setattr(time, "time", lambda: now + 1000)
     assert cell_state(tmp_path).state == "running"
 

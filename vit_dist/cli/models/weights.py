@@ -79,7 +79,7 @@ def import_main(argv: list[str]) -> int:
         raise ConfigError(f"{args.settings[0]}: settings are those of a model; give --model NAME")
     from vit_dist.models.weights.files import Wanted, read_weights
     from vit_dist.train.checkpoint.weights import is_checkpoint
-    from vit_dist.train.checkpoint.weights_remote import brought_here
+    from vit_dist.train.checkpoint.weights_remote import downloaded
 
     wanted = Wanted(
         config=model_config(args.model, args.settings) if args.model else None,
@@ -88,7 +88,7 @@ def import_main(argv: list[str]) -> int:
         head=args.head,
         positions=args.positions,
     )
-    with brought_here(args.source) as path:
+    with downloaded(args.source) as path:
         if is_checkpoint(path):
             raise ConfigError(f"{redact(args.source)}: a checkpoint or run of ours; `vit-dist models export` reads it")
         _write(read_weights(path, wanted), args.out)
@@ -117,7 +117,7 @@ def export_main(argv: list[str]) -> int:
     from vit_dist.core.files import is_remote
     from vit_dist.models.weights.files import read_weights
     from vit_dist.train.checkpoint.weights import checkpoint_weights, fresh_weights, is_checkpoint
-    from vit_dist.train.checkpoint.weights_remote import brought_here
+    from vit_dist.train.checkpoint.weights_remote import downloaded
 
     path = Path(args.source)
     fresh = {"--seed": args.seed, "--num-classes": args.num_classes, "--image-size": args.image_size}
@@ -125,7 +125,7 @@ def export_main(argv: list[str]) -> int:
         given = [name for name, value in fresh.items() if value is not None] + args.settings
         if given:
             raise ConfigError(f"{given[0]} is for fresh weights, not for {redact(args.source)}; see `models import`")
-        with brought_here(args.source) as here:
+        with downloaded(args.source) as here:
             _write(checkpoint_weights(here) if is_checkpoint(here) else read_weights(here), args.out)
     elif path.suffix or args.source.count(os.sep) > 1 or args.source.startswith(("/", ".")):
         raise ConfigError(f"{path}: no such checkpoint, run or file")
@@ -139,9 +139,9 @@ def export_main(argv: list[str]) -> int:
 
 def _write(weights: Weights, out: str) -> None:
     from vit_dist.models.weights.files import write_weights
-    from vit_dist.train.checkpoint.weights_remote import sent_there
+    from vit_dist.train.checkpoint.weights_remote import uploaded
 
-    with sent_there(out) as here:
+    with uploaded(out) as here:
         write_weights(weights, here)
     numbers, size = sum(t.numel() for t in weights.state.values()), weights.image_size
     sys.stdout.write(f"{redact(out)}: {weights.config.name}, {numbers:,} numbers, for {size}x{size} images\n")

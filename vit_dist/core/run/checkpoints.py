@@ -1,4 +1,4 @@
-"""The checkpoints of a run by name: which are committed, which is the newest, what a marker says. No torch.
+"""The checkpoints of a run by name: which are committed, which is the newest, what a marker holds. No torch.
 
 checkpoints/step-0000001000/  a checkpoint
   rank-00000.safetensors      a rank's part
@@ -57,7 +57,7 @@ def partial(root: Path) -> list[Path]:
 
 
 def read_marker(path: Path) -> tuple[dict[str, Any], str]:
-    """What a checkpoint's marker says, and what is wrong with it or ''."""
+    """A checkpoint's marker, and what is wrong with it or ''."""
     try:
         marker = json.loads((path / MARKER).read_text())
         if marker["format"] != FORMAT:
@@ -92,7 +92,8 @@ def newest_checkpoint(run_dir: Path) -> tuple[int | None, float]:
     (None, 0) before the first.
     """
     for path in committed(run_dir / CHECKPOINTS):
-        with contextlib.suppress(OSError):  # it may be removed at this moment: the next newest then
+        # Retention may remove it at this moment: the next newest then.
+        with contextlib.suppress(OSError):
             return step_of(path.name), (path / MARKER).stat().st_mtime
     return None, 0.0
 

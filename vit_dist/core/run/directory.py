@@ -38,7 +38,7 @@ class Status:
         examples: examples consumed.
         reason: why it stopped or failed.
         host, pid, time: who wrote this, and when (seconds since 1970).
-        attempt: the how-manieth of the run, from 1.
+        attempt: attempt number (1-based).
         goodput: where the time of all attempts went, in seconds (see train/progress/goodput.py).
         total_steps: length of the run; 0 where that is not known yet.
         examples_per_s: at the last log.
@@ -135,8 +135,8 @@ class RunDir:
         examples_per_s: float = 0.0,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Say how this attempt stands."""
-        told = Status(
+        """Write how this attempt stands."""
+        payload = Status(
             status,
             step,
             examples,
@@ -150,14 +150,16 @@ class RunDir:
             examples_per_s=examples_per_s,
             metrics={name: value for name, value in (metrics or {}).items() if math.isfinite(value)},
         )
-        self.write_json(names.STATUS, asdict(told))
+        self.write_json(names.STATUS, asdict(payload))
 
-    def take_over(self, attempt: int) -> str:
-        """Make this attempt the one that may write here.
+    def take_ownership(self, attempt: int) -> str:
+        """Make this attempt the one that may write here; an older one that still runs is superseded by it.
 
         Returns:
-            Its token: what it writes from now on must find this token in owner.json.
+            Its fencing token: what the attempt writes from now on must find this token in owner.json.
         """
+        # Beside the lock and not in place of it: locks do not work on every shared file system, and a machine that was
+        # cut off keeps one until it wakes up and writes.
         token = secrets.token_hex(16)
         owner = {"token": token, "attempt": attempt, "host": socket.gethostname(), "pid": os.getpid()}
         self.write_json(names.OWNER, {**owner, "time": time.time()})
@@ -168,41 +170,44 @@ class RunDir:
         return self.read_json(names.OWNER) or {}
 
     def superseded_by(self, token: str) -> str:
-        """Who owns the directory in place of the attempt with this token, for people; '' where that attempt does."""
+        """The later attempt that owns the directory, in words; '' where the attempt with this token still does."""
         owner = self.owner()
         if owner.get("token") == token:
             return ""
         return (
             f"{self.path}: attempt {owner.get('attempt')} on {owner.get('host')} (process {owner.get('pid')}) has "
-            f"taken this run over; this attempt ends without writing. If both are yours, stop one of them"
+            f"superseded this attempt, which ends without writing. If both are yours, stop one of them"
         )
 
-    def write_alive(self, attempt: int, goodput: Mapping[str, float]) -> None:
-        """Say that an attempt lives, and where its time went. Not flushed to the disk: the next one comes soon."""
+    def write_heartbeat(self, attempt: int, goodput: Mapping[str, float]) -> None:
+        """Write that an attempt runs, and where its time went."""
+        # Renamed, so that no reader sees half of it; not flushed to the disk, since the next one comes in two seconds.
         path, temporary = self.path / names.HEARTBEAT, self.path / f".{names.HEARTBEAT}.tmp"
         temporary.write_text(json.dumps({"attempt": attempt, "time": time.time(), "goodput": dict(goodput)}))
         temporary.replace(path)
 
-    def last_life(self, status: Status) -> Status:
+    def with_heartbeat(self, status: Status) -> Status:
         """The status, with the times of alive.json where these reach further: after a crash they do."""
         with contextlib.suppress(RunError, TypeError, ValueError, AttributeError, KeyError):
-            alive = self.read_json(names.HEARTBEAT) or {}
-            if status.status in {"done", "stopped"} and int(alive["attempt"]) <= status.attempt:
-                return status  # it ended as it should: what it said then is exact
-            goodput = {str(bucket): float(seconds) for bucket, seconds in alive.get("goodput", {}).items()}
+            heartbeat = self.read_json(names.HEARTBEAT) or {}
+            # It ended as it should: the sums it wrote then are exact, those of the heartbeat before are not.
+            if status.status in {"done", "stopped"} and int(heartbeat["attempt"]) <= status.attempt:
+                return status
+            goodput = {str(bucket): float(seconds) for bucket, seconds in heartbeat.get("goodput", {}).items()}
             if sum(goodput.values()) > sum(status.goodput.values()):
-                return replace(status, goodput=goodput, time=float(alive["time"]))
+                return replace(status, goodput=goodput, time=float(heartbeat["time"]))
         return status
 
     def attempts(self) -> list[dict[str, Any]]:
-        """The lines of attempts.jsonl that are whole, in the order they were written."""
+        """The complete lines of attempts.jsonl, in the order they were written."""
         try:
             text = (self.path / names.ATTEMPTS).read_text()
         except FileNotFoundError:
             return []
         lines = []
         for line in text.splitlines():
-            with contextlib.suppress(ValueError):  # a crash may have cut a line short
+            # A crash may have cut a line short.
+            with contextlib.suppress(ValueError):
                 lines.append(json.loads(line))
         return lines
 
@@ -215,7 +220,7 @@ class RunDir:
             raise RunError(f"{path}: cannot be written: {error.strerror}") from None
 
     def evaluation(self, evaluators: Sequence[Mapping[str, Any]], step: int) -> dict[str, float] | None:
-        """What these evaluators, as plain data, found at this step; None where they have not looked.
+        """What these evaluators, as plain data, measured at this step; None where they have not run.
 
         Raises:
             RunError: the record is damaged.
@@ -234,9 +239,9 @@ class RunDir:
         self.write_json(names.EVALUATED, {"evaluations": [*record["evaluations"], entry]})
 
     def take_request(self) -> str:
-        """What a person asks for: 'save', 'stop' or ''. The file is removed, so that it is served once.
+        """What the request file asks for: 'save', 'stop' or ''. The file is removed, so that it is served once.
 
-        A file that says anything else is set aside as request.unknown.
+        A file with anything else in it is set aside as request.unknown.
         """
         path = self.path / names.REQUEST
         try:
@@ -245,7 +250,8 @@ class RunDir:
             return ""
         except (OSError, UnicodeDecodeError):
             asked = "unreadable"
-        if asked == "":  # being written just now
+        # An empty file is being written just now: a shell creates it before `echo` fills it.
+        if asked == "":
             return ""
         known = asked in names.REQUESTS
         with contextlib.suppress(OSError):

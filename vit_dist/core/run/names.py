@@ -5,8 +5,8 @@ recipe.yaml       the resolved recipe
 status.json       how the last attempt stands: running, done, stopped, failed
 attempts.jsonl    every attempt's beginning and end as its ranks saw it, a line each; only ever appended to
 ledger.jsonl      the same as the supervisor saw it: why each ended, what it gained, lost and cost
-owner.json        the attempt that may write here; an older one that still runs finds it is not it
-alive.json        heartbeat: where the running attempt's time went, every few seconds; it tells what a crash cost
+owner.json        the attempt that may write here, with its fencing token; an older one that still runs is superseded
+alive.json        heartbeat: where the running attempt's time went, every few seconds; the measure of what a crash cost
 evaluated.json    what evaluators found after training
 job.json          the Slurm job that trains this run
 cancel            made by a person: the job that is not to come back
@@ -16,7 +16,7 @@ logs/             what ranks and supervisors print, a folder an attempt
 order/            ordinals of every step's examples, where the recipe asks for them
 stacks/           where every thread stood when a rank hung
 tb/               event files
-checkpoints/      step-0000001000/, each whole once its marker is there; see checkpoints.py
+checkpoints/      step-0000001000/, each complete once its marker is there; see checkpoints.py
 quarantine.jsonl  samples that could not be decoded
 nonfinite.jsonl   steps whose loss or gradient was not finite, with the keys of their examples
 lock              held while an attempt runs
@@ -57,7 +57,7 @@ MARKS_OF_A_RUN = frozenset({RUN, STATUS, ATTEMPTS, LEDGER, JOB})
 """A directory that holds any of these is a run's."""
 
 SILENT_S = 90.0
-"""After so long without a heartbeat a run that should train is said to be silent. One comes every two seconds, but a
+"""After so long without a heartbeat a run that should train counts as silent. One comes every two seconds, but a
 network's file system may show it to another machine a minute late."""
 
 

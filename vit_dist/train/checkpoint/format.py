@@ -35,7 +35,7 @@ _CHUNK = 16 << 20
 
 
 class Snapshot:
-    """A rank's slices, ready to be written: copied to host memory, so that training can go on meanwhile, or in place.
+    """A rank's slices, ready to be written: copied to host memory, so that training continues meanwhile, or in place.
 
     Args:
         state: the rank's part; its views are read here and, where copied, not later.
@@ -44,6 +44,8 @@ class Snapshot:
     """
 
     def __init__(self, state: EngineState, memory: Tensor | None = None, *, copied: bool = True) -> None:
+        # Larger elements first, so that every slice begins at a multiple of its element size and can be viewed in
+        # place.
         ordered = sorted(state.slices, key=lambda s: (-s.data.element_size(), s.kind, s.name))
         header: dict[str, Any] = {}
         places, at = [], 0
@@ -61,6 +63,7 @@ class Snapshot:
         described = {f"{s.kind}:{s.name}": {"shape": list(s.shape), "start": s.start} for s in ordered}
         header["__metadata__"] = {"slices": json.dumps(described), "scalars": json.dumps(state.scalars)}
         text = json.dumps(header, separators=(",", ":")).encode()
+        # The format allows spaces behind the JSON; the data must begin aligned.
         text += b" " * (-len(text) % 8)
         self._header = len(text).to_bytes(8, "little") + text
         self._size = at
@@ -72,6 +75,7 @@ class Snapshot:
             self.memory, self._parts = memory, [memory[:at]]
             for piece, (_, begin, end) in zip(ordered, places, strict=True):
                 memory[begin:end].view(piece.data.dtype).copy_(piece.data, non_blocking=True)
+            # The copies above are asynchronous: without this the next step would change what they still read.
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
 
@@ -97,6 +101,7 @@ class Snapshot:
                 for begin in range(0, len(part), _CHUNK):
                     chunk = part[begin : begin + _CHUNK]
                     digest.update(chunk)
+                    # An unbuffered write may take less than it is given.
                     while chunk:
                         chunk = chunk[file.write(chunk) :]
             os.fsync(file.fileno())
@@ -179,7 +184,7 @@ class SliceSource:
 
     def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
         """See Source."""
-        whole = math.prod(self.shape(kind, name))
+        numel = math.prod(self.shape(kind, name))
         parts, at = [], start
         for begin, end, tensor in self._runs[kind, name]:
             if begin <= at < min(end, stop):
@@ -187,7 +192,7 @@ class SliceSource:
                 at = min(end, stop)
         if at < stop:
             raise CheckpointError(
-                f"the checkpoint has elements {start} to {at} of the {kind} of {name}, {start} to {stop} of {whole} "
+                f"the checkpoint has elements {start} to {at} of the {kind} of {name}, {start} to {stop} of {numel} "
                 f"are needed; a rank's file is missing, or it is of another model"
             )
         return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty(0)

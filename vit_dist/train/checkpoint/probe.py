@@ -50,13 +50,14 @@ class Probe:
 
     def judge(self, engine: Engine, recorded: float, wrote: dict[str, Any]) -> str:
         """What is wrong with the restored weights, or ''. A collective."""
-        found, tolerance = self.measure(engine), self.tolerance(wrote, engine.layout)
-        if math.isnan(recorded) and math.isnan(found):
+        measured, tolerance = self.measure(engine), self.tolerance(wrote, engine.layout)
+        # A run that has diverged saves NaN and restores NaN.
+        if math.isnan(recorded) and math.isnan(measured):
             return ""
-        if abs(found - recorded) <= tolerance * max(abs(recorded), 1e-3):
+        if abs(measured - recorded) <= tolerance * max(abs(recorded), 1e-3):
             return ""
         return (
-            f"the restored model's loss on the first {len(self.images)} examples is {found:.8g}, it was "
+            f"the restored model's loss on the first {len(self.images)} examples is {measured:.8g}, it was "
             f"{recorded:.8g} when saved (tolerance {tolerance:g}, relative)"
         )
 

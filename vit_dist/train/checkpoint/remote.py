@@ -13,7 +13,7 @@ from vit_dist.core.errors import CheckpointError, DataError
 from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, read_bytes, redact, write_bytes
 from vit_dist.core.log import log
 from vit_dist.core.run.checkpoints import MARKER, step_of
-from vit_dist.train.checkpoint.store import FETCHING, Retention, Saved, summaries
+from vit_dist.train.checkpoint.store import FETCHING, Retention, Saved, saved_of, summaries
 
 _IN_FLIGHT = 4
 
@@ -65,26 +65,28 @@ class Uploader:
                 self._prune()
                 self._failed = None
             except FileNotFoundError:
-                self._failed = None  # retention took it meanwhile; a newer one is coming
+                # Retention has removed it meanwhile; a newer one is coming.
+                self._failed = None
             except Exception as error:
                 self._failed = checkpoint
                 log(
                     f"  {redact(self._remote)}: {checkpoint.name} COULD NOT BE COPIED: {redact(str(error))}. Training "
-                    f"goes on; the local checkpoint is whole, and the next one is tried again"
+                    f"continues; the local checkpoint is complete, and the next one is tried again"
                 )
             with self._wake:
                 self._busy = False
                 self._wake.notify_all()
 
     def _prune(self) -> None:
-        there = {name: step for name in remote_steps(self._remote) if (step := step_of(name)) is not None}
-        known = {s.step: s for s in summaries(self._root)}
-        # What is no longer here is judged by its step alone.
-        saved = [known.get(step) or _remote_summary(self._remote, name) for name, step in there.items()]
-        kept = self._retention.kept([s for s in saved if s is not None])
+        copies = {name: step for name in remote_steps(self._remote) if (step := step_of(name)) is not None}
+        local = {s.step: s for s in summaries(self._root)}
+        # Of what is no longer here the copy's own marker is read.
+        saved = [local.get(step) or _remote_summary(self._remote, name) for name, step in copies.items()]
+        keep = self._retention.steps_to_keep([s for s in saved if s is not None])
         fs, root = file_system(self._remote)
-        for name, step in there.items():
-            if step not in kept:
+        for name, step in copies.items():
+            if step not in keep:
+                # The marker first: half removed, a copy must not look complete.
                 with contextlib.suppress(FileNotFoundError):
                     fs.rm_file(f"{root}/{name}/{MARKER}")
                 fs.rm(f"{root}/{name}", recursive=True)
@@ -110,6 +112,7 @@ def upload(checkpoint: Path, remote: str) -> None:
     with ThreadPoolExecutor(_IN_FLIGHT, "upload") as pool:
         for done in [pool.submit(put, name) for name in sorted(marker["files"])]:
             done.result()
+    # Last, as on the disk: a copy without its marker is not there.
     write_bytes(join_url(base, MARKER), json.dumps(marker, indent=1).encode())
 
 
@@ -123,15 +126,15 @@ def remote_steps(remote: str) -> list[str]:
     with explained(remote, "listed"):
         fs.invalidate_cache()
         try:
-            found = fs.find(root)
+            paths = fs.find(root)
         except FileNotFoundError:
             return []
-    names = {path.split("/")[-2] for path in found if path.endswith(f"/{MARKER}")}
+    names = {path.split("/")[-2] for path in paths if path.endswith(f"/{MARKER}")}
     return sorted((n for n in names if step_of(n) is not None), reverse=True)
 
 
 def fetch(remote: str, name: str, root: Path) -> Path:
-    """Bring one checkpoint here, under its own name when all of it is.
+    """Download one checkpoint; it gets its own name when all of it is here.
 
     Raises:
         DataError: the store cannot be read.
@@ -144,11 +147,11 @@ def fetch(remote: str, name: str, root: Path) -> Path:
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{redact(base)}: its {MARKER} cannot be read: {error}") from None
     partial.mkdir(parents=True, exist_ok=True)
-    fs, there = file_system(base)
+    fs, remote_root = file_system(base)
 
     def get(name: str) -> None:
         with explained(join_url(base, name), "read"):
-            fs.get_file(f"{there}/{name}", str(partial / name))
+            fs.get_file(f"{remote_root}/{name}", str(partial / name))
 
     with ThreadPoolExecutor(_IN_FLIGHT, "fetch") as pool:
         for done in [pool.submit(get, name) for name in sorted(files)]:
@@ -160,8 +163,6 @@ def fetch(remote: str, name: str, root: Path) -> Path:
 
 def _remote_summary(remote: str, name: str) -> Saved | None:
     try:
-        marker = json.loads(read_bytes(join_url(join_url(remote, name), MARKER)))
-        state = marker["state"]
-        return Saved(int(state["step"]), int(state["position"]), dict(marker.get("metrics", {})))
+        return saved_of(json.loads(read_bytes(join_url(join_url(remote, name), MARKER))))
     except (DataError, ValueError, KeyError, TypeError):
         return None

@@ -1,8 +1,11 @@
-"""Restoring: the newest checkpoint that is whole, belongs to this run and gives the loss it was saved with.
+"""Restoring: the newest checkpoint that is intact, belongs to this run and gives the loss it was saved with.
 
-A checkpoint is verified before it is read (sizes, checksums) and judged after (probe). One that fails is passed over,
-and said. Where there is none here and copies are kept elsewhere, the newest copy is fetched first. See
-checkpoint_saver.py for writing, checkpoint_store.py for what lies where.
+A checkpoint is verified before it is read (sizes, checksums) and judged after (probe). One that fails is skipped, which
+is logged. Where there is none here and copies are kept elsewhere, the newest copy is fetched first. See saver.py for
+writing, store.py for what lies where.
+
+Every rank walks the same candidates and decides on each from gathered answers: a rank that took another one than its
+peers would train a mixture of two steps.
 """
 
 from __future__ import annotations
@@ -12,24 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vit_dist.config.load import differences
 from vit_dist.core.errors import CheckpointError, VitDistError
 from vit_dist.core.files import redact
 from vit_dist.core.log import log
 from vit_dist.core.run.checkpoints import committed, read_marker
 from vit_dist.core.world import World
+from vit_dist.engines._collectives import all_gather_object, broadcast_object
 from vit_dist.engines._protocol import Engine
 from vit_dist.train.checkpoint.format import SliceSource
 from vit_dist.train.checkpoint.probe import Probe
 from vit_dist.train.checkpoint.remote import fetch, remote_steps
-from vit_dist.train.checkpoint.store import remove, verify_share
+from vit_dist.train.checkpoint.store import remove, verify_files
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What a checkpoint says beside the weights."""
+    """A checkpoint whose weights were loaded: where it lies, its train state and its marker."""
 
     path: Path
     state: dict[str, Any]
@@ -64,20 +66,20 @@ def restore(
     """
     candidates = committed(root)
     for path in candidates:
-        found = _restore_one(path, engine, identity, world, probe)
-        if found is not None:
-            return found
-    there = _on_first_rank(lambda: remote_steps(remote), world) if remote else []
-    for name in there:
+        restored = _restore_one(path, engine, identity, world, probe)
+        if restored is not None:
+            return restored
+    copies = _on_main(lambda: remote_steps(remote), world) if remote else []
+    for name in copies:
         if world.is_main:
             log(f"  fetching {name} from {redact(remote)}")
-        path = _on_first_rank(lambda name=name: _replace(remote, name, root), world)
-        found = _restore_one(path, engine, identity, world, probe)
-        if found is not None:
-            return found
-    if candidates or there:
+        path = _on_main(lambda name=name: _replace(remote, name, root), world)
+        restored = _restore_one(path, engine, identity, world, probe)
+        if restored is not None:
+            return restored
+    if candidates or copies:
         raise CheckpointError(
-            f"{root}: none of the {len(candidates) or len(there)} checkpoints is whole; restore one from a copy, or "
+            f"{root}: none of the {len(candidates) or len(copies)} checkpoints is intact; restore one from a copy, or "
             f"start in another --run-dir"
         )
     return None
@@ -89,17 +91,19 @@ def restore_from(path: Path, engine: Engine, identity: dict[str, Any], world: Wo
     Raises:
         CheckpointError: damaged, or of another recipe.
     """
-    found = _restore_one(path, engine, identity, world, probe)
-    if found is None:
+    restored = _restore_one(path, engine, identity, world, probe)
+    if restored is None:
         raise CheckpointError(f"{path}: damaged; see above")
-    return found
+    return restored
 
 
 def _restore_one(
     path: Path, engine: Engine, identity: dict[str, Any], world: World, probe: Probe | None
 ) -> Restored | None:
     marker, problem = read_marker(path)
-    problem = problem or verify_share(path, marker, world)
+    problem = problem or verify_files(path, marker, world)
+    # Each of the three stages ends in a collective, and the next begins only where no rank has a problem: loading and
+    # the probe are collectives themselves, which a rank with a damaged file could not join.
     problems = all_problems(problem, world)
     if not problems:
         _check_belongs(path, marker, identity)
@@ -109,7 +113,7 @@ def _restore_one(
         problems = all_problems(probe.judge(engine, float(recorded["loss"]), marker["layout"]), world)
     if problems:
         if world.is_main:
-            log(f"checkpoint {path} is damaged and passed over: {problems[0]}")
+            log(f"checkpoint {path} is damaged and skipped: {problems[0]}")
         return None
     return Restored(path, marker["state"], marker)
 
@@ -119,36 +123,33 @@ def _load(path: Path, marker: dict[str, Any], engine: Engine) -> str:
         source = SliceSource([path / name for name in sorted(marker["files"])])
     except CheckpointError as error:
         return str(error)
-    engine.load(source)  # an error here is of this rank alone only where files change under our hands
+    # Not caught: all files were verified, so an error here (another model's tensors) is the same on every rank.
+    engine.load(source)
     return ""
 
 
 def all_problems(problem: str, world: World) -> list[str]:
     """What any rank found wrong, the same on every rank. A collective."""
-    if world.size == 1:
-        return [problem] if problem else []
-    everyone: list[Any] = [None] * world.size
-    torch.distributed.all_gather_object(everyone, problem)
-    return [p for p in everyone if p]
+    return [p for p in all_gather_object(problem, world) if p]
 
 
-def _on_first_rank(work: Any, world: World) -> Any:
-    """What a function returns on the first rank, on every rank; or what it raises there."""
-    told: list[Any] = [None, None]
+def _on_main(work: Any, world: World) -> Any:
+    """What a function returns on rank 0, on every rank; or what it raises there. A collective."""
+    value, error = None, None
     if world.is_main:
         try:
-            told[0] = work()
-        except VitDistError as error:
-            told[1] = error
-    if world.size > 1:
-        torch.distributed.broadcast_object_list(told, 0)
-    if told[1] is not None:
-        raise told[1]
-    return told[0]
+            value = work()
+        except VitDistError as raised:
+            error = raised
+    value, error = broadcast_object((value, error), world)
+    if error is not None:
+        raise error
+    return value
 
 
 def _replace(remote: str, name: str, root: Path) -> Path:
-    if (root / name).exists():  # it is here, and was found damaged
+    # A local one of this name was verified a moment ago, and is damaged.
+    if (root / name).exists():
         remove(root / name)
     return fetch(remote, name, root)
 

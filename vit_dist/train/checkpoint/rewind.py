@@ -1,14 +1,11 @@
-"""Back to the last checkpoint after a loss spike, and on behind the examples that led to it."""
+"""Rewinding: back to the last checkpoint after a loss spike, skipping the examples that led to it."""
 
 from __future__ import annotations
-
-from typing import Any
-
-import torch
 
 from vit_dist.core.errors import RunError
 from vit_dist.core.log import log
 from vit_dist.core.run.checkpoints import committed
+from vit_dist.engines._collectives import broadcast_object
 from vit_dist.train.checkpoint.restore import restore_from
 from vit_dist.train.run import Run
 from vit_dist.train.state import TrainState
@@ -16,37 +13,37 @@ from vit_dist.train.state import TrainState
 
 def can_rewind(run: Run) -> bool:
     """Whether there is a checkpoint to go back to. A collective."""
+    # One that is being written may become the newest at any moment: wait for it, then look.
     run.saver.settle()
-    found = [bool(committed(run.directory.checkpoints)) if run.world.is_main else False]
-    if run.world.size > 1:
-        torch.distributed.broadcast_object_list(found, 0)
-    return found[0]
+    return broadcast_object(bool(committed(run.directory.checkpoints)) if run.world.is_main else False, run.world)
 
 
 def rewind(run: Run) -> None:
-    """Go back to the last checkpoint, and on behind the examples that led to the spike. A collective.
+    """Restore the last checkpoint, and skip the examples that led from it to the spike. A collective.
 
     Raises:
         RunError: it was done too often.
         CheckpointError: the checkpoint is damaged.
     """
     given_up = run.state
-    if len(run.state.passed_over) >= run.recipe.guards.max_rewinds:
+    if len(run.state.skipped_ranges) >= run.recipe.guards.max_rewinds:
         raise RunError(
-            f"another loss spike at step {run.state.step} after {len(run.state.passed_over)} rewinds "
-            f"(guards.max_rewinds): the course itself diverges; try a lower optim.lr, a longer warm-up or clipping"
+            f"another loss spike at step {run.state.step} after {len(run.state.skipped_ranges)} rewinds "
+            f"(guards.max_rewinds): the trajectory itself diverges; try a lower optim.lr, a longer warm-up or clipping"
         )
-    told: list[Any] = [committed(run.directory.checkpoints)[0] if run.world.is_main else None]
-    if run.world.size > 1:
-        torch.distributed.broadcast_object_list(told, 0)
-    found = restore_from(told[0], run.engine, run.identity, run.world, run.probe)
-    past = TrainState.load(found.state, run.data.identity, str(found.path))
+    # Rank 0's listing decides: another node's view of a shared file system may be seconds old.
+    newest = broadcast_object(committed(run.directory.checkpoints)[0] if run.world.is_main else None, run.world)
+    assert newest is not None, "can_rewind has seen one"
+    restored = restore_from(newest, run.engine, run.identity, run.world, run.probe)
+    past = TrainState.load(restored.state, run.data.identity, str(restored.path))
+    # Checkpoints beyond it belong to the trajectory that is given up: a run that is killed now must not resume from
+    # one.
     run.saver.rewind_to(past.step)
     run.state = past.rewound(given_up)
-    run.clock.goodput.rewound(found.marker.get("goodput", {}))
+    run.clock.goodput.rewound(restored.marker.get("goodput", {}))
     if run.world.is_main:
         log(
             f"  REWOUND to step {past.step:,}, {given_up.step - past.step} steps back; positions {past.position:,} to "
-            f"{given_up.position:,} of the order are passed over"
+            f"{given_up.position:,} of the order are skipped"
         )
     run.start_log()

@@ -1,9 +1,10 @@
-"""Saving while training goes on: a copy to host memory blocks, the disk and object storage do not.
+"""Saving while training continues: a copy to host memory blocks, the disk and object storage do not.
 
 Every rank writes its part in a thread of its own, and a small `.done.json` beside it when it is on the disk. A thread
 of the first rank waits for all of them, writes the marker, makes sure that the run is still this attempt's, and
-renames the directory: that is the commit, and it needs no collective. What became of a save is agreed on when the
-next one begins, or at the end. Where a host has no room for the copies, all ranks write before they go on.
+renames the directory: that is the commit, and it needs no collective, which a background thread could not call beside
+the training loop's own. The outcome of a save is agreed on when the next one begins, or at the end. Where a host has no
+headroom for the copies, all ranks write before they continue.
 """
 
 from __future__ import annotations
@@ -29,15 +30,17 @@ from vit_dist.core.run.checkpoints import FORMAT, MARKER, partial_name, rank_fil
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_bytes, format_seconds
 from vit_dist.core.world import World
+from vit_dist.engines._collectives import all_gather_object, broadcast_object
 from vit_dist.engines._protocol import Engine
 from vit_dist.engines._slices import EngineState
 from vit_dist.train.checkpoint.format import Snapshot
 from vit_dist.train.checkpoint.remote import Uploader
-from vit_dist.train.checkpoint.store import Retention, drop_after, prune, remove, shortage, sync_directory
+from vit_dist.train.checkpoint.store import Retention, drop_after, no_disk_headroom, prune, remove, sync_directory
 
 _POLL_S = 0.02
 _PEERS_TIMEOUT_S = 1800.0
-_SPARE = 0.1  # of what a copy takes, left to whatever else wants memory meanwhile
+# Fraction of a copy's size that is left to whatever else wants memory meanwhile.
+_HEADROOM = 0.1
 
 
 class SupersededError(RunError):
@@ -48,7 +51,7 @@ class SupersededError(RunError):
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint says beside weights and moments; all plain data.
+    """What a checkpoint holds beside weights and moments; all plain data.
 
     Attributes:
         state: the train state; `step` names the directory.
@@ -69,7 +72,7 @@ class Saver:
     Args:
         directory: of the run, shared by all ranks.
         world: this rank's place.
-        token: of the attempt; see RunDir.take_over.
+        token: fencing token of the attempt; see RunDir.take_ownership.
         retention: which checkpoints stay.
         max_failures: so many failed saves in a row end the run.
         remote: URL under which checkpoints are copied, or ''.
@@ -92,11 +95,12 @@ class Saver:
         self._max_failures, self._failures, self._background = max_failures, 0, background
         self._memory: torch.Tensor | None = None
         self._copies = True
-        self._ranks_here = _gather(world.node, world).count(world.node)
+        self._ranks_here = all_gather_object(world.node, world).count(world.node)
         self._threads: list[threading.Thread] = []
-        self._problem = ""  # of this rank's writing
-        self._verdict = ""  # of the commit, on the first rank
-        self._fenced = False
+        # Why this rank's writing failed, and on rank 0 why the commit did; set by threads, read once they are joined.
+        self._write_error = ""
+        self._commit_error = ""
+        self._superseded = False
         self._abort = threading.Event()
         self._pending: int | None = None
         self.last_step: int | None = None
@@ -106,7 +110,7 @@ class Saver:
     def save(self, engine: Engine, contents: Contents) -> None:
         """Begin to write a checkpoint; returns when the state may change. A collective.
 
-        A save that cannot begin, or that failed since the last call, is shouted and counted.
+        A save that cannot begin, or that failed since the last call, is logged and counted.
 
         Raises:
             RunError: `max_failures` saves in a row have failed.
@@ -116,37 +120,41 @@ class Saver:
         self.settle()
         step = int(contents.state["step"])
         snapshot = self._snapshot(engine.state())
-        # Ranks hold about the same share; the first one's stands for all.
-        short = shortage(self._root, int(1.05 * snapshot.num_bytes * self._world.size)) if self._world.is_main else ""
-        if self._agreed(short, step):
+        # Ranks hold parts of about the same size, on one file system: rank 0's answer stands for all.
+        needed = int(1.05 * snapshot.num_bytes * self._world.size)
+        no_space = no_disk_headroom(self._root, needed) if self._world.is_main else ""
+        if self._failed_on_main(no_space, step):
             return
         partial = self._root / partial_name(step, self._token)
-        self._pending, self._problem, self._verdict = step, "", ""
+        self._pending, self._write_error, self._commit_error = step, "", ""
         self._abort.clear()
         self._start(lambda: self._write(snapshot, partial))
         if self._world.is_main:
             self._start(lambda: self._commit(partial, contents, time.monotonic()))
         if not self._background:
             self.settle()
+        # The thread writes from where the state lies: it must not change before.
         elif not self._copies:
             self._threads[0].join()
         self.blocked_s = time.monotonic() - began
 
     def _snapshot(self, state: EngineState) -> Snapshot:
-        """A copy of the state, or where any rank's host has no room for one the state itself. A collective."""
-        if self._memory is None:  # on all ranks, or on none
+        """A copy of the state, or where any rank's host has no headroom for one the state itself. A collective."""
+        # Asked until there is memory for a copy, which is then used again. True on all ranks or on none, since they
+        # decide together: a rank that waited for its disk alone would keep the others waiting in the next step.
+        if self._memory is None:
             need = sum(piece.data.numel() * piece.data.element_size() for piece in state.slices)
-            problems = _gather(_no_room(need, self._ranks_here), self._world)
-            short = next(((rank, problem) for rank, problem in enumerate(problems) if problem), None)
-            if short is not None and self._copies and self._world.is_main:
-                log(f"  rank {short[0]}: {short[1]}: training waits while it is written")
-            self._copies = short is None
+            problems = all_gather_object(_no_memory_headroom(need, self._ranks_here), self._world)
+            first = next(((rank, problem) for rank, problem in enumerate(problems) if problem), None)
+            if first is not None and self._copies and self._world.is_main:
+                log(f"  rank {first[0]}: {first[1]}: training waits while it is written")
+            self._copies = first is None
         snapshot = Snapshot(state, self._memory, copied=self._copies)
         self._memory = snapshot.memory
         return snapshot
 
     def settle(self) -> None:
-        """Wait for the save under way, and agree on what became of it. A collective where there is one.
+        """Wait for the save under way, and agree on its outcome. A collective where there is one.
 
         Raises:
             RunError, SupersededError: see `save`.
@@ -155,13 +163,15 @@ class Saver:
             return
         step, self._pending = self._pending, None
         self._threads[0].join()
-        problem = next((p for p in _gather(self._problem, self._world) if p), "")
+        # All ranks have a save under way, or none: `save` begins one on every rank. Their errors are gathered before
+        # the commit thread is joined, which would otherwise wait for a part that never comes.
+        error = next((e for e in all_gather_object(self._write_error, self._world) if e), "")
         if self._world.is_main:
-            if problem:
+            if error:
                 self._abort.set()
             self._threads[1].join()
         self._threads.clear()
-        if not self._agreed(problem or self._verdict, step):
+        if not self._failed_on_main(error or self._commit_error, step):
             self._failures, self.last_step = 0, step
 
     def finish(self) -> None:
@@ -176,7 +186,7 @@ class Saver:
             self.uploader.finish()
         if self._failures:
             raise RunError(
-                f"{self._root}: the last checkpoint could not be written, see above; the ones before it are whole. "
+                f"{self._root}: the last checkpoint could not be written, see above; the ones before it are complete. "
                 f"Free space or repair the storage and start the run again"
             )
 
@@ -189,29 +199,27 @@ class Saver:
         if self._world.is_main:
             drop_after(self._root, step)
         self.last_step = step
+        # No rank writes a checkpoint of the new trajectory while rank 0 still removes those of the old one.
         if self._world.size > 1:
             torch.distributed.barrier()
 
-    def _agreed(self, problem: str, step: int) -> bool:
-        """Whether there is a problem, the same on every rank; shouts and counts it."""
-        told = [problem, self._fenced]
-        if self._world.size > 1:
-            torch.distributed.broadcast_object_list(told, 0)
-        problem, fenced = str(told[0]), bool(told[1])
-        if fenced:
+    def _failed_on_main(self, problem: str, step: int) -> bool:
+        """Whether rank 0 knows of a problem, the same on every rank; logs and counts it. A collective."""
+        problem, superseded = broadcast_object((problem, self._superseded), self._world)
+        if superseded:
             raise SupersededError(problem)
         if not problem:
             return False
         self._failures += 1
         if self._world.is_main:
             log(
-                f"  CHECKPOINT FAILED at step {step:,}: {problem}. Training goes on; what was saved before is whole. "
-                f"Failure {self._failures} of {self._max_failures} in a row"
+                f"  CHECKPOINT FAILED at step {step:,}: {problem}. Training continues; the checkpoints before are "
+                f"complete. Failure {self._failures} of {self._max_failures} in a row"
             )
         if self._failures >= self._max_failures:
             raise RunError(
                 f"{self._root}: {self._failures} checkpoints in a row could not be written, the last since {problem}; "
-                f"going on would lose more than it gains (checkpoint.max_failures). Free space or repair the storage "
+                f"continuing would lose more than it gains (checkpoint.max_failures). Free space or repair the storage "
                 f"and start the run again"
             )
         return True
@@ -222,15 +230,16 @@ class Saver:
         thread.start()
 
     def _write(self, snapshot: Snapshot, partial: Path) -> None:
-        """This rank's part, then the word that it is there."""
+        """This rank's part, then its `.done.json`."""
         name = rank_file(self._world.rank)
         try:
             partial.mkdir(parents=True, exist_ok=True)
             digest = snapshot.write(partial / name)
             done = {"bytes": snapshot.num_bytes, "xxh128": digest}
             write_bytes(str(partial / f"{name}.done.json"), json.dumps(done).encode())
-        except Exception as error:  # whatever it was, the other ranks must hear of it
-            self._problem = f"rank {self._world.rank}: {type(error).__name__}: {error}"
+        # Whatever it was: in a thread it would be lost, and the other ranks would wait for this part.
+        except Exception as error:
+            self._write_error = f"rank {self._world.rank}: {type(error).__name__}: {error}"
 
     def _commit(self, partial: Path, contents: Contents, began: float) -> None:
         try:
@@ -249,23 +258,29 @@ class Saver:
             for name in files:
                 (partial / f"{name}.done.json").unlink()
             final = self._root / step_name(int(contents.state["step"]))
+            # As late as can be: between this look and the rename an attempt that was suspended here could still commit
+            # over a newer one's, which is a moment in place of the minutes that writing takes.
             self._check_owner()
-            if final.exists():  # an attempt before this one got as far, and its step was passed over as damaged
+            # An attempt before this one got as far, and its checkpoint was skipped as damaged.
+            if final.exists():
                 remove(final) if (final / MARKER).exists() else shutil.rmtree(final)
+            # The commit. Then the directory's entry: without it the rename may be lost with the machine's power though
+            # the files are on the disk.
             partial.rename(final)
             sync_directory(self._root)
             self.wrote_s = time.monotonic() - began
         except SupersededError as error:
-            self._fenced, self._verdict = True, str(error)
+            self._superseded, self._commit_error = True, str(error)
             shutil.rmtree(partial, ignore_errors=True)
             return
         except Exception as error:
-            self._verdict = f"{error}" if isinstance(error, VitDistError) else f"{type(error).__name__}: {error}"
+            self._commit_error = f"{error}" if isinstance(error, VitDistError) else f"{type(error).__name__}: {error}"
             shutil.rmtree(partial, ignore_errors=True)
             return
         try:
             prune(self._root, self._retention)
-        except OSError as error:  # the checkpoint is there: an old one too many is no failure of it
+        # The checkpoint is there: an old one too many is no failure of it.
+        except OSError as error:
             log(f"  {self._root}: an old checkpoint could not be removed: {error}")
         if self.uploader is not None:
             self.uploader.submit(final)
@@ -279,8 +294,8 @@ class Saver:
                 if name not in files and done.exists():
                     files[name] = json.loads(done.read_text())
             if len(files) < self._world.size:
-                if self._abort.wait(_POLL_S) or self._problem:
-                    raise RunError(self._problem or "another rank could not write its part")
+                if self._abort.wait(_POLL_S) or self._write_error:
+                    raise RunError(self._write_error or "another rank could not write its part")
                 if time.monotonic() - began > _PEERS_TIMEOUT_S:
                     missing = [r for r in range(self._world.size) if rank_file(r) not in files]
                     raise RunError(
@@ -289,25 +304,17 @@ class Saver:
         return files
 
     def _check_owner(self) -> None:
-        taken_over = self._directory.superseded_by(self._token)
-        if taken_over:
-            raise SupersededError(taken_over)
+        superseded = self._directory.superseded_by(self._token)
+        if superseded:
+            raise SupersededError(superseded)
 
 
-def _no_room(need: int, ranks: int) -> str:
+def _no_memory_headroom(need: int, ranks: int) -> str:
     """Why each of the ranks of this host cannot take so many bytes more; '' where it can."""
-    room = available_memory()
-    if room is None or room // ranks > need * (1 + _SPARE):
+    available = available_memory()
+    if available is None or available // ranks > need * (1 + _HEADROOM):
         return ""
     return (
-        f"{format_bytes(need)} of a checkpoint do not fit a second time into the {format_bytes(room // ranks)} of "
+        f"{format_bytes(need)} of a checkpoint do not fit a second time into the {format_bytes(available // ranks)} of "
         f"memory that are left to it"
     )
-
-
-def _gather(told: str, world: World) -> list[str]:
-    if world.size == 1:
-        return [told]
-    everyone: list[Any] = [None] * world.size
-    torch.distributed.all_gather_object(everyone, told)
-    return everyone

@@ -1,4 +1,4 @@
-"""The directory of a run's checkpoints: which are whole, which may go. What lies in it: core/run/checkpoints.py."""
+"""The directory of a run's checkpoints: which are intact, which may go. What lies in it: core/run/checkpoints.py."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Retention:
     every_examples: int | None = None
     best: str = ""
 
-    def kept(self, saved: Sequence[Saved]) -> set[int]:
+    def steps_to_keep(self, saved: Sequence[Saved]) -> set[int]:
         """The steps that stay, of those given."""
         ordered = sorted(saved, key=lambda s: s.step)
         steps = {s.step for s in ordered[-self.keep :]}
@@ -59,8 +59,8 @@ class Retention:
         return steps
 
 
-def verify_share(path: Path, marker: dict[str, Any], world: World) -> str:
-    """What is wrong with the files that fall to this rank to check, or ''."""
+def verify_files(path: Path, marker: dict[str, Any], world: World) -> str:
+    """What is wrong with the files that fall to this rank to check, or ''. All ranks together check each file once."""
     for name in sorted(marker["files"])[world.rank :: world.size]:
         entry, file = marker["files"][name], path / name
         try:
@@ -78,13 +78,18 @@ def verify_share(path: Path, marker: dict[str, Any], world: World) -> str:
 
 def summaries(root: Path) -> list[Saved]:
     """What retention needs to know of every committed checkpoint whose marker can be read."""
-    found = []
+    saved = []
     for path in committed(root):
         marker, problem = read_marker(path)
         if not problem:
-            state = marker["state"]
-            found.append(Saved(int(state["step"]), int(state["position"]), dict(marker.get("metrics", {}))))
-    return found
+            saved.append(saved_of(marker))
+    return saved
+
+
+def saved_of(marker: dict[str, Any]) -> Saved:
+    """What retention needs to know of the checkpoint with this marker."""
+    state = marker["state"]
+    return Saved(int(state["step"]), int(state["position"]), dict(marker.get("metrics", {})))
 
 
 def prune(root: Path, retention: Retention) -> None:
@@ -94,23 +99,24 @@ def prune(root: Path, retention: Retention) -> None:
         OSError: a directory cannot be removed.
     """
     saved = summaries(root)
-    kept = retention.kept(saved)
+    keep = retention.steps_to_keep(saved)
     for s in saved:
-        if s.step not in kept:
+        if s.step not in keep:
             remove(root / step_name(s.step))
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint, its marker first: half removed, it must not look committed."""
+    """Remove a checkpoint."""
+    # Its marker first: half removed, it must not look committed.
     with contextlib.suppress(FileNotFoundError):
         (path / MARKER).unlink()
     shutil.rmtree(path)
 
 
 def drop_after(root: Path, step: int) -> None:
-    """Remove the checkpoints of a course that was given up: all beyond `step`."""
+    """Remove the checkpoints of an abandoned trajectory: all beyond `step`."""
     for path in committed(root):
-        if (found := step_of(path.name)) is not None and found > step:
+        if (other := step_of(path.name)) is not None and other > step:
             remove(path)
 
 
@@ -120,7 +126,7 @@ def sweep(root: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def shortage(root: Path, needed: int) -> str:
+def no_disk_headroom(root: Path, needed: int) -> str:
     """Why `needed` bytes do not fit on the disk of the checkpoints, or ''."""
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -131,7 +137,7 @@ def shortage(root: Path, needed: int) -> str:
 
 
 def sync_directory(path: Path) -> None:
-    """Write a directory's entries through to the disk."""
+    """Write a directory's entries through to the disk: a rename is in the directory, not in the file."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -17,7 +17,7 @@ from vit_dist.models import ModelConfig
 from vit_dist.models._base import seed_weights
 from vit_dist.models.weights.files import Weights, config_of
 from vit_dist.train.checkpoint.format import SliceSource
-from vit_dist.train.checkpoint.store import verify_share
+from vit_dist.train.checkpoint.store import verify_files
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -26,42 +26,43 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def checkpoint_weights(path: Path) -> Weights:
-    """The weights of a checkpoint, or of the newest whole one of a run.
+    """The weights of a checkpoint, or of the newest intact one of a run.
 
     Args:
         path: .../checkpoints/step-0000001000, or the run's directory.
 
     Raises:
-        CheckpointError: none is there, or none is whole.
+        CheckpointError: none is there, or none is intact.
     """
     state, marker = checkpoint_state(path)
-    said = marker["recipe"]
+    identity = marker["recipe"]
     facts = {"step": str(marker["state"]["step"]), "examples": str(marker["state"]["position"])}
     recipe_file = _candidates(path)[0] / names.RECIPE
-    if recipe_file.is_file():  # copies on object storage are without
+    # Copies of checkpoints on object storage come without the run's recipe.yaml.
+    if recipe_file.is_file():
         recipe = load_recipe(str(recipe_file))
         facts |= {"name": recipe.name, "recipe": recipe_yaml(recipe), "recipe_hash": recipe_hash(recipe)}
-    config = config_of(said["model"], f"{path}: {MARKER}")
-    return Weights(state, config, int(said["data"]["num_classes"]), int(said["data"]["image_size"]), facts)
+    config = config_of(identity["model"], f"{path}: {MARKER}")
+    return Weights(state, config, int(identity["data"]["num_classes"]), int(identity["data"]["image_size"]), facts)
 
 
 def checkpoint_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights and buffers of a checkpoint, or of the newest whole one of a run, and what its marker says.
+    """The weights and buffers of a checkpoint, or of the newest intact one of a run, and its marker.
 
     Raises:
-        CheckpointError: none is there, or none is whole.
+        CheckpointError: none is there, or none is intact.
     """
     problems = []
     for candidate in _candidates(path)[1]:
         marker, problem = read_marker(candidate)
-        problem = problem or verify_share(candidate, marker, World())
+        problem = problem or verify_files(candidate, marker, World())
         if problem:
             problems.append(f"{candidate.name}: {problem}")
             continue
         source = SliceSource([candidate / name for name in sorted(marker["files"])])
         state = {name: source.tensor(kind, name) for kind, name in source.names() if kind in (WEIGHT, BUFFER)}
         return state, marker
-    raise CheckpointError(f"{path}: no whole checkpoint in it{': ' if problems else ''}{'; '.join(problems)}")
+    raise CheckpointError(f"{path}: no intact checkpoint in it{': ' if problems else ''}{'; '.join(problems)}")
 
 
 def _candidates(path: Path) -> tuple[Path, list[Path]]:

@@ -1,4 +1,4 @@
-"""Weights on object storage: brought here to be read, and sent there when they are written."""
+"""Weights on object storage: downloaded to be read, and uploaded when they are written."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from vit_dist.train.checkpoint.remote import fetch, remote_steps
 
 
 @contextlib.contextmanager
-def brought_here(url: str) -> Iterator[Path]:
+def downloaded(url: str) -> Iterator[Path]:
     """Where a file, folder, checkpoint or run lies on the file system, for as long as the block lasts."""
     if not is_remote(url):
         yield local_path(url)
         return
     with tempfile.TemporaryDirectory(prefix="vit-dist-weights-") as folder:
-        path = bring(url, Path(folder) / "weights")
-        with called(url, path):
+        path = download(url, Path(folder) / "weights")
+        with errors_naming(url, path):
             yield path
 
 
 @contextlib.contextmanager
-def sent_there(url: str) -> Iterator[str]:
+def uploaded(url: str) -> Iterator[str]:
     """Where to write a file or folder that is copied to a URL at the end of the block."""
     if not is_remote(url):
         yield url
@@ -38,17 +38,17 @@ def sent_there(url: str) -> Iterator[str]:
     name = url.rstrip("/").rpartition("/")[2]
     with tempfile.TemporaryDirectory(prefix="vit-dist-weights-") as folder:
         here = Path(folder) / name
-        with called(url, here):
+        with errors_naming(url, here):
             yield f"{here}/" if is_folder else str(here)
         for path in sorted(here.iterdir()) if here.is_dir() else [here]:
             target = join_url(url.rstrip("/"), path.name) if here.is_dir() else url
-            fs, there = file_system(target)
+            fs, remote_path = file_system(target)
             with explained(target, "written"):
-                fs.put_file(str(path), there)
+                fs.put_file(str(path), remote_path)
 
 
 @contextlib.contextmanager
-def called(url: str, path: Path) -> Iterator[None]:
+def errors_naming(url: str, path: Path) -> Iterator[None]:
     """Errors of the block speak of the URL that the user gave, and not of the copy at `path`."""
     try:
         yield
@@ -56,7 +56,7 @@ def called(url: str, path: Path) -> Iterator[None]:
         raise type(error)(str(error).replace(str(path), redact(url))) from None
 
 
-def bring(url: str, scratch: Path) -> Path:
+def download(url: str, scratch: Path) -> Path:
     """Copy a file, a folder of Hugging Face, a checkpoint's copy or the newest of a run's copies into a new directory.
 
     Raises:
@@ -81,15 +81,15 @@ def bring(url: str, scratch: Path) -> Path:
 
 
 def _copy_folder(url: str, to: Path) -> None:
-    fs, there = file_system(url.rstrip("/"))
+    fs, remote_path = file_system(url.rstrip("/"))
     with explained(url, "listed"):
-        names = [path.rpartition("/")[2] for path in fs.ls(there, detail=False)]
+        names = [path.rpartition("/")[2] for path in fs.ls(remote_path, detail=False)]
     for name in names:
         if name.endswith((".json", ".safetensors")):
             _copy(join_url(url.rstrip("/"), name), to / name)
 
 
 def _copy(url: str, to: Path) -> None:
-    fs, there = file_system(url)
+    fs, remote_path = file_system(url)
     with explained(url, "read"):
-        fs.get_file(there, str(to))
+        fs.get_file(remote_path, str(to))

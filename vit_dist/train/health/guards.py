@@ -1,11 +1,10 @@
-"""What watches over a run's numbers: losses and gradients that are not finite, loss spikes, ranks that drift apart."""
+"""Guards over a run's numbers: losses and gradients that are not finite, loss spikes, replicas that differ."""
 
 from __future__ import annotations
 
 import json
 import math
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
 from vit_dist.data.reader import Batch
 from vit_dist.data.sets import TrainingSet
+from vit_dist.engines._collectives import all_gather_object
 from vit_dist.engines._protocol import Engine, StepResult
 from vit_dist.train.run import Run
 from vit_dist.train.state import TrainState
@@ -64,7 +64,7 @@ def after_step(
     return after, spike
 
 
-def check_in_row(config: GuardConfig, state: TrainState, where: RunDir) -> None:
+def check_in_row(config: GuardConfig, state: TrainState, directory: RunDir) -> None:
     """Stop a run that does not apply its steps any more.
 
     Raises:
@@ -74,8 +74,8 @@ def check_in_row(config: GuardConfig, state: TrainState, where: RunDir) -> None:
         raise RunError(
             f"the last {state.bad_in_row} steps, up to step {state.step}, were not applied: their loss or gradient was "
             f"not finite, or they were skipped as spikes; weights are those of step {state.step - state.bad_in_row}. "
-            f"The examples' keys are in {where.nonfinite}; try a lower optim.lr, gradient clipping or precision=fp32, "
-            f"or raise guards.max_in_row"
+            f"The examples' keys are in {directory.nonfinite}; try a lower optim.lr, gradient clipping or "
+            f"precision=fp32, or raise guards.max_in_row"
         )
 
 
@@ -85,13 +85,11 @@ def record_bad_step(run: Run, batch: Batch, result: StepResult, *, spike: bool) 
     Raises:
         RunError: too many steps in a row were not applied.
     """
-    ordinals, world, state = batch.ordinals.tolist(), run.world, run.state
-    everyone: list[Any] = [ordinals]
-    if world.size > 1:
-        everyone = [None] * world.size
-        torch.distributed.all_gather_object(everyone, ordinals)
+    world, state = run.world, run.state
+    # Each rank knows the examples of its own rank batch only, and one rank writes the file.
+    gathered = all_gather_object(batch.ordinals.tolist(), world)
     if world.is_main:
-        together = sorted(o for part in everyone for o in part)
+        ordinals = sorted(ordinal for part in gathered for ordinal in part)
         what = "loss spike" if spike else "the loss or a gradient is not finite"
         left_out = "" if result.applied else ", the step was not applied"
         numbers = f"loss {result.loss:.6g}, gradient norm {result.grad_norm:.6g}"
@@ -99,19 +97,20 @@ def record_bad_step(run: Run, batch: Batch, result: StepResult, *, spike: bool) 
         entry = {
             "step": state.step,
             "reason": "spike" if spike else "not finite",
-            "loss": _plain(result.loss),
-            "grad_norm": _plain(result.grad_norm),
+            "loss": _json_number(result.loss),
+            "grad_norm": _json_number(result.grad_norm),
             "applied": result.applied,
-            "keys": _keys(run.data, together[:_MOST_KEYS]),
-            "ordinals": together,
+            "keys": _keys(run.data, ordinals[:_MOST_KEYS]),
+            "ordinals": ordinals,
         }
         with run.directory.nonfinite.open("a") as file:
             file.write(json.dumps(entry) + "\n")
     check_in_row(run.recipe.guards, state, run.directory)
 
 
-def _plain(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)  # JSON knows no NaN
+def _json_number(value: float) -> float | str:
+    # JSON has no NaN and no infinity.
+    return value if math.isfinite(value) else str(value)
 
 
 def _keys(data: TrainingSet, ordinals: list[int]) -> list[str]:
@@ -124,13 +123,16 @@ def _keys(data: TrainingSet, ordinals: list[int]) -> list[str]:
         shard = int(np.searchsorted(first[: len(part.manifest.counts)], inner, side="right")) - 1
         try:
             keys.append(part.manifest.read_index(shard).key(inner - int(first[shard])))
-        except Exception:  # the index may be away just now: the ordinal is there
+        # The index may be away just now, and this is only a diagnosis: the ordinal names the example too.
+        except Exception:
             keys.append(f"#{ordinal}")
     return keys
 
 
 def checksum(engine: Engine) -> Tensor:
     """One number for what is replicated, sensitive to every bit and every place. int64 [1]."""
+    # Integer sums over bits: exact in any order, so that it is the same number on equal ranks whatever kernels do, and
+    # wrapping around is harmless. Weights by place notice values that were exchanged.
     total = torch.zeros(1, dtype=torch.int64, device=engine.device)
     for place, (_, tensor) in enumerate(engine.replicated()):
         flat = tensor.detach().reshape(-1)
@@ -141,29 +143,27 @@ def checksum(engine: Engine) -> Tensor:
 
 
 def check_replicas(engine: Engine, world: World, step: int) -> None:
-    """Compare what must be the same on every rank, and on each its weights with their masters. A collective.
+    """Compare what must be the same on every rank, and on each its weights with their master weights. A collective.
 
     Raises:
         RunError: on every rank, naming those that are at fault or differ from most.
     """
-    torn = [engine.master_mismatch()]
-    sums = [int(checksum(engine))]
-    if world.size > 1:
-        told: list[Any] = [None] * world.size
-        torch.distributed.all_gather_object(told, (torn[0], sums[0]))
-        torn, sums = [t for t, _ in told], [s for _, s in told]
-    if any(torn):
-        ranks = [rank for rank, name in enumerate(torn) if name]
+    # One collective for both, and a verdict that every rank reaches from the same list: all raise, or none.
+    gathered = all_gather_object((engine.master_mismatch(), int(checksum(engine))), world)
+    mismatches, sums = [mismatch for mismatch, _ in gathered], [total for _, total in gathered]
+    # First, since it names the rank for certain; the comparison of sums can only name who differs from most.
+    if any(mismatches):
+        ranks = [rank for rank, name in enumerate(mismatches) if name]
         raise RunError(
             f"after step {step} the weights that ranks {ranks} compute with are not those that their optimizers hold "
-            f"(the first: {torn[ranks[0]]}): memory or a kernel is at fault there. The checkpoints before are whole; "
-            f"start the run again, without the nodes of these ranks if it happens twice"
+            f"(master-weight mismatch, first in {mismatches[ranks[0]]}): memory or a kernel is at fault there. The "
+            f"checkpoints before are complete; start again, without the nodes of these ranks if it happens twice"
         )
     usual = max(set(sums), key=sums.count)
-    strange = [rank for rank, value in enumerate(sums) if value != usual]
-    if strange:
+    outliers = [rank for rank, value in enumerate(sums) if value != usual]
+    if outliers:
         raise RunError(
-            f"after step {step} the weights of ranks {strange} differ from those of the others: memory, a link or a "
-            f"kernel is at fault there. The checkpoints before are whole; start the run again, without the nodes of "
+            f"after step {step} the weights of ranks {outliers} differ from those of the others: memory, a link or a "
+            f"kernel is at fault there. The checkpoints before are complete; start the run again, without the nodes of "
             f"these ranks if it happens twice"
         )

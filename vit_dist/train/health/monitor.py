@@ -1,9 +1,9 @@
 """A rank that dies takes the others down within seconds, and a rank that hangs leaves its stacks behind.
 
-Collectives wait for a dead peer for minutes. So every rank keeps one TCP connection to the first rank, on which
-hardly anything is ever said: when a process dies its kernel closes the connection, when a node dies keep-alive finds
-out in some ten seconds. The first rank tells the others. Ranks that end as they should say so before they hang up.
-This needs no parent of ours: it is the same under srun, torchrun or `vit-dist train --nproc`.
+Collectives wait for a dead peer for minutes. So every rank keeps one TCP connection to rank 0, on which hardly anything
+is ever sent: when a process dies its kernel closes the connection, when a node dies keep-alive finds out in some ten
+seconds. Rank 0 tells the others. Ranks that end as they should send `bye` before they close it.
+This needs no parent process: it is the same under srun, torchrun or `vit-dist train --nproc`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from vit_dist.core.log import log
 from vit_dist.core.units import format_seconds
 from vit_dist.core.world import World
 
-_GRACE_S = 2.0  # a rank that meets the same error as the one that is gone gets to say so itself
+# A rank that meets the same error as the one that is gone gets to log it itself before it is ended.
+_GRACE_S = 2.0
 _CONNECT_S = 60.0
 
 
@@ -33,9 +34,9 @@ class Monitor:
 
     Args:
         world: this rank's place.
-        exchange: hands the first rank's (host, port) to every rank: a collective.
+        exchange: gives rank 0's (host, port) to every rank: a collective.
         lost: called once, from a thread, with what happened; it ends the process.
-        asked_for_stacks: called from a thread when another rank hangs.
+        dump_stacks: called from a thread when another rank hangs.
     """
 
     def __init__(
@@ -43,9 +44,9 @@ class Monitor:
         world: World,
         exchange: Callable[[tuple[str, int] | None], tuple[str, int]],
         lost: Callable[[str], None],
-        asked_for_stacks: Callable[[], None],
+        dump_stacks: Callable[[], None],
     ) -> None:
-        self._world, self._lost, self._asked = world, lost, asked_for_stacks
+        self._world, self._lost, self._dump_stacks = world, lost, dump_stacks
         self._closing = False
         self._links: list[socket.socket] = []
         if world.is_main:
@@ -59,6 +60,7 @@ class Monitor:
             except OSError as error:
                 log(f"rank {world.rank}: cannot reach rank 0 at {address[0]}:{address[1]} ({error}): it is not watched")
                 return
+            # A read blocks for as long as all is well: that rank 0 is gone shows as its end, never as a time-out.
             link.settimeout(None)
             _keep_alive(link)
             link.sendall(f"rank {world.rank}\n".encode())
@@ -66,16 +68,16 @@ class Monitor:
             work = lambda: self._listen(link)  # noqa: E731
         threading.Thread(target=work, name="monitor", daemon=True).start()
 
-    def tell(self, message: str) -> None:
-        """Say a line to the first rank; the first rank to all."""
+    def send(self, message: str) -> None:
+        """Send a line to rank 0; from rank 0 to all."""
         for link in list(self._links):
             with contextlib.suppress(OSError):
                 link.sendall(f"{message}\n".encode())
 
     def close(self) -> None:
-        """End as one should: nobody is to mind that this rank is gone."""
+        """Announce that this rank ends as it should, so that no other ends because of it."""
         self._closing = True
-        self.tell("bye")
+        self.send("bye")
 
     def _listen(self, link: socket.socket) -> None:
         pending = b""
@@ -90,13 +92,13 @@ class Monitor:
                 return
             *lines, pending = (pending + received).split(b"\n")
             for line in lines:
-                word, _, rest = line.decode().partition(" ")
-                if word == "bye":
+                kind, _, rest = line.decode().partition(" ")
+                if kind == "bye":
                     self._closing = True
-                elif word == "lost" and not self._closing:
+                elif kind == "lost" and not self._closing:
                     self._lost(rest)
-                elif word == "stacks":
-                    self._asked()
+                elif kind == "stacks":
+                    self._dump_stacks()
 
     def _serve(self, server: socket.socket) -> None:
         names: dict[socket.socket, str] = {}
@@ -118,26 +120,28 @@ class Monitor:
                     except OSError:
                         received = b""
                     for line in received.decode(errors="replace").splitlines():
-                        self._heard(line, link, names, leaving)
+                        self._handle_line(line, link, names, leaving)
+                    # Whoever closed its connection without a `bye` before has died.
                     if not received:
                         ready.unregister(link)
                         self._links.remove(link)
                         if link not in leaving and not self._closing:
-                            self.tell(f"lost {names[link]} is gone")
+                            self.send(f"lost {names[link]} is gone")
                             self._lost(f"{names[link]} is gone")
 
-    def _heard(self, line: str, link: Any, names: dict[Any, str], leaving: set[Any]) -> None:
+    def _handle_line(self, line: str, link: Any, names: dict[Any, str], leaving: set[Any]) -> None:
         if line.startswith("rank "):
             names[link] = line
         elif line == "bye":
             leaving.add(link)
         elif line == "stacks":
-            self.tell("stacks")
-            self._asked()
+            self.send("stacks")
+            self._dump_stacks()
 
 
 def _keep_alive(link: socket.socket) -> None:
-    """Find out in about ten seconds that the other node has vanished without a word."""
+    """Find out in about ten seconds that the other node has vanished."""
+    # A node that loses power closes nothing: the kernel's probes (after 4 s of silence, 3 of them 2 s apart) notice.
     link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 4), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, name):
@@ -151,23 +155,24 @@ class Watchdog:
         timeout_s: a step may take so long; 0: watch nothing.
         stacks: directory for the stacks, made when needed.
         rank: of this process.
-        tell: passes "stacks" on to the other ranks.
+        send: passes "stacks" on to the other ranks.
         ended: called before the process ends, with what happened.
     """
 
-    _PATIENCE = 10  # times the time-out, for whatever is not a step
+    # How many time-outs whatever is not a step may take.
+    _PATIENCE = 10
 
     def __init__(
-        self, timeout_s: float, stacks: Path, rank: int, tell: Callable[[str], None], ended: Callable[[str], None]
+        self, timeout_s: float, stacks: Path, rank: int, send: Callable[[str], None], ended: Callable[[str], None]
     ) -> None:
-        self._timeout, self._stacks, self._rank, self._tell, self._ended = timeout_s, stacks, rank, tell, ended
+        self._timeout, self._stacks, self._rank, self._send, self._ended = timeout_s, stacks, rank, send, ended
         self._last, self._patience, self._closed = time.monotonic(), self._PATIENCE, threading.Event()
         self._dumped = False
         if timeout_s > 0:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def step(self) -> None:
-        """The loop goes on: what follows is a step."""
+        """What follows is a step."""
         self._last, self._patience = time.monotonic(), 1
 
     def other_work(self) -> None:
@@ -196,21 +201,24 @@ class Watchdog:
         woke = time.monotonic()
         while not self._closed.wait(poll):
             now = time.monotonic()
-            if now - woke > 5 * poll + 5:  # the whole process stood still (suspended): that is no hang of ours
+            # This thread slept far longer than it asked for: the whole process was suspended, which is no hang.
+            if now - woke > 5 * poll + 5:
                 self._last = now
             woke = now
             waited, patience = now - self._last, self._patience
             if waited > self._timeout * patience:
                 what = "step" if patience == 1 else "evaluation, checkpoint or start"
                 path = self.dump()
-                self._tell("stacks")
+                self._send("stacks")
                 reason = (
                     f"rank {self._rank} has hung for {format_seconds(waited)} in one {what} (guards.hang="
                     f"{format_seconds(self._timeout)}); every rank's stacks are in {path.parent}"
                 )
                 log(reason)
                 self._ended(reason)
-                time.sleep(_GRACE_S)  # the others write theirs
+                # The others write their stacks meanwhile. Then without clean-up: the main thread hangs, in a collective
+                # or a driver, and neither destroying the process group nor an exception would ever get through.
+                time.sleep(_GRACE_S)
                 os._exit(HUNG)
 
 
@@ -222,6 +230,7 @@ def leave_after_grace(world: World, ended: Callable[[str], None]) -> Callable[[s
             time.sleep(_GRACE_S)
             log(f"rank {world.rank}: {what}: no collective can complete, so this rank ends too")
             ended(what)
+            # The main thread waits in a collective that never completes: only the kernel can end it.
             os._exit(PEER_LOST)
 
         threading.Thread(target=work, name="leave", daemon=True).start()

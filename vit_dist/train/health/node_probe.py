@@ -1,8 +1,8 @@
-"""What one rank does in a preflight: tests itself, then its links to the others. Started by launcher/preflight/run.py.
+"""One rank's process of a preflight: tests itself, then its links to the others. Started by launcher/preflight/run.py.
 
-It says what it finds in lines on stdout, each `vit-dist-preflight {json}`, and takes orders, a JSON object a line, on
-stdin; so nothing needs to work but the launcher's pipes. A thread says every second that the process still runs: a
-rank that waits in a collective goes on saying so, one that is stopped, dead or cut off does not.
+It reports in lines on stdout, each `vit-dist-preflight {json}`, and takes commands, a JSON object a line, on stdin; so
+nothing needs to work but the launcher's pipes. A thread sends a heartbeat every second: that of a rank that waits in a
+collective keeps coming, that of one that is stopped, dead or cut off does not.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _lock = threading.Lock()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Report, then obey until told to end."""
+    """Report, then run commands until the one to end."""
     parser = argparse.ArgumentParser("preflight")
     parser.add_argument("--reads", default="[]", help="JSON: [[url, bytes], ...] of shards to read from")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds after which this process ends itself")
@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
     local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
     me = _Rank(rank, local_rank)
-    me.say("hello", host=socket.gethostname(), boot=_boot_id(), cpus=len(os.sched_getaffinity(0)))
-    threading.Thread(target=me.beat, daemon=True).start()
+    me.send("hello", host=socket.gethostname(), boot=_boot_id(), cpus=len(os.sched_getaffinity(0)))
+    threading.Thread(target=me.heartbeat, daemon=True).start()
     listener = _listen()
     me.test("shm", lambda: _shared_memory(args.shm_bytes))
     reads = [(str(url), int(size)) for url, size in json.loads(args.reads)]
@@ -51,64 +51,67 @@ def main(argv: Sequence[str] | None = None) -> int:
         me.test("reads", lambda: _read(reads))
     me.test("device", lambda: _device(local_rank))
     me.test("gemm", lambda: _gemm(local_rank))
-    me.say("ready", address=_address(), port=listener.getsockname()[1], store_port=_free_port())
-    for order in _orders():
-        if order["do"] == "end":
+    me.send("ready", address=_address(), port=listener.getsockname()[1], store_port=_free_port())
+    for command in _commands():
+        if command["do"] == "end":
             break
-        if rank in order["ranks"]:
-            _obey(me, order)
-    me.say("bye")
+        if rank in command["ranks"]:
+            _execute(me, command)
+    me.send("bye")
     sys.stdout.flush()
-    os._exit(0)  # torch's threads may still wait for somebody
+    # Without clean-up: torch's threads may still wait for a rank that does not answer.
+    os._exit(0)
 
 
 class _Rank:
-    """Says what this rank finds."""
+    """Reports for this rank."""
 
     def __init__(self, rank: int, local_rank: int) -> None:
         self.rank, self.local_rank = rank, local_rank
         self.node = os.environ.get("VIT_DIST_NODE") or os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
-    def say(self, what: str, **facts: Any) -> None:
-        """One line."""
-        told = {"what": what, "rank": self.rank, "node": self.node, "pid": os.getpid(), "wall": time.time(), **facts}
+    def send(self, what: str, **facts: Any) -> None:
+        """Write one line."""
+        message = {"what": what, "rank": self.rank, "node": self.node, "pid": os.getpid(), "wall": time.time(), **facts}
         with _lock:
             # One write: lines of ranks that share a pipe must not mix.
-            os.write(1, f"{MARK}{json.dumps(told)}\n".encode())
+            os.write(1, f"{MARK}{json.dumps(message)}\n".encode())
 
-    def beat(self) -> None:
-        """Say every second that this process runs."""
+    def heartbeat(self) -> None:
+        """Report every second that this process runs."""
         while True:
             time.sleep(_BEAT_S)
             try:
-                self.say("alive")
-            except OSError:  # nobody listens any more
+                self.send("alive")
+            except OSError:
+                # The launcher has closed its end of the pipe: nobody will ever end this process but itself.
                 os._exit(1)
 
     def test(self, what: str, work: Any) -> None:
-        """Say what a test finds, or that it failed."""
-        self.say("begin", test=what)
+        """Report what a test finds, or that it failed."""
+        self.send("begin", test=what)
         try:
             facts = work()
-        except Exception as error:  # whatever a sick node raises is a finding
-            self.say("failed", test=what, error=f"{type(error).__name__}: {error}"[:400])
+        # Whatever a sick node raises is a finding.
+        except Exception as error:
+            self.send("failed", test=what, error=f"{type(error).__name__}: {error}"[:400])
         else:
-            self.say("found", test=what, **facts)
+            self.send("found", test=what, **facts)
 
 
-def _orders() -> Iterator[dict[str, Any]]:
+def _commands() -> Iterator[dict[str, Any]]:
     for line in sys.stdin:
         with contextlib.suppress(ValueError):
             yield json.loads(line)
 
 
-def _obey(me: _Rank, order: dict[str, Any]) -> None:
-    if order["do"] == "reach":
-        me.test("reach", lambda: _reach(order["peers"][me.node]))
-    elif order["do"] == "reduce":
-        if order.get("same_host"):
+def _execute(me: _Rank, command: dict[str, Any]) -> None:
+    if command["do"] == "reach":
+        me.test("reach", lambda: _reach(command["peers"][me.node]))
+    elif command["do"] == "reduce":
+        if command.get("same_host"):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        me.test("reduce", lambda: _reduce(me, order))
+        me.test("reduce", lambda: _reduce(me, command))
 
 
 def _boot_id() -> str:
@@ -200,7 +203,8 @@ def _gemm(local_rank: int) -> dict[str, Any]:
     x = torch.randint(-4, 5, (size, 1), generator=generator).to(device, torch.float64)
     expected = a.double() @ (b.double() @ x)
     product = a @ b
-    if gpu:  # bf16 rounds the product; its inputs are exact, so a product in fp32 is too
+    # bf16 rounds the product; its inputs are exact, so a product in fp32 is too.
+    if gpu:
         checked = a.float() @ b.float()
         torch.cuda.synchronize()
     else:
@@ -234,18 +238,18 @@ def _reach(peers: dict[str, list[Any]]) -> dict[str, Any]:
         return {"unreachable": sorted(node for node in pool.map(probe, peers.items()) if node)}
 
 
-def _reduce(me: _Rank, order: dict[str, Any]) -> dict[str, Any]:
-    """Rate of an all-reduce over the ranks of the order, checked; then of exchanges with one node after another."""
+def _reduce(me: _Rank, command: dict[str, Any]) -> dict[str, Any]:
+    """Rate of an all-reduce over the ranks of the command, checked; then of exchanges with one node after another."""
     import torch
     from torch import distributed
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    ranks: list[int] = order["ranks"]
+    ranks: list[int] = command["ranks"]
     place, size, gpu = ranks.index(me.rank), len(ranks), torch.cuda.is_available()
-    limit = timedelta(seconds=float(order["timeout"]))
-    store = TCPStore(str(order["address"]), int(order["port"]), size, place == 0, timeout=limit)
+    limit = timedelta(seconds=float(command["timeout"]))
+    store = TCPStore(str(command["address"]), int(command["port"]), size, place == 0, timeout=limit)
     distributed.init_process_group("nccl" if gpu else "gloo", store=store, rank=place, world_size=size, timeout=limit)
-    me.say("joined")
+    me.send("joined")
     device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
     values = torch.empty((256 << 20 if gpu else 4 << 20) // 4, device=device)
     rate = 0.0
@@ -257,23 +261,24 @@ def _reduce(me: _Rank, order: dict[str, Any]) -> dict[str, Any]:
         distributed.all_reduce(values)
         _finish(gpu)
         seconds = time.perf_counter() - began
-        if turn:  # the first one opens connections
+        # The first one opens connections.
+        if turn:
             rate = max(rate, 2 * (size - 1) / size * values.nbytes / seconds)
         if not bool((values == size * (size + 1) / 2).all()):
             raise ArithmeticError("the sum over all ranks is wrong")
-    pairs = _exchange(order, me, values, gpu)
+    pairs = _exchange(command, me, values, gpu)
     distributed.barrier()
     distributed.destroy_process_group()
     return {"rate": rate, "pairs": pairs}
 
 
-def _exchange(order: dict[str, Any], me: _Rank, values: Any, gpu: bool) -> list[list[Any]]:
+def _exchange(command: dict[str, Any], me: _Rank, values: Any, gpu: bool) -> list[list[Any]]:
     """[node, bytes per second both ways] for each round of pairs; every rank takes part in every barrier."""
     from torch import distributed
 
-    place_of = {rank: place for place, rank in enumerate(order["ranks"])}
+    place_of = {rank: place for place, rank in enumerate(command["ranks"])}
     received, pairs = values.clone(), []
-    for partners in order["rounds"]:
+    for partners in command["rounds"]:
         peer = partners.get(str(me.rank))
         distributed.barrier()
         if peer is None:

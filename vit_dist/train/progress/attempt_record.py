@@ -1,4 +1,4 @@
-"""What an attempt leaves behind about itself: status.json, and its lines in attempts.jsonl. First rank only."""
+"""The record of an attempt: status.json, and its two lines in attempts.jsonl. Written by rank 0 only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ class AttemptRecord:
 
     Args:
         directory: of the run.
-        world: this rank's place; on all but the first rank nothing is written.
+        world: this rank's place; on all but rank 0 nothing is written.
+
+    Attributes:
+        attempt: attempt number (1-based); 0 before `begin`, and always on ranks other than 0.
+        token: fencing token of the attempt, see RunDir.take_ownership.
+        before: status of the attempt before.
     """
 
     def __init__(self, directory: RunDir, world: World) -> None:
@@ -32,10 +37,10 @@ class AttemptRecord:
         self._step = self._examples = 0
         self._goodput: Mapping[str, float] = {}
         self.total_steps, self.examples_per_s, self.metrics = 0, 0.0, dict[str, float]()
-        self._pulse: Heartbeat | None = None
+        self._heartbeat: Heartbeat | None = None
 
     def begin(self) -> None:
-        """Take the run over from the attempt before, and say so.
+        """Supersede the attempt before, and write the first line.
 
         Raises:
             RunError: the run directory cannot be written.
@@ -44,35 +49,36 @@ class AttemptRecord:
             return
         lines = self._directory.attempts()
         self.attempt = 1 + max((int(line.get("attempt", 0)) for line in lines), default=0)
-        self.before = self._directory.last_life(self._directory.status() or Status("none"))
+        self.before = self._directory.with_heartbeat(self._directory.status() or Status("none"))
         ended = {line.get("attempt") for line in lines if line.get("event") == "end"}
         for number in [n for line in lines if line.get("event") == "start" and (n := line.get("attempt")) not in ended]:
-            # It could not say how it ended: killed, or its machine is gone.
-            lost = {"event": "end", "attempt": number, "status": "killed", "step": self.before.step}
-            self._directory.append_attempt({**lost, "examples": self.before.examples, "last_seen": self.before.time})
-        self.token = self._directory.take_over(self.attempt)
+            # It could not write its own end: killed, or its machine is gone.
+            end = {"event": "end", "attempt": number, "status": "killed", "step": self.before.step}
+            self._directory.append_attempt({**end, "examples": self.before.examples, "last_seen": self.before.time})
+        self.token = self._directory.take_ownership(self.attempt)
         place = {"host": socket.gethostname(), "pid": os.getpid(), "ranks": self._world.size}
         self._directory.append_attempt({"event": "start", "attempt": self.attempt, "token": self.token[:8], **place})
         self._step, self._examples = self.before.step, self.before.examples
+        # Goodput's `down` is the one span between two machines' clocks; it is cut at 0, and this says why it may be.
         if self.before.time > time.time() + 60:
             ahead = format_seconds(self.before.time - time.time())
             log(f"  the last attempt's clock was {ahead} ahead of this machine's; nothing here depends on it")
 
-    def beat(self, goodput: Goodput) -> None:
-        """From now on tell this every two seconds, from a thread, until the end."""
+    def start_heartbeat(self, goodput: Goodput) -> None:
+        """Write these sums every two seconds from a thread, until the end; called again, others from now on."""
         if not self._world.is_main:
             return
-        if self._pulse is None:
-            self._pulse = Heartbeat(self._directory, self.attempt, self.token, goodput)
-        self._pulse.goodput = goodput
+        if self._heartbeat is None:
+            self._heartbeat = Heartbeat(self._directory, self.attempt, self.token, goodput)
+        self._heartbeat.goodput = goodput
 
     @property
-    def fenced(self) -> str:
-        """Who has taken the run over, as far as the pulse knows; else ''. On the first rank only."""
-        return self._pulse.taken_over if self._pulse is not None else ""
+    def superseded(self) -> str:
+        """The later attempt that owns the directory, in words, as the heartbeat last saw it, or ''. On rank 0 only."""
+        return self._heartbeat.superseded if self._heartbeat is not None else ""
 
-    def superseded_by(self) -> str:
-        """Who has taken the run over, looked up now; else ''. On the first rank only."""
+    def look_up_owner(self) -> str:
+        """As `superseded`, read from the directory now."""
         if not self._world.is_main or not self.token:
             return ""
         with contextlib.suppress(VitDistError):
@@ -80,32 +86,35 @@ class AttemptRecord:
         return ""
 
     def running(self, step: int, examples: int, goodput: Mapping[str, float]) -> None:
-        """A sign of life."""
+        """Write that the attempt runs, and where it stands."""
         self._step, self._examples, self._goodput = step, examples, goodput
-        if not self.superseded_by():  # a later attempt's status stands there
-            self._write("running", "")
+        # Of a superseded attempt nothing is written: the later one's status stands there.
+        if not self.look_up_owner():
+            self._write_status("running", "")
 
     def end(self, status: str, reason: str = "", *, goodput: Mapping[str, float] | None = None) -> None:
-        """How the attempt ended; the first word holds. Never raises: the disk may be what has failed."""
+        """Write how the attempt ended; the first write wins. Never raises: the disk may be what has failed."""
+        # First write wins: watchdog, monitor and the exception that follows from what they met may all come here, from
+        # threads of their own; the first is the nearest to the cause.
         if self._ended or not self._world.is_main or self.attempt == 0:
             return
         self._ended = True
-        if self._pulse is not None:
-            self._pulse.close()
+        if self._heartbeat is not None:
+            self._heartbeat.close()
         self._goodput = self._goodput if goodput is None else goodput
         with contextlib.suppress(VitDistError):
-            if not self.superseded_by():
-                self._write(status, reason)
+            if not self.look_up_owner():
+                self._write_status(status, reason)
         with contextlib.suppress(VitDistError):
-            told: dict[str, Any] = {"event": "end", "attempt": self.attempt, "status": status, "reason": reason}
-            told |= {"step": self._step, "examples": self._examples, "goodput": dict(self._goodput)}
-            self._directory.append_attempt(told)
+            entry: dict[str, Any] = {"event": "end", "attempt": self.attempt, "status": status, "reason": reason}
+            entry |= {"step": self._step, "examples": self._examples, "goodput": dict(self._goodput)}
+            self._directory.append_attempt(entry)
 
-    def at(self, step: int, examples: int) -> None:
-        """Where the attempt stands, for its end."""
+    def set_progress(self, step: int, examples: int) -> None:
+        """Step and examples to write at the end."""
         self._step, self._examples = step, examples
 
-    def _write(self, status: str, reason: str) -> None:
+    def _write_status(self, status: str, reason: str) -> None:
         if self._world.is_main and self.attempt:
             self._directory.write_status(
                 status,

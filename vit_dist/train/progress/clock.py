@@ -41,7 +41,7 @@ class StartUp:
 
 
 def process_age_s() -> float:
-    """Seconds since this process began; 0 where the system does not tell."""
+    """Seconds since this process began; 0 where the system does not say."""
     try:
         uptime = float(Path("/proc/uptime").read_text().split()[0])
         started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
@@ -59,8 +59,8 @@ class Clock:
         world: whose first rank's clock decides for all.
         device: for that.
         goodput: where time is summed.
-        watchdog: told of every turn.
-        start: told of the first step.
+        watchdog: restarted whenever the bucket changes.
+        start: gets the marks of the first batch and the first step.
     """
 
     def __init__(
@@ -94,7 +94,8 @@ class Clock:
         self._now = bucket
         if bucket in {"train", "wait"} and self._first > 1:
             self._watchdog.step()
-        else:  # the first step compiles, warms up and meets the others
+        # The first step compiles, warms up and waits for the slowest rank's start: not judged as a step.
+        else:
             self._watchdog.other_work()
         if bucket == "train" and self._first == 0:
             self._start.mark("first batch")
@@ -116,8 +117,9 @@ class Clock:
         due = cadence.due(before.position, after.position)
         timed = isinstance(cadence, AutoCadence) or cadence.every.unit == "seconds"
         if timed and self._world.size > 1:
+            # Clocks of ranks differ by moments, and what is due may be a collective: rank 0's clock decides for all.
             flag = torch.tensor([due and self._world.is_main], dtype=torch.int32, device=self._device)
-            torch.distributed.broadcast(flag, 0)  # one clock decides for all
+            torch.distributed.broadcast(flag, 0)
             due = bool(flag)
         return due
 
@@ -128,7 +130,7 @@ class Clock:
             cadence.measured(blocked_s, wrote_s)
 
     def since_last_log(self) -> tuple[float, float, float]:
-        """Mean loss, examples a second, and the share of time spent waiting for data."""
+        """Mean loss, examples a second, and the fraction of time spent waiting for data."""
         self.enter(self._now)
         spent = max(1e-9, self._spent["train"] + self._spent["wait"])
         answer = (self._loss / max(1, self._steps), self._steps * self._batch / spent, self._spent["wait"] / spent)

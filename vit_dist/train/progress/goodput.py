@@ -5,8 +5,8 @@
     eval    evaluations
     save    training stood still for a checkpoint
     start   from an attempt's beginning to its first batch: imports, model, restoring
-    lost    all of the above that was done after the checkpoint from which a later attempt went on
-    down    between two attempts: from the last sign of life of one to the beginning of the next
+    lost    all of the above that was done after the checkpoint from which a later attempt resumed
+    down    between two attempts: from the last heartbeat of one to the beginning of the next
 
 Sums travel in checkpoints and, up to two seconds before a crash, in alive.json (see heartbeat.py beside this); the
 difference of the two is what the crash lost. Only spans between attempts use the wall clock, so a clock that jumps
@@ -23,20 +23,20 @@ BUCKETS = ("train", "wait", "eval", "save", "start", "lost", "down")
 _REDONE = ("train", "wait", "eval", "save", "start")
 
 
-def carried(saved: Mapping[str, float], told: Mapping[str, float], told_at: float, now: float) -> dict[str, float]:
+def carried(saved: Mapping[str, float], beat: Mapping[str, float], beat_at: float, now: float) -> dict[str, float]:
     """The sums with which an attempt begins.
 
     Args:
         saved: sums of the checkpoint that is restored; empty: there is none.
-        told: sums of the last sign of life of the attempt before; empty: none.
-        told_at: when that was, seconds since 1970.
+        beat: sums of the last heartbeat of the attempt before; empty: none.
+        beat_at: when that was, seconds since 1970.
         now: when this attempt began, seconds since 1970.
     """
     sums = {bucket: float(saved.get(bucket, 0.0)) for bucket in BUCKETS}
-    if told:
-        sums["lost"] = float(told.get("lost", 0.0))
-        sums["lost"] += sum(max(0.0, float(told.get(b, 0.0)) - sums[b]) for b in _REDONE)
-        sums["down"] = float(told.get("down", 0.0)) + max(0.0, now - told_at)
+    if beat:
+        sums["lost"] = float(beat.get("lost", 0.0))
+        sums["lost"] += sum(max(0.0, float(beat.get(b, 0.0)) - sums[b]) for b in _REDONE)
+        sums["down"] = float(beat.get("down", 0.0)) + max(0.0, now - beat_at)
     return sums
 
 
@@ -69,12 +69,12 @@ class Goodput:
         return {bucket: round(seconds, 3) for bucket, seconds in sums.items()}
 
     def rewound(self, saved: Mapping[str, float]) -> None:
-        """The run goes on from a checkpoint of its past: what came after it is lost."""
+        """The run resumes from a checkpoint of its past: what came after it is lost."""
         self.enter(self._now)
         with self._lock:
             self._sums = {**carried(saved, self._sums, 0.0, 0.0), "down": self._sums["down"]}
 
-    def share(self) -> float:
-        """Useful share of all time since the run began, from 0 to 1."""
+    def useful_fraction(self) -> float:
+        """Training time over all time since the run began, from 0 to 1."""
         sums = self.sums()
         return sums["train"] / max(1e-9, sum(sums.values()))

@@ -1,4 +1,4 @@
-"""The run directory: ledger, owner, requests, supervisor."""
+"""The run directory: record of attempts, owner, requests, supervisor."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_request_is_served_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "it may say `save` or `stop`" in capsys.readouterr().err
 
 
-def test_the_ledger_only_grows_and_survives_a_cut_line(tmp_path: Path) -> None:
+def test_the_record_of_attempts_only_grows_and_survives_a_cut_line(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.append_attempt({"event": "start", "attempt": 1})
     with (tmp_path / "attempts.jsonl").open("a") as file:
@@ -48,11 +48,11 @@ def test_an_attempt_that_could_not_say_how_it_ended_counts_as_killed(tmp_path: P
     second = AttemptRecord(run, World())
     second.begin()
     assert (second.attempt, second.before.step, second.before.goodput) == (2, 7, {"train": 3.0})
-    second.at(9, 90)
+    second.set_progress(9, 90)
     second.end("stopped", "SIGTERM")
-    second.end("failed", "too late: the first word holds")
-    told = [(line["event"], line["attempt"], line.get("status"), line.get("step")) for line in run.attempts()]
-    assert told == [
+    second.end("failed", "too late: the first write wins")
+    lines = [(line["event"], line["attempt"], line.get("status"), line.get("step")) for line in run.attempts()]
+    assert lines == [
         ("start", 1, None, None),
         ("end", 1, "killed", 7),
         ("start", 2, None, None),
@@ -63,13 +63,13 @@ def test_an_attempt_that_could_not_say_how_it_ended_counts_as_killed(tmp_path: P
     assert (status.status, status.reason, status.attempt) == ("stopped", "SIGTERM", 2)
 
 
-def test_an_attempt_that_was_taken_over_leaves_the_status_alone(tmp_path: Path) -> None:
+def test_an_attempt_that_was_superseded_leaves_the_status_alone(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     orphan, owner = AttemptRecord(run, World()), AttemptRecord(run, World())
     orphan.begin()
     owner.begin()
     owner.running(5, 50, {})
-    orphan.end("failed", "fenced")
+    orphan.end("failed", "superseded")
     status = run.status()
     assert status is not None
     assert (status.status, status.attempt) == ("running", 2)
@@ -120,16 +120,18 @@ def scripted(script: list[tuple[int, int, str]]) -> Any:
     return attempt
 
 
-def test_a_run_that_gets_on_is_let_be_however_often_it_dies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_makes_progress_is_restarted_however_often_it_dies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     script = [(137, 10 * i, "running") for i in range(1, 9)] + [(0, 90, "done")]
     assert supervise_local(None, tmp_path, scripted(script), give_up_after=2, pause_s=0) == 0  # type: ignore[arg-type]
-    said = capsys.readouterr().err
-    assert "attempt 3: killed by signal 9" in said
-    assert "at step 32, saved up to 30: gained 10 steps, lost 2" in said
-    assert "attempt 9: done" in said
+    logged = capsys.readouterr().err
+    assert "attempt 3: killed by signal 9" in logged
+    assert "at step 32, saved up to 30: gained 10 steps, lost 2" in logged
+    assert "attempt 9: done" in logged
 
 
-def test_a_run_that_gets_nowhere_is_given_up(tmp_path: Path) -> None:
+def test_a_run_that_makes_no_progress_is_given_up(tmp_path: Path) -> None:
     script = [(137, 10, "running"), (1, 10, "failed"), (71, 10, "failed"), (1, 10, "failed")]
     with pytest.raises(RunError, match=r"given up: 3 attempts in a row .*: failed: a reason; hung: a reason") as caught:
         supervise_local(None, tmp_path, scripted(script), give_up_after=3, pause_s=0)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +17,11 @@ from vit_dist.config.schema import CheckpointConfig, GuardConfig
 from vit_dist.core.errors import CheckpointError
 from vit_dist.core.run.checkpoints import FORMAT, MARKER, committed, read_marker
 from vit_dist.core.world import World
+from vit_dist.data.order import OrderIdentity
 from vit_dist.engines._protocol import StepResult
-from vit_dist.engines._slices import EngineState, Slice, shares
+from vit_dist.engines._slices import EngineState, Slice, split_over_ranks
 from vit_dist.train.checkpoint.format import SliceSource, Snapshot, checksum
-from vit_dist.train.checkpoint.store import Retention, Saved, drop_after, prune, shortage, verify_share
+from vit_dist.train.checkpoint.store import Retention, Saved, drop_after, no_disk_headroom, prune, verify_files
 from vit_dist.train.health.guards import after_step, loss_limit
 from vit_dist.train.progress.cadence import AutoCadence, young_daly
 from vit_dist.train.progress.goodput import BUCKETS, Goodput, carried
@@ -41,7 +42,7 @@ def write(folder: Path, size: int) -> list[Path]:
     files = []
     for rank in range(size):
         scalars = {"a.weight": {"step": 3.0}} if rank == 0 else {}
-        snapshot = Snapshot(EngineState(shares(wholes(), World(rank, size)), scalars))
+        snapshot = Snapshot(EngineState(split_over_ranks(wholes(), World(rank, size)), scalars))
         path = folder / f"rank-{rank:05d}.safetensors"
         assert snapshot.write(path) == checksum(path)
         assert path.stat().st_size == snapshot.num_bytes
@@ -116,13 +117,13 @@ def test_verification_names_what_is_wrong(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, 1)
     marker, problem = read_marker(path)
     assert problem == ""
-    assert verify_share(path, marker, World()) == ""
+    assert verify_files(path, marker, World()) == ""
     (path / "f").write_bytes(b"Content")
-    assert "does not match its checksum" in verify_share(path, marker, World())
+    assert "does not match its checksum" in verify_files(path, marker, World())
     (path / "f").write_bytes(b"cont")
-    assert "has 4 bytes, 7 were written" in verify_share(path, marker, World())
+    assert "has 4 bytes, 7 were written" in verify_files(path, marker, World())
     (path / "f").unlink()
-    assert "f is missing" in verify_share(path, marker, World())
+    assert "f is missing" in verify_files(path, marker, World())
 
 
 @pytest.mark.parametrize(
@@ -142,11 +143,11 @@ def test_a_marker_that_is_none_is_a_problem_not_a_crash(tmp_path: Path, content:
 
 def test_retention_keeps_the_newest_every_nth_and_the_best() -> None:
     saved = [Saved(s, s * 10, {"val/top1": 1 / (1 + abs(s - 4)), "val/loss": float(abs(s - 3))}) for s in range(1, 11)]
-    assert Retention(2).kept(saved) == {9, 10}
-    assert Retention(1, every_examples=35).kept(saved) == {4, 7, 10}
-    assert Retention(1, best="val/top1").kept(saved) == {4, 10}
-    assert Retention(1, best="val/loss").kept(saved) == {3, 10}
-    assert Retention(3, best="val/none").kept(saved) == {8, 9, 10}
+    assert Retention(2).steps_to_keep(saved) == {9, 10}
+    assert Retention(1, every_examples=35).steps_to_keep(saved) == {4, 7, 10}
+    assert Retention(1, best="val/top1").steps_to_keep(saved) == {4, 10}
+    assert Retention(1, best="val/loss").steps_to_keep(saved) == {3, 10}
+    assert Retention(3, best="val/none").steps_to_keep(saved) == {8, 9, 10}
 
 
 @given(st.integers(1, 5), st.integers(1, 100), st.lists(st.integers(1, 30), min_size=1, max_size=12))
@@ -157,8 +158,8 @@ def test_what_is_kept_does_not_depend_on_when_it_was_pruned(keep: int, every: in
         at += gap
         everything.append(Saved(at, at * 3, {}))
         left.append(everything[-1])
-        left = [s for s in left if s.step in rule.kept(left)]
-    assert {s.step for s in left} == rule.kept(everything)
+        left = [s for s in left if s.step in rule.steps_to_keep(left)]
+    assert {s.step for s in left} == rule.steps_to_keep(everything)
 
 
 def test_pruning_leaves_what_it_cannot_read(tmp_path: Path) -> None:
@@ -172,8 +173,8 @@ def test_pruning_leaves_what_it_cannot_read(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_noticed_before_it_is_full(tmp_path: Path) -> None:
-    assert shortage(tmp_path / "new", 10) == ""
-    assert "are needed" in shortage(tmp_path, 1 << 60)
+    assert no_disk_headroom(tmp_path / "new", 10) == ""
+    assert "are needed" in no_disk_headroom(tmp_path, 1 << 60)
 
 
 def test_auto_cadence_is_young_and_daly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,20 +203,20 @@ def test_every_second_is_in_one_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     sums = goodput.sums()
     assert {b: s for b, s in sums.items() if s} == {"start": 10.0, "wait": 2.0, "train": 9.0, "save": 1.0}
     assert sum(sums.values()) == now[0] - 90.0
-    assert goodput.share() == pytest.approx(9 / 22)
+    assert goodput.useful_fraction() == pytest.approx(9 / 22)
     goodput.rewound({"start": 10.0, "wait": 2.0, "train": 5.0})
     assert goodput.sums()["lost"] == 5.0
     assert sum(goodput.sums().values()) == 22.0
 
 
 def test_goodput_survives_a_restart_and_a_clock_that_jumps() -> None:
-    saved, told = {"train": 50.0, "save": 2.0}, {"train": 80.0, "save": 3.0, "lost": 7.0, "down": 1.0}
-    sums = carried(saved, told, told_at=1000.0, now=1060.0)
+    saved, beat = {"train": 50.0, "save": 2.0}, {"train": 80.0, "save": 3.0, "lost": 7.0, "down": 1.0}
+    sums = carried(saved, beat, beat_at=1000.0, now=1060.0)
     assert sums["train"] == 50.0
     assert sums["lost"] == 7.0 + 30.0 + 1.0
     assert sums["down"] == 61.0
-    assert sum(sums.values()) == sum(told.values()) + 60.0
-    backwards = carried(saved, told, told_at=1000.0, now=400.0)
+    assert sum(sums.values()) == sum(beat.values()) + 60.0
+    backwards = carried(saved, beat, beat_at=1000.0, now=400.0)
     assert backwards["down"] == 1.0
     assert carried({}, {}, 0.0, 5.0) == dict.fromkeys(BUCKETS, 0.0)
     assert carried(saved, {}, 0.0, 5.0)["train"] == 50.0  # fetched to a machine that knows nothing of the run
@@ -244,10 +245,20 @@ def test_steps_that_were_not_applied_are_counted_and_not_remembered() -> None:
     assert again.bad_in_row == 0
 
 
-def test_a_rewound_state_passes_over_what_led_to_the_spike() -> None:
+def test_a_rewound_state_skips_what_led_to_the_spike() -> None:
     past = TrainState(step=10, position=160)
     state = past.rewound(TrainState(step=15, position=240, spikes=1))
-    assert (state.step, state.position, state.passed_over, state.examples) == (10, 240, ((160, 240),), 160)
+    assert (state.step, state.position, state.skipped_ranges, state.examples) == (10, 240, ((160, 240),), 160)
     # Before the next checkpoint another spike: two rewinds to the same place are two, and no example counts twice.
     again = past.rewound(replace(state, step=14, position=304, spikes=2))
-    assert (again.step, again.passed_over, again.examples, again.spikes) == (10, ((160, 240), (240, 304)), 160, 2)
+    assert (again.step, again.skipped_ranges, again.examples, again.spikes) == (10, ((160, 240), (240, 304)), 160, 2)
+
+
+def test_the_train_state_keeps_the_keys_of_markers_that_were_written_before() -> None:
+    identity = OrderIdentity("fingerprint", 8, 0, 1, 8, 0)
+    counters = {"step": 3, "position": 48, "skipped": 1, "quarantined": [5], "losses": [2.5], "bad_in_row": 0}
+    marker = {**counters, "spikes": 1, "passed_over": [[16, 32]], "order": asdict(identity)}
+    state = TrainState.load(json.loads(json.dumps(marker)), identity, "here")
+    assert state == TrainState(3, 48, 1, frozenset({5}), (2.5,), 0, 1, ((16, 32),))
+    dumped = json.loads(json.dumps(state.dump(identity)))
+    assert (dumped, list(dumped)) == (marker, list(marker))

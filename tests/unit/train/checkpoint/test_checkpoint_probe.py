@@ -1,4 +1,4 @@
-"""A restored model is held to the loss that was recorded; other layouts load, and it is said."""
+"""A restored model is held to the loss that was recorded; other layouts load, which is logged."""
 
 from __future__ import annotations
 

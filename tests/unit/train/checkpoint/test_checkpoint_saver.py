@@ -63,7 +63,7 @@ def load(root: Path, recipe: dict[str, Any] | None = None, **options: Any) -> tu
     return engine, restore(root, engine, recipe or {"lr": 1.0}, World(), **options)  # type: ignore[arg-type]
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_continues_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, write = threading.Event(), Snapshot.write
     monkeypatch.setattr(Snapshot, "write", lambda self, path: (gate.wait(10), write(self, path))[1])
     saver, engine = make(tmp_path), TinyEngine(5.0)
@@ -75,14 +75,14 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     assert committed(tmp_path / "checkpoints") == []
     gate.set()
     saver.finish()
-    restored, found = load(tmp_path / "checkpoints")
-    assert found.state == {"step": 5, "position": 50}
-    assert torch.equal(restored.weight, torch.full((1000,), 5.0))
-    assert torch.equal(restored.moment, torch.full((1000,), -5.0))
-    assert sorted(p.name for p in found.path.iterdir()) == [MARKER, "rank-00000.safetensors"]
+    engine, restored = load(tmp_path / "checkpoints")
+    assert restored.state == {"step": 5, "position": 50}
+    assert torch.equal(engine.weight, torch.full((1000,), 5.0))
+    assert torch.equal(engine.moment, torch.full((1000,), -5.0))
+    assert sorted(p.name for p in restored.path.iterdir()) == [MARKER, "rank-00000.safetensors"]
 
 
-def test_a_failed_save_shouts_and_training_goes_on_until_too_many(
+def test_a_failed_save_is_logged_and_training_continues_until_too_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saver = make(tmp_path, max_failures=3)
@@ -98,9 +98,9 @@ def test_a_failed_save_shouts_and_training_goes_on_until_too_many(
     for step in (2, 3):
         saver.save(TinyEngine(step), contents(step))  # type: ignore[arg-type]
         saver.settle()
-    said = capsys.readouterr().err
-    assert "CHECKPOINT FAILED at step 3: rank 0: OSError: [Errno 28] No space left on device" in said
-    assert "Failure 2 of 3 in a row" in said
+    logged = capsys.readouterr().err
+    assert "CHECKPOINT FAILED at step 3: rank 0: OSError: [Errno 28] No space left on device" in logged
+    assert "Failure 2 of 3 in a row" in logged
     monkeypatch.setattr(Snapshot, "write", write)
     saver.save(TinyEngine(4), contents(4))  # type: ignore[arg-type]
     saver.settle()
@@ -137,9 +137,9 @@ def test_an_orphaned_attempt_cannot_commit(tmp_path: Path) -> None:
     saver = make(tmp_path)
     saver.save(TinyEngine(1), contents(1))  # type: ignore[arg-type]
     saver.settle()
-    RunDir(tmp_path).take_over(3)  # another attempt has begun
+    RunDir(tmp_path).take_ownership(3)  # another attempt has begun
     saver.save(TinyEngine(2), contents(2))  # type: ignore[arg-type]
-    with pytest.raises(SupersededError, match=r"attempt 3 on .* has taken this run over"):
+    with pytest.raises(SupersededError, match=r"attempt 3 on .* has superseded this attempt"):
         saver.settle()
     assert [p.name[-1] for p in committed(tmp_path / "checkpoints")] == ["1"]
     assert SupersededError.exit_code == 72
@@ -184,19 +184,19 @@ def damage(path: Path, how: str) -> None:
         ("marker gone", ""),
     ],
 )
-def test_a_damaged_checkpoint_is_passed_over_and_said(
+def test_a_damaged_checkpoint_is_skipped_and_logged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str, says: str
 ) -> None:
     root = saved(tmp_path, 1, 2)
     damage(root / "step-0000000002", how)
-    engine, found = load(root)
-    assert (found.state["step"], float(engine.weight[0])) == (1, 1.0)
-    said = capsys.readouterr().err
-    assert ("step-0000000002 is damaged and passed over" in said) == (how != "marker gone")
-    assert says in said
+    engine, restored = load(root)
+    assert (restored.state["step"], float(engine.weight[0])) == (1, 1.0)
+    logged = capsys.readouterr().err
+    assert ("step-0000000002 is damaged and skipped" in logged) == (how != "marker gone")
+    assert says in logged
     damage(root / "step-0000000001", "truncated")
     if how != "marker gone":
-        with pytest.raises(CheckpointError, match="none of the 2 checkpoints is whole"):
+        with pytest.raises(CheckpointError, match="none of the 2 checkpoints is intact"):
             load(root)
 
 
@@ -215,15 +215,15 @@ class Judge:
         return "" if float(engine.weight[0]) == recorded else f"the loss was {recorded}"
 
 
-def test_a_checkpoint_whose_model_gives_another_loss_is_passed_over(
+def test_a_checkpoint_whose_model_gives_another_loss_is_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saver = make(tmp_path, keep=9)
     for step, loss in ((1, 1.0), (2, 9.0)):
         saver.save(TinyEngine(step), contents(step, probe={"examples": 4, "loss": loss}))  # type: ignore[arg-type]
     saver.finish()
-    engine, found = load(tmp_path / "checkpoints", probe=Judge())
-    assert (found.state["step"], float(engine.weight[0])) == (1, 1.0)
+    engine, restored = load(tmp_path / "checkpoints", probe=Judge())
+    assert (restored.state["step"], float(engine.weight[0])) == (1, 1.0)
     assert "the loss was 9.0" in capsys.readouterr().err
 
 
@@ -236,9 +236,9 @@ def test_copies_are_sent_kept_by_the_same_rule_and_fetched_where_there_is_none(t
         assert saver.uploader is not None
         saver.uploader.finish()
     assert remote_steps(remote) == ["step-0000000004", "step-0000000003"]
-    engine, found = load(tmp_path / "b" / "checkpoints", remote=remote)
-    assert (found.state["step"], float(engine.weight[0])) == (4, 4.0)
-    assert found.path == tmp_path / "b" / "checkpoints" / "step-0000000004"
+    engine, restored = load(tmp_path / "b" / "checkpoints", remote=remote)
+    assert (restored.state["step"], float(engine.weight[0])) == (4, 4.0)
+    assert restored.path == tmp_path / "b" / "checkpoints" / "step-0000000004"
 
 
 def test_a_damaged_only_checkpoint_is_replaced_by_its_copy(tmp_path: Path) -> None:
@@ -276,9 +276,9 @@ def test_storage_that_is_away_does_not_stop_training_and_does_not_look_empty(
 
     monkeypatch.setattr("vit_dist.train.checkpoint.remote.file_system", lambda url: (Away(), url))
     root = saved(tmp_path / "a", 1, remote="s3://bucket/run")
-    said = capsys.readouterr().err
-    assert "step-0000000001 COULD NOT BE COPIED" in said
-    assert "Training goes on" in said
+    logged = capsys.readouterr().err
+    assert "step-0000000001 COULD NOT BE COPIED" in logged
+    assert "Training continues" in logged
     assert load(root, remote="s3://bucket/run")[1].state["step"] == 1  # a local one needs no store
     with pytest.raises(DataError, match=r"s3://bucket/run: cannot be listed: OSError: connection refused"):
         load(tmp_path / "b" / "checkpoints", remote="s3://bucket/run")
@@ -296,7 +296,7 @@ def test_a_save_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(marker["files"]) == ["rank-00000.safetensors"]
 
 
-def test_without_room_for_a_copy_training_waits_and_the_checkpoint_is_whole(
+def test_without_headroom_for_a_copy_training_waits_and_the_checkpoint_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("vit_dist.train.checkpoint.saver.available_memory", lambda: 8000)
@@ -315,8 +315,8 @@ def test_without_room_for_a_copy_training_waits_and_the_checkpoint_is_whole(
         assert len(written) == step - 4, "the state may change now, and it is not written"
         engine.weight += 1
     saver.finish()
-    restored, found = load(tmp_path / "checkpoints")
-    assert found.state["step"] == 6
-    assert torch.equal(restored.weight, torch.full((1000,), 6.0))
-    said = capsys.readouterr().err
-    assert said.count("7.8 KiB of a checkpoint do not fit a second time into the 7.8 KiB of memory") == 1
+    engine, restored = load(tmp_path / "checkpoints")
+    assert restored.state["step"] == 6
+    assert torch.equal(engine.weight, torch.full((1000,), 6.0))
+    logged = capsys.readouterr().err
+    assert logged.count("7.8 KiB of a checkpoint do not fit a second time into the 7.8 KiB of memory") == 1
