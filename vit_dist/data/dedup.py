@@ -17,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_dist.core.errors import ConfigError
-from vit_dist.core.seeding import U64
+from vit_dist.core.seeding import I64, U64
 from vit_dist.data import workers
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.ranges import RangeReader
 
-_IN_PROCESS = 2000
 MAX_DISTANCE = 15
 _READ_BYTES = 8 << 20
 
@@ -104,15 +103,14 @@ def hash_all(manifest: ShardManifest, num_workers: int = 1) -> Iterator[tuple[in
         DataError: a tar or an index cannot be read.
     """
     shards = range(len(manifest.shards))
-    if num_workers == 1 or len(shards) == 1 or manifest.num_samples < _IN_PROCESS:
+    processes = workers.num_processes(num_workers, len(shards), images=manifest.num_samples)
+    if processes == 1:
         for shard in shards:
             yield shard, *hash_shard(manifest, shard)
         return
-    share = {"manifest": manifest}
-    for shard, found in workers.run(
-        _hash_task, shards, min(num_workers, len(shards)), share=share, preload=("imagehash",)
-    ):
-        yield shard, *found
+    values = {"manifest": manifest}
+    for shard, hashed in workers.run(_hash_task, shards, processes, values=values, preload=("imagehash",)):
+        yield shard, *hashed
 
 
 def _hash_task(shard: int) -> tuple[U64, NDArray[np.bool_]]:
@@ -142,10 +140,10 @@ class NearHashes:
         mask = np.uint64((1 << (high - low)) - 1)
         return (hashes >> np.uint64(low)) & mask
 
-    def find(self, asked: U64) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    def find(self, asked: U64) -> tuple[I64, I64, I64]:
         """For each asked hash with any near one, the nearest: places in `asked`, in `hashes`, and the distances."""
-        rows: list[NDArray[np.int64]] = []
-        others: list[NDArray[np.int64]] = []
+        rows: list[I64] = []
+        others: list[I64] = []
         for low, high, order, band in self._bands:
             mine = self._band(asked, low, high)
             first, last = np.searchsorted(band, mine, side="left"), np.searchsorted(band, mine, side="right")

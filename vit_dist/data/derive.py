@@ -12,15 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.files import exists, is_remote, join_url, local_path, parent_url, read_bytes, redact, write_bytes
+from vit_dist.core.seeding import I64
 from vit_dist.data.index import encode_index, select_samples
 from vit_dist.data.manifest import ShardManifest, checksum, write_manifest
 from vit_dist.data.subset import Subset
-
-I64 = NDArray[np.int64]
 
 
 def write_selection(

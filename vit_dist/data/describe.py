@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.seeding import permutation
+from vit_dist.core.seeding import I64, permutation
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.ranges import RangeReader
 
-I64 = NDArray[np.int64]
 _TAG_LOOK = 0x4C4F4F4B  # "LOOK"
 _CELL = 96  # pixels of a picture in the grid
 _TEXT = 12

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_dist.core.errors import DataError
+from vit_dist.core.seeding import I64
 
-I64 = NDArray[np.int64]
 F32 = NDArray[np.float32]
 _FORMAT = 1
 _ONE_AT_A_TIME = threading.Lock()

@@ -35,8 +35,6 @@ from vit_dist.data.manifest import Shard, ShardManifest, checksum, write_manifes
 from vit_dist.data.scan import file_size, scan_tar
 from vit_dist.data.tarindex import LabelRule
 
-_IN_PROCESS_BYTES = 512 << 20  # less than this is read without starting processes
-
 
 @dataclass(frozen=True)
 class TarToIndex:
@@ -379,12 +377,14 @@ def _index_one(job: _Job, i: int, url: str) -> dict[str, Any]:
 def _index_all(
     job: _Job, tars: list[TarToIndex], missing: list[int], sizes: dict[str, int], num_workers: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    if num_workers == 1 or len(missing) < 2 or sum(sizes[tars[i].url] for i in missing) < _IN_PROCESS_BYTES:
+    num_bytes = sum(sizes[tars[i].url] for i in missing)
+    processes = workers.num_processes(num_workers, len(missing), num_bytes=num_bytes)
+    if processes == 1:
         for i in missing:
             yield i, _index_one(job, i, tars[i].url)
         return
     tasks = ((i, tars[i].url) for i in missing)
-    for (i, _), note in workers.run(_index_task, tasks, min(num_workers, len(missing)), share={"job": job}):
+    for (i, _), note in workers.run(_index_task, tasks, processes, values={"job": job}):
         yield i, note
 
 

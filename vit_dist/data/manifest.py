@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import join_url, parent_url, read_bytes, redact, write_bytes
+from vit_dist.core.seeding import I64
 from vit_dist.data.index import ShardIndex, decode_index
 from vit_dist.data.ranges import RangeReader
 
-I64 = NDArray[np.int64]
 _KIND = "wids-shard-index-v1"
 _VERSION = 1
 

@@ -18,10 +18,10 @@ from math import gcd
 import numpy as np
 
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.seeding import I64
 from vit_dist.core.units import nearest_multiples
 from vit_dist.data.order import (
     DEFAULT_WINDOW,
-    I64,
     MAX_LANES,
     SMALL_SET_BYTES,
     GlobalOrder,

@@ -17,18 +17,14 @@ from math import gcd
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vit_dist.core.errors import ConfigError, DataError
-from vit_dist.core.seeding import MASK64, U64, hash64, mix64, mix64_array, permutation
-
-I64 = NDArray[np.int64]
+from vit_dist.core.seeding import GOLDEN_GAMMA, I64, MASK64, U64, hash64, mix64, mix64_array, permutation
 
 SMALL_SET_BYTES = 256 << 20
 DEFAULT_WINDOW = 32
 MAX_LANES = 4096
 _ROUNDS = 8
-_GOLDEN = 0x9E3779B97F4A7C15
 _TAG_SHARDS = 0x5348415244  # "SHARD"
 _TAG_WINDOWS = 0x57494E444F57  # "WINDOW"
 
@@ -98,12 +94,12 @@ def permute(index: int, size: int, key: int) -> int:
             x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & MASK64
             x = (x ^ (x >> 27)) * 0x94D049BB133111EB & MASK64
             low ^= (x ^ (x >> 31)) & low_mask
-            word += _GOLDEN
+            word += GOLDEN_GAMMA
             x = (word ^ low) & MASK64
             x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & MASK64
             x = (x ^ (x >> 27)) * 0x94D049BB133111EB & MASK64
             high ^= (x ^ (x >> 31)) & high_mask
-            word += _GOLDEN
+            word += GOLDEN_GAMMA
         index = high << low_bits | low
         if index < size:
             return (index + mix64(~key) % size) % size
@@ -124,9 +120,9 @@ def permute_array(index: I64, size: I64, key: U64) -> I64:
         low, high = x & lows, x >> shift
         for _ in range(_ROUNDS // 2):
             low ^= mix64_array(word ^ high) & lows
-            word = word + np.uint64(_GOLDEN)
+            word = word + np.uint64(GOLDEN_GAMMA)
             high ^= mix64_array(word ^ low) & highs
-            word = word + np.uint64(_GOLDEN)
+            word = word + np.uint64(GOLDEN_GAMMA)
         x = high << shift | low
         result[todo] = x
         todo = todo[x >= size[todo].astype(np.uint64)]
@@ -297,8 +293,8 @@ class GlobalOrder:
 
 def _window_keys(window_key: int, lanes: I64, index: I64) -> U64:
     """hash64(window_key, lane, index) for arrays. uint64 [n]."""
-    golden = np.uint64(_GOLDEN)
-    state = np.uint64((mix64((window_key + _GOLDEN) & MASK64) + _GOLDEN) & MASK64)
+    golden = np.uint64(GOLDEN_GAMMA)
+    state = np.uint64((mix64((window_key + GOLDEN_GAMMA) & MASK64) + GOLDEN_GAMMA) & MASK64)
     by_lane = mix64_array(lanes.astype(np.uint64) + state)
     return mix64_array(index.astype(np.uint64) + (by_lane + golden))
 

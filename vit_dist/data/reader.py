@@ -20,8 +20,9 @@ from torch import Tensor
 from vit_dist.config.schema import DataConfig
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import redact
+from vit_dist.core.seeding import I64
 from vit_dist.data.decode import DecodeError, decode
-from vit_dist.data.order import I64, Segment, WindowId
+from vit_dist.data.order import Segment, WindowId
 from vit_dist.data.segments import Piece, SegmentReader
 from vit_dist.data.sets import Parts
 

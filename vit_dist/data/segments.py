@@ -12,8 +12,9 @@ from functools import partial
 
 import numpy as np
 
+from vit_dist.core.seeding import I64
 from vit_dist.data.index import ShardIndex
-from vit_dist.data.order import I64, Segment
+from vit_dist.data.order import Segment
 from vit_dist.data.ranges import RangeReader
 from vit_dist.data.sets import Part, Parts
 

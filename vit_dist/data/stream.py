@@ -12,12 +12,13 @@ from torch import Tensor
 from vit_dist.config.schema import DataConfig, Recipe
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.log import log
+from vit_dist.core.seeding import I64
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
 from vit_dist.data.decode import Augment, centre
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.mixture import MixtureIdentity
-from vit_dist.data.order import I64, OrderIdentity, Segment, WindowId
+from vit_dist.data.order import OrderIdentity, Segment, WindowId
 from vit_dist.data.reader import Batch, Reader, Replacement
 from vit_dist.data.sets import Part, Parts, TrainingSet
 from vit_dist.data.subset import Subset, select

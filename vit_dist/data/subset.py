@@ -6,17 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vit_dist.core.errors import ConfigError, DataError
-from vit_dist.core.seeding import U64, hash64, mix64_array, permutation
+from vit_dist.core.seeding import GOLDEN_GAMMA, I64, U64, hash64, mix64_array, permutation
 from vit_dist.data.index import ShardIndex
 from vit_dist.data.manifest import ShardManifest
 
-I64 = NDArray[np.int64]
 _TAG_SUBSET = 0x535542534554  # "SUBSET"
 _TAG_SHOTS = 0x53484F5453  # "SHOTS"
-_GOLDEN = 0x9E3779B97F4A7C15  # as in core/seeding
 
 
 @dataclass(frozen=True)
@@ -218,7 +215,7 @@ def _key_hashes(index: ShardIndex, state: int) -> U64:
     rows = np.repeat(np.arange(len(lengths)), lengths)
     padded[rows, np.arange(len(index.key_bytes)) - np.repeat(index.key_ends - lengths, lengths)] = index.key_bytes
     words = padded.view("<u8").astype(np.uint64)
-    golden = np.uint64(_GOLDEN)
+    golden = np.uint64(GOLDEN_GAMMA)
     hashed = mix64_array(lengths.astype(np.uint64) + golden + np.uint64(hash64(state)))
     for column in range(words.shape[1]):
         more = np.flatnonzero(num_words > column)

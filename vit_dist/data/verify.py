@@ -15,7 +15,6 @@ from vit_dist.data.scan import file_size, scan_tar
 from vit_dist.data.tarindex import LabelRule, TarScan
 
 _SHOWN = 5
-_IN_PROCESS_BYTES = 512 << 20  # less than this is read without starting processes
 
 
 def verify_shard(manifest: ShardManifest, shard: int, *, fast: bool = False) -> list[str]:
@@ -93,12 +92,14 @@ def verify(manifest: ShardManifest, *, fast: bool = False, num_workers: int = 1)
     """Every shard with what is wrong with it, as they are done."""
     shards = range(len(manifest.shards))
     twice = _twice(manifest)
-    if num_workers == 1 or fast or int(np.sum(manifest.sizes)) < _IN_PROCESS_BYTES:
+    # Sizes and indexes alone take no time to compare.
+    num_workers = 1 if fast else num_workers
+    processes = workers.num_processes(num_workers, len(shards), num_bytes=int(np.sum(manifest.sizes)))
+    if processes == 1:
         for shard in shards:
             yield shard, twice.get(shard, []) + verify_shard(manifest, shard, fast=fast)
         return
-    share = {"manifest": manifest}
-    for shard, problems in workers.run(_verify_task, shards, min(num_workers, len(shards)), share=share):
+    for shard, problems in workers.run(_verify_task, shards, processes, values={"manifest": manifest}):
         yield shard, twice.get(shard, []) + problems
 
 

@@ -271,7 +271,7 @@ def test_processes_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for t in range(3):
         write_tar(tmp_path / f"{t}.tar", simple(4))
     one = index_tars([str(tmp_path)], str(tmp_path / "one.json"), quiet=True, name="x").manifest
-    monkeypatch.setattr("vit_dist.data.indexing._IN_PROCESS_BYTES", 0)
+    monkeypatch.setattr("vit_dist.data.workers.IN_PROCESS_BYTES", 0)
     two = index_tars([str(tmp_path)], str(tmp_path / "two.json"), quiet=True, name="x", num_workers=2).manifest
     assert one.fingerprint == two.fingerprint
 

@@ -13,9 +13,10 @@ import numpy as np
 from vit_dist.cli.data.options import count, out, parser, positive
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import redact
+from vit_dist.core.seeding import I64
 from vit_dist.data.index import ShardIndex
 from vit_dist.data.mixture import MixtureOrder
-from vit_dist.data.order import I64, GlobalOrder
+from vit_dist.data.order import GlobalOrder
 
 if TYPE_CHECKING:
     from vit_dist.data.sets import Parts

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vit_dist.core.errors import DataError
+from vit_dist.core.seeding import I64, hash64
+from vit_dist.data.order import permute_array
 
+_TAG_PACK = 0x5041434B  # "PACK"
 MAX_KEY_BYTES = 80  # with extension below the 100 bytes of a tar header's name, which is all that `wids` reads
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-/+=@,")
 
@@ -145,17 +147,11 @@ class Listing:
         os.close(self._ends)
 
 
-def shuffled_ordinals(first: int, count: int, total: int, seed: int) -> NDArray[np.int64]:
+def shuffled_ordinals(first: int, count: int, total: int, seed: int) -> I64:
     """The ordinals at places [first, first + count) of the packed set: a slice of a permutation of range(total)."""
-    from vit_dist.core.seeding import hash64
-    from vit_dist.data.order import permute_array
-
     places = np.arange(first, first + count, dtype=np.int64)
     key = np.full(count, hash64(seed, _TAG_PACK), np.uint64)
     return permute_array(places, np.full(count, total, np.int64), key)
-
-
-_TAG_PACK = 0x5041434B  # "PACK"
 
 
 def check_labels(labels: Sequence[int], num_classes: int | None, place: str) -> None:

@@ -35,8 +35,6 @@ from vit_dist.data.pack.plan import PLAN, Plan, all_there, read_receipts, shorte
 from vit_dist.data.pack.shards import RECEIPTS, ImageOptions, Job, Receipt, Task, pack_shard
 from vit_dist.data.pack.sources import Source
 
-_IN_PROCESS = 2000  # images; below it, starting processes costs more than it saves
-
 
 @dataclass(frozen=True)
 class PackOptions:
@@ -340,7 +338,8 @@ def _catalogue(job: Job) -> Listing:
 def _pack_all(
     job: Job, tasks: Sequence[Task], catalogue: Listing, num_workers: int, progress: Progress
 ) -> Iterator[Receipt]:
-    if num_workers == 1 or len(tasks) < 2 or sum(t.count for t in tasks) < _IN_PROCESS:
+    processes = workers.num_processes(num_workers, len(tasks), images=sum(t.count for t in tasks))
+    if processes == 1:
         for task in tasks:
             yield pack_shard(job, task, catalogue, lambda size: progress.advance(1, size))
         return
@@ -348,8 +347,8 @@ def _pack_all(
     for _, receipt in workers.run(
         _run_task,
         tasks,
-        min(num_workers, len(tasks)),
-        share={"job": job, "images": images, "bytes": num_bytes},
+        processes,
+        values={"job": job, "images": images, "bytes": num_bytes},
         preload=("webdataset.writer", "PIL.Image"),
         tick=lambda: progress.update(images.value, num_bytes.value),
     ):

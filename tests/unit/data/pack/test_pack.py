@@ -133,7 +133,7 @@ def test_packing_twice_gives_the_same_bytes_for_any_number_of_processes_and_part
 def test_worker_processes_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_folder(tmp_path / "src", {"a": 9, "b": 9})
     run(source, tmp_path / "one", samples_per_shard=4)
-    monkeypatch.setattr("vit_dist.data.pack.run._IN_PROCESS", 0)
+    monkeypatch.setattr("vit_dist.data.workers.IN_PROCESS_IMAGES", 0)
     run(source, tmp_path / "two", samples_per_shard=4, num_workers=2)
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
