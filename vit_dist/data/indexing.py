@@ -31,9 +31,9 @@ from vit_dist.core.files import (
 from vit_dist.core.progress import Progress
 from vit_dist.data import workers
 from vit_dist.data.index import encode_index
+from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import Shard, ShardManifest, checksum, write_manifest
 from vit_dist.data.scan import file_size, scan_tar
-from vit_dist.data.tarindex import LabelRule
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from vit_dist.core.errors import DataError
 from vit_dist.core.files import join_url, redact
 from vit_dist.data import workers
 from vit_dist.data.index import ShardIndex
+from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import Shard, ShardManifest
 from vit_dist.data.scan import file_size, scan_tar
-from vit_dist.data.tarindex import LabelRule, TarScan
+from vit_dist.data.tarindex import TarScan
 
 _SHOWN = 5
 

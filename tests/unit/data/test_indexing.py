@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from vit_dist.core.errors import DataError
 from vit_dist.data.index import ShardIndex, build_index, decode_index, encode_index, select_samples
 from vit_dist.data.indexing import expand_braces, find_tars, index_tars
+from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import read_manifest
 from vit_dist.data.scan import scan_tar
-from vit_dist.data.tarindex import LabelRule, TarScanner
+from vit_dist.data.tarindex import TarScanner
 
 Member = tuple[str, bytes]
 

@@ -38,10 +38,10 @@ def main(argv: list[str]) -> int:
 
 
 def _pack_here(args: argparse.Namespace) -> int:
+    from vit_dist.data.labels import read_classes
     from vit_dist.data.pack.choose import SourceOptions, open_source
     from vit_dist.data.pack.run import PackOptions, pack
     from vit_dist.data.pack.shards import ImageOptions
-    from vit_dist.data.pack.sources import read_classes
 
     reading = SourceOptions(
         kind=args.kind,

@@ -17,10 +17,12 @@ from typing import IO, Any, NoReturn, cast
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, redact, write_bytes
 from vit_dist.data.index import encode_index
+from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import Shard, checksum
 from vit_dist.data.pack.fetch import Fetcher
 from vit_dist.data.pack.items import Item, Listing, shuffled_ordinals
-from vit_dist.data.tarindex import IMAGE_EXTENSIONS, LabelRule, TarScan, TarScanner, scan_file
+from vit_dist.data.scan import scan_file
+from vit_dist.data.tarindex import IMAGE_EXTENSIONS, TarScan, TarScanner
 
 RECEIPTS = ".pack"
 # Member extension of each image format, and the formats that are accepted at all.

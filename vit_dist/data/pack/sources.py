@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 from vit_dist.core.files import explained, file_system, is_remote, local_path, redact
+from vit_dist.data.labels import read_classes
 from vit_dist.data.pack.items import Item, safe_key
 from vit_dist.data.tarindex import IMAGE_EXTENSIONS
 
@@ -239,26 +240,6 @@ def idx_source(folder: Path, part: str, work: Path) -> Source:
 
 def _class_names(path: Path) -> tuple[str, ...]:
     return read_classes(path) if path.is_file() else ()
-
-
-def read_classes(path: Path) -> tuple[str, ...]:
-    """Names of classes, one a line.
-
-    Raises:
-        DataError: unreadable, empty, or a name twice.
-    """
-    with explained(str(path), "read"):
-        try:
-            names = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not text in UTF-8: {error}") from None
-    while names and not names[-1].strip():
-        names.pop()
-    twice = {n for n in names if names.count(n) > 1} if len(names) != len(set(names)) else set()
-    if not names or twice:
-        problem = f"the name {min(twice)!r} stands twice" if twice else "no names in it"
-        raise DataError(f"{path}: {problem}; expected the name of a class on each line")
-    return tuple(name.strip() for name in names)
 
 
 def _read_idx(path: Path, dimensions: int) -> tuple[list[int], bytes]:
