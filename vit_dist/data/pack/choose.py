@@ -122,5 +122,6 @@ def _kind(url: str) -> str:
             if any(n.endswith(ending) for n, _ in files):
                 return kind
     elif "data" in directories and any(n.endswith(".parquet") for n, _ in list_directory(f"{url.rstrip('/')}/data")[1]):
-        return "parquet"  # a dataset as it is cloned from a hub
+        # A dataset as it is cloned from a hub.
+        return "parquet"
     return "folder"

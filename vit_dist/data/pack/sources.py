@@ -85,7 +85,8 @@ def list_directory(url: str) -> tuple[list[str], list[tuple[str, int]]]:
                         directories.append(entry.name)
                     elif entry.is_file():
                         files.append((entry.name, entry.stat().st_size))
-                    else:  # a link to nowhere: it is counted as unreadable when it is packed
+                    else:
+                        # A link to nowhere: it is counted as unreadable when it is packed.
                         files.append((entry.name, 0))
     return sorted(directories), sorted(files)
 
@@ -202,13 +203,13 @@ def idx_source(folder: Path, part: str, work: Path) -> Source:
         ConfigError: no such part, or none chosen.
         DataError: files missing, damaged or not fitting together.
     """
-    found = find_idx(folder)
-    if not found:
+    parts = find_idx(folder)
+    if not parts:
         raise DataError(f"{folder}: no IDX files; expected train-images-idx3-ubyte[.gz] or t10k-images-idx3-ubyte[.gz]")
     if not part:
-        if len(found) > 1:
+        if len(parts) > 1:
             raise ConfigError(f"{folder} holds two sets; choose one with --split-name train or --split-name test")
-        part = found[0]
+        part = parts[0]
     if part not in _IDX_PARTS:
         raise ConfigError(f"--split-name {part!r}: unknown set of IDX files{did_you_mean(part, _IDX_PARTS)}")
     part = _IDX_PARTS[part]
@@ -259,17 +260,17 @@ def _unpack_idx(path: Path, work: Path) -> tuple[list[int], tuple[Path, int]]:
         shape = _idx_header(path, file.read(16), 3)
         expected = shape[0] * shape[1] * shape[2]
         if path.suffix != ".gz":
-            target, offset, found = path.resolve(), 16, path.stat().st_size - 16
+            target, offset, num_bytes = path.resolve(), 16, path.stat().st_size - 16
         else:
             target, offset = work / f"{path.stem}.pixels", 0
             with explained(str(target), "written"):
                 work.mkdir(parents=True, exist_ok=True)
                 with target.open("wb") as out:
                     shutil.copyfileobj(file, out, 1 << 20)
-            found = target.stat().st_size
-    if found != expected or 0 in shape:
+            num_bytes = target.stat().st_size
+    if num_bytes != expected or 0 in shape:
         raise DataError(
-            f"{path}: {found} bytes of pixels, but its header says {shape[0]} images of {shape[1]} x {shape[2]}; "
+            f"{path}: {num_bytes} bytes of pixels, but its header says {shape[0]} images of {shape[1]} x {shape[2]}; "
             f"the file is damaged; copy it again"
         )
     return shape, (target, offset)

@@ -323,7 +323,7 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(tmp_path: Path) -
         assert process.returncode == -9, said
         assert not (tmp_path / "out" / "manifest.json").exists()
     assert kills
-    assert "going on" in said
+    assert "resuming" in said
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
@@ -416,12 +416,12 @@ def test_a_catalogue_gives_back_every_item(tmp_path: Path) -> None:
         Item("k1", "ü", 7, 9, (1, 2), (0.5, 0.25), {"a": [1]}, "row 3"),
         Item("k2", "u", -1, -1, ()),
     ]
-    catalogue = Listing.write(tmp_path, items)
-    assert [catalogue[i] for i in range(3)] == items
-    again = Listing.reopen(catalogue.describe())
+    listing = Listing.write(tmp_path, items)
+    assert [listing[i] for i in range(3)] == items
+    again = Listing.reopen(listing.describe())
     assert again[1] == items[1]
-    assert catalogue.num_bytes == 14
-    catalogue.close()
+    assert listing.num_bytes == 14
+    listing.close()
     again.close()
 
 
@@ -483,7 +483,7 @@ def test_the_embedded_images_are_what_their_readme_says() -> None:
     assert len((FASHION / "classes.txt").read_text().splitlines()) == 10
 
 
-def test_a_shard_that_vanishes_after_its_receipt_is_named_when_it_is_read(tmp_path: Path) -> None:
+def test_a_shard_that_vanishes_after_its_done_marker_is_named_when_it_is_read(tmp_path: Path) -> None:
     source = make_folder(tmp_path / "src", {"a": 4})
     run(source, tmp_path / "out", samples_per_shard=2)
     (tmp_path / "out" / "shard-000001.idx.npz").unlink()
