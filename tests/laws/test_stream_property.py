@@ -103,7 +103,7 @@ def expected_ordinals(data: TrainingSet, first: int, count: int) -> list[int]:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_streams_deliver_what_the_order_says_whatever_the_world(sets: dict[str, str], data: st.DataObject) -> None:
     case = data.draw(cases(sets))
     batch, first = case.config.global_batch, case.step * case.config.global_batch

@@ -60,9 +60,11 @@ def hash_image(content: bytes) -> int | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content)) as image:
-                image.draft("L", (128, 128))  # JPEG: decode at a fraction of the size; the hash looks at 32 x 32
+                # JPEG: decode at a fraction of the size; the hash looks at 32 x 32.
+                image.draft("L", (128, 128))
                 bits = imagehash.phash(image).hash
-    except Exception:  # Pillow's plug-ins raise whatever damaged bytes lead to
+    except Exception:
+        # Pillow's plug-ins raise whatever damaged bytes lead to.
         return None
     return int.from_bytes(np.packbits(bits.ravel()).tobytes(), "big")
 
@@ -81,15 +83,16 @@ def hash_shard(manifest: ShardManifest, shard: int) -> tuple[U64, NDArray[np.boo
     first = 0
     try:
         while first < len(begins):
-            last = first + 1  # as many images as fit into one read
+            # As many images as fit into one read.
+            last = first + 1
             while last < len(begins) and begins[last] + sizes[last] - begins[first] <= _READ_BYTES:
                 last += 1
             start = begins[first]
             content = reader.read(manifest.shard_url(shard), start, begins[last - 1] + sizes[last - 1])
             for i in range(first, last):
-                found = hash_image(bytes(content[begins[i] - start : begins[i] - start + sizes[i]]))
-                if found is not None:
-                    hashes[i], readable[i] = found, True
+                image_hash = hash_image(bytes(content[begins[i] - start : begins[i] - start + sizes[i]]))
+                if image_hash is not None:
+                    hashes[i], readable[i] = image_hash, True
             first = last
     finally:
         reader.close()
@@ -145,8 +148,8 @@ class NearHashes:
         rows: list[I64] = []
         others: list[I64] = []
         for low, high, order, band in self._bands:
-            mine = self._band(asked, low, high)
-            first, last = np.searchsorted(band, mine, side="left"), np.searchsorted(band, mine, side="right")
+            asked_band = self._band(asked, low, high)
+            first, last = (np.searchsorted(band, asked_band, side=side) for side in ("left", "right"))
             lengths = last - first
             places = np.repeat(np.arange(len(asked)), lengths)
             within = np.arange(len(places)) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -47,6 +47,7 @@ def write_selection(
     if not out.endswith(".json"):
         out = join_url(out, "manifest.json")
     base, stem = parent_url(out), out.rpartition("/")[2].removesuffix(".json")
+    # The other's manifest may stand under another name or link: its fingerprint tells.
     if (
         exists(out)
         and f'"fingerprint": "{manifest.fingerprint}"'.encode() in read_bytes(out).partition(b'"excluded"')[0]
@@ -109,9 +110,9 @@ def write_exclusion(
     kept = []
     digest = hashlib.sha256()
     for ordinal, count in enumerate(manifest.counts.tolist()):
-        gone = sorted(left_out.get(ordinal, ()))
-        digest.update(f"{ordinal} {gone}\n".encode())
-        kept.append((ordinal, np.setdiff1d(np.arange(count), np.array(gone, np.int64))))
+        excluded_here = sorted(left_out.get(ordinal, ()))
+        digest.update(f"{ordinal} {excluded_here}\n".encode())
+        kept.append((ordinal, np.setdiff1d(np.arange(count), np.array(excluded_here, np.int64))))
     excluded = {
         "fingerprint": manifest.fingerprint,
         "num_samples": sum(len(set(s)) for s in left_out.values()),

@@ -106,7 +106,8 @@ def size_of(content: bytes) -> tuple[int, int, str] | None:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content)) as image:
                 return image.width, image.height, str(image.format)
-    except Exception:  # Pillow's plug-ins raise whatever damaged bytes lead to
+    except Exception:
+        # Pillow's plug-ins raise whatever damaged bytes lead to.
         return None
 
 
@@ -139,7 +140,8 @@ def _thumbnail(content: bytes) -> Any:
                 size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
                 smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
                 return image.convert("RGB").resize(size, smooth)
-    except Exception:  # as above; a red square says so
+    except Exception:
+        # As above; a red square says so.
         return Image.new("RGB", (_CELL, _CELL), "red")
 
 

@@ -70,8 +70,8 @@ def resolve_lanes(num_samples: int, num_bytes: int, lanes: int | None, window: i
     chosen_lanes = lanes if lanes is not None else 1 if small else default_lanes(num_samples)
     if chosen_lanes > num_samples:
         raise ConfigError(f"data.lanes={chosen_lanes} is more than the {num_samples} examples of the set")
-    whole = small and lanes is None
-    chosen_window = window if window is not None else num_samples if whole else DEFAULT_WINDOW
+    one_window = small and lanes is None
+    chosen_window = window if window is not None else num_samples if one_window else DEFAULT_WINDOW
     return chosen_lanes, min(chosen_window, num_samples)
 
 
@@ -89,7 +89,8 @@ def permute(index: int, size: int, key: int) -> int:
     low_mask, high_mask = (1 << low_bits) - 1, (1 << (bits - low_bits)) - 1
     while True:
         low, high, word = index & low_mask, index >> low_bits, key
-        for _ in range(_ROUNDS // 2):  # mix64, written out: half of the time of locate() went into the calls
+        # mix64, written out: half of the time of locate() went into the calls.
+        for _ in range(_ROUNDS // 2):
             x = (word ^ high) & MASK64
             x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & MASK64
             x = (x ^ (x >> 27)) * 0x94D049BB133111EB & MASK64
@@ -143,7 +144,8 @@ class EpochOrder:
 
     def find(self, line: int) -> tuple[int, int]:
         """Shard and sample at place `line` of the epoch's line."""
-        slot = bisect_right(self._ends, line)  # the first shard that ends after it: empty shards are stepped over
+        # The first shard that ends after it: empty shards are stepped over.
+        slot = bisect_right(self._ends, line)
         return int(self.shards[slot]), line - int(self.starts[slot])
 
     def find_many(self, line: I64) -> tuple[I64, I64]:
@@ -202,12 +204,13 @@ class GlobalOrder:
 
     def epoch(self, epoch: int) -> EpochOrder:
         """The order of one epoch; the last three asked for are kept."""
-        found = self._epochs.get(epoch)
-        if found is None:
-            found = self._epochs[epoch] = EpochOrder(self.counts, seed=self.seed, epoch=epoch)
+        order = self._epochs.get(epoch)
+        if order is None:
+            order = self._epochs[epoch] = EpochOrder(self.counts, seed=self.seed, epoch=epoch)
+            # Read-ahead crosses into the next epoch while samples of the last one are still being decoded.
             while len(self._epochs) > 3:
                 self._epochs.popitem(last=False)
-        return found
+        return order
 
     def lane_length(self, lane: int) -> int:
         """Samples in a lane: N // C, one more in the first N mod C."""
@@ -279,11 +282,11 @@ class GlobalOrder:
         lane_starts = lanes * self._base + np.minimum(lanes, self._extra)
         shards, samples = np.empty_like(offsets), np.empty_like(offsets)
         for epoch in np.unique(epochs):
-            mine = np.flatnonzero(epochs == epoch)
+            indices = np.flatnonzero(epochs == epoch)
             order = self.epoch(int(epoch))
-            keys = _window_keys(order.window_key, lanes[mine], index[mine])
-            slots = permute_array(rows[mine] - start[mine], size[mine], keys)
-            shards[mine], samples[mine] = order.find_many(lane_starts[mine] + start[mine] + slots)
+            keys = _window_keys(order.window_key, lanes[indices], index[indices])
+            slots = permute_array(rows[indices] - start[indices], size[indices], keys)
+            shards[indices], samples[indices] = order.find_many(lane_starts[indices] + start[indices] + slots)
         return epochs, shards, samples
 
     def read_amplification(self, ranks: int) -> int:
@@ -299,17 +302,17 @@ def _window_keys(window_key: int, lanes: I64, index: I64) -> U64:
     return mix64_array(index.astype(np.uint64) + (by_lane + golden))
 
 
-def describe_identity_change(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
+def describe_identity_change(current: dict[str, Any], saved: dict[str, Any], prefix: str = "") -> list[str]:
     """Where a saved stream belongs to another order: 'seed: 1 here, 0 there', one text each.
 
     Args:
-        ours: this run's identity as plain data, nested for a mixture.
-        theirs: the saved one.
+        current: this run's identity as plain data, nested for a mixture.
+        saved: the saved one.
         prefix: of the names.
     """
     changes = []
-    for name in [*ours, *(name for name in theirs if name not in ours)]:
-        a, b, path = ours.get(name), theirs.get(name), f"{prefix}{name}"
+    for name in [*current, *(name for name in saved if name not in current)]:
+        a, b, path = current.get(name), saved.get(name), f"{prefix}{name}"
         if isinstance(a, dict) and isinstance(b, dict):
             changes += describe_identity_change(a, b, f"{path}.")
         elif a != b:

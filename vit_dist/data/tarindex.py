@@ -28,7 +28,8 @@ BLOCK = 512
 _MAX_HEADER_BYTES = 1 << 20
 _MAX_LABEL_BYTES = 16 << 20
 _ZERO = bytes(BLOCK)
-_SAMPLE_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # as webdataset splits path and extensions
+# As webdataset splits path and extensions.
+_SAMPLE_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _META_NAME = re.compile(r"__[^/]*__($|/)")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _CHECKSUM_SPACES = 8 * 0x20
@@ -45,7 +46,7 @@ def _checksum_fits(header: bytes) -> bool:
 
 @dataclass(frozen=True)
 class TarScan:
-    """What one pass over a tar found.
+    """What a tar holds, from one pass over it.
 
     Attributes:
         index: its samples.
@@ -143,7 +144,7 @@ class TarScanner:
         """The index of all that was fed.
 
         Raises:
-            DataError: the tar is truncated or empty, or its last sample is not whole.
+            DataError: the tar is truncated or empty, or its last sample is incomplete.
         """
         if self._position == 0:
             raise DataError(f"{self.where}: the file is empty, not a tar; write it again or leave it out")
@@ -162,7 +163,7 @@ class TarScanner:
         raise DataError(f"{self.where}: at byte {offset}: the tar {problem}")
 
     def _truncated(self) -> NoReturn:
-        last = f"; its last whole sample is {self._rows[-1].key!r}" if self._rows else ""
+        last = f"; its last complete sample is {self._rows[-1].key!r}" if self._rows else ""
         self._fail(
             self._position,
             f"ends in the middle: it is truncated, or was never closed{last}; copy or write it again",
@@ -177,6 +178,7 @@ class TarScanner:
     def _header(self, header: bytes) -> None:
         offset = self._next
         if not _checksum_fits(header):
+            # Tars end in blocks of zeros.
             if header == _ZERO:
                 self._ended = True
                 self._next = offset + BLOCK
@@ -203,7 +205,8 @@ class TarScanner:
         self._long_name = self._long_size = self._first_header = None
         if kind == b"S":
             self._fail(offset, f"holds the sparse file {name!r}, which cannot be read in place; write it again")
-        regular = kind in b"0\x007"  # b"" never comes: a header has 512 bytes
+        # `in` would hold of b"" too, which never comes: a header has 512 bytes.
+        regular = kind in b"0\x007"
         self._skip(offset, size if regular else 0)
         if not regular or name.endswith("/"):
             self._ignored += kind != b"5" and not name.endswith("/")
@@ -238,6 +241,7 @@ class TarScanner:
                 return int(text[:11], 8)
             except ValueError:
                 self._damaged_size(text)
+        # GNU tar's binary form, for files of 8 GiB and more.
         if text[0] & 0x80:
             return int.from_bytes(bytes([text[0] & 0x7F]) + text[1:], "big")
         try:
@@ -320,9 +324,9 @@ class TarScanner:
             return
         try:
             if len(sample.images) != 1:
-                found = ", ".join(sorted(sample.extensions))
+                members = ", ".join(sorted(sample.extensions))
                 problem = "has no image" if not sample.images else "has several images; name one with --image"
-                raise ValueError(f"{problem}: its members are {found}")
+                raise ValueError(f"{problem}: its members are {members}")
             labels, weights = self.rule.labels(sample.labels)
         except ValueError as error:
             reason = (

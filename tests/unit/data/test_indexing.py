@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 from vit_dist.core.errors import DataError
 from vit_dist.data.index import ShardIndex, build_index, decode_index, encode_index, select_samples
-from vit_dist.data.indexing import expand_braces, find_tars, index_tars
+from vit_dist.data.indexing import index_tars
 from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import read_manifest
 from vit_dist.data.scan import scan_tar
 from vit_dist.data.tarindex import TarScanner
+from vit_dist.data.tars import expand_braces, find_tars
 
 Member = tuple[str, bytes]
 
@@ -87,7 +88,7 @@ def test_the_samples_are_those_that_webdataset_reads(tmp_path: Path, kind: int) 
     assert scan.num_bytes == path.stat().st_size
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_any_cut_into_chunks_gives_the_same_index(data: st.DataObject) -> None:
     buffer = io.BytesIO()
@@ -323,7 +324,7 @@ def test_a_label_outside_the_classes_names_the_sample(tmp_path: Path) -> None:
         index_tars([str(tmp_path)], str(tmp_path / "m.json"), quiet=True, num_classes=2)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.data())
 def test_an_index_of_some_samples_is_that_of_the_whole_without_the_others(
     counts: list[int], data: st.DataObject

@@ -87,7 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=count, metavar="S", help="the run's seed (0)")
     p.add_argument("--epoch", type=count, metavar="E", help="from which epoch, counted from 0 (0)")
     p.add_argument(
-        "--start", type=count, default=0, metavar="P", help="position in the epoch; at its end or later: goes on (0)"
+        "--start",
+        type=count,
+        default=0,
+        metavar="P",
+        help="position in the epoch; at its end or later: in the next ones (0)",
     )
     p.add_argument(
         "--count",

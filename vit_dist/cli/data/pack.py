@@ -6,7 +6,17 @@ import argparse
 from fractions import Fraction
 from pathlib import Path
 
-from vit_dist.cli.data.options import count, default_workers, out, parser, positive, say, share, share_or_count, size
+from vit_dist.cli.data.options import (
+    count,
+    default_workers,
+    fraction,
+    fraction_or_count,
+    out,
+    parser,
+    positive,
+    say,
+    size,
+)
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import is_remote, local_path
 from vit_dist.core.units import format_bytes
@@ -103,14 +113,12 @@ is given. The command may be killed and started again: it resumes. Packing twice
     p.add_argument("dest", metavar="DEST", help="directory or URL (s3://, gs://, ...) that the shards go to")
     p.add_argument("--samples-per-shard", type=positive, default=10_000, metavar="N", help="images in a shard (10k)")
     p.add_argument("--bytes-per-shard", type=size, metavar="B", help="instead: bytes in a shard, about ('512 MiB')")
-    p.add_argument(
-        "--max-bad", type=share, default=Fraction(1, 100), metavar="SHARE", help="unreadable images accepted (1%%)"
-    )
+    _add_max_bad(p)
     p.add_argument("--seed", type=count, default=0, metavar="S", help="of the shuffle (0)")
     p.add_argument(
         "--val",
-        type=share_or_count,
-        metavar="SHARE|N",
+        type=fraction_or_count,
+        metavar="FRACTION|N",
         help="keep this many apart, as DEST/val; the rest is DEST/train",
     )
     p.add_argument("--resize-shorter", type=positive, metavar="PX", help="reduce the shorter side to this")
@@ -152,6 +160,16 @@ is given. The command may be killed and started again: it resumes. Packing twice
     return p
 
 
+def _add_max_bad(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--max-bad",
+        type=fraction,
+        default=Fraction(1, 100),
+        metavar="FRACTION",
+        help="unreadable images accepted (1%%)",
+    )
+
+
 def merge_main(argv: list[str]) -> int:
     """Join parts."""
     p = parser(
@@ -161,9 +179,7 @@ def merge_main(argv: list[str]) -> int:
         "  vit-dist data merge s3://bucket/photos",
     )
     p.add_argument("dest", metavar="DEST", help="the parts' common destination")
-    p.add_argument(
-        "--max-bad", type=share, default=Fraction(1, 100), metavar="SHARE", help="unreadable images accepted (1%%)"
-    )
+    _add_max_bad(p)
     args = p.parse_args(argv)
 
     from vit_dist.data.pack.run import merge
