@@ -1,4 +1,4 @@
-"""Sets of real image files for tests, written by webdataset and indexed by Python's own tarfile: an oracle of ours."""
+"""Sets of real image files for tests, written by webdataset and indexed by Python's tarfile: a reference for ours."""
 
 from __future__ import annotations
 

@@ -105,11 +105,11 @@ def test_webdataset_reads_the_same_samples(small_set: str) -> None:
     dataset = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode("rgb8")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # webdataset leaves its files to the garbage collector
-        oracle = list(dataset)
+        reference = list(dataset)
         del dataset
         gc.collect()
     for ordinal, label, image in zip(*batch, strict=True):
-        sample = oracle[ordinal]
+        sample = reference[ordinal]
         assert int(sample["cls"]) == label
         assert np.array_equal(sample["png"].transpose(2, 0, 1), image.numpy())
 

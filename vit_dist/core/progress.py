@@ -13,7 +13,7 @@ _LINE_EVERY_S = 10.0
 
 
 class Progress:
-    """Counts `total` things (0: unknown) and, where told, their bytes; rate and time left are worked out from it."""
+    """Counts `total` things (0: unknown) and, where given, their bytes; shows the rate and the time that is left."""
 
     def __init__(self, title: str, total: int, unit: str, *, quiet: bool = False) -> None:
         self.title, self.total, self.unit, self.quiet = title, total, unit, quiet

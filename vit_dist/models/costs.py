@@ -61,7 +61,8 @@ def _encoder(config: Any, side: int, num_classes: int) -> Cost:
     total = Cost(prefix * width, 0) + _positions(config, side, prefix)
     for _ in range(config.depth):
         total += _norm(width) + _dense(tokens, width, 3 * width) + _dense(tokens, width, width)
-        total += Cost(0, 2 * tokens * tokens * width)  # queries by keys, and weights by values
+        # Queries by keys, and weights by values.
+        total += Cost(0, 2 * tokens * tokens * width)
         total += _norm(width) + _dense(tokens, width, hidden) + _dense(tokens, hidden, width)
     total += _norm(width)
     if config.pool == "map":

@@ -1,4 +1,4 @@
-"""Indexing tars that others wrote: webdataset is the oracle of what is a sample; damage is refused with its place."""
+"""Indexing tars that others wrote: webdataset is the reference for samples; damage is refused with its place."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from vit_dist.models._positions import Grid, Resampling, resize_positions
 State = dict[str, Tensor]
 Head = Literal["keep", "new"]
 _SHOWN = 5
-_REPRESENTATION = "pre_logits"  # ours, timm's and Google's name
+# The name that timm and Google have for it too.
+_REPRESENTATION = "pre_logits"
 
 
 def shapes_of(config: ModelConfig, num_classes: int, image_size: int) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Weights in and out: exact round trips, timm's own loader as the oracle, and errors that name what is wrong."""
+"""Weights in and out: exact round trips, timm's own loader as the reference, and errors that name what is wrong."""
 
 from __future__ import annotations
 
