@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tests.laws.test_stream import recipe
+from tests.streams import recipe
 from vit_dist.config.schema import MixupConfig, Recipe
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.world import World

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.laws.test_stream import digest, global_batches, recipe
 from tests.shards import write_set
+from tests.streams import digest, global_batches, recipe
 from vit_dist.config.schema import Recipe
 from vit_dist.core.world import World
 from vit_dist.data.index import encode_index, select_samples

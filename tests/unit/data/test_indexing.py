@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.shards import write_tar
 from vit_dist.core.errors import DataError
 from vit_dist.data.index import ShardIndex, build_index, decode_index, encode_index, select_samples
 from vit_dist.data.indexing import index_tars
@@ -25,17 +26,6 @@ from vit_dist.data.tarindex import TarScanner
 from vit_dist.data.tars import expand_braces, find_tars
 
 Member = tuple[str, bytes]
-
-
-def write_tar(path: Path, members: list[Member], kind: int = tarfile.PAX_FORMAT) -> Path:
-    with tarfile.open(path, "w", format=kind) as tar:
-        for name, content in members:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            if name.endswith("/"):
-                entry.type = tarfile.DIRTYPE
-            tar.addfile(entry, io.BytesIO(content))
-    return path
 
 
 def simple(count: int, start: int = 0) -> list[Member]:

@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from tests.places import FASHION
+from tests.shards import noise_bytes
 from vit_dist.core.errors import ConfigError, DataError, RunError
 from vit_dist.data.index import ShardIndex
 from vit_dist.data.manifest import ShardManifest, read_manifest
@@ -30,10 +31,7 @@ from vit_dist.data.pack.shards import ImageOptions, check_image
 
 
 def image_bytes(number: int, kind: str = "JPEG", size: tuple[int, int] = (24, 20)) -> bytes:
-    pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind)
-    return buffer.getvalue()
+    return noise_bytes(number, kind, size)
 
 
 def make_folder(root: Path, classes: dict[str, int]) -> Path:

@@ -13,6 +13,7 @@ import timm
 import torch
 from torch import Tensor
 
+from tests.plugins import model_config
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.registry import MODELS
 from vit_dist.models import ModelConfig
@@ -30,9 +31,7 @@ MODELS_IN_NPZ: list[tuple[str, dict[str, Any]]] = [
 
 
 def weights(name: str, size: int = 32, **changes: Any) -> Weights:
-    cls, defaults = MODELS.lookup(name)
-    config = cls.model_validate({**defaults, **({"patch_size": 8} if name == "vit-test" else {}), **changes})
-    assert isinstance(config, ModelConfig)
+    config = model_config(name, **({"patch_size": 8} if name == "vit-test" else {}), **changes)
     torch.manual_seed(0)
     model = config.build(num_classes=10, image_size=size)
     state = {n: torch.randn(t.shape) for n, t in model.state_dict().items()}
