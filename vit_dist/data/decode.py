@@ -1,4 +1,4 @@
-"""From the bytes of an image to uint8 [3, S, S]. The only room of data/ that needs torch.
+"""From the bytes of an image to uint8 [3, S, S]. Of data/, only this, mixup, reader and stream need torch.
 
 Randomness is a function of (seed, epoch, ordinal of the sample in its manifest), so an image is cropped the same
 way on whatever rank and after whatever restart it is read.

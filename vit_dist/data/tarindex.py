@@ -110,6 +110,7 @@ class TarScanner:
         self._hash.update(chunk)
         base, end = self._position, self._position + len(chunk)
         self._position = end
+        # The content of a label may begin in one chunk and end in another.
         if self._wanted is not None:
             taken = min(self._content_left, len(chunk))
             self._content += chunk[:taken]
@@ -117,6 +118,7 @@ class TarScanner:
             if self._content_left:
                 return
             self._deliver()
+        # From header to header: most bytes are images, which nobody here looks at.
         while self._next < end:
             at = self._next - base
             if self._ended:

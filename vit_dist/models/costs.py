@@ -2,7 +2,7 @@
 
 Multiply-adds are those of matrix products, convolutions and attention in one forward pass of one image, as torch's
 FlopCounterMode counts them; norms, activations and the standardising of kernels are not in it. Configs are read by the
-names of their fields, so that this room need not know the models: what is no ViT, BiT or hybrid has no cost here.
+names of their fields, so that this module need not know the models: what is no ViT, BiT or hybrid has no cost here.
 """
 
 from __future__ import annotations

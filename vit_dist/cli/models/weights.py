@@ -76,11 +76,11 @@ def import_main(argv: list[str]) -> int:
     at_least_one(args, "image_size", "num_classes")
     if args.settings and not args.model:
         raise ConfigError(f"{args.settings[0]}: settings are those of a model; give --model NAME")
-    from vit_dist.models.weights.files import Wanted, read_weights
+    from vit_dist.models.weights.files import LoadOptions, read_weights
     from vit_dist.train.checkpoint.weights import is_checkpoint
     from vit_dist.train.checkpoint.weights_remote import brought_here
 
-    wanted = Wanted(
+    options = LoadOptions(
         config=model_config(args.model, args.settings) if args.model else None,
         num_classes=args.num_classes,
         image_size=args.image_size,
@@ -90,7 +90,7 @@ def import_main(argv: list[str]) -> int:
     with brought_here(args.source) as path:
         if is_checkpoint(path):
             raise ConfigError(f"{redact(args.source)}: a checkpoint or run of ours; `vit-dist models export` reads it")
-        _write(read_weights(path, wanted), args.out)
+        _write(read_weights(path, options), args.out)
     return 0
 
 
