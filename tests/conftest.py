@@ -13,12 +13,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.places import GOLDEN, ROOT
 from vit_dist.core.process import CLI_MODULE
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the machine's cores belong to the ranks of the tests
+
+# What else the machine does is no fault of the code under test.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

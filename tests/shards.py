@@ -1,4 +1,4 @@
-"""Sets of real image files for tests, written by webdataset and indexed by Python's own tarfile: an oracle of ours."""
+"""Sets of real image files for tests, written by webdataset and indexed by Python's tarfile: a reference for ours."""
 
 from __future__ import annotations
 
@@ -14,6 +14,24 @@ from vit_dist.data.index import IndexedSample, build_index, encode_index
 from vit_dist.data.manifest import Shard, ShardManifest, checksum, write_manifest
 
 
+def write_tar(path: Path, members: list[tuple[str, bytes]], kind: int = tarfile.PAX_FORMAT) -> Path:
+    """A tar of files by name, and of directories, whose names end in '/'."""
+    with tarfile.open(path, "w", format=kind) as tar:
+        for name, content in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            if name.endswith("/"):
+                entry.type = tarfile.DIRTYPE
+            tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def noise_bytes(number: int, kind: str = "PNG", size: tuple[int, int] = (8, 9)) -> bytes:
+    """An image of `size` (width, height) unlike any other number's."""
+    pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return _encoded(pixels, kind)
+
+
 def image_bytes(number: int, label: int, size: int = 28, form: str = "PNG") -> bytes:
     """An image that a model can learn: noise, with a bright quarter that names the class."""
     rng = np.random.default_rng(number)
@@ -21,8 +39,12 @@ def image_bytes(number: int, label: int, size: int = 28, form: str = "PNG") -> b
     half = size // 2
     row, column = divmod(label % 4, 2)
     pixels[row * half : (row + 1) * half, column * half : (column + 1) * half] += 120
+    return _encoded(pixels, form)
+
+
+def _encoded(pixels: np.ndarray, kind: str) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, form)
+    Image.fromarray(pixels).save(buffer, kind)
     return buffer.getvalue()
 
 

@@ -14,7 +14,7 @@ from vit_dist.config.load import load_recipe
 from vit_dist.core.world import World
 from vit_dist.data.decode import normalize
 from vit_dist.data.manifest import read_manifest
-from vit_dist.models.weights.files import Wanted, read_weights
+from vit_dist.models.weights.files import LoadOptions, read_weights
 from vit_dist.train.checkpoint.probe import make_probe
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -45,7 +45,7 @@ engine: {{name: deepspeed, zero_stage: 3}}
     ours = read_weights(tmp_path / "w.safetensors")
     assert (ours.facts["step"], ours.facts["examples"]) == ("6", "96")
     for out in ("w.npz", "w.timm.safetensors"):
-        other = read_weights(tmp_path / out, Wanted(ours.config, image_size=28)).state
+        other = read_weights(tmp_path / out, LoadOptions(ours.config, image_size=28)).state
         assert all(torch.equal(ours.state[name], other[name]) for name in ours.state)
 
     checkpoint = run_dir / "checkpoints/step-0000000006"
@@ -78,10 +78,10 @@ def test_fresh_weights_are_those_of_the_seed_and_pass_through_every_form(tmp_pat
     step("import", f"{tmp_path}/hf/", str(tmp_path / "c.npz"))
     assert (tmp_path / "a.npz").read_bytes() != b""
     ours = read_weights(tmp_path / "b.safetensors")
-    again = read_weights(tmp_path / "c.npz", Wanted(ours.config))
+    again = read_weights(tmp_path / "c.npz", LoadOptions(ours.config))
     assert all(torch.equal(ours.state[name], again.state[name]) for name in ours.state)
     step("export", "vit-test", str(tmp_path / "d.npz"), *small, "--seed", "8")
-    other = read_weights(tmp_path / "d.npz", Wanted(ours.config))
+    other = read_weights(tmp_path / "d.npz", LoadOptions(ours.config))
     assert not torch.equal(ours.state["blocks.0.mlp.fc1.weight"], other.state["blocks.0.mlp.fc1.weight"])
 
 

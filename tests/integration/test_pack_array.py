@@ -100,9 +100,9 @@ def test_parts_packed_as_an_array_are_merged_and_a_lost_part_is_made_up_for(
     words = ["data", "pack", SOURCE[0], dest, *SOURCE[1:], "--name", Path(alone).name, "--cluster", "dev"]
     words += ["--parts", "3", "--max-parallel", "2", "--run-root", str(root)]
     # Part 2 cannot write its scratch: a file stands where its directory must be.
-    from vit_dist.data.pack.shards import RECEIPTS
+    from vit_dist.data.pack.shards import STATE_FOLDER
 
-    broken = tmp_path / "set" / RECEIPTS / "work-2-of-3"
+    broken = tmp_path / "set" / STATE_FOLDER / "work-2-of-3"
     broken.parent.mkdir(parents=True)
     broken.write_text("")
     done = vit_dist(*words)

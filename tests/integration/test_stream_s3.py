@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.laws.test_stream import digest, global_batches, recipe
 from tests.shards import write_set
+from tests.streams import digest, global_batches, recipe
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import read_bytes, write_bytes
 from vit_dist.data.ranges import RangeReader

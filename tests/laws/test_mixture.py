@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.laws.test_stream import digest, global_batches
 from tests.shards import write_set
+from tests.streams import digest, global_batches, recipe_of
 from vit_dist.config.load import recipe_hash, resolve
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import CheckpointError, ConfigError
@@ -111,19 +111,9 @@ def test_lanes_follow_the_weights_exactly() -> None:
 
 def mixed(sets: tuple[str, str], *overrides: str, **data: object) -> Recipe:
     components = {"one": {"train": sets[0], "weight": 3, **data}, "two": {"train": sets[1], "label_offset": 4}}
-    return resolve(
-        {
-            "horizon": "5k examples",
-            "global_batch": 12,
-            "seed": 3,
-            "model": "vit-test",
-            "data": {"num_classes": 8, "mixture": components, "image_size": 28, "augment": "inception"},
-            "optim": {"name": "adamw", "lr": 1e-3},
-            "schedule": {"name": "constant", "warmup": "0 steps"},
-            "eval": {"every": "1k examples"},
-            "checkpoint": {"every": "1k examples"},
-        },
-        overrides,
+    often = {"every": "1k examples"}
+    return recipe_of(
+        {"num_classes": 8, "mixture": components}, *overrides, horizon="5k examples", eval=often, checkpoint=often
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tests.laws.test_stream import recipe
+from tests.streams import recipe
 from vit_dist.config.schema import MixupConfig, Recipe
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.world import World
@@ -72,8 +72,8 @@ def test_a_pair_shares_what_it_has_and_targets_follow_the_pixels(small_set: str)
     for j in range(8):
         own = (mixed[j, :pixels] == plain[j, :pixels]).float().mean()
         box = draw_mix(config.data.mixup, config.seed, j, 28)
-        assert own >= box.share - 1e-6  # and more only where the two images agree by chance
-        expected = box.share * plain[j, pixels:] + (1 - box.share) * plain[8 + j, pixels:]
+        assert own >= box.lam - 1e-6  # and more only where the two images agree by chance
+        expected = box.lam * plain[j, pixels:] + (1 - box.lam) * plain[8 + j, pixels:]
         torch.testing.assert_close(mixed[j, pixels:], expected)
 
 
@@ -91,7 +91,7 @@ def test_mixup_is_the_rounded_mean_of_two_images() -> None:
 
 @pytest.mark.parametrize("alpha", [0.1, 0.4, 1.0, 3.0])
 def test_shares_are_drawn_from_the_beta_distribution(alpha: float) -> None:
-    shares = [draw_mix(MixupConfig(alpha=alpha), 5, position, 224).share for position in range(4000)]
+    shares = [draw_mix(MixupConfig(alpha=alpha), 5, position, 224).lam for position in range(4000)]
     points = np.linspace(0.01, 0.99, 50)  # nearer to 0 and 1 shares are rounded to 1/65536
     drawn = np.searchsorted(np.sort(shares), points) / len(shares)
     assert np.abs(drawn - stats.beta(alpha, alpha).cdf(points)).max() < 0.03
@@ -100,7 +100,7 @@ def test_shares_are_drawn_from_the_beta_distribution(alpha: float) -> None:
 def test_probability_and_cutmix_share_are_kept() -> None:
     config = MixupConfig(alpha=1.0, cutmix_alpha=1.0, cutmix_share=0.25, probability=0.5)
     mixes = [draw_mix(config, 1, position, 224) for position in range(4000)]
-    cut, untouched = sum(m.box is not None for m in mixes), sum(m.share == 1.0 and m.box is None for m in mixes)
+    cut, untouched = sum(m.box is not None for m in mixes), sum(m.lam == 1.0 and m.box is None for m in mixes)
     assert abs(cut / 4000 - 0.125) < 0.03
     assert abs(untouched / 4000 - 0.5) < 0.03
 
@@ -113,7 +113,7 @@ def test_a_box_lies_inside_the_image_and_its_area_is_what_the_targets_say(positi
     top, left, bottom, right = mix.box
     assert 0 <= top <= bottom <= size
     assert 0 <= left <= right <= size
-    assert np.isclose(1 - mix.share, (bottom - top) * (right - left) / size**2)
+    assert np.isclose(1 - mix.lam, (bottom - top) * (right - left) / size**2)
 
 
 def test_ranks_that_would_part_a_pair_are_refused_with_the_nearest_batches(small_set: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import itertools
 import warnings
 from pathlib import Path
@@ -14,58 +13,12 @@ import torch
 import webdataset
 
 from tests.shards import write_set
-from vit_dist.config.load import resolve
-from vit_dist.config.schema import Recipe
+from tests.streams import digest, global_batches, recipe
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.world import World
 from vit_dist.data.manifest import read_manifest
 from vit_dist.data.sets import open_training_set
 from vit_dist.data.stream import EvalBatches, TrainStream
-
-
-def recipe(manifest: str, *overrides: str) -> Recipe:
-    return resolve(
-        {
-            "horizon": "3 epochs",
-            "global_batch": 12,
-            "seed": 3,
-            "model": "vit-test",
-            "data": {"num_classes": 4, "train": manifest, "image_size": 28, "augment": "inception"},
-            "optim": {"name": "adamw", "lr": 1e-3},
-            "schedule": {"name": "constant", "warmup": "0 steps"},
-        },
-        overrides,
-    )
-
-
-def global_batches(config: Recipe, world_size: int, position: int, steps: int) -> list[tuple[torch.Tensor, ...]]:
-    """Ordinals, labels and images of `steps` global batches, put together from all ranks."""
-    data = open_training_set(config)
-    parts = []
-    for rank in range(world_size):
-        with TrainStream(data, config, World(rank, world_size), position) as stream:
-            parts.append([b for b, _ in itertools.islice(stream, steps)])
-    batches = []
-    for step in range(steps):
-        shape = (config.global_batch,)
-        ordinals = torch.empty(shape, dtype=torch.int64)
-        labels = torch.empty(shape, dtype=torch.int64)
-        images = torch.empty((*shape, 3, 28, 28), dtype=torch.uint8)
-        for rank in range(world_size):
-            part = parts[rank][step]
-            ordinals[rank::world_size], images[rank::world_size] = part.ordinals, part.images
-            labels[rank::world_size] = part.labels[:, 0]
-        batches.append((ordinals, labels, images))
-    return batches
-
-
-def digest(batches: list[tuple[torch.Tensor, ...]]) -> str:
-    total = hashlib.sha256()
-    for tensors in batches:
-        for tensor in tensors:
-            total.update(tensor.numpy().tobytes())
-    return total.hexdigest()
-
 
 SHAPES = {"one window": (), "lanes": ("data.lanes=8", "data.window=5"), "odd lanes": ("data.lanes=3", "data.window=32")}
 
@@ -105,11 +58,11 @@ def test_webdataset_reads_the_same_samples(small_set: str) -> None:
     dataset = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode("rgb8")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # webdataset leaves its files to the garbage collector
-        oracle = list(dataset)
+        reference = list(dataset)
         del dataset
         gc.collect()
     for ordinal, label, image in zip(*batch, strict=True):
-        sample = oracle[ordinal]
+        sample = reference[ordinal]
         assert int(sample["cls"]) == label
         assert np.array_equal(sample["png"].transpose(2, 0, 1), image.numpy())
 

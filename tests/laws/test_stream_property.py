@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.laws.test_stream import digest, global_batches, recipe
 from tests.shards import write_set
+from tests.streams import digest, global_batches, recipe
 from vit_dist.config.schema import Recipe
 from vit_dist.core.world import World
 from vit_dist.data.index import encode_index, select_samples
@@ -103,7 +103,7 @@ def expected_ordinals(data: TrainingSet, first: int, count: int) -> list[int]:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_streams_deliver_what_the_order_says_whatever_the_world(sets: dict[str, str], data: st.DataObject) -> None:
     case = data.draw(cases(sets))
     batch, first = case.config.global_batch, case.step * case.config.global_batch

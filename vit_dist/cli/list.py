@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import Any
+
+from vit_dist.cli.verbs import verb_parser
 
 KINDS = ("runs", "recipes", "clusters", "studies", "data")
 
@@ -24,12 +27,7 @@ def main(argv: list[str]) -> int:
     """Entry of the verb."""
     from vit_dist.cli.runs.options import add_runs
 
-    parser = argparse.ArgumentParser(
-        "vit-dist list",
-        description="list runs, or shipped recipes, clusters, studies and datasets",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("vit-dist list", "list runs, or shipped recipes, clusters, studies and datasets", _EXAMPLES)
     parser.add_argument("kind", metavar="WHAT", nargs="?", default="runs", help=f"{', '.join(KINDS)} (default runs)")
     parser.add_argument("--state", metavar="STATE", action="append", default=[], help="only runs in this state")
     parser.add_argument("--names", action="store_true", help="paths alone")
@@ -53,9 +51,9 @@ def _runs(args: argparse.Namespace) -> int:
     views, _ = look(find_runs(roots), ask_slurm=False)
     views = sorted((v for v in views if not args.state or v.state in args.state), key=lambda v: (v.seen, v.name))
     if args.json:
-        told = [{"path": str(v.path.resolve()), "state": v.state, "job": v.job_id, "step": v.step} for v in views]
-        sys.stdout.write(json.dumps(told, indent=1) + "\n")
-        return 0
+        return _print_json(
+            [{"path": str(v.path.resolve()), "state": v.state, "job": v.job_id, "step": v.step} for v in views]
+        )
     for v in views:
         path = clean(str(v.path))
         sys.stdout.write(
@@ -68,21 +66,24 @@ def _shipped(args: argparse.Namespace) -> int:
     from vit_dist.config.load import config_dirs, read_mapping
     from vit_dist.core.errors import ConfigError
 
-    told = []
+    entries = []
     for path in sorted({f.stem: f for d in reversed(config_dirs()) for f in (d / args.kind).glob("*.yaml")}.values()):
         try:
             description = str(read_mapping(path).get("description") or "") or _comment(path.read_text())
         except ConfigError as error:
             description = str(error)
-        told.append({"name": path.stem, "path": str(path), "description": description})
+        entries.append({"name": path.stem, "path": str(path), "description": description})
     if args.json:
-        sys.stdout.write(json.dumps(told, indent=1) + "\n")
-        return 0
-    width = max((len(one["name"]) for one in told), default=0)
-    for one in told:
-        sys.stdout.write(
-            f"{one['name']}\n" if args.names else f"{one['name']:<{width}}  {one['description']}".rstrip() + "\n"
-        )
+        return _print_json(entries)
+    width = max((len(entry["name"]) for entry in entries), default=0)
+    for entry in entries:
+        line = entry["name"] if args.names else f"{entry['name']:<{width}}  {entry['description']}".rstrip()
+        sys.stdout.write(f"{line}\n")
+    return 0
+
+
+def _print_json(entries: list[dict[str, Any]]) -> int:
+    sys.stdout.write(json.dumps(entries, indent=1) + "\n")
     return 0
 
 

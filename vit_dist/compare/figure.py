@@ -34,12 +34,12 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         *([(axes[0][1], measured, "training images / s on this device")] if measured else []),
     ):
         for family in dict.fromkeys(row.family for row in shown):
-            mine = [row for row in shown if row.family == family]
-            xs = [row.params if label == "parameters" else (row.train_images_s or 0.0) for row in mine]
-            ys = [row.train_flops / 1e9 for row in mine]
+            of_family = [row for row in shown if row.family == family]
+            xs = [row.params if label == "parameters" else (row.train_images_s or 0.0) for row in of_family]
+            ys = [row.train_flops / 1e9 for row in of_family]
             colour = COLOURS.get(family, "#009E73")
             axis.scatter(xs, ys, label=family, color=colour, marker=MARKERS.get(family, "^"), s=36, zorder=3)
-            for row, x, y in zip(mine, xs, ys, strict=True):
+            for row, x, y in zip(of_family, xs, ys, strict=True):
                 # ViTs lie beside hybrids of their own size: their names go to the other side.
                 place, side = ((-6, -3), "right") if family == "vit" else ((6, -3), "left")
                 style: Any = {"textcoords": "offset points", "fontsize": 7, "color": colour, "ha": side}

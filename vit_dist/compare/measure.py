@@ -91,24 +91,25 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def groups(found: Mapping[str, Counted], batch: int, room: int | None) -> tuple[list[list[str]], dict[str, int]]:
+def groups(counts: Mapping[str, Counted], batch: int, free_bytes: int | None) -> tuple[list[list[str]], dict[str, int]]:
     """Which models are measured in turns: all of them, or each alone where memory does not hold all.
 
     Args:
-        found: what each keeps.
+        counts: what each keeps.
         batch: images a step.
-        room: bytes that are free; None: not known, and taken to be enough.
+        free_bytes: bytes that are free; None: not known, and taken to be enough.
 
     Returns:
         Groups of names; and what does not even fit alone, with the bytes it needs, about.
     """
     # fp32 weights, gradients and two moments, and weights cast for autocast; a quarter more for passing tensors.
-    state = {name: 18 * counted.params for name, counted in found.items()}
-    step = {name: batch * counted.activations * 5 // 4 for name, counted in found.items()}
-    if room is None or sum(state.values()) + max(step.values()) <= room:
-        return [list(found)], {}
-    alone = {name: state[name] + step[name] for name in found}
-    return [[n] for n, needed in alone.items() if needed <= room], {n: b for n, b in alone.items() if b > room}
+    state = {name: 18 * counted.params for name, counted in counts.items()}
+    step = {name: batch * counted.activations * 5 // 4 for name, counted in counts.items()}
+    if free_bytes is None or sum(state.values()) + max(step.values()) <= free_bytes:
+        return [list(counts)], {}
+    alone = {name: state[name] + step[name] for name in counts}
+    too_large = {name: needed for name, needed in alone.items() if needed > free_bytes}
+    return [[name] for name in alone if name not in too_large], too_large
 
 
 def measure(benches: Mapping[str, Bench], rounds: int, say: Callable[[str], None] = lambda _: None) -> dict[str, Speed]:

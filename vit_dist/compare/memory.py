@@ -45,7 +45,7 @@ def count(config: ModelConfig, *, num_classes: int, image_size: int, precision: 
         model = config.build(num_classes=num_classes, image_size=image_size)
     params = sum(p.numel() for p in model.parameters())
     macs = macs_of(model, image_size)
-    kept = {}
+    saved = {}
     modes: tuple[Checkpointing, Checkpointing] = ("none", "full")
     # Fake tensors have a device, and so the fused attention of one; on the meta device attention keeps its weights.
     with FakeTensorMode():
@@ -53,12 +53,12 @@ def count(config: ModelConfig, *, num_classes: int, image_size: int, precision: 
         for mode in modes:
             model.set_activation_checkpointing(mode)
             # Of two images and of one: what does not grow with the batch is no activation.
-            kept[mode] = _saved(model, 2, image_size, dtype) - _saved(model, 1, image_size, dtype)
+            saved[mode] = _saved(model, 2, image_size, dtype) - _saved(model, 1, image_size, dtype)
     return Counted(
         params=params,
         macs=macs,
-        activations=kept["none"],
-        checkpointed=kept["full"],
+        activations=saved["none"],
+        checkpointed=saved["full"],
     )
 
 

@@ -92,8 +92,8 @@ def others_than(reference: str, families: Sequence[str]) -> list[str]:
     """
     others = sorted({*families} - {reference})
     if reference not in families or not others:
-        found = ", ".join(sorted({*families}))
-        raise ConfigError(f"--match needs models of family {reference!r} and of another; these are of {found}")
+        present = ", ".join(sorted({*families}))
+        raise ConfigError(f"--match needs models of family {reference!r} and of another; these are of {present}")
     return others
 
 
@@ -106,14 +106,14 @@ def match(rows: Sequence[Row], by: By, reference: str = "vit") -> list[Match]:
     if by == "throughput":
         rows = [row for row in rows if row.train_images_s] or rows
     others = others_than(reference, [row.family for row in rows])
-    ours = [row for row in rows if row.family == reference]
-    found_matches = []
-    for row in ours:
+    references = [row for row in rows if row.family == reference]
+    matches = []
+    for row in references:
         for family in others:
             candidates = [r for r in rows if r.family == family]
             nearest = min(candidates, key=lambda r: abs(math.log(r.cost(by) / row.cost(by))))
-            found_matches.append(Match(row.model, family, nearest.model, nearest.cost(by) / row.cost(by)))
-    return found_matches
+            matches.append(Match(row.model, family, nearest.model, nearest.cost(by) / row.cost(by)))
+    return matches
 
 
 def to_csv(rows: Sequence[Row]) -> str:

@@ -26,7 +26,9 @@ class ComponentConfig(Config):
     """One set of a mixture. All sets share the labels of the head; `label_offset` moves a set to a range of its own."""
 
     train: Annotated[str, Field(min_length=1), NON_IDENTITY] = Field(description="URL of the set's training manifest")
-    weight: Annotated[int, Field(ge=1, le=4096)] = Field(1, description="share of the stream, beside the others'")
+    weight: Annotated[int, Field(ge=1, le=4096)] = Field(
+        1, description="of the set in the stream, relative to the other sets'"
+    )
     subset: Annotated[Count, Field(ge=1)] | None = Field(None, description="the first n examples of its nested order")
     subset_seed: Annotated[int, Field(ge=0)] = 0
     label_offset: Annotated[int, Field(ge=0)] = Field(0, description="added to each of the set's labels")
@@ -35,15 +37,15 @@ class ComponentConfig(Config):
 class MixupConfig(Config):
     """MixUp (Zhang et al. 2018) and CutMix (Yun et al. 2019) of example j of the global batch with j + B/2.
 
-    An alpha is that of Beta(alpha, alpha), from which each pair draws its share; 0 switches that one off.
+    An alpha is that of Beta(alpha, alpha), from which each pair draws its lambda; 0 switches that one off.
     """
 
     alpha: Annotated[float, Field(ge=0, le=4)] = Field(0.0, description="of MixUp")
     cutmix_alpha: Annotated[float, Field(ge=0, le=4)] = Field(0.0, description="of CutMix")
     cutmix_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.5, description="share of the mixed pairs that are cut where both are on"
+        0.5, description="fraction of the mixed pairs that are cut where both are on"
     )
-    probability: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of the pairs that are mixed")
+    probability: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="fraction of the pairs that are mixed")
 
     @model_validator(mode="after")
     def _does_something(self) -> MixupConfig:
@@ -70,14 +72,14 @@ class DataConfig(Config):
     augment: Literal["inception", "flip", "none"] = Field(
         "inception", description="inception: random area crop and flip; flip: resize and flip; none: resize only"
     )
-    crop_area: Floats = Field((0.05, 1.0), description="range of the crop's share of the image's area")
+    crop_area: Floats = Field((0.05, 1.0), description="range of the crop's area, as a fraction of the image's")
     crop_aspect: Floats = (3 / 4, 4 / 3)
     mixup: MixupConfig | None = Field(None, description="mix pairs of training examples; left out: none")
     val_crop: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.875, description="share of the shorter side that evaluation's centre crop keeps"
+        0.875, description="fraction of the shorter side that evaluation's centre crop keeps"
     )
     max_bad: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.001, description="share of undecodable examples over which a run stops"
+        0.001, description="fraction of undecodable examples over which a run stops"
     )
     decode_threads: Annotated[int | None, Field(ge=1), NON_IDENTITY] = Field(
         None, description="left out: the CPUs of a rank less two, 2 to 32"
@@ -134,13 +136,15 @@ class EvalConfig(Config):
     batch: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(256, description="examples a rank evaluates at once")
 
 
-Cadence = Annotated[Duration | Literal["auto"], BeforeValidator(lambda v: v if v == "auto" else Duration.parse(v))]
+DurationOrAuto = Annotated[
+    Duration | Literal["auto"], BeforeValidator(lambda v: v if v == "auto" else Duration.parse(v))
+]
 
 
 class CheckpointConfig(Config):
     """When to save, what to keep, and where copies go."""
 
-    every: Annotated[Cadence, NON_IDENTITY] = Field(
+    every: Annotated[DurationOrAuto, NON_IDENTITY] = Field(
         Duration.parse("1 epoch"),
         description="steps, examples, epochs or a span of time; auto: from the measured cost of a save and `mtbf`",
     )
@@ -274,7 +278,7 @@ def dump(config: Config) -> dict[str, Any]:
 
 
 def dump_identity(config: Config) -> dict[str, Any]:
-    """The part of a config that decides what is learned: without fields marked incidental."""
+    """The part of a config that decides what is learned: without its NON_IDENTITY fields."""
     plain: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
         if any(isinstance(mark, NonIdentity) for mark in field.metadata):

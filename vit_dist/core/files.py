@@ -15,7 +15,8 @@ from typing import Any
 from vit_dist.core.errors import DataError
 
 _SECRETS = re.compile(
-    r"(?i)(//[^/@\s:]+:)[^/@\s]+(@)"  # user:password@host
+    # user:password@host
+    r"(?i)(//[^/@\s:]+:)[^/@\s]+(@)"
     r"|((?:x-amz-signature|x-amz-credential|x-amz-security-token|awsaccesskeyid|signature|sig|token|password|"
     r"secret[a-z_]*|access_key)=)[^&\s'\"]+"
 )
@@ -148,15 +149,16 @@ def write_bytes(url: str, content: bytes) -> None:
             system, path = file_system(url)
             system.pipe_file(path, content)
         else:
-            path_ = local_path(url)
-            path_.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path_.with_name(f".{path_.name}.{secrets.token_hex(4)}.tmp")
+            target = local_path(url)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
             try:
                 with temporary.open("wb") as file:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-                temporary.replace(path_)
+                # Only now: the name must never point at bytes that a power loss could still take.
+                temporary.replace(target)
             finally:
                 temporary.unlink(missing_ok=True)
 

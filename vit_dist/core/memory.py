@@ -13,8 +13,8 @@ def available_memory(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None
 
     What the kernel would give back (caches of files) counts as available.
     """
-    found = [*_machine(proc), *_version_2(proc, cgroups), *_version_1(proc, cgroups)]
-    return max(0, min(found)) if found else None
+    headrooms = [*_machine(proc), *_version_2(proc, cgroups), *_version_1(proc, cgroups)]
+    return max(0, min(headrooms)) if headrooms else None
 
 
 def _machine(proc: Path) -> Iterator[int]:
@@ -24,17 +24,17 @@ def _machine(proc: Path) -> Iterator[int]:
 
 
 def _version_2(proc: Path, cgroups: Path) -> Iterator[int]:
-    """Room in each group on the way from ours to the root."""
+    """Headroom of each group from this process's own up to the root: the tightest one counts."""
     for own in _groups(proc, ""):
         for group in (own, *own.parents):
-            yield from _room(cgroups / group.relative_to("/"), "memory.max", "memory.current", "inactive_file")
+            yield from _headroom(cgroups / group.relative_to("/"), "memory.max", "memory.current", "inactive_file")
 
 
 def _version_1(proc: Path, cgroups: Path) -> Iterator[int]:
     for own in _groups(proc, "memory"):
         for group in (own, *own.parents):
             folder = cgroups / "memory" / group.relative_to("/")
-            yield from _room(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            yield from _headroom(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
 def _groups(proc: Path, controller: str) -> Iterator[Path]:
@@ -44,12 +44,13 @@ def _groups(proc: Path, controller: str) -> Iterator[Path]:
             yield Path(path)
 
 
-def _room(folder: Path, limit: str, usage: str, reclaimable: str) -> Iterator[int]:
-    told, used = _lines(folder / limit), _lines(folder / usage)
-    if not told or not used or not told[0].isdigit():  # no such group, or "max"
+def _headroom(folder: Path, limit: str, usage: str, reclaimable: str) -> Iterator[int]:
+    limits, usages = _lines(folder / limit), _lines(folder / usage)
+    # No such group, or no limit ("max").
+    if not limits or not usages or not limits[0].isdigit():
         return
     cached = [int(line.split()[1]) for line in _lines(folder / "memory.stat") if line.split()[0] == reclaimable]
-    yield int(told[0]) - int(used[0]) + sum(cached)
+    yield int(limits[0]) - int(usages[0]) + sum(cached)
 
 
 def _lines(path: Path) -> list[str]:

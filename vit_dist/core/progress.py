@@ -15,7 +15,7 @@ _LINE_EVERY_S = 10.0
 
 
 class Progress:
-    """Counts `total` things; rate and time left are worked out from how long they took.
+    """Counts `total` things and, where given, their bytes; shows the rate and the time that is left.
 
     Args:
         title: what is being done.

@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 MASK64 = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
+GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+"""2^64 over the golden ratio, made odd: what SplitMix64 adds to its state between two numbers."""
 _M1 = 0xBF58476D1CE4E5B9
 _M2 = 0x94D049BB133111EB
 
+I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 
 
@@ -44,11 +46,11 @@ def hash64(*words: int | U64) -> int | U64:
     state = 0
     for word in words[:-1]:
         assert not isinstance(word, np.ndarray), "only the last coordinate may be an array"
-        state = mix64(state + _GOLDEN + int(word))
+        state = mix64(state + GOLDEN_GAMMA + int(word))
     last = words[-1]
     if isinstance(last, np.ndarray):
-        return mix64_array(last + np.uint64((state + _GOLDEN) & MASK64))
-    return mix64(state + _GOLDEN + int(last))
+        return mix64_array(last + np.uint64((state + GOLDEN_GAMMA) & MASK64))
+    return mix64(state + GOLDEN_GAMMA + int(last))
 
 
 def uniform(*words: int) -> float:
@@ -56,7 +58,7 @@ def uniform(*words: int) -> float:
     return (hash64(*words) >> 11) * 2.0**-53
 
 
-def permutation(size: int, *words: int) -> NDArray[np.int64]:
+def permutation(size: int, *words: int) -> I64:
     """A permutation of range(size) for these coordinates. int64 [size]."""
     keys = hash64(*words, np.arange(size, dtype=np.uint64))
     return np.argsort(keys, kind="stable").astype(np.int64)

@@ -115,12 +115,12 @@ def format_bytes(size: int | float) -> str:
 
 def format_seconds(seconds: float) -> str:
     """A span of time for people: 75 -> '1m15s'."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f}s" if seconds < 10 else f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{seconds:.1f}s" if seconds < 10 else f"{rounded}s"
+    if rounded < 3600:
+        return f"{rounded // 60}m{rounded % 60:02d}s"
+    return f"{rounded // 3600}h{rounded % 3600 // 60:02d}m"
 
 
 @dataclass(frozen=True)

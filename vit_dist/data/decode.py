@@ -1,4 +1,4 @@
-"""From the bytes of an image to uint8 [3, S, S]. The only room of data/ that needs torch.
+"""From the bytes of an image to uint8 [3, S, S]. Of data/, only this, mixup, reader and stream need torch.
 
 Randomness is a function of (seed, epoch, ordinal of the sample in its manifest), so an image is cropped the same
 way on whatever rank and after whatever restart it is read.
@@ -57,16 +57,19 @@ def _decode_with_pillow(content: bytes | memoryview) -> Tensor:
 
     try:
         with Image.open(io.BytesIO(content)) as image:
-            if image.mode.startswith("I"):  # 16 bits a channel, which convert() would cut off at 255
+            # 16 bits a channel, which convert() would cut off at 255.
+            if image.mode.startswith("I"):
                 deep = np.asarray(image).clip(0, 65535).astype(np.uint16)
                 return torch.from_numpy((deep >> 8).astype(np.uint8)).expand(3, -1, -1)
             pixels: Tensor = tv.pil_to_tensor(image.convert("RGB"))
             return pixels
     except MemoryError:
+        # The machine's trouble, not the image's: it must not be replaced and counted as broken.
         raise
     except UnidentifiedImageError:
         raise DecodeError("not an image of any format that Pillow knows") from None
-    except Exception as error:  # its many plug-ins raise whatever damaged bytes make them raise
+    except Exception as error:
+        # Pillow's many plug-ins raise whatever damaged bytes make them raise.
         raise DecodeError(f"not an image that can be decoded: {error}") from None
 
 
@@ -77,7 +80,7 @@ class Augment:
     Attributes:
         kind: 'inception', 'flip' or 'none'.
         size: S, the side of the result in pixels.
-        area: range of the crop's share of the image's area.
+        area: range of the crop's area, as a fraction of the image's.
         aspect: range of the crop's width over height.
         seed: the run's seed.
     """
@@ -121,10 +124,10 @@ class Augment:
         return (height - h) // 2, (width - w) // 2, h, w
 
 
-def centre(image: Tensor, size: int, share: float) -> Tensor:
-    """Evaluation's view: the shorter side resized to size / share, the middle cut out. -> uint8 [3, size, size]."""
+def centre(image: Tensor, size: int, fraction: float) -> Tensor:
+    """Evaluation's view: the shorter side resized to size / fraction, the middle cut out. -> uint8 [3, size, size]."""
     height, width = image.shape[1:]
-    side = round(size / share)
+    side = round(size / fraction)
     scale = side / min(height, width)
     tall, wide = max(size, round(height * scale)), max(size, round(width * scale))
     if (tall, wide) != (height, width):
@@ -133,12 +136,12 @@ def centre(image: Tensor, size: int, share: float) -> Tensor:
     return image[:, top : top + size, left : left + size]
 
 
-def squash(image: Tensor, size: int, share: float) -> Tensor:
-    """Both sides resized to size / share, whatever the aspect, and the middle cut out. -> uint8 [3, size, size].
+def squash(image: Tensor, size: int, fraction: float) -> Tensor:
+    """Both sides resized to size / fraction, whatever the aspect, and the middle cut out. -> uint8 [3, size, size].
 
-    The view of few-shot evaluation in google-research/big_vision, with share = 224 / 256.
+    The view of few-shot evaluation in google-research/big_vision, with fraction = 224 / 256.
     """
-    side = max(size, round(size / share))
+    side = max(size, round(size / fraction))
     edge = (side - size) // 2
     return _resize(image, side)[:, edge : edge + size, edge : edge + size]
 
@@ -153,5 +156,5 @@ def _resize(image: Tensor, size: int) -> Tensor:
 def normalize(
     images: Tensor, dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format
 ) -> Tensor:
-    """uint8 [B, 3, S, S] in 0..255 -> dtype [B, 3, S, S] in [-1, 1], on the images' device, laid out as told."""
+    """uint8 [B, 3, S, S] in 0..255 -> dtype [B, 3, S, S] in [-1, 1], on the images' device, in `memory_format`."""
     return images.to(torch.float32).mul_(1 / 127.5).sub_(1.0).to(dtype, memory_format=memory_format)

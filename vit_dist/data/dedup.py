@@ -17,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_dist.core.errors import ConfigError
-from vit_dist.core.seeding import U64
+from vit_dist.core.seeding import I64, U64
 from vit_dist.data import workers
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.ranges import RangeReader
 
-_IN_PROCESS = 2000
 MAX_DISTANCE = 15
 _READ_BYTES = 8 << 20
 
@@ -61,9 +60,11 @@ def hash_image(content: bytes) -> int | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content)) as image:
-                image.draft("L", (128, 128))  # JPEG: decode at a fraction of the size; the hash looks at 32 x 32
+                # JPEG: decode at a fraction of the size; the hash looks at 32 x 32.
+                image.draft("L", (128, 128))
                 bits = imagehash.phash(image).hash
-    except Exception:  # Pillow's plug-ins raise whatever damaged bytes lead to
+    except Exception:
+        # Pillow's plug-ins raise whatever damaged bytes lead to.
         return None
     return int.from_bytes(np.packbits(bits.ravel()).tobytes(), "big")
 
@@ -82,15 +83,16 @@ def hash_shard(manifest: ShardManifest, shard: int) -> tuple[U64, NDArray[np.boo
     first = 0
     try:
         while first < len(begins):
-            last = first + 1  # as many images as fit into one read
+            # As many images as fit into one read.
+            last = first + 1
             while last < len(begins) and begins[last] + sizes[last] - begins[first] <= _READ_BYTES:
                 last += 1
             start = begins[first]
             content = reader.read(manifest.shard_url(shard), start, begins[last - 1] + sizes[last - 1])
             for i in range(first, last):
-                found = hash_image(bytes(content[begins[i] - start : begins[i] - start + sizes[i]]))
-                if found is not None:
-                    hashes[i], readable[i] = found, True
+                image_hash = hash_image(bytes(content[begins[i] - start : begins[i] - start + sizes[i]]))
+                if image_hash is not None:
+                    hashes[i], readable[i] = image_hash, True
             first = last
     finally:
         reader.close()
@@ -104,15 +106,14 @@ def hash_all(manifest: ShardManifest, num_workers: int = 1) -> Iterator[tuple[in
         DataError: a tar or an index cannot be read.
     """
     shards = range(len(manifest.shards))
-    if num_workers == 1 or len(shards) == 1 or manifest.num_samples < _IN_PROCESS:
+    processes = workers.num_processes(num_workers, len(shards), images=manifest.num_samples)
+    if processes == 1:
         for shard in shards:
             yield shard, *hash_shard(manifest, shard)
         return
-    share = {"manifest": manifest}
-    for shard, found in workers.run(
-        _hash_task, shards, min(num_workers, len(shards)), share=share, preload=("imagehash",)
-    ):
-        yield shard, *found
+    values = {"manifest": manifest}
+    for shard, hashed in workers.run(_hash_task, shards, processes, values=values, preload=("imagehash",)):
+        yield shard, *hashed
 
 
 def _hash_task(shard: int) -> tuple[U64, NDArray[np.bool_]]:
@@ -142,13 +143,13 @@ class NearHashes:
         mask = np.uint64((1 << (high - low)) - 1)
         return (hashes >> np.uint64(low)) & mask
 
-    def find(self, asked: U64) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    def find(self, asked: U64) -> tuple[I64, I64, I64]:
         """For each asked hash with any near one, the nearest: places in `asked`, in `hashes`, and the distances."""
-        rows: list[NDArray[np.int64]] = []
-        others: list[NDArray[np.int64]] = []
+        rows: list[I64] = []
+        others: list[I64] = []
         for low, high, order, band in self._bands:
-            mine = self._band(asked, low, high)
-            first, last = np.searchsorted(band, mine, side="left"), np.searchsorted(band, mine, side="right")
+            asked_band = self._band(asked, low, high)
+            first, last = (np.searchsorted(band, asked_band, side=side) for side in ("left", "right"))
             lengths = last - first
             places = np.repeat(np.arange(len(asked)), lengths)
             within = np.arange(len(places)) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -12,15 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.files import exists, is_remote, join_url, local_path, parent_url, read_bytes, redact, write_bytes
+from vit_dist.core.seeding import I64
 from vit_dist.data.index import encode_index, select_samples
 from vit_dist.data.manifest import ShardManifest, checksum, write_manifest
 from vit_dist.data.subset import Subset
-
-I64 = NDArray[np.int64]
 
 
 def write_selection(
@@ -49,6 +47,7 @@ def write_selection(
     if not out.endswith(".json"):
         out = join_url(out, "manifest.json")
     base, stem = parent_url(out), out.rpartition("/")[2].removesuffix(".json")
+    # The other's manifest may stand under another name or link: its fingerprint tells.
     if (
         exists(out)
         and f'"fingerprint": "{manifest.fingerprint}"'.encode() in read_bytes(out).partition(b'"excluded"')[0]
@@ -111,9 +110,9 @@ def write_exclusion(
     kept = []
     digest = hashlib.sha256()
     for ordinal, count in enumerate(manifest.counts.tolist()):
-        gone = sorted(left_out.get(ordinal, ()))
-        digest.update(f"{ordinal} {gone}\n".encode())
-        kept.append((ordinal, np.setdiff1d(np.arange(count), np.array(gone, np.int64))))
+        excluded_here = sorted(left_out.get(ordinal, ()))
+        digest.update(f"{ordinal} {excluded_here}\n".encode())
+        kept.append((ordinal, np.setdiff1d(np.arange(count), np.array(excluded_here, np.int64))))
     excluded = {
         "fingerprint": manifest.fingerprint,
         "num_samples": sum(len(set(s)) for s in left_out.values()),

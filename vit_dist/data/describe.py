@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.seeding import permutation
+from vit_dist.core.seeding import I64, permutation
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.ranges import RangeReader
 
-I64 = NDArray[np.int64]
 _TAG_LOOK = 0x4C4F4F4B  # "LOOK"
 _CELL = 96  # pixels of a picture in the grid
 _TEXT = 12
@@ -108,7 +106,8 @@ def size_of(content: bytes) -> tuple[int, int, str] | None:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content)) as image:
                 return image.width, image.height, str(image.format)
-    except Exception:  # Pillow's plug-ins raise whatever damaged bytes lead to
+    except Exception:
+        # Pillow's plug-ins raise whatever damaged bytes lead to.
         return None
 
 
@@ -141,7 +140,8 @@ def _thumbnail(content: bytes) -> Any:
                 size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
                 smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
                 return image.convert("RGB").resize(size, smooth)
-    except Exception:  # as above; a red square says so
+    except Exception:
+        # As above; a red square says so.
         return Image.new("RGB", (_CELL, _CELL), "red")
 
 

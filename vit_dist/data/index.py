@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_dist.core.errors import DataError
+from vit_dist.core.seeding import I64
 
-I64 = NDArray[np.int64]
 F32 = NDArray[np.float32]
 _FORMAT = 1
-_ONE_AT_A_TIME = threading.Lock()
 # numpy parses the headers of arrays with Python's `ast`, which in Python 3.11 now and then fails when two threads do so
 # at once ("AST constructor recursion depth mismatch").
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -148,9 +148,11 @@ def decode_index(content: bytes, where: str) -> ShardIndex:
     """
     try:
         with _ONE_AT_A_TIME, np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            found = int(arrays["format"])
-            if found != _FORMAT:
-                raise DataError(f"{where}: index of format {found}; this version reads {_FORMAT}; index the tar again")
+            version = int(arrays["format"])
+            if version != _FORMAT:
+                raise DataError(
+                    f"{where}: index of format {version}; this version reads {_FORMAT}; index the tar again"
+                )
             index = ShardIndex(**{name: arrays[name] for name in ShardIndex.__dataclass_fields__})
     except DataError:
         raise

@@ -1,14 +1,12 @@
 """A manifest and sample indexes for tars that somebody else wrote; not a byte of them is copied or changed. No torch.
 
-Each tar is read once. What lies beside the tars and tells of them is used: the shard list of `wids`; sample counts of
-open_clip's `sizes.json`, timm's `_info.json`, img2dataset's `*_stats.json` and DALI's wds2idx files, which must agree
-with what the tar holds. For each tar an index and a note of what was found are written beside the manifest, so that
-a second run reads only the tars that are new or have changed.
+Each tar is read once, and must agree with what files beside it say of it (data/tars.py). For each an index and a cache
+entry, with what was seen, are written beside the manifest, so that a second run reads only the tars that are new or
+have changed.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -31,21 +29,10 @@ from vit_dist.core.files import (
 from vit_dist.core.progress import Progress
 from vit_dist.data import workers
 from vit_dist.data.index import encode_index
+from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import Shard, ShardManifest, checksum, write_manifest
 from vit_dist.data.scan import file_size, scan_tar
-from vit_dist.data.tarindex import LabelRule
-
-_IN_PROCESS_BYTES = 512 << 20  # less than this is read without starting processes
-
-
-@dataclass(frozen=True)
-class TarToIndex:
-    """One tar: its URL, and the samples and bytes that some list says it has, with the list's name."""
-
-    url: str
-    num_samples: int | None = None
-    num_bytes: int | None = None
-    told_by: str = ""
+from vit_dist.data.tars import TarToIndex, find_tars
 
 
 @dataclass(frozen=True)
@@ -56,142 +43,6 @@ class IndexResult:
     num_read: int
     left_out: tuple[tuple[str, str, int, str], ...]
     ignored: int
-
-
-def find_tars(urls: Sequence[str]) -> list[TarToIndex]:
-    """The tars that URLs name, in their order.
-
-    A URL is a tar, a pattern with {000..123} or {a,b}, one with * or ?, a directory (its *.tar), or the JSON shard list
-    of `wids`.
-
-    Raises:
-        DataError: nothing there, or a tar named twice.
-    """
-    found: list[TarToIndex] = []
-    for given in urls:
-        for url in expand_braces(given):
-            found += _resolve(url)
-    seen: set[str] = set()
-    for tar in found:
-        if tar.url in seen:
-            raise DataError(f"{redact(tar.url)}: named twice; each tar may stand once in a manifest")
-        seen.add(tar.url)
-    return _with_counts(found)
-
-
-def expand_braces(text: str) -> list[str]:
-    """Every text that a pattern with {000..123} or {a,b} stands for.
-
-    Raises:
-        DataError: the braces do not fit together.
-    """
-    from braceexpand import braceexpand
-
-    try:
-        return list(braceexpand(text)) if "{" in text else [text]
-    except ValueError as error:
-        raise DataError(f"{redact(text)}: {error}; write ranges as {{00000..01023}}") from None
-
-
-def _resolve(url: str) -> list[TarToIndex]:
-    name = url.rstrip("/").rpartition("/")[2]
-    if name.endswith(".json"):
-        return _from_wids(url)
-    if any(c in name for c in "*?["):
-        folder = parent_url(url)
-        tars = [n for n in _names(folder or ".") if fnmatch.fnmatchcase(n, name)]
-        if not tars:
-            raise DataError(f"{redact(url)}: no file fits this pattern")
-        return [TarToIndex(join_url(folder, n)) for n in tars]
-    if _is_directory(url):
-        tars = [n for n in _names(url) if n.endswith(".tar")]
-        if not tars:
-            raise DataError(f"{redact(url)}: no .tar files in this directory")
-        return [TarToIndex(join_url(url, n)) for n in tars]
-    return [TarToIndex(url)]
-
-
-def _is_directory(url: str) -> bool:
-    with explained(url, "listed"):
-        if not is_remote(url):
-            return local_path(url).is_dir()
-        if url.endswith(".tar"):
-            return False
-        system, path = file_system(url)
-        return bool(system.isdir(path))
-
-
-def _names(folder: str) -> list[str]:
-    with explained(folder, "listed"):
-        if not is_remote(folder):
-            return sorted(p.name for p in local_path(folder).iterdir())
-        system, path = file_system(folder)
-        return sorted(e.rstrip("/").rpartition("/")[2] for e in system.ls(path, detail=False))
-
-
-def _from_wids(url: str) -> list[TarToIndex]:
-    where = redact(url)
-    try:
-        raw = json.loads(read_bytes(url))
-        shards = raw["shardlist"]
-        base = raw.get("base") or parent_url(url)
-        tars = [
-            TarToIndex(join_url(base, s["url"]), s.get("nsamples"), s.get("filesize"), f"{where} (wids)")
-            for s in shards
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{where}: not a shard list of wids: {type(error).__name__}: {error}") from None
-    if not tars:
-        raise DataError(f"{where}: a shard list without shards")
-    return tars
-
-
-def _with_counts(tars: list[TarToIndex]) -> list[TarToIndex]:
-    """Fill in sample counts that files beside the tars tell."""
-    folders: dict[str, dict[str, tuple[int, str]]] = {}
-    filled = []
-    for tar in tars:
-        folder, _, name = tar.url.rpartition("/")
-        if folder not in folders:
-            folders[folder] = _told_counts(folder)
-        count, told_by = folders[folder].get(name, (None, ""))
-        if tar.num_samples is None and count is not None:
-            tar = TarToIndex(tar.url, count, tar.num_bytes, told_by)
-        filled.append(tar)
-    return filled
-
-
-def _told_counts(folder: str) -> dict[str, tuple[int, str]]:
-    try:
-        names = set(_names(folder or "."))
-    except DataError:  # https:// has no listing; there is nothing beside the tars then
-        return {}
-    told: dict[str, tuple[int, str]] = {}
-    for name in sorted(names):
-        if name in {"sizes.json", "_info.json", "info.json"} or name.endswith("_stats.json"):
-            told.update(_told_by_json(join_url(folder, name), name))
-        elif name.endswith(".idx") and f"{name[:-4]}.tar" in names:
-            first = read_bytes(join_url(folder, name))[:100].split(b"\n")[0].split()
-            if len(first) == 2 and first[0].startswith(b"v1") and first[1].isdigit():
-                told[f"{name[:-4]}.tar"] = (int(first[1]), f"{name} (wds2idx)")
-    return told
-
-
-def _told_by_json(url: str, name: str) -> Iterator[tuple[str, tuple[int, str]]]:
-    try:
-        raw = json.loads(read_bytes(url))
-        if name.endswith("_stats.json"):  # img2dataset
-            yield name.replace("_stats.json", ".tar"), (int(raw["successes"]), name)
-        elif name == "sizes.json":  # open_clip
-            for tar, count in raw.items():
-                yield tar, (int(count), name)
-        else:  # timm
-            for split in raw.get("splits", {}).values():
-                lengths = split.get("shard_lengths") or []
-                for tar, count in zip(split.get("filenames", []), lengths, strict=False):
-                    yield tar, (int(count), name)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return  # some other file of this name
 
 
 @dataclass(frozen=True)
@@ -229,7 +80,8 @@ def index_tars(
         say: called with lines for people.
 
     Raises:
-        DataError: a tar is missing, damaged, or does not hold what is told of it; a label is outside the classes.
+        DataError: a tar is missing, damaged, or does not hold what a file beside it says; a label is outside the
+            classes.
     """
     rule = rule or LabelRule()
     if not out.endswith(".json"):
@@ -237,59 +89,61 @@ def index_tars(
     tars = find_tars(urls)
     base, stem = parent_url(out), out.rpartition("/")[2].removesuffix(".json")
     job = _Job(join_url(base, f"{stem}.index"), rule, leave_out)
-    notes, num_read = _notes(job, tars, num_workers, quiet, say)
+    entries, num_read = _cached_or_read(job, tars, num_workers, quiet, say)
     limit = num_classes if num_classes is not None else len(rule.classes) or None
-    for tar, note in zip(tars, notes, strict=True):
-        _check_note(tar, note, limit)
+    for tar, entry in zip(tars, entries, strict=True):
+        _check_entry(tar, entry, limit)
     manifest = ShardManifest(
         base=base,
         name=name or stem,
         shards=tuple(
-            Shard(**{**n["shard"], "url": _relative(tar.url, base)}) for tar, n in zip(tars, notes, strict=True)
+            Shard(**{**entry["shard"], "url": _relative(tar.url, base)})
+            for tar, entry in zip(tars, entries, strict=True)
         ),
         shuffled=shuffled,
-        num_classes=limit if limit is not None else max((n["max_label"] for n in notes), default=-1) + 1,
+        num_classes=limit if limit is not None else max((entry["max_label"] for entry in entries), default=-1) + 1,
         classes=rule.classes,
-        max_labels=max((1, *(n["max_labels"] for n in notes))),
+        max_labels=max((1, *(entry["max_labels"] for entry in entries))),
     )
     if not manifest.num_samples:
         raise DataError(f"{redact(out)}: the {len(tars)} tars hold no samples with an image and a label")
     write_manifest(manifest, out)
-    left_out = [(tar.url, *sample) for tar, n in zip(tars, notes, strict=True) for sample in n["left_out"]]
-    return IndexResult(manifest, num_read, tuple(left_out), sum(n["ignored"] for n in notes))
+    left_out = [(tar.url, *sample) for tar, entry in zip(tars, entries, strict=True) for sample in entry["left_out"]]
+    return IndexResult(manifest, num_read, tuple(left_out), sum(entry["ignored"] for entry in entries))
 
 
-def _notes(
+def _cached_or_read(
     job: _Job, tars: list[TarToIndex], num_workers: int, quiet: bool, say: Callable[[str], None]
 ) -> tuple[list[dict[str, Any]], int]:
-    """What is known of each tar, from an earlier run or by reading it now; and how many were read."""
+    """The cache entry of each tar, of an earlier run or from reading it now; and how many were read."""
+    # Entries made under another rule of labels say nothing about this one.
     rule_id = hashlib.sha256(repr((job.rule, job.leave_out)).encode()).hexdigest()[:16]
     sizes = {tar.url: _checked_size(tar) for tar in tars}
-    notes: dict[int, dict[str, Any]] = {}
+    entries: dict[int, dict[str, Any]] = {}
     for i, tar in enumerate(tars):
-        note = _read_note(job, i, tar, sizes[tar.url], rule_id)
-        if note is not None:
-            notes[i] = note
-    if notes:
-        say(f"going on: {len(notes):,} of {len(tars):,} tars are indexed already and have not changed")
-    missing = [i for i in range(len(tars)) if i not in notes]
+        entry = _read_entry(job, i, tar, sizes[tar.url], rule_id)
+        if entry is not None:
+            entries[i] = entry
+    if entries:
+        say(f"resuming: {len(entries):,} of {len(tars):,} tars are indexed already and have not changed")
+    missing = [i for i in range(len(tars)) if i not in entries]
     with Progress("indexing", sum(sizes[tars[i].url] for i in missing) >> 20, "MiB", quiet=quiet) as progress:
         done = 0
-        for i, note in _index_all(job, tars, missing, sizes, num_workers):
-            note["rule"] = rule_id
-            write_bytes(_note_url(job, i, tars[i].url), json.dumps(note).encode())
-            notes[i] = note
+        for i, entry in _index_all(job, tars, missing, sizes, num_workers):
+            entry["rule"] = rule_id
+            write_bytes(_entry_url(job, i, tars[i].url), json.dumps(entry).encode())
+            entries[i] = entry
             done += sizes[tars[i].url]
             progress.update(done >> 20)
-    return [notes[i] for i in range(len(tars))], len(missing)
+    return [entries[i] for i in range(len(tars))], len(missing)
 
 
-def _check_note(tar: TarToIndex, note: dict[str, Any], limit: int | None) -> None:
-    """Hold what was found in a tar to what is told of it, and to the number of classes, where that is known."""
-    _check_count(tar, note["shard"]["num_samples"] + len(note["left_out"]))
-    if limit is not None and note["max_label"] >= limit:
+def _check_entry(tar: TarToIndex, entry: dict[str, Any], limit: int | None) -> None:
+    """Compare what a tar holds with what a file beside it says, and with the number of classes, where that is known."""
+    _check_count(tar, entry["shard"]["num_samples"] + len(entry["left_out"]))
+    if limit is not None and entry["max_label"] >= limit:
         raise DataError(
-            f"{redact(tar.url)}: sample {note['max_label_key']!r} has label {note['max_label']}, but there are "
+            f"{redact(tar.url)}: sample {entry['max_label_key']!r} has label {entry['max_label']}, but there are "
             f"{limit} classes; mend it, or give --num-classes"
         )
 
@@ -298,16 +152,16 @@ def _checked_size(tar: TarToIndex) -> int:
     size = file_size(tar.url)
     if tar.num_bytes is not None and tar.num_bytes != size:
         raise DataError(
-            f"{redact(tar.url)}: has {size:,} bytes, {tar.told_by} says {tar.num_bytes:,}: one was changed after the "
-            f"other; copy the tar again, or index it without that list"
+            f"{redact(tar.url)}: has {size:,} bytes, {tar.source} says {tar.num_bytes:,}: one was changed after "
+            f"the other; copy the tar again, or index it without that list"
         )
     return size
 
 
-def _check_count(tar: TarToIndex, found: int) -> None:
-    if tar.num_samples is not None and tar.num_samples != found:
+def _check_count(tar: TarToIndex, count: int) -> None:
+    if tar.num_samples is not None and tar.num_samples != count:
         raise DataError(
-            f"{redact(tar.url)}: holds {found:,} samples, {tar.told_by} says {tar.num_samples:,}: one was changed "
+            f"{redact(tar.url)}: holds {count:,} samples, {tar.source} says {tar.num_samples:,}: one was changed "
             f"after the other; copy the tar again, or mend or remove that file"
         )
 
@@ -325,7 +179,7 @@ def _file_name(i: int, url: str) -> str:
     return f"{i:06d}-{url.rpartition('/')[2].partition('?')[0].removesuffix('.tar')}"
 
 
-def _note_url(job: _Job, i: int, url: str) -> str:
+def _entry_url(job: _Job, i: int, url: str) -> str:
     return join_url(job.folder, f"{_file_name(i, url)}.json")
 
 
@@ -339,21 +193,22 @@ def _stamp(url: str) -> str:
     return str(info.get("ETag") or info.get("LastModified") or "")
 
 
-def _read_note(job: _Job, i: int, tar: TarToIndex, size: int, rule_id: str) -> dict[str, Any] | None:
-    url = _note_url(job, i, tar.url)
+def _read_entry(job: _Job, i: int, tar: TarToIndex, size: int, rule_id: str) -> dict[str, Any] | None:
+    url = _entry_url(job, i, tar.url)
     if not exists(url):
         return None
     try:
-        note: dict[str, Any] = json.loads(read_bytes(url))
-        same = (note["tar"], note["shard"]["num_bytes"], note["rule"]) == (tar.url, size, rule_id)
-        same = same and note["stamp"] == _stamp(tar.url)
-        index = join_url(parent_url(job.folder), note["shard"]["index_url"])
-        return note if same and exists(index) else None
+        entry: dict[str, Any] = json.loads(read_bytes(url))
+        same = (entry["tar"], entry["shard"]["num_bytes"], entry["rule"]) == (tar.url, size, rule_id)
+        same = same and entry["stamp"] == _stamp(tar.url)
+        index = join_url(parent_url(job.folder), entry["shard"]["index_url"])
+        return entry if same and exists(index) else None
     except (ValueError, KeyError, TypeError):
         return None
 
 
 def _index_one(job: _Job, i: int, url: str) -> dict[str, Any]:
+    # Before the tar is read: one that is changed meanwhile is read again the next time.
     stamp = _stamp(url)
     scan = scan_tar(url, job.rule, leave_out=job.leave_out)
     content = encode_index(scan.index)
@@ -379,13 +234,15 @@ def _index_one(job: _Job, i: int, url: str) -> dict[str, Any]:
 def _index_all(
     job: _Job, tars: list[TarToIndex], missing: list[int], sizes: dict[str, int], num_workers: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    if num_workers == 1 or len(missing) < 2 or sum(sizes[tars[i].url] for i in missing) < _IN_PROCESS_BYTES:
+    num_bytes = sum(sizes[tars[i].url] for i in missing)
+    processes = workers.num_processes(num_workers, len(missing), num_bytes=num_bytes)
+    if processes == 1:
         for i in missing:
             yield i, _index_one(job, i, tars[i].url)
         return
     tasks = ((i, tars[i].url) for i in missing)
-    for (i, _), note in workers.run(_index_task, tasks, min(num_workers, len(missing)), share={"job": job}):
-        yield i, note
+    for (i, _), entry in workers.run(_index_task, tasks, processes, values={"job": job}):
+        yield i, entry
 
 
 def _index_task(task: tuple[int, str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The manifest of a dataset: its shards, their sizes and checksums, and what the labels mean. No torch.
 
-The file is JSON that webdataset's `wids` reads as its own; what is ours stands under the key "vit_dist".
+The file is JSON that webdataset's `wids` reads as its own; what others do not know stands under the key "vit_dist".
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import join_url, parent_url, read_bytes, redact, write_bytes
+from vit_dist.core.seeding import I64
 from vit_dist.data.index import ShardIndex, decode_index
 from vit_dist.data.ranges import RangeReader
 
-I64 = NDArray[np.int64]
 _KIND = "wids-shard-index-v1"
 _VERSION = 1
 
@@ -119,11 +118,11 @@ class ShardManifest:
         entry = self.shards[shard]
         url = join_url(self.base, entry.index_url)
         content = read(url)
-        found = checksum(content)
-        if found != entry.index_checksum:
+        actual = checksum(content)
+        if actual != entry.index_checksum:
             raise DataError(
-                f"{redact(url)}: the index has checksum {found}, the manifest says {entry.index_checksum}: one of them "
-                f"was changed after the other; index the shard {entry.url} again"
+                f"{redact(url)}: the index has checksum {actual}, the manifest says {entry.index_checksum}: one of "
+                f"them was changed after the other; index the shard {entry.url} again"
             )
         index = decode_index(content, redact(url))
         if index.num_samples != entry.num_samples:
@@ -155,7 +154,7 @@ def encode_manifest(manifest: ShardManifest) -> bytes:
         )
         for s in manifest.shards
     )
-    ours = {
+    section = {
         "version": _VERSION,
         "fingerprint": manifest.fingerprint,
         "num_samples": manifest.num_samples,
@@ -167,12 +166,12 @@ def encode_manifest(manifest: ShardManifest) -> bytes:
     }
     return (
         f'{{\n"__kind__": "{_KIND}",\n"wids_version": 1,\n"name": {json.dumps(manifest.name)},\n'
-        f'"vit_dist": {json.dumps(ours)},\n"shardlist": [\n{shards}\n]\n}}\n'
+        f'"vit_dist": {json.dumps(section)},\n"shardlist": [\n{shards}\n]\n}}\n'
     ).encode()
 
 
 def write_manifest(manifest: ShardManifest, url: str) -> None:
-    """Write a manifest; last of all files of a dataset, so that where it is, the dataset is whole."""
+    """Write a manifest; last of all files of a dataset, so that where it is, the dataset is complete."""
     write_bytes(url, encode_manifest(manifest))
 
 
@@ -196,14 +195,14 @@ def read_manifest(url: str) -> ShardManifest:
         raise DataError(f"{where}: not a manifest: {error}") from None
     if kind != _KIND:
         raise DataError(f"{where}: not a manifest: __kind__ is {kind!r}, expected {_KIND!r}")
-    ours = raw.get("vit_dist")
-    if not isinstance(ours, dict):
+    section = raw.get("vit_dist")
+    if not isinstance(section, dict):
         raise DataError(
             f"{where}: a shard list of wids without sample indexes; make a manifest of these tars with "
             f"`vit-dist data index`"
         )
-    if ours.get("version") != _VERSION:
-        raise DataError(f"{where}: manifest version {ours.get('version')!r}; this vit_dist reads version {_VERSION}")
+    if section.get("version") != _VERSION:
+        raise DataError(f"{where}: manifest version {section.get('version')!r}; this vit_dist reads version {_VERSION}")
     try:
         manifest = ShardManifest(
             base=parent_url(url),
@@ -212,19 +211,19 @@ def read_manifest(url: str) -> ShardManifest:
                 Shard(s["url"], s["nsamples"], s["filesize"], s["xxh128"], s["index"], s["index_xxh128"])
                 for s in raw["shardlist"]
             ),
-            shuffled=ours["shuffled"],
-            num_classes=ours["num_classes"],
-            classes=tuple(ours["classes"]),
-            max_labels=ours["max_labels"],
-            excluded=ours["excluded"],
+            shuffled=section["shuffled"],
+            num_classes=section["num_classes"],
+            classes=tuple(section["classes"]),
+            max_labels=section["max_labels"],
+            excluded=section["excluded"],
         )
         fingerprint, counted = manifest.fingerprint, manifest.num_samples
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{where}: damaged manifest: {type(error).__name__}: {error}") from None
-    if fingerprint != ours.get("fingerprint") or counted != ours.get("num_samples"):
+    if fingerprint != section.get("fingerprint") or counted != section.get("num_samples"):
         raise DataError(
             f"{where}: the manifest was edited by hand: its content has fingerprint {fingerprint} and "
-            f"{counted} samples, it says {ours.get('fingerprint')} and {ours.get('num_samples')}; make it anew with "
-            f"`vit-dist data index`"
+            f"{counted} samples, it says {section.get('fingerprint')} and {section.get('num_samples')}; make it "
+            f"anew with `vit-dist data index`"
         )
     return manifest

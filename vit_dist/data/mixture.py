@@ -18,10 +18,10 @@ from math import gcd
 import numpy as np
 
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.seeding import I64
 from vit_dist.core.units import nearest_multiples
 from vit_dist.data.order import (
     DEFAULT_WINDOW,
-    I64,
     MAX_LANES,
     SMALL_SET_BYTES,
     GlobalOrder,
@@ -42,7 +42,7 @@ class MixtureIdentity:
 def deal_lanes(lanes: Sequence[int]) -> list[int]:
     """Which component owns each lane of a mixture, evenly interleaved.
 
-    The m-th of a component's c lanes wants the place (m + 1/2) / c of the whole; lanes are sorted by that, ties by
+    The m-th of a component's c lanes wants the place (m + 1/2) / c of all lanes; lanes are sorted by that, ties by
     component.
 
     Args:
@@ -95,9 +95,9 @@ def resolve_mixture(
                 f"data.mixture.{name} has {sizes[name]} examples, fewer than the {factor * weight} lanes that its "
                 f"weight {weights[name]} of {sum(weights.values())} gives it; give it a smaller weight"
             )
-    whole = small and lanes is None
+    one_window = small and lanes is None
     return {
-        name: (factor * weight, min(sizes[name], window or (sizes[name] if whole else DEFAULT_WINDOW)))
+        name: (factor * weight, min(sizes[name], window or (sizes[name] if one_window else DEFAULT_WINDOW)))
         for name, weight in reduced.items()
     }
 
@@ -155,9 +155,11 @@ class MixtureOrder:
         owners, places = np.asarray(self._owner)[lanes], np.asarray(self._place)[lanes]
         epochs, shards, samples = np.empty_like(rows), np.empty_like(rows), np.empty_like(rows)
         for component, order in enumerate(self.orders):
-            mine = np.flatnonzero(owners == component)
-            epochs[mine], own, samples[mine] = order.locate_many(rows[mine] * order.lanes + places[mine])
-            shards[mine] = own + self._first_shard[component]
+            indices = np.flatnonzero(owners == component)
+            epochs[indices], own_shards, samples[indices] = order.locate_many(
+                rows[indices] * order.lanes + places[indices]
+            )
+            shards[indices] = own_shards + self._first_shard[component]
         return epochs, shards, samples
 
     def window_segments(self, window: WindowId) -> list[Segment]:

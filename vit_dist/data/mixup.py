@@ -2,7 +2,7 @@
 
 Slot j of the global batch is paired with slot j + B/2. Rank r of W owns the slots j = r mod W, so where 2W divides B
 both slots of a pair are on one rank, half its rows apart. How a pair is mixed is a function of (seed, position of its
-first slot) alone. Both slots get the same share and box: x_j' = s x_j + (1 - s) x_k, x_k' = s x_k + (1 - s) x_j.
+first slot) alone. Both slots get the same lambda and box: x_j' = l x_j + (1 - l) x_k, x_k' = l x_k + (1 - l) x_j.
 
 Mixing is done on uint8, in integers, on the device that trains: every device and every micro-batch size gives the same
 bits, a quarter of the bytes of float32 cross the bus, and the decode threads are left alone.
@@ -20,7 +20,8 @@ from vit_dist.config.schema import MixupConfig
 from vit_dist.core.seeding import hash64, uniform
 
 _TAG_MIX = 0x4D4958  # "MIX"
-_ONE = 1 << 16  # shares are counted in 1/65536: products with a uint8 fit 32 bits
+# Lambda is counted in 1/65536: products with a uint8 fit 32 bits.
+_ONE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,11 @@ class PairMix:
     """How one pair is mixed.
 
     Attributes:
-        share: of the example itself in its mixed image and target; the rest is its partner's.
+        lam: the papers' lambda: weight of the example itself in its mixed image and target; the rest is its partner's.
         box: top, left, bottom, right of what CutMix takes from the partner, in pixels; None for MixUp.
     """
 
-    share: float
+    lam: float
     box: tuple[int, int, int, int] | None = None
 
 
@@ -44,7 +45,7 @@ def draw_mix(config: MixupConfig, seed: int, position: int, size: int) -> PairMi
     cut = config.cutmix_alpha and (not config.alpha or uniform(key, 1) < config.cutmix_share)
     if not cut:
         return PairMix(round(_beta(config.alpha, key) * _ONE) / _ONE)
-    # Yun et al. 2019: a box of the image's shape and of 1 - share of its area, around any pixel, cut off at the edges.
+    # Yun et al. 2019: a box of the image's shape and of 1 - lambda of its area, around any pixel, cut off at the edges.
     side = size * math.sqrt(1 - _beta(config.cutmix_alpha, key))
     middle = uniform(key, 2) * size, uniform(key, 3) * size
     top, left = (max(0, round(m - side / 2)) for m in middle)
@@ -83,29 +84,29 @@ def mix_micro_batches(
     mixed = []
     for start in range(0, half, pairs):
         rows = slice(start, start + pairs), slice(half + start, half + start + pairs)
-        some = mixes[start : start + pairs]
+        chunk = mixes[start : start + pairs]
         a, b = (images[r].to(device, non_blocking=True) for r in rows)
-        share = torch.tensor([mix.share for mix in some]).unsqueeze(1)
+        lam = torch.tensor([mix.lam for mix in chunk]).unsqueeze(1)
         s, t = targets[rows[0]], targets[rows[1]]
-        mixed.append((_mix_images(a, b, some), torch.cat((share * s + (1 - share) * t, share * t + (1 - share) * s))))
+        mixed.append((_mix_images(a, b, chunk), torch.cat((lam * s + (1 - lam) * t, lam * t + (1 - lam) * s))))
     return mixed
 
 
 def _mix_images(a: Tensor, b: Tensor, mixes: list[PairMix]) -> Tensor:
     """uint8 [m, 3, S, S] twice -> uint8 [2m, 3, S, S]."""
-    blend = torch.tensor([_ONE if mix.box else int(mix.share * _ONE) for mix in mixes], dtype=torch.int32)
+    blend = torch.tensor([_ONE if mix.box else int(mix.lam * _ONE) for mix in mixes], dtype=torch.int32)
     if bool((blend < _ONE).any()):
         blend = blend.to(a.device).view(-1, 1, 1, 1)
-        # b + (a - b) * share, rounded; what the first gains the second loses, but for the rounding
+        # b + (a - b) * lambda, rounded; what the first gains the second loses, but for the rounding.
         step = (a.to(torch.int32) - b) * blend
         first = ((b.to(torch.int32) << 16) + step + (_ONE >> 1)) >> 16
         second = ((a.to(torch.int32) << 16) - step + (_ONE >> 1)) >> 16
         a, b = first.to(torch.uint8), second.to(torch.uint8)
     if any(mix.box for mix in mixes):
         corners = torch.tensor([mix.box or (0, 0, 0, 0) for mix in mixes], device=a.device).view(-1, 4, 1)
-        at = torch.arange(a.shape[-1], device=a.device)
-        tall = (at >= corners[:, 0]) & (at < corners[:, 2])
-        wide = (at >= corners[:, 1]) & (at < corners[:, 3])
+        pixel = torch.arange(a.shape[-1], device=a.device)
+        tall = (pixel >= corners[:, 0]) & (pixel < corners[:, 2])
+        wide = (pixel >= corners[:, 1]) & (pixel < corners[:, 3])
         inside = (tall.unsqueeze(2) & wide.unsqueeze(1)).unsqueeze(1)
         a, b = torch.where(inside, b, a), torch.where(inside, a, b)
     return torch.cat((a, b))

@@ -17,18 +17,14 @@ from math import gcd
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vit_dist.core.errors import ConfigError, DataError
-from vit_dist.core.seeding import MASK64, U64, hash64, mix64, mix64_array, permutation
-
-I64 = NDArray[np.int64]
+from vit_dist.core.seeding import GOLDEN_GAMMA, I64, MASK64, U64, hash64, mix64, mix64_array, permutation
 
 SMALL_SET_BYTES = 256 << 20
 DEFAULT_WINDOW = 32
 MAX_LANES = 4096
 _ROUNDS = 8
-_GOLDEN = 0x9E3779B97F4A7C15
 _TAG_SHARDS = 0x5348415244  # "SHARD"
 _TAG_WINDOWS = 0x57494E444F57  # "WINDOW"
 
@@ -74,8 +70,8 @@ def resolve_lanes(num_samples: int, num_bytes: int, lanes: int | None, window: i
     chosen_lanes = lanes if lanes is not None else 1 if small else default_lanes(num_samples)
     if chosen_lanes > num_samples:
         raise ConfigError(f"data.lanes={chosen_lanes} is more than the {num_samples} examples of the set")
-    whole = small and lanes is None
-    chosen_window = window if window is not None else num_samples if whole else DEFAULT_WINDOW
+    one_window = small and lanes is None
+    chosen_window = window if window is not None else num_samples if one_window else DEFAULT_WINDOW
     return chosen_lanes, min(chosen_window, num_samples)
 
 
@@ -93,17 +89,18 @@ def permute(index: int, size: int, key: int) -> int:
     low_mask, high_mask = (1 << low_bits) - 1, (1 << (bits - low_bits)) - 1
     while True:
         low, high, word = index & low_mask, index >> low_bits, key
-        for _ in range(_ROUNDS // 2):  # mix64, written out: half of the time of locate() went into the calls
+        # mix64, written out: half of the time of locate() went into the calls.
+        for _ in range(_ROUNDS // 2):
             x = (word ^ high) & MASK64
             x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & MASK64
             x = (x ^ (x >> 27)) * 0x94D049BB133111EB & MASK64
             low ^= (x ^ (x >> 31)) & low_mask
-            word += _GOLDEN
+            word += GOLDEN_GAMMA
             x = (word ^ low) & MASK64
             x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & MASK64
             x = (x ^ (x >> 27)) * 0x94D049BB133111EB & MASK64
             high ^= (x ^ (x >> 31)) & high_mask
-            word += _GOLDEN
+            word += GOLDEN_GAMMA
         index = high << low_bits | low
         if index < size:
             return (index + mix64(~key) % size) % size
@@ -124,9 +121,9 @@ def permute_array(index: I64, size: I64, key: U64) -> I64:
         low, high = x & lows, x >> shift
         for _ in range(_ROUNDS // 2):
             low ^= mix64_array(word ^ high) & lows
-            word = word + np.uint64(_GOLDEN)
+            word = word + np.uint64(GOLDEN_GAMMA)
             high ^= mix64_array(word ^ low) & highs
-            word = word + np.uint64(_GOLDEN)
+            word = word + np.uint64(GOLDEN_GAMMA)
         x = high << shift | low
         result[todo] = x
         todo = todo[x >= size[todo].astype(np.uint64)]
@@ -147,7 +144,8 @@ class EpochOrder:
 
     def find(self, line: int) -> tuple[int, int]:
         """Shard and sample at place `line` of the epoch's line."""
-        slot = bisect_right(self._ends, line)  # the first shard that ends after it: empty shards are stepped over
+        # The first shard that ends after it: empty shards are stepped over.
+        slot = bisect_right(self._ends, line)
         return int(self.shards[slot]), line - int(self.starts[slot])
 
     def find_many(self, line: I64) -> tuple[I64, I64]:
@@ -206,12 +204,13 @@ class GlobalOrder:
 
     def epoch(self, epoch: int) -> EpochOrder:
         """The order of one epoch; the last three asked for are kept."""
-        found = self._epochs.get(epoch)
-        if found is None:
-            found = self._epochs[epoch] = EpochOrder(self.counts, seed=self.seed, epoch=epoch)
+        order = self._epochs.get(epoch)
+        if order is None:
+            order = self._epochs[epoch] = EpochOrder(self.counts, seed=self.seed, epoch=epoch)
+            # Read-ahead crosses into the next epoch while samples of the last one are still being decoded.
             while len(self._epochs) > 3:
                 self._epochs.popitem(last=False)
-        return found
+        return order
 
     def lane_length(self, lane: int) -> int:
         """Samples in a lane: N // C, one more in the first N mod C."""
@@ -283,11 +282,11 @@ class GlobalOrder:
         lane_starts = lanes * self._base + np.minimum(lanes, self._extra)
         shards, samples = np.empty_like(offsets), np.empty_like(offsets)
         for epoch in np.unique(epochs):
-            mine = np.flatnonzero(epochs == epoch)
+            indices = np.flatnonzero(epochs == epoch)
             order = self.epoch(int(epoch))
-            keys = _window_keys(order.window_key, lanes[mine], index[mine])
-            slots = permute_array(rows[mine] - start[mine], size[mine], keys)
-            shards[mine], samples[mine] = order.find_many(lane_starts[mine] + start[mine] + slots)
+            keys = _window_keys(order.window_key, lanes[indices], index[indices])
+            slots = permute_array(rows[indices] - start[indices], size[indices], keys)
+            shards[indices], samples[indices] = order.find_many(lane_starts[indices] + start[indices] + slots)
         return epochs, shards, samples
 
     def read_amplification(self, ranks: int) -> int:
@@ -297,23 +296,23 @@ class GlobalOrder:
 
 def _window_keys(window_key: int, lanes: I64, index: I64) -> U64:
     """hash64(window_key, lane, index) for arrays. uint64 [n]."""
-    golden = np.uint64(_GOLDEN)
-    state = np.uint64((mix64((window_key + _GOLDEN) & MASK64) + _GOLDEN) & MASK64)
+    golden = np.uint64(GOLDEN_GAMMA)
+    state = np.uint64((mix64((window_key + GOLDEN_GAMMA) & MASK64) + GOLDEN_GAMMA) & MASK64)
     by_lane = mix64_array(lanes.astype(np.uint64) + state)
     return mix64_array(index.astype(np.uint64) + (by_lane + golden))
 
 
-def describe_identity_change(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
+def describe_identity_change(current: dict[str, Any], saved: dict[str, Any], prefix: str = "") -> list[str]:
     """Where a saved stream belongs to another order: 'seed: 1 here, 0 there', one text each.
 
     Args:
-        ours: this run's identity as plain data, nested for a mixture.
-        theirs: the saved one.
+        current: this run's identity as plain data, nested for a mixture.
+        saved: the saved one.
         prefix: of the names.
     """
     changes = []
-    for name in [*ours, *(name for name in theirs if name not in ours)]:
-        a, b, path = ours.get(name), theirs.get(name), f"{prefix}{name}"
+    for name in [*current, *(name for name in saved if name not in current)]:
+        a, b, path = current.get(name), saved.get(name), f"{prefix}{name}"
         if isinstance(a, dict) and isinstance(b, dict):
             changes += describe_identity_change(a, b, f"{path}.")
         elif a != b:

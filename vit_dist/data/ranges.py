@@ -1,4 +1,4 @@
-"""Byte ranges of shards, local or remote, gone on with where they broke when the store stumbles. No torch."""
+"""Byte ranges of shards, local or remote, resumed from the byte where they broke when the store stumbles. No torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from vit_dist.core.errors import DataError
 from vit_dist.core.files import explained, file_system, is_remote, local_path, read_bytes, redact
 
 _MAX_OPEN_FILES = 256
-_PART_BYTES = 8 << 20  # of a store that hands over ranges whole: what a broken connection costs at most
+# Of a store that hands over ranges whole: what a broken connection costs at most.
+_PART_BYTES = 8 << 20
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _NEVER_BETTER = {"NoCredentialsError", "TypeError", "ValueError", "ImportError", "NotImplementedError"}
 _PAST_THE_END = ("InvalidRange", "not satisfiable")
@@ -44,7 +45,7 @@ class RangeReader:
 
     Remote ranges are tried again from the byte where they broke. The wait doubles from try to try, with jitter, so
     that the ranks of a cluster do not come back all at once; a store that says how long to wait (Retry-After) or to
-    slow down is heard. A range is given up after `tries` tries in a row that brought not one byte.
+    slow down is obeyed. A range is given up after `tries` tries in a row that brought not one byte.
 
     Args:
         tries: in a row, without a byte.
@@ -115,15 +116,16 @@ class RangeReader:
             self._files[url] = handle
             while len(self._files) > _MAX_OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
-            duplicate = os.dup(handle)  # another thread may close `handle` while this one reads
+            # Another thread may close `handle` while this one reads.
+            duplicate = os.dup(handle)
         try:
-            parts, at = [], start
-            while at < end:
-                part = os.pread(duplicate, end - at, at)
+            parts, position = [], start
+            while position < end:
+                part = os.pread(duplicate, end - position, position)
                 if not part:
                     break
                 parts.append(part)
-                at += len(part)
+                position += len(part)
             return parts[0] if len(parts) == 1 else b"".join(parts)
         finally:
             os.close(duplicate)
@@ -220,7 +222,7 @@ class _Http:
         response = self._pool.request(
             "GET", plain, headers={"Accept-Encoding": "identity", **headers}, preload_content=False
         )
-        whole = False
+        complete = False
         try:
             status = response.status
             if status in {404, 410}:
@@ -232,12 +234,13 @@ class _Http:
             if status not in {200, 206, 416}:
                 raise OSError(f"HTTP {status} {response.reason or ''}".strip())
             yield response
-            whole = True
+            complete = True
         finally:
-            if whole and response.length_remaining == 0:
+            if complete and response.length_remaining == 0:
                 response.release_conn()
             else:
-                response.close()  # what is left of the answer is not worth reading
+                # What is left of the answer is not worth reading.
+                response.close()
 
 
 def _reason(error: urllib3.exceptions.HTTPError) -> str:

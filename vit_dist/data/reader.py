@@ -21,9 +21,10 @@ from torch import Tensor
 from vit_dist.config.schema import DataConfig
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import redact
+from vit_dist.core.seeding import I64
 from vit_dist.core.world import rank_cpus
 from vit_dist.data.decode import DecodeError, decode
-from vit_dist.data.order import I64, Segment, WindowId
+from vit_dist.data.order import Segment, WindowId
 from vit_dist.data.segments import Piece, SegmentReader
 from vit_dist.data.sets import Parts
 
@@ -80,20 +81,20 @@ class Order(Protocol):
 
 
 class _Window:
-    """A window on its way: its segments, each a future of a piece."""
+    """A window that is being read: its segments, each a future of a piece."""
 
     def __init__(self, identity: WindowId, segments: Sequence[Segment], pieces: Sequence[Future[Piece]]) -> None:
         self.identity, self._segments, self._pieces = identity, segments, pieces
         self._ends = np.cumsum([s.length for s in segments]).tolist()
 
-    def sample(self, slot: int, *, whole: bool) -> tuple[Piece, int]:
+    def sample(self, slot: int, *, whole_shards: bool) -> tuple[Piece, int]:
         """The piece of a place in the window, once it is here, and the sample as the piece's index counts it."""
-        at = 0
-        while slot >= self._ends[at]:
-            at += 1
-        inner = slot - (self._ends[at - 1] if at else 0)
-        piece = self._pieces[at].result()
-        return piece, int(piece.samples[inner + (self._segments[at].first if whole else 0)])
+        piece_number = 0
+        while slot >= self._ends[piece_number]:
+            piece_number += 1
+        inner = slot - (self._ends[piece_number - 1] if piece_number else 0)
+        piece = self._pieces[piece_number].result()
+        return piece, int(piece.samples[inner + (self._segments[piece_number].first if whole_shards else 0)])
 
 
 class Reader:
@@ -102,7 +103,7 @@ class Reader:
     Args:
         parts: what `order` counts in.
         order: where a position's example is.
-        plan: the positions of each batch to come; the planner thread walks it.
+        positions: of each batch to come; the planner thread takes them.
         view: what an image becomes.
         config: threads, prefetch, image size, classes.
         whole_shards: read shards whole and keep them: for sets that fit in memory.
@@ -112,13 +113,13 @@ class Reader:
         self,
         parts: Parts,
         order: Order,
-        plan: Iterator[Sequence[int]],
+        positions: Iterator[Sequence[int]],
         view: View,
         config: DataConfig,
         *,
         whole_shards: bool,
     ) -> None:
-        self._order, self._plan, self._view = order, plan, view
+        self._order, self._positions, self._view = order, positions, view
         self._config, self._whole_shards = config, whole_shards
         self._max_labels = max(part.manifest.max_labels for part in parts)
         self._windows: dict[int, _Window] = {}
@@ -131,7 +132,7 @@ class Reader:
             self._ahead.append(self._planner.submit(self._plan_batch))
 
     def next(self) -> Batch | None:
-        """The next batch, or None at the end of the plan.
+        """The next batch, or None once there are no more positions.
 
         Raises:
             DataError: what a thread met: a shard that cannot be read, or does not fit its index.
@@ -143,11 +144,13 @@ class Reader:
         batch, tasks = planned
         for task in tasks:
             task.result()
+        # Threads end in any order; the list is the same in every run.
         batch.replaced.sort(key=lambda r: r.ordinal)
         return batch
 
     def close(self) -> None:
         """Stop the threads; what is in flight is dropped."""
+        # The readers first: a decode thread that waits for bytes must get its error, or the pools never end.
         self._closed = True
         self._segments.stop()
         for pool in (self._planner, self._decoders):
@@ -157,7 +160,7 @@ class Reader:
         self._segments.close()
 
     def _plan_batch(self) -> tuple[Batch, list[Future[None]]] | None:
-        positions = next(self._plan, None)
+        positions = next(self._positions, None)
         if positions is None:
             return None
         n, size, width = len(positions), self._config.image_size, self._max_labels
@@ -193,7 +196,7 @@ class Reader:
         first: Replacement | None = None
         tried = 0
         for candidate in self._candidates(window, slot):
-            piece, sample = window.sample(candidate, whole=self._whole_shards)
+            piece, sample = window.sample(candidate, whole_shards=self._whole_shards)
             key, tried = piece.index.key(sample), tried + 1
             _check_header(piece, sample, key)
             ordinal = piece.part.ordinal(piece.shard, sample)
@@ -271,11 +274,11 @@ def _url(piece: Piece) -> str:
 
 
 def _check_header(piece: Piece, sample: int, key: str) -> None:
-    found = piece.header_key(sample)
-    if (found is None or found == key) and piece.image_header_fits(sample):
+    key_in_tar = piece.header_key(sample)
+    if (key_in_tar is None or key_in_tar == key) and piece.image_header_fits(sample):
         return
-    has = f"{found!r} there" if found not in (None, key) else "no image of the indexed size there"
+    there = f"{key_in_tar!r} there" if key_in_tar not in (None, key) else "no image of the indexed size there"
     raise DataError(
         f"{_url(piece)}: the index says sample {key!r} begins at byte {int(piece.index.offsets[sample])}, the tar has "
-        f"{has}: the manifest does not match its tars; run `vit-dist data verify`"
+        f"{there}: the manifest does not match its tars; run `vit-dist data verify`"
     )

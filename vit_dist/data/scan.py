@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from vit_dist.core.files import explained, file_system, is_remote, local_path, redact
+from vit_dist.data.labels import LabelRule
 from vit_dist.data.ranges import RangeReader
-from vit_dist.data.tarindex import LabelRule, TarScan, TarScanner
+from vit_dist.data.tarindex import BLOCK, TarScan, TarScanner
 
 _CHUNK_BYTES = 8 << 20
 _LOCAL_CHUNK_BYTES = 4 << 20
-_BLOCK = 512
 _REMOTE_IN_FLIGHT = 6
 
 
@@ -47,30 +48,42 @@ def scan_tar(url: str, rule: LabelRule | None = None, *, leave_out: bool = False
     return scanner.finish()
 
 
+def scan_file(file: io.BufferedIOBase, scanner: TarScanner, chunk_bytes: int = _CHUNK_BYTES) -> TarScan:
+    """Scan an open tar from its start, reading whole chunks into one buffer."""
+    buffer = memoryview(bytearray(chunk_bytes))
+    while True:
+        filled = _fill(file, buffer)
+        if filled:
+            scanner.feed(buffer[:filled])
+        if filled < chunk_bytes:
+            return scanner.finish()
+
+
+def _fill(file: io.FileIO | io.BufferedIOBase, buffer: memoryview) -> int:
+    """Fill a buffer from a file, as far as the file goes; how many bytes that are."""
+    filled = 0
+    while filled < len(buffer):
+        num_read = file.readinto(buffer[filled:])
+        if not num_read:
+            break
+        filled += num_read
+    return filled
+
+
 def _local_chunks(url: str, size: int) -> Iterator[memoryview]:
     """Whole chunks of a file; while one is parsed, a thread reads the next into the other buffer."""
-    length = min(_LOCAL_CHUNK_BYTES, size + _BLOCK - size % _BLOCK)
+    length = min(_LOCAL_CHUNK_BYTES, size + BLOCK - size % BLOCK)
     buffers = [memoryview(bytearray(length)) for _ in range(2)]
     with (
         explained(url, "read"),
         local_path(url).open("rb", buffering=0) as file,
         ThreadPoolExecutor(1, thread_name_prefix="scan") as pool,
     ):
-
-        def fill(buffer: memoryview) -> int:
-            filled = 0
-            while filled < length:
-                got = file.readinto(buffer[filled:])
-                if not got:
-                    break
-                filled += got
-            return filled
-
-        coming = pool.submit(fill, buffers[0])
+        coming = pool.submit(_fill, file, buffers[0])
         while True:
             filled = coming.result()
             if filled == length:
-                coming = pool.submit(fill, buffers[1])
+                coming = pool.submit(_fill, file, buffers[1])
             if filled:
                 yield buffers[0][:filled]
             if filled < length:

@@ -12,8 +12,9 @@ from functools import partial
 
 import numpy as np
 
+from vit_dist.core.seeding import I64
 from vit_dist.data.index import ShardIndex
-from vit_dist.data.order import I64, Segment
+from vit_dist.data.order import Segment
 from vit_dist.data.ranges import RangeReader
 from vit_dist.data.sets import Part, Parts
 
@@ -40,7 +41,7 @@ def coalesce(begins: I64, ends: I64, gap: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some samples of one shard: their index, and ranges of the tar, each on its way or here.
+    """Some samples of one shard: their index, and ranges of the tar, each being read or read.
 
     Attributes:
         part: the set.
@@ -70,7 +71,8 @@ class Piece:
         if len(header) < 512 or header[257:262] != b"ustar":
             return ""
         if header[156:157] not in (b"0", b"\0"):
-            return None  # a pax or GNU long name comes first
+            # A pax or GNU long name comes first.
+            return None
         name, prefix = (header[a:b].partition(b"\0")[0] for a, b in ((0, 100), (345, 500)))
         path = prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name
         folder, slash, file = path.rpartition(b"/")
@@ -86,9 +88,9 @@ class Piece:
         return header[124] >= 0x80 or (digits.isdigit() and int(digits, 8) == int(self.index.image_bytes[sample]))
 
     def _slice(self, begin: int, end: int) -> memoryview:
-        at = bisect_right(self.starts, begin) - 1
-        start = self.starts[at]
-        return memoryview(self.ranges[at].result())[begin - start : end - start]
+        range_number = bisect_right(self.starts, begin) - 1
+        start = self.starts[range_number]
+        return memoryview(self.ranges[range_number].result())[begin - start : end - start]
 
 
 class SegmentReader:
@@ -117,12 +119,12 @@ class SegmentReader:
 
     def read_whole(self, segment: Segment) -> Future[Piece]:
         """Read all that a set has in the segment's shard, once, and keep it."""
-        found = self._whole.get(segment.shard)
-        if found is None:
+        piece = self._whole.get(segment.shard)
+        if piece is None:
             part, shard = self._parts.find(segment.shard)
             everything = Segment(segment.shard, 0, int(part.subset.counts[shard]))
-            found = self._whole[segment.shard] = self.read(everything)
-        return found
+            piece = self._whole[segment.shard] = self.read(everything)
+        return piece
 
     def stop(self) -> None:
         """Drop what has not begun, and stop trying again."""
@@ -147,7 +149,8 @@ class SegmentReader:
         ends = index.image_offsets[samples] + index.image_bytes[samples]
         spans = coalesce(index.offsets[samples], ends, MERGE_GAP)
         read = partial(self._ranges.read, part.manifest.shard_url(shard))
-        if len(spans) == 1:  # the usual case needs no second turn in the queue
+        # The usual case needs no second turn in the queue.
+        if len(spans) == 1:
             here: Future[bytes | memoryview] = Future()
             here.set_result(read(*spans[0]))
             ranges = [here]
@@ -158,18 +161,19 @@ class SegmentReader:
     def _index(self, part: Part, shard: int) -> ShardIndex:
         key = (part.name, shard)
         with self._lock:
-            found = self._indexes.get(key)
-            if found is not None:
+            index = self._indexes.get(key)
+            if index is not None:
                 self._indexes.move_to_end(key)
-                return found
+                return index
             lock = self._index_locks.setdefault(key, threading.Lock())
+        # A lock for each index: one thread reads it, the others wait, and indexes of other shards come meanwhile.
         with lock:
             with self._lock:
-                found = self._indexes.get(key)
-            if found is None:
-                found = part.manifest.read_index(shard, self._ranges.read_all)
+                index = self._indexes.get(key)
+            if index is None:
+                index = part.manifest.read_index(shard, self._ranges.read_all)
                 with self._lock:
-                    self._indexes[key] = found
+                    self._indexes[key] = index
                     while len(self._indexes) > self._num_indexes():
                         self._index_locks.pop(self._indexes.popitem(last=False)[0], None)
-        return found
+        return index

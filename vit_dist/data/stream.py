@@ -12,12 +12,13 @@ from torch import Tensor
 from vit_dist.config.schema import DataConfig, Recipe
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.log import log
+from vit_dist.core.seeding import I64
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
 from vit_dist.data.decode import Augment, centre
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.mixture import MixtureIdentity
-from vit_dist.data.order import I64, OrderIdentity, Segment, WindowId
+from vit_dist.data.order import OrderIdentity, Segment, WindowId
 from vit_dist.data.reader import Batch, Reader, Replacement
 from vit_dist.data.sets import Part, Parts, TrainingSet
 from vit_dist.data.subset import Subset, select
@@ -42,9 +43,9 @@ class TrainStream:
     """
 
     def __init__(self, data: TrainingSet, recipe: Recipe, world: World, position: int) -> None:
-        config, share = recipe.data, world.rank_batch(recipe.global_batch)
+        config, rank_batch = recipe.data, world.rank_batch(recipe.global_batch)
         self._data, self._batch, self._position = data, recipe.global_batch, position
-        images = (config.prefetch_batches + 1) * share * 3 * config.image_size**2
+        images = (config.prefetch_batches + 1) * rank_batch * 3 * config.image_size**2
         self.memory_bytes = data.read_ahead_bytes(world.size) + images
         if self.memory_bytes > config.memory_limit:
             raise ConfigError(
@@ -117,7 +118,7 @@ class EvalBatches:
     """A validation set, or a subset of one, in stored order, cut into equal runs for the ranks.
 
     Every rank yields the same number of batches (collectives inside the model need that); past the end of a rank's
-    run its batches are shorter, at last None. A sample that cannot be decoded is replaced by its neighbour, and said.
+    run its batches are shorter, at last None. A sample that cannot be decoded is replaced by its neighbour, and logged.
 
     Args:
         manifest: the set.
@@ -125,7 +126,7 @@ class EvalBatches:
         world: whose ranks share the set.
         batch: examples a rank gets at once.
         subset: which of them; None: all.
-        view: what an image becomes, given S and the share that the crop keeps.
+        view: what an image becomes, given S and the fraction that the crop keeps.
     """
 
     def __init__(
@@ -142,10 +143,10 @@ class EvalBatches:
             raise DataError(f"the validation set {manifest.name!r} has no samples")
         subset = subset or select(manifest, None)
         total = subset.num_samples
-        share = -(-total // world.size)
-        mine = range(min(total, world.rank * share), min(total, (world.rank + 1) * share))
-        self._rounds = -(-share // batch)
-        chunks = [mine[i * batch : (i + 1) * batch] for i in range(self._rounds)]
+        per_rank = -(-total // world.size)
+        positions = range(min(total, world.rank * per_rank), min(total, (world.rank + 1) * per_rank))
+        self._rounds = -(-per_rank // batch)
+        chunks = [positions[i * batch : (i + 1) * batch] for i in range(self._rounds)]
         size, crop = config.image_size, config.val_crop
         self._reader = Reader(
             Parts([Part(manifest, subset)]),

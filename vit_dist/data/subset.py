@@ -6,17 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vit_dist.core.errors import ConfigError, DataError
-from vit_dist.core.seeding import U64, hash64, mix64_array, permutation
+from vit_dist.core.seeding import GOLDEN_GAMMA, I64, U64, hash64, mix64_array, permutation
 from vit_dist.data.index import ShardIndex
 from vit_dist.data.manifest import ShardManifest
 
-I64 = NDArray[np.int64]
 _TAG_SUBSET = 0x535542534554  # "SUBSET"
 _TAG_SHOTS = 0x53484F5453  # "SHOTS"
-_GOLDEN = 0x9E3779B97F4A7C15  # as in core/seeding
 
 
 @dataclass(frozen=True)
@@ -74,8 +71,7 @@ def select(manifest: ShardManifest, num_samples: int | None, seed: int = 0) -> S
     shards = order[:used]
     counts = manifest.counts[shards].copy()
     counts[-1] -= int(ends[used - 1]) - wanted
-    share = manifest.sizes[shards] * counts // np.maximum(manifest.counts[shards], 1)
-    return Subset(shards, counts, None, int(share.sum()))
+    return Subset(shards, counts, None, _num_bytes(manifest, shards, counts))
 
 
 def select_balanced(manifest: ShardManifest, num_samples: int, seed: int = 0) -> Subset:
@@ -88,7 +84,7 @@ def select_balanced(manifest: ShardManifest, num_samples: int, seed: int = 0) ->
         ConfigError: larger than the set, or a class has too few examples.
         DataError: the set is empty or has samples without labels, or an index cannot be read.
     """
-    whole = select(manifest, None, seed)
+    everything = select(manifest, None, seed)
     classes = manifest.num_classes
     if not 1 <= num_samples <= manifest.num_samples or not classes:
         raise ConfigError(
@@ -98,9 +94,10 @@ def select_balanced(manifest: ShardManifest, num_samples: int, seed: int = 0) ->
     each, over = divmod(num_samples, classes)
     needed = each + bool(over)
     seen = np.zeros(classes, np.int64)
-    parts: list[tuple[I64, I64, I64, I64]] = []  # shard, sample, rank in its class, place in the subset's order
+    # Columns: shard, sample, rank in its class, place in the subset's order.
+    pieces: list[tuple[I64, I64, I64, I64]] = []
     place = 0
-    for shards, samples, labels in _in_subset_order(manifest, whole.shards, seed):
+    for shards, samples, labels in _in_subset_order(manifest, everything.shards, seed):
         by_class = np.argsort(labels, kind="stable")
         sorted_labels = labels[by_class]
         starts = np.searchsorted(sorted_labels, sorted_labels, side="left")
@@ -108,7 +105,7 @@ def select_balanced(manifest: ShardManifest, num_samples: int, seed: int = 0) ->
         ranks[by_class] = seen[sorted_labels] + np.arange(len(labels)) - starts
         seen += np.bincount(labels, minlength=classes)
         kept = np.flatnonzero(ranks < needed)
-        parts.append((shards[kept], samples[kept], ranks[kept], kept + place))
+        pieces.append((shards[kept], samples[kept], ranks[kept], kept + place))
         place += len(labels)
         if seen.min() >= needed:
             break
@@ -119,7 +116,7 @@ def select_balanced(manifest: ShardManifest, num_samples: int, seed: int = 0) ->
             f"{num_samples} examples cannot be balanced over {classes} classes in the set {manifest.name!r}: class "
             f"{poorest}{name} has only {int(seen[poorest])}; at most {int(seen[poorest]) * classes} can"
         )
-    shards, samples, ranks, places = (np.concatenate(column) for column in zip(*parts, strict=True))
+    shards, samples, ranks, places = (np.concatenate(column) for column in zip(*pieces, strict=True))
     extra = np.flatnonzero(ranks == each)
     extra = extra[np.argsort(places[extra], kind="stable")][:over]
     picked = np.concatenate((np.flatnonzero(ranks < each), extra))
@@ -193,8 +190,12 @@ def _group(manifest: ShardManifest, shards: I64, samples: I64) -> Subset:
     owners, starts = np.unique(shards, return_index=True)
     chosen = tuple(np.split(samples, starts[1:]))
     counts = np.array([len(c) for c in chosen], np.int64)
-    share = manifest.sizes[owners] * counts // np.maximum(manifest.counts[owners], 1)
-    return Subset(owners.astype(np.int64), counts, chosen, int(share.sum()))
+    return Subset(owners.astype(np.int64), counts, chosen, _num_bytes(manifest, owners, counts))
+
+
+def _num_bytes(manifest: ShardManifest, shards: I64, counts: I64) -> int:
+    """Bytes of tar that hold so many samples of each of these shards, about: by the shards' mean sample."""
+    return int((manifest.sizes[shards] * counts // np.maximum(manifest.counts[shards], 1)).sum())
 
 
 def _smallest_hashes(manifest: ShardManifest, wanted: int, seed: int) -> Subset:
@@ -218,7 +219,7 @@ def _key_hashes(index: ShardIndex, state: int) -> U64:
     rows = np.repeat(np.arange(len(lengths)), lengths)
     padded[rows, np.arange(len(index.key_bytes)) - np.repeat(index.key_ends - lengths, lengths)] = index.key_bytes
     words = padded.view("<u8").astype(np.uint64)
-    golden = np.uint64(_GOLDEN)
+    golden = np.uint64(GOLDEN_GAMMA)
     hashed = mix64_array(lengths.astype(np.uint64) + golden + np.uint64(hash64(state)))
     for column in range(words.shape[1]):
         more = np.flatnonzero(num_words > column)

@@ -13,112 +13,26 @@ import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, BinaryIO, NoReturn
+from typing import NoReturn
 
 import xxhash
 
-from vit_dist.core.errors import DataError, did_you_mean
+from vit_dist.core.errors import DataError
 from vit_dist.data.index import IndexedSample, ShardIndex, build_index
+from vit_dist.data.labels import LabelRule
 
 IMAGE_EXTENSIONS = frozenset(
     ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm"]
 )
 BLOCK = 512
-CHUNK_BYTES = 8 << 20
 _MAX_HEADER_BYTES = 1 << 20
 _MAX_LABEL_BYTES = 16 << 20
 _ZERO = bytes(BLOCK)
-_SAMPLE_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # as webdataset splits path and extensions
+# As webdataset splits path and extensions.
+_SAMPLE_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _META_NAME = re.compile(r"__[^/]*__($|/)")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _CHECKSUM_SPACES = 8 * 0x20
-
-
-@dataclass(frozen=True)
-class LabelRule:
-    """Where a sample's labels stand.
-
-    Attributes:
-        member: 'cls', 'json', 'txt', 'none' (no labels), or 'auto': `.cls` where there is one, else `.json`.
-        field: the key in `.json`; dots go deeper; '' takes `labels`, then `label`.
-        classes: names that labels may be given by, in the order of their numbers.
-        image: extension of the image member where a sample has several; '' allows only one.
-    """
-
-    member: str = "auto"
-    field: str = ""
-    classes: tuple[str, ...] = ()
-    image: str = ""
-
-    def wants(self, extension: str) -> bool:
-        """True where a member of this extension must be read for its labels."""
-        if self.member == "auto":
-            return extension in {"cls", "json"}
-        return extension == self.member
-
-    def labels(self, members: dict[str, bytes]) -> tuple[list[int], list[float] | None]:
-        """The labels and weights of a sample from its label members.
-
-        Raises:
-            ValueError: missing, or not labels.
-        """
-        if self.member == "none":
-            return [], None
-        for kind in ("cls", "json") if self.member == "auto" else (self.member,):
-            if kind in members:
-                return self._parse_json(members[kind]) if kind == "json" else self._parse_text(members[kind], kind)
-        wanted = ".cls or .json" if self.member == "auto" else f".{self.member}"
-        raise ValueError(f"has no label: no {wanted} member")
-
-    def _parse_text(self, content: bytes, kind: str) -> tuple[list[int], None]:
-        if not self.classes and content.isdigit():
-            return [int(content)], None
-        text = content.decode("utf-8").strip()
-        if self.classes and text in self._numbers:
-            return [self._numbers[text]], None
-        return [self._number(word, f".{kind}") for word in re.split(r"[,\s]+", text)], None
-
-    def _parse_json(self, content: bytes) -> tuple[list[int], list[float] | None]:
-        value: Any = json.loads(content)
-        names = [self.field] if self.field else ["labels", "label"]
-        record = value
-        for name in names:
-            found = _dig(record, name)
-            if found is not None:
-                value = found
-                break
-        else:
-            known = list(record) if isinstance(record, dict) else []
-            raise ValueError(f"has no label: .json has no field {names[0]!r}{did_you_mean(names[0], known)}")
-        if isinstance(value, dict):  # {"3": 0.7, "5": 0.3}
-            return [self._number(k, ".json") for k in value], [_weight(w) for w in value.values()]
-        values = value if isinstance(value, list) else [value]
-        labels = [self._number(v, ".json") for v in values]
-        weights = record.get("weights") if isinstance(record, dict) else None
-        if weights is None:
-            return labels, None
-        if not isinstance(weights, list) or len(weights) != len(labels):
-            raise ValueError(f".json has {len(labels)} labels but weights {weights!r}")
-        return labels, [_weight(w) for w in weights]
-
-    def _number(self, value: object, where: str) -> int:
-        if isinstance(value, str) and value in self._numbers:
-            return self._numbers[value]
-        try:
-            if isinstance(value, bool | float):
-                raise ValueError
-            number = int(value)  # type: ignore[call-overload]
-        except (TypeError, ValueError):
-            hint = did_you_mean(str(value), self.classes) if self.classes else "; give the names with --classes"
-            raise ValueError(f"{where} holds the label {value!r}, which is not a class number{hint}") from None
-        if number < 0 or (self.classes and number >= len(self.classes)):
-            raise ValueError(f"{where} holds the label {number}, outside the {len(self.classes) or 'possible'} classes")
-        return int(number)
-
-    @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self.classes)}
 
 
 def _checksum_fits(header: bytes) -> bool:
@@ -130,23 +44,9 @@ def _checksum_fits(header: bytes) -> bool:
     return ((zlib.adler32(header) & 0xFFFF) - sum(header[148:156]) + _CHECKSUM_SPACES - 1 - stored) % 65521 == 0
 
 
-def _dig(value: Any, path: str) -> Any:
-    for part in [path] if isinstance(value, dict) and path in value else path.split("."):
-        if not isinstance(value, dict) or part not in value:
-            return None
-        value = value[part]
-    return value
-
-
-def _weight(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise ValueError(f".json holds the weight {value!r}, which is not a number of 0 or more")
-    return float(value)
-
-
 @dataclass(frozen=True)
 class TarScan:
-    """What one pass over a tar found.
+    """What a tar holds, from one pass over it.
 
     Attributes:
         index: its samples.
@@ -210,6 +110,7 @@ class TarScanner:
         self._hash.update(chunk)
         base, end = self._position, self._position + len(chunk)
         self._position = end
+        # The content of a label may begin in one chunk and end in another.
         if self._wanted is not None:
             taken = min(self._content_left, len(chunk))
             self._content += chunk[:taken]
@@ -217,6 +118,7 @@ class TarScanner:
             if self._content_left:
                 return
             self._deliver()
+        # From header to header: most bytes are images, which nobody here looks at.
         while self._next < end:
             at = self._next - base
             if self._ended:
@@ -244,7 +146,7 @@ class TarScanner:
         """The index of all that was fed.
 
         Raises:
-            DataError: the tar is truncated or empty, or its last sample is not whole.
+            DataError: the tar is truncated or empty, or its last sample is incomplete.
         """
         if self._position == 0:
             raise DataError(f"{self.where}: the file is empty, not a tar; write it again or leave it out")
@@ -263,7 +165,7 @@ class TarScanner:
         raise DataError(f"{self.where}: at byte {offset}: the tar {problem}")
 
     def _truncated(self) -> NoReturn:
-        last = f"; its last whole sample is {self._rows[-1].key!r}" if self._rows else ""
+        last = f"; its last complete sample is {self._rows[-1].key!r}" if self._rows else ""
         self._fail(
             self._position,
             f"ends in the middle: it is truncated, or was never closed{last}; copy or write it again",
@@ -278,6 +180,7 @@ class TarScanner:
     def _header(self, header: bytes) -> None:
         offset = self._next
         if not _checksum_fits(header):
+            # Tars end in blocks of zeros.
             if header == _ZERO:
                 self._ended = True
                 self._next = offset + BLOCK
@@ -304,7 +207,8 @@ class TarScanner:
         self._long_name = self._long_size = self._first_header = None
         if kind == b"S":
             self._fail(offset, f"holds the sparse file {name!r}, which cannot be read in place; write it again")
-        regular = kind in b"0\x007"  # b"" never comes: a header has 512 bytes
+        # `in` would hold of b"" too, which never comes: a header has 512 bytes.
+        regular = kind in b"0\x007"
         self._skip(offset, size if regular else 0)
         if not regular or name.endswith("/"):
             self._ignored += kind != b"5" and not name.endswith("/")
@@ -339,6 +243,7 @@ class TarScanner:
                 return int(text[:11], 8)
             except ValueError:
                 self._damaged_size(text)
+        # GNU tar's binary form, for files of 8 GiB and more.
         if text[0] & 0x80:
             return int.from_bytes(bytes([text[0] & 0x7F]) + text[1:], "big")
         try:
@@ -421,9 +326,9 @@ class TarScanner:
             return
         try:
             if len(sample.images) != 1:
-                found = ", ".join(sorted(sample.extensions))
+                members = ", ".join(sorted(sample.extensions))
                 problem = "has no image" if not sample.images else "has several images; name one with --image"
-                raise ValueError(f"{problem}: its members are {found}")
+                raise ValueError(f"{problem}: its members are {members}")
             labels, weights = self.rule.labels(sample.labels)
         except ValueError as error:
             reason = (
@@ -442,19 +347,3 @@ class TarScanner:
 
 def _nothing(content: bytes) -> None:
     """A header that says nothing about samples: a long link name, or defaults for all members."""
-
-
-def scan_file(file: BinaryIO, scanner: TarScanner, chunk_bytes: int = CHUNK_BYTES) -> TarScan:
-    """Scan an open tar from its start, reading whole chunks into one buffer."""
-    buffer = memoryview(bytearray(chunk_bytes))
-    while True:
-        filled = 0
-        while filled < chunk_bytes:
-            got = file.readinto(buffer[filled:])  # type: ignore[attr-defined]
-            if not got:
-                break
-            filled += got
-        if filled:
-            scanner.feed(buffer[:filled])
-        if filled < chunk_bytes:
-            return scanner.finish()

@@ -10,12 +10,12 @@ from vit_dist.core.errors import DataError
 from vit_dist.core.files import join_url, redact
 from vit_dist.data import workers
 from vit_dist.data.index import ShardIndex
+from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import Shard, ShardManifest
 from vit_dist.data.scan import file_size, scan_tar
-from vit_dist.data.tarindex import LabelRule, TarScan
+from vit_dist.data.tarindex import TarScan
 
 _SHOWN = 5
-_IN_PROCESS_BYTES = 512 << 20  # less than this is read without starting processes
 
 
 def verify_shard(manifest: ShardManifest, shard: int, *, fast: bool = False) -> list[str]:
@@ -62,7 +62,8 @@ def _changed(entry: Shard) -> str:
 def _differences(where: str, index: ShardIndex, scan: TarScan) -> list[str]:
     """Samples that lie elsewhere than their index says; at most five are named."""
     rows = {key: i for i, key in enumerate(scan.index.keys())}
-    unknown = {key for key, _, _ in scan.left_out}  # with several images: which one is meant is not ours to say
+    # With several images: which one is meant the tar alone does not tell.
+    unknown = {key for key, _, _ in scan.left_out}
     wrong = []
     for i, key in enumerate(index.keys()):
         row = rows.get(key)
@@ -70,13 +71,13 @@ def _differences(where: str, index: ShardIndex, scan: TarScan) -> list[str]:
             if key not in unknown:
                 wrong.append(f"{where}: sample {key!r} of the index is not in the tar")
             continue
-        for name, ours, theirs in (
+        for name, indexed, in_tar in (
             ("begins at byte", index.offsets[i], scan.index.offsets[row]),
             ("has its image at byte", index.image_offsets[i], scan.index.image_offsets[row]),
             ("has an image of bytes", index.image_bytes[i], scan.index.image_bytes[row]),
         ):
-            if ours != theirs:
-                wrong.append(f"{where}: sample {key!r} {name} {int(theirs):,}, its index says {int(ours):,}")
+            if indexed != in_tar:
+                wrong.append(f"{where}: sample {key!r} {name} {int(in_tar):,}, its index says {int(indexed):,}")
                 break
     if len(wrong) > _SHOWN:
         wrong[_SHOWN:] = [f"{where}: and {len(wrong) - _SHOWN:,} more samples"]
@@ -93,12 +94,14 @@ def verify(manifest: ShardManifest, *, fast: bool = False, num_workers: int = 1)
     """Every shard with what is wrong with it, as they are done."""
     shards = range(len(manifest.shards))
     twice = _twice(manifest)
-    if num_workers == 1 or fast or int(np.sum(manifest.sizes)) < _IN_PROCESS_BYTES:
+    # Sizes and indexes alone take no time to compare.
+    num_workers = 1 if fast else num_workers
+    processes = workers.num_processes(num_workers, len(shards), num_bytes=int(np.sum(manifest.sizes)))
+    if processes == 1:
         for shard in shards:
             yield shard, twice.get(shard, []) + verify_shard(manifest, shard, fast=fast)
         return
-    share = {"manifest": manifest}
-    for shard, problems in workers.run(_verify_task, shards, min(num_workers, len(shards)), share=share):
+    for shard, problems in workers.run(_verify_task, shards, processes, values={"manifest": manifest}):
         yield shard, twice.get(shard, []) + problems
 
 
@@ -108,10 +111,10 @@ def _verify_task(shard: int) -> list[str]:
 
 def _twice(manifest: ShardManifest) -> dict[int, list[str]]:
     seen: dict[str, int] = {}
-    found = {}
+    problems = {}
     for shard, entry in enumerate(manifest.shards):
         url = join_url(manifest.base, entry.url)
         if url in seen:
-            found[shard] = [f"{redact(url)}: stands twice in the manifest, as shards {seen[url]} and {shard}"]
+            problems[shard] = [f"{redact(url)}: stands twice in the manifest, as shards {seen[url]} and {shard}"]
         seen.setdefault(url, shard)
-    return found
+    return problems

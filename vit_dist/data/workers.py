@@ -19,7 +19,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _POLL_S = 0.5
-_held: dict[str, Any] = {}
+_values: dict[str, Any] = {}
+IN_PROCESS_IMAGES = 2000
+IN_PROCESS_BYTES = 512 << 20
+"""Less than so many images, or bytes to read, are worked on without worker processes: starting them takes longer."""
 
 
 def context() -> ForkServerContext:
@@ -27,9 +30,23 @@ def context() -> ForkServerContext:
     return multiprocessing.get_context("forkserver")
 
 
+def num_processes(asked: int, num_tasks: int, *, images: int | None = None, num_bytes: int | None = None) -> int:
+    """How many processes a job is worth; 1: it is done in this one.
+
+    Args:
+        asked: at most so many.
+        num_tasks: into which the job is cut.
+        images: in all of them, where that is what takes the time.
+        num_bytes: to read in all of them, where that is.
+    """
+    few_images = images is not None and images < IN_PROCESS_IMAGES
+    few_bytes = num_bytes is not None and num_bytes < IN_PROCESS_BYTES
+    return 1 if few_images or few_bytes else max(1, min(asked, num_tasks))
+
+
 def shared(name: str) -> Any:
-    """What `run` was given as `share`, inside a worker."""
-    return _held[name]
+    """One of the `values` that `run` was given, inside a worker."""
+    return _values[name]
 
 
 def run(
@@ -37,7 +54,7 @@ def run(
     tasks: Iterable[T],
     workers: int,
     *,
-    share: dict[str, Any] | None = None,
+    values: dict[str, Any] | None = None,
     preload: tuple[str, ...] = (),
     tick: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[T, R]]:
@@ -47,7 +64,7 @@ def run(
         work: a function of a module, called in the workers.
         tasks: its arguments.
         workers: processes.
-        share: sent once to each worker; `shared` finds it there.
+        values: by name, sent once to each worker, where `shared` gives them.
         preload: modules that are imported once, before workers are made.
         tick: called about twice a second.
 
@@ -56,11 +73,12 @@ def run(
     """
     processes = context()
     processes.set_forkserver_preload([*preload, work.__module__])
-    pool = ProcessPoolExecutor(workers, mp_context=processes, initializer=_start, initargs=(share or {},))
+    pool = ProcessPoolExecutor(workers, mp_context=processes, initializer=_start, initargs=(values or {},))
     waiting: dict[Future[R], T] = {}
     todo = iter(tasks)
     try:
         while True:
+            # Few are submitted at a time: `tasks` may be a generator over millions, and results are taken as they come.
             for task in islice(todo, 2 * workers - len(waiting)):
                 waiting[pool.submit(work, task)] = task
             if not waiting:
@@ -78,13 +96,15 @@ def run(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start(share: dict[str, Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    _held.update(share)
+def _start(values: dict[str, Any]) -> None:
+    # Ctrl-C goes to the whole group: the parent decides what it means, and shuts the pool down.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _values.update(values)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
 def _leave_with_parent() -> None:
+    # The fork server is the kernel's parent of a worker: only this sentinel tells that the real one was killed.
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -21,7 +21,7 @@ class TimmModel(ImageModel):
         super().__init__()
         net: Any = _create(config, image_size)
         self.net = net
-        # Running statistics would be each rank's own: the result would hang on the number of ranks.
+        # Running statistics would be each rank's own: the result would depend on the number of ranks.
         normalised = [n for n, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if normalised:
             raise ConfigError(
@@ -57,7 +57,8 @@ def _create(config: TimmConfig, image_size: int) -> nn.Module:
     size = {"img_size": image_size} if known is None or known.fixed_input_size else {}
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **{**size, **config.args})
-    except Exception as error:  # each of timm's models refuses in its own words
+    except Exception as error:
+        # Each of timm's models refuses with an error of its own.
         raise ConfigError(
             f"timm cannot make {name!r} for {image_size}-pixel images with args {config.args}: {error}"
         ) from None

@@ -39,18 +39,18 @@ class ImageModel(nn.Module):
         """`full`: keep the input of each block alone and compute the block again in the backward pass."""
         self.checkpointing = mode
 
-    def _through(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+    def _run_blocks(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
         for block in blocks:
-            x = self._once(block, x)
+            x = self._run_block(block, x)
         return x
 
-    def _once(self, step: Callable[..., Tensor], x: Tensor, *others: Any) -> Tensor:
-        """One step forward; `full` checkpointing keeps its arguments alone."""
+    def _run_block(self, block: Callable[..., Tensor], x: Tensor, *others: Any) -> Tensor:
+        """One block forward; `full` checkpointing keeps its arguments alone."""
         if self.checkpointing == "full" and torch.is_grad_enabled():
             # Not re-entrant: works with frozen inputs. The generator's state is kept: both passes drop the same units.
-            recomputed: Tensor = checkpoint(step, x, *others, use_reentrant=False)
+            recomputed: Tensor = checkpoint(block, x, *others, use_reentrant=False)
             return recomputed
-        return step(x, *others)
+        return block(x, *others)
 
 
 def seed_weights(seed: int) -> None:

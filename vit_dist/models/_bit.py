@@ -15,7 +15,8 @@ from vit_dist.models._base import ImageModel, init_conv, zero_head
 if TYPE_CHECKING:
     from vit_dist.models.bit import BiTConfig
 
-EPS = 1e-8  # inside the root of weight standardisation, as timm has it for the published weights
+# Inside the root of weight standardisation, as timm has it for the published weights.
+EPS = 1e-8
 
 
 class BiT(ImageModel):
@@ -55,7 +56,7 @@ class BiT(ImageModel):
         """Images [B, 3, H, W] -> [B, C]: mean over the positions of the last feature map."""
         x: Tensor = self.stem(images)
         for stage in self.stages:
-            x = self._through(stage.blocks, x)
+            x = self._run_blocks(stage.blocks, x)
         x = self.norm(x)
         return x.mean(dim=(2, 3))
 

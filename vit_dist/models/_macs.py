@@ -7,13 +7,19 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit_dist.models import ModelConfig
+from vit_dist.models.costs import Cost
+
+
+def count_cost(config: ModelConfig, num_classes: int, image_size: int) -> Cost:
+    """Parameters, and multiply-adds of one forward pass of one image, of a model that is not built yet."""
+    with torch.device("meta"):
+        model = config.build(num_classes=num_classes, image_size=image_size)
+    return Cost(sum(parameter.numel() for parameter in model.parameters()), macs_of(model, image_size))
 
 
 def count_macs(config: ModelConfig, num_classes: int, image_size: int) -> int:
     """Multiply-adds of one forward pass of one image of a model that is not built yet; see `macs_of`."""
-    with torch.device("meta"):
-        model = config.build(num_classes=num_classes, image_size=image_size)
-    return macs_of(model, image_size)
+    return count_cost(config, num_classes, image_size).macs
 
 
 def macs_of(model: nn.Module, image_size: int) -> int:

@@ -131,7 +131,7 @@ class ViT(ImageModel):
         """Images [B, 3, H, W] -> tokens [B, T, D] after the last block and the final LayerNorm."""
         x = self.embed(images)
         for i, block in enumerate(self.blocks):
-            x = self._once(self._layer, x, block, i, self.positions(i) if self.positions_at != "stem" else None)
+            x = self._run_block(self._layer, x, block, i, self.positions(i) if self.positions_at != "stem" else None)
         tokens: Tensor = self.norm(x)
         return tokens
 

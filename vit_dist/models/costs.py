@@ -2,7 +2,7 @@
 
 Multiply-adds are those of matrix products, convolutions and attention in one forward pass of one image, as torch's
 FlopCounterMode counts them; norms, activations and the standardising of kernels are not in it. Configs are read by the
-names of their fields, so that this room need not know the models: what is no ViT, BiT or hybrid has no cost here.
+names of their fields, so that this module need not know the models: what is no ViT, BiT or hybrid has no cost here.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def _encoder(config: Any, side: int, num_classes: int) -> Cost:
     total = Cost(prefix * width, 0) + _positions(config, side, prefix)
     for _ in range(config.depth):
         total += _norm(width) + _dense(tokens, width, 3 * width) + _dense(tokens, width, width)
-        total += Cost(0, 2 * tokens * tokens * width)  # queries by keys, and weights by values
+        # Queries by keys, and weights by values.
+        total += Cost(0, 2 * tokens * tokens * width)
         total += _norm(width) + _dense(tokens, width, hidden) + _dense(tokens, hidden, width)
     total += _norm(width)
     if config.pool == "map":

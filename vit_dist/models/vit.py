@@ -96,8 +96,8 @@ class ViTConfig(ModelConfig):
 
 
 def _divisors(width: int) -> str:
-    found = [n for n in range(1, min(width, 64) + 1) if width % n == 0]
-    return ", ".join(map(str, found))
+    divisors = [n for n in range(1, min(width, 64) + 1) if width % n == 0]
+    return ", ".join(map(str, divisors))
 
 
 def sizes(width: int, depth: int, num_heads: int) -> dict[str, Any]:
@@ -116,7 +116,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ViT-Ti/16": {"patch_size": 16, **TINY},
     "ViT-S/32": {"patch_size": 32, **SMALL},
     "ViT-S/16": {"patch_size": 16, **SMALL},
-    "ViT-b/32": {"patch_size": 32, **BASE, "width": 384},  # Figure 4: Base with all hidden dimensions halved
+    # Figure 4: Base with all hidden dimensions halved.
+    "ViT-b/32": {"patch_size": 32, **BASE, "width": 384},
     "ViT-B/32": {"patch_size": 32, **BASE},
     "ViT-B/16": {"patch_size": 16, **BASE},
     "ViT-L/32": {"patch_size": 32, **LARGE},

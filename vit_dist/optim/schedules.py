@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def progress(step: int, *, total_steps: int, warmup_steps: int) -> float:
-    """Share of the decay that is over at `step`: 0 until warm-up ends, 1 from the end of the run on."""
+    """Fraction of the decay that is over at `step`: 0 until warm-up ends, 1 from the end of the run on."""
     if step <= warmup_steps:
         return 0.0
     return min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))

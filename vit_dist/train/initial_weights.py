@@ -25,7 +25,7 @@ from vit_dist.engines._collectives import all_gather_object, broadcast_object
 from vit_dist.engines._protocol import Engine
 from vit_dist.models import ModelConfig
 from vit_dist.models.weights.adapt import fit
-from vit_dist.models.weights.files import Wanted, Weights, read_weights
+from vit_dist.models.weights.files import LoadOptions, Weights, read_weights
 from vit_dist.train.checkpoint.weights import checkpoint_state, is_checkpoint
 from vit_dist.train.checkpoint.weights_remote import download, errors_naming
 
@@ -130,7 +130,7 @@ class Initial:
 
 def _fitting(path: Path, init: InitConfig, model: ModelConfig, num_classes: int, image_size: int) -> Weights:
     if not is_checkpoint(path):
-        return read_weights(path, Wanted(model, num_classes, image_size, init.head, init.positions))
+        return read_weights(path, LoadOptions(model, num_classes, image_size, init.head, init.positions))
     saved, marker = checkpoint_state(path)
     state = fit(
         saved,

@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.seek_over_http import check
 from benchmarks.synthetic import SyntheticSet, served
-from tests.laws.test_stream import recipe
+from tests.streams import recipe
 from vit_dist.core.world import World
 from vit_dist.data.sets import open_training_set
 from vit_dist.data.stream import TrainStream

@@ -184,7 +184,7 @@ def test_mistakes_on_the_command_line_are_named(
         cli.main(["ordre"])
     for argv, message in (
         (["order", str(packed), "--count", "many"], "expected a count such as 30000 or '30k', got 'many'"),
-        (["pack", "a", "b", "--max-bad", "200%"], "expected a share between 0 and 100%"),
+        (["pack", "a", "b", "--max-bad", "200%"], "expected a fraction between 0 and 100%"),
         (["pack", "a", "b", "--part", "5/4"], "expected a part such as 3/16"),
         (["pack", "a", "b", "--bytes-per-shard", "1 parsec"], "expected a size such as"),
     ):

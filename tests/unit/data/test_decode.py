@@ -81,7 +81,7 @@ FILES = {form: encode(Image.fromarray(PIXELS), form) for form in ("JPEG", "PNG",
 
 
 @given(st.sampled_from(sorted(FILES)), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_damaged_file_is_an_image_or_a_decode_error(form: str, data: st.DataObject) -> None:
     content = bytearray(FILES[form])
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=4)):

@@ -1,4 +1,4 @@
-"""Indexing tars that others wrote: webdataset is the oracle of what is a sample; damage is refused with its place."""
+"""Indexing tars that others wrote: webdataset is the reference for samples; damage is refused with its place."""
 
 from __future__ import annotations
 
@@ -15,25 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.shards import write_tar
 from vit_dist.core.errors import DataError
 from vit_dist.data.index import ShardIndex, build_index, decode_index, encode_index, select_samples
-from vit_dist.data.indexing import expand_braces, find_tars, index_tars
+from vit_dist.data.indexing import index_tars
+from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import read_manifest
 from vit_dist.data.scan import scan_tar
-from vit_dist.data.tarindex import LabelRule, TarScanner
+from vit_dist.data.tarindex import TarScanner
+from vit_dist.data.tars import expand_braces, find_tars
 
 Member = tuple[str, bytes]
-
-
-def write_tar(path: Path, members: list[Member], kind: int = tarfile.PAX_FORMAT) -> Path:
-    with tarfile.open(path, "w", format=kind) as tar:
-        for name, content in members:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            if name.endswith("/"):
-                entry.type = tarfile.DIRTYPE
-            tar.addfile(entry, io.BytesIO(content))
-    return path
 
 
 def simple(count: int, start: int = 0) -> list[Member]:
@@ -86,7 +78,7 @@ def test_the_samples_are_those_that_webdataset_reads(tmp_path: Path, kind: int) 
     assert scan.num_bytes == path.stat().st_size
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_any_cut_into_chunks_gives_the_same_index(data: st.DataObject) -> None:
     buffer = io.BytesIO()
@@ -271,7 +263,7 @@ def test_processes_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for t in range(3):
         write_tar(tmp_path / f"{t}.tar", simple(4))
     one = index_tars([str(tmp_path)], str(tmp_path / "one.json"), quiet=True, name="x").manifest
-    monkeypatch.setattr("vit_dist.data.indexing._IN_PROCESS_BYTES", 0)
+    monkeypatch.setattr("vit_dist.data.workers.IN_PROCESS_BYTES", 0)
     two = index_tars([str(tmp_path)], str(tmp_path / "two.json"), quiet=True, name="x", num_workers=2).manifest
     assert one.fingerprint == two.fingerprint
 
@@ -322,7 +314,7 @@ def test_a_label_outside_the_classes_names_the_sample(tmp_path: Path) -> None:
         index_tars([str(tmp_path)], str(tmp_path / "m.json"), quiet=True, num_classes=2)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.data())
 def test_an_index_of_some_samples_is_that_of_the_whole_without_the_others(
     counts: list[int], data: st.DataObject

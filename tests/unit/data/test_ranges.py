@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.laws.test_stream import digest, global_batches, recipe
 from tests.shards import write_set
+from tests.streams import digest, global_batches, recipe
 from vit_dist.core.errors import DataError
 from vit_dist.data.ranges import RangeReader
 from vit_dist.data.segments import coalesce

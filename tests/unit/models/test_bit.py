@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import pytest
 import timm
@@ -11,24 +10,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from tests.plugins import build_model, model_config
 from vit_dist.core.registry import MODELS
 from vit_dist.models import ModelConfig
-from vit_dist.models._bit import BiT
-from vit_dist.models.bit import BiTConfig
-
-
-def config(name: str = "bit-test", **changes: Any) -> BiTConfig:
-    cls, defaults = MODELS.lookup(name)
-    made = cls.model_validate({**defaults, **changes})
-    assert isinstance(made, BiTConfig)
-    return made
-
-
-def build(name: str = "bit-test", **changes: Any) -> BiT:
-    torch.manual_seed(0)
-    model = config(name, **changes).build(num_classes=10, image_size=28)
-    nn.init.normal_(model.head.weight)
-    return model
 
 
 @pytest.mark.parametrize(
@@ -37,14 +21,14 @@ def build(name: str = "bit-test", **changes: Any) -> BiT:
 )
 def test_weights_below_the_head_have_the_names_and_shapes_of_timms_model(ours: str, theirs: str) -> None:
     with torch.device("meta"):
-        model = config(ours).build(num_classes=10, image_size=224).state_dict()
+        model = model_config(ours).build(num_classes=10, image_size=224).state_dict()
         expected = timm.create_model(theirs, num_classes=10).state_dict()
     body = {name: tensor.shape for name, tensor in model.items() if not name.startswith("head.")}
     assert body == {name: tensor.shape for name, tensor in expected.items() if not name.startswith("head.")}
 
 
 def test_logits_are_timms_for_the_same_weights() -> None:
-    ours = build(stem="imagenet", blocks=(1, 2), width=8, width_factor=2).eval()
+    ours = build_model("bit-test", stem="imagenet", blocks=(1, 2), width=8, width_factor=2).eval()
     theirs = timm.models.ResNetV2(
         layers=[1, 2],
         channels=(32, 64),
@@ -64,7 +48,7 @@ def test_logits_are_timms_for_the_same_weights() -> None:
 
 @pytest.mark.parametrize("block", ["bottleneck", "basic"])
 def test_the_scale_and_offset_of_a_kernel_change_nothing(block: str) -> None:
-    model = build(block=block).eval()
+    model = build_model("bit-test", block=block).eval()
     x = torch.randn(2, 3, 28, 28)
     before = model(x)
     for module in model.modules():
@@ -75,17 +59,17 @@ def test_the_scale_and_offset_of_a_kernel_change_nothing(block: str) -> None:
 
 @pytest.mark.parametrize(("stem", "side"), [("imagenet", 8), ("small", 32), ("small/2", 16)])
 def test_the_stem_divides_the_image_as_it_says(stem: str, side: int) -> None:
-    assert build(stem=stem).stem(torch.randn(1, 3, 32, 32)).shape == (1, 8, side, side)
+    assert build_model("bit-test", stem=stem).stem(torch.randn(1, 3, 32, 32)).shape == (1, 8, side, side)
 
 
 def test_the_imagenet_stem_pads_with_zeros_before_it_pools() -> None:
-    stem = build(stem="imagenet").stem
+    stem = build_model("bit-test", stem="imagenet").stem
     assert [type(part).__name__ for part in stem] == ["StdConv2d", "ConstantPad2d", "MaxPool2d"]
     assert stem(torch.zeros(1, 3, 32, 32)).abs().max() == 0
 
 
 def test_each_stage_doubles_the_channels_and_every_one_but_the_first_halves_the_image() -> None:
-    model = build(blocks=(1, 2, 1), width=16)
+    model = build_model("bit-test", blocks=(1, 2, 1), width=16)
     x = model.stem(torch.randn(1, 3, 28, 28))
     seen = []
     for stage in model.stages:
@@ -97,26 +81,26 @@ def test_each_stage_doubles_the_channels_and_every_one_but_the_first_halves_the_
 
 
 def test_a_factor_widens_every_channel() -> None:
-    assert config("R50x1").channels == (256, 512, 1024, 2048)
-    assert config("R152x4").channels == (1024, 2048, 4096, 8192)
+    assert model_config("R50x1").channels == (256, 512, 1024, 2048)
+    assert model_config("R152x4").channels == (1024, 2048, 4096, 8192)
 
 
 def test_norms_have_the_groups_asked_for() -> None:
-    groups = {m.num_groups for m in build(groups=2).modules() if isinstance(m, nn.GroupNorm)}
+    groups = {m.num_groups for m in build_model("bit-test", groups=2).modules() if isinstance(m, nn.GroupNorm)}
     assert groups == {2}
 
 
 def test_channels_that_groups_do_not_divide_are_refused() -> None:
     with pytest.raises(ValidationError, match="8 channels do not divide into groups=3"):
-        config(groups=3)
+        model_config("bit-test", groups=3)
     with pytest.raises(ValidationError, match="must be a multiple of 8"):
-        config(width=12)
+        model_config("bit-test", width=12)
     with pytest.raises(ValidationError, match="blocks"):
-        config(blocks=())
+        model_config("bit-test", blocks=())
 
 
 def test_stochastic_depth_rises_towards_the_last_stage() -> None:
-    model = build(stochastic_depth=0.4, blocks=(1, 1, 1))
+    model = build_model("bit-test", stochastic_depth=0.4, blocks=(1, 1, 1))
     skipping = {name: m.drop_prob for name, m in model.named_modules() if hasattr(m, "drop_prob")}
     assert skipping == pytest.approx({"stages.1.blocks.0.drop_path": 0.2, "stages.2.blocks.0.drop_path": 0.4})
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.plugins import build_model, model_config
 from vit_dist.config.schema import DataConfig, Recipe
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.registry import MODELS, Plugin
 from vit_dist.core.units import Duration
-from vit_dist.models import ModelConfig
 from vit_dist.models._base import ImageModel
 
 PRESETS = [name for name in MODELS.names() if name not in {"vit", "bit", "hybrid"}]
@@ -37,20 +37,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def config(name: str, **changes: Any) -> ModelConfig:
-    cls, defaults = MODELS.lookup(name)
-    made = cls.model_validate({**defaults, **changes})
-    assert isinstance(made, ModelConfig)
-    return made
-
-
-def build(name: str, *, seed: int = 0, num_classes: int = 10, image_size: int = 28, **changes: Any) -> ImageModel:
-    """A model whose head is not zero, so that gradients reach what is below it."""
-    torch.manual_seed(seed)
-    size = image_size if image_size != 28 or changes.get("stem") != "imagenet" else 32
-    model = config(name, **changes).build(num_classes=num_classes, image_size=size)
-    nn.init.normal_(model.head.weight, std=0.1)
-    return model
+def build(name: str, *, seed: int = 0, **settings: Any) -> ImageModel:
+    """A model of the smallest images that it takes."""
+    return build_model(name, 32 if settings.get("stem") == "imagenet" else 28, seed=seed, head_std=0.1, **settings)
 
 
 def images(model_changes: dict[str, Any], count: int = 4) -> Tensor:
@@ -60,7 +49,7 @@ def images(model_changes: dict[str, Any], count: int = 4) -> Tensor:
 
 def on_meta(name: str, image_size: int, num_classes: int = 1000) -> ImageModel:
     with torch.device("meta"):
-        return config(name).build(num_classes=num_classes, image_size=image_size)
+        return model_config(name).build(num_classes=num_classes, image_size=image_size)
 
 
 def count(model: nn.Module) -> int:
@@ -131,7 +120,7 @@ def test_a_pretraining_costs_what_table_6_of_the_paper_says(
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_new_model_gives_every_class_the_head_bias(name: str) -> None:
-    logits = config(name, head_bias=-10.0).build(num_classes=7, image_size=28)(images({}))
+    logits = model_config(name, head_bias=-10.0).build(num_classes=7, image_size=28)(images({}))
     assert torch.equal(logits, torch.full((4, 7), -10.0))
 
 
@@ -216,7 +205,7 @@ def test_an_image_size_that_patches_do_not_divide_is_refused_with_the_nearest_th
     name: str, size: int, stride: int, fitting: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
-        config(name).build(num_classes=10, image_size=size)
+        model_config(name).build(num_classes=10, image_size=size)
     message = str(error.value)
     assert f"image_size={size}" in message
     assert f"{stride}-pixel" in message
@@ -226,7 +215,7 @@ def test_an_image_size_that_patches_do_not_divide_is_refused_with_the_nearest_th
 def test_a_recipe_whose_images_do_not_fit_the_model_is_refused() -> None:
     parts: dict[str, Any] = {
         "horizon": Duration.parse("1 epoch"),
-        "model": config("vit-demo"),
+        "model": model_config("vit-demo"),
         "optim": Plugin(name="none"),
         "schedule": Plugin(name="none"),
         "engine": Plugin(name="none"),
@@ -237,7 +226,7 @@ def test_a_recipe_whose_images_do_not_fit_the_model_is_refused() -> None:
 
 
 def test_presets_of_a_family_share_its_label() -> None:
-    families = {name: config(name).family for name in PRESETS}
+    families = {name: model_config(name).family for name in PRESETS}
     assert families["ViT-H/14"] == "vit"
     assert families["R200x3"] == "bit"
     assert families["R50+ViT-L/16"] == "hybrid"
@@ -246,7 +235,7 @@ def test_presets_of_a_family_share_its_label() -> None:
 
 def test_a_config_survives_plain_data() -> None:
     for name in PRESETS:
-        before = config(name)
+        before = model_config(name)
         assert type(before).model_validate(before.model_dump(mode="json")) == before
 
 

@@ -12,10 +12,9 @@ from scipy.ndimage import zoom
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vit_dist.core.registry import MODELS
+from tests.plugins import build_model
 from vit_dist.models._positions import RelativeAttention, relative_index, resample, resize_positions
 from vit_dist.models._vit import ViT
-from vit_dist.models.vit import ViTConfig
 
 KINDS = ["learned", "learned-2d", "relative", "sincos", "conditional", "none"]
 IMPOSSIBLE = {("relative", "stem"), ("sincos", "layers")}
@@ -23,12 +22,8 @@ CHOICES = [(k, at) for k in KINDS[:-1] for at in ("stem", "layers", "shared") if
 
 
 def build(image_size: int = 28, **changes: Any) -> ViT:
-    torch.manual_seed(0)
-    cls, defaults = MODELS.lookup("vit-test")
-    config = cls.model_validate({**defaults, **changes})
-    assert isinstance(config, ViTConfig)
-    model = config.build(num_classes=10, image_size=image_size)
-    nn.init.normal_(model.head.weight)
+    """A small ViT whose positions are not zero."""
+    model: ViT = build_model("vit-test", image_size, **changes)
     for name, parameter in model.named_parameters():
         if name.startswith("pos_"):
             nn.init.normal_(parameter)

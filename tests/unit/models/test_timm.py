@@ -9,23 +9,13 @@ import timm
 import torch
 from torch.nn import functional
 
+from tests.plugins import build_model
 from vit_dist.core.errors import ConfigError
-from vit_dist.core.registry import MODELS
-from vit_dist.models import ModelConfig
-from vit_dist.models._base import ImageModel
-
-
-def build(name: str, image_size: int = 32, **changes: Any) -> ImageModel:
-    cls, defaults = MODELS.lookup(name)
-    config = cls.model_validate({**defaults, **changes})
-    assert isinstance(config, ModelConfig)
-    torch.manual_seed(0)
-    return config.build(num_classes=10, image_size=image_size)
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "vit_tiny_patch16_224", "resnet50_gn"])
 def test_a_model_of_timm_has_timms_features_and_our_head(name: str) -> None:
-    ours = build(f"timm:{name}", head_bias=-3.0).eval()
+    ours = build_model(f"timm:{name}", 32, head_std=0, head_bias=-3.0).eval()
     theirs = timm.create_model(name, num_classes=0, **({"img_size": 32} if name.startswith("vit") else {})).eval()
     theirs.load_state_dict({n.removeprefix("net."): t for n, t in ours.state_dict().items() if n.startswith("net.")})
     x = torch.randn(2, 3, 32, 32)
@@ -34,11 +24,11 @@ def test_a_model_of_timm_has_timms_features_and_our_head(name: str) -> None:
 
 
 def test_a_model_of_timm_takes_its_arguments_and_recomputes_activations() -> None:
-    model = build("timm:convnext_atto", args={"drop_path_rate": 0.25})
+    model = build_model("timm:convnext_atto", 32, head_std=0, args={"drop_path_rate": 0.25})
     assert max(m.drop_prob for m in model.modules() if hasattr(m, "drop_prob")) == 0.25
     gradients = []
     for mode in ("none", "full"):
-        model = build("timm:convnext_atto")
+        model = build_model("timm:convnext_atto", 32, head_std=0)
         torch.nn.init.normal_(model.head.weight)
         model.set_activation_checkpointing(mode)  # type: ignore[arg-type]
         functional.cross_entropy(model(torch.ones(2, 3, 32, 32).cumsum(2)), torch.arange(2)).backward()
@@ -61,4 +51,4 @@ def test_a_model_of_timm_takes_its_arguments_and_recomputes_activations() -> Non
 )
 def test_what_timm_cannot_make_is_refused_with_the_reason(name: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build(name, **changes)
+        build_model(name, **{"image_size": 32, **changes})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
 
 import pytest
 import timm
@@ -12,25 +11,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from tests.plugins import build_model, model_config
 from vit_dist.core.registry import MODELS
 from vit_dist.models._positions import sincos_positions
-from vit_dist.models._vit import ViT
 from vit_dist.models.hybrid import HybridConfig
-from vit_dist.models.vit import ViTConfig
-
-
-def config(name: str = "vit-test", **changes: Any) -> ViTConfig:
-    cls, defaults = MODELS.lookup(name)
-    made = cls.model_validate({**defaults, **changes})
-    assert isinstance(made, ViTConfig)
-    return made
-
-
-def build(name: str = "vit-test", image_size: int = 28, **changes: Any) -> ViT:
-    torch.manual_seed(0)
-    model = config(name, **changes).build(num_classes=10, image_size=image_size)
-    nn.init.normal_(model.head.weight)
-    return model
 
 
 def shapes(module: nn.Module) -> dict[str, torch.Size]:
@@ -43,7 +27,7 @@ def patches_of(image: Tensor, size: int) -> Tensor:
 
 
 def test_a_256_pixel_image_in_patches_of_32_is_65_tokens_of_1024() -> None:
-    model = build("ViT-L/32", image_size=256, depth=1)
+    model = build_model("ViT-L/32", image_size=256, depth=1)
     image = torch.randn(1, 3, 256, 256)
     patches = patches_of(image[0], 32)
     assert patches.shape == (64, 3072)
@@ -62,7 +46,7 @@ def test_a_256_pixel_image_in_patches_of_32_is_65_tokens_of_1024() -> None:
 @pytest.mark.parametrize("gelu", ["tanh", "exact"])
 @pytest.mark.parametrize("pool", ["cls", "mean", "map"])
 def test_logits_are_timms_for_the_same_weights(pool: str, gelu: str) -> None:
-    ours = build(pool=pool, gelu=gelu).eval()
+    ours = build_model("vit-test", pool=pool, gelu=gelu).eval()
     theirs = timm.models.VisionTransformer(
         img_size=28,
         patch_size=7,
@@ -98,12 +82,12 @@ def test_logits_are_timms_for_the_same_weights(pool: str, gelu: str) -> None:
 def test_weights_have_the_names_and_shapes_of_timms_model(ours: str, theirs: str) -> None:
     with torch.device("meta"):
         expected = shapes(timm.create_model(theirs, num_classes=10))
-        assert shapes(config(ours).build(num_classes=10, image_size=224)) == expected
+        assert shapes(model_config(ours).build(num_classes=10, image_size=224)) == expected
 
 
 def test_a_hybrids_logits_are_timms_for_the_same_weights() -> None:
     # timm has no name for this one, but for every part: three stages, then one transformer block.
-    ours = build("hybrid", 64, stages=(1, 1, 1), width=32, depth=1, num_heads=2, gelu="exact").eval()
+    ours = build_model("hybrid", 64, stages=(1, 1, 1), width=32, depth=1, num_heads=2, gelu="exact").eval()
     from timm.models.vision_transformer_hybrid import _resnetv2
 
     theirs = timm.models.VisionTransformer(
@@ -126,18 +110,18 @@ def test_a_hybrids_logits_are_timms_for_the_same_weights() -> None:
 
 
 def test_a_new_hybrids_residual_blocks_are_their_shortcuts() -> None:
-    block = build("hybrid-test", stages=(2,)).patch_embed.backbone.stages[0].blocks[1]
+    block = build_model("hybrid-test", stages=(2,)).patch_embed.backbone.stages[0].blocks[1]
     x = torch.rand(2, 32, 8, 8)
     assert torch.equal(block(x), x)
 
 
 def test_q_k_and_v_are_initialised_as_three_matrices() -> None:
-    block = build(width=256, num_heads=4).blocks[0]
+    block = build_model("vit-test", width=256, num_heads=4).blocks[0]
     bound = math.sqrt(6 / (256 + 256))
     for matrix in block.attn.qkv.weight.chunk(3):
         assert 0.99 * bound < matrix.abs().max() <= bound
     assert not block.attn.qkv.bias.any()
-    pool = build(width=256, num_heads=4, pool="map").attn_pool
+    pool = build_model("vit-test", width=256, num_heads=4, pool="map").attn_pool
     assert pool is not None
     for matrix in (pool.q.weight, *pool.kv.weight.chunk(2), pool.proj.weight):
         assert 0.99 * bound < matrix.abs().max() <= bound
@@ -146,7 +130,7 @@ def test_q_k_and_v_are_initialised_as_three_matrices() -> None:
 
 
 def test_the_other_initial_weights_are_those_of_the_public_code() -> None:
-    model = build("vit-test", 56, width=256, num_heads=4, representation=True)
+    model = build_model("vit-test", 56, width=256, num_heads=4, representation=True)
     assert isinstance(model.pos_embed, Tensor)
     assert not model.cls_token.any()
     assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.05)
@@ -158,7 +142,7 @@ def test_the_other_initial_weights_are_those_of_the_public_code() -> None:
 
 
 def test_dropout_is_where_the_paper_puts_it() -> None:
-    model = build(dropout=0.25, stochastic_depth=0.4)
+    model = build_model("vit-test", dropout=0.25, stochastic_depth=0.4)
     rates = {name: m.p for name, m in model.named_modules() if isinstance(m, nn.Dropout)}
     assert rates.pop("pos_drop") == 0.25
     for i in range(2):
@@ -172,7 +156,7 @@ def test_dropout_is_where_the_paper_puts_it() -> None:
 @pytest.mark.parametrize("pool", ["cls", "mean", "map"])
 @pytest.mark.parametrize("kind", ["learned", "sincos", "none"])
 def test_the_order_of_patches_matters_only_where_there_are_positions(kind: str, pool: str) -> None:
-    model = build(position_embedding=kind, pool=pool).eval()
+    model = build_model("vit-test", position_embedding=kind, pool=pool).eval()
     x = torch.randn(2, 3, 28, 28)
     alike = torch.allclose(model(x), model(x.roll(7, dims=3)), atol=1e-4)
     assert alike == (kind == "none")
@@ -186,13 +170,13 @@ def test_fixed_positions_are_two_dimensional_and_neither_trained_nor_saved() -> 
     row, column = 1, 2
     expected = [wave(axis * f) for axis in (column, row) for wave in (math.sin, math.cos) for f in frequencies]
     torch.testing.assert_close(table[0, 1 + row * 3 + column], torch.tensor(expected), rtol=1e-5, atol=1e-6)
-    model = build(position_embedding="sincos")
+    model = build_model("vit-test", position_embedding="sincos")
     assert "pos_embed" not in model.state_dict()
     assert "pos_embed" not in dict(model.named_parameters())
 
 
 def test_mean_pooling_averages_the_patches_and_has_no_class_token() -> None:
-    model = build(pool="mean").eval()
+    model = build_model("vit-test", pool="mean").eval()
     x = torch.randn(2, 3, 28, 28)
     tokens = model.encode(x)
     assert tokens.shape == (2, 16, 32)
@@ -201,7 +185,7 @@ def test_mean_pooling_averages_the_patches_and_has_no_class_token() -> None:
 
 
 def test_the_representation_layer_is_a_dense_layer_and_tanh_before_the_head() -> None:
-    plain, model = build().eval(), build(representation=True).eval()
+    plain, model = build_model("vit-test").eval(), build_model("vit-test", representation=True).eval()
     model.load_state_dict(plain.state_dict(), strict=False)
     x = torch.randn(2, 3, 28, 28)
     weight, bias = model.get_parameter("pre_logits.fc.weight"), model.get_parameter("pre_logits.fc.bias")
@@ -213,22 +197,24 @@ def test_the_mlp_is_exactly_as_wide_as_asked(width: int) -> None:
     # 11 * (15 / 11) and 56 * (61 / 56) fall short of 15 and 61 in floating point.
     for hidden in (1, 15, 61, 3 * width + 1, 5120):
         with torch.device("meta"):
-            model = config(width=width, num_heads=1, depth=1, mlp_dim=hidden).build(num_classes=2, image_size=28)
+            model = model_config("vit-test", width=width, num_heads=1, depth=1, mlp_dim=hidden).build(
+                num_classes=2, image_size=28
+            )
         assert model.get_parameter("blocks.0.mlp.fc1.weight").shape == (hidden, width)
 
 
 def test_halving_the_width_of_a_preset_halves_its_mlp() -> None:
-    assert (config("ViT-B/32").hidden, config("ViT-b/32").hidden) == (3072, 1536)
+    assert (model_config("ViT-B/32").hidden, model_config("ViT-b/32").hidden) == (3072, 1536)
 
 
 def test_heads_that_do_not_divide_the_width_are_refused_with_those_that_do() -> None:
     with pytest.raises(ValidationError, match=r"width=32 is not divisible by num_heads=3.*: 1, 2, 4, 8, 16, 32"):
-        config(num_heads=3)
+        model_config("vit-test", num_heads=3)
 
 
 def test_fixed_positions_need_a_width_that_four_divides() -> None:
     with pytest.raises(ValidationError, match="sincos needs a width"):
-        config(width=30, num_heads=2, position_embedding="sincos")
+        model_config("vit-test", width=30, num_heads=2, position_embedding="sincos")
 
 
 def test_a_bare_family_name_asks_for_its_shape() -> None:
@@ -243,7 +229,7 @@ def test_a_bare_family_name_asks_for_its_shape() -> None:
     [("R50+ViT-B/32", 1, 7), ("R50+ViT-B/16", 1, 14), ("R50+ViT-B/16", 2, 7), ("hybrid-demo", 1, 7)],
 )
 def test_a_hybrids_stride_gives_its_grid_of_patches(name: str, patch: int, grid: int) -> None:
-    shape = config(name, patch_size=patch)
+    shape = model_config(name, patch_size=patch)
     assert isinstance(shape, HybridConfig)
     size = 28 if name == "hybrid-demo" else 224
     with torch.device("meta"):

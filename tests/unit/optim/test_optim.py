@@ -9,23 +9,15 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from vit_dist.core.registry import MODELS, OPTIMIZERS
-from vit_dist.models import ModelConfig
+from tests.plugins import build_model, plugin_config
+from vit_dist.core.registry import OPTIMIZERS
 from vit_dist.optim import OptimizerConfig
 
 
 def config(name: str, **changes: Any) -> OptimizerConfig:
-    cls, defaults = OPTIMIZERS.lookup(name)
-    made = cls.model_validate({**defaults, "lr": 0.1, **changes})
-    assert isinstance(made, OptimizerConfig)
-    return made
-
-
-def model_of(name: str, **changes: Any) -> nn.Module:
-    cls, defaults = MODELS.lookup(name)
-    made = cls.model_validate({**defaults, **changes})
-    assert isinstance(made, ModelConfig)
-    return made.build(num_classes=3, image_size=28)
+    optimizer = plugin_config(OPTIMIZERS, name, **{"lr": 0.1, **changes})
+    assert isinstance(optimizer, OptimizerConfig)
+    return optimizer
 
 
 def names_in(groups: list[dict[str, Any]], model: nn.Module) -> list[list[str]]:
@@ -35,7 +27,7 @@ def names_in(groups: list[dict[str, Any]], model: nn.Module) -> list[list[str]]:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_matrices_decay_and_biases_norms_positions_and_class_tokens_do_not(optimizer: str) -> None:
-    model = model_of("vit-test", depth=1)
+    model = build_model("vit-test", depth=1, num_classes=3, head_std=0)
     groups = config(optimizer, weight_decay=0.1).build(model).param_groups
     block = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
@@ -47,7 +39,7 @@ def test_matrices_decay_and_biases_norms_positions_and_class_tokens_do_not(optim
 
 @pytest.mark.parametrize("name", ["bit-test", "hybrid-test"])
 def test_convolution_kernels_decay_and_group_norms_do_not(name: str) -> None:
-    model = model_of(name)
+    model = build_model(name, num_classes=3, head_std=0)
     decayed, spared = (
         [dict(model.named_parameters())[n] for n in group]
         for group in names_in(config("adamw").build(model).param_groups, model)
@@ -58,12 +50,12 @@ def test_convolution_kernels_decay_and_group_norms_do_not(name: str) -> None:
 
 
 def test_the_query_of_attention_pooling_does_not_decay() -> None:
-    model = model_of("vit-test", pool="map")
+    model = build_model("vit-test", pool="map", num_classes=3, head_std=0)
     assert "attn_pool.latent" in names_in(config("adamw").build(model).param_groups, model)[1]
 
 
 def test_groups_keep_the_order_of_the_model_and_leave_out_what_is_frozen() -> None:
-    model = model_of("vit-test")
+    model = build_model("vit-test", num_classes=3, head_std=0)
     model.get_parameter("norm.weight").requires_grad_(False)
     order = [name for name, _ in model.named_parameters()]
     for group in names_in(config("adamw").build(model).param_groups, model):
@@ -73,7 +65,7 @@ def test_groups_keep_the_order_of_the_model_and_leave_out_what_is_frozen() -> No
 
 @pytest.mark.parametrize(("changes", "rate"), [({"decay": "all"}, 0.1), ({"weight_decay": 0.0}, 0.0)])
 def test_an_empty_group_is_left_out(changes: dict[str, Any], rate: float) -> None:
-    model = model_of("vit-test")
+    model = build_model("vit-test", num_classes=3, head_std=0)
     groups = config("adamw", **changes).build(model).param_groups
     assert [group["weight_decay"] for group in groups] == [rate]
     assert len(groups[0]["params"]) == len(list(model.parameters()))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from tests.plugins import plugin_config
 from vit_dist.config.schema import DataConfig, Recipe
 from vit_dist.core.registry import OPTIMIZERS, SCHEDULES, Plugin
 from vit_dist.core.units import Duration
@@ -16,10 +17,9 @@ LENGTH = {"base_lr": 1e-3, "total_steps": 1000, "warmup_steps": 100}
 
 
 def config(name: str, **changes: Any) -> ScheduleConfig:
-    cls, defaults = SCHEDULES.lookup(name)
-    made = cls.model_validate({**defaults, **changes})
-    assert isinstance(made, ScheduleConfig)
-    return made
+    schedule = plugin_config(SCHEDULES, name, **changes)
+    assert isinstance(schedule, ScheduleConfig)
+    return schedule
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "constant"])

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vit_dist.cli.verbs import verb_parser
 from vit_dist.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,9 +44,7 @@ examples:
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    parser = argparse.ArgumentParser(
-        "vit-dist compare", description=SUMMARY, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = verb_parser("vit-dist compare", SUMMARY, _EXAMPLES)
     parser.add_argument("--models", metavar="A,B,..", help="names, as in `vit-dist models list`; default: the paper's")
     parser.add_argument("--image-size", metavar="S", type=int, help="pixels (default 224; 28 for -demo and -test)")
     parser.add_argument("--num-classes", metavar="K", type=int, default=1000, help="outputs of the head (default 1000)")
@@ -57,7 +56,7 @@ def main(argv: list[str]) -> int:
         "--tflops", metavar="T", type=float, default=312.0, help="peak of a device, 1e12 FLOPs/s (default 312: A100)"
     )
     parser.add_argument(
-        "--mfu", metavar="M", type=float, default=0.4, help="share of the peak that is reached (default 0.4)"
+        "--mfu", metavar="M", type=float, default=0.4, help="fraction of the peak that is reached (default 0.4)"
     )
     parser.add_argument(
         "--match", choices=("flops", "params", "throughput"), help="nearest of each other family by this"
@@ -105,7 +104,7 @@ def _check(args: argparse.Namespace) -> None:
     at_least_one(args, "batch", "rounds", "num_classes", "image_size")
     if not 0 < args.mfu <= 1 or not 0 < args.tflops < math.inf:
         raise ConfigError(
-            f"--tflops={args.tflops} --mfu={args.mfu}: a peak above 0 and a share of it up to 1 are needed"
+            f"--tflops={args.tflops} --mfu={args.mfu}: a peak above 0 and a fraction of it up to 1 are needed"
         )
     given = args.examples
     try:
@@ -136,14 +135,14 @@ def _rows(args: argparse.Namespace) -> list[Row]:
         config.fit(sizes[name])
     if args.match:
         others_than("vit", [config.family for config in configs.values()])
-    found: dict[str, Counted] = {}
+    counts: dict[str, Counted] = {}
     for name, config in configs.items():
         log(f"counting {name}")
-        found[name] = count(config, num_classes=args.num_classes, image_size=sizes[name], precision=args.precision)
-    speeds = {} if args.no_measure else _speeds(args, configs, sizes, found)
+        counts[name] = count(config, num_classes=args.num_classes, image_size=sizes[name], precision=args.precision)
+    speeds = {} if args.no_measure else _speeds(args, configs, sizes, counts)
     rows = []
     for name, config in configs.items():
-        flops = training_flops_per_image(found[name].macs)
+        flops = training_flops_per_image(counts[name].macs)
         total = flops * args.examples
         speed = speeds.get(name)
         rows.append(
@@ -151,12 +150,12 @@ def _rows(args: argparse.Namespace) -> list[Row]:
                 model=name,
                 family=config.family,
                 image_size=sizes[name],
-                params=found[name].params,
-                macs=found[name].macs,
+                params=counts[name].params,
+                macs=counts[name].macs,
                 train_flops=flops,
-                state_bytes=found[name].params * BYTES_A_PARAMETER[args.precision],
-                activation_bytes=found[name].activations,
-                checkpointed_bytes=found[name].checkpointed,
+                state_bytes=counts[name].params * BYTES_A_PARAMETER[args.precision],
+                activation_bytes=counts[name].activations,
+                checkpointed_bytes=counts[name].checkpointed,
                 examples=args.examples,
                 exaflops=total / 1e18,
                 device_hours=total / (args.tflops * 1e12 * args.mfu) / 3600,
@@ -171,7 +170,7 @@ def _speeds(
     args: argparse.Namespace,
     configs: Mapping[str, ModelConfig],
     sizes: Mapping[str, int],
-    found: Mapping[str, Counted],
+    counts: Mapping[str, Counted],
 ) -> dict[str, Speed]:
     import torch
 
@@ -182,16 +181,16 @@ def _speeds(
     from vit_dist.models.costs import FLOPS_PER_MAC
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    room = torch.cuda.mem_get_info()[0] if device.type == "cuda" else available_memory()
+    free_bytes = torch.cuda.mem_get_info()[0] if device.type == "cuda" else available_memory()
     log(f"measuring {len(configs)} models on {device.type}, {args.batch} images a step, {args.rounds} rounds in turns")
-    work = (args.rounds + 1) * args.batch * sum(4 * FLOPS_PER_MAC * counted.macs for counted in found.values())
+    work = (args.rounds + 1) * args.batch * sum(4 * FLOPS_PER_MAC * counted.macs for counted in counts.values())
     log(f"that is {format_flops(work)} of work: a forward pass and a training step of each a round and once before")
     speeds: dict[str, Speed] = {}
-    together, too_large = groups(found, args.batch, room)
+    together, too_large = groups(counts, args.batch, free_bytes)
     if len(together) > 1:
         log("memory does not hold all of them together: they are measured one after the other")
     for name, needed in too_large.items():
-        log(f"{name} is not measured: it needs about {format_bytes(needed)}, {format_bytes(room or 0)} are free")
+        log(f"{name} is not measured: it needs about {format_bytes(needed)}, {format_bytes(free_bytes or 0)} are free")
     for group in together:
         benches = {
             name: Bench(

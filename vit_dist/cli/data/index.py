@@ -46,8 +46,7 @@ Without --shuffled the samples count as lying in an order of their own, and subs
         raise ConfigError(f"--label-field {args.label_field}: only .json has fields, but --labels is {args.labels}")
 
     from vit_dist.data.indexing import index_tars
-    from vit_dist.data.pack.sources import read_classes
-    from vit_dist.data.tarindex import LabelRule
+    from vit_dist.data.labels import LabelRule, read_classes
 
     rule = LabelRule(
         member="json" if args.label_field else args.labels,

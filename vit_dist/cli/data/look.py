@@ -85,8 +85,8 @@ def _print_resolutions(pictures: list[Any]) -> None:
 
     from vit_dist.data.describe import size_of
 
-    found = [size_of(p.content) for p in pictures]
-    sizes = [s for s in found if s is not None]
+    headers = [size_of(p.content) for p in pictures]
+    sizes = [s for s in headers if s is not None]
     if not sizes:
         return
     formats: dict[str, int] = {}
@@ -99,8 +99,8 @@ def _print_resolutions(pictures: list[Any]) -> None:
         f"{median(shorter):.0f}; longer side {longer[0]} to {longer[-1]}, median {median(longer):.0f}\n"
         f"formats      {', '.join(f'{n} {c / len(sizes):.0%}' for n, c in sorted(formats.items()))}\n"
     )
-    if len(sizes) < len(found):
-        out(f"unreadable   {len(found) - len(sizes)} of {len(found)} random images\n")
+    if len(sizes) < len(headers):
+        out(f"unreadable   {len(headers) - len(sizes)} of {len(headers)} random images\n")
 
 
 def verify_main(argv: list[str]) -> int:
@@ -218,32 +218,32 @@ was left out stands in a list beside the new manifest. The tars stay as they are
     for url in args.against:
         evaluation = read_manifest(url)
         with Progress(f"hashing {evaluation.name}", evaluation.num_samples, "images") as progress:
-            for shard, found, readable in hash_all(evaluation, workers):
+            for shard, image_hashes, readable in hash_all(evaluation, workers):
                 names = evaluation.read_index(shard).keys()
-                hashes.append(found[readable])
+                hashes.append(image_hashes[readable])
                 keys += [(evaluation.name, names[i]) for i in np.flatnonzero(readable).tolist()]
                 unreadable += int((~readable).sum())
-                progress.advance(len(found))
+                progress.advance(len(image_hashes))
     near = NearHashes(np.concatenate(hashes), args.distance)
     left_out: dict[int, list[int]] = {}
     lines: dict[int, list[str]] = {}
     with Progress(f"hashing {train.name}", train.num_samples, "images") as progress:
-        for shard, found, readable in hash_all(train, workers):
+        for shard, image_hashes, readable in hash_all(train, workers):
             names = train.read_index(shard).keys()
-            mine = np.flatnonzero(readable)
-            unreadable += len(found) - len(mine)
-            rows, others, distances = near.find(found[mine])
-            for row, other, distance in zip(mine[rows].tolist(), others.tolist(), distances.tolist(), strict=True):
+            compared = np.flatnonzero(readable)
+            unreadable += len(image_hashes) - len(compared)
+            rows, others, distances = near.find(image_hashes[compared])
+            for row, other, distance in zip(compared[rows].tolist(), others.tolist(), distances.tolist(), strict=True):
                 left_out.setdefault(shard, []).append(row)
-                told = {
+                match = {
                     "shard": train.shards[shard].url,
                     "key": names[row],
                     "set": keys[other][0],
                     "same_as": keys[other][1],
                     "distance": distance,
                 }
-                lines.setdefault(shard, []).append(json.dumps(told, ensure_ascii=False))
-            progress.advance(len(found))
+                lines.setdefault(shard, []).append(json.dumps(match, ensure_ascii=False))
+            progress.advance(len(image_hashes))
     made = write_exclusion(train, left_out, args.out, reason="dedup")
     listed = [line for shard in sorted(lines) for line in lines[shard]]
     report = f"{args.out.removesuffix('.json')}.excluded.jsonl"

@@ -7,18 +7,14 @@ import os
 import sys
 from fractions import Fraction
 
+from vit_dist.cli.verbs import verb_parser
 from vit_dist.core.units import parse_bytes, parse_count
 
 
 def parser(verb: str, summary: str, details: str, examples: str) -> argparse.ArgumentParser:
     """The parser of one verb: what it does, then examples."""
-    return argparse.ArgumentParser(
-        prog=f"vit-dist data {verb}",
-        description=f"{summary}\n\n{details.strip()}" if details else summary,
-        epilog=f"examples:\n{examples.rstrip()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    description = f"{summary}\n\n{details.strip()}" if details else summary
+    return verb_parser(f"vit-dist data {verb}", description, f"examples:\n{examples.rstrip()}", allow_abbrev=False)
 
 
 def count(text: str) -> int:
@@ -48,23 +44,23 @@ def size(text: str) -> int:
     return number
 
 
-def share(text: str) -> Fraction:
-    """A share such as '1%' or '0.01'."""
+def fraction(text: str) -> Fraction:
+    """A fraction such as '1%' or '0.01'."""
     try:
         number = Fraction(text[:-1].strip()) / 100 if text.endswith("%") else Fraction(text)
     except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"expected a share such as 1% or 0.01, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"expected a fraction such as 1% or 0.01, got {text!r}") from None
     if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share between 0 and 100%, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a fraction between 0 and 100%, got {text!r}")
     return number
 
 
-def share_or_count(text: str) -> Fraction:
-    """A share below 1 ('5%', '0.05') or a count ('10k')."""
+def fraction_or_count(text: str) -> Fraction:
+    """A fraction below 1 ('5%', '0.05') or a count ('10k')."""
     try:
         return Fraction(parse_count(text))
     except ValueError:
-        return share(text)
+        return fraction(text)
 
 
 def default_workers() -> int:

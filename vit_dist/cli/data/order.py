@@ -13,9 +13,10 @@ import numpy as np
 from vit_dist.cli.data.options import count, out, parser, positive
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import redact
+from vit_dist.core.seeding import I64
 from vit_dist.data.index import ShardIndex
 from vit_dist.data.mixture import MixtureOrder
-from vit_dist.data.order import I64, GlobalOrder
+from vit_dist.data.order import GlobalOrder
 
 if TYPE_CHECKING:
     from vit_dist.data.sets import Parts
@@ -86,7 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=count, metavar="S", help="the run's seed (0)")
     p.add_argument("--epoch", type=count, metavar="E", help="from which epoch, counted from 0 (0)")
     p.add_argument(
-        "--start", type=count, default=0, metavar="P", help="position in the epoch; at its end or later: goes on (0)"
+        "--start",
+        type=count,
+        default=0,
+        metavar="P",
+        help="position in the epoch; at its end or later: in the next ones (0)",
     )
     p.add_argument(
         "--count",

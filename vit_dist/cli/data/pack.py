@@ -6,7 +6,17 @@ import argparse
 from fractions import Fraction
 from pathlib import Path
 
-from vit_dist.cli.data.options import count, default_workers, out, parser, positive, say, share, share_or_count, size
+from vit_dist.cli.data.options import (
+    count,
+    default_workers,
+    fraction,
+    fraction_or_count,
+    out,
+    parser,
+    positive,
+    say,
+    size,
+)
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import is_remote, local_path
 from vit_dist.core.units import format_bytes
@@ -38,10 +48,10 @@ def main(argv: list[str]) -> int:
 
 
 def _pack_here(args: argparse.Namespace) -> int:
+    from vit_dist.data.labels import read_classes
     from vit_dist.data.pack.choose import SourceOptions, open_source
     from vit_dist.data.pack.run import PackOptions, pack
     from vit_dist.data.pack.shards import ImageOptions
-    from vit_dist.data.pack.sources import read_classes
 
     reading = SourceOptions(
         kind=args.kind,
@@ -87,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 SRC is a folder with one directory per class, MNIST's IDX files, a list of paths or URLs with labels (.jsonl,
 .csv, .tsv), Parquet with the images inside, or WebDataset tars to be packed anew. Every image is decoded once:
 those that cannot be are left out and listed in DEST/bad.jsonl. Original bytes are kept unless a size or quality
-is given. The command may be killed and started again: it goes on. Packing twice gives the same bytes.
+is given. The command may be killed and started again: it resumes. Packing twice gives the same bytes.
 """,
         "  vit-dist data pack photos/ runs/data/photos\n"
         "  vit-dist data pack photos/ s3://bucket/photos --samples-per-shard 10k --resize-shorter 320\n"
@@ -103,14 +113,12 @@ is given. The command may be killed and started again: it goes on. Packing twice
     p.add_argument("dest", metavar="DEST", help="directory or URL (s3://, gs://, ...) that the shards go to")
     p.add_argument("--samples-per-shard", type=positive, default=10_000, metavar="N", help="images in a shard (10k)")
     p.add_argument("--bytes-per-shard", type=size, metavar="B", help="instead: bytes in a shard, about ('512 MiB')")
-    p.add_argument(
-        "--max-bad", type=share, default=Fraction(1, 100), metavar="SHARE", help="unreadable images accepted (1%%)"
-    )
+    _add_max_bad(p)
     p.add_argument("--seed", type=count, default=0, metavar="S", help="of the shuffle (0)")
     p.add_argument(
         "--val",
-        type=share_or_count,
-        metavar="SHARE|N",
+        type=fraction_or_count,
+        metavar="FRACTION|N",
         help="keep this many apart, as DEST/val; the rest is DEST/train",
     )
     p.add_argument("--resize-shorter", type=positive, metavar="PX", help="reduce the shorter side to this")
@@ -152,6 +160,16 @@ is given. The command may be killed and started again: it goes on. Packing twice
     return p
 
 
+def _add_max_bad(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--max-bad",
+        type=fraction,
+        default=Fraction(1, 100),
+        metavar="FRACTION",
+        help="unreadable images accepted (1%%)",
+    )
+
+
 def merge_main(argv: list[str]) -> int:
     """Join parts."""
     p = parser(
@@ -161,9 +179,7 @@ def merge_main(argv: list[str]) -> int:
         "  vit-dist data merge s3://bucket/photos",
     )
     p.add_argument("dest", metavar="DEST", help="the parts' common destination")
-    p.add_argument(
-        "--max-bad", type=share, default=Fraction(1, 100), metavar="SHARE", help="unreadable images accepted (1%%)"
-    )
+    _add_max_bad(p)
     args = p.parse_args(argv)
 
     from vit_dist.data.pack.run import merge

@@ -12,7 +12,8 @@ from vit_dist.cli.data.options import out, say
 from vit_dist.core.errors import ConfigError
 
 _PARTS = 16
-_OURS = {"--cluster": 1, "--parts": 1, "--max-parallel": 1, "--time": 1, "--run-root": 1, "--dry-run": 0}
+# Those about Slurm, and how many values each takes.
+_SLURM_OPTIONS = {"--cluster": 1, "--parts": 1, "--max-parallel": 1, "--time": 1, "--run-root": 1, "--dry-run": 0}
 
 
 def submit_pack(args: argparse.Namespace, argv: list[str]) -> int:
@@ -58,23 +59,23 @@ def submit_pack(args: argparse.Namespace, argv: list[str]) -> int:
     if args.dry_run:
         out(_shown(jobs.scripts(), jobs.merge))
         return 0
-    told = pack.submit(jobs)
-    _report(told, folder, args.dest)
+    submission = pack.submit(jobs)
+    _report(submission, folder, args.dest)
     return 0
 
 
 def words_of_jobs(argv: list[str]) -> list[str]:
     """The words of a command line that each part is given: all but those about Slurm."""
-    kept, skip = list[str](), 0
+    words, skip = list[str](), 0
     for word in argv:
         name, equals, _ = word.partition("=")
         if skip:
             skip -= 1
-        elif name in _OURS:
-            skip = 0 if equals else _OURS[name]
+        elif name in _SLURM_OPTIONS:
+            skip = 0 if equals else _SLURM_OPTIONS[name]
         else:
-            kept.append(word)
-    return kept
+            words.append(word)
+    return words
 
 
 def _missing(args: argparse.Namespace, parts: int) -> list[int]:
@@ -100,11 +101,11 @@ def _shown(scripts: dict[str, str], merge: tuple[str, ...]) -> str:
     return text + f"\n# once all parts are packed: vit-dist {shlex.join(merge)}\n"
 
 
-def _report(told: dict[str, Any], folder: Path, dest: str) -> None:
-    ids = ",".join([*told["arrays"], told["merge"]])
-    skipped = told["parts"] - told["missing"]
-    say(f"{skipped} of {told['parts']} parts are packed already" if skipped else f"{told['parts']} parts")
-    if told["arrays"]:
-        out(f"packing  job {', '.join(told['arrays'])}: {told['missing']} parts into {dest}\n")
-    out(f"merging  job {told['merge']}, once all are packed\n")
+def _report(submission: dict[str, Any], folder: Path, dest: str) -> None:
+    ids = ",".join([*submission["arrays"], submission["merge"]])
+    skipped = submission["parts"] - submission["missing"]
+    say(f"{skipped} of {submission['parts']} parts are packed already" if skipped else f"{submission['parts']} parts")
+    if submission["arrays"]:
+        out(f"packing  job {', '.join(submission['arrays'])}: {submission['missing']} parts into {dest}\n")
+    out(f"merging  job {submission['merge']}, once all are packed\n")
     out(f"logs     {folder}\nfollow   squeue -j {ids}\nagain    the same command submits what is missing\n")

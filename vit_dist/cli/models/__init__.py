@@ -1,169 +1,23 @@
-"""`vit-dist models`: what models there are, what each costs, and weights in and out."""
+"""`vit-dist models`: what models there are, what each costs, and weights in and out. A module for each two verbs."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-import textwrap
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-from vit_dist.cli.models.options import at_least_one, model_config, usual_size
-from vit_dist.core.errors import ConfigError, did_you_mean
-
-if TYPE_CHECKING:
-    from vit_dist.models import ModelConfig
-    from vit_dist.models.costs import Cost
+from vit_dist.cli.verbs import Verb, run_verb
 
 SUMMARY = "list models and their costs, show one, read and write weights"
 
-_HELP = f"""usage: vit-dist models VERB ...
-
-{SUMMARY}
-
-verbs:
-  list     every model by name: parameters and multiply-adds
-  show     the settings of one model, and its tensors
-  import   weights of any known form -> a safetensors file that says its model
-  export   a checkpoint, a run or fresh weights -> a file or folder of any known form
-
-`vit-dist models VERB --help` explains a verb and gives examples.
-"""
-_LIST_EXAMPLES = """
-Multiply-adds are those of one forward pass of one image. Any other model of timm goes by `timm:NAME`.
-
-examples:
-  vit-dist models list
-  vit-dist models list hybrid --image-size 384
-  vit-dist models list --num-classes 18291        with the head of JFT-300M
-"""
-_SHOW_EXAMPLES = """
-examples:
-  vit-dist models show ViT-L/16
-  vit-dist models show ViT-B/16 pool=map position_embedding=sincos --image-size 384
-  vit-dist models show timm:convnext_tiny --tensors
-  vit-dist models show vit patch_size=8 width=256 depth=6 num_heads=4     a ViT by its numbers
-"""
+VERBS = {
+    "list": Verb("look", "list_main", "every model by name: parameters and multiply-adds"),
+    "show": Verb("look", "show_main", "the settings of one model, and its tensors"),
+    "import": Verb("weights", "import_main", "weights of any known form -> a safetensors file that says its model"),
+    "export": Verb("weights", "export_main", "a checkpoint, a run or fresh weights -> a file or folder of any form"),
+}
 
 
 def main(argv: list[str]) -> int:
     """Run one verb; the exit code.
 
     Raises:
-        ConfigError: no such verb.
+        VitDistError: no such verb, or whatever the verb finds wrong.
     """
-    if not argv or argv[0] in {"-h", "--help"}:
-        sys.stdout.write(_HELP)
-        return 0 if argv else 2
-    verbs: dict[str, Callable[[list[str]], int]] = {"list": _list, "show": _show, "import": _import, "export": _export}
-    if argv[0] not in verbs:
-        raise ConfigError(f"unknown verb {argv[0]!r}{did_you_mean(argv[0], verbs)}")
-    return verbs[argv[0]](argv[1:])
-
-
-def _import(argv: list[str]) -> int:
-    from vit_dist.cli.models.weights import import_main
-
-    return import_main(argv)
-
-
-def _export(argv: list[str]) -> int:
-    from vit_dist.cli.models.weights import export_main
-
-    return export_main(argv)
-
-
-def _giga(macs: int) -> str:
-    return f"{macs / 1e9:,.2f}" if macs >= 1e8 else f"{macs / 1e9:.4f}"
-
-
-def _list(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        "vit-dist models list",
-        description="every model by name: parameters and multiply-adds",
-        epilog=_LIST_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("only", metavar="PART", nargs="?", default="", help="only names and families that contain this")
-    parser.add_argument("--image-size", metavar="S", type=int, help="default 224, and 28 for -demo and -test")
-    parser.add_argument("--num-classes", metavar="K", type=int, default=1000, help="outputs of the head (default 1000)")
-    args = parser.parse_args(argv)
-    at_least_one(args, "image_size", "num_classes")
-
-    from vit_dist.core.registry import MODELS
-    from vit_dist.models.costs import model_cost
-
-    print_row = "{:<16} {:<8} {:>14} {:>10} {:>7}".format
-    lines = [print_row("model", "family", "parameters", "GMACs", "pixels")]
-    for name in MODELS.names():
-        if name in {"vit", "bit", "hybrid"}:  # families by themselves: they want their shape
-            continue
-        config = model_config(name)
-        if args.only.lower() not in f"{name} {config.family}".lower():
-            continue
-        size = args.image_size or usual_size(config)
-        if size % config.stride:
-            lines.append(print_row(name, config.family, "-", "-", "-") + f"   {config.stride} does not divide {size}")
-            continue
-        cost = model_cost(config, num_classes=args.num_classes, image_size=size)
-        if cost is not None:
-            lines.append(print_row(name, config.family, f"{cost.params:,}", _giga(cost.macs), size))
-    if len(lines) == 1:
-        raise ConfigError(f"no model has {args.only!r} in its name or family; `vit-dist models list` names them all")
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 0
-
-
-def _show(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        "vit-dist models show",
-        description="the settings of one model, and its tensors",
-        epilog=_SHOW_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("name", metavar="NAME", help="a name of `vit-dist models list`, or timm:NAME")
-    parser.add_argument("settings", metavar="k=v", nargs="*", help="settings over those of the name")
-    parser.add_argument("--image-size", metavar="S", type=int, help="default 224, and 28 for -demo and -test")
-    parser.add_argument("--num-classes", metavar="K", type=int, default=1000, help="outputs of the head (default 1000)")
-    parser.add_argument("--tensors", action="store_true", help="list every tensor with its shape (imports torch)")
-    args = parser.parse_intermixed_args(argv)
-    at_least_one(args, "image_size", "num_classes")
-
-    import yaml
-
-    config = model_config(args.name, args.settings)
-    size = args.image_size or usual_size(config)
-    config.fit(size)
-    cost = _cost(config, args.num_classes, size)
-    described = {key: value for key, value in config.model_dump(mode="json").items() if value is not None}
-    fields = [(name, field.description) for name, field in type(config).model_fields.items() if field.description]
-    told = "\n".join(
-        textwrap.fill(f"{n}: {text}", 100, initial_indent="# ", subsequent_indent="#   ") for n, text in fields
-    )
-    sys.stdout.write(
-        f"{yaml.safe_dump(described, sort_keys=False)}\n{told}\n\n"
-        f"{cost.params:,} parameters with {args.num_classes:,} classes; {_giga(cost.macs)} GMACs for one "
-        f"{size}x{size} image\n"
-    )
-    if args.tensors:
-        from vit_dist.models.weights.adapt import shapes_of
-
-        for name, shape in shapes_of(config, args.num_classes, size).items():
-            sys.stdout.write(f"{name:<48} {'x'.join(map(str, shape)) or 'a number'}\n")
-    return 0
-
-
-def _cost(config: ModelConfig, num_classes: int, image_size: int) -> Cost:
-    """By arithmetic; a model of timm is built without weights and counted."""
-    from vit_dist.models.costs import Cost, model_cost
-
-    cost = model_cost(config, num_classes=num_classes, image_size=image_size)
-    if cost is not None:
-        return cost
-    import torch
-
-    from vit_dist.models._macs import macs_of
-
-    with torch.device("meta"):
-        model = config.build(num_classes=num_classes, image_size=image_size)
-    return Cost(sum(p.numel() for p in model.parameters()), macs_of(model, image_size))
+    return run_verb(__name__, SUMMARY, VERBS, argv)

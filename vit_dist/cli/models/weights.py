@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vit_dist.cli.models.options import at_least_one, model_config, usual_size
+from vit_dist.cli.verbs import verb_parser
 from vit_dist.core.errors import ConfigError, did_you_mean
 from vit_dist.core.files import redact
 
@@ -23,7 +24,7 @@ forms, by the name's ending
   x.pth .pt .bin .ckpt read only, as plain tensors: nothing else in them is unpickled
   x/                   a folder that Hugging Face's ViTForImageClassification loads
 SOURCE and OUT may be URLs, such as s3://bucket/b16.npz. A file that is there already is replaced, once the new one is
-whole.
+complete.
 """
 _IMPORT_EXAMPLES = (
     _FORMS
@@ -38,7 +39,7 @@ _EXPORT_EXAMPLES = (
     _FORMS
     + """
 examples:
-  vit-dist models export runs/demo/vit-8000-s0 vit.safetensors          the newest whole checkpoint of a run
+  vit-dist models export runs/demo/vit-8000-s0 vit.safetensors          the newest complete checkpoint of a run
   vit-dist models export runs/b16/checkpoints/step-0000517822 b16.npz
   vit-dist models export s3://bucket/runs/b16 b16.safetensors           the newest copy of a run's checkpoints
   vit-dist models export ViT-B/16 fresh.npz --seed 7                    fresh weights
@@ -48,15 +49,13 @@ examples:
 
 def import_main(argv: list[str]) -> int:
     """Entry of `models import`."""
-    parser = argparse.ArgumentParser(
-        "vit-dist models import",
-        description="weights of any known form -> a safetensors file (or another form) that says its model",
-        epilog=_IMPORT_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = _parser(
+        "import",
+        "weights of any known form -> a safetensors file (or another form) that says its model",
+        _IMPORT_EXAMPLES,
+        source="a file or folder",
+        settings="settings of the model, such as representation=true",
     )
-    parser.add_argument("source", metavar="SOURCE", help="a file or folder")
-    parser.add_argument("out", metavar="OUT", help="what to write; its ending says the form")
-    parser.add_argument("settings", metavar="k=v", nargs="*", help="settings of the model, such as representation=true")
     parser.add_argument("--model", metavar="NAME", help="needed where the file does not say its model")
     parser.add_argument("--num-classes", metavar="K", type=int, help="default: as many as the file has")
     parser.add_argument("--image-size", metavar="S", type=int, help="positions are resampled to it")
@@ -77,11 +76,11 @@ def import_main(argv: list[str]) -> int:
     at_least_one(args, "image_size", "num_classes")
     if args.settings and not args.model:
         raise ConfigError(f"{args.settings[0]}: settings are those of a model; give --model NAME")
-    from vit_dist.models.weights.files import Wanted, read_weights
+    from vit_dist.models.weights.files import LoadOptions, read_weights
     from vit_dist.train.checkpoint.weights import is_checkpoint
     from vit_dist.train.checkpoint.weights_remote import downloaded
 
-    wanted = Wanted(
+    options = LoadOptions(
         config=model_config(args.model, args.settings) if args.model else None,
         num_classes=args.num_classes,
         image_size=args.image_size,
@@ -91,21 +90,19 @@ def import_main(argv: list[str]) -> int:
     with downloaded(args.source) as path:
         if is_checkpoint(path):
             raise ConfigError(f"{redact(args.source)}: a checkpoint or run of ours; `vit-dist models export` reads it")
-        _write(read_weights(path, wanted), args.out)
+        _write(read_weights(path, options), args.out)
     return 0
 
 
 def export_main(argv: list[str]) -> int:
     """Entry of `models export`."""
-    parser = argparse.ArgumentParser(
-        "vit-dist models export",
-        description="a checkpoint, a run, a file of weights or a model's fresh weights -> a file or folder",
-        epilog=_EXPORT_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = _parser(
+        "export",
+        "a checkpoint, a run, a file of weights or a model's fresh weights -> a file or folder",
+        _EXPORT_EXAMPLES,
+        source="a checkpoint, a run, a file, or a model's name",
+        settings="settings of a model given by name",
     )
-    parser.add_argument("source", metavar="SOURCE", help="a checkpoint, a run, a file, or a model's name")
-    parser.add_argument("out", metavar="OUT", help="what to write; its ending says the form")
-    parser.add_argument("settings", metavar="k=v", nargs="*", help="settings of a model given by name")
     parser.add_argument("--seed", metavar="N", type=int, help="of fresh weights (default 0)")
     parser.add_argument("--num-classes", metavar="K", type=int, help="of fresh weights (default 1000)")
     parser.add_argument("--image-size", metavar="S", type=int, help="of fresh weights (default 224)")
@@ -135,6 +132,15 @@ def export_main(argv: list[str]) -> int:
         size = args.image_size or usual_size(config)
         _write(fresh_weights(config, args.num_classes or 1000, size, args.seed or 0), args.out)
     return 0
+
+
+def _parser(verb: str, description: str, epilog: str, *, source: str, settings: str) -> argparse.ArgumentParser:
+    """The parser of a verb that turns SOURCE into OUT, with the help of its arguments."""
+    parser = verb_parser(f"vit-dist models {verb}", description, epilog)
+    parser.add_argument("source", metavar="SOURCE", help=source)
+    parser.add_argument("out", metavar="OUT", help="what to write; its ending says the form")
+    parser.add_argument("settings", metavar="k=v", nargs="*", help=settings)
+    return parser
 
 
 def _write(weights: Weights, out: str) -> None:

@@ -74,8 +74,8 @@ def open_source(url: str, scratch: Path, options: SourceOptions | None = None) -
     if kind == "idx":
         return idx_source(local_path(url), options.split_name, scratch)
     if kind == "tar":
+        from vit_dist.data.labels import LabelRule
         from vit_dist.data.pack.repack import tar_source
-        from vit_dist.data.tarindex import LabelRule
 
         member = "json" if options.label_field else options.labels
         image = options.image_field.lower().lstrip(".")
@@ -122,5 +122,6 @@ def _kind(url: str) -> str:
             if any(n.endswith(ending) for n, _ in files):
                 return kind
     elif "data" in directories and any(n.endswith(".parquet") for n, _ in list_directory(f"{url.rstrip('/')}/data")[1]):
-        return "parquet"  # a dataset as it is cloned from a hub
+        # A dataset as it is cloned from a hub.
+        return "parquet"
     return "folder"

@@ -50,6 +50,7 @@ class Fetcher:
             try:
                 return self._fetch(url, item)
             except DataError as error:
+                # What is not there will not come; a store that stumbles may answer the next time.
                 if attempt == attempts or "no such file" in str(error):
                     return error
         raise AssertionError
@@ -63,6 +64,7 @@ class Fetcher:
                 content = bytes(system.cat_file(path, start=item.offset, end=item.offset + item.num_bytes))
             else:
                 if url not in self._files:
+                    # Open files are limited, and items come in random order: of many tars any may be the next one.
                     if len(self._files) >= 256:
                         self.close()
                     self._files[url] = os.open(local_path(url), os.O_RDONLY)

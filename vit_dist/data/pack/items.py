@@ -1,4 +1,4 @@
-"""What a source says about one image, the catalogue that keeps it on disk, and keys safe in a tar. No torch."""
+"""What a source says about one image, the listing that keeps it on disk, and keys safe in a tar. No torch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vit_dist.core.errors import DataError
+from vit_dist.core.seeding import I64, hash64
+from vit_dist.data.order import permute_array
 
-MAX_KEY_BYTES = 80  # with extension below the 100 bytes of a tar header's name, which is all that `wids` reads
+_TAG_PACK = 0x5041434B  # "PACK"
+# With its extension below the 100 bytes of a tar header's name, which is all that `wids` reads.
+MAX_KEY_BYTES = 80
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-/+=@,")
 
 
@@ -44,7 +47,7 @@ class Item:
     where: str = ""
 
     def encode(self) -> bytes:
-        """As one record of a catalogue."""
+        """As one record of a listing."""
         row: list[Any] = [self.key, self.url, self.offset, self.num_bytes, self.labels]
         if self.weights is not None or self.meta is not None or self.where:
             row += [self.weights, self.meta, self.where]
@@ -52,7 +55,7 @@ class Item:
 
     @classmethod
     def decode(cls, record: bytes) -> Item:
-        """From a record of a catalogue."""
+        """From a record of a listing."""
         key, url, offset, num_bytes, labels, *rest = json.loads(record)
         weights, meta, where = rest or (None, None, "")
         return cls(key, url, offset, num_bytes, tuple(labels), None if weights is None else tuple(weights), meta, where)
@@ -71,10 +74,12 @@ def safe_key(text: str) -> str:
     """
     raw = text.encode("utf-8", "surrogateescape")
     key = text if all(b in _PLAIN for b in raw) else "".join(chr(b) if b in _PLAIN else f"%{b:02X}" for b in raw)
-    if key.startswith("__"):  # webdataset takes such names for its own
+    # webdataset takes such names for its own.
+    if key.startswith("__"):
         key = "%5F" + key[1:]
     if len(key) > MAX_KEY_BYTES:
         head = key[: MAX_KEY_BYTES - 17]
+        # Not in the middle of a %XX.
         cut = head.rfind("%", len(head) - 2)
         head = head[:cut] if cut >= 0 else head
         key = f"{head}~{hashlib.sha256(raw).hexdigest()[:16]}"
@@ -91,8 +96,8 @@ class Listing:
 
     def __init__(self, folder: Path, *, count: int, digest: str, num_bytes: int) -> None:
         self.folder, self.count, self.digest, self.num_bytes = folder, count, digest, num_bytes
-        self._records = os.open(folder / "catalogue.bin", os.O_RDONLY)
-        self._ends = os.open(folder / "catalogue.ends", os.O_RDONLY)
+        self._records = os.open(folder / "listing.bin", os.O_RDONLY)
+        self._ends = os.open(folder / "listing.ends", os.O_RDONLY)
 
     @classmethod
     def write(cls, folder: Path, items: Iterable[Item]) -> Self:
@@ -104,14 +109,14 @@ class Listing:
         digest, count, end, num_bytes = hashlib.sha256(), 0, 0, 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "catalogue.bin").open("wb") as records, (folder / "catalogue.ends").open("wb") as ends:
+            with (folder / "listing.bin").open("wb") as records, (folder / "listing.ends").open("wb") as ends:
                 for item in items:
                     record = item.encode()
                     records.write(record)
                     end += len(record)
                     ends.write(end.to_bytes(8, "little"))
-                    told = [item.key, item.num_bytes, item.labels, item.weights, item.meta]
-                    digest.update(json.dumps(told, sort_keys=True).encode())
+                    fields = [item.key, item.num_bytes, item.labels, item.weights, item.meta]
+                    digest.update(json.dumps(fields, sort_keys=True).encode())
                     count += 1
                     num_bytes += max(item.num_bytes, 0)
         except OSError as error:
@@ -127,7 +132,7 @@ class Listing:
 
     @classmethod
     def reopen(cls, described: tuple[Path, int, str, int]) -> Self:
-        """The same catalogue in another process."""
+        """The same listing in another process."""
         folder, count, digest, num_bytes = described
         return cls(folder, count=count, digest=digest, num_bytes=num_bytes)
 
@@ -145,17 +150,11 @@ class Listing:
         os.close(self._ends)
 
 
-def shuffled_ordinals(first: int, count: int, total: int, seed: int) -> NDArray[np.int64]:
+def shuffled_ordinals(first: int, count: int, total: int, seed: int) -> I64:
     """The ordinals at places [first, first + count) of the packed set: a slice of a permutation of range(total)."""
-    from vit_dist.core.seeding import hash64
-    from vit_dist.data.order import permute_array
-
     places = np.arange(first, first + count, dtype=np.int64)
     key = np.full(count, hash64(seed, _TAG_PACK), np.uint64)
     return permute_array(places, np.full(count, total, np.int64), key)
-
-
-_TAG_PACK = 0x5041434B  # "PACK"
 
 
 def check_labels(labels: Sequence[int], num_classes: int | None, place: str) -> None:

@@ -1,4 +1,4 @@
-"""What a packing is going to be, and how far it is: the plan beside the shards, a receipt for each shard. No torch."""
+"""What a packing is going to be, and how far it is: the plan beside the shards, a done marker for each. No torch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.files import exists, explained, file_system, is_remote, join_url, read_bytes, redact
-from vit_dist.data.pack.shards import RECEIPTS, Receipt, Task
+from vit_dist.data.pack.shards import STATE_FOLDER, DoneMarker, Task
 
-PLAN = "pack.json"
+PLAN_FILE = "pack.json"
 _VERSION = 1
 _READS_IN_FLIGHT = 16
 
 
 @dataclass(frozen=True)
-class Plan:
+class PackPlan:
     """What is packed, and into what: equal plans give equal bytes. Kept as `pack.json` beside the shards."""
 
     kind: str
@@ -40,12 +40,21 @@ class Plan:
         """Every shard."""
         return tasks_of(self.num_images, self.num_val, self.samples_per_shard)
 
+    def changes(self, now: Mapping[str, Any]) -> str:
+        """Where the fields of a plan of now differ from this one, which lies there; '' where they do not."""
+        there = asdict(self)
+        return "; ".join(
+            f"{name}: {_shorten(value)} now, {_shorten(there[name])} there"
+            for name, value in now.items()
+            if there[name] != value
+        )
+
     def encode(self) -> bytes:
         """As JSON."""
         return (json.dumps({"version": _VERSION, **asdict(self)}, indent=1) + "\n").encode()
 
     @classmethod
-    def decode(cls, content: bytes, where: str) -> Plan:
+    def decode(cls, content: bytes, where: str) -> PackPlan:
         """From JSON.
 
         Raises:
@@ -57,7 +66,8 @@ class Plan:
             if version != _VERSION:
                 raise DataError(f"{where}: a plan of version {version!r}; this vit_dist reads {_VERSION}")
             raw["classes"] = tuple(raw["classes"])
-            raw["images"].setdefault("upright", False)  # plans of before there was a choice
+            # Plans of before there was a choice.
+            raw["images"].setdefault("upright", False)
             return cls(**raw)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{where}: damaged plan of a packing: {error}; pack again with --force") from None
@@ -90,55 +100,54 @@ def unpacked_parts(dest: str, parts: int, expected: Mapping[str, Any] | None = N
         DataError: the store cannot be asked.
     """
     dest = dest.rstrip("/")
-    url = join_url(dest, PLAN)
+    url = join_url(dest, PLAN_FILE)
     if not exists(url):
         if exists(join_url(dest, "manifest.json")):
             raise ConfigError(
                 f"{redact(dest)}: holds a manifest that `vit-dist data pack` did not write; choose another directory"
             )
         return list(range(parts))
-    plan = Plan.decode(read_bytes(url), redact(url))
-    found = asdict(plan)
-    changes = [
-        f"{k}: {shorten(v)} now, {shorten(found[k])} there" for k, v in (expected or {}).items() if found[k] != v
-    ]
+    plan = PackPlan.decode(read_bytes(url), redact(url))
+    changes = plan.changes(expected or {})
     if changes:
-        raise ConfigError(f"{redact(dest)}: holds another packing ({'; '.join(changes)}); choose another directory")
+        raise ConfigError(f"{redact(dest)}: holds another packing ({changes}); choose another directory")
     if all_there(dest, plan):
         return []
     tasks = list(plan.tasks())
-    packed = read_receipts(dest, tasks)
+    packed = read_markers(dest, tasks)
     return sorted({i % parts for i, task in enumerate(tasks) if task not in packed})
 
 
-def shorten(value: Any) -> str:
+def _shorten(value: Any) -> str:
     """A value, cut short, for a message."""
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def all_there(dest: str, plan: Plan) -> bool:
-    """True where the manifests are written: the packing is whole."""
+def all_there(dest: str, plan: PackPlan) -> bool:
+    """True where the manifests are written: the packing is complete."""
     return all(exists(join_url(join_url(dest, f) if f else dest, "manifest.json")) for f, _, _ in plan.outputs())
 
 
-def read_receipts(dest: str, tasks: Sequence[Task]) -> dict[Task, Receipt]:
-    """The receipts of the shards that are packed, in the order of the tasks: one listing, then a read for each."""
-    folder = join_url(dest, RECEIPTS)
+def read_markers(dest: str, tasks: Sequence[Task]) -> dict[Task, DoneMarker]:
+    """The done markers of the shards that are packed, in the order of the tasks: one listing, then a read for each."""
+    folder = join_url(dest, STATE_FOLDER)
     system, path = file_system(folder)
     with explained(folder, "listed"):
         if is_remote(folder):
+            # fsspec remembers listings: markers that other parts wrote since would be missed.
             system.invalidate_cache()
-        found = system.ls(path, detail=False) if system.isdir(path) else []
-    names = {name.rpartition("/")[2] for name in found}
-    there = [task for task in tasks if task.receipt.rpartition("/")[2] in names]
-    with ThreadPoolExecutor(_READS_IN_FLIGHT, thread_name_prefix="receipts") as pool:
-        read = pool.map(lambda task: _receipt(dest, task), there)
-        return {task: receipt for task, receipt in zip(there, read, strict=True) if receipt is not None}
+        paths = system.ls(path, detail=False) if system.isdir(path) else []
+    names = {name.rpartition("/")[2] for name in paths}
+    there = [task for task in tasks if task.marker.rpartition("/")[2] in names]
+    with ThreadPoolExecutor(_READS_IN_FLIGHT, thread_name_prefix="markers") as pool:
+        read = pool.map(lambda task: _marker(dest, task), there)
+        return {task: marker for task, marker in zip(there, read, strict=True) if marker is not None}
 
 
-def _receipt(dest: str, task: Task) -> Receipt | None:
+def _marker(dest: str, task: Task) -> DoneMarker | None:
     try:
-        return Receipt.decode(read_bytes(join_url(dest, task.receipt)))
+        return DoneMarker.decode(read_bytes(join_url(dest, task.marker)))
     except (ValueError, KeyError, TypeError):
-        return None  # damaged: the shard is packed again
+        # Damaged: the shard is packed again.
+        return None

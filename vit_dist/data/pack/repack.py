@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from vit_dist.core.files import redact
-from vit_dist.data.indexing import find_tars
+from vit_dist.data.labels import LabelRule
 from vit_dist.data.pack.items import Item, safe_key
 from vit_dist.data.pack.sources import Source
 from vit_dist.data.scan import scan_tar
-from vit_dist.data.tarindex import LabelRule
+from vit_dist.data.tars import find_tars
 
 
 def tar_source(urls: Sequence[str], rule: LabelRule, num_classes: int | None) -> Source:

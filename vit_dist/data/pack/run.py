@@ -29,13 +29,11 @@ from vit_dist.core.files import (
 from vit_dist.core.progress import Progress
 from vit_dist.data import workers
 from vit_dist.data.manifest import ShardManifest, read_manifest, write_manifest
-from vit_dist.data.pack.dest import BAD_LIST, claimed, clear, remove_receipts
+from vit_dist.data.pack.dest import BAD_LIST, claimed, clear, remove_markers
 from vit_dist.data.pack.items import Item, Listing, check_labels, shuffled_ordinals
-from vit_dist.data.pack.plan import PLAN, Plan, all_there, read_receipts, shorten, tasks_of
-from vit_dist.data.pack.shards import RECEIPTS, ImageOptions, Job, Receipt, Task, pack_shard
+from vit_dist.data.pack.plan import PLAN_FILE, PackPlan, all_there, read_markers, tasks_of
+from vit_dist.data.pack.shards import STATE_FOLDER, DoneMarker, ImageOptions, Job, Task, pack_shard
 from vit_dist.data.pack.sources import Source
-
-_IN_PROCESS = 2000  # images; below it, starting processes costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class PackOptions:
         samples_per_shard: images in a shard; bad ones are left out of it.
         bytes_per_shard: instead: bytes of images in a shard, about (before resizing), from the mean size.
         seed: of the shuffle.
-        val: images (a whole number) or their share (a fraction below 1) to keep apart as `val`; None: no split.
+        val: images (a whole number) or the fraction of them (below 1) to keep apart as `val`; None: no split.
         images: resizing.
         name: of the dataset; '' takes the source's.
     """
@@ -81,13 +79,13 @@ def pack(
     say: Callable[[str], None] = lambda _: None,
     quiet: bool = False,
 ) -> PackResult:
-    """Pack a source into `dest`, going on where an earlier call with the same source and options stopped.
+    """Pack a source into `dest`, resuming where an earlier call with the same source and options stopped.
 
     Args:
         open_source: given a scratch folder, the source.
         dest: URL of a directory.
         options: how to pack.
-        max_bad: share of unreadable images that is accepted.
+        max_bad: fraction of unreadable images that is accepted.
         num_workers: processes.
         part: (i, n): pack only every n-th shard; `merge` joins the parts.
         work: scratch folder; by default inside a local `dest`, else a temporary one.
@@ -106,24 +104,25 @@ def pack(
         stack.enter_context(claimed(dest, label))
         scratch = stack.enter_context(_scratch(dest, work, label))
         source = open_source(scratch)
-        if part is not None and options.bytes_per_shard is None:  # else the shards follow from the bytes of all
+        # With --bytes-per-shard the shards follow from the bytes of all images, so that a part must see all.
+        if part is not None and options.bytes_per_shard is None:
             source.wanted = partial(_images_of_part, options, part)
-        catalogue = stack.enter_context(contextlib.closing(_list(source, scratch, say, quiet)))
-        plan = _plan(source, catalogue, options)
+        listing = stack.enter_context(contextlib.closing(_list(source, scratch, say, quiet)))
+        plan = _plan(source, listing, options)
         if _already_packed(dest, plan, force=force):
             return _read_result(dest, plan)
-        write_bytes(join_url(dest, PLAN), plan.encode())
-        told = catalogue.describe()
-        job = Job(dest, scratch, told, source.base, source.pixels, plan.seed, options.images, source.image_member)
+        write_bytes(join_url(dest, PLAN_FILE), plan.encode())
+        described, member = listing.describe(), source.image_member
+        job = Job(dest, scratch, described, source.base, source.pixels, plan.seed, options.images, member)
         tasks = _tasks_of_part(plan.tasks(), part)
-        receipts = _packed_before(dest, tasks, max_bad * plan.num_images)
-        if receipts:
-            say(f"going on: {len(receipts):,} of {len(tasks):,} shards are packed already")
-        bad = sum(len(r.bad) for r in receipts.values())
-        missing = [t for t in tasks if t not in receipts]
+        markers = _packed_before(dest, tasks, max_bad * plan.num_images)
+        if markers:
+            say(f"resuming: {len(markers):,} of {len(tasks):,} shards are packed already")
+        bad = sum(len(marker.bad) for marker in markers.values())
+        missing = [t for t in tasks if t not in markers]
         with Progress("packing", sum(t.count for t in missing), "images", quiet=quiet) as progress:
-            for receipt in _pack_all(job, missing, catalogue, num_workers, progress):
-                bad += len(receipt.bad)
+            for marker in _pack_all(job, missing, listing, num_workers, progress):
+                bad += len(marker.bad)
                 if bad > max_bad * plan.num_images:
                     break
         _check_bad(dest, plan, bad, max_bad)
@@ -139,18 +138,18 @@ def _scratch(dest: str, work: Path | None, label: str) -> Iterator[Path]:
         elif is_remote(dest):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vit-dist-pack-")))
         else:
-            folder = local_path(dest) / RECEIPTS / f"work-{label}"
+            folder = local_path(dest) / STATE_FOLDER / f"work-{label}"
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
 
 
-def _packed_before(dest: str, tasks: Sequence[Task], most_bad: Fraction) -> dict[Task, Receipt]:
+def _packed_before(dest: str, tasks: Sequence[Task], most_bad: Fraction) -> dict[Task, DoneMarker]:
     """The shards that need not be packed again."""
-    receipts = read_receipts(dest, tasks)
-    if sum(len(r.bad) for r in receipts.values()) > most_bad:
+    markers = read_markers(dest, tasks)
+    if sum(len(marker.bad) for marker in markers.values()) > most_bad:
         # They were too many the last time: perhaps the store had a bad day. Those shards are tried anew.
-        return {t: r for t, r in receipts.items() if not r.bad}
-    return receipts
+        return {task: marker for task, marker in markers.items() if not marker.bad}
+    return markers
 
 
 def _tasks_of_part(tasks: Iterable[Task], part: tuple[int, int] | None) -> list[Task]:
@@ -173,43 +172,44 @@ def merge(dest: str, *, max_bad: Fraction = Fraction(1, 100)) -> PackResult:
         DataError: shards are missing, or too many images were unreadable.
     """
     dest = dest.rstrip("/")
-    plan_url = join_url(dest, PLAN)
+    plan_url = join_url(dest, PLAN_FILE)
     if not exists(plan_url):
-        raise DataError(f"{redact(dest)}: nothing was packed here (no {PLAN}); run `vit-dist data pack` first")
-    plan = Plan.decode(read_bytes(plan_url), redact(plan_url))
+        raise DataError(f"{redact(dest)}: nothing was packed here (no {PLAN_FILE}); run `vit-dist data pack` first")
+    plan = PackPlan.decode(read_bytes(plan_url), redact(plan_url))
     if all_there(dest, plan):
         return _read_result(dest, plan)
     tasks = list(plan.tasks())
-    receipts = read_receipts(dest, tasks)
-    missing = [task.stem for task in tasks if task not in receipts]
+    markers = read_markers(dest, tasks)
+    missing = [task.stem for task in tasks if task not in markers]
     if missing:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
-            f"{redact(dest)}: {len(missing)} of {len(missing) + len(receipts)} shards are not packed yet ({shown}); "
-            f"start the missing parts again, they go on where they stopped, then merge"
+            f"{redact(dest)}: {len(missing)} of {len(missing) + len(markers)} shards are not packed yet ({shown}); "
+            f"start the missing parts again, they resume where they stopped, then merge"
         )
-    bad = sum(len(r.bad) for r in receipts.values())
+    bad = sum(len(marker.bad) for marker in markers.values())
     _check_bad(dest, plan, bad, max_bad)
-    _write_bad(dest, receipts.values())
+    _write_bad(dest, markers.values())
     joined = []
     for folder, _, _ in plan.outputs():
-        mine = [r for t, r in receipts.items() if t.folder == folder and r.shard.num_samples]
+        packed = [marker for task, marker in markers.items() if task.folder == folder and marker.shard.num_samples]
         base = join_url(dest, folder) if folder else dest
         manifest = ShardManifest(
             base=base,
             name=f"{plan.name}-{folder}" if folder else plan.name,
-            shards=tuple(r.shard for r in mine),
+            shards=tuple(marker.shard for marker in packed),
             shuffled=True,
             num_classes=plan.num_classes,
             classes=plan.classes,
-            max_labels=max((r.max_labels for r in mine), default=1),
+            max_labels=max((marker.max_labels for marker in packed), default=1),
         )
         if not manifest.num_samples:
             raise DataError(f"{redact(base)}: not one image could be read; see {BAD_LIST}")
         joined.append((join_url(base, "manifest.json"), manifest))
+    # Last, and after everything that can fail: where a manifest is, its dataset is complete.
     for url, manifest in joined:
         write_manifest(manifest, url)
-    remove_receipts(dest)
+    remove_markers(dest)
     return PackResult(tuple(joined), bad)
 
 
@@ -225,28 +225,28 @@ def _list(source: Source, scratch: Path, say: Callable[[str], None], quiet: bool
                 progress.advance(1, max(item.num_bytes, 0))
                 yield item
 
-    catalogue = Listing.write(scratch, watched())
-    if not catalogue.count:
-        catalogue.close()
+    listing = Listing.write(scratch, watched())
+    if not listing.count:
+        listing.close()
         raise DataError(f"{redact(source.base or source.name)}: no images in it")
     if source.num_classes is None:
         source.num_classes = largest + 1
     if source.num_ignored:
         shown = ", ".join(source.ignored) + (", ..." if source.num_ignored > len(source.ignored) else "")
         say(f"ignored {source.num_ignored:,} files that do not end like images: {shown}")
-    return catalogue
+    return listing
 
 
-def _plan(source: Source, catalogue: Listing, options: PackOptions) -> Plan:
-    total = catalogue.count
+def _plan(source: Source, listing: Listing, options: PackOptions) -> PackPlan:
+    total = listing.count
     per_shard = options.samples_per_shard
     if options.bytes_per_shard is not None:
-        if not catalogue.num_bytes:
+        if not listing.num_bytes:
             raise ConfigError("--bytes-per-shard: this source does not tell sizes; use --samples-per-shard")
-        per_shard = max(1, options.bytes_per_shard * total // catalogue.num_bytes)
-    return Plan(
+        per_shard = max(1, options.bytes_per_shard * total // listing.num_bytes)
+    return PackPlan(
         kind=source.kind,
-        digest=catalogue.digest,
+        digest=listing.digest,
         name=options.name or source.name,
         num_images=total,
         num_val=_num_val(options, total),
@@ -268,13 +268,13 @@ def _num_val(options: PackOptions, total: int) -> int:
     return num_val
 
 
-def _already_packed(dest: str, plan: Plan, *, force: bool) -> bool:
+def _already_packed(dest: str, plan: PackPlan, *, force: bool) -> bool:
     """True where this very plan is packed in `dest`; clears it first where `force` is given."""
     where = redact(dest)
     if force:
         clear(dest)
         return False
-    url = join_url(dest, PLAN)
+    url = join_url(dest, PLAN_FILE)
     if not exists(url):
         if exists(join_url(dest, "manifest.json")):
             raise ConfigError(
@@ -282,31 +282,26 @@ def _already_packed(dest: str, plan: Plan, *, force: bool) -> bool:
                 f"or --force"
             )
         return False
-    found = Plan.decode(read_bytes(url), redact(url))
-    changes = [
-        f"{name}: {shorten(ours)} now, {shorten(theirs)} there"
-        for name, ours in asdict(plan).items()
-        if (theirs := asdict(found)[name]) != ours
-    ]
+    changes = PackPlan.decode(read_bytes(url), redact(url)).changes(asdict(plan))
     if changes:
         raise ConfigError(
-            f"{where}: holds another packing, or the source has changed since ({'; '.join(changes)}); "
+            f"{where}: holds another packing, or the source has changed since ({changes}); "
             f"choose another directory, or --force to pack it anew"
         )
     return all_there(dest, plan)
 
 
-def _read_result(dest: str, plan: Plan) -> PackResult:
+def _read_result(dest: str, plan: PackPlan) -> PackResult:
     """What an earlier call has packed."""
     urls = [join_url(join_url(dest, f) if f else dest, "manifest.json") for f, _, _ in plan.outputs()]
     manifests = tuple((url, read_manifest(url)) for url in urls)
     return PackResult(manifests, plan.num_images - sum(m.num_samples for _, m in manifests), True)
 
 
-def _check_bad(dest: str, plan: Plan, bad: int, max_bad: Fraction) -> None:
+def _check_bad(dest: str, plan: PackPlan, bad: int, max_bad: Fraction) -> None:
     if bad <= max_bad * plan.num_images:
         return
-    _write_bad(dest, read_receipts(dest, list(plan.tasks())).values())
+    _write_bad(dest, read_markers(dest, list(plan.tasks())).values())
     raise DataError(
         f"{redact(dest)}: {bad:,} of {plan.num_images:,} images cannot be read, more than --max-bad "
         f"{float(max_bad):.3g} allows; they are listed in {redact(join_url(dest, BAD_LIST))}. Mend or remove them, or "
@@ -314,14 +309,14 @@ def _check_bad(dest: str, plan: Plan, bad: int, max_bad: Fraction) -> None:
     )
 
 
-def _write_bad(dest: str, receipts: Any) -> None:
-    bad = sorted(pair for receipt in receipts for pair in receipt.bad)
+def _write_bad(dest: str, markers: Any) -> None:
+    bad = sorted(pair for marker in markers for pair in marker.bad)
     if bad:
         lines = [json.dumps({"image": place, "reason": reason}, ensure_ascii=False) for place, reason in bad]
         write_bytes(join_url(dest, BAD_LIST), ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
 
 
-def _run_task(task: Task) -> Receipt:
+def _run_task(task: Task) -> DoneMarker:
     images, num_bytes = workers.shared("images"), workers.shared("bytes")
 
     def tick(size: int) -> None:
@@ -329,28 +324,29 @@ def _run_task(task: Task) -> Receipt:
             images.value += 1
             num_bytes.value += size
 
-    return pack_shard(workers.shared("job"), task, _catalogue(workers.shared("job")), tick)
+    return pack_shard(workers.shared("job"), task, _listing(workers.shared("job")), tick)
 
 
 @cache
-def _catalogue(job: Job) -> Listing:
-    return Listing.reopen(job.catalogue)
+def _listing(job: Job) -> Listing:
+    return Listing.reopen(job.listing)
 
 
 def _pack_all(
-    job: Job, tasks: Sequence[Task], catalogue: Listing, num_workers: int, progress: Progress
-) -> Iterator[Receipt]:
-    if num_workers == 1 or len(tasks) < 2 or sum(t.count for t in tasks) < _IN_PROCESS:
+    job: Job, tasks: Sequence[Task], listing: Listing, num_workers: int, progress: Progress
+) -> Iterator[DoneMarker]:
+    processes = workers.num_processes(num_workers, len(tasks), images=sum(t.count for t in tasks))
+    if processes == 1:
         for task in tasks:
-            yield pack_shard(job, task, catalogue, lambda size: progress.advance(1, size))
+            yield pack_shard(job, task, listing, lambda size: progress.advance(1, size))
         return
     images, num_bytes = (workers.context().Value("q", 0) for _ in range(2))
-    for _, receipt in workers.run(
+    for _, marker in workers.run(
         _run_task,
         tasks,
-        min(num_workers, len(tasks)),
-        share={"job": job, "images": images, "bytes": num_bytes},
+        processes,
+        values={"job": job, "images": images, "bytes": num_bytes},
         preload=("webdataset.writer", "PIL.Image"),
         tick=lambda: progress.update(images.value, num_bytes.value),
     ):
-        yield receipt
+        yield marker

@@ -17,16 +17,19 @@ from typing import IO, Any, NoReturn, cast
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, redact, write_bytes
 from vit_dist.data.index import encode_index
+from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import Shard, checksum
 from vit_dist.data.pack.fetch import Fetcher
 from vit_dist.data.pack.items import Item, Listing, shuffled_ordinals
-from vit_dist.data.tarindex import IMAGE_EXTENSIONS, LabelRule, TarScan, TarScanner, scan_file
+from vit_dist.data.scan import scan_file
+from vit_dist.data.tarindex import IMAGE_EXTENSIONS, TarScan, TarScanner
 
-RECEIPTS = ".pack"
+STATE_FOLDER = ".pack"
 # Member extension of each image format, and the formats that are accepted at all.
 FORMATS = {
     "JPEG": "jpg",
-    "MPO": "jpg",  # a JPEG with more pictures behind it, as some cameras write
+    # A JPEG with more pictures behind it, as some cameras write.
+    "MPO": "jpg",
     "PNG": "png",
     "WEBP": "webp",
     "GIF": "gif",
@@ -34,8 +37,10 @@ FORMATS = {
     "TIFF": "tif",
     "PPM": "ppm",
 }
-_OPENED = [name for name in FORMATS if name != "MPO"]  # Pillow opens those as JPEG
-_ORIENTATION = 0x0112  # EXIF's tag
+# Pillow opens MPO as JPEG.
+_OPENED = [name for name in FORMATS if name != "MPO"]
+# EXIF's tag.
+_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Job:
 
     dest: str
     work: Path
-    catalogue: tuple[Path, int, str, int]
+    listing: tuple[Path, int, str, int]
     base: str
     pixels: tuple[int, int] | None
     seed: int
@@ -90,13 +95,13 @@ class Task:
         return f"{self.folder}/{name}" if self.folder else name
 
     @property
-    def receipt(self) -> str:
-        """Path of its receipt in the destination."""
-        return f"{RECEIPTS}/{self.stem.replace('/', '-')}.json"
+    def marker(self) -> str:
+        """Path of its done marker in the destination."""
+        return f"{STATE_FOLDER}/{self.stem.replace('/', '-')}.json"
 
 
 @dataclass(frozen=True)
-class Receipt:
+class DoneMarker:
     """What became of one shard: its entry of the manifest and the images that were left out, (place, reason)."""
 
     shard: Shard
@@ -109,7 +114,7 @@ class Receipt:
         return json.dumps(asdict(self)).encode()
 
     @classmethod
-    def decode(cls, content: bytes) -> Receipt:
+    def decode(cls, content: bytes) -> DoneMarker:
         """From JSON. Raises ValueError, KeyError or TypeError where it is damaged."""
         raw = json.loads(content)
         bad = tuple((place, reason) for place, reason in raw["bad"])
@@ -121,7 +126,7 @@ class BadImageError(Exception):
 
 
 def check_image(content: bytes, options: ImageOptions) -> tuple[bytes, str]:
-    """Decode an image whole; its bytes (new ones where it is resized) and its extension.
+    """Decode a whole image; its bytes (new ones where it is resized) and its extension.
 
     Raises:
         BadImageError: truncated, damaged, or not an image of a known format.
@@ -132,7 +137,8 @@ def check_image(content: bytes, options: ImageOptions) -> tuple[bytes, str]:
         raise BadImageError("the file is empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd EXIF data and large images are not the images' fault
+            # Odd EXIF data and large images are not the images' fault.
+            warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content), formats=_OPENED) as opened:
                 opened.load()
                 form, image = FORMATS[opened.format or ""], cast(Image.Image, opened)
@@ -241,8 +247,8 @@ def sample_members(item: Item) -> dict[str, bytes]:
     return members
 
 
-def pack_shard(job: Job, task: Task, catalogue: Listing, tick: Callable[[int], None]) -> Receipt:
-    """Write one shard, its index and, last, its receipt.
+def pack_shard(job: Job, task: Task, listing: Listing, tick: Callable[[int], None]) -> DoneMarker:
+    """Write one shard, its index and, last, its done marker.
 
     Args:
         tick: called with the number of bytes after each image.
@@ -253,7 +259,8 @@ def pack_shard(job: Job, task: Task, catalogue: Listing, tick: Callable[[int], N
     tar_url = join_url(job.dest, f"{task.stem}.tar")
     with _temporary(job, task) as temporary:
         with temporary.open("w+b") as file:
-            bad = _write_samples(job, task, catalogue, file, tick)
+            bad = _write_samples(job, task, listing, file, tick)
+            # On the disk before its marker says that it is there: a power loss must not leave a marker alone.
             file.flush()
             os.fsync(file.fileno())
             file.seek(0)
@@ -261,15 +268,15 @@ def pack_shard(job: Job, task: Task, catalogue: Listing, tick: Callable[[int], N
         _deliver(temporary, tar_url)
     index = encode_index(scan.index)
     write_bytes(join_url(job.dest, f"{task.stem}.idx.npz"), index)
-    receipt = _receipt(task, scan, index, bad)
-    write_bytes(join_url(job.dest, task.receipt), receipt.encode())
-    return receipt
+    marker = _marker(task, scan, index, bad)
+    write_bytes(join_url(job.dest, task.marker), marker.encode())
+    return marker
 
 
 @contextlib.contextmanager
 def _temporary(job: Job, task: Task) -> Iterator[Path]:
     """Where the tar is written first; gone afterwards, whatever happens."""
-    scratch = job.work if is_remote(job.dest) else local_path(job.dest) / RECEIPTS
+    scratch = job.work if is_remote(job.dest) else local_path(job.dest) / STATE_FOLDER
     path = scratch / f"{task.stem.replace('/', '-')}.{os.getpid()}.tar.tmp"
     try:
         with _explained_disk(path):
@@ -280,16 +287,16 @@ def _temporary(job: Job, task: Task) -> Iterator[Path]:
 
 
 def _write_samples(
-    job: Job, task: Task, catalogue: Listing, file: IO[bytes], tick: Callable[[int], None]
+    job: Job, task: Task, listing: Listing, file: IO[bytes], tick: Callable[[int], None]
 ) -> list[tuple[str, str]]:
     """Write the samples of a shard as a tar; the images that were left out, (place, reason)."""
     from webdataset.writer import TarWriter
 
-    ordinals = shuffled_ordinals(task.first, task.count, catalogue.count, job.seed)
+    ordinals = shuffled_ordinals(task.first, task.count, listing.count, job.seed)
     bad: list[tuple[str, str]] = []
     keys: set[str] = set()
     with contextlib.closing(Fetcher(job.base)) as fetcher, contextlib.closing(_writer(TarWriter, file)) as writer:
-        for item, content in fetcher.fetch_all(catalogue[int(i)] for i in ordinals):
+        for item, content in fetcher.fetch_all(listing[int(i)] for i in ordinals):
             try:
                 members, num_bytes = _members(job, item, content)
             except BadImageError as error:
@@ -323,7 +330,7 @@ def _members(job: Job, item: Item, content: bytes | DataError) -> tuple[dict[str
 
 
 def _deliver(temporary: Path, tar_url: str) -> None:
-    """Put a tar that is whole where it belongs."""
+    """Put a complete tar where it belongs."""
     if is_remote(tar_url):
         with explained(tar_url, "written"):
             system, path = file_system(tar_url)
@@ -333,11 +340,11 @@ def _deliver(temporary: Path, tar_url: str) -> None:
         temporary.replace(local_path(tar_url))
 
 
-def _receipt(task: Task, scan: TarScan, index: bytes, bad: list[tuple[str, str]]) -> Receipt:
+def _marker(task: Task, scan: TarScan, index: bytes, bad: list[tuple[str, str]]) -> DoneMarker:
     labels, ends = scan.index.labels, scan.index.label_ends
     num_labels = [int(b) - int(a) for a, b in itertools.pairwise([0, *ends.tolist()])]
     name = task.stem.rpartition("/")[2]
-    return Receipt(
+    return DoneMarker(
         shard=Shard(
             url=f"{name}.tar",
             num_samples=scan.index.num_samples,
@@ -370,6 +377,6 @@ def explain_full_disk(path: Path, error: OSError) -> NoReturn:
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         raise DataError(
             f"{path}: the disk is full or the quota is used up ({error.strerror}); the unfinished shard was removed. "
-            f"Free some space and start the same command again: it goes on where it stopped"
+            f"Free some space and start the same command again: it resumes where it stopped"
         ) from None
     raise DataError(f"{path}: cannot be written: {error}") from None

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 from vit_dist.core.files import explained, file_system, is_remote, local_path, redact
+from vit_dist.data.labels import read_classes
 from vit_dist.data.pack.items import Item, safe_key
 from vit_dist.data.tarindex import IMAGE_EXTENSIONS
 
@@ -84,7 +85,8 @@ def list_directory(url: str) -> tuple[list[str], list[tuple[str, int]]]:
                         directories.append(entry.name)
                     elif entry.is_file():
                         files.append((entry.name, entry.stat().st_size))
-                    else:  # a link to nowhere: it is counted as unreadable when it is packed
+                    else:
+                        # A link to nowhere: it is counted as unreadable when it is packed.
                         files.append((entry.name, 0))
     return sorted(directories), sorted(files)
 
@@ -201,13 +203,13 @@ def idx_source(folder: Path, part: str, work: Path) -> Source:
         ConfigError: no such part, or none chosen.
         DataError: files missing, damaged or not fitting together.
     """
-    found = find_idx(folder)
-    if not found:
+    parts = find_idx(folder)
+    if not parts:
         raise DataError(f"{folder}: no IDX files; expected train-images-idx3-ubyte[.gz] or t10k-images-idx3-ubyte[.gz]")
     if not part:
-        if len(found) > 1:
+        if len(parts) > 1:
             raise ConfigError(f"{folder} holds two sets; choose one with --split-name train or --split-name test")
-        part = found[0]
+        part = parts[0]
     if part not in _IDX_PARTS:
         raise ConfigError(f"--split-name {part!r}: unknown set of IDX files{did_you_mean(part, _IDX_PARTS)}")
     part = _IDX_PARTS[part]
@@ -241,26 +243,6 @@ def _class_names(path: Path) -> tuple[str, ...]:
     return read_classes(path) if path.is_file() else ()
 
 
-def read_classes(path: Path) -> tuple[str, ...]:
-    """Names of classes, one a line.
-
-    Raises:
-        DataError: unreadable, empty, or a name twice.
-    """
-    with explained(str(path), "read"):
-        try:
-            names = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not text in UTF-8: {error}") from None
-    while names and not names[-1].strip():
-        names.pop()
-    twice = {n for n in names if names.count(n) > 1} if len(names) != len(set(names)) else set()
-    if not names or twice:
-        problem = f"the name {min(twice)!r} stands twice" if twice else "no names in it"
-        raise DataError(f"{path}: {problem}; expected the name of a class on each line")
-    return tuple(name.strip() for name in names)
-
-
 def _read_idx(path: Path, dimensions: int) -> tuple[list[int], bytes]:
     """Shape and bytes of a small IDX file."""
     buffer = io.BytesIO()
@@ -278,17 +260,17 @@ def _unpack_idx(path: Path, work: Path) -> tuple[list[int], tuple[Path, int]]:
         shape = _idx_header(path, file.read(16), 3)
         expected = shape[0] * shape[1] * shape[2]
         if path.suffix != ".gz":
-            target, offset, found = path.resolve(), 16, path.stat().st_size - 16
+            target, offset, num_bytes = path.resolve(), 16, path.stat().st_size - 16
         else:
             target, offset = work / f"{path.stem}.pixels", 0
             with explained(str(target), "written"):
                 work.mkdir(parents=True, exist_ok=True)
                 with target.open("wb") as out:
                     shutil.copyfileobj(file, out, 1 << 20)
-            found = target.stat().st_size
-    if found != expected or 0 in shape:
+            num_bytes = target.stat().st_size
+    if num_bytes != expected or 0 in shape:
         raise DataError(
-            f"{path}: {found} bytes of pixels, but its header says {shape[0]} images of {shape[1]} x {shape[2]}; "
+            f"{path}: {num_bytes} bytes of pixels, but its header says {shape[0]} images of {shape[1]} x {shape[2]}; "
             f"the file is damaged; copy it again"
         )
     return shape, (target, offset)

@@ -133,9 +133,9 @@ class _Table:
                 f"{redact(self.url)}: some labels are numbers and some are names ({min(names)!r}); give the names of "
                 f"all classes with --classes, or mend the list"
             )
-        found = tuple(sorted(names))
-        self._names = {name: i for i, name in enumerate(found)}
-        return found, self.options.num_classes or len(found)
+        classes = tuple(sorted(names))
+        self._names = {name: i for i, name in enumerate(classes)}
+        return classes, self.options.num_classes or len(classes)
 
     def fields(self, where: str, row: dict[str, Any]) -> tuple[str, str]:
         """Names of the fields with the image and the labels, from the first row."""
@@ -298,8 +298,6 @@ def parquet_source(url: str, scratch: Path, options: TableOptions) -> Source:
                         out.write(content)
                         end += len(content)
                     number += 1
-                    if number % _ROWS_AT_ONCE == 0:
-                        out.flush()
 
     name = url.rstrip("/").rpartition("/")[2].removesuffix(".parquet")
     source = Source("parquet", name, "", items, tuple(classes), options.num_classes or len(classes) or None)
@@ -328,18 +326,18 @@ def _pyarrow() -> Any:
 def _parquet_files(url: str) -> list[str]:
     if url.endswith(".parquet"):
         return [url]
-    found: list[str] = []
+    urls: list[str] = []
 
     def walk(folder: str) -> None:
         directories, files = list_directory(folder)
-        found.extend(join_url(folder, name) for name, _ in files if name.endswith(".parquet"))
+        urls.extend(join_url(folder, name) for name, _ in files if name.endswith(".parquet"))
         for name in directories:
             walk(join_url(folder, name))
 
     walk(url.rstrip("/"))
-    if not found:
+    if not urls:
         raise DataError(f"{redact(url)}: no .parquet files in it")
-    return found
+    return urls
 
 
 class _opened:  # noqa: N801 - used as a function
@@ -381,8 +379,8 @@ def _parquet_rows(pq: Any, url: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _schema_classes(schema: Any, label: str) -> tuple[str, ...]:
     """Names of a ClassLabel column, as the library `datasets` keeps them in the schema's metadata."""
     try:
-        told = json.loads((schema.metadata or {})[b"huggingface"])
-        feature = told["info"]["features"][label]
+        described = json.loads((schema.metadata or {})[b"huggingface"])
+        feature = described["info"]["features"][label]
         return tuple(feature.get("names") or feature["feature"]["names"])
     except (KeyError, ValueError, TypeError):
         return ()
@@ -399,7 +397,8 @@ def _image_of(value: Any, place: str) -> tuple[bytes, str]:
     if isinstance(value, bytes):
         return value, ""
     if value is None:
-        return b"", ""  # counted among the unreadable ones
+        # Counted among the unreadable ones.
+        return b"", ""
     raise DataError(
         f"{place}: neither bytes nor {{bytes, path}} but {type(value).__name__}; name the column: --image-field"
     )

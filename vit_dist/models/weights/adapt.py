@@ -16,7 +16,8 @@ from vit_dist.models._positions import Grid, Resampling, resize_positions
 State = dict[str, Tensor]
 Head = Literal["keep", "new"]
 _SHOWN = 5
-_REPRESENTATION = "pre_logits"  # ours, timm's and Google's name
+# The name that timm and Google have for it too.
+_REPRESENTATION = "pre_logits"
 
 
 def shapes_of(config: ModelConfig, num_classes: int, image_size: int) -> dict[str, tuple[int, ...]]:
@@ -55,25 +56,25 @@ def fit(
     Raises:
         DataError: says which tensors are missing, too many, or of another shape; or that the classes differ.
     """
-    wanted = shapes_of(config, num_classes, image_size)
+    shapes = shapes_of(config, num_classes, image_size)
     fitted: State = {}
     wrong: list[str] = []
     absent = list(missing)
-    if head == "new" and not any(name.startswith(_REPRESENTATION) for name in wanted):
+    if head == "new" and not any(name.startswith(_REPRESENTATION) for name in shapes):
         # Fine-tuning takes both layers of the head away (section 3.2 of the paper).
         state = {name: tensor for name, tensor in state.items() if not name.startswith(_REPRESENTATION)}
         extra = [name for name in extra if not name.startswith(_REPRESENTATION)]
     if head == "new":
         absent = [name for name in absent if "head" not in name]
-        fitted["head.weight"] = torch.zeros(wanted["head.weight"])
-        fitted["head.bias"] = torch.full(wanted["head.bias"], config.head_bias)
+        fitted["head.weight"] = torch.zeros(shapes["head.weight"])
+        fitted["head.bias"] = torch.full(shapes["head.bias"], config.head_bias)
     elif "head.bias" in state and len(state["head.bias"]) != num_classes:
         raise DataError(
             f"{source}: has {len(state['head.bias']):,} classes, {num_classes:,} are asked for; leave the number "
             f"out, or start a new head of zeros (--head new)"
         )
-    prefix = 1 if "cls_token" in wanted else 0
-    for name, shape in wanted.items():
+    prefix = 1 if "cls_token" in shapes else 0
+    for name, shape in shapes.items():
         if name in fitted:
             continue
         if name not in state:
@@ -86,7 +87,7 @@ def fit(
             wrong.append(f"{name} is {_shape(tensor.shape)}, not {_shape(shape)}")
             continue
         fitted[name] = tensor
-    more = sorted({*extra, *(name for name in state if name not in wanted)})
+    more = sorted({*extra, *(name for name in state if name not in shapes)})
     complaints = [
         f"{len(names)} {what}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
         for what, names in (("missing", absent), ("too many", more), ("of another shape", wrong))
@@ -94,7 +95,7 @@ def fit(
     ]
     if complaints:
         raise DataError(f"{source}: not the weights of {config.name}: {'; '.join(complaints)}")
-    return {name: fitted[name] for name in wanted}
+    return {name: fitted[name] for name in shapes}
 
 
 def _resized(name: str, tensor: Tensor, shape: tuple[int, ...], prefix: int, method: Resampling) -> Tensor:
@@ -105,7 +106,7 @@ def _resized(name: str, tensor: Tensor, shape: tuple[int, ...], prefix: int, met
 
 
 def _grids(name: str, tensor: Tensor, shape: tuple[int, ...], prefix: int) -> tuple[Grid, Grid] | None:
-    """The square grids of patches of a table and of the one that is wanted; None: not a table, or not square."""
+    """The square grids of patches of a table and of the one that is asked for; None: not a table, or not square."""
     if tensor.ndim != 3 or len(shape) != 3 or (tensor.shape[0], tensor.shape[2]) != (shape[0], shape[2]):
         return None
     sides: list[Any] = [_side(name, length, prefix) for length in (tensor.shape[1], shape[1])]

@@ -50,8 +50,8 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a reader makes of a file.
+class LoadOptions:
+    """How a file of weights is read.
 
     Attributes:
         config: the model; None: what the file says.
@@ -68,7 +68,7 @@ class Wanted:
     positions: Resampling = "public"
 
 
-def read_weights(path: Path, wanted: Wanted = Wanted()) -> Weights:
+def read_weights(path: Path, options: LoadOptions = LoadOptions()) -> Weights:
     """Read a file or folder of any known form.
 
     Raises:
@@ -76,16 +76,16 @@ def read_weights(path: Path, wanted: Wanted = Wanted()) -> Weights:
         DataError: missing, damaged, or of another model: says which tensors.
     """
     if path.is_dir():
-        return _read_hugging_face(path, wanted)
+        return _read_hugging_face(path, options)
     if not path.is_file():
         raise DataError(f"{path}: no such file; known forms: {FORMS}, and timm's {', '.join(PICKLED)}")
     if path.suffix == ".npz":
-        return _read_npz(path, wanted)
+        return _read_npz(path, options)
     if path.suffix == ".safetensors":
         tensors, metadata = _read_safetensors(path)
-        return _from_named(tensors, metadata, path, wanted)
+        return _from_named(tensors, metadata, path, options)
     if path.suffix in PICKLED:
-        return _from_named(_unpickled(path), {}, path, wanted)
+        return _from_named(_unpickled(path), {}, path, options)
     raise ConfigError(
         f"{path}: weights in a file of this name are not known; known: {FORMS}, and timm's {', '.join(PICKLED)}"
     )
@@ -182,21 +182,21 @@ def _timm_head(config: ModelConfig) -> str:
     return name if isinstance(name, str) else name[0]
 
 
-def _from_named(tensors: State, metadata: Mapping[str, str], path: Path, wanted: Wanted) -> Weights:
-    config, facts = wanted.config, {k: v for k, v in metadata.items() if k in FACTS}
+def _from_named(tensors: State, metadata: Mapping[str, str], path: Path, options: LoadOptions) -> Weights:
+    config, facts = options.config, {k: v for k, v in metadata.items() if k in FACTS}
     try:
-        said, size = json.loads(metadata.get("model", "null")), int(metadata.get("image_size", 0))
+        described, size = json.loads(metadata.get("model", "null")), int(metadata.get("image_size", 0))
     except ValueError as error:
         raise DataError(f"{path}: what its header says of the model is damaged: {error}") from None
     if config is None:
-        if said is None:
+        if described is None:
             raise ConfigError(f"{path}: does not say its model; give it: `vit-dist models import ... --model ViT-B/16`")
-        config = config_of(said, str(path))
-    return _fitted(our_names(tensors, config), config, path, wanted, facts, said_size=size)
+        config = config_of(described, str(path))
+    return _fitted(our_names(tensors, config), config, path, options, facts, stated_size=size)
 
 
-def _read_npz(path: Path, wanted: Wanted) -> Weights:
-    config = wanted.config
+def _read_npz(path: Path, options: LoadOptions) -> Weights:
+    config = options.config
     if config is None:
         raise ConfigError(
             f"{path}: an .npz does not say its model; give it: `vit-dist models import ... --model ViT-B/16`"
@@ -210,7 +210,7 @@ def _read_npz(path: Path, wanted: Wanted) -> Weights:
         state, missing, extra = from_google(arrays, names, kind, heads_of(config))
     except DataError as error:
         raise DataError(f"{path}: not the weights of {config.name}: {error}") from None
-    return _fitted(state, config, path, wanted, {}, missing=missing, extra=extra)
+    return _fitted(state, config, path, options, {}, missing=missing, extra=extra)
 
 
 def _arrays(path: Path) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def _arrays(path: Path) -> dict[str, Any]:
     return arrays
 
 
-def _read_hugging_face(path: Path, wanted: Wanted) -> Weights:
+def _read_hugging_face(path: Path, options: LoadOptions) -> Weights:
     try:
         described = json.loads((path / "config.json").read_text())
     except (OSError, ValueError) as error:
@@ -241,37 +241,40 @@ def _read_hugging_face(path: Path, wanted: Wanted) -> Weights:
     if not files:
         raise DataError(f"{path}: no .safetensors in it (pickled weights are not read)")
     tensors = {name: tensor for file in files for name, tensor in _read_safetensors(file)[0].items()}
-    state, config, _, said = from_hugging_face(tensors, described, str(path))
-    return _fitted(state, wanted.config or config, path, wanted, {}, said_size=said)
+    state, config, _, stated_size = from_hugging_face(tensors, described, str(path))
+    return _fitted(state, options.config or config, path, options, {}, stated_size=stated_size)
 
 
 def _fitted(
     state: State,
     config: ModelConfig,
     path: Path,
-    wanted: Wanted,
+    options: LoadOptions,
     facts: dict[str, str],
     *,
-    said_size: int = 0,
+    stated_size: int = 0,
     missing: list[str] | None = None,
     extra: list[str] | None = None,
 ) -> Weights:
-    classes: int = wanted.num_classes or (len(state["head.bias"]) if "head.bias" in state else 0)
+    classes: int = options.num_classes or (len(state["head.bias"]) if "head.bias" in state else 0)
     others = [name for name in missing or () if "head" not in name]
     if not classes and not others:
         raise ConfigError(f"{path}: has no head; give --num-classes and --head new")
-    told = _size_of(state, config)
-    if said_size and wanted.config is None and "pos_embed" in state and told != said_size:
-        raise DataError(f"{path}: it says that its images have {said_size} pixels, its positions are for {told}")
-    size = wanted.image_size or said_size or told
+    position_size = _size_of(state, config)
+    if stated_size and options.config is None and "pos_embed" in state and position_size != stated_size:
+        raise DataError(
+            f"{path}: it says that its images have {stated_size} pixels, its positions are for {position_size}"
+        )
+    size = options.image_size or stated_size or position_size
     fitted = fit(
         {name: tensor.float() for name, tensor in state.items()},
         config,
-        num_classes=classes or 1,  # where much is missing, say all of it
+        # Without a head, and with more missing besides: the error of `fit` names all of it.
+        num_classes=classes or 1,
         image_size=size,
         source=str(path),
-        head=wanted.head,
-        positions=wanted.positions,
+        head=options.head,
+        positions=options.positions,
         missing=missing or [],
         extra=extra or [],
     )
@@ -337,14 +340,15 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
 def _unpickled(path: Path) -> State:
     """Tensors of a torch file; anything else in it is refused, not run."""
     try:
-        with warnings.catch_warnings():  # a pickle of another protocol is read, or refused, all the same
+        # A pickle of another protocol is read, or refused, all the same.
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             # Files of before torch 1.6 are no archives, and cannot be mapped.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         # torch's own text tells how to switch the guard off.
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"more than plain tensors ({found.group(1)})" if found else "something other than plain tensors"
+        forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"more than plain tensors ({forbidden.group(1)})" if forbidden else "something other than plain tensors"
         raise DataError(
             f"{path}: holds {what}; nothing in it was run. Where you trust it, save its state_dict() as safetensors"
         ) from None
@@ -387,7 +391,7 @@ def _write_npz(weights: Weights, path: Path) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to: takes its place once it is whole, and is gone if it never is."""
+    """A file beside `path` to write to: takes its place once it is complete, and is gone if it never is."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial

@@ -50,35 +50,38 @@ FROM_HEADS = Layout(lambda t, h: t.T.reshape(h, -1, t.shape[0]), lambda a: a.fla
 
 @dataclass(frozen=True)
 class Rule:
-    """Our name as a pattern, the names of the arrays it stands in (stacked along our first axis), and their layout."""
+    """A parameter's name as a pattern, the arrays that hold it (stacked along its first axis), and their layout."""
 
-    ours: str
-    theirs: tuple[str, ...]
+    parameter: str
+    arrays: tuple[str, ...]
     layout: Layout
 
 
-def _dense(ours: str, theirs: str) -> list[Rule]:
-    return [Rule(rf"{ours}\.weight", (f"{theirs}/kernel",), MATRIX), Rule(rf"{ours}\.bias", (f"{theirs}/bias",), SAME)]
-
-
-def _norm(ours: str, theirs: str, layout: Layout = SAME, names: tuple[str, str] = ("scale", "bias")) -> list[Rule]:
+def _dense(parameter: str, array: str) -> list[Rule]:
     return [
-        Rule(rf"{ours}\.weight", (f"{theirs}/{names[0]}",), layout),
-        Rule(rf"{ours}\.bias", (f"{theirs}/{names[1]}",), layout),
+        Rule(rf"{parameter}\.weight", (f"{array}/kernel",), MATRIX),
+        Rule(rf"{parameter}\.bias", (f"{array}/bias",), SAME),
     ]
 
 
-def _attention(ours: str, theirs: str, parts: tuple[str, ...]) -> list[Rule]:
+def _norm(parameter: str, array: str, layout: Layout = SAME, names: tuple[str, str] = ("scale", "bias")) -> list[Rule]:
     return [
-        Rule(rf"{ours}\.weight", tuple(f"{theirs}/{part}/kernel" for part in parts), TO_HEADS),
-        Rule(rf"{ours}\.bias", tuple(f"{theirs}/{part}/bias" for part in parts), HEADS_BIAS),
+        Rule(rf"{parameter}\.weight", (f"{array}/{names[0]}",), layout),
+        Rule(rf"{parameter}\.bias", (f"{array}/{names[1]}",), layout),
     ]
 
 
-def _out(ours: str, theirs: str) -> list[Rule]:
+def _attention(parameter: str, array: str, parts: tuple[str, ...]) -> list[Rule]:
     return [
-        Rule(rf"{ours}\.weight", (f"{theirs}/out/kernel",), FROM_HEADS),
-        Rule(rf"{ours}\.bias", (f"{theirs}/out/bias",), SAME),
+        Rule(rf"{parameter}\.weight", tuple(f"{array}/{part}/kernel" for part in parts), TO_HEADS),
+        Rule(rf"{parameter}\.bias", tuple(f"{array}/{part}/bias" for part in parts), HEADS_BIAS),
+    ]
+
+
+def _out(parameter: str, array: str) -> list[Rule]:
+    return [
+        Rule(rf"{parameter}\.weight", (f"{array}/out/kernel",), FROM_HEADS),
+        Rule(rf"{parameter}\.bias", (f"{array}/out/bias",), SAME),
     ]
 
 
@@ -144,12 +147,12 @@ RULES = {"vit": VIT, "hybrid": HYBRID, "bit": BIT}
 def arrays_of(name: str, rules: Iterable[Rule]) -> tuple[tuple[str, ...], Layout] | None:
     """The names of the arrays that hold a parameter of ours, and their layout; None where the form has none for it."""
     for rule in rules:
-        found = re.fullmatch(rule.ours, name)
-        if found is not None:
-            numbers = [int(n) for n in found.groups()]
-            # {0}: a block of the transformer, counted from 0; {1}, {2}: a stage and a unit of it, counted from 1
+        match = re.fullmatch(rule.parameter, name)
+        if match is not None:
+            numbers = [int(n) for n in match.groups()]
+            # {0}: a block of the transformer, counted from 0; {1}, {2}: a stage and a unit of it, counted from 1.
             places = [numbers[0], *(n + 1 for n in numbers)] if numbers else []
-            return tuple(t.format(*places) for t in rule.theirs), rule.layout
+            return tuple(t.format(*places) for t in rule.arrays), rule.layout
     return None
 
 
@@ -165,13 +168,13 @@ def to_google(state: Mapping[str, Tensor], kind: str, heads: int) -> Iterator[tu
         ConfigError: the form has no place for a parameter.
     """
     for name, tensor in state.items():
-        found = arrays_of(name, RULES[kind])
-        if found is None or (name == "pos_embed" and len(tensor) != 1):
+        match = arrays_of(name, RULES[kind])
+        if match is None or (name == "pos_embed" and len(tensor) != 1):
             raise ConfigError(
                 f"Google's .npz form has no name for the parameter {name!r} of this {kind}; write .safetensors"
             )
-        theirs, layout = found
-        for array, part in zip(theirs, tensor.float().chunk(len(theirs)), strict=True):
+        array_names, layout = match
+        for array, part in zip(array_names, tensor.float().chunk(len(array_names)), strict=True):
             yield array, layout.write(part, heads).contiguous().numpy()
 
 
@@ -197,16 +200,16 @@ def from_google(
     missing: list[str] = []
     asked: set[str] = set()
     for name in names:
-        found = arrays_of(name, RULES[kind])
-        if found is None:
+        match = arrays_of(name, RULES[kind])
+        if match is None:
             missing.append(f"(no array for {name})")
             continue
-        theirs, layout = found
-        asked.update(theirs)
-        lacking = [t for t in theirs if t not in plain]
+        array_names, layout = match
+        asked.update(array_names)
+        lacking = [t for t in array_names if t not in plain]
         missing += lacking
         if not lacking:
-            parts = [_read(t, plain[t], layout, heads) for t in theirs]
+            parts = [_read(t, plain[t], layout, heads) for t in array_names]
             state[name] = (torch.cat(parts) if len(parts) > 1 else parts[0]).contiguous()
     return state, missing, sorted(set(plain) - asked)
 
@@ -224,7 +227,8 @@ def _released(arrays: Mapping[str, Array]) -> dict[str, Array]:
     """Arrays by the names of the released files, whichever naming they came with."""
     prefix = next((p for p in ("opt/target/", "params/img/", "params/") if any(n.startswith(p) for n in arrays)), "")
     plain = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-    if any(name.startswith("Transformer/encoderblock/") for name in plain):  # one array for all blocks
+    # One array for all blocks.
+    if any(name.startswith("Transformer/encoderblock/") for name in plain):
         stacked = {n: a for n, a in plain.items() if n.startswith("Transformer/encoderblock/")}
         for name, array in stacked.items():
             del plain[name]

@@ -33,12 +33,12 @@ _PARTS = ("query", "key", "value")
 _GELU = {"gelu": "exact", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
 
 
-def names_of(ours: str) -> list[str]:
+def names_of(parameter: str) -> list[str]:
     """The tensors that hold a parameter of ours, stacked along its first axis; none where the form has none."""
-    for pattern, theirs in _RULES:
-        found = re.fullmatch(pattern, ours)
-        if found is not None:
-            name = theirs.format(*found.groups())
+    for pattern, template in _RULES:
+        match = re.fullmatch(pattern, parameter)
+        if match is not None:
+            name = template.format(*match.groups())
             return [name.replace("*", part) for part in _PARTS] if "*" in name else [name]
     return []
 
@@ -59,8 +59,8 @@ def to_hugging_face(
         raise ConfigError(f"Hugging Face's ViTForImageClassification cannot say {wrong}; write .safetensors")
     tensors: State = {}
     for name, tensor in state.items():
-        theirs = names_of(name)
-        for key, part in zip(theirs, tensor.chunk(len(theirs)), strict=True):
+        keys = names_of(name)
+        for key, part in zip(keys, tensor.chunk(len(keys)), strict=True):
             tensors[key] = part.contiguous()
     described = {
         "architectures": ["ViTForImageClassification"],
@@ -100,20 +100,20 @@ def from_hugging_face(
 
     Raises:
         ConfigError: of a shape that no ViT has.
-        DataError: not a ViTForImageClassification, or not a whole one.
+        DataError: not a ViTForImageClassification, or an incomplete one.
     """
     config, image_size = _described(described, f"{where}/config.json")
     depth = config.depth
-    ours = [
+    parameters = [
         "cls_token",
         "pos_embed",
         *(f"{part}.{kind}" for part in ("patch_embed.proj", "norm", "head") for kind in _WB),
     ]
-    ours += [f"blocks.{i}.{part}.{kind}" for i in range(depth) for part in _IN_BLOCK for kind in _WB]
-    missing = [key for name in ours for key in names_of(name) if key not in tensors]
+    parameters += [f"blocks.{i}.{part}.{kind}" for i in range(depth) for part in _IN_BLOCK for kind in _WB]
+    missing = [key for name in parameters for key in names_of(name) if key not in tensors]
     if missing:
         raise DataError(f"{where}: {len(missing)} tensors are missing: {', '.join(missing[:5])}")
-    state = {name: torch.cat([tensors[key] for key in names_of(name)]) for name in ours}
+    state = {name: torch.cat([tensors[key] for key in names_of(name)]) for name in parameters}
     return state, config, len(state["head.bias"]), image_size
 
 
@@ -132,7 +132,8 @@ def _described(described: object, where: str) -> tuple[ViTConfig, int]:
     if lacking:
         raise DataError(f"{where}: not of a ViTForImageClassification: it has no {', '.join(lacking)}")
     readable = {"hidden_act": tuple(_GELU), "layer_norm_eps": (1e-6,), "num_channels": (3,)}
-    assumed = {"layer_norm_eps": 1e-12, "num_channels": 3}  # what transformers takes where the key is left out
+    # What transformers takes where the key is left out.
+    assumed = {"layer_norm_eps": 1e-12, "num_channels": 3}
     for key, values in readable.items():
         value = described.get(key, assumed.get(key))
         if value not in values:
@@ -141,7 +142,7 @@ def _described(described: object, where: str) -> tuple[ViTConfig, int]:
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise DataError(f"{where}: image_size={size!r}; only a number of pixels can be read")
     cls, defaults = MODELS.lookup("vit")
-    shape = {ours: described[theirs] for ours, theirs in keys.items()}
+    shape = {field: described[key] for field, key in keys.items()}
     config = validate(cls, {**defaults, **shape, "gelu": _GELU[described["hidden_act"]]}, where)
     assert isinstance(config, ViTConfig)
     return config, size

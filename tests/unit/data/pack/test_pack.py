@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from tests.places import FASHION
+from tests.shards import noise_bytes
 from vit_dist.core.errors import ConfigError, DataError, RunError
 from vit_dist.data.index import ShardIndex
 from vit_dist.data.manifest import ShardManifest, read_manifest
@@ -30,10 +31,7 @@ from vit_dist.data.pack.shards import ImageOptions, check_image
 
 
 def image_bytes(number: int, kind: str = "JPEG", size: tuple[int, int] = (24, 20)) -> bytes:
-    pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind)
-    return buffer.getvalue()
+    return noise_bytes(number, kind, size)
 
 
 def make_folder(root: Path, classes: dict[str, int]) -> Path:
@@ -133,7 +131,7 @@ def test_packing_twice_gives_the_same_bytes_for_any_number_of_processes_and_part
 def test_worker_processes_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_folder(tmp_path / "src", {"a": 9, "b": 9})
     run(source, tmp_path / "one", samples_per_shard=4)
-    monkeypatch.setattr("vit_dist.data.pack.run._IN_PROCESS", 0)
+    monkeypatch.setattr("vit_dist.data.workers.IN_PROCESS_IMAGES", 0)
     run(source, tmp_path / "two", samples_per_shard=4, num_workers=2)
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
@@ -323,7 +321,7 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(tmp_path: Path) -
         assert process.returncode == -9, said
         assert not (tmp_path / "out" / "manifest.json").exists()
     assert kills
-    assert "going on" in said
+    assert "resuming" in said
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
@@ -416,12 +414,12 @@ def test_a_catalogue_gives_back_every_item(tmp_path: Path) -> None:
         Item("k1", "ü", 7, 9, (1, 2), (0.5, 0.25), {"a": [1]}, "row 3"),
         Item("k2", "u", -1, -1, ()),
     ]
-    catalogue = Listing.write(tmp_path, items)
-    assert [catalogue[i] for i in range(3)] == items
-    again = Listing.reopen(catalogue.describe())
+    listing = Listing.write(tmp_path, items)
+    assert [listing[i] for i in range(3)] == items
+    again = Listing.reopen(listing.describe())
     assert again[1] == items[1]
-    assert catalogue.num_bytes == 14
-    catalogue.close()
+    assert listing.num_bytes == 14
+    listing.close()
     again.close()
 
 
@@ -483,7 +481,7 @@ def test_the_embedded_images_are_what_their_readme_says() -> None:
     assert len((FASHION / "classes.txt").read_text().splitlines()) == 10
 
 
-def test_a_shard_that_vanishes_after_its_receipt_is_named_when_it_is_read(tmp_path: Path) -> None:
+def test_a_shard_that_vanishes_after_its_done_marker_is_named_when_it_is_read(tmp_path: Path) -> None:
     source = make_folder(tmp_path / "src", {"a": 4})
     run(source, tmp_path / "out", samples_per_shard=2)
     (tmp_path / "out" / "shard-000001.idx.npz").unlink()

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
+from tests.shards import noise_bytes, write_tar
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.data.manifest import ShardManifest, read_manifest
 from vit_dist.data.pack.choose import SourceOptions, open_source
 from vit_dist.data.pack.items import Item
 from vit_dist.data.pack.run import PackOptions, merge, pack
 from vit_dist.data.pack.sources import Source
-
-
-def image_bytes(number: int) -> bytes:
-    pixels = np.random.default_rng(number).integers(0, 256, (9, 8, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def run(source: Path | str, dest: Path, *, per_shard: int = 100, **reading: Any) -> ShardManifest:
@@ -61,7 +51,7 @@ def samples(manifest: ShardManifest) -> dict[str, dict[str, Any]]:
 def images(tmp_path: Path) -> Path:
     (tmp_path / "img").mkdir()
     for i in range(4):
-        (tmp_path / "img" / f"{i}.png").write_bytes(image_bytes(i))
+        (tmp_path / "img" / f"{i}.png").write_bytes(noise_bytes(i))
     return tmp_path
 
 
@@ -90,7 +80,7 @@ def test_a_jsonl_list_brings_one_label_several_soft_ones_and_metadata(images: Pa
         ([1, 3], [0.75, 0.25]),
         ([1, 2], [0.5, 1]),
     ]
-    assert [s["png"] for _, s in sorted(found.items())] == [image_bytes(i) for i in range(4)]
+    assert [s["png"] for _, s in sorted(found.items())] == [noise_bytes(i) for i in range(4)]
 
 
 @pytest.mark.parametrize(("suffix", "comma"), [("csv", ","), ("tsv", "\t")])
@@ -182,7 +172,7 @@ def test_parquet_with_embedded_images_keeps_bytes_labels_names_and_paths(tmp_pat
     (tmp_path / "set" / "data").mkdir(parents=True)
     for part in range(2):
         columns = {
-            "image": [{"bytes": image_bytes(3 * part + i), "path": f"{part}{i}.png"} for i in range(3)],
+            "image": [{"bytes": noise_bytes(3 * part + i), "path": f"{part}{i}.png"} for i in range(3)],
             "label": [0, 1, 1],
             "caption": ["x", "y", "z"],
         }
@@ -190,20 +180,20 @@ def test_parquet_with_embedded_images_keeps_bytes_labels_names_and_paths(tmp_pat
     manifest = run(tmp_path / "set", tmp_path / "out", per_shard=4)
     found = samples(manifest)
     assert manifest.classes == ("cat", "dog")
-    assert [found[f"{i:09d}"]["png"] for i in range(6)] == [image_bytes(i) for i in range(6)]
+    assert [found[f"{i:09d}"]["png"] for i in range(6)] == [noise_bytes(i) for i in range(6)]
     assert [found[f"{i:09d}"]["labels"] for i in range(6)] == [[0], [1], [1]] * 2
     assert json.loads(found["000000004"]["json"]) == {"caption": "y", "path": "11.png"}
     assert not (tmp_path / "out" / ".pack").exists()
 
 
 def test_parquet_of_plain_bytes_and_several_labels(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "a.parquet", {"jpg": [image_bytes(0), image_bytes(1)], "labels": [[1, 2], [0]]})
+    path = write_parquet(tmp_path / "a.parquet", {"jpg": [noise_bytes(0), noise_bytes(1)], "labels": [[1, 2], [0]]})
     found = samples(run(path, tmp_path / "out"))
     assert [s["labels"] for _, s in sorted(found.items())] == [[1, 2], [0]]
 
 
 def test_a_part_copies_only_its_own_images_of_parquet_and_the_parts_make_the_same_set(tmp_path: Path) -> None:
-    columns = {"image": [image_bytes(i) for i in range(40)], "label": [i % 4 for i in range(40)]}
+    columns = {"image": [noise_bytes(i) for i in range(40)], "label": [i % 4 for i in range(40)]}
     path = write_parquet(tmp_path / "a.parquet", columns)
     total = sum(len(image) for image in columns["image"])
     copied = []
@@ -231,7 +221,7 @@ def test_a_part_copies_only_its_own_images_of_parquet_and_the_parts_make_the_sam
 
 
 def test_parquet_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "a.parquet", {"image": [image_bytes(0)] * 9, "label": list(range(9))})
+    path = write_parquet(tmp_path / "a.parquet", {"image": [noise_bytes(0)] * 9, "label": list(range(9))})
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match=r"a\.parquet: not a Parquet file, or damaged"):
         run(path, tmp_path / "out")
@@ -250,21 +240,12 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
         run(tmp_path / "a.parquet", tmp_path / "out")
 
 
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
-        for name, content in members:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-    return path
-
-
 def test_tars_are_packed_anew_with_all_their_members(tmp_path: Path) -> None:
     for t in range(2):
         members = []
         for i in range(3):
-            members += [(f"s{i}.png", image_bytes(3 * t + i)), (f"s{i}.cls", b"%d" % i), (f"s{i}.txt", b"caption")]
-        members.append((f"{'long' * 40}.png", image_bytes(9)))
+            members += [(f"s{i}.png", noise_bytes(3 * t + i)), (f"s{i}.cls", b"%d" % i), (f"s{i}.txt", b"caption")]
+        members.append((f"{'long' * 40}.png", noise_bytes(9)))
         members += [(f"{'long' * 40}.json", b'{"labels": [0, 2], "who": "x"}')]
         write_tar(tmp_path / f"{t:03d}.tar", members)
     manifest = run(f"{tmp_path}/{{000..001}}.tar", tmp_path / "out")
@@ -272,7 +253,7 @@ def test_tars_are_packed_anew_with_all_their_members(tmp_path: Path) -> None:
     assert manifest.num_classes == 3
     assert len(found) == 8
     assert found["001/s2"] == {
-        "png": image_bytes(5),
+        "png": noise_bytes(5),
         "cls": b"2",
         "txt": b"caption",
         "labels": [2],

@@ -1,4 +1,4 @@
-"""Weights in and out: exact round trips, timm's own loader as the oracle, and errors that name what is wrong."""
+"""Weights in and out: exact round trips, timm's own loader as the reference, and errors that name what is wrong."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import timm
 import torch
 from torch import Tensor
 
+from tests.plugins import model_config
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.registry import MODELS
 from vit_dist.models import ModelConfig
-from vit_dist.models.weights.files import Wanted, Weights, read_weights, write_weights
+from vit_dist.models.weights.files import LoadOptions, Weights, read_weights, write_weights
 
 MODELS_IN_NPZ: list[tuple[str, dict[str, Any]]] = [
     ("vit-test", {"representation": True}),
@@ -30,9 +31,7 @@ MODELS_IN_NPZ: list[tuple[str, dict[str, Any]]] = [
 
 
 def weights(name: str, size: int = 32, **changes: Any) -> Weights:
-    cls, defaults = MODELS.lookup(name)
-    config = cls.model_validate({**defaults, **({"patch_size": 8} if name == "vit-test" else {}), **changes})
-    assert isinstance(config, ModelConfig)
+    config = model_config(name, **({"patch_size": 8} if name == "vit-test" else {}), **changes)
     torch.manual_seed(0)
     model = config.build(num_classes=10, image_size=size)
     state = {n: torch.randn(t.shape) for n, t in model.state_dict().items()}
@@ -48,8 +47,8 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def test_weights_come_back_bit_for_bit(name: str, changes: dict[str, Any], ending: str, tmp_path: Path) -> None:
     before = weights(name, **changes)
     write_weights(before, tmp_path / f"w.{ending}")
-    wanted = Wanted(config=None if ending == "safetensors" else before.config, image_size=32)
-    after = read_weights(tmp_path / f"w.{ending}", wanted)
+    options = LoadOptions(config=None if ending == "safetensors" else before.config, image_size=32)
+    after = read_weights(tmp_path / f"w.{ending}", options)
     assert same(before.state, after.state)
     assert (after.config, after.num_classes, after.image_size) == (before.config, 10, 32)
     if ending == "safetensors":
@@ -141,7 +140,7 @@ def test_later_names_are_read_too(scanned: bool, tmp_path: Path) -> None:
             both = [later.pop(name.replace("_0/", f"_{i}/", 1)) for i in range(2)]
             later[name.replace("encoderblock_0", "encoderblock")] = np.stack(both)
     np.savez(tmp_path / "later.npz", **later)
-    assert same(before.state, read_weights(tmp_path / "later.npz", Wanted(before.config)).state)
+    assert same(before.state, read_weights(tmp_path / "later.npz", LoadOptions(before.config)).state)
 
 
 def logits(of: Weights) -> Tensor:
@@ -162,7 +161,7 @@ def test_timm_state_dicts_are_read_from_torch_files_and_nothing_else_in_them(tmp
     for archive in (True, False):  # False: as torch wrote before 1.6
         content = {"state_dict": timm_names(before.state, before.config)}
         torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=archive)
-        assert same(before.state, read_weights(tmp_path / "w.pth", Wanted(before.config)).state)
+        assert same(before.state, read_weights(tmp_path / "w.pth", LoadOptions(before.config)).state)
 
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -172,7 +171,7 @@ def test_timm_state_dicts_are_read_from_torch_files_and_nothing_else_in_them(tmp
     torch.save({"x": Evil()}, tmp_path / "evil2.pth")
     for name in ("evil.pth", "evil2.pth"):
         with pytest.raises(DataError, match=f"{name}: holds .* plain tensors.*; nothing in it was run"):
-            read_weights(tmp_path / name, Wanted(before.config))
+            read_weights(tmp_path / name, LoadOptions(before.config))
     assert not (tmp_path / "ran").exists()
 
 
@@ -182,7 +181,7 @@ def test_a_model_of_timm_goes_out_under_timms_names_and_comes_back(tmp_path: Pat
     assert isinstance(config, ModelConfig)
     before = Weights(dict(config.build(num_classes=10, image_size=32).state_dict()), config, 10, 32)
     write_weights(before, tmp_path / "w.timm.safetensors")
-    after = read_weights(tmp_path / "w.timm.safetensors", Wanted(config, image_size=32))
+    after = read_weights(tmp_path / "w.timm.safetensors", LoadOptions(config, image_size=32))
     assert same(before.state, after.state)
     from safetensors.torch import load_file
 
@@ -242,13 +241,13 @@ def test_what_hugging_face_cannot_say_is_refused(
 def test_positions_and_head_are_made_to_fit_on_request_alone(tmp_path: Path) -> None:
     before = weights("vit-test")
     write_weights(before, tmp_path / "w.npz")
-    larger = read_weights(tmp_path / "w.npz", Wanted(before.config, image_size=48, num_classes=3, head="new"))
+    larger = read_weights(tmp_path / "w.npz", LoadOptions(before.config, image_size=48, num_classes=3, head="new"))
     assert larger.state["pos_embed"].shape == (1, 37, 32)
     assert torch.equal(larger.state["pos_embed"][:, 0], before.state["pos_embed"][:, 0])
     assert not larger.state["head.weight"].any()
     assert larger.state["head.weight"].shape == (3, 32)
     with pytest.raises(DataError, match=r"w\.npz: has 10 classes, 3 are asked for.*--head new"):
-        read_weights(tmp_path / "w.npz", Wanted(before.config, num_classes=3))
+        read_weights(tmp_path / "w.npz", LoadOptions(before.config, num_classes=3))
 
 
 def test_a_new_head_takes_the_representation_layer_away_where_the_model_has_none(tmp_path: Path) -> None:
@@ -257,9 +256,9 @@ def test_a_new_head_takes_the_representation_layer_away_where_the_model_has_none
         path = tmp_path / f"w.{ending}"
         write_weights(before, path)
         with pytest.raises(DataError, match="2 too many: pre_logits"):
-            read_weights(path, Wanted(plain))
-        assert "pre_logits.fc.weight" not in read_weights(path, Wanted(plain, head="new")).state
-        kept = read_weights(path, Wanted(before.config, head="new")).state
+            read_weights(path, LoadOptions(plain))
+        assert "pre_logits.fc.weight" not in read_weights(path, LoadOptions(plain, head="new")).state
+        kept = read_weights(path, LoadOptions(before.config, head="new")).state
         assert torch.equal(kept["pre_logits.fc.weight"], before.state["pre_logits.fc.weight"])
 
 
@@ -269,7 +268,7 @@ def test_an_npz_of_other_heads_or_axes_or_no_numbers_is_refused(tmp_path: Path) 
     with pytest.raises(
         DataError, match=r"w\.npz: not the weights of vit-test: .*query/kernel has 2 attention heads, the"
     ):
-        read_weights(path, Wanted(weights("vit-test", num_heads=4).config))
+        read_weights(path, LoadOptions(weights("vit-test", num_heads=4).config))
     arrays = dict(np.load(path))
     for array, message in (
         (np.zeros(3), "embedding/kernel has the shape 3"),
@@ -278,7 +277,7 @@ def test_an_npz_of_other_heads_or_axes_or_no_numbers_is_refused(tmp_path: Path) 
     ):
         np.savez(path, **{**arrays, "embedding/kernel": array})
         with pytest.raises(DataError, match=rf"w\.npz: .*{message}"):
-            read_weights(path, Wanted(before.config))
+            read_weights(path, LoadOptions(before.config))
 
 
 @pytest.mark.parametrize(
@@ -319,14 +318,14 @@ def test_weights_of_another_model_are_refused_with_what_differs(tmp_path: Path) 
     write_weights(before, tmp_path / "w.npz")
     other = weights("vit-test", depth=3, width=64)
     with pytest.raises(DataError) as error:
-        read_weights(tmp_path / "w.npz", Wanted(other.config))
+        read_weights(tmp_path / "w.npz", LoadOptions(other.config))
     assert "16 missing: Transformer/encoderblock_2/LayerNorm_0/scale" in str(error.value)
     assert "cls_token is 1x1x32, not 1x1x64" in str(error.value)
     shallow = weights("vit-test", depth=1)
     with pytest.raises(DataError, match=r"16 too many: Transformer/encoderblock_1/LayerNorm_0/bias"):
-        read_weights(tmp_path / "w.npz", Wanted(shallow.config))
+        read_weights(tmp_path / "w.npz", LoadOptions(shallow.config))
     with pytest.raises(DataError, match="missing: resnet/root_block"):
-        read_weights(tmp_path / "w.npz", Wanted(weights("bit-test").config))
+        read_weights(tmp_path / "w.npz", LoadOptions(weights("bit-test").config))
 
 
 @pytest.mark.parametrize("ending", ["npz", "safetensors", "pth"])
@@ -339,7 +338,7 @@ def test_a_truncated_file_is_refused(ending: str, tmp_path: Path) -> None:
         write_weights(before, path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(DataError, match=rf"w\.{ending}: not a whole"):
-        read_weights(path, Wanted(before.config))
+        read_weights(path, LoadOptions(before.config))
 
 
 def test_forms_that_are_not_known_are_refused_with_those_that_are(tmp_path: Path) -> None:
@@ -347,7 +346,7 @@ def test_forms_that_are_not_known_are_refused_with_those_that_are(tmp_path: Path
     with pytest.raises(ConfigError, match=r"\.pth: no form .* a pickle runs code .* known: \.npz"):
         write_weights(before, tmp_path / "w.pth")
     with pytest.raises(DataError, match="no such file"):
-        read_weights(tmp_path / "none.npz", Wanted(before.config))
+        read_weights(tmp_path / "none.npz", LoadOptions(before.config))
     write_weights(before, tmp_path / "w.npz")
     with pytest.raises(ConfigError, match=r"does not say its model; give it: .* --model"):
         read_weights(tmp_path / "w.npz")

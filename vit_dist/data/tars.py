@@ -1,0 +1,163 @@
+"""Which tars URLs name, and what files beside them say of their samples. No torch.
+
+Used are the shard list of `wids`, and the sample counts of open_clip's `sizes.json`, timm's `_info.json`, img2dataset's
+`*_stats.json` and DALI's wds2idx files.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from vit_dist.core.errors import DataError
+from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, parent_url, read_bytes, redact
+
+
+@dataclass(frozen=True)
+class TarToIndex:
+    """One tar: its URL, and the samples and bytes that a file beside it says it has, with that file's name."""
+
+    url: str
+    num_samples: int | None = None
+    num_bytes: int | None = None
+    source: str = ""
+
+
+def find_tars(urls: Sequence[str]) -> list[TarToIndex]:
+    """The tars that URLs name, in their order.
+
+    A URL is a tar, a pattern with {000..123} or {a,b}, one with * or ?, a directory (its *.tar), or the JSON shard list
+    of `wids`.
+
+    Raises:
+        DataError: nothing there, or a tar named twice.
+    """
+    tars: list[TarToIndex] = []
+    for given in urls:
+        for url in expand_braces(given):
+            tars += _resolve(url)
+    seen: set[str] = set()
+    for tar in tars:
+        if tar.url in seen:
+            raise DataError(f"{redact(tar.url)}: named twice; each tar may stand once in a manifest")
+        seen.add(tar.url)
+    return _with_counts(tars)
+
+
+def expand_braces(text: str) -> list[str]:
+    """Every text that a pattern with {000..123} or {a,b} stands for.
+
+    Raises:
+        DataError: the braces do not fit together.
+    """
+    from braceexpand import braceexpand
+
+    try:
+        return list(braceexpand(text)) if "{" in text else [text]
+    except ValueError as error:
+        raise DataError(f"{redact(text)}: {error}; write ranges as {{00000..01023}}") from None
+
+
+def _resolve(url: str) -> list[TarToIndex]:
+    name = url.rstrip("/").rpartition("/")[2]
+    if name.endswith(".json"):
+        return _from_wids(url)
+    if any(c in name for c in "*?["):
+        folder = parent_url(url)
+        tars = [n for n in _names(folder or ".") if fnmatch.fnmatchcase(n, name)]
+        if not tars:
+            raise DataError(f"{redact(url)}: no file fits this pattern")
+        return [TarToIndex(join_url(folder, n)) for n in tars]
+    if _is_directory(url):
+        tars = [n for n in _names(url) if n.endswith(".tar")]
+        if not tars:
+            raise DataError(f"{redact(url)}: no .tar files in this directory")
+        return [TarToIndex(join_url(url, n)) for n in tars]
+    return [TarToIndex(url)]
+
+
+def _is_directory(url: str) -> bool:
+    with explained(url, "listed"):
+        if not is_remote(url):
+            return local_path(url).is_dir()
+        if url.endswith(".tar"):
+            return False
+        system, path = file_system(url)
+        return bool(system.isdir(path))
+
+
+def _names(folder: str) -> list[str]:
+    with explained(folder, "listed"):
+        if not is_remote(folder):
+            return sorted(p.name for p in local_path(folder).iterdir())
+        system, path = file_system(folder)
+        return sorted(e.rstrip("/").rpartition("/")[2] for e in system.ls(path, detail=False))
+
+
+def _from_wids(url: str) -> list[TarToIndex]:
+    where = redact(url)
+    try:
+        raw = json.loads(read_bytes(url))
+        shards = raw["shardlist"]
+        base = raw.get("base") or parent_url(url)
+        tars = [
+            TarToIndex(join_url(base, s["url"]), s.get("nsamples"), s.get("filesize"), f"{where} (wids)")
+            for s in shards
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{where}: not a shard list of wids: {type(error).__name__}: {error}") from None
+    if not tars:
+        raise DataError(f"{where}: a shard list without shards")
+    return tars
+
+
+def _with_counts(tars: list[TarToIndex]) -> list[TarToIndex]:
+    """Fill in the sample counts of files beside the tars."""
+    folders: dict[str, dict[str, tuple[int, str]]] = {}
+    filled = []
+    for tar in tars:
+        folder, _, name = tar.url.rpartition("/")
+        if folder not in folders:
+            folders[folder] = _known_counts(folder)
+        count, source = folders[folder].get(name, (None, ""))
+        if tar.num_samples is None and count is not None:
+            tar = TarToIndex(tar.url, count, tar.num_bytes, source)
+        filled.append(tar)
+    return filled
+
+
+def _known_counts(folder: str) -> dict[str, tuple[int, str]]:
+    try:
+        names = set(_names(folder or "."))
+    except DataError:
+        # https:// has no listing; there is nothing beside the tars then.
+        return {}
+    counts: dict[str, tuple[int, str]] = {}
+    for name in sorted(names):
+        if name in {"sizes.json", "_info.json", "info.json"} or name.endswith("_stats.json"):
+            counts.update(_counts_in_json(join_url(folder, name), name))
+        elif name.endswith(".idx") and f"{name[:-4]}.tar" in names:
+            first = read_bytes(join_url(folder, name))[:100].split(b"\n")[0].split()
+            if len(first) == 2 and first[0].startswith(b"v1") and first[1].isdigit():
+                counts[f"{name[:-4]}.tar"] = (int(first[1]), f"{name} (wds2idx)")
+    return counts
+
+
+def _counts_in_json(url: str, name: str) -> Iterator[tuple[str, tuple[int, str]]]:
+    try:
+        raw = json.loads(read_bytes(url))
+        if name.endswith("_stats.json"):  # img2dataset
+            yield name.replace("_stats.json", ".tar"), (int(raw["successes"]), name)
+        elif name == "sizes.json":  # open_clip
+            for tar, count in raw.items():
+                yield tar, (int(count), name)
+        else:  # timm
+            for split in raw.get("splits", {}).values():
+                lengths = split.get("shard_lengths") or []
+                for tar, count in zip(split.get("filenames", []), lengths, strict=False):
+                    yield tar, (int(count), name)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        # Some other file of this name.
+        return
