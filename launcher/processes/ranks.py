@@ -9,7 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -18,7 +18,7 @@ from vit_dist.config.schema import Recipe
 from vit_dist.core.exit_codes import PEER_LOST, SUPERSEDED, of_return_code, signal_of
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import log
-from vit_dist.core.process import cli_command, parent_death_signal
+from vit_dist.core.process import cli_command, handling, parent_death_signal
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
 
@@ -67,7 +67,7 @@ def run_ranks(arguments: Sequence[str], *, nproc: int, scratch: Path) -> int:
         for rank in range(nproc)
     ]
     try:
-        with _passing_signals_to(ranks):
+        with _forward_signals_to(ranks):
             return _wait(ranks)
     finally:
         for process in ranks:
@@ -121,23 +121,20 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
         time.sleep(_POLL_S)
 
 
-@contextlib.contextmanager
-def _passing_signals_to(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    interrupts, passed = 0, {int(signal.SIGINT): int(signal.SIGTERM)}
+def _forward_signals_to(ranks: Sequence[subprocess.Popen[bytes]]) -> contextlib.AbstractContextManager[None]:
+    interrupts = 0
 
     def forward(number: int, _frame: FrameType | None) -> None:
         nonlocal interrupts
         interrupts += number == signal.SIGINT
+        # A terminal's Ctrl-C has reached the ranks too, for they are of the same process group, but a `kill -INT` of
+        # this process has not. SIGTERM asks them for the same stop, and asking twice changes nothing.
+        passed_on = signal.SIGTERM if number == signal.SIGINT else number
         for process in ranks:
             if process.poll() is None:
-                process.send_signal(signal.SIGKILL if interrupts > 1 else passed.get(number, number))
+                process.send_signal(signal.SIGKILL if interrupts > 1 else passed_on)
 
-    old = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+    return handling((signal.SIGTERM, signal.SIGUSR2, signal.SIGINT), forward)
 
 
 def _close_status(directory: RunDir, code: int) -> None:

@@ -10,14 +10,14 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 
 from vit_dist.config.load import recipe_yaml
 from vit_dist.config.schema import Recipe
-from vit_dist.core.process import cli_command, parent_death_signal
+from vit_dist.core.process import cli_command, handling, parent_death_signal
 from vit_dist.core.run import names
 
 LOG = "train.log"
@@ -81,8 +81,7 @@ class SideBySide:
         verb, _, error = text.rpartition("\n")[2].partition(": error: ")
         return error if verb.startswith("vit-dist ") else ""
 
-    @contextmanager
-    def signals(self) -> Iterator[None]:
+    def signals(self) -> AbstractContextManager[None]:
         """While this lasts, SIGTERM and Ctrl-C let the attempts save and stop; a second Ctrl-C kills them."""
 
         def forward(number: int, _frame: FrameType | None) -> None:
@@ -92,9 +91,4 @@ class SideBySide:
                 if process.poll() is None:
                     process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
-        old = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+        return handling((signal.SIGTERM, signal.SIGINT), forward)

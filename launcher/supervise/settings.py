@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from vit_dist.core.process import handling
 from vit_dist.core.run.checkpoints import measured_save_s
 
 
@@ -66,9 +67,5 @@ class ReceivedSignals:
 def listening() -> Iterator[ReceivedSignals]:
     """Note SIGUSR2 and SIGTERM in place of dying of them."""
     received = ReceivedSignals()
-    old = {number: signal.signal(number, received.on) for number in (signal.SIGUSR2, signal.SIGTERM)}
-    try:
+    with handling((signal.SIGUSR2, signal.SIGTERM), received.on):
         yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

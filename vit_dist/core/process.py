@@ -6,10 +6,13 @@ that are below. What a shell, nohup, tmux or srun has started is tied to nobody.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 CLI_MODULE = "vit_dist.cli.main"
 NODE_PROBE_MODULE = "vit_dist.train.health.node_probe"
@@ -32,6 +35,24 @@ def cli_command(*arguments: str, safe_path: bool = False) -> list[str]:
         safe_path: leave the current directory out of the search path of modules, for jobs that may start anywhere.
     """
     return [sys.executable, *(["-P"] if safe_path else []), "-m", CLI_MODULE, *arguments]
+
+
+@contextlib.contextmanager
+def handling(numbers: Sequence[int], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """While this lasts the handler is called for these signals; then those of before are back.
+
+    Python lets the main thread alone install handlers, and runs them there, between two of its instructions: a handler
+    takes no lock, since the code that it interrupts may hold it.
+
+    Raises:
+        ValueError: this is not the main thread.
+    """
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def parent_death_signal() -> dict[str, str]:

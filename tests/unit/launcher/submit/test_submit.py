@@ -17,6 +17,7 @@ from tests.slurm.cluster import wait_for
 from vit_dist.cli.main import main
 from vit_dist.config.load import load_recipe, recipe_hash
 from vit_dist.core.errors import ConfigError, RunError
+from vit_dist.core.run.checkpoints import FORMAT, MARKER
 from vit_dist.core.run.directory import RunDir
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -78,7 +79,8 @@ def test_a_name_is_made_fit_for_directories_and_queues() -> None:
 def test_a_grace_time_shorter_than_a_save_is_warned_of(tmp_path: Path) -> None:
     path = tmp_path / "run" / "checkpoints" / "step-0000000010"
     path.mkdir(parents=True)
-    (path / "COMMITTED.json").write_text(json.dumps({"wrote_s": 42.0}))
+    marker = {"format": FORMAT, "wrote_s": 42.0, "layout": {}, "recipe": {}, "state": {}, "files": {}}
+    (path / MARKER).write_text(json.dumps(marker))
     one = request(tmp_path, words=("demo",))
     (warning,) = warnings(one)
     assert warning.startswith("a save of this run took 42s, but a preempted job is given 5s (preempt_grace)")
