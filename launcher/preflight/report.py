@@ -5,14 +5,20 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vit_dist.core.files import redact
+from vit_dist.core.tables import columns, to_lines
 from vit_dist.core.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 _SHM_NEEDED = 64 << 20
 # Disks and stores vary more than arithmetic does: they must be further below the median to count.
 _LENIENT = {"gemm": 1.0, "links": 1.0, "shm": 0.5, "reads": 0.5}
+_HEADS = ("node", "verdict", "GEMM", "links", "shm", "reads", "clock")
+_COLOURS = {"ok": "green", "slow": "yellow", "sick": "red"}
 _NAMES = {
     "gemm": "matrix product",
     "links": "exchange with other nodes",
@@ -113,6 +119,19 @@ def judge(
     return Report(tuple(nodes), tuple(said), seconds)
 
 
+def _cells(node: NodeReport) -> list[str | Text]:
+    from rich.text import Text
+
+    figures = node.figures
+    return [
+        node.node,
+        Text(node.verdict, _COLOURS[node.verdict]),
+        _flops(figures["gemm"]) if "gemm" in figures else "-",
+        *(f"{format_bytes(figures[test])}/s" if test in figures else "-" for test in ("links", "shm", "reads")),
+        f"{figures['skew'] * 1000:+.0f} ms" if "skew" in figures else "-",
+    ]
+
+
 def _flops(rate: float) -> str:
     return f"{rate / 1e12:.1f} TFLOP/s" if rate >= 1e12 else f"{rate / 1e9:.1f} GFLOP/s"
 
@@ -124,19 +143,11 @@ def _reference(values: Sequence[float]) -> float:
 
 def lines(report: Report, *, colour: bool = False) -> list[str]:
     """The report for people: a line a node, then what to do."""
-    width = max([4, *(len(n.node) for n in report.nodes)])
-    out = [f"{'node':<{width}}  {'':<4}  {'GEMM':>12}  {'links':>10}  {'shm':>10}  {'reads':>10}  {'clock':>8}"]
-    for n in report.nodes:
-        f = n.figures
-        gemm = _flops(f["gemm"]) if "gemm" in f else "-"
-        rates = [f"{format_bytes(f[test])}/s" if test in f else "-" for test in ("links", "shm", "reads")]
-        skew = f"{f['skew'] * 1000:+.0f} ms" if "skew" in f else "-"
-        verdict = f"{n.verdict:<4}"
-        if colour:
-            verdict = {"ok": "\033[32m", "slow": "\033[33m", "sick": "\033[31m"}[n.verdict] + verdict + "\033[0m"
-        cells = "  ".join(f"{cell:>{w}}" for cell, w in zip([gemm, *rates, skew], (12, 10, 10, 10, 8), strict=True))
-        out.append(f"{n.node:<{width}}  {verdict}  {cells}")
-        out += [f"{'':<{width}}        {reason}" for reason in n.reasons]
+    table = columns([_cells(node) for node in report.nodes], _HEADS, right=_HEADS[2:])
+    shown = to_lines(table, colour=colour)
+    out = shown[:1]
+    for node, row in zip(report.nodes, shown[1:], strict=True):
+        out += [row, *(f"    {reason}" for reason in node.reasons)]
     reduce = [n.figures["reduce"] for n in report.nodes if "reduce" in n.figures]
     if reduce:
         out.append(f"all-reduce over {len(reduce)} nodes: {format_bytes(min(reduce))}/s")

@@ -61,8 +61,8 @@ def attempt_dir(run: Path, attempt: int | None = None) -> Path:
     known = attempts_with_logs(run)
     if not known:
         raise RunError(
-            f"{run / names.LOGS}: no log of an attempt is there. Jobs leave logs; what runs in a terminal (`vit-dist run`) "
-            "prints there. For a job that has just begun try `vit-dist logs RUN --batch`"
+            f"{run / names.LOGS}: no log of an attempt is there. Jobs leave logs; what runs in a terminal (`vit-dist "
+            "run`) prints there. For a job that has just begun try `vit-dist logs RUN --batch`"
         )
     number = known[-1] if attempt is None else attempt
     if number not in known:

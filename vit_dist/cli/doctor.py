@@ -82,6 +82,7 @@ def _bad_nodes(root: Path, forget: str | None, *, as_json: bool) -> int:
     from launcher import bad_nodes
     from vit_dist.core.errors import ConfigError, did_you_mean
     from vit_dist.core.run.names import BAD_NODES
+    from vit_dist.core.tables import columns, to_lines
     from vit_dist.core.units import format_seconds
 
     found = bad_nodes.active(root)
@@ -95,8 +96,7 @@ def _bad_nodes(root: Path, forget: str | None, *, as_json: bool) -> int:
     elif not found:
         print(f"no bad nodes ({root / BAD_NODES})")  # noqa: T201 - the result
     else:
-        width = max(len(node) for node in found)
-        for node, entry in found.items():
-            left = format_seconds(entry.until - time.time())
-            print(f"{node:<{width}}  for another {left:<7} {entry.reason}")  # noqa: T201 - the result
+        now = time.time()
+        rows = [(node, f"for another {format_seconds(e.until - now)}", e.reason) for node, e in found.items()]
+        print("\n".join(to_lines(columns(rows))))  # noqa: T201 - the result
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable, Sequence
 
 KINDS = ("runs", "recipes", "clusters", "studies", "data")
 
@@ -53,14 +54,12 @@ def _runs(args: argparse.Namespace) -> int:
     views, _ = look(find_runs(roots), ask_slurm=False)
     views = sorted((v for v in views if not args.state or v.state in args.state), key=lambda v: (v.seen, v.name))
     if args.json:
-        told = [{"path": str(v.path.resolve()), "state": v.state, "job": v.job_id, "step": v.step} for v in views]
-        sys.stdout.write(json.dumps(told, indent=1) + "\n")
+        records = [{"path": str(v.path.resolve()), "state": v.state, "job": v.job_id, "step": v.step} for v in views]
+        sys.stdout.write(json.dumps(records, indent=1) + "\n")
         return 0
-    for v in views:
-        path = clean(str(v.path))
-        sys.stdout.write(
-            f"{path}\n" if args.names else f"{v.state:<10} {path}{f'  job {v.job_id}' if v.job_id else ''}\n"
-        )
+    paths = [clean(str(v.path)) for v in views]
+    jobs = [f"job {v.job_id}" if v.job_id else "" for v in views]
+    _print(paths if args.names else _columns(zip((v.state for v in views), paths, jobs, strict=True)))
     return 0
 
 
@@ -68,22 +67,29 @@ def _shipped(args: argparse.Namespace) -> int:
     from vit_dist.config.load import config_dirs, read_mapping
     from vit_dist.core.errors import ConfigError
 
-    told = []
+    shipped = []
     for path in sorted({f.stem: f for d in reversed(config_dirs()) for f in (d / args.kind).glob("*.yaml")}.values()):
         try:
             description = str(read_mapping(path).get("description") or "") or _comment(path.read_text())
         except ConfigError as error:
             description = str(error)
-        told.append({"name": path.stem, "path": str(path), "description": description})
+        shipped.append({"name": path.stem, "path": str(path), "description": description})
     if args.json:
-        sys.stdout.write(json.dumps(told, indent=1) + "\n")
+        sys.stdout.write(json.dumps(shipped, indent=1) + "\n")
         return 0
-    width = max((len(one["name"]) for one in told), default=0)
-    for one in told:
-        sys.stdout.write(
-            f"{one['name']}\n" if args.names else f"{one['name']:<{width}}  {one['description']}".rstrip() + "\n"
-        )
+    listed = [one["name"] for one in shipped]
+    _print(listed if args.names else _columns((one["name"], one["description"]) for one in shipped))
     return 0
+
+
+def _columns(rows: Iterable[Sequence[str]]) -> list[str]:
+    from vit_dist.core.tables import columns, to_lines
+
+    return to_lines(columns(list(rows)))
+
+
+def _print(lines: Sequence[str]) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
 
 
 def _comment(text: str) -> str:

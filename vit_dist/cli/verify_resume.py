@@ -161,11 +161,12 @@ def _losses(done: str, whole: Path, other: Path, tolerance: float) -> _Finding:
 
 
 def _verdict(recipe: Recipe, steps: int, findings: Sequence[_Finding]) -> int:
+    from vit_dist.core.tables import columns, to_lines
     from vit_dist.study.local import engine_line
 
-    width = max(len(f.done) for f in findings)
+    table = columns([("ok" if f.holds else "FAIL", f.done, f.found) for f in findings])
     lines = [f"{recipe.name}: {steps} steps of {recipe.global_batch}, {engine_line(recipe)}"]
-    lines += [f"  {'ok  ' if f.holds else 'FAIL'}  {f.done:<{width}}  {f.found}" for f in findings]
+    lines += [f"  {line}" for line in to_lines(table)]
     passed = all(f.holds for f in findings)
     lines.append("PASS: this recipe can be killed and gone on with" if passed else "FAIL: see above")
     print("\n".join(lines))  # noqa: T201

@@ -198,11 +198,6 @@ def summary(views: Sequence[RunView]) -> str:
     return f"{len(views)} run{'' if len(views) == 1 else 's'}" + (f": {parts}" if parts else "")
 
 
-def filled(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The columns in which at least one row has something to say."""
-    return [name for i, name in enumerate(names) if any(row[i] for row in rows)]
-
-
 def span(seconds: float) -> str:
     """A span of time; days from two on."""
     if seconds >= 2 * 86400:

@@ -89,8 +89,9 @@ def _once(path: Path | None, roots: list[Path]) -> int:
     views, silence = _views(path, roots)
     if sys.stdout.isatty():
         from vit_dist.cli.runs import screen
+        from vit_dist.core.tables import make_console
 
-        console = screen.console()
+        console = make_console(wrap=True)
         if path is not None:
             console.print(screen.one(views[0], width=console.width))
         else:
@@ -106,8 +107,9 @@ def _watch(path: Path | None, roots: list[Path], every_s: float) -> int:
     from rich.live import Live
 
     from vit_dist.cli.runs import screen
+    from vit_dist.core.tables import make_console
 
-    console = screen.console()
+    console = make_console(wrap=True)
     with Live(console=console, auto_refresh=False, screen=path is None, vertical_overflow="crop") as live:
         while True:
             views, silence = _views(path, roots)
@@ -155,31 +157,25 @@ def _short(view: RunView) -> str:
 
 def _plain_one(view: RunView) -> str:
     from vit_dist.cli.runs.facts import ATTEMPT_COLUMNS, attempt_row, clean, facts
+    from vit_dist.core.tables import columns, to_lines
 
     now = time.time()
     reason = f": {clean(view.reason)}" if view.reason else ""
     lines = [f"{clean(view.name)}  {view.state}{reason}"]
     lines += [f"  {label:<10} {text}" for label, text in facts(view, now)]
     if view.attempts:
-        lines += ["", *_columns([ATTEMPT_COLUMNS, *(attempt_row(entry, now) for entry in view.attempts)])]
+        lines += ["", *to_lines(columns([attempt_row(entry, now) for entry in view.attempts], ATTEMPT_COLUMNS))]
     lines += [f"-> {clean(line)}" for line in view.advice]
     return "\n".join(lines) + "\n"
 
 
 def _plain_many(views: list[RunView], note: str) -> str:
     from vit_dist.cli.runs.facts import COLUMNS, clean, order, row, summary
+    from vit_dist.core.tables import columns, to_lines
 
     now = time.time()
-    lines = _columns([COLUMNS, *(row(view, now) for view in order(views))]) if views else []
+    lines = to_lines(columns([row(view, now) for view in order(views)], COLUMNS)) if views else []
     return "\n".join([*lines, summary(views), *([clean(note)] if note else [])]) + "\n"
-
-
-def _columns(rows: list[tuple[str, ...]]) -> list[str]:
-    """Lines of a table with a head; columns without anything are left out."""
-    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    lines = zip(*columns, strict=True)
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def _note(views: list[RunView], silence: str, roots: list[Path]) -> str:

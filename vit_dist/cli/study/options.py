@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.tables import make_console as make_console
+from vit_dist.core.tables import print_table as print_table
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from vit_dist.study.grid import Cell, StudyConfig
     from vit_dist.study.local import CellState
 
@@ -46,31 +45,6 @@ def split_words(words: Sequence[str], verb: str) -> tuple[str, list[str]]:
         got = f"{len(names)}: {', '.join(names)}" if names else "none"
         raise ConfigError(f"vit-dist study {verb}: give one study, got {got}")
     return names[0], [word for word in words if "=" in word]
-
-
-def make_console() -> Console:
-    """Where a verb prints: plain lines, no guessing at what to colour."""
-    from rich.console import Console
-
-    return Console(highlight=False, soft_wrap=True)
-
-
-def print_table(console: Console, table: Table) -> None:
-    """Print a table without cutting a cell: where it is too wide its lines go, and then it is wider than the window."""
-    from rich import box
-
-    def natural() -> int:
-        return table.__rich_measure__(console, console.options.update(width=10_000)).maximum
-
-    before = console.width
-    if natural() > before:
-        table.box = box.SIMPLE_HEAD
-        table.show_edge, table.pad_edge, table.padding = False, False, (0, 1, 0, 0)
-    console.width = max(before, natural())
-    try:
-        console.print(table)
-    finally:
-        console.width = before
 
 
 def grid_line(study: StudyConfig) -> str:
