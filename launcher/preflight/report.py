@@ -1,4 +1,4 @@
-"""What a preflight found: nodes against their median, and how that is told to people."""
+"""What a preflight found: nodes against their median, and how people read it."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class NodeResult:
-    """What one node's probes found.
+    """What one node's probes measured.
 
     Attributes:
         node: its name.
         problems: what failed.
         figures: rates by test (FLOP/s for `gemm`, else bytes per second), and `shm_free`.
-        offset: our clock minus the node's, in seconds, latency included; None where it said nothing.
+        offset: our clock minus the node's, in seconds, latency included; None where it sent nothing.
         devices: what computes there.
     """
 
@@ -59,7 +59,7 @@ class NodeReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class PreflightReport:
     """What a preflight found; `remarks` concern no single node, and are failures too."""
 
     nodes: tuple[NodeReport, ...]
@@ -81,18 +81,18 @@ class Report:
         return {"ok": self.ok, "seconds": round(self.seconds, 3), **asdict(replace(self, seconds=0.0)), "bad": self.bad}
 
 
-def judge(
+def compare_nodes(
     results: Sequence[NodeResult], remarks: Sequence[str], slow: float, max_skew_s: float, seconds: float
-) -> Report:
+) -> PreflightReport:
     """Compare nodes with each other.
 
-    What every node complains of is nobody's fault, and becomes a remark: a store that is away is not 500 sick nodes.
+    What every node reports is no node's fault, and becomes a remark: a store that is away is not 500 sick nodes.
     """
-    said = list(dict.fromkeys(redact(remark) for remark in remarks))
+    shared = list(dict.fromkeys(redact(remark) for remark in remarks))
     common: set[str] = set()
     if len(results) > 1:
         common = set(results[0].problems).intersection(*(set(r.problems) for r in results[1:]))
-        said += [f"every node: {problem}" for problem in sorted(common)]
+        shared += [f"every node: {problem}" for problem in sorted(common)]
     medians = {test: _reference([r.figures[test] for r in results if test in r.figures]) for test in _LENIENT}
     offsets = [r.offset for r in results if r.offset is not None]
     middle = statistics.median(offsets) if offsets else 0.0
@@ -109,14 +109,14 @@ def judge(
                 )
         if figures.get("shm_free", _SHM_NEEDED) < _SHM_NEEDED:
             sick.append(f"{format_bytes(figures['shm_free'])} free in /dev/shm; NCCL needs more: clear or enlarge it")
-        lame = [
+        slower = [
             f"{_NAMES[test]} at {figures[test] / medians[test]:.0%} of the median"
             for test, lenient in _LENIENT.items()
             if len(results) > 1 and test in figures and figures[test] < slow * lenient * medians[test]
         ]
-        verdict = "sick" if sick else "slow" if lame else "ok"
-        nodes.append(NodeReport(r.node, verdict, tuple(sick + lame), figures, r.devices))
-    return Report(tuple(nodes), tuple(said), seconds)
+        verdict = "sick" if sick else "slow" if slower else "ok"
+        nodes.append(NodeReport(r.node, verdict, tuple(sick + slower), figures, r.devices))
+    return PreflightReport(tuple(nodes), tuple(shared), seconds)
 
 
 def _cells(node: NodeReport) -> list[str | Text]:
@@ -137,11 +137,11 @@ def _flops(rate: float) -> str:
 
 
 def _reference(values: Sequence[float]) -> float:
-    """What a node is held to: the median; of two, the better."""
+    """What a node is compared with: the median; of two nodes, the better."""
     return statistics.median_high(values) if values else 0.0
 
 
-def lines(report: Report, *, colour: bool = False) -> list[str]:
+def lines(report: PreflightReport, *, colour: bool = False) -> list[str]:
     """The report for people: a line a node, then what to do."""
     table = columns([_cells(node) for node in report.nodes], _HEADS, right=_HEADS[2:])
     shown = to_lines(table, colour=colour)

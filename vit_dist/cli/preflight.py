@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from launcher.preflight.run import Options, Report
+    from launcher.preflight.run import PreflightOptions, PreflightReport
     from launcher.slurm.cluster import Cluster
 
 SUMMARY = "test every node of an allocation: arithmetic, links, clock, shared memory, reading of shards"
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--timeout", metavar="S", type=float, default=180, help="for a node's own tests, and for the links"
     )
-    parser.add_argument("--silence", metavar="S", type=float, default=15, help="without a sign of life: dead (15)")
+    parser.add_argument("--silence", metavar="S", type=float, default=15, help="without a heartbeat: dead (15)")
     parser.add_argument("--keep", metavar="SPAN", default="24h", help="how long bad nodes stay on the list (24h)")
     parser.add_argument("--run-root", metavar="DIR", help="where the list lies (the cluster's run_root, or runs)")
     parser.add_argument("--no-list", action="store_true", help="put nothing on the list")
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     from launcher.preflight.report import lines
-    from launcher.preflight.run import Options, put_on_list
+    from launcher.preflight.run import PreflightOptions, put_on_list
     from launcher.slurm.cluster import load_cluster
     from vit_dist.core.errors import ConfigError
 
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
     keep_s = _span(args.keep)
     cluster = load_cluster(args.cluster) if args.cluster else None
     reads = _reads(args.recipe, args.data)
-    options = Options(timeout_s=args.timeout, silence_s=args.silence, slow=args.slow, reads=reads)
+    options = PreflightOptions(timeout_s=args.timeout, silence_s=args.silence, slow=args.slow, reads=reads)
     if not args.local and "SLURM_JOB_ID" not in os.environ:
         return _allocate(args.nodes, cluster, argv)
     report = _examine(args.local, args.nodes, cluster, options)
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
     return 0 if report.ok else 1
 
 
-def _examine(local: bool, nodes: int | None, cluster: Cluster | None, options: Options) -> Report:
+def _examine(local: bool, nodes: int | None, cluster: Cluster | None, options: PreflightOptions) -> PreflightReport:
     from launcher.preflight import run as preflight
     from launcher.slurm import commands as slurm
     from vit_dist.core.errors import ConfigError
