@@ -1,4 +1,4 @@
-"""What the job script tells the supervisor, and what Slurm's signals have told it."""
+"""The supervisor's settings, which the job script gives it, and the signals that Slurm has sent it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vit_dist.core.run.checkpoints import measured_save_s
 
 @dataclass(frozen=True)
 class SupervisorSettings:
-    """What the job script tells the supervisor.
+    """What the job script gives the supervisor.
 
     Attributes:
         run_dir: of the run.
@@ -54,8 +54,10 @@ class SupervisorSettings:
 class ReceivedSignals:
     """Signals that Slurm has sent to the batch script."""
 
-    warned: bool = False  # USR2: the time limit is near
-    terminated: bool = False  # TERM: the job is being ended
+    warned: bool = False
+    """SIGUSR2: the time limit is near."""
+    terminated: bool = False
+    """SIGTERM: the job is being ended."""
 
     def on(self, number: int, _frame: FrameType | None) -> None:
         """Note a signal."""
