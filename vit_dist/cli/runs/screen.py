@@ -52,11 +52,11 @@ def one(view: RunView, *, width: int, attempts: int = 12) -> RenderableType:
     grid.add_column(overflow="fold")
     for label, text in facts(view, now):
         grid.add_row(label, Text(text))
-        if label == "progress" and view.share_done is not None:
+        if label == "progress" and view.fraction_done is not None:
             grid.add_row(
                 "",
                 ProgressBar(
-                    total=1.0, completed=view.share_done, width=max(10, min(60, width - 14)), complete_style="green"
+                    total=1.0, completed=view.fraction_done, width=max(10, min(60, width - 14)), complete_style="green"
                 ),
             )
     parts: list[RenderableType] = [head, Text(), grid]

@@ -157,7 +157,7 @@ def test_a_run_whose_job_is_gone_is_lost_and_one_that_slurm_cannot_be_asked_abou
     old = make_run(tmp_path / "old", "running", at=NOW - 3600, job="5")
     assert state(old)[0] == "lost"
     found = view(read_run(old), None, "no Slurm on the PATH", now=NOW)
-    assert (found.state, found.reason) == ("silent", "no sign of life for 1h00m")
+    assert (found.state, found.reason) == ("silent", "no heartbeat for 1h00m")
     assert any("no Slurm on the PATH" in line for line in found.advice)
     fresh = make_run(tmp_path / "fresh", "running", at=NOW - 3600, job="6")
     (fresh / "alive.json").write_text(json.dumps({"attempt": 1, "time": NOW - 2, "goodput": {"train": 30.0}}))
@@ -175,7 +175,7 @@ def test_a_run_on_this_machine_runs_as_long_as_its_process(tmp_path: Path) -> No
         run = make_run(tmp_path / "r", "running", at=NOW - 9000, host=socket.gethostname(), pid=process.pid)
         assert state(run) == ("running", "")
         process.kill()
-    assert state(run) == ("lost", f"process {process.pid} is gone; it could not say why")
+    assert state(run) == ("lost", f"process {process.pid} is gone, and has left no reason")
 
 
 def test_where_a_run_stands_is_computed_from_its_files(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_where_a_run_stands_is_computed_from_its_files(tmp_path: Path) -> None:
     os.utime(marker, (NOW - 60, NOW - 60))
     (run / "checkpoints/step-0000000200/COMMITTED.json").write_text("{}")
     found = view(read_run(run), Job("5", "RUNNING", start=NOW - 95, nodelist="n[1-2]"), now=NOW)
-    assert (found.step, found.total_steps, found.share_done) == (400, 1000, 0.4)
+    assert (found.step, found.total_steps, found.fraction_done) == (400, 1000, 0.4)
     assert (found.saved, found.saved_at, found.useful) == (300, NOW - 60, 0.4)
     assert (found.rate, found.eta_s) == (256.0, 600 * 64 / 256.0)
     assert steps_in_hand(run) == {200, 300, 400}
@@ -236,7 +236,7 @@ def test_every_state_that_needs_a_person_comes_with_a_command() -> None:
 def test_a_stop_that_was_asked_for_is_not_turned_into_a_save(tmp_path: Path) -> None:
     run = make_run(tmp_path / "r", "running")
     ask(run, "stop")
-    with pytest.raises(RunError, match="a stop is asked for already"):
+    with pytest.raises(RunError, match="a stop is requested already"):
         ask(run, "save")
     assert (run / "request").read_text() == "stop\n"
 

@@ -12,13 +12,14 @@ import pytest
 
 from launcher.filesystem import file_system_kind
 from launcher.slurm.cluster import load_cluster
-from launcher.submit.run import SubmitRequest, check, dry_run, safe_name, submit, warnings
+from launcher.submit.run import SubmitRequest, check, dry_run, submit, warnings
 from tests.slurm.cluster import wait_for
 from vit_dist.cli.main import main
 from vit_dist.config.load import load_recipe, recipe_hash
 from vit_dist.core.errors import ConfigError, RunError
 from vit_dist.core.run.checkpoints import FORMAT, MARKER
 from vit_dist.core.run.directory import RunDir
+from vit_dist.core.run.names import safe_name
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 KEY = "AKIAIOSFODNN7EXAMPLE"
