@@ -7,19 +7,22 @@ DEMO := runs/data/fashion-mnist-mini
 # For `make study`: a folder with the four IDX files of Fashion-MNIST, and how many runs are trained at once.
 IDX ?= /usr/share/datasets/fashion-mnist
 JOBS ?= 2
+# For `make bench-gpu`: options of python -m benchmarks.gpu.
+BENCH_GPU ?=
 
 # DeepSpeed compiles nothing while it is installed; it runs on the CPU without its CUDA operators.
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo study test check bench drill big dev-cluster clean
+.PHONY: help setup demo study test check bench bench-gpu drill big dev-cluster clean
 
 help:
 	@echo "make demo    set up, pack real images, train through DeepSpeed, draw accuracy against data (minutes)"
 	@echo "make study   45 small runs on Fashion-MNIST: three families, five sizes, three seeds (20 to 60 CPU-minutes)"
 	@echo "make test    set up, run the tests"
-	@echo "make check   format, lint, types, imports"
+	@echo "make check   format, lint, types, imports, dead code"
 	@echo "make bench   the benchmarks, each a ratio measured in one run"
+	@echo "make bench-gpu   one GPU, in eight minutes; BENCH_GPU='--only steps' and others: BENCH_GPU=--help"
 	@echo "make drill   the long drills: minutes to hours"
 	@echo "make big     ViT-L, ViT-H, R152x2 and R50+ViT-L of full size, a few steps each, on this machine (20 GB, an hour)"
 	@echo "make dev-cluster   a real Slurm of three nodes on this machine, to try submit, status and the rest on"
@@ -71,10 +74,14 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/vulture
 
 bench: setup
 	@for script in $$(grep -l __main__ benchmarks/*.py); do \
 	    echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
+
+bench-gpu: setup
+	$(BIN)/python -m benchmarks.gpu $(BENCH_GPU)
 
 drill: setup
 	$(BIN)/python -m pytest -m drill --timeout 7200 -s

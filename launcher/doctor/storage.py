@@ -79,7 +79,8 @@ def _credentials(*, needed: bool) -> Iterator[Finding]:
                     resolver.remove(name)
         credentials = session.get_credentials()
         method = credentials.method if credentials else ""
-    except Exception as error:  # a profile that does not exist, a config file that cannot be read, ...
+    # A profile that does not exist, a config file that cannot be read, ...
+    except Exception as error:
         yield Finding(
             _AREA,
             "fail" if needed else "warn",

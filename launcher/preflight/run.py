@@ -110,7 +110,9 @@ def examine_cluster(cluster: Cluster, nodes: Sequence[str], options: PreflightOp
     Raises:
         RunError: srun cannot be started.
     """
-    srun = ["srun", f"--cpus-per-task={cluster.cpus_per_task}", *cluster.srun_options]
+    # As in slurm/_srun.sbatch.j2: the links between GPUs are tested as training will use them.
+    bind = ["--gpu-bind=none"] if cluster.devices_per_node and cluster.device_option != "none" else []
+    srun = ["srun", f"--cpus-per-task={cluster.cpus_per_task}", *bind, *cluster.srun_options]
     python = [cluster.python or sys.executable]
     # The test runs in the training's own container: its libraries are what is to be tested.
     box = cluster.container

@@ -96,6 +96,7 @@ def _rank_environment(
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(nproc),
+        "LOCAL_WORLD_SIZE": str(nproc),
         **parent_death_signal(),
         "VIT_DIST_SCRATCH": str(scratch),
     }

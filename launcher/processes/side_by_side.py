@@ -33,8 +33,9 @@ class SideBySide:
 
     def __init__(self, *, nproc: int, jobs: int) -> None:
         self._nproc = nproc
-        threads = max(1, len(os.sched_getaffinity(0)) // (nproc * jobs))
-        self._environ = {"OMP_NUM_THREADS": str(threads), **os.environ, **parent_death_signal()}
+        cpus = max(1, len(os.sched_getaffinity(0)) // jobs)
+        limits = {"OMP_NUM_THREADS": str(max(1, cpus // nproc)), "VIT_DIST_CPUS": str(cpus)}
+        self._environ = {**limits, **os.environ, **parent_death_signal()}
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._stop_requests = 0

@@ -67,7 +67,6 @@ class Job:
     requeue: bool | None = None
     excluded: str = ""
     name: str = ""
-    work_dir: str = ""
     preempted: float | None = None
 
     @property
@@ -172,7 +171,6 @@ def _shown(line: str) -> Job:
         requeue=fields["Requeue"] == "1" if "Requeue" in fields else None,
         excluded=fields.get("ExcNodeList", ""),
         name=name[1] if name is not None else fields.get("JobName", ""),
-        work_dir=fields.get("WorkDir", ""),
     )
 
 

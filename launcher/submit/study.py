@@ -239,7 +239,8 @@ def _prepare(jobs: StudyJobs, cell: Cell, folder: Path) -> None:
     write_bytes(str(directory / names.JOB_FOLDER / names.CLUSTER), (folder / names.CLUSTER).read_bytes())
     if not (directory / names.RECIPE).exists():
         write_bytes(str(directory / names.RECIPE), text)
-    for leftover in (names.CANCEL, names.REQUEST):  # asked of a job before
+    # What a person asked of the job before is not meant for this one.
+    for leftover in (names.CANCEL, names.REQUEST):
         (directory / leftover).unlink(missing_ok=True)
 
 

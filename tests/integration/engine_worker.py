@@ -23,9 +23,59 @@ from vit_dist.train.attempt import process_group
 from vit_dist.train.losses import make_loss
 
 SIZE, CLASSES, BATCH = 28, 10, 8
+REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter", "reduce_scatter_tensor")
+BROADCASTS = ("broadcast", "_broadcast_coalesced")
 
 
-def run_case(case: str, world, device) -> dict:
+def note_reductions() -> set[str]:
+    """The dtypes of what the ranks sum from here on, as a set that fills. Before DeepSpeed, which keeps references."""
+    dtypes = set()
+
+    def noting(reduction):
+        def reduce(*given, **named):
+            for tensor in [*given, *named.values()]:
+                if isinstance(tensor, torch.Tensor):
+                    dtypes.add(str(tensor.dtype).removeprefix("torch."))
+            return reduction(*given, **named)
+
+        return reduce
+
+    for name in REDUCTIONS:
+        setattr(torch.distributed, name, noting(getattr(torch.distributed, name)))
+    return dtypes
+
+
+def count_broadcasts() -> list[str]:
+    """The names of the broadcasts that are called from here on, as a list that fills."""
+    called = []
+
+    def counting(name, broadcast):
+        def call(*given, **named):
+            called.append(name)
+            return broadcast(*given, **named)
+
+        return call
+
+    for name in BROADCASTS:
+        setattr(torch.distributed, name, counting(name, getattr(torch.distributed, name)))
+    return called
+
+
+def watch_gradients(built) -> list[float]:
+    """The share of nonzero elements that are bf16 numbers, of what DeepSpeed's bf16 optimizer steps on; a step each."""
+    shares, step = [], built._optimizer.step
+
+    def look(*given, **named):
+        flat = torch.cat([g.flatten() for g in built._optimizer.fp32_groups_gradients_flat])
+        flat = flat[flat != 0]
+        shares.append(float((flat.bfloat16().float() == flat).float().mean()))
+        return step(*given, **named)
+
+    built._optimizer.step = look
+    return shares
+
+
+def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str]) -> dict:
     name, stage, precision, model_spec, accumulation, *rest = case.split(":")
     model_name, *options = model_spec.replace("~", ":").split("+")
     recompute = "recompute" in options
@@ -70,7 +120,11 @@ def run_case(case: str, world, device) -> dict:
             torch.channels_last if last else torch.contiguous_format,
         )
     )
+    watched = hasattr(getattr(built, "_optimizer", None), "fp32_groups_gradients_flat")
+    bf16_shares = watch_gradients(built) if watched else []
     losses, norms, applied = [], [], []
+    reduced.clear()
+    broadcasts.clear()
     for step in range(steps):
         generator = torch.Generator().manual_seed(0 if "same" in rest else step)
         labels = torch.randint(0, CLASSES, (BATCH,), generator=generator)
@@ -85,13 +139,29 @@ def run_case(case: str, world, device) -> dict:
         norms.append(result.grad_norm)
         applied.append(result.applied)
     assert came_last == [last] * len(came_last) != []
-    return {"losses": losses, "norms": norms, "applied": applied, "description": built.description}
+    return {
+        "losses": losses,
+        "norms": norms,
+        "applied": applied,
+        "description": built.description,
+        "reduced": sorted(reduced),
+        "bf16_shares": bf16_shares,
+        "broadcasts": len(broadcasts),
+        "gradients": [p.grad.untyped_storage().data_ptr() for p in built.module.parameters() if p.grad is not None],
+        "timed": name == "deepspeed" and timed(built._engine),
+    }
+
+
+def timed(engine) -> bool:
+    """Whether DeepSpeed's throughput timer has measured a step, for which it waits for the device."""
+    return engine.tput_timer.initialized or engine.tput_timer.total_elapsed_time > 0
 
 
 def main() -> None:
     world = launched_world()
+    noted = note_reductions(), count_broadcasts()
     with process_group(world) as device:
-        results = {case: run_case(case, world, device) for case in sys.argv[2:]}
+        results = {case: run_case(case, world, device, *noted) for case in sys.argv[2:]}
     if world.is_main:
         Path(sys.argv[1]).write_text(json.dumps(results))
 

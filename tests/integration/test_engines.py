@@ -101,3 +101,29 @@ def test_a_narrow_copy_of_every_family_learns_in_bf16_under_zero_1_and_3(run_wor
         assert all(math.isfinite(loss) for loss in losses), case
         assert found[case]["applied"] == [True] * 4, case
         assert losses[-1] < min(losses[:2]), (case, losses)
+
+
+def test_gradients_in_bf16_are_summed_over_ranks_in_fp32_and_no_timer_waits(run_world: Callable[..., Any]) -> None:
+    # Stage 3 last: it replaces torch's linear function for good.
+    cases = [f"deepspeed:{stage}:bf16:vit-test:2:4" for stage in (1, 2, 3)]
+    found = run_world("integration/engine_worker.py", 2, *cases)
+    for case in cases:
+        assert "float32" in found[case]["reduced"], case
+        assert "bfloat16" not in found[case]["reduced"], case
+        assert not found[case]["timed"], case
+    # A sum of two micro-batches and two ranks that was rounded to bf16 on its way is a bf16 number everywhere.
+    shares = found[cases[0]]["bf16_shares"]
+    assert len(shares) == 4
+    assert max(shares) < 0.9, shares
+
+
+def test_plain_torch_sends_no_constant_buffers_and_keeps_one_copy_of_the_gradients(
+    run_world: Callable[..., Any],
+) -> None:
+    case = "plain:0:fp32:vit-test+recompute+position_embedding=sincos:2:3"  # its positions are a buffer
+    found = run_world("integration/engine_worker.py", 2, case)[case]
+    assert found["applied"] == [True] * 3
+    assert found["broadcasts"] == 0
+    places = found["gradients"]
+    assert len(places) > 20
+    assert len(set(places)) < len(places) / 5  # views of the buckets that are summed

@@ -1,4 +1,4 @@
-"""Each contract stands in one place: no second copy of a file's name, an exit code, a module that is started by name."""
+"""Each contract stands in one place: no second copy of a file's name, an exit code, a module started by name."""
 
 from __future__ import annotations
 

@@ -79,7 +79,9 @@ class DataConfig(Config):
     max_bad: Annotated[float, Field(ge=0, le=1)] = Field(
         0.001, description="share of undecodable examples over which a run stops"
     )
-    decode_threads: Annotated[int, Field(ge=1), NON_IDENTITY] = 2
+    decode_threads: Annotated[int | None, Field(ge=1), NON_IDENTITY] = Field(
+        None, description="left out: the CPUs of a rank less two, 2 to 32"
+    )
     read_threads: Annotated[int, Field(ge=1), NON_IDENTITY] = 4
     prefetch_batches: Annotated[int, Field(ge=1), NON_IDENTITY] = 4
     memory_limit: Annotated[Bytes, NON_IDENTITY] = Field(4 << 30, description="read-ahead a rank may hold")

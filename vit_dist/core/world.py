@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,6 +81,31 @@ def rendezvous(environ: Mapping[str, str] | None = None) -> dict[str, str]:
         port = 20000 + (int(env["SLURM_JOB_ID"]) * 16 + (int(step) if step.isdigit() else 0)) % 10000
         return {"MASTER_ADDR": first_host(nodes), "MASTER_PORT": str(port)}
     raise ConfigError("MASTER_ADDR and MASTER_PORT are not set; start through `vit-dist train --nproc N` or `srun`")
+
+
+def rank_cpus(environ: Mapping[str, str] | None = None) -> int:
+    """How many CPUs this rank may keep busy, at least 1.
+
+    The CPUs that the process may run on, or VIT_DIST_CPUS, which is set where several runs share a machine; divided by
+    LOCAL_WORLD_SIZE, since ranks of torchrun and of our own launcher share them. In an `srun` step SLURM_CPUS_PER_TASK
+    are the task's own, whether it is bound to them or not; without it the tasks of a node share what they see.
+    """
+    env = os.environ if environ is None else environ
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = _number(env, "VIT_DIST_CPUS") or seen
+    sharing = _number(env, "LOCAL_WORLD_SIZE")
+    if sharing is None and "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
+        own = _number(env, "SLURM_CPUS_PER_TASK")
+        if own is not None:
+            return min(cpus, own)
+        sharing = _number(env, "SLURM_STEP_TASKS_PER_NODE") or _number(env, "SLURM_NTASKS_PER_NODE")
+    return max(1, cpus // (sharing or 1))
+
+
+def _number(env: Mapping[str, str], name: str) -> int | None:
+    """The greatest of the counts of a variable such as '8' or SLURM's '2(x3),1'; None where there is none above 0."""
+    counts = re.findall(r"(\d+)(?:\(x\d+\))?(?:,|$)", env.get(name, ""))
+    return max(map(int, counts), default=0) or None
 
 
 def array_element(environ: Mapping[str, str] | None = None) -> int | None:

@@ -7,6 +7,7 @@ whole state of a stream.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,10 +21,14 @@ from torch import Tensor
 from vit_dist.config.schema import DataConfig
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import redact
+from vit_dist.core.world import rank_cpus
 from vit_dist.data.decode import DecodeError, decode
 from vit_dist.data.order import I64, Segment, WindowId
 from vit_dist.data.segments import Piece, SegmentReader
 from vit_dist.data.sets import Parts
+
+_MOST_DECODERS = 32
+"""Of themselves: more threads than these wait for Python's lock, and take it from the thread that trains."""
 
 View = Callable[[Tensor, int, int], Tensor]
 """What an image becomes: (uint8 [3, H, W], epoch, ordinal) -> uint8 [3, S, S]."""
@@ -118,7 +123,7 @@ class Reader:
         self._max_labels = max(part.manifest.max_labels for part in parts)
         self._windows: dict[int, _Window] = {}
         self._segments = SegmentReader(parts, config.read_threads, lambda: max(64, 2 * len(self._windows)))
-        self._decoders = ThreadPoolExecutor(config.decode_threads, "decode")
+        self._decoders = _decoders(config.decode_threads or default_decode_threads())
         self._planner = ThreadPoolExecutor(1, "plan")
         self._closed = False
         self._ahead: deque[Future[tuple[Batch, list[Future[None]]] | None]] = deque()
@@ -231,6 +236,34 @@ class Reader:
             )
         batch.labels[row, : len(labels)] = torch.from_numpy(labels)
         batch.weights[row, : len(labels)] = torch.from_numpy(weights)
+
+
+def default_decode_threads() -> int:
+    """All CPUs of the rank but one for the thread that trains and one for those that plan and read: 2 to 32."""
+    return min(_MOST_DECODERS, max(2, rank_cpus() - 2))
+
+
+def _decoders(threads: int) -> ThreadPoolExecutor:
+    """A pool whose threads resize images themselves, without a team of OpenMP threads each."""
+    own = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, "decode", initializer=_alone)
+    # torch.set_num_threads() is for the thread that calls it, and for all that use torch for the first time later. So
+    # the pool's threads all begin now, and the number for later ones is set back by this one, whose own it is.
+    begun = threading.Barrier(threads + 1)
+    try:
+        for _ in range(threads):
+            pool.submit(begun.wait)
+        begun.wait()
+    except RuntimeError:  # the system gives no more threads: those that wait must not wait for ever
+        begun.abort()
+        raise
+    torch.set_num_threads(own)
+    return pool
+
+
+def _alone() -> None:
+    torch.get_num_threads()  # a thread's first use of torch takes the number of the process, over what was set before
+    torch.set_num_threads(1)
 
 
 def _url(piece: Piece) -> str:

@@ -49,6 +49,8 @@ def engine_config(config: DeepSpeedConfig, inputs: EngineInputs) -> dict[str, An
         "gradient_clipping": inputs.clip or 0.0,  # left out it would be 1.0
         "bf16": {"enabled": inputs.precision == "bf16"},
         "data_types": {"grad_accum_dtype": "fp32"},
+        # Left out it is the dtype of the weights: in bf16 a ring over N ranks rounds N - 1 times to 8 bits.
+        "communication_data_type": "fp32",
         "zero_allow_untested_optimizer": True,  # only elementwise ones come here: DeepSpeedConfig.check
         "zero_optimization": {
             "stage": config.zero_stage,
@@ -57,6 +59,7 @@ def engine_config(config: DeepSpeedConfig, inputs: EngineInputs) -> dict[str, An
             "allgather_bucket_size": config.allgather_bucket,
             "memory_efficient_linear": False,  # its in-place bias breaks recomputed activations
         },
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device twice a micro-batch
         "steps_per_print": 10**9,
     }
 

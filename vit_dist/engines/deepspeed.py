@@ -27,7 +27,6 @@ class DeepSpeedConfig(Plugin):
     )
     reduce_bucket: Bytes = Field(100_000_000, description="gradient elements reduced at once")
     allgather_bucket: Bytes = Field(200_000_000, description="weight elements gathered at once")
-    communication_timeout_s: Annotated[int, Field(ge=10)] = 600
 
     def check(self, recipe: Recipe) -> None:
         """Refuse what DeepSpeed would get wrong in silence.

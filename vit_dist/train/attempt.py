@@ -269,7 +269,9 @@ def process_group(world: World) -> Iterator[torch.device]:
     device = torch.device("cuda", world.local_rank % max(1, torch.cuda.device_count())) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(device)
-    os.environ.update(rendezvous(), RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
+    # DeepSpeed takes its device from LOCAL_RANK. Where a task sees one GPU alone that is device 0 on every rank.
+    local_rank = world.local_rank if device.index is None else device.index
+    os.environ.update(rendezvous(), RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(local_rank))
     torch.distributed.init_process_group(
         "nccl" if gpu else "gloo", rank=world.rank, world_size=world.size, init_method="env://"
     )

@@ -20,7 +20,7 @@ from vit_dist.core.files import explained, join_url, parent_url, read_bytes, red
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.seeding import hash64, mix64, mix64_array, permutation, uniform
 from vit_dist.core.units import Duration, format_bytes, format_count, format_seconds, parse_bytes, parse_count
-from vit_dist.core.world import World, first_host, launched_world, rendezvous
+from vit_dist.core.world import World, first_host, launched_world, rank_cpus, rendezvous
 
 
 @pytest.mark.parametrize(
@@ -150,6 +150,31 @@ def test_ranks_come_from_the_launcher_or_from_slurm() -> None:
         launched_world({"RANK": "x", "WORLD_SIZE": "8"})
     with pytest.raises(ConfigError, match="MASTER_ADDR"):
         rendezvous({})
+
+
+STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "seen", "cpus"),
+    [
+        ({}, 64, 64),
+        ({"LOCAL_WORLD_SIZE": "8"}, 64, 8),  # torchrun, our launcher: the ranks share what they see
+        ({"LOCAL_WORLD_SIZE": "8"}, 4, 1),
+        ({"LOCAL_WORLD_SIZE": "2", "VIT_DIST_CPUS": "16"}, 64, 8),  # one of four runs side by side
+        ({**STEP, "SLURM_CPUS_PER_TASK": "14"}, 14, 14),  # bound by srun: not to be divided again
+        ({**STEP, "SLURM_CPUS_PER_TASK": "14"}, 28, 14),  # bound to cores of two threads
+        ({**STEP, "SLURM_CPUS_PER_TASK": "14", "SLURM_NTASKS_PER_NODE": "8"}, 112, 14),  # not bound
+        ({**STEP, "SLURM_CPUS_PER_TASK": "14"}, 2, 2),  # a toy cluster claims more than there is
+        ({**STEP, "SLURM_STEP_TASKS_PER_NODE": "8(x2),4"}, 112, 14),
+        ({**STEP, "SLURM_NTASKS_PER_NODE": "4"}, 112, 28),
+        ({**STEP, "SLURM_CPUS_PER_TASK": "112", "LOCAL_WORLD_SIZE": "8"}, 112, 14),  # torchrun inside a task
+        ({"SLURM_CPUS_PER_TASK": "14"}, 64, 64),  # a batch script: no step, so no task
+    ],
+)
+def test_the_cpus_of_a_rank(monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], seen: int, cpus: int) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(seen)))
+    assert rank_cpus(environ) == cpus
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ SCHEMA = 1
 RUN = "vit_dist/run"
 RECIPE = "vit_dist/recipe"
 STATUS = "vit_dist/status"
-TEXTS = (RUN, RECIPE, STATUS)
 
 TRAIN_LOSS = "train/loss"
 TRAIN_LR = "train/lr"

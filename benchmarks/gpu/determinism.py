@@ -1,0 +1,58 @@
+"""The same steps three times from one seed: are the weights equal bit for bit, and how long does a step take?
+
+Case `default` is torch as it comes, `strict` its deterministic algorithms. A process each, since cuBLAS reads its
+setting once.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.engines import LR, PLAIN, build_engine, make_batch, one_rank
+from benchmarks.gpu.kit import Kit
+
+# Full width, so that kernels are those of training; two layers of the transformers repeat them enough.
+_MODELS = (
+    ("ViT-B/16", ["depth=2"], 32),
+    ("ViT-H/14", ["depth=2"], 16),
+    ("R50x1", [], 16),
+    ("R50+ViT-B/16", ["depth=2"], 8),
+)
+_SMOKE: tuple[tuple[str, list[str], int], ...] = (("vit-test", [], 4), ("bit-test", [], 4), ("hybrid-test", [], 4))
+_REPEATS = 3
+
+
+def measure(kit: Kit) -> None:
+    """One line a model; where strict mode refuses an operation, the line says which."""
+    if kit.case == "strict":
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # it would write every torch.empty
+    with one_rank():
+        for model, settings, count in _SMOKE if kit.smoke else _MODELS:
+            try:
+                _compare(kit, model, settings, count)
+            except RuntimeError as error:
+                if "deterministic" not in str(error):
+                    raise
+                kit.record(model, refused=str(error)[:200])
+
+
+def _compare(kit: Kit, model: str, settings: list[str], count: int) -> None:
+    size, timed = (28, 2) if kit.smoke else (224, 9)
+    first: dict[str, Tensor] = {}
+    differing: set[str] = set()
+    spent = []
+    for _ in range(_REPEATS):
+        engine = build_engine(kit, model, PLAIN, micro_batch=count, image_size=size, settings=settings)
+        batch = make_batch(kit, count, size)
+        kit.seconds(lambda engine=engine, batch=batch: engine.train_step([batch], LR), 2)
+        spent.append(kit.seconds(lambda engine=engine, batch=batch: engine.train_step([batch], LR), timed))
+        weights = {name: weight.detach() for name, weight in engine.module.named_parameters()}
+        first = first or weights
+        differing |= {name for name, weight in weights.items() if not torch.equal(weight, first[name])}
+    figures = {"equal": not differing, "differing": len(differing), "of": len(first), "ms": 1e3 * min(spent)}
+    kit.record(model, **figures, **({"such_as": min(differing)} if differing else {}))

@@ -1,0 +1,187 @@
+"""A training step of one model in a bare loop, the plain engine and ZeRO-1, in turns: time, MFU, memory, syncs.
+
+The bare loop is what torch does without us: forward under autocast, loss, backward, clip, fused AdamW. First as it
+comes, then with full activation checkpointing, then with every block compiled.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd import DeviceType
+from torch.profiler import profile, supported_activities
+
+from benchmarks.gpu.engines import LR, PLAIN, build_engine, build_model, make_batch, one_rank, zero
+from benchmarks.gpu.kit import Kit, peak_flops
+from vit_dist.cli.models.options import model_config, usual_size
+from vit_dist.compare.memory import count
+from vit_dist.config.schema import LossConfig
+from vit_dist.data.decode import normalize
+from vit_dist.models.costs import model_cost, training_flops
+from vit_dist.train.losses import make_loss
+
+_CLASSES = 1000
+_BLOCKS = ("Block", "PreActBottleneck", "PreActBasic", "Bottleneck")
+"""Classes of timm's that are compiled, each instance on its own: they share their code, so it takes seconds."""
+_TRACED = "ViT-L/16"
+
+
+@dataclass
+class Contest:
+    """The ways to take a step on one model, and their modules."""
+
+    model: str
+    batch: int
+    image_size: int
+    steps: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+
+
+def measure(kit: Kit) -> None:
+    """The case is MODEL:BATCH."""
+    model, _, batch = kit.case.rpartition(":")
+    contest = Contest(model, int(batch), usual_size(model_config(model)))
+    with one_rank():
+        _enter(kit, contest)
+        _race(kit, contest, "eager")
+        if kit.gpu:
+            _memory(kit, contest)
+            _census(kit, contest)
+        _checkpointing(kit, contest)
+        _compile(kit, contest)
+        _race(kit, contest, "compiled")
+
+
+def _enter(kit: Kit, contest: Contest) -> None:
+    """Build the three; their batch lies on the device."""
+    images, targets = make_batch(kit, contest.batch, contest.image_size, _CLASSES)
+    bare = build_model(kit, contest.model, contest.image_size, _CLASSES)
+    optimizer = torch.optim.AdamW(bare.parameters(), lr=LR, fused=True)
+    loss = make_loss(LossConfig(name="sigmoid"))
+
+    def bare_step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(kit.device.type, dtype=torch.bfloat16):
+            logits = bare(normalize(images, torch.float32))
+        loss(logits.float(), targets).backward()
+        nn.utils.clip_grad_norm_(bare.parameters(), 1.0)
+        optimizer.step()
+
+    contest.steps["bare"], contest.modules["bare"] = bare_step, bare
+    for name, config in (("plain", PLAIN), ("zero1", zero(1))):
+        engine = build_engine(
+            kit, contest.model, config, micro_batch=contest.batch, image_size=contest.image_size, classes=_CLASSES
+        )
+        contest.steps[name] = lambda engine=engine: engine.train_step([(images, targets)], LR)
+        contest.modules[name] = engine.module
+
+
+def _race(kit: Kit, contest: Contest, tag: str) -> None:
+    """Three rounds in turns, after two steps that do not count."""
+    for step in contest.steps.values():
+        kit.seconds(step, 2)
+    spent: dict[str, list[float]] = {name: [] for name in contest.steps}
+    for turn in range(3):
+        for name in list(contest.steps)[:: 1 if turn % 2 == 0 else -1]:
+            spent[name].append(kit.seconds(contest.steps[name], 1 if kit.smoke else 4))
+    medians = {name: statistics.median(seconds) for name, seconds in spent.items()}
+    for name, seconds in medians.items():
+        kit.record(
+            f"{tag}, {name}",
+            ms=1e3 * seconds,
+            images_per_s=contest.batch / seconds,
+            **_mfu(contest, seconds),
+            of_bare=medians["bare"] / seconds,
+            spread=max(spent[name]) / min(spent[name]),
+        )
+
+
+def _mfu(contest: Contest, seconds: float) -> dict[str, float]:
+    """Model FLOPs utilisation, where the device's peak is known."""
+    peak = peak_flops()
+    cost = model_cost(model_config(contest.model), num_classes=_CLASSES, image_size=contest.image_size)
+    if peak is None or cost is None:
+        return {}
+    return {"mfu": training_flops(cost.macs, contest.batch) / seconds / peak}
+
+
+def _memory(kit: Kit, contest: Contest) -> None:
+    """What a step takes at its peak over what stays between steps, beside the activations that arithmetic expects."""
+    counted = count(model_config(contest.model), num_classes=_CLASSES, image_size=contest.image_size)
+    expected = contest.batch * counted.activations / 2**30
+    for name, step in contest.steps.items():
+        kit.seconds(step, 1)
+        gc.collect()
+        torch.cuda.empty_cache()
+        resident = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        kit.seconds(step, 1)
+        peak = torch.cuda.max_memory_allocated()
+        kit.record(
+            f"memory, {name}",
+            step_GiB=(peak - resident) / 2**30,
+            activations_by_arithmetic_GiB=expected,
+            resident_of_all_GiB=resident / 2**30,
+        )
+
+
+def _census(kit: Kit, contest: Contest) -> None:
+    """What the host asks of the device in a step, and how long the device is busy with it."""
+    for name in ("plain", "zero1"):
+        # Three steps less one: what the profiler and the clock do around the steps cancels.
+        one, _ = _profiled(kit, contest.steps[name], 1)
+        three, profiler = _profiled(kit, contest.steps[name], 3)
+        kit.record(f"census, {name}", **{figure: (three[figure] - one[figure]) / 2 for figure in three})
+        if contest.model == _TRACED:
+            profiler.export_chrome_trace(str(kit.out / f"trace-{name}.json.gz"))
+
+
+def _profiled(kit: Kit, step: Callable[[], Any], steps: int) -> tuple[dict[str, float], profile]:
+    with profile(activities=supported_activities()) as profiler:
+        kit.seconds(step, steps)
+    events = profiler.key_averages()
+
+    def calls(part: str) -> float:
+        return sum(event.count for event in events if part in event.key)
+
+    # Kernels and copies alone: the operators that launched them carry the same time once more.
+    on_device = [e for e in events if e.device_type != DeviceType.CPU and not e.is_user_annotation]
+    found = {
+        "launches": calls("LaunchKernel"),
+        "copies": calls("MemcpyAsync"),
+        "reads_of_one_number": calls("aten::_local_scalar_dense"),
+        "waits": calls("Synchronize"),
+        "device_busy_ms": sum(event.self_device_time_total for event in on_device) / 1e3,
+    }
+    return found, profiler
+
+
+def _checkpointing(kit: Kit, contest: Contest) -> None:
+    module = contest.modules["plain"]
+    module.set_activation_checkpointing("full")
+    kit.seconds(contest.steps["plain"], 1)
+    spent = kit.best(contest.steps["plain"], 1 if kit.smoke else 4, rounds=2)
+    module.set_activation_checkpointing("none")
+    kit.record("full checkpointing, plain", ms=1e3 * spent, images_per_s=contest.batch / spent)
+
+
+def _compile(kit: Kit, contest: Contest) -> None:
+    """Compile every block of every module in place; the first steps after it pay for it."""
+    # On a CPU blocks are traced and not compiled: that needs no C++ compiler, and its speed is of no interest.
+    backend = "inductor" if kit.gpu else "eager"
+    torch._dynamo.config.recompile_limit = 64
+    began = time.perf_counter()
+    for name, module in contest.modules.items():
+        blocks = [block for block in module.modules() if type(block).__name__ in _BLOCKS]
+        assert blocks, f"{name} {contest.model} has no block of the classes {_BLOCKS}"
+        for block in blocks:
+            block.compile(dynamic=False, backend=backend)
+        kit.seconds(contest.steps[name], 1)
+    kit.record("compiling", seconds=time.perf_counter() - began)
