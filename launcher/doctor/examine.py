@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -74,8 +75,6 @@ def lines(findings: Sequence[Finding], *, colour: bool = False, width: int = 0) 
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    import textwrap
-
     if not text:
         return []
     return textwrap.wrap(text, width - 8, break_on_hyphens=False, break_long_words=False) if width > 40 else [text]

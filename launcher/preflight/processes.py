@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_dist.core.errors import RunError
+from vit_dist.core.process import wait_until
 
 _MARK = "vit-dist-preflight "
 
@@ -75,9 +76,7 @@ class ProbeProcesses:
 
     def wait(self, seconds: float) -> None:
         """Let them end by themselves."""
-        deadline = time.monotonic() + seconds
-        while any(p.poll() is None for p in self._processes) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda: all(p.poll() is not None for p in self._processes), seconds, 0.02)
 
     def _read_stdout(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None

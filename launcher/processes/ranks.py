@@ -18,7 +18,7 @@ from vit_dist.config.schema import Recipe
 from vit_dist.core.exit_codes import PEER_LOST, SUPERSEDED, of_return_code, signal_of
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import log
-from vit_dist.core.process import cli_command, handling, parent_death_signal
+from vit_dist.core.process import cli_command, handling, parent_death_signal, wait_until
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
 
@@ -115,9 +115,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
         failed = [(rank, code) for rank, code in enumerate(codes) if code not in (None, 0)]
         if failed:
             # Ranks that met the same error get a moment to report it; those that wait for a dead peer would wait long.
-            deadline = time.monotonic() + _GRACE_S
-            while time.monotonic() < deadline and any(p.poll() is None for p in ranks):
-                time.sleep(_POLL_S)
+            wait_until(lambda: all(p.poll() is not None for p in ranks), _GRACE_S, _POLL_S)
             ended = {rank: p.returncode for rank, p in enumerate(ranks) if p.returncode not in (None, 0)}
             # A rank that left since it has lost a peer is not the cause, though it may be the first one seen here.
             rank = next((r for r, c in {**dict(failed), **ended}.items() if c != PEER_LOST), failed[0][0])

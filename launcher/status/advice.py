@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from launcher.status.run_view import RunView
 from vit_dist.core.units import format_seconds
-
-if TYPE_CHECKING:
-    from launcher.status.run_view import RunView
 
 _QUIET_S = 600.0
 _WAITING = {

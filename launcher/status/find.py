@@ -143,6 +143,7 @@ def _list(path: Path) -> tuple[Path, tuple[set[str], list[Path]]]:
 
 
 def _cluster_roots() -> Iterator[Path]:
+    # Here, since pydantic takes its time to import, and `--runs DIR` does not need it.
     from vit_dist.config.load import config_dirs, read_mapping
 
     places = [*config_dirs(), Path("configs")]

@@ -12,10 +12,12 @@ from typing import Any
 
 from launcher.slurm import commands as slurm
 from launcher.slurm.commands import Job, NoSlurmError, SlurmAwayError
+from launcher.status.advice import advise
 from launcher.status.files import RunFiles, number, read_run
 from launcher.status.run_view import RunView
 from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.run.names import SILENT_S
+from vit_dist.core.units import Duration, format_seconds
 
 _PATIENCE_S = 4.0
 
@@ -65,8 +67,6 @@ def view(files: RunFiles, job: Job | None, silence: str = "", *, now: float) -> 
         silence: why Slurm could not be asked.
         now: seconds since 1970.
     """
-    from launcher.status.advice import advise
-
     state, reason = _state(files, job, bool(silence), now)
     step, examples = int(number(files.status, "step")), int(number(files.status, "examples"))
     total = int(number(files.status, "total_steps")) or _planned_steps(files.run)
@@ -197,8 +197,6 @@ def _lives(pid: int) -> bool:
 
 def _planned_steps(run: Mapping[str, Any]) -> int:
     """The length of a run from its identity; 0 where that is in epochs and the set's size is not known."""
-    from vit_dist.core.units import Duration
-
     identity = run.get("identity")
     if not isinstance(identity, dict):
         return 0
@@ -232,8 +230,6 @@ def _numbers(value: object) -> dict[str, float]:
 
 
 def _ago(words: str, when: float, now: float) -> str:
-    from vit_dist.core.units import format_seconds
-
     return f"{words} {format_seconds(max(0.0, now - when))}" if when else "no heartbeat yet"
 
 

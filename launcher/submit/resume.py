@@ -6,15 +6,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from launcher.slurm.cluster import load_cluster
 from launcher.status.files import read_run
 from launcher.status.view import look_at
+from launcher.submit.run import SubmitRequest, parse_time
+from vit_dist.config.load import find_config, load_recipe
 from vit_dist.core.errors import ConfigError, RunError
 from vit_dist.core.run import names
-
-if TYPE_CHECKING:
-    from launcher.submit.run import SubmitRequest
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,6 @@ def request_to_resume(path: Path, changes: Changes) -> SubmitRequest:
         ConfigError: no cluster is known, or it or a change is not valid.
         RunError: the run is done, or still has a job or a process.
     """
-    from launcher.slurm.cluster import load_cluster
-    from launcher.submit.run import SubmitRequest, parse_time
-    from vit_dist.config.load import find_config, load_recipe
-
     path = path.absolute()
     check_ended(path)
     job = read_run(path).job

@@ -24,7 +24,7 @@ from launcher.supervise.settings import ReceivedSignals, SupervisorSettings
 from launcher.supervise.step import POLL_S, HostGuard, Step
 from vit_dist.core.errors import ConfigError, RunError, VitDistError
 from vit_dist.core.log import log
-from vit_dist.core.process import cli_command
+from vit_dist.core.process import cli_command, wait_until
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
 
@@ -181,9 +181,8 @@ class JobSupervisor:
         return idle_attempts(entries, self.allocation.job) >= self.settings.give_up_after
 
     def _pause(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and not self.received.terminated and not self.received.warned:
-            time.sleep(POLL_S)
+        # Cut short by a signal: the job is about to end, and has to be queued again before that.
+        wait_until(lambda: self.received.terminated or self.received.warned, seconds, POLL_S)
 
     def _requeue(self, *, done: bool) -> int:
         """Put the job back into the queue, unless that is done, away from bad nodes. Slurm then ends this process."""
