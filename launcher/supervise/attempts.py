@@ -21,7 +21,7 @@ def open_entry(
         RunError: the ledger cannot be written.
     """
     tried = [entry.attempt for entry in read_ledger(run_dir)]
-    # The ranks count for themselves (attempts.jsonl), also where nobody supervises them: both must get the same number.
+    # The ranks count for themselves (attempts.jsonl), also where nobody supervises them: a number must not come twice.
     tried += [int(line.get("attempt", 0)) for line in RunDir(run_dir).attempts()]
     number = 1 + max(tried, default=0)
     append_begin(

@@ -181,7 +181,7 @@ class JobSupervisor:
         return idle_attempts(entries, self.allocation.job) >= self.settings.give_up_after
 
     def _pause(self, seconds: float) -> None:
-        # Cut short by a signal: the job is about to end, and has to be queued again before that.
+        # Cut short by a signal: the job is about to end, and what follows has to be decided before that.
         wait_until(lambda: self.received.terminated or self.received.warned, seconds, POLL_S)
 
     def _requeue(self, *, done: bool) -> int:

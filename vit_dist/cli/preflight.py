@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--recipe", metavar="RECIPE", help="read shards of this recipe's training set")
     parser.add_argument("--data", metavar="MANIFEST", help="read shards of this set")
     parser.add_argument(
-        "--slow", metavar="SHARE", type=float, default=0.7, help="of the median, below it is slow (0.7)"
+        "--slow", metavar="FRACTION", type=float, default=0.7, help="of the median; below it a node is slow (0.7)"
     )
     parser.add_argument(
         "--timeout", metavar="S", type=float, default=180, help="for a node's own tests, and for the links"
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
     if args.nodes is not None and args.nodes < 1:
         raise ConfigError(f"--nodes={args.nodes}: at least 1 is needed")
     if not 0 < args.slow < 1:
-        raise ConfigError(f"--slow={args.slow}: a share of the median between 0 and 1 is needed, such as 0.7")
+        raise ConfigError(f"--slow={args.slow}: a fraction of the median between 0 and 1 is needed, such as 0.7")
     if args.timeout <= 0 or args.silence <= 0:
         raise ConfigError(f"--timeout={args.timeout:g}, --silence={args.silence:g}: seconds above 0 are needed")
     keep_s = _span(args.keep)

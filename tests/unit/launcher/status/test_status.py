@@ -36,8 +36,8 @@ def make_run(path: Path, status: str = "", *, at: float = NOW - 1, job: str = ""
     identity = {"horizon": "1000 steps", "global_batch": 64, "data": {"subset": None}}
     (path / "run.json").write_text(json.dumps({"name": path.name, "identity": identity}))
     if status:
-        told = {"status": status, "step": 400, "examples": 25600, "host": "elsewhere", "pid": 1, "time": at, **fields}
-        (path / "status.json").write_text(json.dumps(told))
+        record = {"status": status, "step": 400, "examples": 25600, "host": "elsewhere", "pid": 1, "time": at, **fields}
+        (path / "status.json").write_text(json.dumps(record))
     if job:
         (path / "job.json").write_text(json.dumps({"job": job, "cluster": "dev", "submitted_at": NOW - 100}))
         append_begin(path, attempt=1, launcher="slurm", devices=8, step=0, job=job, nodes=["n1", "n2"], at=NOW - 90)
@@ -192,8 +192,8 @@ def test_where_a_run_stands_is_computed_from_its_files(tmp_path: Path) -> None:
     assert (found.saved, found.saved_at, found.useful) == (300, NOW - 60, 0.4)
     assert (found.rate, found.eta_s) == (256.0, 600 * 64 / 256.0)
     assert steps_in_hand(run) == {200, 300, 400}
-    told = {**found_status(run), "total_steps": 500, "examples_per_s": 640.0, "metrics": {"loss": 1.5, "bad": "x"}}
-    (run / "status.json").write_text(json.dumps(told))
+    record = {**found_status(run), "total_steps": 500, "examples_per_s": 640.0, "metrics": {"loss": 1.5, "bad": "x"}}
+    (run / "status.json").write_text(json.dumps(record))
     exact = view(read_run(run), None, "asked nobody", now=NOW)
     assert (exact.total_steps, exact.rate, exact.eta_s, exact.metrics) == (500, 640.0, 10.0, {"loss": 1.5})
     facts = dict(shown.facts(found, NOW))
@@ -226,8 +226,8 @@ def test_every_state_that_needs_a_person_comes_with_a_command() -> None:
     from launcher.status.advice import advise
 
     for one in ("failed", "given up", "lost", "silent", "stopped", "cancelled"):
-        told = advise(RunView(Path("/r/a b"), one, saved=5), "", NOW)
-        assert any("vit-dist resume '/r/a b'" in line for line in told.advice), one
+        advised = advise(RunView(Path("/r/a b"), one, saved=5), "", NOW)
+        assert any("vit-dist resume '/r/a b'" in line for line in advised.advice), one
     assert explain_waiting("QOSMaxGRESPerUser").startswith("a limit of your account")
     assert "requeue {run} --now" in explain_waiting("BeginTime")
     assert explain_waiting("SomethingNew") == ""
@@ -269,8 +269,8 @@ def test_the_table_and_the_panel_say_what_the_files_say(tmp_path: Path, capsys: 
     assert "0 to 400" in text
     assert f"`vit-dist resume {run}` starts it again" in text
     assert main(["status", "vit", "--runs", str(tmp_path), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["state"], told["attempts"][0]["gained"], told["slurm"]) == ("stopped", 400, "ok")
+    record = json.loads(capsys.readouterr().out)
+    assert (record["state"], record["attempts"][0]["gained"], record["slurm"]) == ("stopped", 400, "ok")
     assert main(["list", "--runs", str(tmp_path), "--state", "stopped", "--names"]) == 0
     assert capsys.readouterr().out == f"{run}\n"
 

@@ -58,10 +58,10 @@ def test_what_cannot_be_is_said_in_one_paragraph(
     arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["submit", "demo", "--dry-run", *arguments]) == 2
-    said = capsys.readouterr()
-    assert message in said.err
-    assert KEY not in said.err
-    assert said.out == ""
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert KEY not in printed.err
+    assert printed.out == ""
 
 
 def test_credentials_of_the_environment_do_not_reach_the_script(
