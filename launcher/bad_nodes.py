@@ -1,4 +1,4 @@
-"""Nodes to stay away from for a while: a list on the shared file system that forgets by itself.
+"""Nodes to avoid for a while: a list on the shared file system whose entries expire.
 
 `<run_root>/.bad-nodes.jsonl`, a JSON object a line: node, reason, until, at (seconds since 1970). Lines are only
 appended; the last one of a node counts. A node is taken off by a line whose time is over.
@@ -17,7 +17,7 @@ from vit_dist.core.files import append_json
 from vit_dist.core.run.names import BAD_NODES
 
 KEEP_S = 24 * 3600.0
-"""How long a node stays on the list where nothing else is said."""
+"""How long a node stays on the list by default."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def remove(run_root: Path, node: str, *, now: float | None = None) -> None:
 
 
 def active(run_root: Path, now: float | None = None) -> dict[str, BadNode]:
-    """The nodes on the list at a time (now), by name. A missing list is an empty one, a cut line is passed over.
+    """The nodes on the list at a time (now), by name. A missing list is an empty one, a cut line is skipped.
 
     Raises:
         RunError: the list is there and cannot be read.
@@ -79,16 +79,17 @@ def _read(path: Path) -> list[BadNode]:
         return []
     except OSError as error:
         raise RunError(f"{path}: the list of bad nodes cannot be read: {error.strerror}") from None
-    found = []
+    entries = []
     for line in text.splitlines():
         try:
             raw = json.loads(line)
             entry = BadNode(str(raw["node"]), str(raw["reason"]), float(raw["until"]), float(raw["at"]))
-        except (ValueError, KeyError, TypeError):  # a crash may have cut a line short
+        except (ValueError, KeyError, TypeError):
+            # A crash has cut this line short.
             continue
         if entry.node and math.isfinite(entry.until):
-            found.append(entry)
-    return found
+            entries.append(entry)
+    return entries
 
 
 def _append(run_root: Path, entry: BadNode) -> None:

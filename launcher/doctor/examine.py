@@ -1,7 +1,8 @@
-"""Looks at everything a run leans on, and says what is well, what is doubtful and what will fail, with what to do."""
+"""Checks everything a run depends on, and reports what is well, doubtful or failing, with what to do about it."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -24,19 +25,21 @@ def examine(subject: Subject) -> list[Finding]:
         ("Files", files.run_root),
         ("Data", storage.data),
     ]
+    # At once, for each waits for something else: a disk, a controller, a store.
     with ThreadPoolExecutor(len(checks), thread_name_prefix="doctor") as pool:
-        found = pool.map(lambda check: list(_guarded(check[0], check[1], subject)), checks)
-        return [finding for findings in found for finding in findings]
+        by_area = pool.map(lambda check: list(_run_check(check[0], check[1], subject)), checks)
+        return [finding for findings in by_area for finding in findings]
 
 
-def _guarded(area: str, check: Check, subject: Subject) -> Iterator[Finding]:
+def _run_check(area: str, check: Check, subject: Subject) -> Iterator[Finding]:
     try:
         for finding in check(subject):
             yield Finding(area, finding.verdict, redact(finding.text), redact(finding.advice))
     except VitDistError as error:
         yield Finding(area, "fail", redact(str(error)))
-    except Exception as error:  # the doctor must not die of what it looks at
-        yield Finding(area, "warn", redact(f"could not be looked at: {type(error).__name__}: {error}"))
+    # The doctor must not die of what it looks at.
+    except Exception as error:
+        yield Finding(area, "warn", redact(f"could not be checked: {type(error).__name__}: {error}"))
 
 
 def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
@@ -46,6 +49,8 @@ def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
 
 def lines(findings: Sequence[Finding], *, colour: bool = False, width: int = 0) -> list[str]:
     """The findings for people: areas as headings, advice below what it is about.
+
+    Text that is wrapped, and no table: paths and commands must not be cut, which the cells of a table would do.
 
     Args:
         findings: in their order.
@@ -70,8 +75,6 @@ def lines(findings: Sequence[Finding], *, colour: bool = False, width: int = 0) 
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    import textwrap
-
     if not text:
         return []
     return textwrap.wrap(text, width - 8, break_on_hyphens=False, break_long_words=False) if width > 40 else [text]

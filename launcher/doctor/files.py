@@ -1,4 +1,4 @@
-"""The doctor's look at the shared file system: writable, atomic, lockable, with room, and the same on every node."""
+"""The doctor's checks of the shared file system: writable, atomic, lockable, with space, the same on every node."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from vit_dist.core.run.names import CHECKPOINTS
 from vit_dist.core.units import format_bytes
 
 _AREA = "Files"
-_ROOM_WANTED = 20 << 30
-_ROOM_NEEDED = 1 << 30
+_SPACE_WANTED = 20 << 30
+_SPACE_NEEDED = 1 << 30
 _SLOW_SYNC_S = 0.5
 
 
@@ -45,13 +45,14 @@ def run_root(subject: Subject) -> Iterator[Finding]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     yield from _shared(root, subject)
-    yield _room(root, "run root", _needed(subject))
-    if made:  # to look changes nothing
+    yield _free_space(root, "run root", _needed(subject))
+    # A doctor changes nothing.
+    if made:
         with contextlib.suppress(OSError):
             root.rmdir()
     scratch = Path((subject.cluster.scratch if subject.cluster else "") or tempfile.gettempdir())
     if scratch.is_dir():
-        yield _room(scratch, "scratch", _ROOM_NEEDED)
+        yield _free_space(scratch, "scratch", _SPACE_NEEDED)
     else:
         where = "here; it must be on every node" if subject.cluster else ""
         yield Finding(_AREA, "warn", f"scratch {scratch} does not exist {where}", "make it, or change `scratch`")
@@ -166,15 +167,15 @@ def _shared(root: Path, subject: Subject) -> Iterator[Finding]:
 def _needed(subject: Subject) -> int:
     """Bytes that the recipe's checkpoints will take, where one was written already; else a fair amount."""
     if subject.recipe is None or subject.run_dir is None:
-        return _ROOM_WANTED
+        return _SPACE_WANTED
     for path in committed(subject.run_dir / CHECKPOINTS):
         files = read_marker(path)[0].get("files", {})
         return (subject.recipe.checkpoint.keep + 1) * sum(int(entry["bytes"]) for entry in files.values())
-    return _ROOM_WANTED
+    return _SPACE_WANTED
 
 
-def _room(path: Path, what: str, wanted: int) -> Finding:
+def _free_space(path: Path, what: str, wanted: int) -> Finding:
     free = shutil.disk_usage(path).free
-    verdict = "fail" if free < min(wanted, _ROOM_NEEDED) else "warn" if free < wanted else "ok"
+    verdict = "fail" if free < min(wanted, _SPACE_NEEDED) else "warn" if free < wanted else "ok"
     advice = "" if verdict == "ok" else f"{format_bytes(wanted)} are wanted: clear some, or choose another place"
     return Finding(_AREA, verdict, f"{what} {path}: {format_bytes(free)} free", advice)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The doctor's look at this machine: packages, limits, memory, GPUs. Torch is read about, never imported."""
+"""The doctor's checks of this machine: packages, limits, memory, GPUs. Torch's files are read, it is not imported."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def environment(_subject: Subject) -> Iterator[Finding]:
     wrong, missing, right = [], [], 0
     for requirement in _requirements():
         try:
-            found = importlib.metadata.version(requirement.name)
+            installed = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
             missing.append(requirement.name)
             continue
         # `2.14.1+cu130` satisfies `==2.14.1`
-        if requirement.specifier.contains(found.partition("+")[0], prereleases=True):
+        if requirement.specifier.contains(installed.partition("+")[0], prereleases=True):
             right += 1
         else:
-            wrong.append(f"{requirement.name} {found} (tested: {requirement.specifier})")
+            wrong.append(f"{requirement.name} {installed} (tested: {requirement.specifier})")
     install = "pip install -r requirements.txt"
     if missing:
         yield Finding(area, "fail", f"not installed: {', '.join(missing)}", install)
@@ -151,8 +151,10 @@ def _nvidia(smi: str, wanted: int, built: str) -> Iterator[Finding]:
         return
     rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.count(",") == 3]
     if done.returncode or not rows:
-        said = (done.stderr or done.stdout).strip()[:200]
-        yield Finding(area, "fail", f"nvidia-smi finds no GPU: {said}", "load the driver, or ask for GPUs in the job")
+        message = (done.stderr or done.stdout).strip()[:200]
+        yield Finding(
+            area, "fail", f"nvidia-smi finds no GPU: {message}", "load the driver, or ask for GPUs in the job"
+        )
         return
     kinds = sorted({f"{name} ({int(memory) // 1024 if memory.isdigit() else '?'} GiB)" for name, _, memory, _ in rows})
     few = len(rows) < wanted

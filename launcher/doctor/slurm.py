@@ -1,4 +1,4 @@
-"""The doctor's look at Slurm: whether it is there, and the settings that decide how a run survives."""
+"""The doctor's checks of Slurm: whether it is there, and the settings that decide how a run survives."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ def settings(config: Mapping[str, str]) -> Iterator[Finding]:
     if kill is not None:
         yield Finding(_AREA, "ok", f"from TERM to KILL at the time limit: {format_seconds(kill)} (KillWait)")
     yield from _preemption(value("PreemptType"), value("PreemptMode"), value("SlurmctldParameters"))
-    kept = value("AccountingStorageType")
-    none = not kept or kept.endswith("none") or kept == "(null)"
-    told = "no accounting: what a job was once Slurm forgot it (MinJobAge) is known from the run's ledger alone"
-    yield Finding(_AREA, "ok", told if none else f"accounting: {kept.rpartition('/')[2]}")
+    accounting = value("AccountingStorageType")
+    none = not accounting or accounting.endswith("none") or accounting == "(null)"
+    without = "no accounting: what a job was once Slurm forgot it (MinJobAge) is known from the run's ledger alone"
+    yield Finding(_AREA, "ok", without if none else f"accounting: {accounting.rpartition('/')[2]}")
     largest = value("MaxArraySize")
     if largest.isdigit():
         off = int(largest) <= 1
@@ -155,13 +155,13 @@ def _grace(name: str, fields: Mapping[str, str], cluster: Cluster, config: Mappi
     mode = fields.get("PreemptMode", config.get("PreemptMode", "OFF"))
     if config.get("PreemptType", "none").endswith("none") or mode.upper().startswith("OFF"):
         return
-    told = float(cluster.preempt_grace.value) if cluster.preempt_grace else None
-    if grace is not None and told is not None and grace < told:
+    declared = float(cluster.preempt_grace.value) if cluster.preempt_grace else None
+    if grace is not None and declared is not None and grace < declared:
         yield Finding(
             _AREA,
             "warn",
             f"partition {name} gives a preempted job {format_seconds(grace)}, cluster {cluster.name} says "
-            f"{format_seconds(told)} (preempt_grace)",
+            f"{format_seconds(declared)} (preempt_grace)",
             "correct the cluster file",
         )
     elif not grace:

@@ -1,4 +1,4 @@
-"""The doctor's look at the recipe's data: credentials, manifests, and how fast shards are read for what is needed."""
+"""The doctor's checks of the recipe's data: credentials, manifests, and how fast shards are read for what is needed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from vit_dist.data.sets import open_training_set
 
 _AREA = "Data"
 _MEASURED_S = 2.0
-_MARGIN = 1.3  # a reader that is only just fast enough keeps training waiting now and then
+_MARGIN = 1.3
+"""A reader that is only just fast enough keeps training waiting now and then."""
 
 
 def data(subject: Subject) -> Iterator[Finding]:
@@ -70,14 +71,16 @@ def _credentials(*, needed: bool) -> Iterator[Finding]:
         import botocore.session  # type: ignore[import-untyped]
 
         session = botocore.session.get_session()
-        if not needed:  # on a machine that needs none, nobody is asked over the network
+        # On a machine that needs none, nobody is asked over the network.
+        if not needed:
             resolver = session.get_component("credential_provider")
             for name in ("iam-role", "container-role", "sso", "login"):
                 if any(name == p.METHOD for p in resolver.providers):
                     resolver.remove(name)
-        found = session.get_credentials()
-        method = found.method if found else ""
-    except Exception as error:  # a profile that does not exist, a config file that cannot be read, ...
+        credentials = session.get_credentials()
+        method = credentials.method if credentials else ""
+    # A profile that does not exist, a config file that cannot be read, ...
+    except Exception as error:
         yield Finding(
             _AREA,
             "fail" if needed else "warn",
@@ -105,19 +108,19 @@ def _rate(subject: Subject, files: list[tuple[str, int]], mean: float) -> Iterat
         yield Finding(_AREA, "fail", f"shards cannot be read: {rate.error}", "check credentials, bucket and endpoint")
         return
     feeds = rate.bytes_per_s / mean
-    told = (
+    measured = (
         f"{where} gives this machine {format_bytes(rate.bytes_per_s)}/s, which is {feeds:,.0f} examples/s "
         f"(first bytes after {rate.first_s * 1000:.0f} ms)"
     )
     wanted, source = _wanted(subject)
     if wanted is None:
-        yield Finding(_AREA, "ok", told, "compare it with what training takes: --images-per-s N")
+        yield Finding(_AREA, "ok", measured, "compare it with what training takes: --images-per-s N")
         return
     short = feeds < wanted * _MARGIN
     yield Finding(
         _AREA,
         "fail" if feeds < wanted else "warn" if short else "ok",
-        f"{told}; training takes {wanted:,.0f} examples/s ({source})",
+        f"{measured}; training takes {wanted:,.0f} examples/s ({source})",
         "training would wait for data: read from nearer by, from more nodes, or pack smaller images (--resize-shorter)"
         if short
         else "",
@@ -144,8 +147,6 @@ def _copies(url: str) -> Iterator[Finding]:
     try:
         exists(url)
     except VitDistError as error:
-        yield Finding(
-            _AREA, "fail", f"checkpoint.remote: {error}", "a run that cannot ask for its copies does not start"
-        )
+        yield Finding(_AREA, "fail", f"checkpoint.remote: {error}", "a run that cannot list its copies does not start")
     else:
         yield Finding(_AREA, "ok", f"checkpoint.remote {url} answers")

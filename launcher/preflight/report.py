@@ -1,18 +1,24 @@
-"""What a preflight found: nodes against their median, and how that is told to people."""
+"""What a preflight found: nodes against their median, and how people read it."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vit_dist.core.files import redact
+from vit_dist.core.tables import columns, to_lines
 from vit_dist.core.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 _SHM_NEEDED = 64 << 20
 # Disks and stores vary more than arithmetic does: they must be further below the median to count.
 _LENIENT = {"gemm": 1.0, "links": 1.0, "shm": 0.5, "reads": 0.5}
+_HEADS = ("node", "verdict", "GEMM", "links", "shm", "reads", "clock")
+_COLOURS = {"ok": "green", "slow": "yellow", "sick": "red"}
 _NAMES = {
     "gemm": "matrix product",
     "links": "exchange with other nodes",
@@ -24,13 +30,13 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class NodeResult:
-    """What one node's probes found.
+    """What one node's probes measured.
 
     Attributes:
         node: its name.
         problems: what failed.
         figures: rates by test (FLOP/s for `gemm`, else bytes per second), and `shm_free`.
-        offset: our clock minus the node's, in seconds, latency included; None where it said nothing.
+        offset: our clock minus the node's, in seconds, latency included; None where it sent nothing.
         devices: what computes there.
     """
 
@@ -53,7 +59,7 @@ class NodeReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class PreflightReport:
     """What a preflight found; `remarks` concern no single node, and are failures too."""
 
     nodes: tuple[NodeReport, ...]
@@ -75,18 +81,18 @@ class Report:
         return {"ok": self.ok, "seconds": round(self.seconds, 3), **asdict(replace(self, seconds=0.0)), "bad": self.bad}
 
 
-def judge(
+def compare_nodes(
     results: Sequence[NodeResult], remarks: Sequence[str], slow: float, max_skew_s: float, seconds: float
-) -> Report:
+) -> PreflightReport:
     """Compare nodes with each other.
 
-    What every node complains of is nobody's fault, and becomes a remark: a store that is away is not 500 sick nodes.
+    What every node reports is no node's fault, and becomes a remark: a store that is away is not 500 sick nodes.
     """
-    said = list(dict.fromkeys(redact(remark) for remark in remarks))
+    shared = list(dict.fromkeys(redact(remark) for remark in remarks))
     common: set[str] = set()
     if len(results) > 1:
         common = set(results[0].problems).intersection(*(set(r.problems) for r in results[1:]))
-        said += [f"every node: {problem}" for problem in sorted(common)]
+        shared += [f"every node: {problem}" for problem in sorted(common)]
     medians = {test: _reference([r.figures[test] for r in results if test in r.figures]) for test in _LENIENT}
     offsets = [r.offset for r in results if r.offset is not None]
     middle = statistics.median(offsets) if offsets else 0.0
@@ -103,14 +109,27 @@ def judge(
                 )
         if figures.get("shm_free", _SHM_NEEDED) < _SHM_NEEDED:
             sick.append(f"{format_bytes(figures['shm_free'])} free in /dev/shm; NCCL needs more: clear or enlarge it")
-        lame = [
+        slower = [
             f"{_NAMES[test]} at {figures[test] / medians[test]:.0%} of the median"
             for test, lenient in _LENIENT.items()
             if len(results) > 1 and test in figures and figures[test] < slow * lenient * medians[test]
         ]
-        verdict = "sick" if sick else "slow" if lame else "ok"
-        nodes.append(NodeReport(r.node, verdict, tuple(sick + lame), figures, r.devices))
-    return Report(tuple(nodes), tuple(said), seconds)
+        verdict = "sick" if sick else "slow" if slower else "ok"
+        nodes.append(NodeReport(r.node, verdict, tuple(sick + slower), figures, r.devices))
+    return PreflightReport(tuple(nodes), tuple(shared), seconds)
+
+
+def _cells(node: NodeReport) -> list[str | Text]:
+    from rich.text import Text
+
+    figures = node.figures
+    return [
+        node.node,
+        Text(node.verdict, _COLOURS[node.verdict]),
+        _flops(figures["gemm"]) if "gemm" in figures else "-",
+        *(f"{format_bytes(figures[test])}/s" if test in figures else "-" for test in ("links", "shm", "reads")),
+        f"{figures['skew'] * 1000:+.0f} ms" if "skew" in figures else "-",
+    ]
 
 
 def _flops(rate: float) -> str:
@@ -118,25 +137,17 @@ def _flops(rate: float) -> str:
 
 
 def _reference(values: Sequence[float]) -> float:
-    """What a node is held to: the median; of two, the better."""
+    """What a node is compared with: the median; of two nodes, the better."""
     return statistics.median_high(values) if values else 0.0
 
 
-def lines(report: Report, *, colour: bool = False) -> list[str]:
+def lines(report: PreflightReport, *, colour: bool = False) -> list[str]:
     """The report for people: a line a node, then what to do."""
-    width = max([4, *(len(n.node) for n in report.nodes)])
-    out = [f"{'node':<{width}}  {'':<4}  {'GEMM':>12}  {'links':>10}  {'shm':>10}  {'reads':>10}  {'clock':>8}"]
-    for n in report.nodes:
-        f = n.figures
-        gemm = _flops(f["gemm"]) if "gemm" in f else "-"
-        rates = [f"{format_bytes(f[test])}/s" if test in f else "-" for test in ("links", "shm", "reads")]
-        skew = f"{f['skew'] * 1000:+.0f} ms" if "skew" in f else "-"
-        verdict = f"{n.verdict:<4}"
-        if colour:
-            verdict = {"ok": "\033[32m", "slow": "\033[33m", "sick": "\033[31m"}[n.verdict] + verdict + "\033[0m"
-        cells = "  ".join(f"{cell:>{w}}" for cell, w in zip([gemm, *rates, skew], (12, 10, 10, 10, 8), strict=True))
-        out.append(f"{n.node:<{width}}  {verdict}  {cells}")
-        out += [f"{'':<{width}}        {reason}" for reason in n.reasons]
+    table = columns([_cells(node) for node in report.nodes], _HEADS, right=_HEADS[2:])
+    shown = to_lines(table, colour=colour)
+    out = shown[:1]
+    for node, row in zip(report.nodes, shown[1:], strict=True):
+        out += [row, *(f"    {reason}" for reason in node.reasons)]
     reduce = [n.figures["reduce"] for n in report.nodes if "reduce" in n.figures]
     if reduce:
         out.append(f"all-reduce over {len(reduce)} nodes: {format_bytes(min(reduce))}/s")

@@ -1,4 +1,4 @@
-"""Attempts that are killed on purpose, and what they were trained on: for verify-resume and for drills."""
+"""Kill tests: attempts that are killed on purpose, and the examples they trained on. For verify-resume and drills."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Attempt:
     nproc: int
 
     def start(self) -> subprocess.Popen[str]:
-        """Start it; its output is captured, and it leads a process group of its own."""
+        """Start it; its output is captured, and it leads a process group of its own, to be killed all at once."""
         command = cli_command("train", str(self.recipe))
         return subprocess.Popen(
             [*command, "--run-dir", str(self.run_dir), "--nproc", str(self.nproc)],
@@ -93,13 +93,16 @@ def trained_order(run_dir: Path) -> dict[int, list[int]]:
         for line in path.read_text().splitlines():
             try:
                 entry = json.loads(line)
-            except ValueError:  # the kill cut the line short
+            except ValueError:
+                # The kill has cut this line short.
                 continue
             by_attempt.setdefault(attempt, {}).setdefault(entry["step"], {})[int(rank)] = entry["ordinals"]
     order: dict[int, list[int]] = {}
     for attempt in sorted(by_attempt):
         ranks = max(len(parts) for parts in by_attempt[attempt].values())
         for step, parts in by_attempt[attempt].items():
-            if len(parts) == ranks:  # position p of the batch is rank p mod W's
+            # A step that was killed has the lines of some ranks alone: it will be done again. Position p of the batch
+            # is rank p mod W's.
+            if len(parts) == ranks:
                 order[step] = [o for row in zip(*(parts[r] for r in sorted(parts)), strict=True) for o in row]
     return order

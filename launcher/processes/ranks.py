@@ -9,7 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -18,7 +18,7 @@ from vit_dist.config.schema import Recipe
 from vit_dist.core.exit_codes import PEER_LOST, SUPERSEDED, of_return_code, signal_of
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import log
-from vit_dist.core.process import cli_command, parent_death_signal
+from vit_dist.core.process import cli_command, handling, parent_death_signal, wait_until
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
 
@@ -27,7 +27,7 @@ _GRACE_S = 3.0
 
 
 def run_local(recipe: Recipe, run_dir: Path, *, nproc: int) -> int:
-    """One attempt of a run in `nproc` processes; goes on from the run's newest checkpoint.
+    """One attempt of a run in `nproc` processes; resumes from the run's newest checkpoint.
 
     Returns:
         0 where the run is done or was stopped on request (status.json says which), else the exit code of the rank
@@ -35,12 +35,15 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int) -> int:
     """
     RunDir(run_dir).check_free()
     resolved = run_dir / names.RECIPE
-    if not resolved.exists():  # else the run is another attempt of what stands there, or is refused by the ranks
+    # Written once: what stands there is the recipe that the run began with. An attempt may bring other non-identity
+    # fields (threads, cadences), which is why its own goes by a file of its own; another identity is refused by the
+    # ranks.
+    if not resolved.exists():
         write_bytes(str(resolved), recipe_yaml(recipe).encode())
     with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
-        asked = Path(scratch) / names.RECIPE
-        asked.write_text(recipe_yaml(recipe))
-        code = run_ranks(["train", str(asked), "--run-dir", str(run_dir)], nproc=nproc, scratch=Path(scratch))
+        recipe_file = Path(scratch) / names.RECIPE
+        recipe_file.write_text(recipe_yaml(recipe))
+        code = run_ranks(["train", str(recipe_file), "--run-dir", str(run_dir)], nproc=nproc, scratch=Path(scratch))
     _close_status(RunDir(run_dir), code)
     return code
 
@@ -48,7 +51,7 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int) -> int:
 def run_ranks(arguments: Sequence[str], *, nproc: int, scratch: Path) -> int:
     """Run `vit-dist ARGUMENTS` as `nproc` ranks of one world on this machine; the first failure ends them all.
 
-    SIGTERM, SIGUSR2 and SIGINT are passed on: the ranks then stop cleanly. A second SIGINT kills them.
+    SIGTERM, SIGUSR2 and SIGINT are forwarded: the ranks then save and stop. A second SIGINT kills them.
 
     Args:
         arguments: of the command.
@@ -67,9 +70,10 @@ def run_ranks(arguments: Sequence[str], *, nproc: int, scratch: Path) -> int:
         for rank in range(nproc)
     ]
     try:
-        with _passing_signals_to(ranks):
+        with _forward_signals_to(ranks):
             return _wait(ranks)
     finally:
+        # After the first failure the others wait for a dead peer in a collective, some for half an hour: no SIGTERM.
         for process in ranks:
             if process.poll() is None:
                 process.kill()
@@ -81,8 +85,12 @@ def _rank_environment(
 ) -> dict[str, str]:
     threads = str(max(1, len(os.sched_getaffinity(0)) // nproc))
     return {
-        "OMP_NUM_THREADS": threads,  # more threads than cores make the ranks wait for each other
-        "GLOO_SOCKET_IFNAME": "lo",  # the host's name need not resolve on a laptop or in a container
+        # Before `environ`, so that a person's own values win. More threads than cores make the ranks wait for each
+        # other.
+        "OMP_NUM_THREADS": threads,
+        # The host's name, by which gloo would look for an interface, need not resolve on a laptop or in a container.
+        "GLOO_SOCKET_IFNAME": "lo",
+        # After it: a shell inside another world must not lend its ranks and address to this one.
         **environ,
         **address,
         "RANK": str(rank),
@@ -95,6 +103,7 @@ def _rank_environment(
 
 
 def _free_port() -> int:
+    # Another process may take it before rank 0 listens there; then this attempt fails, and the next one gets another.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -105,12 +114,10 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
         codes = [process.poll() for process in ranks]
         failed = [(rank, code) for rank, code in enumerate(codes) if code not in (None, 0)]
         if failed:
-            # Ranks that met the same error get a moment to say so; those that wait for a dead peer would wait long.
-            deadline = time.monotonic() + _GRACE_S
-            while time.monotonic() < deadline and any(p.poll() is None for p in ranks):
-                time.sleep(_POLL_S)
+            # Ranks that met the same error get a moment to report it; those that wait for a dead peer would wait long.
+            wait_until(lambda: all(p.poll() is not None for p in ranks), _GRACE_S, _POLL_S)
             ended = {rank: p.returncode for rank, p in enumerate(ranks) if p.returncode not in (None, 0)}
-            # One that ended since another is gone is not the cause.
+            # A rank that left since it has lost a peer is not the cause, though it may be the first one seen here.
             rank = next((r for r, c in {**dict(failed), **ended}.items() if c != PEER_LOST), failed[0][0])
             code = ended[rank]
             if code < 0:
@@ -122,29 +129,28 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
         time.sleep(_POLL_S)
 
 
-@contextlib.contextmanager
-def _passing_signals_to(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    interrupts, passed = 0, {int(signal.SIGINT): int(signal.SIGTERM)}
+def _forward_signals_to(ranks: Sequence[subprocess.Popen[bytes]]) -> contextlib.AbstractContextManager[None]:
+    interrupts = 0
 
     def forward(number: int, _frame: FrameType | None) -> None:
         nonlocal interrupts
         interrupts += number == signal.SIGINT
+        # A terminal's Ctrl-C has reached the ranks too, for they are of the same process group, but a `kill -INT` of
+        # this process has not. SIGTERM asks them for the same stop, and asking twice changes nothing.
+        passed_on = signal.SIGTERM if number == signal.SIGINT else number
         for process in ranks:
             if process.poll() is None:
-                process.send_signal(signal.SIGKILL if interrupts > 1 else passed.get(number, number))
+                process.send_signal(signal.SIGKILL if interrupts > 1 else passed_on)
 
-    old = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+    return handling((signal.SIGTERM, signal.SIGUSR2, signal.SIGINT), forward)
 
 
 def _close_status(directory: RunDir, code: int) -> None:
-    """A rank that was killed could not say so: what still claims to run has failed, unless somebody else runs it."""
+    """Turn a status `running` that a killed rank has left behind into `failed`.
+
+    Not where it may be another attempt's: one that superseded this one, or one that holds the directory's lock.
+    """
     status, number = directory.status(), signal_of(code)
-    # Of a superseded attempt status.json is the later one's.
     if code and code != SUPERSEDED and status is not None and status.status == "running" and directory.is_free():
         reason = (
             f"a rank was killed by signal {number}" if number is not None else f"a rank ended with exit code {code}"

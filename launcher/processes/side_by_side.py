@@ -1,6 +1,6 @@
-"""Several attempts at once on this machine: a `vit-dist train` each, its output in a file, signals passed on to all.
+"""Several attempts at once on this machine: a `vit-dist train` each, its output in a file, signals forwarded to all.
 
-They are tied to this process: where it is killed, they and their ranks are too.
+Each has a parent-death signal: where this process is killed, they and their ranks are too.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 
 from vit_dist.config.load import recipe_yaml
 from vit_dist.config.schema import Recipe
-from vit_dist.core.process import cli_command, parent_death_signal
+from vit_dist.core.process import cli_command, handling, parent_death_signal
 from vit_dist.core.run import names
 
 LOG = "train.log"
@@ -38,14 +38,14 @@ class SideBySide:
         self._environ = {**limits, **os.environ, **parent_death_signal()}
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
-        self._asked = 0
+        self._stop_requests = 0
 
     def __call__(self, recipe: Recipe, run_dir: Path) -> int:
         """One attempt of a run, and its exit code; what it prints goes to `train.log` in the run directory."""
         with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
-            asked = Path(scratch) / names.RECIPE
-            asked.write_text(recipe_yaml(recipe))
-            return self.run(["train", str(asked), "--run-dir", str(run_dir)], run_dir)
+            recipe_file = Path(scratch) / names.RECIPE
+            recipe_file.write_text(recipe_yaml(recipe))
+            return self.run(["train", str(recipe_file), "--run-dir", str(run_dir)], run_dir)
 
     def run(self, arguments: Sequence[str], run_dir: Path) -> int:
         """`vit-dist ARGUMENTS --nproc N`, and its exit code; its output goes to `train.log` in the run directory."""
@@ -53,8 +53,8 @@ class SideBySide:
         command = cli_command(*arguments, "--nproc", str(self._nproc))
         with (run_dir / LOG).open("ab") as output:
             with self._lock:
-                # A session of its own: Ctrl-C in the terminal reaches it once, through `signals`, and not twice.
-                # It is tied to this thread, which waits for it below.
+                # A session of its own: Ctrl-C in the terminal reaches it once, through `signals`, and not twice, which
+                # would kill it. Its parent-death signal comes when this thread ends, which waits for it below.
                 process = subprocess.Popen(
                     command,
                     env=self._environ,
@@ -64,7 +64,8 @@ class SideBySide:
                     start_new_session=True,
                 )
                 self._running.add(process)
-                if self._asked:
+                # A stop that came between two runs found nothing to forward to.
+                if self._stop_requests:
                     process.send_signal(signal.SIGTERM)
             try:
                 return process.wait()
@@ -82,20 +83,15 @@ class SideBySide:
         verb, _, error = text.rpartition("\n")[2].partition(": error: ")
         return error if verb.startswith("vit-dist ") else ""
 
-    @contextmanager
-    def signals(self) -> Iterator[None]:
+    def signals(self) -> AbstractContextManager[None]:
         """While this lasts, SIGTERM and Ctrl-C let the attempts save and stop; a second Ctrl-C kills them."""
 
         def forward(number: int, _frame: FrameType | None) -> None:
-            # No lock: the thread that is interrupted may hold it. A process that is started just now sees `_asked`.
-            self._asked += 1
+            # No lock: the code that is interrupted may hold it. A process that is started just now gets the stop from
+            # `run`, which looks at the count after it has added the process.
+            self._stop_requests += 1
             for process in list(self._running):
                 if process.poll() is None:
                     process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
-        old = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+        return handling((signal.SIGTERM, signal.SIGINT), forward)

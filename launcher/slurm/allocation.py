@@ -37,8 +37,9 @@ class Allocation:
     nodes: tuple[str, ...]
 
     def slurm_job(self) -> slurm.Job | None:
-        """What Slurm says of it now; None where it does not answer."""
-        for _ in range(3):  # a command that is hit by the signal that ends this job is tried again
+        """What Slurm shows of it now; None where it does not answer."""
+        # The signal that ends this job also hits the commands that it has just started: those are tried again at once.
+        for _ in range(3):
             try:
                 return slurm.job(self.job, patience_s=10)
             except VitDistError as error:
@@ -72,25 +73,25 @@ def lost_nodes(nodes: Sequence[str], *, tcp_probe: bool) -> dict[str, str]:
     Args:
         nodes: to look at.
         tcp_probe: also try to reach their daemons: Slurm takes minutes to call a node down. Where none of them can be
-            reached the way there is closed, and that says nothing.
+            reached, as behind a firewall, that proves nothing about any of them.
     """
     if not nodes:
         return {}
     listed = ",".join(nodes)
-    found: dict[str, str] = {}
+    lost: dict[str, str] = {}
     with contextlib.suppress(VitDistError):
-        # A node that is being drained goes on with its jobs: only those that are gone count.
+        # A node that is being drained keeps its jobs running: only those that are gone count.
         for node, reason in slurm.down_nodes(listed, patience_s=10).items():
             if not reason.lower().startswith(("drain", "draining", "fail")) or "*" in reason:
-                found[node] = f"is {reason}"
+                lost[node] = f"is {reason}"
     if tcp_probe:
         with contextlib.suppress(VitDistError):
             addresses = slurm.node_addresses(listed, patience_s=10)
             with ThreadPoolExecutor(16) as pool:
                 answers = dict(zip(addresses, pool.map(_answers, addresses.values()), strict=True))
             if any(answers.values()):
-                found = {**{n: "does not answer" for n, there in answers.items() if not there}, **found}
-    return {node: found[node] for node in nodes if node in found}
+                lost = {**{n: "does not answer" for n, there in answers.items() if not there}, **lost}
+    return {node: lost[node] for node in nodes if node in lost}
 
 
 def _answers(address: tuple[str, int]) -> bool:
@@ -111,13 +112,15 @@ def choose(allocation: Allocation, wanted: int, run_root: Path, gone: Mapping[st
     with contextlib.suppress(VitDistError):
         listed = bad_nodes.active(run_root)
     left = [node for node in allocation.nodes if node not in gone]
+    # Python's sort is stable: among the good ones, and among the bad, Slurm's order stays.
     left.sort(key=lambda node: node in listed)
     if len(left) < wanted:
         return None
     taken = left[:wanted]
     for node in taken:
         if node in listed:
-            log(f"  supervisor: {node} is on the list of bad nodes ({listed[node].reason}), and no other is to be had")
+            log(f"  supervisor: {node} is on the list of bad nodes ({listed[node].reason}), but no other is left")
+    # In Slurm's order again: srun numbers tasks by it, and rank 0 must be on the first of these nodes (MASTER_ADDR).
     return [node for node in allocation.nodes if node in taken]
 
 
@@ -138,9 +141,9 @@ def to_avoid(run_root: Path, before: str, needed: int) -> list[str]:
         before: nodes excluded by a person or the cluster file, folded.
         needed: how many nodes the job asks for.
     """
-    kept = slurm.hostnames(before)
+    excluded = slurm.hostnames(before)
     try:
-        bad = [node for node in bad_nodes.active(run_root) if node not in kept]
+        bad = [node for node in bad_nodes.active(run_root) if node not in excluded]
         states = slurm.node_states(patience_s=10)
     except VitDistError as error:
         log(f"  supervisor: no node is excluded: {error}")
@@ -148,7 +151,7 @@ def to_avoid(run_root: Path, before: str, needed: int) -> list[str]:
     free = [
         node
         for node, (state, _) in states.items()
-        if node not in bad and node not in kept and not state.lower().startswith(("down", "drain", "fail"))
+        if node not in bad and node not in excluded and not state.lower().startswith(("down", "drain", "fail"))
     ]
     if bad and len(free) < needed:
         log(f"  supervisor: {', '.join(bad)} should be avoided, but {needed} nodes are needed and {len(free)} left")
@@ -168,6 +171,8 @@ def address_of(node: str) -> str:
 
 def port_for(allocation: Allocation, attempt: int, first_node: str) -> int:
     """A port for rank 0, not that of the attempt before; one that is free where rank 0 will be on this very node."""
+    # From the job's number, so that jobs which share a node differ; another for each attempt, for ranks of the attempt
+    # before may still hold theirs, or a closed connection of it be in TIME_WAIT.
     port = 20000 + (allocation.number * 16 + attempt) % 10000
     if os.environ.get("SLURMD_NODENAME") != first_node:
         return port

@@ -1,4 +1,4 @@
-"""A site as a YAML file: what a job asks of Slurm there, and what a node needs before training starts. No science."""
+"""A site as a YAML file: what a job asks of Slurm there, and what a node needs before training starts."""
 
 from __future__ import annotations
 
@@ -41,11 +41,12 @@ def slurm_time(value: object) -> str:
     else:
         days, first, second, third = match.groups()
         a, b, c = int(first), int(second or 0), int(third or 0)
-        if days is not None:  # D-HH[:MM[:SS]]
+        # What the first number counts depends on how many there are: D-HH[:MM[:SS]], HH:MM:SS, MM[:SS].
+        if days is not None:
             seconds = int(days) * 86400 + a * 3600 + b * 60 + c
-        elif third is not None:  # HH:MM:SS
+        elif third is not None:
             seconds = a * 3600 + b * 60 + c
-        else:  # MM[:SS]
+        else:
             seconds = a * 60 + b
     if seconds <= 0:
         raise ValueError("a time limit of 0 lets nothing run")

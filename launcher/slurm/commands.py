@@ -69,7 +69,7 @@ class SlurmAwayError(RunError):
 
 @dataclass(frozen=True)
 class Submission:
-    """What `sbatch` said.
+    """What `sbatch` answered.
 
     Attributes:
         job: the number of the job; empty where it was only asked whether it would be accepted.
@@ -88,7 +88,11 @@ def available() -> bool:
 
 
 def environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment for Slurm's commands: nothing of a surrounding job or of a person's formats gets through."""
+    """The environment for Slurm's commands: nothing of a surrounding job or of a person's formats gets through.
+
+    Inside a job SLURM_* would become options of the job that is submitted; SQUEUE_FORMAT and its like change what the
+    commands print.
+    """
     environ = os.environ if environ is None else environ
     return {k: v for k, v in environ.items() if k in _KEPT or not k.startswith(_FOREIGN)}
 
@@ -131,9 +135,11 @@ def job(job_id: str, *, patience_s: float = PATIENCE_S) -> Job | None:
         if "Invalid job id" in done.stderr or re.search(r"^Job \S+ not found", done.stderr + done.stdout, re.MULTILINE):
             return None
         raise _failed(done, f"job {job_id} cannot be shown")
-    found = parse_show_jobs(done.stdout)
-    exact = (j for j in found if job_id in (j.id, j.label))
-    return next(exact, None) or next((j for j in found if j.matches(job_id)), None)
+    shown = parse_show_jobs(done.stdout)
+    # The number of an array is also that of its last element, and elements that have not begun share one record: the
+    # one that bears exactly this number goes first.
+    exact = (j for j in shown if job_id in (j.id, j.label))
+    return next(exact, None) or next((j for j in shown if j.matches(job_id)), None)
 
 
 def jobs(ids: Collection[str] | None = None, *, user: str | None = None, patience_s: float = PATIENCE_S) -> list[Job]:
@@ -147,7 +153,8 @@ def jobs(ids: Collection[str] | None = None, *, user: str | None = None, patienc
     if ids is not None and not ids:
         return []
     command = ["squeue", "-h", "-a", "-t", "all", "-o", SQUEUE_FORMAT]
-    few = ids is not None and len(ids) <= 1000  # more would not fit into a command line everywhere
+    # More would not fit into a command line everywhere; then all jobs are asked for, and sorted out below.
+    few = ids is not None and len(ids) <= 1000
     if ids is not None and few:
         for one in ids:
             check_id(one)
@@ -155,13 +162,15 @@ def jobs(ids: Collection[str] | None = None, *, user: str | None = None, patienc
     elif ids is None:
         command += ["-u", user or getpass.getuser()]
     done = _call(command, patience_s=patience_s)
+    # A job that Slurm has dropped is in no list any more: that is an answer, and no error.
     if done.returncode and "Invalid job id" not in done.stderr:
         raise _failed(done, "the queue cannot be read")
-    found = parse_squeue(done.stdout)
-    if ids is not None:
-        exact = {*ids}
-        found = [j for j in found if {j.id, j.array_id, j.label} & exact or any(j.matches(one) for one in exact)]
-    return found
+    listed = parse_squeue(done.stdout)
+    if ids is None:
+        return listed
+    # By set first: matching every job with every id would be slow for a study of thousands.
+    exact = {*ids}
+    return [j for j in listed if {j.id, j.array_id, j.label} & exact or any(j.matches(one) for one in exact)]
 
 
 def accounting(job_id: str, *, patience_s: float = PATIENCE_S) -> list[Job] | None:
@@ -169,7 +178,11 @@ def accounting(job_id: str, *, patience_s: float = PATIENCE_S) -> list[Job] | No
     check_id(job_id)
     if shutil.which("sacct") is None:
         return None
-    done = _call(["sacct", "-n", "-P", "-X", "-D", "-j", job_id, "-o", SACCT_FIELDS], patience_s=patience_s, away=False)
+    # -D: a requeued job has a line for each time it ran. Not tried again: accounting is a nicety, and has its own
+    # daemon.
+    done = _call(
+        ["sacct", "-n", "-P", "-X", "-D", "-j", job_id, "-o", SACCT_FIELDS], patience_s=patience_s, retry=False
+    )
     if done.returncode or "accounting storage is disabled" in done.stderr:
         return None
     return parse_sacct(done.stdout)
@@ -227,12 +240,13 @@ def node_addresses(nodelist: str, *, patience_s: float = PATIENCE_S) -> dict[str
     done = _call(["scontrol", "-o", "show", "node", nodelist], patience_s=patience_s)
     if done.returncode:
         raise _failed(done, f"the nodes {nodelist!r} cannot be shown")
-    found: dict[str, tuple[str, int]] = {}
+    addresses: dict[str, tuple[str, int]] = {}
     for line in done.stdout.splitlines():
         fields: dict[str, str] = {m[1]: m[2] for m in re.finditer(r"(\w+)=(\S+)", line)}
         if "NodeName" in fields:
-            found[fields["NodeName"]] = (fields.get("NodeAddr", fields["NodeName"]), int(fields.get("Port", "6818")))
-    return found
+            name = fields["NodeName"]
+            addresses[name] = (fields.get("NodeAddr", name), int(fields.get("Port", "6818")))
+    return addresses
 
 
 def down_nodes(nodelist: str = "", *, patience_s: float = PATIENCE_S) -> dict[str, str]:
@@ -284,14 +298,20 @@ def _call(
     *,
     env: Mapping[str, str] | None = None,
     patience_s: float = PATIENCE_S,
-    away: bool = True,
+    retry: bool = True,
 ) -> subprocess.CompletedProcess[str]:
-    """Run one command; again, for some seconds, while the controller is away."""
+    """Run one command; again, for some seconds, while the controller is away.
+
+    Only what Slurm reports before it has done anything is tried again: to submit or requeue twice would be wrong. It is
+    the answer that decides here, not an exception, so this loop is its own.
+    """
     deadline, pause = time.monotonic() + patience_s, 0.5
+    # SLURM_TIME_FORMAT: seconds since 1970 from every command and version, whatever the node's time zone.
+    env = {**environment(), "SLURM_TIME_FORMAT": "%s"} if env is None else env
     while True:
-        done = _once(command, {**environment(), "SLURM_TIME_FORMAT": "%s"} if env is None else env)
-        silent = done.returncode != 0 and any(words in done.stderr for words in _AWAY)
-        if not silent or not away:
+        done = _once(command, env)
+        away = done.returncode != 0 and any(words in done.stderr for words in _AWAY)
+        if not away or not retry:
             return done
         if time.monotonic() + pause > deadline:
             raise SlurmAwayError(
@@ -353,8 +373,8 @@ def largest_array() -> int:
     Raises:
         RunError: none at all.
     """
-    told = config().get("MaxArraySize", "")
-    size = int(told) if told.isdigit() else USUAL_ARRAY
+    setting = config().get("MaxArraySize", "")
+    size = int(setting) if setting.isdigit() else USUAL_ARRAY
     if size < 2:
         raise RunError("this Slurm allows no arrays (MaxArraySize); start the parts as jobs of your own")
     return size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -27,7 +27,7 @@ _NAME = re.compile(r"\sJobName=(.*?)(?=\sUserId=\S*\(\d+\)\sGroupId=\S*\(\d+\)\s
 
 @dataclass(frozen=True)
 class Job:
-    """One job, or one element of an array, as Slurm tells of it.
+    """One job, or one element of an array, as Slurm shows it.
 
     Attributes:
         id: the job's own number; for an array's element too.
@@ -38,11 +38,11 @@ class Job:
         batch_host: the node its script runs on.
         submitted, start, end: seconds since 1970. While it waits, `start` is expected; while it runs, `end` is its time
             limit's.
-        time_limit: seconds; None where there is none, or it is not told.
-        restarts: how often it was requeued; None where the command does not tell.
+        time_limit: seconds; None where there is none, or the command does not print it.
+        restarts: how often it was requeued; None where the command does not print it.
         exit_code, exit_signal: of the batch script.
         array_id, array_task: for an array's elements: number of the array, and which element ("3", "4-9%2").
-        requeue: Slurm may put it back into the queue; None where the command does not tell.
+        requeue: Slurm may put it back into the queue; None where the command does not print it.
         excluded: nodes it must not get, folded.
         preempted: since when it makes room for another job, in its grace time; None while it does not.
     """
@@ -67,7 +67,6 @@ class Job:
     requeue: bool | None = None
     excluded: str = ""
     name: str = ""
-    work_dir: str = ""
     preempted: float | None = None
 
     @property
@@ -121,10 +120,11 @@ def parse_duration(text: str) -> float | None:
 
 def parse_fields(line: str) -> dict[str, str]:
     """`Key=value Key=value ...` of `scontrol -o show`, where values may hold blanks; the first of a key counts."""
-    found = list(_KEY.finditer(line))
+    keys = list(_KEY.finditer(line))
     fields: dict[str, str] = {}
-    for match, following in zip(found, [*found[1:], None], strict=True):
+    for match, following in zip(keys, [*keys[1:], None], strict=True):
         value = line[match.end() : following.start() if following else len(line)].strip()
+        # The first, for a comment or a path further on may hold what looks like one.
         fields.setdefault(match[1], value)
     return fields
 
@@ -144,7 +144,8 @@ def parse_show_jobs(text: str) -> list[Job]:
 
 def _shown(line: str) -> Job:
     name = _NAME.search(line)
-    if name is not None:  # out of the way: it may look like other fields
+    # The job's name goes first: a person may call a job `x JobState=FAILED`.
+    if name is not None:
         line = line[: name.start()] + line[name.end() :]
     fields = {k: v for k, v in parse_fields(line).items() if v not in _NOTHING}
     exit_code, exit_signal = _exit(fields.get("ExitCode", ""))
@@ -170,7 +171,6 @@ def _shown(line: str) -> Job:
         requeue=fields["Requeue"] == "1" if "Requeue" in fields else None,
         excluded=fields.get("ExcNodeList", ""),
         name=name[1] if name is not None else fields.get("JobName", ""),
-        work_dir=fields.get("WorkDir", ""),
     )
 
 
@@ -249,6 +249,17 @@ def parse_nodes(text: str) -> Mapping[str, tuple[str, str]]:
         if name and state:
             nodes[name.strip()] = (state.strip(), "" if reason.strip().lower() == "none" else reason.strip())
     return nodes
+
+
+def consecutive(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """First and last of each run of consecutive numbers, ascending."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs
 
 
 def _among(task: int, tasks: str) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 import jinja2
 
 from launcher.slurm.cluster import Cluster, slurm_seconds
+from launcher.slurm.parse import consecutive
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import redact
 from vit_dist.core.process import CLI_MODULE, code_root
@@ -27,7 +28,8 @@ from vit_dist.core.run import names
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PLAIN = re.compile(r"^[A-Za-z0-9_./:,=@%+\[\]&|*()<>~^!-]*$")
-_SIGNAL_LIMIT = 65535  # Slurm keeps the seconds of --signal in 16 bits
+_SIGNAL_LIMIT = 65535
+"""Slurm keeps the seconds of --signal in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,9 @@ def render_train(
     """
     context = _context(site, job_name, nodes, spares)
     context |= _supervision(site, context, lead_s)
-    output = "" if standalone else _pattern(run_dir / names.LOGS / names.BATCH_LOG)
-    if standalone:
-        output = "%x-%j.out"
+    # Slurm opens the output before the script runs, and fails a job in silence where the directory is missing: a script
+    # that stands by itself makes that first, and its few lines of before go to the working directory.
+    output = "%x-%j.out" if standalone else _pattern(run_dir / names.LOGS / names.BATCH_LOG)
     words = [shlex.quote(word) for word in recipe]
     mounts = _mounts(site, run_dir)
     context |= {"run_dir": run_dir, "recipe": words, "output": output, "standalone": standalone, "mounts": mounts}
@@ -132,9 +134,9 @@ def render_array(
         job_name: in Slurm's queue.
         list_file: run directories, absolute, a line each.
         count: elements.
-        log_dir: an existing directory for what Slurm says before an element has found its run.
+        log_dir: an existing directory for what Slurm prints before an element has found its run.
         nodes: of each element.
-        first: lines of the list to pass over.
+        first: lines of the list to skip.
         throttle: elements at a time; 0: no limit.
         spares: nodes more for each element.
         lead_s: as in `render_train`.
@@ -342,7 +344,7 @@ def _quote_sh(value: object) -> str:
     text = str(value)
     if "\0" in text:
         raise ConfigError(f"{text!r} cannot stand in a job script: it holds a NUL character")
-    # a comma in an array looks like a slip to readers, and to shellcheck
+    # A comma without quotes in a bash array looks like a slip to readers, and to shellcheck.
     return f"'{text}'" if "," in text and shlex.quote(text) == text else shlex.quote(text)
 
 
@@ -378,13 +380,7 @@ def _render(template: str, context: dict[str, Any]) -> str:
 
 def spans(numbers: Sequence[int]) -> str:
     """'0-3,7' of 0, 1, 2, 3, 7: as Slurm names the elements of an array."""
-    found: list[list[int]] = []
-    for number in sorted(numbers):
-        if found and number == found[-1][1] + 1:
-            found[-1][1] = number
-        else:
-            found.append([number, number])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in found)
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in consecutive(numbers))
 
 
 def check_no_secrets(words: Sequence[str]) -> None:

@@ -23,8 +23,6 @@ from vit_dist.core.units import format_seconds
 
 T = TypeVar("T")
 
-CANCEL = "cancel"
-"""File in a run directory: a person wants its job to end for good. The supervisor then queues nothing again."""
 _POLL_S = 0.25
 _AGAIN_S = 3.0
 _CANCEL_S = 180.0
@@ -34,11 +32,11 @@ def ask(path: Path, what: str) -> None:
     """Write the request `save` or `stop`. A stop that is pending is not turned into a save.
 
     Raises:
-        RunError: a stop is asked for already.
+        RunError: a stop is requested already.
         DataError: the file cannot be written.
     """
     if what == "save" and pending_request(path) == "stop":
-        raise RunError(f"{path}: a stop is asked for already; it saves, too")
+        raise RunError(f"{path}: a stop is requested already; it saves, too")
     write_bytes(str(path / names.REQUEST), f"{what}\n".encode())
 
 
@@ -49,6 +47,7 @@ def checkpoint(path: Path, *, timeout_s: float) -> int:
         RunError: the run does not train, ended before it had saved, or took too long.
     """
     require(path, ("running",), "a checkpoint")
+    # Before the request: a save that is being written when that is read holds state from before it.
     in_hand, asked_at = steps_in_hand(path), time.time()
     ask(path, "save")
     served_at = 0.0
@@ -61,7 +60,7 @@ def checkpoint(path: Path, *, timeout_s: float) -> int:
         step, at = newest_checkpoint(path)
         if step is not None and step not in in_hand:
             return step
-        # A save of the very step that was going on is not done twice: it is then the one that was asked for.
+        # The run does not save a step twice: where that of the current step was being written already, it is the one.
         idle = not steps_in_hand(path) - {step} if step is not None else False
         if step is not None and at >= asked_at - 1 and idle and time.monotonic() - served_at > 5:
             return step
@@ -85,7 +84,8 @@ def stop(path: Path, *, timeout_s: float, wait: bool = True) -> RunView:
 
     def ended() -> RunView | None:
         now, _ = look_at(path)
-        if now.state == "waiting":  # it was requeued for another reason before it had read the request
+        # It was requeued for another reason before it had read the request: nobody reads that in the queue.
+        if now.state == "waiting":
             cancel(path)
             now, _ = look_at(path)
         return now if not now.active and now.state != "silent" else None
@@ -98,7 +98,7 @@ def stop(path: Path, *, timeout_s: float, wait: bool = True) -> RunView:
 def cancel(path: Path, *, timeout_s: float = _CANCEL_S) -> RunView:
     """End a run's job for good, without a save of its own; repeated until Slurm says that it has ended.
 
-    The wish is written down first: an scancel that meets a requeue is lost, and a supervisor that still lives must
+    The request is written down first: an scancel that meets a requeue is lost, and a supervisor that still lives must
     not queue the job again.
 
     Raises:
@@ -113,10 +113,11 @@ def cancel(path: Path, *, timeout_s: float = _CANCEL_S) -> RunView:
         raise RunError(f"{path}: job {view.job_id} cannot be cancelled from here: {silence}")
     if view.job is None or view.job.ended:
         raise RunError(f"{path}: its job {view.job_id} has ended already; the run is {view.state}")
-    told = {"job": view.job_id, "at": time.time()}
-    write_bytes(str(path / CANCEL), (json.dumps(told) + "\n").encode())
+    request = {"job": view.job_id, "at": time.time()}
+    write_bytes(str(path / names.CANCEL), (json.dumps(request) + "\n").encode())
     deadline, again_at, quiet = time.monotonic() + timeout_s, 0.0, 0
-    while quiet < 3:  # after an end that it might come back from, look again
+    # Ended three looks in a row: between its end and a requeue that was under way a job shows as ended for a moment.
+    while quiet < 3:
         if time.monotonic() > deadline:
             raise RunError(
                 f"{path}: job {view.job_id} has not ended after {format_seconds(timeout_s)} of scancel; see `scontrol "
@@ -137,7 +138,7 @@ def cancel(path: Path, *, timeout_s: float = _CANCEL_S) -> RunView:
 
 
 def requeue(path: Path, *, exclude: Sequence[str] = (), now: bool = False, save_s: float | None = 600.0) -> Job:
-    """Put a run's job back into the queue, where it goes on from its newest checkpoint.
+    """Put a run's job back into the queue, where it resumes from its newest checkpoint.
 
     Args:
         path: of the run.
@@ -202,19 +203,20 @@ def _queued(job_id: str, restarts: int) -> Job:
 
 
 def _until(path: Path, ready: Callable[[], T | None], timeout_s: float, what: str, *, may_end: bool = False) -> T:
-    """Poll; now and then look whether the run still goes on."""
+    """Poll until there is an answer; every two seconds make sure that the run has not ended instead."""
     began, next_look = time.monotonic(), time.monotonic() + 2.0
     while True:
-        found = ready()
-        if found is not None:
-            return found
+        answer = ready()
+        if answer is not None:
+            return answer
         if time.monotonic() - began > timeout_s:
             raise RunError(
-                f"{path}: {what} has not come within {format_seconds(timeout_s)}; the wish stands. `vit-dist status "
-                f"{path}` tells how the run is, --timeout waits longer"
+                f"{path}: {what} has not come within {format_seconds(timeout_s)}; the request stands. `vit-dist "
+                f"status {path}` shows how the run is, --timeout waits longer"
             )
         if not may_end and time.monotonic() >= next_look:
             next_look = time.monotonic() + 2.0
+            # status.json first: Slurm is asked only where the run no longer says that it runs.
             status = read_run(path).status.get("status")
             if status not in {"running", None} and ready() is None:
                 view, _ = look_at(path)
@@ -227,7 +229,7 @@ def _until(path: Path, ready: Callable[[], T | None], timeout_s: float, what: st
 
 
 def _forget(path: Path, request: str) -> None:
-    """A request that nobody has served must not meet the next attempt."""
+    """Withdraw a request that nobody has served: it must not meet the next attempt."""
     if pending_request(path) == request:
         with contextlib.suppress(OSError):
             (path / names.REQUEST).unlink()

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from launcher.status.run_view import RunView
 from vit_dist.core.units import format_seconds
-
-if TYPE_CHECKING:
-    from launcher.status.run_view import RunView
 
 _QUIET_S = 600.0
 _WAITING = {
@@ -42,9 +39,9 @@ def advise(view: RunView, silence: str, now: float) -> RunView:
     """The view with its advice."""
     lines = [*_by_state(view, now)]
     if view.request == "stop" and view.active:
-        lines.insert(0, "a stop is asked for: it saves and ends after the step that runs")
+        lines.insert(0, "a stop is requested: it saves and ends after the current step")
     elif view.request == "save" and view.active:
-        lines.insert(0, "a checkpoint is asked for")
+        lines.insert(0, "a checkpoint is requested")
     if silence and view.job_id and view.state not in {"done", "stopped"}:
         lines.append(f"job {view.job_id} could not be asked about, so this is what the files say: {silence}")
     lines += [f"damaged: {problem}" for problem in view.problems]
@@ -52,7 +49,7 @@ def advise(view: RunView, silence: str, now: float) -> RunView:
 
 
 def explain_waiting(reason: str) -> str:
-    """Slurm's reason for letting a job wait, in plain words; '' for one that says nothing or is not known."""
+    """Slurm's reason for letting a job wait, in plain words; '' for one that explains nothing or is not known."""
     word = reason.partition(",")[0]
     if word.startswith(("QOS", "Assoc", "Max")):
         return "a limit of your account or qos: `sacctmgr show assoc user=$USER` and `squeue --me` tell more"
@@ -62,7 +59,7 @@ def explain_waiting(reason: str) -> str:
 def _by_state(view: RunView, now: float) -> list[str]:
     run = shlex.quote(str(view.path))
     logs = f"`vit-dist logs {run} --first-error` shows what went wrong first"
-    again = f"`vit-dist resume {run}` goes on from step {view.saved:,}" if view.saved else ""
+    again = f"`vit-dist resume {run}` resumes from step {view.saved:,}" if view.saved else ""
     again = again or f"`vit-dist resume {run}` starts it again"
     if view.state == "waiting" and view.job is not None:
         job = view.job
@@ -71,7 +68,7 @@ def _by_state(view: RunView, now: float) -> list[str]:
     if view.state == "running":
         if view.seen and now - view.seen > _QUIET_S:
             quiet = format_seconds(now - view.seen)
-            return [f"no sign of life for {quiet}: it may hang; see stacks/ and `vit-dist logs {run}`"]
+            return [f"no heartbeat for {quiet}: it may hang; see stacks/ and `vit-dist logs {run}`"]
         return []
     if view.state == "ending":
         return ["the attempt has ended; its job decides what follows"]

@@ -15,7 +15,7 @@ from vit_dist.core.run.checkpoints import newest_checkpoint
 
 _JSON = {
     "status": names.STATUS,
-    "alive": names.HEARTBEAT,
+    "heartbeat": names.HEARTBEAT,
     "job": names.JOB,
     "run": names.RUN,
     "cancel": names.CANCEL,
@@ -27,7 +27,7 @@ class RunFiles:
     """Small files of a run directory.
 
     Attributes:
-        status, alive, job, run, cancel: contents of the JSON files of these names; empty where there is none.
+        status, heartbeat, job, run, cancel: contents of the JSON files; empty where there is none.
         attempts: the ledger.
         saved: step of the newest committed checkpoint; None before the first.
         saved_at: when it was committed, seconds since 1970.
@@ -37,7 +37,7 @@ class RunFiles:
 
     path: Path
     status: Mapping[str, Any] = field(default_factory=dict)
-    alive: Mapping[str, Any] = field(default_factory=dict)
+    heartbeat: Mapping[str, Any] = field(default_factory=dict)
     job: Mapping[str, Any] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
     cancel: Mapping[str, Any] = field(default_factory=dict)
@@ -58,15 +58,15 @@ class RunFiles:
         return bool(self.job_id) and str(self.cancel.get("job")) == self.job_id
 
     @property
-    def seen(self) -> float:
-        """The last sign of life of any attempt, seconds since 1970; 0 before the first."""
-        return max(number(self.status, "time"), number(self.alive, "time"))
+    def last_heartbeat(self) -> float:
+        """The last heartbeat of any attempt, seconds since 1970; 0 before the first."""
+        return max(number(self.status, "time"), number(self.heartbeat, "time"))
 
 
 def read_run(path: Path) -> RunFiles:
     """Read the small files of a run directory. Never raises for what is missing or damaged."""
     problems: list[str] = []
-    found = {field: _json(path / name, problems) for field, name in _JSON.items()}
+    contents = {field: _json(path / name, problems) for field, name in _JSON.items()}
     attempts: list[LedgerEntry] = []
     try:
         attempts = read_ledger(path)
@@ -75,7 +75,7 @@ def read_run(path: Path) -> RunFiles:
     saved, saved_at = newest_checkpoint(path)
     return RunFiles(
         path,
-        **found,
+        **contents,
         attempts=tuple(attempts),
         saved=saved,
         saved_at=saved_at,
@@ -87,10 +87,10 @@ def read_run(path: Path) -> RunFiles:
 def pending_request(path: Path) -> str:
     """'save' or 'stop' where that is asked for and not yet served; else ''."""
     try:
-        asked = (path / names.REQUEST).read_text(errors="replace").strip().lower()
+        request = (path / names.REQUEST).read_text(errors="replace").strip().lower()
     except OSError:
         return ""
-    return asked if asked in names.REQUESTS else ""
+    return request if request in names.REQUESTS else ""
 
 
 def number(mapping: Mapping[str, Any], key: str) -> float:

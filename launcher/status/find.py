@@ -13,7 +13,8 @@ from pathlib import Path
 from vit_dist.core.errors import ConfigError, did_you_mean
 from vit_dist.core.run import names
 
-_DEPTH = 3  # ROOT/RUN, ROOT/STUDY/CELL, and one more for a person's own order
+_DEPTH = 3
+"""ROOT/RUN, ROOT/STUDY/CELL, and one more for folders of a person's own."""
 _JOB = re.compile(r"\d{1,10}(_\d{1,9})?")
 
 
@@ -39,9 +40,10 @@ def run_roots(given: Sequence[str] = ()) -> list[Path]:
 def find_runs(roots: Iterable[Path]) -> list[Path]:
     """Every run directory below the roots, by path. What lies in a run directory is not looked at."""
     roots = list(roots)
-    with ThreadPoolExecutor(16) as pool:  # a shared file system takes its time for each answer
-        found = [run for root in roots for run in _below(root, pool)]
-    return sorted(set(found))
+    # Threads, since a shared file system takes its time for each answer.
+    with ThreadPoolExecutor(16) as pool:
+        runs = [run for root in roots for run in _below(root, pool)]
+    return sorted(set(runs))
 
 
 def find_run(wanted: str, roots: Sequence[Path]) -> Path:
@@ -89,19 +91,19 @@ def is_run(path: Path) -> bool:
 
 def jobs_of(run: Path) -> set[str]:
     """Numbers of all jobs that a run has had: `120`, and for an array's elements `120_3` too."""
-    found = set()
+    jobs = set()
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        found.add(str(json.loads((run / names.JOB).read_text()).get("job", "")))
+        jobs.add(str(json.loads((run / names.JOB).read_text()).get("job", "")))
     try:
         lines = (run / names.LEDGER).read_text(errors="replace").splitlines()
     except OSError:
         lines = []
     for line in lines:
         try:
-            found.add(str(json.loads(line).get("job", "")))
+            jobs.add(str(json.loads(line).get("job", "")))
         except (ValueError, AttributeError):
             continue
-    return found - {""}
+    return jobs - {""}
 
 
 def _only(wanted: str, matches: Sequence[Path], why: str) -> Path:
@@ -135,11 +137,13 @@ def _list(path: Path) -> tuple[Path, tuple[set[str], list[Path]]]:
                 elif not entry.name.startswith(".") and entry.is_dir():
                     folders.append(path / entry.name)
     except OSError:
-        pass  # no permission, or gone: nothing of it can be shown
+        # No permission, or gone: nothing of it can be shown.
+        pass
     return path, (files, folders)
 
 
 def _cluster_roots() -> Iterator[Path]:
+    # Here, since pydantic takes its time to import, and `--runs DIR` does not need it.
     from vit_dist.config.load import config_dirs, read_mapping
 
     places = [*config_dirs(), Path("configs")]

@@ -25,21 +25,21 @@ _POLL_S = 0.3
 
 
 @dataclass(frozen=True)
-class Finding:
+class LoggedError:
     """An error in a log.
 
     Attributes:
         file: where.
         line: in which line of the file, from 1.
-        what: the one line that says it.
+        message: the one line that names it.
         context: lines around it, the traceback among them.
         rank: whose log it is; None for srun's and the supervisor's.
-        noise: it only says that another rank or the job has ended.
+        noise: it only follows from the end of another rank, or of the job.
     """
 
     file: Path
     line: int
-    what: str
+    message: str
     context: tuple[str, ...]
     rank: int | None
     noise: bool
@@ -47,8 +47,8 @@ class Finding:
 
 def attempts_with_logs(run: Path) -> list[int]:
     """Numbers of the attempts that have a log directory, ascending."""
-    found = (_ATTEMPT.search(path.name) for path in (run / names.LOGS).glob("attempt-*"))
-    return sorted(int(match[1]) for match in found if match)
+    matches = (_ATTEMPT.search(path.name) for path in (run / names.LOGS).glob("attempt-*"))
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def attempt_dir(run: Path, attempt: int | None = None) -> Path:
@@ -61,8 +61,8 @@ def attempt_dir(run: Path, attempt: int | None = None) -> Path:
     known = attempts_with_logs(run)
     if not known:
         raise RunError(
-            f"{run / names.LOGS}: no log of an attempt is there. Jobs leave logs; what runs in a terminal "
-            "(`vit-dist run`) prints there. For a job that has just begun try `vit-dist logs RUN --batch`"
+            f"{run / names.LOGS}: no log of an attempt is there. Jobs leave logs; what runs in a terminal (`vit-dist "
+            "run`) prints there. For a job that has just begun try `vit-dist logs RUN --batch`"
         )
     number = known[-1] if attempt is None else attempt
     if number not in known:
@@ -73,8 +73,8 @@ def attempt_dir(run: Path, attempt: int | None = None) -> Path:
 
 def rank_logs(directory: Path) -> dict[int, Path]:
     """Rank -> log."""
-    found = {path: _number(path, _RANK) for path in directory.iterdir()}
-    return dict(sorted((number, path) for path, number in found.items() if number is not None))
+    numbers = {path: _number(path, _RANK) for path in directory.iterdir()}
+    return dict(sorted((number, path) for path, number in numbers.items() if number is not None))
 
 
 def rank_log(directory: Path, rank: int) -> Path:
@@ -110,8 +110,9 @@ def tail(path: Path, lines: int) -> list[str]:
     split = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
     if split and split[-1] == "":
         split.pop()
+    # The first line was cut in its middle by the seek.
     if start:
-        split = split[1:]  # cut in its middle
+        split = split[1:]
     return list(deque(split, lines)) if lines else split
 
 
@@ -129,12 +130,13 @@ def follow(current: Callable[[], Path | None], ended: Callable[[], bool], *, lin
         if time.monotonic() >= next_look:
             next_look = time.monotonic() + 2.0
             last = ended()
-            found = current()
-            if found is not None and found != path:
+            newest = current()
+            if newest is not None and newest != path:
                 first = path is None
-                if path is not None:  # what was written since the last look
+                # What was written to the file of before since it was last read.
+                if path is not None:
                     yield from ((path, line) for line in _text(_read(path, position), rest))
-                path, rest = found, b""
+                path, rest = newest, b""
                 position = 0
                 if first and lines:
                     content = tail(path, lines)
@@ -143,10 +145,10 @@ def follow(current: Callable[[], Path | None], ended: Callable[[], bool], *, lin
         if path is not None:
             new = _read(path, position)
             position += len(new)
-            whole, newline, after = (rest + new).rpartition(b"\n")
-            rest = after
+            # A line that is still being written waits for its end.
+            complete, newline, rest = (rest + new).rpartition(b"\n")
             if newline:
-                yield from ((path, line) for line in _text(whole))
+                yield from ((path, line) for line in _text(complete))
             if new:
                 continue
         if last:
@@ -156,54 +158,55 @@ def follow(current: Callable[[], Path | None], ended: Callable[[], bool], *, lin
         time.sleep(_POLL_S)
 
 
-def first_error(directory: Path, batch: Path | None = None) -> Finding | None:
+def first_error(directory: Path, batch: Path | None = None) -> LoggedError | None:
     """The error that an attempt ended of: the earliest real one among all its ranks, not what followed from it.
 
-    A rank's own error counts before srun's word that a task was killed (a kill leaves nothing in the rank's log), that
-    before the supervisor's log, and anything before the complaints of ranks that have lost a peer. Among ranks the one
-    that fell silent first was first.
+    A rank's own error counts before srun's message that a task was killed (a kill leaves nothing in the rank's log),
+    that before the supervisor's log, and anything before the errors of ranks that have lost a peer. Among ranks the one
+    whose log fell silent first was first.
 
     Args:
         directory: of the attempt's logs.
         batch: the supervisor's log, where it should be looked at too.
     """
-    findings = list[tuple[int, float, int, Finding]]()
+    # Weight, when the log was last written, rank: the least of them is the answer.
+    errors = list[tuple[int, float, int, LoggedError]]()
     for rank, path in rank_logs(directory).items():
-        finding = find_error(path, rank)
-        if finding is not None:
-            findings.append((9 if finding.noise else 0, path.stat().st_mtime, rank, finding))
+        error = find_error(path, rank)
+        if error is not None:
+            errors.append((9 if error.noise else 0, path.stat().st_mtime, rank, error))
     others = [(1, directory / "srun.log")] + ([(2, batch)] if batch is not None else [])
     for weight, path in others:
         if path.is_file():
-            finding = find_error(path, None)
-            if finding is not None:
-                findings.append((9 if finding.noise else weight, path.stat().st_mtime, -1, finding))
-    # A node that fails is the cause of whatever its neighbours say; srun alone knows it.
-    failed = [f for *_, f in findings if f.rank is None and _NODE.search(f.what)]
+            error = find_error(path, None)
+            if error is not None:
+                errors.append((9 if error.noise else weight, path.stat().st_mtime, -1, error))
+    # A node that fails is the cause of whatever its neighbours log; srun alone knows it.
+    failed = [e for *_, e in errors if e.rank is None and _NODE.search(e.message)]
     if failed:
         return failed[0]
-    return min(findings, key=lambda entry: entry[:3])[3] if findings else None
+    return min(errors, key=lambda entry: entry[:3])[3] if errors else None
 
 
-def find_error(path: Path, rank: int | None) -> Finding | None:
-    """The first real error of one log, else its first complaint about others, else None."""
+def find_error(path: Path, rank: int | None) -> LoggedError | None:
+    """The first real error of one log, else the first that only follows from others', else None."""
     lines = tail(path, 0) if path.stat().st_size <= _TAIL_BYTES else tail(path, 100_000)
-    noise: Finding | None = None
+    noise: LoggedError | None = None
     i = 0
     while i < len(lines):
         if lines[i].startswith("Traceback (most recent call last)"):
             end = _end_of_traceback(lines, i)
-            found = _finding(path, rank, lines, i, end)
+            error = _logged_error(path, rank, lines, i, end)
             i = end + 1
         elif _ERROR.search(lines[i]):
-            found = _finding(path, rank, lines, max(0, i - 2), i)
+            error = _logged_error(path, rank, lines, max(0, i - 2), i)
             i += 1
         else:
             i += 1
             continue
-        if not found.noise:
-            return found
-        noise = noise or found
+        if not error.noise:
+            return error
+        noise = noise or error
     return noise
 
 
@@ -232,10 +235,10 @@ _NOISE = re.compile(
 )
 
 
-def _finding(path: Path, rank: int | None, lines: Sequence[str], start: int, end: int) -> Finding:
-    what = lines[end].strip()
-    noise = bool(_NOISE.search(what))
-    return Finding(path, end + 1, what, tuple(lines[start : min(len(lines), end + 3)]), rank, noise)
+def _logged_error(path: Path, rank: int | None, lines: Sequence[str], start: int, end: int) -> LoggedError:
+    message = lines[end].strip()
+    noise = bool(_NOISE.search(message))
+    return LoggedError(path, end + 1, message, tuple(lines[start : min(len(lines), end + 3)]), rank, noise)
 
 
 def _end_of_traceback(lines: Sequence[str], start: int) -> int:

@@ -10,7 +10,7 @@ from launcher.slurm.commands import Job
 from launcher.supervise.ledger import LedgerEntry
 
 ACTIVE = ("running", "starting", "ending", "waiting")
-"""States in which a job or a process has the run in hand."""
+"""States in which a job or a process works on the run, or waits to."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class RunView:
         eta_s: seconds of training that are left; None where not known or nothing is left.
         goodput: seconds of all attempts by what they went into.
         saved, saved_at: newest checkpoint and when it was committed.
-        seen: last sign of life, seconds since 1970.
+        seen: last heartbeat, seconds since 1970; 0 before the first.
         job: what Slurm says, where it knows the job.
         job_id: its number, also where Slurm has dropped it or is not here.
         attempts: the ledger.
@@ -64,17 +64,17 @@ class RunView:
         return self.path.resolve().name
 
     @property
-    def share_done(self) -> float | None:
+    def fraction_done(self) -> float | None:
         """From 0 to 1; None where the length is not known."""
         return min(1.0, self.step / self.total_steps) if self.total_steps else None
 
     @property
     def useful(self) -> float | None:
-        """Share of all time that went into steps the run still has."""
-        whole = sum(self.goodput.values())
-        return self.goodput.get("train", 0.0) / whole if whole > 0 else None
+        """Fraction of all time that went into steps the run still has."""
+        total = sum(self.goodput.values())
+        return self.goodput.get("train", 0.0) / total if total > 0 else None
 
     @property
     def active(self) -> bool:
-        """A job or a process has it in hand."""
+        """A job or a process works on it, or waits to."""
         return self.state in ACTIVE

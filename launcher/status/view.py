@@ -12,10 +12,12 @@ from typing import Any
 
 from launcher.slurm import commands as slurm
 from launcher.slurm.commands import Job, NoSlurmError, SlurmAwayError
+from launcher.status.advice import advise
 from launcher.status.files import RunFiles, number, read_run
 from launcher.status.run_view import RunView
 from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.run.names import SILENT_S
+from vit_dist.core.units import Duration, format_seconds
 
 _PATIENCE_S = 4.0
 
@@ -25,7 +27,8 @@ def look(paths: Sequence[Path], *, ask_slurm: bool = True) -> tuple[list[RunView
 
     Slurm is asked once for all of them, and only about jobs of runs that have not ended.
     """
-    with ThreadPoolExecutor(16) as pool:  # a shared file system takes its time for each answer
+    # Threads, since a shared file system takes its time for each answer.
+    with ThreadPoolExecutor(16) as pool:
         files = list(pool.map(read_run, paths))
     wanted = {one.job_id for one in files if one.job_id and one.status.get("status") != "done"}
     jobs, silence = _ask(wanted) if ask_slurm else ([], "Slurm was not asked")
@@ -46,10 +49,10 @@ def look_at(path: Path, *, ask_slurm: bool = True) -> tuple[RunView, str]:
         try:
             job = slurm.job(files.job_id, patience_s=_PATIENCE_S)
             if job is None:
-                told = slurm.accounting(files.job_id)
+                records = slurm.accounting(files.job_id)
                 # Numbers begin anew on some sites: what ended before the run was submitted is another's job.
                 submitted = number(files.job, "submitted_at") or (files.attempts[0].begun if files.attempts else 0.0)
-                job = next((j for j in reversed(told or []) if (j.end or submitted) >= submitted - 60), None)
+                job = next((j for j in reversed(records or []) if (j.end or submitted) >= submitted - 60), None)
         except (NoSlurmError, SlurmAwayError) as error:
             silence = str(error)
     return view(files, job, silence, now=time.time()), silence
@@ -64,8 +67,6 @@ def view(files: RunFiles, job: Job | None, silence: str = "", *, now: float) -> 
         silence: why Slurm could not be asked.
         now: seconds since 1970.
     """
-    from launcher.status.advice import advise
-
     state, reason = _state(files, job, bool(silence), now)
     step, examples = int(number(files.status, "step")), int(number(files.status, "examples"))
     total = int(number(files.status, "total_steps")) or _planned_steps(files.run)
@@ -85,7 +86,7 @@ def view(files: RunFiles, job: Job | None, silence: str = "", *, now: float) -> 
         goodput=goodput,
         saved=files.saved,
         saved_at=files.saved_at,
-        seen=files.seen,
+        seen=files.last_heartbeat,
         job=job,
         job_id=files.job_id,
         cluster=str(files.job.get("cluster") or ""),
@@ -108,32 +109,35 @@ def _ask(ids: set[str]) -> tuple[list[Job], str]:
 
 
 def _state(files: RunFiles, job: Job | None, silent: bool, now: float) -> tuple[str, str]:
-    said, reason = str(files.status.get("status", "")), str(files.status.get("reason") or "")
-    if said == "done":
+    # The run's own word, and what Slurm has done to its job since, which the run may not have lived to write down: so
+    # all but `done` is held against the job first.
+    written, reason = str(files.status.get("status", "")), str(files.status.get("reason") or "")
+    if written == "done":
         return "done", reason
     if job is not None and job.waiting:
         return "waiting", job.reason
     if job is not None and not job.ended:
         last = files.attempts[-1] if files.attempts else None
-        if last is not None and last.ended is not None and said != "running" and last.ended >= (job.start or 0.0):
+        if last is not None and last.ended is not None and written != "running" and last.ended >= (job.start or 0.0):
             return "ending", last.cause.replace("_", " ")
-        return ("running", "") if said == "running" and _of_this_attempt(files, job) else ("starting", "")
-    if job is None and silent and files.job_id and said in {"", "running"}:
-        fresh = files.seen > now - SILENT_S
-        return ("running", "") if fresh else ("silent", _ago("no sign of life for", files.seen, now))
-    if job is None and not files.job_id and said == "running":
+        return ("running", "") if written == "running" and _of_this_attempt(files, job) else ("starting", "")
+    if job is None and silent and files.job_id and written in {"", "running"}:
+        fresh = files.last_heartbeat > now - SILENT_S
+        return ("running", "") if fresh else ("silent", _ago("no heartbeat for", files.last_heartbeat, now))
+    if job is None and not files.job_id and written == "running":
         return _local(files, now)
-    return _ended(files, job, said, reason)
+    return _ended(files, job, written, reason)
 
 
 def _of_this_attempt(files: RunFiles, job: Job) -> bool:
     """Whether status.json was written since the job has its nodes."""
-    return files.seen >= (job.start or 0.0) - 1.0
+    return files.last_heartbeat >= (job.start or 0.0) - 1.0
 
 
-def _ended(files: RunFiles, job: Job | None, said: str, reason: str) -> tuple[str, str]:
+def _ended(files: RunFiles, job: Job | None, written: str, reason: str) -> tuple[str, str]:
     last = files.attempts[-1] if files.attempts else None
-    if last is not None and number(files.job, "submitted_at") > last.begun:  # the job has begun no attempt
+    # The job has begun no attempt: what the ledger ends with is of a job before.
+    if last is not None and number(files.job, "submitted_at") > last.begun:
         if files.cancelled:
             return "cancelled", "on request"
         if job is not None and job.state == "CANCELLED":
@@ -144,15 +148,15 @@ def _ended(files: RunFiles, job: Job | None, said: str, reason: str) -> tuple[st
             return "given up", words
         if last.cause in {"done", "stopped", "cancelled"}:
             return last.cause, "" if last.cause == "done" else words
-        if said != "stopped":
+        if written != "stopped":
             return "failed", words if last.cause in words else f"{last.cause.replace('_', ' ')}: {words}"
     if files.cancelled:
         return "cancelled", "on request"
-    if said in {"stopped", "failed"}:
-        return said, reason
+    if written in {"stopped", "failed"}:
+        return written, reason
     if job is not None:
         return ("cancelled", "by scancel") if job.state == "CANCELLED" else ("failed", _slurm_words(job))
-    if said == "running":
+    if written == "running":
         return "lost", f"job {files.job_id} is no longer known to Slurm"
     return (
         ("lost", f"job {files.job_id} ended before it began to train") if files.job_id else ("new", "not yet started")
@@ -172,9 +176,9 @@ def _local(files: RunFiles, now: float) -> tuple[str, str]:
     if host == socket.gethostname():
         if _lives(pid):
             return "running", ""
-        return "lost", f"process {pid} is gone; it could not say why"
-    fresh = files.seen > now - SILENT_S
-    return ("running", "") if fresh else ("silent", _ago(f"on {host}; no sign of life for", files.seen, now))
+        return "lost", f"process {pid} is gone, and has left no reason"
+    fresh = files.last_heartbeat > now - SILENT_S
+    return ("running", "") if fresh else ("silent", _ago(f"on {host}; no heartbeat for", files.last_heartbeat, now))
 
 
 def _lives(pid: int) -> bool:
@@ -184,7 +188,8 @@ def _lives(pid: int) -> bool:
         return False
     except PermissionError:
         pass
-    try:  # the number may have gone to another program since
+    # The number may have gone to another program since.
+    try:
         return b"vit" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return True
@@ -192,8 +197,6 @@ def _lives(pid: int) -> bool:
 
 def _planned_steps(run: Mapping[str, Any]) -> int:
     """The length of a run from its identity; 0 where that is in epochs and the set's size is not known."""
-    from vit_dist.core.units import Duration
-
     identity = run.get("identity")
     if not isinstance(identity, dict):
         return 0
@@ -210,9 +213,9 @@ def _planned_steps(run: Mapping[str, Any]) -> int:
 
 
 def _goodput(files: RunFiles) -> Mapping[str, float]:
-    """Of status.json or, where that has got further, of alive.json."""
-    told, alive = _numbers(files.status.get("goodput")), _numbers(files.alive.get("goodput"))
-    return alive if sum(alive.values()) > sum(told.values()) else told
+    """Of status.json, or of the heartbeat where that is newer: it is written between steps too."""
+    status, heartbeat = _numbers(files.status.get("goodput")), _numbers(files.heartbeat.get("goodput"))
+    return heartbeat if sum(heartbeat.values()) > sum(status.values()) else status
 
 
 def _mean_rate(examples: int, goodput: Mapping[str, float]) -> float:
@@ -227,16 +230,14 @@ def _numbers(value: object) -> dict[str, float]:
 
 
 def _ago(words: str, when: float, now: float) -> str:
-    from vit_dist.core.units import format_seconds
-
-    return f"{words} {format_seconds(max(0.0, now - when))}" if when else "no sign of life yet"
+    return f"{words} {format_seconds(max(0.0, now - when))}" if when else "no heartbeat yet"
 
 
 def require(path: Path, states: Sequence[str], doing: str) -> RunView:
     """The run, where its state allows what is wanted.
 
     Raises:
-        RunError: it does not; says how it stands and what can be done.
+        RunError: it does not; names its state and what can be done.
     """
     shown, _ = look_at(path)
     if shown.state not in states:

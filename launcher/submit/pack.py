@@ -62,10 +62,10 @@ class PackJobs:
 
     def scripts(self) -> dict[str, str]:
         """Name of a file -> script: one an array, then the one that merges."""
-        found = {}
+        scripts = {}
         for first, elements in self.chunks:
             name = "pack.sbatch" if first == 0 else f"pack-{first}.sbatch"
-            found[name] = render_pack(
+            scripts[name] = render_pack(
                 self.site,
                 job_name=f"{self.folder.name}-pack",
                 command=self.pack,
@@ -75,14 +75,15 @@ class PackJobs:
                 parts=self.parts,
                 throttle=self.throttle,
             )
-        found["merge.sbatch"] = render_pack(
+        scripts["merge.sbatch"] = render_pack(
             self.site, job_name=f"{self.folder.name}-merge", command=self.merge, log_dir=self.folder
         )
-        return found
+        return scripts
 
 
 def folder_of(run_root: Path, dest: str) -> Path:
     """Where scripts and logs of a packing lie: one place for each destination."""
+    # A name alone would do for people; the digest keeps `a/train` and `b/train` apart.
     where = dest if "://" in dest else str(Path(dest).resolve())
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", where.rstrip("/").rpartition("/")[2]).strip("-.") or "set"
     return run_root.absolute() / "pack" / f"{name}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
@@ -100,9 +101,11 @@ def submit(jobs: PackJobs) -> dict[str, Any]:
     jobs = replace(jobs, site=replace(jobs.site, code=take_snapshot(jobs.folder / CODE_FOLDER)))
     scripts = jobs.scripts()
     for first, _ in jobs.chunks:
-        jobs.log_dir(first).mkdir(parents=True, exist_ok=True)  # without it a job fails, and says nothing
+        # Slurm fails a job in silence where the directory of its output is missing.
+        jobs.log_dir(first).mkdir(parents=True, exist_ok=True)
     for name, text in scripts.items():
         write_bytes(str(jobs.folder / name), text.encode())
+    # All are tested before the first is submitted: half a packing in the queue would be worse than none.
     for name in scripts:
         slurm.sbatch(jobs.folder / name, test_only=True)
     arrays: list[str] = []
@@ -112,6 +115,7 @@ def submit(jobs: PackJobs) -> dict[str, Any]:
         # With a throttle, one array after another: else each would have its own.
         wait = [f"--dependency=afterany:{arrays[-1]}"] if arrays and jobs.throttle else []
         arrays.append(slurm.sbatch(jobs.folder / name, args=wait).job)
+        # After each one, so that a submission that breaks off here is found by the next.
         _record(jobs, arrays, "")
     after = [f"--dependency=afterok:{':'.join(arrays)}"] if arrays else []
     merge = slurm.sbatch(jobs.folder / "merge.sbatch", args=after).job
@@ -119,23 +123,23 @@ def submit(jobs: PackJobs) -> dict[str, Any]:
 
 
 def _record(jobs: PackJobs, arrays: Sequence[str], merge: str) -> dict[str, Any]:
-    told = {"arrays": list(arrays), "merge": merge, "parts": jobs.parts, "missing": len(jobs.missing)}
-    told |= {"cluster": jobs.site.cluster.name, "submitted_at": time.time()}
-    write_bytes(str(jobs.folder / _JOBS), (json.dumps(told, indent=1) + "\n").encode())
-    return told
+    record = {"arrays": list(arrays), "merge": merge, "parts": jobs.parts, "missing": len(jobs.missing)}
+    record |= {"cluster": jobs.site.cluster.name, "submitted_at": time.time()}
+    write_bytes(str(jobs.folder / _JOBS), (json.dumps(record, indent=1) + "\n").encode())
+    return record
 
 
 def _check_idle(folder: Path) -> None:
     try:
-        told = json.loads((folder / _JOBS).read_text())
-        ids = {str(i) for i in [*told["arrays"], told["merge"]] if i}
+        record = json.loads((folder / _JOBS).read_text())
+        ids = {str(i) for i in [*record["arrays"], record["merge"]] if i}
     except (OSError, ValueError, KeyError, TypeError):
         return
-    # A number may have come round and be another job's by now: ours have our names.
-    alive = {j.array_id or j.id for j in slurm.jobs(ids) if not j.ended}
-    ours = sorted(i for i in alive if (found := slurm.job(i)) is not None and found.name.startswith(folder.name))
-    if ours:
+    # Slurm begins its numbers anew some day, and one may be another job's by now: those of this packing bear its name.
+    active = {j.array_id or j.id for j in slurm.jobs(ids) if not j.ended}
+    packing = sorted(i for i in active if (job := slurm.job(i)) is not None and job.name.startswith(folder.name))
+    if packing:
         raise RunError(
-            f"{folder}: job {', '.join(ours)} packs this already; wait for it (`squeue -j {','.join(ours)}`), or end "
-            f"it first: scancel {' '.join(sorted(ids))}"
+            f"{folder}: job {', '.join(packing)} packs this already; wait for it (`squeue -j {','.join(packing)}`), "
+            f"or end it first: scancel {' '.join(sorted(ids))}"
         )

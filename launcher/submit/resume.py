@@ -6,20 +6,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from launcher.slurm.cluster import load_cluster
 from launcher.status.files import read_run
 from launcher.status.view import look_at
+from launcher.submit.run import SubmitRequest, parse_time
+from vit_dist.config.load import find_config, load_recipe
 from vit_dist.core.errors import ConfigError, RunError
 from vit_dist.core.run import names
-
-if TYPE_CHECKING:
-    from launcher.submit.run import SubmitRequest
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What is to be otherwise than in the job before; None and '' keep it.
+    """What differs from the job before; None and '' keep it.
 
     Attributes:
         nodes, spares, time_limit: of the job.
@@ -37,7 +36,7 @@ class Changes:
 
 
 def check_ended(path: Path) -> None:
-    """Raise where the run is done, or still in hand.
+    """Raise where the run is done, or still has a job or a process.
 
     Raises:
         RunError: it is.
@@ -51,7 +50,7 @@ def check_ended(path: Path) -> None:
     if view.state == "done":
         raise RunError(f"{path}: is done, at step {view.step:,}; there is nothing to resume")
     if not recipe_of(path).is_file():
-        raise RunError(f"{path}: has no recipe.yaml, so it cannot be told what it was to train; submit it anew")
+        raise RunError(f"{path}: has no recipe.yaml, so what it was to train is not known; submit it anew")
 
 
 def recipe_of(path: Path) -> Path:
@@ -66,12 +65,8 @@ def request_to_resume(path: Path, changes: Changes) -> SubmitRequest:
 
     Raises:
         ConfigError: no cluster is known, or it or a change is not valid.
-        RunError: the run is done, or still in hand.
+        RunError: the run is done, or still has a job or a process.
     """
-    from launcher.slurm.cluster import load_cluster
-    from launcher.submit.run import SubmitRequest, parse_time
-    from vit_dist.config.load import find_config, load_recipe
-
     path = path.absolute()
     check_ended(path)
     job = read_run(path).job
@@ -80,7 +75,8 @@ def request_to_resume(path: Path, changes: Changes) -> SubmitRequest:
         raise ConfigError(f"{path}: was never a Slurm job; --cluster NAME submits it as one")
     cluster_file = find_config(name, "clusters").absolute()
     cluster = load_cluster(str(cluster_file), changes.site)
-    known = not changes.cluster  # nodes of another site are others
+    # Numbers of nodes and time limits are a site's: on another one they begin anew.
+    known = not changes.cluster
     before = job.get("nodes") if known else None
     nodes = changes.nodes if changes.nodes is not None else before if isinstance(before, int) else 1
     spares = job.get("spares") if known and changes.spares is None else changes.spares

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import socket
 import time
 from collections.abc import Sequence
@@ -64,7 +63,7 @@ class SubmitRequest:
         """The run directory, absolute."""
         if self.run_dir is not None:
             return self.run_dir.expanduser().absolute()
-        return self.root / f"{safe_name(self.recipe.name)}-{recipe_hash(self.recipe)[:8]}"
+        return self.root / names.run_folder(self.recipe.name, recipe_hash(self.recipe))
 
     @property
     def ranks(self) -> int:
@@ -89,11 +88,6 @@ class Submitted:
     warnings: tuple[str, ...]
 
 
-def safe_name(name: str) -> str:
-    """A name for directories and Slurm's queue: blanks, quotes and the like become dashes."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.") or "run"
-
-
 def dry_run(request: SubmitRequest) -> str:
     """The script that `submit` would hand to Slurm, made to stand by itself: it runs this code on the recipe as typed.
 
@@ -106,7 +100,7 @@ def dry_run(request: SubmitRequest) -> str:
     notes = [f"warning: {text}" for text in warnings(request)]
     return render_train(
         site.noted(*notes),
-        job_name=safe_name(request.recipe.name),
+        job_name=names.safe_name(request.recipe.name),
         run_dir=request.directory,
         recipe=request.words,
         nodes=request.nodes,
@@ -130,10 +124,11 @@ def submit(request: SubmitRequest, *, args: Sequence[str] = ()) -> Submitted:
     check(request)
     directory = request.directory
     _check_free(request, directory)
-    told = [*warnings(request), *_check_shared(request.root)]
+    noted = [*warnings(request), *_check_shared(request.root)]
     script, job_dir = directory / names.JOB_FOLDER / "train.sbatch", directory / names.JOB_FOLDER
     try:
-        (directory / names.LOGS).mkdir(parents=True, exist_ok=True)  # Slurm fails a job in silence where it is missing
+        # Slurm fails a job in silence where the directory of its output is missing.
+        (directory / names.LOGS).mkdir(parents=True, exist_ok=True)
         job_dir.mkdir(exist_ok=True)
     except OSError as error:
         raise RunError(f"{directory}: the run directory cannot be made: {error.strerror}") from None
@@ -141,7 +136,7 @@ def submit(request: SubmitRequest, *, args: Sequence[str] = ()) -> Submitted:
     site = _site(request, job_dir / CODE_FOLDER, cluster_file)
     text = render_train(
         site,
-        job_name=safe_name(request.recipe.name),
+        job_name=names.safe_name(request.recipe.name),
         run_dir=directory,
         recipe=[str(job_dir / names.RECIPE)],
         nodes=request.nodes,
@@ -150,23 +145,26 @@ def submit(request: SubmitRequest, *, args: Sequence[str] = ()) -> Submitted:
     )
     write_bytes(str(script), text.encode())
     avoid = _avoid(request)
+    # Slurm is asked before anything of the last job is replaced: where it refuses, that can still be resumed.
     tested = slurm.sbatch(script, args=[*avoid, *args], test_only=True)
     take_snapshot(job_dir / CODE_FOLDER)
     write_bytes(str(job_dir / names.RECIPE), recipe_yaml(request.recipe).encode())
     write_bytes(str(cluster_file), to_yaml(dump(request.cluster)).encode())
     if not (directory / names.RECIPE).exists():
         write_bytes(str(directory / names.RECIPE), recipe_yaml(request.recipe).encode())
-    for leftover in (names.CANCEL, names.REQUEST):  # asked of the job before
+    # What a person asked of the job before is not meant for this one.
+    for leftover in (names.CANCEL, names.REQUEST):
         (directory / leftover).unlink(missing_ok=True)
     facts = _facts(request, script)
+    # First without a number: where sbatch fails here, that of the job before must not stand beside the new facts.
     RunDir(directory).write_json(names.JOB, {"job": "", **facts})
     job = slurm.sbatch(script, args=[*avoid, *args]).job
     RunDir(directory).write_json(names.JOB, {"job": job, **facts})
-    return Submitted(directory, job, tested.start, tuple(told))
+    return Submitted(directory, job, tested.start, tuple(noted))
 
 
 def check(request: SubmitRequest) -> None:
-    """What can be said without Slurm, network or manifest.
+    """Check what can be checked without Slurm, network or manifest.
 
     Raises:
         ConfigError: the ranks do not divide the batch, too many nodes, a path that cannot be, a time that is none.
@@ -196,16 +194,16 @@ def check(request: SubmitRequest) -> None:
 
 
 def warnings(request: SubmitRequest) -> list[str]:
-    """What may go wrong, as far as can be said here."""
-    told = []
+    """What may go wrong, as far as is known before anything is submitted."""
+    noted = []
     saved, grace = measured_save_s(request.directory), request.cluster.preempt_grace
     if saved is not None and grace is not None and saved > float(grace.value):
-        told.append(
+        noted.append(
             f"a save of this run took {format_seconds(saved)}, but a preempted job is given {grace} (preempt_grace): "
             f"it will lose what came after its last checkpoint; save more often"
         )
     _, short = signal_lead(request.cluster, request.time_limit, _lead(request))
-    return [*told, *([short] if short else [])]
+    return [*noted, *([short] if short else [])]
 
 
 def parse_time(text: str) -> str:
@@ -248,10 +246,10 @@ def _check_free(request: SubmitRequest, directory: Path) -> None:
     """
     run = RunDir(directory)
     known = (run.read_json(names.RUN) or {}).get("recipe_hash")
-    ours = recipe_hash(request.recipe)
-    if known is not None and known != ours:
+    wanted = recipe_hash(request.recipe)
+    if known is not None and known != wanted:
         raise ConfigError(
-            f"{directory}: holds another run ({known} there, {ours} here); give another --run-dir, or remove it. "
+            f"{directory}: holds another run ({known} there, {wanted} here); give another --run-dir, or remove it. "
             f"`vit-dist config` prints a recipe, {directory / names.RECIPE} is the one there"
         )
     status = run.status()
@@ -262,13 +260,14 @@ def _check_free(request: SubmitRequest, directory: Path) -> None:
         )
     job = str((run.read_json(names.JOB) or {}).get("job", ""))
     if job:
-        found = slurm.job(job)
-        if found is not None and not found.ended and found.state:
+        known_job = slurm.job(job)
+        if known_job is not None and not known_job.ended and known_job.state:
             raise RunError(
-                f"{directory}: job {job} of this run is {found.state.lower()}; follow it with `vit-dist status "
+                f"{directory}: job {job} of this run is {known_job.state.lower()}; follow it with `vit-dist status "
                 f"{directory}`, end it with `vit-dist stop {directory}` or `vit-dist cancel {directory}`"
             )
-    run.check_free()  # or somebody trains there without Slurm
+    # Somebody may train there without Slurm.
+    run.check_free()
 
 
 def _check_shared(root: Path) -> list[str]:

@@ -24,6 +24,7 @@ def take_snapshot(target: Path) -> Path:
     Raises:
         RunError: it cannot be written.
     """
+    # Copied aside and renamed: a job that starts meanwhile finds all of the old code or all of the new.
     fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         fresh.mkdir(parents=True)
@@ -45,7 +46,8 @@ def take_snapshot(target: Path) -> Path:
 
 
 def _copy(source: str, target: str) -> str:
-    return shutil.copyfile(source, target)  # bytes alone: modes and times cost a round trip each on a shared disk
+    # Bytes alone: modes and times cost a round trip each on a shared file system.
+    return shutil.copyfile(source, target)
 
 
 def describe_code() -> str:

@@ -1,6 +1,6 @@
 """A study as arrays of Slurm jobs, an element a run, each with an evaluation behind it where the study asks for one.
 
-Given again it submits what is neither done nor in the queue: broken runs go on from their checkpoints. What was
+Given again it submits what is neither done nor in the queue: broken runs resume from their checkpoints. What was
 submitted lies in the study's directory under jobs/: arrays.json, and for each time scripts, lists of runs and the code.
 """
 
@@ -127,7 +127,7 @@ def arrays(jobs: StudyJobs, left: Todo, folder: Path, *, largest: int, code: Pat
     Raises:
         ConfigError: something cannot stand in a script.
     """
-    found = []
+    planned = []
     site = jobs.site(code, folder / names.CLUSTER)
     for what, cells in (("train", left.train), ("evaluate", left.evaluate)):
         for first in range(0, len(cells), largest):
@@ -146,8 +146,8 @@ def arrays(jobs: StudyJobs, left: Todo, folder: Path, *, largest: int, code: Pat
                     spares=jobs.spares,
                     throttle=jobs.throttle,
                 )
-            found.append(Array(name, chunk, train, _evaluation(jobs, site, listed, chunk)))
-    return found
+            planned.append(Array(name, chunk, train, _evaluation(jobs, site, listed, chunk)))
+    return planned
 
 
 def _evaluation(jobs: StudyJobs, site: Site, listed: Path, cells: Sequence[Cell]) -> str:
@@ -198,6 +198,7 @@ def submit(jobs: StudyJobs, left: Todo) -> dict[str, Any]:
         write_bytes(str(folder / f"{array.name}.list"), lines.encode())
         for suffix, script in (("", array.train), ("-evaluation", array.evaluate)):
             if script:
+                # All are tested before the first is submitted: half a study in the queue would be worse than none.
                 path = folder / f"{array.name}{suffix}.sbatch"
                 write_bytes(str(path), script.encode())
                 slurm.sbatch(path, test_only=True)
@@ -208,15 +209,16 @@ def submit(jobs: StudyJobs, left: Todo) -> dict[str, Any]:
         # With a limit one array after another: else each would have a limit of its own.
         wait = [f"--dependency=afterany:{before}"] if before and jobs.throttle else []
         before = slurm.sbatch(folder / f"{array.name}.sbatch", args=wait).job if array.train else ""
-        told = {"name": array.name, "job": before, "evaluate": "", "cells": [c.name for c in array.cells]}
-        entry["arrays"].append(told)
+        record = {"name": array.name, "job": before, "evaluate": "", "cells": [c.name for c in array.cells]}
+        entry["arrays"].append(record)
+        # After each submission, so that what is in the queue is known also where the next one fails.
         _record(jobs.directory, entry)
         for i, cell in enumerate(array.cells if array.train else ()):
             facts = _facts(jobs, folder, array)
             run = {"name": cell.name, "recipe": str(jobs.run_dir(cell) / names.JOB_FOLDER / names.RECIPE)}
             RunDir(jobs.run_dir(cell)).write_json(names.JOB, {"job": f"{before}_{i}", **facts, **run})
         if array.evaluate:
-            told["evaluate"] = _submit_evaluation(folder, array, before)
+            record["evaluate"] = _submit_evaluation(folder, array, before)
             _record(jobs.directory, entry)
     return entry
 
@@ -237,7 +239,8 @@ def _prepare(jobs: StudyJobs, cell: Cell, folder: Path) -> None:
     write_bytes(str(directory / names.JOB_FOLDER / names.CLUSTER), (folder / names.CLUSTER).read_bytes())
     if not (directory / names.RECIPE).exists():
         write_bytes(str(directory / names.RECIPE), text)
-    for leftover in (names.CANCEL, names.REQUEST):  # asked of a job before
+    # What a person asked of the job before is not meant for this one.
+    for leftover in (names.CANCEL, names.REQUEST):
         (directory / leftover).unlink(missing_ok=True)
 
 
@@ -265,12 +268,12 @@ def _record(directory: Path, entry: Mapping[str, Any]) -> None:
 def _recorded(directory: Path) -> list[dict[str, Any]]:
     path = directory / "jobs" / _RECORD
     try:
-        found = json.loads(path.read_text())
+        records = json.loads(path.read_text())
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}; remove it once no job of the study is queued") from None
-    return list(found)
+    return list(records)
 
 
 def in_queue(directory: Path, *, patience_s: float = slurm.PATIENCE_S) -> dict[str, str]:
@@ -284,15 +287,16 @@ def in_queue(directory: Path, *, patience_s: float = slurm.PATIENCE_S) -> dict[s
     if not numbers:
         return {}
     held = [job for job in slurm.jobs(numbers, patience_s=patience_s) if not job.ended]
-    found: dict[str, str] = {}
+    states: dict[str, str] = {}
     for array in entries:
         for i, name in enumerate(array["cells"]):
             for number in filter(None, (array["job"], array["evaluate"])):
-                # A number may have come round: ours lie where we put them, which their work directory does not tell.
-                ours = [job for job in held if job.array_id == number and job.matches(f"{number}_{i}")]
-                if ours:
-                    found[name] = "running" if any(job.running for job in ours) else found.get(name, "queued")
-    return found
+                # Their state alone: Slurm gives a number anew some day, and then another's job keeps the run waiting
+                # here.
+                elements = [job for job in held if job.array_id == number and job.matches(f"{number}_{i}")]
+                if elements:
+                    states[name] = "running" if any(job.running for job in elements) else states.get(name, "queued")
+    return states
 
 
 def queued(directory: Path, cells: Iterable[str]) -> dict[str, str]:

@@ -21,7 +21,8 @@ def open_entry(
         RunError: the ledger cannot be written.
     """
     tried = [entry.attempt for entry in read_ledger(run_dir)]
-    tried += [int(line.get("attempt", 0)) for line in RunDir(run_dir).attempts()]  # the ranks' own count
+    # The ranks count for themselves (attempts.jsonl), also where nobody supervises them: a number must not come twice.
+    tried += [int(line.get("attempt", 0)) for line in RunDir(run_dir).attempts()]
     number = 1 + max(tried, default=0)
     append_begin(
         run_dir,
@@ -37,8 +38,14 @@ def open_entry(
 
 
 def own_status(run_dir: Path, before: Status | None) -> Status | None:
-    """What the attempt that has just ended said last; None where it never came to speak."""
+    """The last status of the attempt that has just ended; None where it wrote none.
+
+    Args:
+        run_dir: of the run.
+        before: status.json as it stood before the attempt began.
+    """
     status = RunDir(run_dir).status()
+    # Unchanged: what stands there is the word of an earlier attempt, and says nothing of this one.
     if status is None or (before is not None and (status.attempt, status.time) == (before.attempt, before.time)):
         return None
     return status
@@ -66,6 +73,7 @@ def close_entry(
     """
     saved = newest_step(run_dir)
     reached = status.step if status is not None else saved
+    # `give_up` looks at the attempt as it will stand in the ledger, for its action is part of the same line.
     ended = replace(entry, cause=cause, saved=saved, gained=max(0, saved - entry.step))
     if action in {"respawn", "requeue"} and give_up(ended):
         action = "give_up"
@@ -83,11 +91,11 @@ def close_entry(
     )
 
 
-def told(entry: LedgerEntry, words: str) -> str:
+def describe_end(entry: LedgerEntry, cause: str) -> str:
     """One line for people about an attempt that has ended."""
     spent = format_seconds((entry.ended or entry.begun) - entry.begun)
     return (
-        f"attempt {entry.attempt}: {words}, after {spent}; at step {entry.reached:,}, saved up to {entry.saved:,}: "
+        f"attempt {entry.attempt}: {cause}, after {spent}; at step {entry.reached:,}, saved up to {entry.saved:,}: "
         f"gained {entry.gained:,} steps, lost {entry.lost:,}"
     )
 

@@ -46,12 +46,12 @@ class ExitEvidence:
 
     Attributes:
         code: exit code of srun.
-        status: what the attempt said last; None where it said nothing.
+        status: the last status that the attempt wrote; None where it wrote none.
         failure: the first rank that failed.
-        asked: why the supervisor told the ranks to save and end: 'time_limit' or ''.
+        asked: why the supervisor asked the ranks to save and end: 'time_limit' or ''.
         cancelled: `vit-dist cancel` was used.
         preempted: Slurm says that the job is being preempted.
-        terminated: Slurm told the batch script to end.
+        terminated: Slurm has sent SIGTERM to the batch script.
         requeued: Slurm has put the job back into the queue.
         overdue: the job's time limit has passed.
         lost_nodes: nodes of the attempt that are gone, each with what is known.
@@ -70,29 +70,36 @@ class ExitEvidence:
 
 
 def classify(evidence: ExitEvidence) -> tuple[str, str]:
-    """Cause and detail of an attempt's end under Slurm. What Slurm did goes before what it made the ranks do."""
+    """Cause and detail of an attempt's end under Slurm.
+
+    The order of the questions is the point: what Slurm or a person did goes before what that made the ranks do, since a
+    preempted job, one at its time limit and one that lost a node all leave the same exit codes.
+    """
     status = evidence.status
-    said = status.status if status is not None else ""
+    ended_as = status.status if status is not None else ""
     reason = status.reason if status is not None else ""
-    if evidence.code == 0 and said == "done":
+    # First of all: a run that has reached its horizon is done, whatever was also on its way to it.
+    if evidence.code == 0 and ended_as == "done":
         return "done", ""
     if evidence.cancelled:
         return "cancelled", "on request"
-    # srun ends the peers of the rank that failed first, and then gives the highest code of all
+    # srun ends the peers of the rank that failed first, and then returns the highest code of all.
     first = evidence.failure.code if evidence.failure is not None else evidence.code
     if first in (INVALID, SUPERSEDED):
         return ("invalid" if first == INVALID else "superseded"), reason
-    if evidence.preempted:  # first: Slurm then also brings the job's end near, as a time limit would
-        return "preempted", "saved within the grace time" if said == "stopped" else reason
+    # Before the time limit: to preempt a job Slurm brings its end near, so it looks like one at its limit.
+    if evidence.preempted:
+        return "preempted", "saved within the grace time" if ended_as == "stopped" else reason
     if evidence.asked == "time_limit":
-        return "time_limit", "saved before the time limit" if said == "stopped" else "the ranks did not end in time"
+        return "time_limit", "saved before the time limit" if ended_as == "stopped" else "the ranks did not end in time"
     if evidence.lost_nodes:
         return "node_lost", "; ".join(f"{node} {what}".strip() for node, what in evidence.lost_nodes)
-    if evidence.requeued:  # also where this process was told nothing, on a node that Slurm has given up
+    # Before SIGTERM is asked about: on a node that Slurm has given up for dead, no signal of its reaches this process.
+    if evidence.requeued:
         return "preempted", "Slurm has queued the job again"
     if evidence.terminated:
         return ("time_limit", "ended by Slurm") if evidence.overdue else ("cancelled", "Slurm ended the job")
-    if evidence.code == 0 and said == "stopped":
+    if evidence.code == 0 and ended_as == "stopped":
         return "stopped", reason
     return _failed(evidence.code, status, evidence.failure)
 
@@ -102,8 +109,8 @@ def _failed(code: int, status: Status | None, failure: Failure | None) -> tuple[
     detail = "" if failure is None else f"rank {failure.task} on {failure.node}: {failure.text}"
     if status is None:
         return "start_failed", detail or f"exit code {code} before training began"
-    told = status.reason if status.status == "failed" else ""
-    detail = f"{told} ({detail})" if told and detail else told or detail
+    reason = status.reason if status.status == "failed" else ""
+    detail = f"{reason} ({detail})" if reason and detail else reason or detail
     return cause_of_code(first, status), detail or f"exit code {code}"
 
 
@@ -124,26 +131,27 @@ def cause_of_code(code: int, status: Status | None) -> str:
 
 
 def first_failure(srun_log: Path) -> Failure | None:
-    """The first rank that srun reported as failed; of those that ended since another had gone, none."""
+    """The first rank that srun reported as failed; not one that ended only because another had."""
     try:
         text = srun_log.read_text(errors="replace")
     except OSError:
         return None
-    found: list[Failure] = []
+    failures: list[Failure] = []
     for match in _ENDED_TASK.finditer(text):
         if match["code"] is not None:
-            code, told = int(match["code"]), f"exit code {match['code']}"
+            code, how = int(match["code"]), f"exit code {match['code']}"
         else:
-            code, told = of_signal(_SIGNALS.get(match["signal"], 0)), match["signal"].lower()
-        found.append(Failure(match["node"], match["tasks"].strip(), code, told))
-    # srun itself ends the others with SIGTERM, and ranks that miss another one leave with a code of their own.
-    causes = [f for f in found if f.code not in NOT_THE_CAUSE]
-    return next(iter(causes or found), None)
+            code, how = of_signal(_SIGNALS.get(match["signal"], 0)), match["signal"].lower()
+        failures.append(Failure(match["node"], match["tasks"].strip(), code, how))
+    # srun itself ends the others with SIGTERM, and ranks that have lost a peer leave with a code of their own.
+    causes = [f for f in failures if f.code not in NOT_THE_CAUSE]
+    return next(iter(causes or failures), None)
 
 
 def idle_attempts(entries: Sequence[LedgerEntry], job: str) -> int:
     """Attempts of a job, counted back from the last, that saved nothing new and have only the run to blame."""
     idle = 0
+    # One job alone: whoever submits a run anew has looked at it, and begins the count anew.
     for entry in reversed(entries):
         if entry.job != job or entry.gained > 0:
             break

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from launcher.slurm import commands as slurm
 from launcher.slurm.allocation import Allocation, choose, lost_nodes, remember_lost, to_avoid
-from launcher.supervise.attempts import close_entry, open_entry, own_status, pause_before, told
+from launcher.supervise.attempts import close_entry, describe_end, open_entry, own_status, pause_before
 from launcher.supervise.causes import ExitEvidence, classify, first_failure, idle_attempts
 from launcher.supervise.ledger import LedgerEntry, read_ledger
 from launcher.supervise.postmortem import close_left_open
@@ -24,7 +24,7 @@ from launcher.supervise.settings import ReceivedSignals, SupervisorSettings
 from launcher.supervise.step import POLL_S, HostGuard, Step
 from vit_dist.core.errors import ConfigError, RunError, VitDistError
 from vit_dist.core.log import log
-from vit_dist.core.process import cli_command
+from vit_dist.core.process import cli_command, wait_until
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
 
@@ -37,7 +37,8 @@ class JobSupervisor:
     allocation: Allocation
     received: ReceivedSignals
     gone: dict[str, str] = field(default_factory=dict)
-    guard: HostGuard | None = None
+    """Lost nodes of the job, each with what is known. Only ever added to: Slurm gives no dead node back to a job."""
+    host_guard: HostGuard | None = None
     started: bool = False
     """Whether a step has run in this start of the job."""
 
@@ -45,14 +46,16 @@ class JobSupervisor:
         """Supervise until the run is done, or its job has to end.
 
         Returns:
-            Exit code of the job: 0 where the run is done, was stopped, or goes on in the queue.
+            Exit code of the job: 0 where the run is done, was stopped, or is queued again.
         """
         settings, job = self.settings, self.allocation
+        # Before an entry of its own is opened: an attempt left open is that of a supervisor that died.
         entries = close_left_open(settings.run_dir, job)
         log(
             f"  supervisor: job {job.job}, start {job.restart + 1}, on {', '.join(job.nodes)}; "
             f"{settings.nodes} x {settings.tasks_per_node} ranks, the run's attempt {len(entries) + 1}"
         )
+        # A `scancel` that meets a requeue is lost, and Slurm starts the job once more: the file `cancel` is not.
         if is_cancelled(settings.run_dir, job):
             log("  supervisor: this run was cancelled; nothing is started")
             return 0
@@ -61,14 +64,15 @@ class JobSupervisor:
         try:
             return self._attempts()
         finally:
-            if self.guard is not None:
-                self.guard.stop()
+            if self.host_guard is not None:
+                self.host_guard.stop()
 
     def _attempts(self) -> int:
         settings, job = self.settings, self.allocation
         while True:
+            # Without a TCP probe: nothing points to a lost node yet, and behind a firewall each would cost seconds.
             self.gone.update(lost_nodes(job.nodes, tcp_probe=False))
-            self._post_guard()
+            self._start_host_guard()
             nodes = choose(job, settings.nodes, settings.run_root, self.gone)
             entry, evidence = self._attempt(nodes)
             action, code = self._settle(entry, evidence)
@@ -89,6 +93,7 @@ class JobSupervisor:
             restart=job.restart,
             nodes=nodes if nodes is not None else job.nodes,
         )
+        # Too few nodes are left. That is an attempt too, which never ran: the ledger says why the job is queued again.
         if nodes is None:
             return entry, ExitEvidence(1, lost_nodes=tuple(self.gone.items()))
         logs = settings.run_dir / names.LOGS / names.attempt_folder(entry.attempt)
@@ -97,10 +102,12 @@ class JobSupervisor:
         self.started = True
         code = step.run()
         status = own_status(settings.run_dir, before)
-        told_job = job.slurm_job() if code or status is None or status.status != "done" else None
+        # Slurm need not be asked about a run that is done, nor waited for where it is away.
+        now_in_slurm = job.slurm_job() if code or status is None or status.status != "done" else None
         lost: Mapping[str, str] = {}
-        requeued = told_job is not None and (told_job.restarts or 0) > job.restart
-        if code or self.received.terminated or requeued:  # Slurm ends a whole job for the loss of one node
+        requeued = now_in_slurm is not None and (now_in_slurm.restarts or 0) > job.restart
+        # Also where the ranks themselves ended well: Slurm ends a whole job for the loss of one node.
+        if code or self.received.terminated or requeued:
             lost = lost_nodes(nodes, tcp_probe=True)
         now = time.time()
         return entry, ExitEvidence(
@@ -109,10 +116,10 @@ class JobSupervisor:
             failure=first_failure(logs / "srun.log"),
             asked=step.asked,
             cancelled=is_cancelled(settings.run_dir, job),
-            preempted=told_job is not None and told_job.preempted is not None,
+            preempted=now_in_slurm is not None and now_in_slurm.preempted is not None,
             terminated=self.received.terminated,
             requeued=requeued,
-            overdue=told_job is not None and _overdue(told_job, now),
+            overdue=now_in_slurm is not None and _overdue(now_in_slurm, now),
             lost_nodes=tuple(lost.items()),
         )
 
@@ -126,40 +133,43 @@ class JobSupervisor:
             remember_lost(settings.run_root, lost, settings.run_dir.name)
         action = self._action(cause, evidence)
         status, excluded = evidence.status, tuple(lost) if cause == "node_lost" else ()
-        trial = close_entry(
+        # srun's own code may be that of a peer which srun ended: the rank's that failed first tells more.
+        code = evidence.failure.code if evidence.failure is not None else evidence.code
+        closed = close_entry(
             settings.run_dir,
             entry,
             cause=cause,
             action=action,
-            code=evidence.failure.code
-            if evidence.failure is not None
-            else evidence.code,  # not that of peers that srun ended
+            code=code,
             status=status,
             detail=detail,
             excluded=excluded,
             give_up=lambda ended: self._gives_up([*read_ledger(settings.run_dir)[:-1], ended]),
         )
-        log(f"  {told(trial, cause.replace('_', ' ') + (f' ({detail})' if detail else ''))}; {_FOLLOWS[trial.action]}")
+        shown = cause.replace("_", " ") + (f" ({detail})" if detail else "")
+        log(f"  {describe_end(closed, shown)}; {_FOLLOWS[closed.action]}")
         idle = idle_attempts(read_ledger(settings.run_dir), job.job)
-        if trial.action == "give_up":
+        if closed.action == "give_up":
             log(
                 f"  supervisor: given up: {idle} attempts in a row have saved no new step (give_up_after "
-                f"{settings.give_up_after}). What was saved, up to step {trial.saved:,}, is whole; mend the cause "
+                f"{settings.give_up_after}). The checkpoints are intact, up to step {closed.saved:,}; mend the cause "
                 f"(`vit-dist logs {settings.run_dir} --first-error`), then `vit-dist resume {settings.run_dir}`"
             )
-        if trial.action == "respawn":
-            self._rest(pause_before(idle, settings.pause_s))
+        if closed.action == "respawn":
+            self._pause(pause_before(idle, settings.pause_s))
         if cause == "invalid":
-            return trial.action, ConfigError.exit_code
-        return trial.action, 0 if cause in {"done", "stopped", "cancelled"} else evidence.code or 1
+            return closed.action, ConfigError.exit_code
+        return closed.action, 0 if cause in {"done", "stopped", "cancelled"} else evidence.code or 1
 
     def _action(self, cause: str, evidence: ExitEvidence) -> str:
         if cause in {"done", "cancelled", "invalid", "superseded"}:
             return "none"
-        if cause == "stopped":  # by a bare `scancel -s USR2`: a checkpoint was wanted, and not the run's end
+        # Stopped by a bare `scancel -s USR2`: a checkpoint was wanted, and not the run's end.
+        if cause == "stopped":
             return "respawn" if evidence.status is not None and evidence.status.reason == "SIGUSR2" else "none"
         if cause in {"time_limit", "preempted"} or evidence.requeued:
             return "requeue"
+        # Slurm is ending the job, so nothing more can start in it; and it may do so since a person wants that.
         if self.received.terminated:
             return "requeue" if cause == "node_lost" else "none"
         if cause == "node_lost":
@@ -170,10 +180,9 @@ class JobSupervisor:
     def _gives_up(self, entries: Sequence[LedgerEntry]) -> bool:
         return idle_attempts(entries, self.allocation.job) >= self.settings.give_up_after
 
-    def _rest(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and not self.received.terminated and not self.received.warned:
-            time.sleep(POLL_S)
+    def _pause(self, seconds: float) -> None:
+        # Cut short by a signal: the job is about to end, and what follows has to be decided before that.
+        wait_until(lambda: self.received.terminated or self.received.warned, seconds, POLL_S)
 
     def _requeue(self, *, done: bool) -> int:
         """Put the job back into the queue, unless that is done, away from bad nodes. Slurm then ends this process."""
@@ -184,12 +193,13 @@ class JobSupervisor:
         problem = "" if done else _queue_again(job)
         if problem:
             log(
-                f"  supervisor: the job could not be queued again: {problem}. What was saved is whole; `vit-dist "
-                f"resume {settings.run_dir}` goes on"
+                f"  supervisor: the job could not be queued again: {problem}. The checkpoints are intact; `vit-dist "
+                f"resume {settings.run_dir}` resumes from the newest"
             )
             return 1
         if avoid:
-            # It counts as waiting from now on, while its processes are being ended; this one has KillWait seconds.
+            # Slurm takes new nodes to exclude of a job that waits, not of one that runs. From now on it counts as
+            # waiting, while its processes are being ended; this one has KillWait seconds (30 by default).
             excluded = ",".join([*slurm.hostnames(before.excluded if before else ""), *avoid])
             deadline = time.monotonic() + 20
             while time.monotonic() < deadline:
@@ -200,20 +210,23 @@ class JobSupervisor:
                 time.sleep(0.2)
         return 0
 
-    def _post_guard(self) -> None:
-        """Where the job has spares, have its batch host watched from another node; from yet another if that dies."""
+    def _start_host_guard(self) -> None:
+        """Where the job has spares, guard its batch host from another node; from yet another if that dies.
+
+        Only a job with spares has --no-kill, and outlives its batch host; the others Slurm itself queues again.
+        """
         job = self.allocation
         others = [n for n in job.nodes if n not in self.gone and n != os.environ.get("SLURMD_NODENAME", job.nodes[0])]
         if len(job.nodes) <= self.settings.nodes or not others:
             return
-        if self.guard is not None and self.guard.node in others and self.guard.process.poll() is None:
-            return
-        if self.guard is not None:
-            self.guard.stop()
-        self.guard = HostGuard.post(job, others[-1], self.settings)
+        if self.host_guard is not None:
+            if self.host_guard.node in others and self.host_guard.process.poll() is None:
+                return
+            self.host_guard.stop()
+        self.host_guard = HostGuard.start(job, others[-1], self.settings)
 
     def _preflight(self) -> None:
-        """Test the nodes; what is found goes to the list of bad nodes, and `choose` passes those over."""
+        """Test the nodes. Slow and sick ones go to the list of bad nodes, which `choose` takes last."""
         command = cli_command("preflight", "--run-root", str(self.settings.run_root), safe_path=True)
         command += ["--cluster", self.settings.cluster_file] if self.settings.cluster_file else []
         path = self.settings.run_dir / names.LOGS / "preflight.log"
@@ -230,6 +243,7 @@ def _queue_again(job: Allocation) -> str:
             slurm.requeue(job.job)
         except VitDistError as error:
             problem = str(error)
+            # The answer may be lost where the request was not: a job that counts one restart more is queued again.
             now = job.slurm_job()
             if now is None or (now.restarts or 0) <= job.restart:
                 time.sleep(1.0)
@@ -249,10 +263,12 @@ _FOLLOWS = {
 def is_cancelled(run_dir: Path, allocation: Allocation) -> bool:
     """Whether a person has cancelled this job (`vit-dist cancel`), however often Slurm starts it again."""
     try:
-        told_job = (RunDir(run_dir).read_json(names.CANCEL) or {}).get("job")
+        cancelled = (RunDir(run_dir).read_json(names.CANCEL) or {}).get("job")
     except RunError:
+        # A person has written something there, if not well: to end a run too early is mended by `vit-dist resume`.
         return True
-    return told_job is not None and str(told_job) in {allocation.job, str(allocation.number)}
+    # A job's number, not a mere mark: a cancel of before must not stop the job that resumes the run.
+    return cancelled is not None and str(cancelled) in {allocation.job, str(allocation.number)}
 
 
 def _overdue(job: slurm.Job, now: float) -> bool:

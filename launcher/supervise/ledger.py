@@ -41,7 +41,7 @@ class LedgerEntry:
     """One attempt.
 
     Attributes:
-        attempt: the how-manieth of the run, from 1.
+        attempt: number of the attempt in the run (1-based).
         begun: when, seconds since 1970.
         launcher: 'slurm' or 'local'.
         job: Slurm's number, '120_3' for an element of an array; '' without Slurm.
@@ -133,7 +133,7 @@ def append_end(
     excluded: Sequence[str] = (),
     at: float | None = None,
 ) -> LedgerEntry:
-    """Write how an attempt ended. Returns the whole entry.
+    """Write how an attempt ended. Returns the entry with its end.
 
     Args:
         run_dir: of the run.
@@ -172,7 +172,7 @@ def append_end(
 
 
 def read_ledger(run_dir: Path) -> list[LedgerEntry]:
-    """All attempts, oldest first; a line that a crash has cut short is passed over.
+    """All attempts, oldest first; a line that a crash has cut short is skipped.
 
     Raises:
         RunError: the ledger is there and cannot be read.
@@ -190,7 +190,9 @@ def read_ledger(run_dir: Path) -> list[LedgerEntry]:
             number = int(line["attempt"])
             if line["event"] == "begin":
                 entries[number] = _begun(line)
-            elif number in entries and entries[number].open:  # the first word holds
+            # The first end that was written wins: a supervisor on a node that was given up for dead may live on, and
+            # append its own after the next supervisor has closed the attempt.
+            elif number in entries and entries[number].open:
                 entries[number] = _joined(entries[number], line)
         except (ValueError, KeyError, TypeError):
             continue

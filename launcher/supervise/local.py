@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.supervise.attempts import close_entry, open_entry, own_status, pause_before, told
+from launcher.supervise.attempts import close_entry, describe_end, open_entry, own_status, pause_before
 from launcher.supervise.causes import cause_of_code
 from launcher.supervise.ledger import read_ledger
 from vit_dist.config.schema import Recipe
@@ -28,12 +28,12 @@ from vit_dist.core.log import log
 from vit_dist.core.run.checkpoints import newest_step
 from vit_dist.core.run.directory import RunDir, Status
 
-CAUSES = {
+CODE_MEANINGS = {
     FAILED: "failed",
     INVALID: "was asked for something impossible",
     PEER_LOST: "lost a rank",
     HUNG: "hung",
-    SUPERSEDED: "was taken over by another attempt",
+    SUPERSEDED: "was superseded by a later attempt",
     INTERRUPTED: "was interrupted",
     TERMINATED: "was terminated before it could save",
 }
@@ -41,8 +41,8 @@ CAUSES = {
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How one attempt ended: its exit code, and what it said last, if anything."""
+class AttemptEnd:
+    """How one attempt ended: its exit code, and the last status it wrote, if any."""
 
     code: int
     status: Status | None
@@ -50,13 +50,14 @@ class Ended:
     @property
     def cause(self) -> str:
         """Why it ended, for people."""
-        said = self.status is not None and self.status.status in {"failed", "stopped", "done"}
-        reason = f": {self.status.reason}" if said and self.status is not None and self.status.reason else ""
+        # One that still says `running` was killed: the reason there, if any, is not that of its end.
+        final = self.status is not None and self.status.status in {"failed", "stopped", "done"}
+        reason = f": {self.status.reason}" if final and self.status is not None and self.status.reason else ""
         if self.code == 0:
             return f"{self.status.status if self.status else 'ended'}{reason}"
-        if self.code not in CAUSES and (number := signal_of(self.code)) is not None:
+        if self.code not in CODE_MEANINGS and (number := signal_of(self.code)) is not None:
             return f"killed by signal {number}"
-        return f"{CAUSES.get(self.code, f'exit code {self.code}')}{reason}"
+        return f"{CODE_MEANINGS.get(self.code, f'exit code {self.code}')}{reason}"
 
 
 def supervise_local(
@@ -70,7 +71,7 @@ def supervise_local(
 ) -> int:
     """Start attempts until the run is done, is stopped on request, or does not get on.
 
-    Progress is counted in steps saved, never by exit codes: a run that is killed often but gets on is let be.
+    Progress is counted in steps saved, never by exit codes: a run that is killed often but gets on may go on for ever.
 
     Args:
         recipe: of the run.
@@ -87,14 +88,15 @@ def supervise_local(
         RunError: given up (says why the attempts ended), or another attempt runs there.
     """
     directory, idle, causes = RunDir(run_dir), 0, list[str]()
-    directory.check_free()  # or the open line of the attempt that runs would be taken for one that died
+    # Before the ledger is looked at: the open entry of an attempt that runs would be taken for one that died.
+    directory.check_free()
     _close_left_open(run_dir)
     while True:
         before = directory.status()
         entry = open_entry(run_dir, launcher="local", devices=devices, nodes=[socket.gethostname()])
         code = attempt(recipe, run_dir)
         status = own_status(run_dir, before)
-        ended, cause = Ended(code, directory.status()), cause_of_code(code, status)
+        ended, cause = AttemptEnd(code, directory.status()), cause_of_code(code, status)
         gained = newest_step(run_dir) > entry.step
         final = code == 0 or code in FINAL
         idle = 0 if gained else idle + 1
@@ -103,14 +105,14 @@ def supervise_local(
             run_dir, entry, cause=cause, action=action, code=code, status=status, detail=status.reason if status else ""
         )
         causes.append(ended.cause)
-        log(told(entry, ended.cause))
+        log(describe_end(entry, ended.cause))
         if final:
             return code
         if action == "give_up":
             raise RunError(
                 f"{run_dir}: given up: {idle} attempts in a row have saved no new step (--give-up-after "
-                f"{give_up_after}); they ended thus: {'; '.join(dict.fromkeys(causes[-idle:]))}. What was saved, up to "
-                f"step {entry.saved:,}, is whole; mend the cause and start again"
+                f"{give_up_after}); they ended thus: {'; '.join(dict.fromkeys(causes[-idle:]))}. The checkpoints "
+                f"are intact, up to step {entry.saved:,}; mend the cause and start again"
             )
         time.sleep(pause_before(idle, pause_s))
 
@@ -121,6 +123,8 @@ def _close_left_open(run_dir: Path) -> None:
     if not entries or not entries[-1].open or entries[-1].launcher != "local":
         return
     status = RunDir(run_dir).status()
-    seen = status.time if status is not None and status.time > entries[-1].begun else entries[-1].begun
+    last_trace = status.time if status is not None and status.time > entries[-1].begun else entries[-1].begun
     detail = "its supervisor was killed with it, or before it"
-    close_entry(run_dir, entries[-1], cause="crashed", action="none", code=1, status=status, detail=detail, at=seen)
+    close_entry(
+        run_dir, entries[-1], cause="crashed", action="none", code=1, status=status, detail=detail, at=last_trace
+    )

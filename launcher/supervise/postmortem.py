@@ -1,4 +1,4 @@
-"""The end of an attempt whose supervisor could not write it: what the next one finds out."""
+"""The end of an attempt whose supervisor could not write it, from what Slurm and the files still say."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launcher.slurm import commands as slurm
 from launcher.slurm.allocation import Allocation, lost_nodes
-from launcher.supervise.attempts import close_entry, told
+from launcher.supervise.attempts import close_entry, describe_end
 from launcher.supervise.ledger import LedgerEntry, read_ledger
 from vit_dist.core.errors import VitDistError
 from vit_dist.core.log import log
@@ -22,13 +22,22 @@ def close_left_open(run_dir: Path, allocation: Allocation) -> list[LedgerEntry]:
     for entry in [e for e in entries if e.open]:
         cause, detail, action = _post_mortem(entry, allocation)
         status = RunDir(run_dir).status()
+        # An older one is of the attempt before.
         status = status if status is not None and status.time >= entry.begun else None
-        seen = max([entry.begun, *([status.time] if status else []), *_written(run_dir, entry)])
+        # It ended at its last trace, not now: the time in the queue since then must not count as device-hours.
+        last_trace = max([entry.begun, *([status.time] if status else []), *_written(run_dir, entry)])
         closed = close_entry(
-            run_dir, entry, cause=cause, action=action, code=1, status=status, detail=detail, at=min(seen, time.time())
+            run_dir,
+            entry,
+            cause=cause,
+            action=action,
+            code=1,
+            status=status,
+            detail=detail,
+            at=min(last_trace, time.time()),
         )
-        words = f"{cause.replace('_', ' ')} ({detail})"
-        log(f"  {told(closed, words)}; it could not say so itself")
+        shown = f"{cause.replace('_', ' ')} ({detail})"
+        log(f"  {describe_end(closed, shown)}; its own supervisor could not write this")
     return read_ledger(run_dir)
 
 
@@ -39,8 +48,8 @@ def _post_mortem(entry: LedgerEntry, allocation: Allocation) -> tuple[str, str, 
     same = entry.job == allocation.job
     lost = lost_nodes(entry.nodes, tcp_probe=True)
     if lost:
-        what = "; ".join(f"{node} {why}" for node, why in lost.items())
-        return "node_lost", what, "requeue" if same else "none"
+        nodes = "; ".join(f"{node} {why}" for node, why in lost.items())
+        return "node_lost", nodes, "requeue" if same else "none"
     state = _state_of(entry)
     by_state = {
         "NODE_FAIL": ("node_lost", "Slurm says NODE_FAIL"),
@@ -60,10 +69,12 @@ def _post_mortem(entry: LedgerEntry, allocation: Allocation) -> tuple[str, str, 
 def _state_of(entry: LedgerEntry) -> str:
     """How Slurm says the job ended in which an attempt ran; '' where it does not know."""
     with contextlib.suppress(VitDistError):
-        runs = slurm.accounting(entry.job, patience_s=5)
-        fitting = [j for j in runs or [] if j.start is not None and j.start <= entry.begun + 2]
-        if fitting:
-            return fitting[-1].state
+        starts = slurm.accounting(entry.job, patience_s=5)
+        # Accounting has a line for each start of a requeued job: of those before the attempt the last is its own, give
+        # or take two seconds between the clocks of controller and node.
+        before = [j for j in starts or [] if j.start is not None and j.start <= entry.begun + 2]
+        if before:
+            return before[-1].state
     with contextlib.suppress(VitDistError):
         job = slurm.job(entry.job, patience_s=5)
         if job is not None and job.ended:

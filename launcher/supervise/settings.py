@@ -1,4 +1,4 @@
-"""What the job script tells the supervisor, and what Slurm's signals have told it."""
+"""The supervisor's settings, which the job script gives it, and the signals that Slurm has sent it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from vit_dist.core.process import handling
 from vit_dist.core.run.checkpoints import measured_save_s
 
 
 @dataclass(frozen=True)
 class SupervisorSettings:
-    """What the job script tells the supervisor.
+    """What the job script gives the supervisor.
 
     Attributes:
         run_dir: of the run.
@@ -53,8 +54,10 @@ class SupervisorSettings:
 class ReceivedSignals:
     """Signals that Slurm has sent to the batch script."""
 
-    warned: bool = False  # USR2: the time limit is near
-    terminated: bool = False  # TERM: the job is being ended
+    warned: bool = False
+    """SIGUSR2: the time limit is near."""
+    terminated: bool = False
+    """SIGTERM: the job is being ended."""
 
     def on(self, number: int, _frame: FrameType | None) -> None:
         """Note a signal."""
@@ -66,9 +69,5 @@ class ReceivedSignals:
 def listening() -> Iterator[ReceivedSignals]:
     """Note SIGUSR2 and SIGTERM in place of dying of them."""
     received = ReceivedSignals()
-    old = {number: signal.signal(number, received.on) for number in (signal.SIGUSR2, signal.SIGTERM)}
-    try:
+    with handling((signal.SIGUSR2, signal.SIGTERM), received.on):
         yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

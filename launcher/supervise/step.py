@@ -30,14 +30,15 @@ _STRAGGLE_S = 150.0
 
 @dataclass
 class HostGuard:
-    """The step on another node that notices when this one dies; see launcher/supervise/host_guard.py."""
+    """The step on another node that queues the job again when this node dies; see launcher/supervise/host_guard.py."""
 
     node: str
     process: subprocess.Popen[bytes]
 
     @classmethod
-    def post(cls, job: Allocation, node: str, settings: SupervisorSettings) -> HostGuard:
-        """Start it."""
+    def start(cls, job: Allocation, node: str, settings: SupervisorSettings) -> HostGuard:
+        """Start it on a node."""
+        # In Slurm's file names % begins a pattern.
         log_file = str(settings.run_dir / names.LOGS / "guard.log").replace("%", "%%")
         options = ["--overlap", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", f"--nodelist={node}"]
         command = [sys.executable, "-P", "-m", HOST_GUARD_MODULE, job.job, str(job.restart)]
@@ -53,7 +54,7 @@ class HostGuard:
         )
 
     def stop(self) -> None:
-        """End it."""
+        """End it: srun passes SIGTERM on, and the guard ends its own process of the other session."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -76,7 +77,7 @@ class Step:
     again: bool = False
     """Whether it follows another step in this start of the job."""
     asked: str = ""
-    """Why the ranks were told to save and end."""
+    """Why the ranks were asked to save and end."""
 
     def run(self) -> int:
         """Start the ranks and wait for their end. Returns srun's exit code (128 + n where it died of signal n)."""
@@ -109,25 +110,29 @@ class Step:
 
     def environment(self) -> dict[str, str]:
         """What the ranks inherit: where rank 0 is, and a place to agree on who prints a shared error."""
-        said = self.logs / ".said"
-        said.mkdir(exist_ok=True)
+        scratch = self.logs / ".said"
+        scratch.mkdir(exist_ok=True)
         port = port_for(self.allocation, self.entry.attempt, self.nodes[0])
-        place = {"MASTER_ADDR": address_of(self.nodes[0]), "MASTER_PORT": str(port), "VIT_DIST_SCRATCH": str(said)}
+        place = {"MASTER_ADDR": address_of(self.nodes[0]), "MASTER_PORT": str(port), "VIT_DIST_SCRATCH": str(scratch)}
         return {**os.environ, **place}
 
     def _wait(self, process: subprocess.Popen[bytes]) -> int:
-        leave_at, ask_at, ended_at, minded = self._leave_at(), time.monotonic() + 60, 0.0, self.received.warned
+        # A warning of before was for the attempt before: only one that is new asks this attempt to leave.
+        leave_at, refresh_at, ended_at, warned = self._leave_at(), time.monotonic() + 60, 0.0, self.received.warned
         while process.poll() is None:
             time.sleep(POLL_S)
             now = time.monotonic()
-            if not self.asked and (time.time() >= leave_at or self.received.warned != minded):
-                leave_at, minded = self._leave_at(), self.received.warned  # a person may have given the job more time
+            if not self.asked and (time.time() >= leave_at or self.received.warned != warned):
+                # Ask Slurm again before ranks are stopped: a person may have given the job more time.
+                leave_at, warned = self._leave_at(), self.received.warned
                 if time.time() >= leave_at:
                     self.asked = "time_limit"
                     log("  supervisor: Slurm will end the job soon (time limit, or preemption): save and end")
-                    process.send_signal(signal.SIGUSR2)  # srun passes it on to every rank
-            if now >= ask_at:
-                ask_at, leave_at = now + 60, self._leave_at()
+                    # srun passes it on to every rank.
+                    process.send_signal(signal.SIGUSR2)
+            # Once a minute: the time limit may be changed, and a save measured, without any signal.
+            if now >= refresh_at:
+                refresh_at, leave_at = now + 60, self._leave_at()
             ended_at = self._straggling(process, now, ended_at)
         return process.returncode
 
@@ -142,16 +147,19 @@ class Step:
             return 0.0
         if job is None or job.end is None:
             return 0.0 if self.received.warned else float("inf")
+        # Never more than half of a short job, or it would leave as soon as it starts, for ever.
         length = job.end - job.start if job.start is not None else float("inf")
         return job.end - min(self.settings.lead(), length / 2)
 
     def _straggling(self, process: subprocess.Popen[bytes], now: float, ended_at: float) -> float:
-        """End an srun that does not notice that its ranks are gone."""
-        if int(now / POLL_S) % 20:  # every two seconds
+        """End an srun that does not notice that its ranks are gone. Returns since when they are, or 0.0."""
+        # Every two seconds: status.json lies on a shared file system.
+        if int(now / POLL_S) % 20:
             return ended_at
         status = None
         with contextlib.suppress(RunError):
             status = RunDir(self.settings.run_dir).status()
+        # One from before this attempt began tells how the attempt before ended.
         over = status is not None and status.time >= self.entry.begun and status.status != "running"
         if not over:
             return 0.0

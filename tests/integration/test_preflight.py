@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from launcher import bad_nodes
-from launcher.preflight.run import Options, examine_here
+from launcher.preflight.run import PreflightOptions, examine_here
 from tests.conftest import command
 from tests.slurm.cluster import wait_for
 from vit_dist.data.manifest import read_manifest
@@ -54,7 +54,7 @@ def meanwhile(work: Any) -> Iterator[None]:
 
 def test_a_machine_that_is_fit_passes_and_its_shards_are_read(small_set: str) -> None:
     reads = tuple(places(read_manifest(small_set)))
-    report = examine_here(1, Options(reads=reads))
+    report = examine_here(1, PreflightOptions(reads=reads))
     assert report.ok, report
     figures = report.nodes[0].figures
     assert figures["gemm"] > 1e6
@@ -83,7 +83,7 @@ def test_a_slow_and_a_dead_probe_are_named_and_nobody_waits_for_them() -> None:
                 time.sleep(0.03)
 
     with meanwhile(torment):
-        report = examine_here(4, Options(timeout_s=120, silence_s=10, slow=0.5))
+        report = examine_here(4, PreflightOptions(timeout_s=120, silence_s=10, slow=0.5))
     assert {n.node: n.verdict for n in report.nodes} == {
         "process 0": "ok",
         "process 1": "slow",
@@ -102,7 +102,7 @@ def test_a_probe_that_hangs_in_the_all_reduce_is_named_and_the_others_are_not() 
         os.kill(pid, signal.SIGSTOP)
 
     with meanwhile(stop_it):
-        report = examine_here(3, Options(timeout_s=90, silence_s=6))
+        report = examine_here(3, PreflightOptions(timeout_s=90, silence_s=6))
     assert list(report.bad) == ["process 1"], report
     assert "fell silent during the all-reduce" in report.bad["process 1"]
 

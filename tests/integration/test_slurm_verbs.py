@@ -133,9 +133,9 @@ def test_strange_names_change_no_answer_and_run_no_command(sleeper: Callable[...
     for i, name in enumerate(names):
         comment = f"--comment={name} JobState=FAILED NodeList=evil"
         runs.append(sleeper(f"--job-name={name}", comment, "--begin=now+1hour", name=f"r{i}"))
-    told = tmp_path / "runs" / names[1]
-    shutil.copytree(runs[1], told)
-    assert {v.state for v in look([*runs, told])[0]} == {"waiting"}
+    status_json = tmp_path / "runs" / names[1]
+    shutil.copytree(runs[1], status_json)
+    assert {v.state for v in look([*runs, status_json])[0]} == {"waiting"}
     for run, name in zip(runs, names, strict=True):
         view, _ = look_at(run)
         assert view.job is not None
@@ -173,10 +173,10 @@ def test_a_training_job_is_followed_saved_moved_stopped_and_resumed(slurm: Any, 
     run = site.submit(nodes=1, pace=0.3)
     name, roots = run.dir.name, ("--runs", str(run.dir.parent))
 
-    def told() -> dict[str, Any]:
+    def status_json() -> dict[str, Any]:
         return json.loads(vit_dist("status", run.job, *roots, "--json").stdout)
 
-    wait_for("it trains", lambda: told()["state"] == "running", 240, run.text)
+    wait_for("it trains", lambda: status_json()["state"] == "running", 240, run.text)
     done = vit_dist("checkpoint", name, *roots)
     assert done.returncode == 0, done.stderr
     assert (Path(done.stdout.strip()) / "COMMITTED.json").is_file()
@@ -187,7 +187,7 @@ def test_a_training_job_is_followed_saved_moved_stopped_and_resumed(slurm: Any, 
     done = vit_dist("requeue", name, *roots, "--exclude", node, "--now")
     assert done.returncode == 0, done.stderr
     assert "saved up to step" in done.stderr
-    wait_for("it trains elsewhere", lambda: told()["state"] == "running" and len(run.ledger) == 2, 240, run.text)
+    wait_for("it trains elsewhere", lambda: status_json()["state"] == "running" and len(run.ledger) == 2, 240, run.text)
     assert run.nodes != [node]
     assert run.ledger[1].restart == 1
     assert run.ledger[1].step >= run.ledger[0].saved > 0
@@ -196,7 +196,7 @@ def test_a_training_job_is_followed_saved_moved_stopped_and_resumed(slurm: Any, 
     assert done.returncode == 0, done.stderr + run.text()
     assert "stopped, saved up to step" in done.stderr
     assert run.end() == "COMPLETED"
-    view = told()
+    view = status_json()
     assert (view["state"], view["step"]) == ("stopped", view["saved"])
 
     first_job = run.job
@@ -207,5 +207,5 @@ def test_a_training_job_is_followed_saved_moved_stopped_and_resumed(slurm: Any, 
     assert (done.returncode, "there is nothing to resume" in done.stderr) == (1, True)
     done = vit_dist("cancel", name, *roots)
     assert done.returncode == 0, done.stderr
-    assert told()["state"] == "cancelled"
+    assert status_json()["state"] == "cancelled"
     assert vit_dist("resume", name, *roots, "--nodes", "5").returncode == 2  # 24 is not divisible by 5

@@ -204,7 +204,7 @@ class Site:
     cluster: Any
     folder: Path
     train: str
-    whole: Path
+    reference: Path
 
     def cluster_file(self, **fields: Any) -> Path:
         """A cluster file like `dev`, with a run root of its own."""
@@ -233,7 +233,7 @@ def vit_dist(*arguments: str, timeout: float = 120) -> subprocess.CompletedProce
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, check=False)
 
 
-def check(run: SlurmRun, whole: Path, causes: Sequence[str], *, bits: bool = True) -> None:
+def check(run: SlurmRun, reference: Path, causes: Sequence[str], *, bits: bool = True) -> None:
     """What must hold at the end of every scenario.
 
     The job is over and nothing of it lives; every step was trained on the examples of the undisturbed run; weights and
@@ -244,17 +244,17 @@ def check(run: SlurmRun, whole: Path, causes: Sequence[str], *, bits: bool = Tru
     wait_for(
         "nothing of the job lives", lambda: not job_processes(run.cluster), 30, lambda: str(job_processes(run.cluster))
     )
-    check_files(run.dir, whole, bits=bits)
+    check_files(run.dir, reference, bits=bits)
     check_ledger(run, causes)
 
 
-def check_files(run_dir: Path, whole: Path, *, bits: bool = True) -> None:
+def check_files(run_dir: Path, reference: Path, *, bits: bool = True) -> None:
     """Every step was trained on the same examples as in the undisturbed run, and the weights and moments are its."""
-    ours, theirs = trained_order(run_dir), trained_order(whole)
-    assert sorted(theirs) == list(range(1, STEPS + 1))
-    assert ours == theirs
+    trained, expected = trained_order(run_dir), trained_order(reference)
+    assert sorted(expected) == list(range(1, STEPS + 1))
+    assert trained == expected
     last = f"checkpoints/step-{STEPS:010d}"
-    (assert_same_bits if bits else assert_close)(whole / last, run_dir / last)
+    (assert_same_bits if bits else assert_close)(reference / last, run_dir / last)
 
 
 def assert_close(a: Path, b: Path, relative: float = 1e-2) -> None:

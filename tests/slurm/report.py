@@ -26,13 +26,13 @@ def write_report(rows: Sequence[Row], asked: int) -> None:
     ]
     for row in rows:
         measured = "; ".join(f"{name.removesuffix(', s')} {value:.1f} s" for name, value in row.figures.items())
-        cells = [row.name, row.done, told(row.causes), str(row.lost), f"{row.seconds:.0f}", measured]
+        cells = [row.name, row.done, describe_causes(row.causes), str(row.lost), f"{row.seconds:.0f}", measured]
         lines.append(f"| {' | '.join(cells)} |")
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     REPORT.write_text("\n".join([*lines, ""]))
 
 
-def told(causes: Sequence[str]) -> str:
+def describe_causes(causes: Sequence[str]) -> str:
     """['crashed', 'crashed', 'done'] -> 'crashed x 2, done'."""
     runs = [(cause, len(list(same))) for cause, same in groupby(causes)]
     return ", ".join(f"{cause} x {n}" if n > 1 else cause for cause, n in runs)

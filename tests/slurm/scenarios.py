@@ -57,7 +57,7 @@ def finish(row: Row, run: SlurmRun, site: Site, causes: Sequence[str], *, bits: 
     """Let the run go to its end, hold it to the undisturbed one, and fill in the row."""
     run.let_go()
     assert run.end() == "COMPLETED", run.text()
-    check(run, site.whole, causes, bits=bits)
+    check(run, site.reference, causes, bits=bits)
     row.causes, row.lost = run.causes, sum(e.lost for e in run.ledger)
     return row
 
@@ -87,7 +87,7 @@ def a_rank_is_killed(site: Site) -> Row:
 
 
 def a_node_dies(site: Site, *, batch_host: bool = False, orphans: bool = False) -> Row:
-    """kill -9 of everything on a node: the same job goes on elsewhere, away from that node."""
+    """kill -9 of everything on a node: the same job resumes elsewhere, away from that node."""
     name = (
         "a node dies" + (", the batch script's" if batch_host else "") + (", what it ran lives on" if orphans else "")
     )
@@ -131,7 +131,7 @@ def gone_after_node(site: Site, run: SlurmRun, row: Row, node: str, began: float
 
 
 def a_higher_partition_preempts(site: Site) -> Row:
-    """A job of a higher partition takes the nodes: the run saves within the grace time, waits, goes on."""
+    """A job of a higher partition takes the nodes: the run saves within the grace time, waits, resumes."""
     row = Row("preemption", "a job in partition hi takes all nodes from one in lo")
     run = site.submit(partition="lo", preempt_grace="30s")
     run.saved(SAVE_EVERY)
@@ -154,7 +154,7 @@ def the_time_limit_comes(site: Site) -> Row:
     run.let_go()
     assert run.end() == "COMPLETED", run.text()
     rounds = len(run.ledger)
-    check(run, site.whole, ["time_limit"] * (rounds - 1) + ["done"])
+    check(run, site.reference, ["time_limit"] * (rounds - 1) + ["done"])
     assert rounds >= 3
     assert {e.job for e in run.ledger} == {run.job}
     row.causes, row.lost = run.causes, sum(e.lost for e in run.ledger)
@@ -163,7 +163,7 @@ def the_time_limit_comes(site: Site) -> Row:
 
 
 def it_is_cancelled(site: Site) -> Row:
-    """scancel by hand: it stays cancelled; `resume` goes on."""
+    """scancel by hand: it stays cancelled; `resume` resumes it."""
     row = Row("scancel", "scancel JOB, then vit-dist resume")
     run = site.submit()
     run.saved(SAVE_EVERY)
@@ -223,7 +223,7 @@ def storage_goes_away(site: Site, *, seconds: float = 20.0) -> Row:
 
 
 def the_disk_fills_up(site: Site) -> Row:
-    """The run directory's file system is full for a while: saves fail loudly, nothing is lost, it goes on."""
+    """The run directory's file system is full for a while: saves fail loudly, nothing is lost, it resumes."""
     row = Row("full disk", "a small file system filled to the last byte, and freed once it was felt")
     with small_disk(site.folder / "runs") as disk:
         run = site.submit()
@@ -268,7 +268,7 @@ def fill(path: Path) -> None:
 
 
 def a_rank_stands_still(site: Site) -> Row:
-    """SIGSTOP of a rank: the watchdog ends the attempt and leaves the stacks; it goes on."""
+    """SIGSTOP of a rank: the watchdog ends the attempt and leaves the stacks; it resumes."""
     row = Row("a stopped rank", "SIGSTOP of rank 1, guards.hang=8s")
     run = site.submit("guards.hang=8s")
     run.saved(SAVE_EVERY)
@@ -286,7 +286,7 @@ def it_goes_on_with_other_nodes(site: Site) -> Row:
     recipe = recipe_file(site.folder, site.train, "precision: fp32")
     alone = site.folder / "alone"
     Attempt(recipe, alone, 2).finish(240)
-    site = replace(site, whole=alone)
+    site = replace(site, reference=alone)
     run = site.submit(recipe=recipe)
     for attempt, (nodes, step) in enumerate(((3, SAVE_EVERY), (1, 2 * SAVE_EVERY)), 1):
         run.trained(step + 1, attempt=attempt)

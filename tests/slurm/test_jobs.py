@@ -16,9 +16,9 @@ pytestmark = [pytest.mark.slurm, pytest.mark.distributed]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, small_set: str) -> Path:
+def reference(tmp_path_factory: pytest.TempPathFactory, small_set: str) -> Path:
     """The run that nobody disturbed, trained once."""
-    return undisturbed(tmp_path_factory.mktemp("whole"), small_set)
+    return undisturbed(tmp_path_factory.mktemp("reference"), small_set)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,8 @@ def rows(request: pytest.FixtureRequest) -> Iterator[list[Row]]:
 
 
 @pytest.fixture
-def site(slurm, tmp_path: Path, small_set: str, whole: Path) -> Site:
-    return Site(slurm, tmp_path, small_set, whole)
+def site(slurm, tmp_path: Path, small_set: str, reference: Path) -> Site:
+    return Site(slurm, tmp_path, small_set, reference)
 
 
 @pytest.mark.timeout(600)
@@ -64,4 +64,4 @@ def on_s3(site: Site) -> Site:
     system, path = file_system(url)
     for file in Path(site.train).parent.iterdir():
         system.pipe_file(f"{path}/{file.name}", file.read_bytes())
-    return Site(site.cluster, site.folder, f"{url}/manifest.json", site.whole)
+    return Site(site.cluster, site.folder, f"{url}/manifest.json", site.reference)

@@ -19,11 +19,11 @@ pytestmark = [pytest.mark.slurm, pytest.mark.distributed, pytest.mark.drill]
 @pytest.mark.skipif("VIT_DIST_ROOT_TESTS" not in os.environ, reason="VIT_DIST_ROOT_TESTS=1 as root cuts real links")
 @pytest.mark.timeout(900)
 def test_a_cut_link_costs_a_node_and_no_step(tmp_path: Path, small_set: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = undisturbed(tmp_path / "whole", small_set)
+    reference = undisturbed(tmp_path / "reference", small_set)
     with networked_cluster() as (cluster, network):
         for name in ("SLURM_CONF", "PATH"):
             monkeypatch.setenv(name, cluster.environment()[name])
-        site, row = Site(cluster, tmp_path, small_set, whole), Row("a cut link", "the link of n2 is down")
+        site, row = Site(cluster, tmp_path, small_set, reference), Row("a cut link", "the link of n2 is down")
         run = site.submit(env={"GLOO_SOCKET_IFNAME": INTERFACE, "OMP_NUM_THREADS": "1"})
         run.saved(SAVE_EVERY)
         assert run.nodes == ["n1", "n2"]

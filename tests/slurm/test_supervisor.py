@@ -24,8 +24,8 @@ RANK = Path(__file__).parent / "fake_rank.py"
 
 def prepare(run_dir: Path, **plan: Any) -> Path:
     (run_dir / "logs").mkdir(parents=True)
-    told = {"steps": 30, "pace_s": 0.05, "save_every": 10, **plan}
-    (run_dir / "plan.json").write_text(json.dumps(told))
+    settings = {"steps": 30, "pace_s": 0.05, "save_every": 10, **plan}
+    (run_dir / "plan.json").write_text(json.dumps(settings))
     return run_dir
 
 
@@ -49,8 +49,8 @@ def submit_run(tmp_path: Path, run_dir: Path, *overrides: str, spares: int = 0) 
 
 def ended(job: str, run_dir: Path, timeout: float = 120) -> list[LedgerEntry]:
     def over() -> bool:
-        told = commands.job(job)
-        return told is not None and told.ended
+        shown = commands.job(job)
+        return shown is not None and shown.ended
 
     log = run_dir / "logs" / "batch.log"
     wait_for(f"job {job} ends", over, timeout, lambda: log.read_text() if log.exists() else f"{log} is missing")
@@ -70,9 +70,9 @@ def test_a_rank_that_dies_is_started_again_on_the_same_nodes(slurm: Any, tmp_pat
     assert first.gained >= 10
     assert first.detail == "rank 1 on n2: killed"
     assert (second.cause, second.action, second.saved, second.devices) == ("done", "none", 30, 2)
-    told = commands.job(job)
-    assert told is not None
-    assert (told.state, told.exit_code) == ("COMPLETED", 0)
+    shown = commands.job(job)
+    assert shown is not None
+    assert (shown.state, shown.exit_code) == ("COMPLETED", 0)
     assert second.begun - first.begun < 30
     assert (run_dir / "logs" / "attempt-0002" / "rank-1.log").exists()
 
@@ -93,9 +93,9 @@ def test_what_cannot_be_is_not_tried_again(slurm: Any, tmp_path: Path) -> None:
     job = submit_run(tmp_path, run_dir)
     (only,) = ended(job, run_dir)
     assert (only.cause, only.action, only.code) == ("invalid", "none", 2)
-    told = commands.job(job)
-    assert told is not None
-    assert (told.state, told.exit_code) == ("FAILED", 2)
+    shown = commands.job(job)
+    assert shown is not None
+    assert (shown.state, shown.exit_code) == ("FAILED", 2)
 
 
 def test_elements_of_an_array_are_runs_of_their_own(slurm: Any, tmp_path: Path) -> None:
@@ -157,8 +157,8 @@ def test_the_batch_hosts_death_is_told_by_the_next_start(slurm: Any, tmp_path: P
     slurm.kill("n1")
 
     def again() -> bool:
-        told = commands.job(job)
-        return told is not None and bool(told.restarts)
+        shown = commands.job(job)
+        return shown is not None and bool(shown.restarts)
 
     wait_for("the job is queued again", again, 60)
     if spares:  # with its spare it needs all three nodes

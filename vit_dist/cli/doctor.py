@@ -1,4 +1,4 @@
-"""`vit-dist doctor`: look at everything a run leans on, and say what to do about what is not well."""
+"""`vit-dist doctor`: check everything a run depends on, and say what to do about what is not well."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-SUMMARY = "look at this machine, Slurm, files and data, and say what to do about what is not well"
+SUMMARY = "check this machine, Slurm, files and data, and say what to do about what is not well"
 
 _EXAMPLES = """
 Looks at packages and versions, limits and shared memory, GPUs with driver and NCCL, Slurm and those of its settings
-that decide how a run survives, the directory of runs (writable, atomic, lockable, with room, seen by all nodes of a
+that decide how a run survives, the directory of runs (writable, atomic, lockable, with space, seen by all nodes of a
 job), and with a RECIPE at its data: credentials, manifests, and the measured rate at which shards are read against what
 training takes. That is the recipe's fastest so far, or --images-per-s. Nothing of all this needs to be there.
 
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--cluster", metavar="NAME", help="a YAML file, or the name of one in configs/clusters")
     parser.add_argument("--run-root", metavar="DIR", help="where runs lie (the cluster's run_root, or runs)")
     parser.add_argument("--run-dir", metavar="DIR", help="of the recipe (RUN-ROOT/NAME-HASH)")
-    parser.add_argument("--images-per-s", metavar="N", type=float, help="what training takes, on this machine's share")
+    parser.add_argument("--images-per-s", metavar="N", type=float, help="what training takes, on this machine")
     parser.add_argument("--json", action="store_true", help="findings as JSON on stdout")
     parser.add_argument("--bad-nodes", action="store_true", help="only list the nodes that new jobs stay away from")
     parser.add_argument("--forget", metavar="NODE", help="only take a node off that list")
@@ -82,21 +82,21 @@ def _bad_nodes(root: Path, forget: str | None, *, as_json: bool) -> int:
     from launcher import bad_nodes
     from vit_dist.core.errors import ConfigError, did_you_mean
     from vit_dist.core.run.names import BAD_NODES
+    from vit_dist.core.tables import columns, to_lines
     from vit_dist.core.units import format_seconds
 
-    found = bad_nodes.active(root)
+    listed = bad_nodes.active(root)
     if forget is not None:
-        if forget not in found:
-            raise ConfigError(f"--forget {forget}: not on the list {root / BAD_NODES}{did_you_mean(forget, found)}")
+        if forget not in listed:
+            raise ConfigError(f"--forget {forget}: not on the list {root / BAD_NODES}{did_you_mean(forget, listed)}")
         bad_nodes.remove(root, forget)
-        del found[forget]
+        del listed[forget]
     if as_json:
-        print(json.dumps([asdict(entry) for entry in found.values()], indent=1))  # noqa: T201 - the result
-    elif not found:
+        print(json.dumps([asdict(entry) for entry in listed.values()], indent=1))  # noqa: T201 - the result
+    elif not listed:
         print(f"no bad nodes ({root / BAD_NODES})")  # noqa: T201 - the result
     else:
-        width = max(len(node) for node in found)
-        for node, entry in found.items():
-            left = format_seconds(entry.until - time.time())
-            print(f"{node:<{width}}  for another {left:<7} {entry.reason}")  # noqa: T201 - the result
+        now = time.time()
+        rows = [(node, f"for another {format_seconds(e.until - now)}", e.reason) for node, e in listed.items()]
+        print("\n".join(to_lines(columns(rows))))  # noqa: T201 - the result
     return 0

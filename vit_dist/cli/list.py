@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from vit_dist.cli.verbs import verb_parser
 
@@ -51,14 +51,12 @@ def _runs(args: argparse.Namespace) -> int:
     views, _ = look(find_runs(roots), ask_slurm=False)
     views = sorted((v for v in views if not args.state or v.state in args.state), key=lambda v: (v.seen, v.name))
     if args.json:
-        return _print_json(
-            [{"path": str(v.path.resolve()), "state": v.state, "job": v.job_id, "step": v.step} for v in views]
-        )
-    for v in views:
-        path = clean(str(v.path))
-        sys.stdout.write(
-            f"{path}\n" if args.names else f"{v.state:<10} {path}{f'  job {v.job_id}' if v.job_id else ''}\n"
-        )
+        records = [{"path": str(v.path.resolve()), "state": v.state, "job": v.job_id, "step": v.step} for v in views]
+        sys.stdout.write(json.dumps(records, indent=1) + "\n")
+        return 0
+    paths = [clean(str(v.path)) for v in views]
+    jobs = [f"job {v.job_id}" if v.job_id else "" for v in views]
+    _print(paths if args.names else _columns(zip((v.state for v in views), paths, jobs, strict=True)))
     return 0
 
 
@@ -66,25 +64,29 @@ def _shipped(args: argparse.Namespace) -> int:
     from vit_dist.config.load import config_dirs, read_mapping
     from vit_dist.core.errors import ConfigError
 
-    entries = []
+    shipped = []
     for path in sorted({f.stem: f for d in reversed(config_dirs()) for f in (d / args.kind).glob("*.yaml")}.values()):
         try:
             description = str(read_mapping(path).get("description") or "") or _comment(path.read_text())
         except ConfigError as error:
             description = str(error)
-        entries.append({"name": path.stem, "path": str(path), "description": description})
+        shipped.append({"name": path.stem, "path": str(path), "description": description})
     if args.json:
-        return _print_json(entries)
-    width = max((len(entry["name"]) for entry in entries), default=0)
-    for entry in entries:
-        line = entry["name"] if args.names else f"{entry['name']:<{width}}  {entry['description']}".rstrip()
-        sys.stdout.write(f"{line}\n")
+        sys.stdout.write(json.dumps(shipped, indent=1) + "\n")
+        return 0
+    listed = [one["name"] for one in shipped]
+    _print(listed if args.names else _columns((one["name"], one["description"]) for one in shipped))
     return 0
 
 
-def _print_json(entries: list[dict[str, Any]]) -> int:
-    sys.stdout.write(json.dumps(entries, indent=1) + "\n")
-    return 0
+def _columns(rows: Iterable[Sequence[str]]) -> list[str]:
+    from vit_dist.core.tables import columns, to_lines
+
+    return to_lines(columns(list(rows)))
+
+
+def _print(lines: Sequence[str]) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
 
 
 def _comment(text: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from launcher.preflight.run import Options, Report
+    from launcher.preflight.run import PreflightOptions, PreflightReport
     from launcher.slurm.cluster import Cluster
 
 SUMMARY = "test every node of an allocation: arithmetic, links, clock, shared memory, reading of shards"
@@ -49,12 +49,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--recipe", metavar="RECIPE", help="read shards of this recipe's training set")
     parser.add_argument("--data", metavar="MANIFEST", help="read shards of this set")
     parser.add_argument(
-        "--slow", metavar="SHARE", type=float, default=0.7, help="of the median, below it is slow (0.7)"
+        "--slow", metavar="FRACTION", type=float, default=0.7, help="of the median; below it a node is slow (0.7)"
     )
     parser.add_argument(
         "--timeout", metavar="S", type=float, default=180, help="for a node's own tests, and for the links"
     )
-    parser.add_argument("--silence", metavar="S", type=float, default=15, help="without a sign of life: dead (15)")
+    parser.add_argument("--silence", metavar="S", type=float, default=15, help="without a heartbeat: dead (15)")
     parser.add_argument("--keep", metavar="SPAN", default="24h", help="how long bad nodes stay on the list (24h)")
     parser.add_argument("--run-root", metavar="DIR", help="where the list lies (the cluster's run_root, or runs)")
     parser.add_argument("--no-list", action="store_true", help="put nothing on the list")
@@ -62,20 +62,20 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     from launcher.preflight.report import lines
-    from launcher.preflight.run import Options, put_on_list
+    from launcher.preflight.run import PreflightOptions, put_on_list
     from launcher.slurm.cluster import load_cluster
     from vit_dist.core.errors import ConfigError
 
     if args.nodes is not None and args.nodes < 1:
         raise ConfigError(f"--nodes={args.nodes}: at least 1 is needed")
     if not 0 < args.slow < 1:
-        raise ConfigError(f"--slow={args.slow}: a share of the median between 0 and 1 is needed, such as 0.7")
+        raise ConfigError(f"--slow={args.slow}: a fraction of the median between 0 and 1 is needed, such as 0.7")
     if args.timeout <= 0 or args.silence <= 0:
         raise ConfigError(f"--timeout={args.timeout:g}, --silence={args.silence:g}: seconds above 0 are needed")
     keep_s = _span(args.keep)
     cluster = load_cluster(args.cluster) if args.cluster else None
     reads = _reads(args.recipe, args.data)
-    options = Options(timeout_s=args.timeout, silence_s=args.silence, slow=args.slow, reads=reads)
+    options = PreflightOptions(timeout_s=args.timeout, silence_s=args.silence, slow=args.slow, reads=reads)
     if not args.local and "SLURM_JOB_ID" not in os.environ:
         return _allocate(args.nodes, cluster, argv)
     report = _examine(args.local, args.nodes, cluster, options)
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
     return 0 if report.ok else 1
 
 
-def _examine(local: bool, nodes: int | None, cluster: Cluster | None, options: Options) -> Report:
+def _examine(local: bool, nodes: int | None, cluster: Cluster | None, options: PreflightOptions) -> PreflightReport:
     from launcher.preflight import run as preflight
     from launcher.slurm import commands as slurm
     from vit_dist.core.errors import ConfigError

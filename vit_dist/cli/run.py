@@ -8,14 +8,14 @@ from pathlib import Path
 SUMMARY = "train a recipe on this machine, starting again after failures"
 
 _EXAMPLES = """
-`vit-dist train` is one attempt; this starts one after another until the run is done. Each attempt goes on from the
-newest whole checkpoint. It ends when the run is done, when it is stopped (Ctrl-C, SIGTERM, or `echo stop >
+`vit-dist train` is one attempt; this starts one after another until the run is done. Each attempt resumes from the
+newest committed checkpoint. It ends when the run is done, when it is stopped (Ctrl-C, SIGTERM, or `echo stop >
 RUN-DIR/request`), or when attempts in a row have saved nothing new.
 
 examples:
   vit-dist run demo --nproc 2
   vit-dist run demo checkpoint.every=5min --give-up-after 5 --run-dir runs/long
-  echo save > runs/long/request        a checkpoint now, training goes on
+  echo save > runs/long/request        a checkpoint now; training does not stop
 """
 
 
@@ -50,7 +50,8 @@ def main(argv: list[str]) -> int:
         if value < 1:
             raise ConfigError(f"{name}={value}: at least 1 is needed")
     recipe = load_recipe(args.recipe, args.overrides)
-    open_training(recipe, World(size=args.nproc))  # what does not come out is said before anything is started
+    # A batch that the ranks do not divide, or a set that cannot be opened, is an error before anything is started.
+    open_training(recipe, World(size=args.nproc))
     run_dir = Path(args.run_dir) if args.run_dir else default_run_dir(recipe)
     return supervise_local(
         recipe,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ SUMMARY = "train a recipe as a Slurm job that survives time limits, preemption a
 _EXAMPLES = """
 Makes the run directory (resolved recipe, a copy of the code, the script), asks Slurm whether it would take the job, and
 submits it. One process a GPU runs on --nodes nodes; the job saves before its time limit and queues itself again until
-the run is done. --spares asks for nodes more: when one dies the run goes on at once in the same job.
+the run is done. --spares asks for nodes more: when one dies the run resumes at once in the same job.
 
 A cluster is a YAML file: configs/clusters has some to copy. --dry-run prints the script alone, to read, edit and
 `sbatch` as it is; it needs no Slurm, network or data.
@@ -78,7 +77,7 @@ def main(argv: list[str]) -> int:
 
 
 def _check_data(request: SubmitRequest) -> None:
-    """What does not come out is said before anything waits in a queue."""
+    """What cannot be is an error now, not after hours in the queue."""
     from launcher.submit.run import check
     from vit_dist.core.world import World
     from vit_dist.train.plan import check_initial, open_training
@@ -91,16 +90,15 @@ def _check_data(request: SubmitRequest) -> None:
 def _report(done: Submitted, request: SubmitRequest) -> None:
     import os
 
+    from vit_dist.cli.runs.options import job_and_start
+
     shown = os.path.relpath(done.run_dir)
     shown = str(done.run_dir) if shown.startswith("..") else shown
     for text in done.warnings:
         sys.stderr.write(f"warning: {text}\n")
-    start = "unknown" if done.start is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(done.start))
-    spare = f" and {request.spares} spare" if request.spares else ""
     sys.stdout.write(
         f"run     {shown}\n"
-        f"job     {done.job} on {request.cluster.name}: {request.nodes} x {request.cluster.tasks} ranks{spare}\n"
-        f"start   {start} (Slurm's estimate)\n"
+        f"{job_and_start(done, request)}"
         f"follow  vit-dist status {shown} --watch\n"
         f"        vit-dist logs {shown} -f\n"
         f"end     vit-dist stop {shown}          saves first; `cancel` does not\n"

@@ -1,4 +1,4 @@
-"""`vit-dist supervise`: the last line of a job script: starts the ranks and says what follows when they end."""
+"""`vit-dist supervise`: the last line of a job script: starts the ranks and decides what follows when they end."""
 
 from __future__ import annotations
 

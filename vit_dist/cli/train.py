@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import signal
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ SUMMARY = "train a recipe on this machine, or as one rank of a job"
 
 _EXAMPLES = """
 Trains until the horizon, or until SIGTERM or Ctrl-C, which save and stop. Started again with the same run directory
-it goes on from the newest whole checkpoint. Started by `srun`, torchrun or anything that sets RANK and WORLD_SIZE,
+it resumes from the newest committed checkpoint. Started by `srun`, torchrun or anything that sets RANK and WORLD_SIZE,
 each process is one rank; else --nproc ranks are started here.
 
 examples:
@@ -57,22 +56,24 @@ def main(argv: list[str]) -> int:
         from launcher.processes.ranks import run_local
         from vit_dist.train.plan import check_initial, open_training
 
-        open_training(recipe, Ranks(size=args.nproc))  # what does not come out is said before anything is started
+        # A batch that the ranks do not divide, or a set that cannot be opened, is an error before anything is started.
+        open_training(recipe, Ranks(size=args.nproc))
         check_initial(recipe, run_dir)
         return run_local(recipe, run_dir, nproc=args.nproc)
     return _rank(recipe, run_dir, world)
 
 
 def default_run_dir(recipe: Recipe) -> Path:
-    """runs/NAME-HASH, so that the same recipe goes on where it was."""
+    """runs/NAME-HASH, so that the same recipe resumes where it was."""
     from vit_dist.config.load import recipe_hash
+    from vit_dist.core.run.names import run_folder
 
-    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", recipe.name).strip("-.") or "run"
-    return Path("runs") / f"{name}-{recipe_hash(recipe)[:8]}"
+    return Path("runs") / run_folder(recipe.name, recipe_hash(recipe))
 
 
 def _rank(recipe: Recipe, run_dir: Path, world: World) -> int:
-    # A wish to stop that comes while torch is imported waits until it can be heard, in place of killing the rank.
+    # A stop request that comes while torch is imported stays pending until there is a handler (train/attempt.py), in
+    # place of killing the rank.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT))
     from vit_dist.core.exit_codes import PEER_LOST
     from vit_dist.train.attempt import PeerLostError, attempt

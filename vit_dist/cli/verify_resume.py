@@ -1,4 +1,4 @@
-"""`vit-dist verify-resume`: kill a few steps of a recipe, go on, and compare with a run that nobody disturbed."""
+"""`vit-dist verify-resume`: kill tests of a recipe: killed and resumed runs are compared with an undisturbed one."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 SUMMARY = "prove on this machine that a recipe survives kills and other numbers of processes"
 
 _EXAMPLES = """
-Trains STEPS steps undisturbed; again, killed twice with SIGKILL and gone on with; and, for each of --worlds, killed,
-gone on with on that many processes, killed, and back. Then every run's examples, step by step, must be those of the
-undisturbed one; weights and moments too: bit for bit on the same number of processes, within --tolerance on others,
-where sums are rounded in another order. Dropout draws by rank, so with dropout other worlds are held to the order.
+Trains STEPS steps undisturbed; again, killed twice with SIGKILL and resumed; and, for each of --worlds, killed, resumed
+on that many processes, killed, and resumed on as many as before. Then every run's examples, step by step, must be those
+of the undisturbed one; weights and moments too: bit for bit on the same number of processes, within --tolerance on
+others, where sums are rounded in another order. Dropout draws by rank, so with dropout other worlds are held to the
+order alone.
 Cadences, evaluation and the horizon are replaced; model, data, engine and optimizer are the recipe's.
 
 examples:
@@ -31,8 +32,8 @@ _TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True)
-class _Finding:
-    """One comparison: what was done, whether it holds, and what was found."""
+class _Comparison:
+    """What was done, whether the run equals the undisturbed one, and in what it does or does not."""
 
     done: str
     holds: bool
@@ -51,9 +52,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("overrides", metavar="k=v", nargs="*", help="dotted overrides, applied last")
     parser.add_argument("--nproc", metavar="N", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--worlds", metavar="W", type=int, nargs="+", help="other numbers (default: half of --nproc)")
-    parser.add_argument("--steps", metavar="S", type=int, default=8, help="length of the rehearsal (default 8)")
+    parser.add_argument("--steps", metavar="S", type=int, default=8, help="length of the kill test (default 8)")
     parser.add_argument("--tolerance", metavar="T", type=float, help="relative, on losses (default 1e-3, bf16 5e-2)")
-    parser.add_argument("--dir", metavar="DIR", help="keep the rehearsal's runs there (default: removed)")
+    parser.add_argument("--dir", metavar="DIR", help="keep the test's runs there (default: removed)")
     args = parser.parse_intermixed_args(argv)
 
     from vit_dist.config.load import load_recipe
@@ -69,8 +70,8 @@ def main(argv: list[str]) -> int:
     tolerance = args.tolerance or {"fp32": 1e-3, "bf16": 5e-2}[recipe.precision]
     with tempfile.TemporaryDirectory(prefix="vit-dist-verify-") as scratch:
         base = Path(args.dir) if args.dir else Path(scratch)
-        findings = _rehearse(recipe, base, args.nproc, worlds, args.steps, tolerance)
-    return _verdict(recipe, args.steps, findings)
+        comparisons = _kill_test(recipe, base, args.nproc, worlds, args.steps, tolerance)
+    return _verdict(recipe, args.steps, comparisons)
 
 
 def _overrides(steps: int) -> list[str]:
@@ -83,9 +84,9 @@ def _overrides(steps: int) -> list[str]:
     ]
 
 
-def _rehearse(
+def _kill_test(
     recipe: Recipe, base: Path, nproc: int, worlds: Sequence[int], steps: int, tolerance: float
-) -> list[_Finding]:
+) -> list[_Comparison]:
     from launcher.processes.kill_test import Attempt
     from vit_dist.config.load import recipe_yaml
     from vit_dist.core.log import log
@@ -105,31 +106,31 @@ def _rehearse(
         return run_dir
 
     log(f"  undisturbed: {nproc} processes, {steps} steps")
-    whole = base / "undisturbed"
-    Attempt(file, whole, nproc).finish(_TIMEOUT_S)
+    undisturbed = base / "undisturbed"
+    Attempt(file, undisturbed, nproc).finish(_TIMEOUT_S)
     same = disturbed("killed-twice", [nproc] * 3)
-    findings = [_order(f"killed twice, {nproc} processes", whole, same, steps)]
-    findings.append(_bits(f"killed twice, {nproc} processes", whole, same, steps))
+    comparisons = [_order(f"killed twice, {nproc} processes", undisturbed, same, steps)]
+    comparisons.append(_bits(f"killed twice, {nproc} processes", undisturbed, same, steps))
     for size in worlds:
         done = f"killed, {nproc} -> {size} -> {nproc} processes"
         other = disturbed(f"world-{size}", [nproc, size, nproc])
-        findings.append(_order(done, whole, other, steps))
+        comparisons.append(_order(done, undisturbed, other, steps))
         if not getattr(recipe.model, "dropout", 0):
-            findings.append(_losses(done, whole, other, tolerance))
-    return findings
+            comparisons.append(_losses(done, undisturbed, other, tolerance))
+    return comparisons
 
 
-def _order(done: str, whole: Path, other: Path, steps: int) -> _Finding:
+def _order(done: str, undisturbed: Path, other: Path, steps: int) -> _Comparison:
     from launcher.processes.kill_test import trained_order
 
-    ours, theirs = trained_order(whole), trained_order(other)
-    wrong = [step for step in range(1, steps + 1) if ours.get(step) is None or ours.get(step) != theirs.get(step)]
+    expected, got = trained_order(undisturbed), trained_order(other)
+    wrong = [step for step in range(1, steps + 1) if expected.get(step) is None or expected.get(step) != got.get(step)]
     if wrong:
-        return _Finding(done, False, f"steps {wrong[:8]} were trained on other examples")
-    return _Finding(done, True, f"the same {sum(map(len, ours.values()))} examples in the same order")
+        return _Comparison(done, False, f"steps {wrong[:8]} were trained on other examples")
+    return _Comparison(done, True, f"the same {sum(map(len, expected.values()))} examples in the same order")
 
 
-def _bits(done: str, whole: Path, other: Path, steps: int) -> _Finding:
+def _bits(done: str, undisturbed: Path, other: Path, steps: int) -> _Comparison:
     import torch
 
     from vit_dist.core.run.checkpoints import step_name
@@ -137,36 +138,37 @@ def _bits(done: str, whole: Path, other: Path, steps: int) -> _Finding:
 
     sources = [
         SliceSource(sorted((run / names.CHECKPOINTS / step_name(steps)).glob("*.safetensors")))
-        for run in (whole, other)
+        for run in (undisturbed, other)
     ]
-    ours, theirs = sources
-    if ours.names() != theirs.names():
-        return _Finding(done, False, "the checkpoints hold other tensors")
-    for kind, name in ours.names():
+    expected, got = sources
+    if expected.names() != got.names():
+        return _Comparison(done, False, "the checkpoints hold other tensors")
+    for kind, name in expected.names():
         a, b = (s.tensor(kind, name).contiguous().reshape(-1).view(torch.uint8) for s in sources)
         if not torch.equal(a, b):
-            return _Finding(done, False, f"the {kind} of {name} differs after step {steps}")
-    return _Finding(done, True, f"{len(ours.names())} tensors of weights and moments are the same, bit for bit")
+            return _Comparison(done, False, f"the {kind} of {name} differs after step {steps}")
+    return _Comparison(done, True, f"{len(expected.names())} tensors of weights and moments are the same, bit for bit")
 
 
-def _losses(done: str, whole: Path, other: Path, tolerance: float) -> _Finding:
+def _losses(done: str, undisturbed: Path, other: Path, tolerance: float) -> _Comparison:
     from vit_dist.core.events.reader import read_run
     from vit_dist.core.run import log as runlog
 
-    ours, theirs = (read_run(str(run / names.EVENTS)).scalars[runlog.TRAIN_LOSS] for run in (whole, other))
-    if ours.steps.tolist() != theirs.steps.tolist():
-        return _Finding(done, False, f"the log has steps {theirs.steps.tolist()}, not {ours.steps.tolist()}")
-    worst = max(abs(a - b) / max(abs(a), 1e-9) for a, b in zip(ours.values, theirs.values, strict=True))
-    return _Finding(done, worst <= tolerance, f"losses differ by {worst:.1e} at most (tolerance {tolerance:g})")
+    expected, got = (read_run(str(run / names.EVENTS)).scalars[runlog.TRAIN_LOSS] for run in (undisturbed, other))
+    if expected.steps.tolist() != got.steps.tolist():
+        return _Comparison(done, False, f"the log has steps {got.steps.tolist()}, not {expected.steps.tolist()}")
+    worst = max(abs(a - b) / max(abs(a), 1e-9) for a, b in zip(expected.values, got.values, strict=True))
+    return _Comparison(done, worst <= tolerance, f"losses differ by {worst:.1e} at most (tolerance {tolerance:g})")
 
 
-def _verdict(recipe: Recipe, steps: int, findings: Sequence[_Finding]) -> int:
+def _verdict(recipe: Recipe, steps: int, comparisons: Sequence[_Comparison]) -> int:
+    from vit_dist.core.tables import columns, to_lines
     from vit_dist.study.local import engine_line
 
-    width = max(len(f.done) for f in findings)
+    table = columns([("ok" if f.holds else "FAIL", f.done, f.found) for f in comparisons])
     lines = [f"{recipe.name}: {steps} steps of {recipe.global_batch}, {engine_line(recipe)}"]
-    lines += [f"  {'ok  ' if f.holds else 'FAIL'}  {f.done:<{width}}  {f.found}" for f in findings]
-    passed = all(f.holds for f in findings)
-    lines.append("PASS: this recipe can be killed and gone on with" if passed else "FAIL: see above")
+    lines += [f"  {line}" for line in to_lines(table)]
+    passed = all(f.holds for f in comparisons)
+    lines.append("PASS: this recipe can be killed and resumed" if passed else "FAIL: see above")
     print("\n".join(lines))  # noqa: T201
     return 0 if passed else 1

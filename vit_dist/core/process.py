@@ -1,4 +1,4 @@
-"""Processes of ours: how they are started, and that they end with the one that started them, however that ends.
+"""Processes of ours: how they are started, signalled and waited for, and that none outlives the one that started it.
 
 Each link of a chain (study, launcher, rank) is tied to the one before it, so that a SIGKILL at any of them takes all
 that are below. What a shell, nohup, tmux or srun has started is tied to nobody.
@@ -6,10 +6,14 @@ that are below. What a shell, nohup, tmux or srun has started is tied to nobody.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 CLI_MODULE = "vit_dist.cli.main"
 NODE_PROBE_MODULE = "vit_dist.train.health.node_probe"
@@ -32,6 +36,34 @@ def cli_command(*arguments: str, safe_path: bool = False) -> list[str]:
         safe_path: leave the current directory out of the search path of modules, for jobs that may start anywhere.
     """
     return [sys.executable, *(["-P"] if safe_path else []), "-m", CLI_MODULE, *arguments]
+
+
+def wait_until(ready: Callable[[], bool], timeout_s: float, poll_s: float) -> bool:
+    """Poll until something holds. Returns False where it does not within the time."""
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(poll_s)
+    return True
+
+
+@contextlib.contextmanager
+def handling(numbers: Sequence[int], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """While this lasts the handler is called for these signals; then those of before are back.
+
+    Python lets the main thread alone install handlers, and runs them there, between two of its instructions: a handler
+    takes no lock, since the code that it interrupts may hold it.
+
+    Raises:
+        ValueError: this is not the main thread.
+    """
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def parent_death_signal() -> dict[str, str]:

@@ -19,6 +19,7 @@ from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import log
+from vit_dist.core.process import handling
 from vit_dist.core.run import log as runlog
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
@@ -294,14 +295,10 @@ def stop_requests() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    old = {number: signal.signal(number, ask) for number in numbers}
-    # The command line blocks them while torch is imported: one that came meanwhile is delivered here.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
-    try:
+    with handling(numbers, ask):
+        # The command line holds them back while torch is imported: only now is there a handler that they can reach.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
         yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def _claim(directory: RunDir, recipe: Recipe, run_identity: dict[str, Any]) -> None:

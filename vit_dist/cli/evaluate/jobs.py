@@ -20,8 +20,9 @@ def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list
         overrides: the other words.
     """
     from launcher.slurm import commands as slurm
-    from launcher.slurm.cluster import load_cluster, slurm_time
+    from launcher.slurm.cluster import load_cluster
     from launcher.slurm.render import Site, check_no_secrets, render_evaluate
+    from launcher.submit.run import parse_time
     from launcher.submit.snapshot import take_snapshot
     from vit_dist.core.files import write_bytes
     from vit_dist.core.process import code_root
@@ -35,16 +36,13 @@ def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list
             raise ConfigError(f"--{name.replace('_', '-')}={getattr(args, name)}: at least 1 is needed")
     if args.after:
         slurm.check_id(args.after)
-    try:
-        time_limit = slurm_time(args.time) if args.time else ""
-    except ValueError as error:
-        raise ConfigError(f"--time: {error}") from None
+    time_limit = parse_time(args.time) if args.time else ""
     cluster = load_cluster(args.cluster)
     subject = Path(runs[0] if runs else args.list).absolute()
     elements = _elements(args.list, begun=not args.after)
     check_no_secrets(overrides)
     where = subject.parent.parent if subject.parent.name == names.CHECKPOINTS else subject
-    # What another job is still to train has not begun.
+    # With --after the run may have to begin yet: another job trains it first.
     if args.list is None and not args.after and not (where / names.RECIPE).is_file():
         raise ConfigError(f"{where}: no recipe.yaml in it: not the directory of a run that has begun")
     folder = (where / names.LOGS) if args.list is None else subject.with_name(f"{subject.name}.evaluate")
@@ -70,9 +68,9 @@ def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list
     path = folder / f"evaluate-{stamp}.sbatch"
     write_bytes(str(path), script.encode())
     after = [f"--dependency=afterok:{args.after}"] if args.after else []
-    told = slurm.sbatch(path, args=after)
+    submission = slurm.sbatch(path, args=after)
     what = f"an array of {elements} runs" if elements else str(subject)
-    print(f"job {told.job}: evaluates {what}\nlogs {folder}/evaluate-{stamp}.log{'-*' if elements else ''}")  # noqa: T201
+    print(f"job {submission.job}: evaluates {what}\nlogs {folder}/evaluate-{stamp}.log{'-*' if elements else ''}")  # noqa: T201
     return 0
 
 
@@ -84,8 +82,8 @@ def _elements(path: Path | None, *, begun: bool) -> int:
         lines = path.read_text().splitlines()
     except OSError as error:
         raise ConfigError(f"--list {path}: cannot be read: {error.strerror}") from None
-    wrong = next((line for line in lines if begun and not (Path(line) / names.RECIPE).is_file()), None)
-    if not lines or wrong is not None:
-        problem = f"{wrong!r} is not the directory of a run that has begun" if lines else "no runs in it"
+    not_a_run = next((line for line in lines if begun and not (Path(line) / names.RECIPE).is_file()), None)
+    if not lines or not_a_run is not None:
+        problem = f"{not_a_run!r} is not the directory of a run that has begun" if lines else "no runs in it"
         raise ConfigError(f"--list {path}: {problem}")
     return len(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 _EXAMPLES = """
 Writes down that the run is to end, so that nothing queues it again, then calls scancel until Slurm says that the job
 has ended (an scancel that meets a requeue is lost). Steps since the last checkpoint are lost; `vit-dist stop` saves.
-The run's directory stays, and `vit-dist resume` goes on from its newest checkpoint.
+The run's directory stays, and `vit-dist resume` resumes from its newest checkpoint.
 
 examples:
   vit-dist cancel vit-l16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 _EXAMPLES = """
-The run takes notice after the step that runs, saves, and goes on training. Works for jobs and for runs on a machine,
+The run takes notice after the current step, saves, and trains on. Works for jobs and for runs on a machine,
 from wherever the run's directory can be written; Slurm is not needed for it.
 
 examples:

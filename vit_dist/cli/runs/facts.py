@@ -29,14 +29,14 @@ def as_json(view: RunView) -> dict[str, Any]:
     """Everything, for programs."""
     plain = asdict(view)
     plain["path"] = str(view.path.resolve())
-    plain |= {"name": view.name, "done": view.share_done, "useful": view.useful}
+    plain |= {"name": view.name, "done": view.fraction_done, "useful": view.useful}
     if view.job is not None:
         plain["job"]["label"] = view.job.label
     return plain
 
 
 def facts(view: RunView, now: float) -> list[tuple[str, str]]:
-    """(label, text) pairs of one run, in the order to read them; those with nothing to say are left out."""
+    """(label, text) pairs of one run, in the order to read them; empty ones are left out."""
     pairs = [
         ("path", str(view.path.resolve())),
         ("job", job_line(view, now)),
@@ -56,7 +56,7 @@ def job_line(view: RunView, now: float) -> str:
     devices = f"{view.devices} process{'' if view.devices == 1 else 'es'}" if view.devices else ""
     if view.job is None:
         if view.job_id:
-            return f"{view.job_id}{where}; Slurm says nothing of it"
+            return f"{view.job_id}{where}; Slurm no longer knows it"
         return f"none: on this machine or another, without Slurm; {devices}" if view.state != "new" and devices else ""
     job, parts = view.job, list[str]()
     if job.waiting:
@@ -80,7 +80,7 @@ def progress_line(view: RunView) -> str:
     if not view.step and not view.total_steps:
         return ""
     of = f" of {view.total_steps:,}" if view.total_steps else ""
-    share = f" ({100 * view.share_done:.1f}%)" if view.share_done is not None else ""
+    share = f" ({100 * view.fraction_done:.1f}%)" if view.fraction_done is not None else ""
     return f"step {view.step:,}{of}{share}, {view.examples:,} examples"
 
 
@@ -114,7 +114,7 @@ def goodput_line(goodput: Mapping[str, float], useful: float | None) -> str:
 
 
 def cost_line(view: RunView, now: float) -> str:
-    """What the attempts have cost and lost; one that is open counts up to now, or up to its last sign of life."""
+    """What the attempts have cost and lost; one that is open counts up to now, or up to its last heartbeat."""
     if not view.attempts:
         return ""
     count, lost = len(view.attempts), sum(entry.lost for entry in view.attempts)
@@ -170,7 +170,7 @@ def row(view: RunView, now: float) -> tuple[str, ...]:
             view.state,
             view.job.label if view.job is not None else view.job_id,
             f"{view.step:,}{of}" if view.step or of else "",
-            f"{100 * view.share_done:.0f}%" if view.share_done is not None else "",
+            f"{100 * view.fraction_done:.0f}%" if view.fraction_done is not None else "",
             rate(view.rate) if view.rate else "",
             span(view.eta_s) if view.eta_s is not None and view.active else "",
             f"{100 * view.useful:.0f}%" if view.useful is not None else "",
@@ -182,7 +182,7 @@ def row(view: RunView, now: float) -> tuple[str, ...]:
 
 
 def order(views: Sequence[RunView]) -> list[RunView]:
-    """What needs a look first: in hand, then trouble, then the rest; within each the newest sign of life first."""
+    """Those to look at first: active, then in trouble, then the rest; within each the newest heartbeat first."""
     from launcher.status.run_view import ACTIVE
 
     rank = {state: i for i, state in enumerate((*ACTIVE, "silent", "lost", "given up", "failed"))}
@@ -196,11 +196,6 @@ def summary(views: Sequence[RunView]) -> str:
         counts[view.state] = counts.get(view.state, 0) + 1
     parts = ", ".join(f"{count} {state}" for state, count in counts.items())
     return f"{len(views)} run{'' if len(views) == 1 else 's'}" + (f": {parts}" if parts else "")
-
-
-def filled(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The columns in which at least one row has something to say."""
-    return [name for i, name in enumerate(names) if any(row[i] for row in rows)]
 
 
 def span(seconds: float) -> str:
@@ -224,17 +219,13 @@ def rate(per_s: float) -> str:
 
 def fold(nodes: Sequence[str]) -> str:
     """n1, n2, n3 -> n[1-3]; other names with commas."""
+    from launcher.slurm.parse import consecutive
+
     parts = [re.fullmatch(r"(.*?)(\d+)", node) for node in nodes]
     stems = {(m[1], len(m[2])) for m in parts if m}
     if len(nodes) < 2 or not all(parts) or len(stems) != 1:
         return ",".join(nodes)
     width = next(iter(stems))[1]
-    numbers = sorted(int(m[2]) for m in parts if m)
-    runs: list[list[int]] = []
-    for n in numbers:
-        if runs and n == runs[-1][1] + 1:
-            runs[-1][1] = n
-        else:
-            runs.append([n, n])
+    runs = consecutive([int(m[2]) for m in parts if m])
     inside = ",".join(f"{a:0{width}d}" if a == b else f"{a:0{width}d}-{b:0{width}d}" for a, b in runs)
     return f"{next(iter(stems))[0]}[{inside}]"

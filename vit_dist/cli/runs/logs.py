@@ -12,13 +12,13 @@ _EXAMPLES = """
 Shows the last lines of the first rank in the newest attempt. Every job leaves logs/batch.log (its supervisor) and
 logs/attempt-0001/ with rank-0.log, rank-1.log, ... and srun.log in the run's directory.
 
-When one rank fails, all others complain that they have lost a peer. --first-error looks through the logs of all ranks
+When one rank fails, all others log that they have lost a peer. --first-error looks through the logs of all ranks
 of an attempt for the one that failed first and shows that; with it the exit code is 0 where an error was found, 1 where
 there is none.
 
 examples:
   vit-dist logs vit-l16                     the last 60 lines of rank 0
-  vit-dist logs vit-l16 -f                  goes on as lines are written, from attempt to attempt, until the run ends
+  vit-dist logs vit-l16 -f                  lines as they are written, from attempt to attempt, until the run ends
   vit-dist logs vit-l16 --rank 12 -n 0      all of rank 12
   vit-dist logs vit-l16 --attempt 3 --first-error
   vit-dist logs vit-l16 --batch             preflight, ends of attempts, requeues
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     from vit_dist.cli.runs.options import run_parser, the_run
 
     parser = run_parser("logs", "show what a run's ranks have printed, and the error that came first", _EXAMPLES)
-    parser.add_argument("-f", "--follow", action="store_true", help="go on as lines are written")
+    parser.add_argument("-f", "--follow", action="store_true", help="print lines as they are written")
     parser.add_argument("-n", "--lines", metavar="N", type=int, default=60, help="last lines; 0 for all (default 60)")
     parser.add_argument("--rank", metavar="N", type=int, default=0, help="of which rank (default 0)")
     parser.add_argument("--attempt", metavar="N", type=int, help="of which attempt (default: the newest)")
@@ -76,7 +76,8 @@ def _follow(run: Path, args: argparse.Namespace) -> int:
         try:
             path = _file(run, args)
         except VitDistError as error:
-            if not waits:  # it may still begin to write
+            # Once: it may still begin to write.
+            if not waits:
                 waits = True
                 log(f"  {error}")
             return None
@@ -104,7 +105,8 @@ def _first_error(run: Path, attempt: int | None) -> int:
     from vit_dist.cli.runs.facts import clean
     from vit_dist.core.log import log
 
-    if attempt is None:  # the newest that ended in trouble, else the newest
+    # Unless one is named: the newest that ended in trouble, else the newest.
+    if attempt is None:
         logged = set(attempts_with_logs(run))
         bad = [e.attempt for e in read_ledger(run) if not e.open and e.cause not in {"done", "stopped"}]
         attempt = next((number for number in reversed(bad) if number in logged), None)
@@ -115,18 +117,19 @@ def _first_error(run: Path, attempt: int | None) -> int:
         ended = "has not ended" if entry.open else f"ended: {entry.cause.replace('_', ' ')}"
         log(f"attempt {number} {ended}{f'; {clean(entry.detail)}' if entry.detail else ''}")
     batch = run / names.LOGS / names.BATCH_LOG
-    finding = first_error(directory, batch if len(attempts_with_logs(run)) == 1 else None)
+    # The supervisor's log is of all attempts: only where there is one alone is an error in it surely that one's.
+    error = first_error(directory, batch if len(attempts_with_logs(run)) == 1 else None)
     stacks = sorted((run / names.STACKS).glob("*")) if entry is not None and entry.cause == "hung" else []
     if stacks:
         log(f"where every thread stood when it hung: {run / names.STACKS}")
-    if finding is None:
+    if error is None:
         log(f"no error in {directory}; the end of the supervisor's log may tell: `vit-dist logs {run} --batch`")
         return 1
-    whose = f"rank {finding.rank}" if finding.rank is not None else "the job"
-    log(f"{whose}, {finding.file}:{finding.line}")
-    if finding.noise:
-        log("only complaints about ranks that were gone are there; the first cause is in no log of this attempt")
-    for line in finding.context:
+    whose = f"rank {error.rank}" if error.rank is not None else "the job"
+    log(f"{whose}, {error.file}:{error.line}")
+    if error.noise:
+        log("only errors about ranks that were gone are there; the first cause is in no log of this attempt")
+    for line in error.context:
         _print(line)
     return 0
 

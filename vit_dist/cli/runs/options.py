@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launcher.submit.run import SubmitRequest, Submitted
 
 RUN_HELP = "its directory, its name or the beginning of it, or the number of one of its jobs"
 
@@ -31,6 +36,16 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="look for runs here (may be repeated); default: runs, those of VIT_DIST_RUNS (a:b), and the run_root of "
         "cluster files",
+    )
+
+
+def job_and_start(done: Submitted, request: SubmitRequest) -> str:
+    """Two lines about a job that was submitted: on what it runs, and when it is expected to start."""
+    start = "unknown" if done.start is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(done.start))
+    spare = f" and {request.spares} spare" if request.spares else ""
+    return (
+        f"job     {done.job} on {request.cluster.name}: {request.nodes} x {request.cluster.tasks} ranks{spare}\n"
+        f"start   {start} (Slurm's estimate)\n"
     )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 _EXAMPLES = """
-A running run saves first; then its job goes back into the queue under the same number and goes on from there when it
+A running run saves first; then its job goes back into the queue under the same number and resumes from there when it
 gets nodes. Slurm lets a requeued job wait about two minutes; --now ends that. For a job that waits already, --exclude
 and --now change how. For one that has ended: `vit-dist resume`.
 
 examples:
-  vit-dist requeue vit-l16 --exclude n17            a slow node: go on elsewhere
+  vit-dist requeue vit-l16 --exclude n17            a slow node: resume elsewhere
   vit-dist requeue 123456 --exclude n17 --exclude n[20-23] --now
   vit-dist requeue vit-l16 --no-save                it hangs: do not wait for a checkpoint
 """

@@ -1,9 +1,8 @@
-"""`vit-dist resume`: go on with a run that has ended, perhaps on another number of nodes."""
+"""`vit-dist resume`: resume a run that has ended, perhaps on another number of nodes."""
 
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +14,11 @@ if TYPE_CHECKING:
     from launcher.submit.run import SubmitRequest, Submitted
 
 _EXAMPLES = """
-For a run that was stopped or cancelled, has failed or was given up. A new job goes on in the same directory from the
-newest whole checkpoint, with the cluster and the number of nodes of the last job unless told otherwise. Any number of
-nodes whose processes divide the batch goes on elastically: the order of examples stays the same.
+For a run that was stopped or cancelled, has failed or was given up. A new job resumes in the same directory from the
+newest committed checkpoint, with the cluster and the number of nodes of the last job unless options say otherwise. Any
+number of nodes whose processes divide the batch will do: the order of examples stays the same.
 
-A run that trained on this machine (`vit-dist run`) goes on here, with as many processes as before unless --nproc is
+A run that trained on this machine (`vit-dist run`) resumes here, with as many processes as before unless --nproc is
 given; --cluster submits it as a job.
 
 examples:
@@ -35,7 +34,7 @@ def main(argv: list[str]) -> int:
     """Entry of the verb."""
     from vit_dist.cli.runs.options import run_parser, the_run
 
-    parser = run_parser("resume", "go on with a run that has ended", _EXAMPLES)
+    parser = run_parser("resume", "resume a run that has ended", _EXAMPLES)
     parser.add_argument("overrides", metavar="k=v", nargs="*", help="keys of the recipe that are not of its identity")
     parser.add_argument("--nodes", metavar="N", type=int, help="nodes that train (as before)")
     parser.add_argument("--spares", metavar="N", type=int, help="nodes more, in place of lost ones (as before)")
@@ -57,7 +56,7 @@ def main(argv: list[str]) -> int:
             f"{run}: was never a Slurm job, so {given[0]} means nothing; --cluster NAME submits it as one"
         )
     if not local and args.nproc is not None:
-        raise ConfigError(f"{run}: goes on as a Slurm job; --nodes says on how many nodes, --nproc is for this machine")
+        raise ConfigError(f"{run}: resumes as a Slurm job; --nodes says on how many nodes, --nproc is for this machine")
     return _here(run, args) if local else _as_job(run, args)
 
 
@@ -67,7 +66,8 @@ def _here(run: Path, args: argparse.Namespace) -> int:
     from vit_dist.cli.run import main as train
 
     check_ended(run)
-    (run / names.REQUEST).unlink(missing_ok=True)  # a request about the attempt before
+    # A request was for the attempt before.
+    (run / names.REQUEST).unlink(missing_ok=True)
     nproc = args.nproc if args.nproc is not None else device_count(run)
     return train([str(recipe_of(run)), *args.overrides, "--run-dir", str(run), "--nproc", str(nproc)])
 
@@ -81,24 +81,21 @@ def _as_job(run: Path, args: argparse.Namespace) -> int:
     changes = Changes(args.nodes, args.spares, args.time, args.cluster, args.site, args.overrides)
     request = request_to_resume(run, changes)
     check(request)
-    open_training(
-        request.recipe, World(size=request.ranks)
-    )  # what does not come out is said before anything waits in a queue
+    # What cannot be is an error now, not after hours in the queue.
+    open_training(request.recipe, World(size=request.ranks))
     _report(submit(request), request)
     return 0
 
 
 def _report(done: Submitted, request: SubmitRequest) -> None:
+    from vit_dist.cli.runs.options import job_and_start
     from vit_dist.core.run.checkpoints import newest_checkpoint
 
     for text in done.warnings:
         sys.stderr.write(f"warning: {text}\n")
     saved, _ = newest_checkpoint(done.run_dir)
-    start = "unknown" if done.start is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(done.start))
-    spare = f" and {request.spares} spare" if request.spares else ""
     sys.stdout.write(
         f"run     {done.run_dir}, {f'from step {saved:,}' if saved is not None else 'from the beginning'}\n"
-        f"job     {done.job} on {request.cluster.name}: {request.nodes} x {request.cluster.tasks} ranks{spare}\n"
-        f"start   {start} (Slurm's estimate)\n"
+        f"{job_and_start(done, request)}"
         f"follow  vit-dist status {done.job} --watch\n"
     )

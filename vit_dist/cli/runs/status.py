@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from launcher.status.run_view import RunView
 
 _EXAMPLES = """
-Without RUN: a table of all runs, those in hand first. What stands there comes from the files of the runs; Slurm is
-asked once, about their jobs. Without Slurm on the PATH the files alone are shown, and that is said.
+Without RUN: a table of all runs, active ones first. It comes from the files of the runs; Slurm is asked once, about
+their jobs. Without Slurm on the PATH it comes from the files alone, and a note says so.
 
 states:
-  waiting starting running ending     a job or a process has the run in hand
-  done stopped cancelled              ended; `stopped` goes on with `vit-dist resume`
+  waiting starting running ending     a job or a process works on the run, or waits to
+  done stopped cancelled              ended; `vit-dist resume` resumes one that was stopped
   failed, given up                    see `vit-dist logs RUN --first-error`
   lost                                it says it runs, but its job or its process is gone
   silent                              the same, as far as can be known from this machine
@@ -29,7 +29,7 @@ examples:
   vit-dist status 123456                  by the number of its job
   vit-dist status --runs /shared/runs --json | jq '.runs[] | select(.state == "failed") | .path'
 
-`useful` is the share of all time that went into steps the run still has; `tries` are attempts.
+`useful` is the fraction of all time that went into steps the run still has; `tries` are attempts.
 """
 
 
@@ -80,8 +80,8 @@ def _json(path: Path | None, roots: list[Path]) -> int:
     from vit_dist.cli.runs.facts import as_json
 
     views, silence = _views(path, roots)
-    told = as_json(views[0]) if path is not None else {"runs": [as_json(view) for view in views]}
-    sys.stdout.write(json.dumps({**told, "slurm": silence or "ok"}, indent=1) + "\n")
+    record = as_json(views[0]) if path is not None else {"runs": [as_json(view) for view in views]}
+    sys.stdout.write(json.dumps({**record, "slurm": silence or "ok"}, indent=1) + "\n")
     return 0
 
 
@@ -89,8 +89,9 @@ def _once(path: Path | None, roots: list[Path]) -> int:
     views, silence = _views(path, roots)
     if sys.stdout.isatty():
         from vit_dist.cli.runs import screen
+        from vit_dist.core.tables import make_console
 
-        console = screen.console()
+        console = make_console(wrap=True)
         if path is not None:
             console.print(screen.one(views[0], width=console.width))
         else:
@@ -106,8 +107,9 @@ def _watch(path: Path | None, roots: list[Path], every_s: float) -> int:
     from rich.live import Live
 
     from vit_dist.cli.runs import screen
+    from vit_dist.core.tables import make_console
 
-    console = screen.console()
+    console = make_console(wrap=True)
     with Live(console=console, auto_refresh=False, screen=path is None, vertical_overflow="crop") as live:
         while True:
             views, silence = _views(path, roots)
@@ -117,7 +119,7 @@ def _watch(path: Path | None, roots: list[Path], every_s: float) -> int:
                 note = _note(views, silence, roots)
                 shown = screen.many(views, note, width=console.width, rows=console.height)
             live.update(shown, refresh=True)
-            if path is not None and not _goes_on(views[0]):
+            if path is not None and not _may_change(views[0]):
                 return 0
             time.sleep(every_s)
 
@@ -126,21 +128,21 @@ def _watch_lines(path: Path | None, roots: list[Path], every_s: float) -> int:
     """A line of each run whenever its state or step has changed."""
     from vit_dist.cli.runs.facts import order
 
-    said: dict[Path, tuple[object, ...]] = {}
+    printed: dict[Path, tuple[object, ...]] = {}
     while True:
         views, _ = _views(path, roots)
         for view in order(views):
             mark = (view.state, view.reason, view.step, view.saved, len(view.attempts))
-            if said.get(view.path) != mark:
-                said[view.path] = mark
+            if printed.get(view.path) != mark:
+                printed[view.path] = mark
                 sys.stdout.write(_short(view) + "\n")
         sys.stdout.flush()
-        if path is not None and not _goes_on(views[0]):
+        if path is not None and not _may_change(views[0]):
             return 0
         time.sleep(every_s)
 
 
-def _goes_on(view: RunView) -> bool:
+def _may_change(view: RunView) -> bool:
     return view.active or view.state == "silent"
 
 
@@ -155,31 +157,25 @@ def _short(view: RunView) -> str:
 
 def _plain_one(view: RunView) -> str:
     from vit_dist.cli.runs.facts import ATTEMPT_COLUMNS, attempt_row, clean, facts
+    from vit_dist.core.tables import columns, to_lines
 
     now = time.time()
     reason = f": {clean(view.reason)}" if view.reason else ""
     lines = [f"{clean(view.name)}  {view.state}{reason}"]
     lines += [f"  {label:<10} {text}" for label, text in facts(view, now)]
     if view.attempts:
-        lines += ["", *_columns([ATTEMPT_COLUMNS, *(attempt_row(entry, now) for entry in view.attempts)])]
+        lines += ["", *to_lines(columns([attempt_row(entry, now) for entry in view.attempts], ATTEMPT_COLUMNS))]
     lines += [f"-> {clean(line)}" for line in view.advice]
     return "\n".join(lines) + "\n"
 
 
 def _plain_many(views: list[RunView], note: str) -> str:
     from vit_dist.cli.runs.facts import COLUMNS, clean, order, row, summary
+    from vit_dist.core.tables import columns, to_lines
 
     now = time.time()
-    lines = _columns([COLUMNS, *(row(view, now) for view in order(views))]) if views else []
+    lines = to_lines(columns([row(view, now) for view in order(views)], COLUMNS)) if views else []
     return "\n".join([*lines, summary(views), *([clean(note)] if note else [])]) + "\n"
-
-
-def _columns(rows: list[tuple[str, ...]]) -> list[str]:
-    """Lines of a table with a head; columns without anything are left out."""
-    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    lines = zip(*columns, strict=True)
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def _note(views: list[RunView], silence: str, roots: list[Path]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _EXAMPLES = """
 Clean: all ranks end after the same step, a checkpoint is written, and the job ends as completed. Nothing is lost;
-`vit-dist resume` goes on from there. A run that still waits in the queue is taken out of it.
+`vit-dist resume` starts from there. A run that still waits in the queue is taken out of it.
 
   stop      saves, then ends           `cancel`     ends at once: steps since the last checkpoint are lost
 

@@ -9,9 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vit_dist.cli.study.options import make_console
-from vit_dist.cli.tables import show, table
 from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.tables import make_console, show, table
 
 if TYPE_CHECKING:
     from rich.table import Table

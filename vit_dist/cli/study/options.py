@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 from vit_dist.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from vit_dist.study.grid import Cell, StudyConfig
     from vit_dist.study.local import CellState
 
@@ -109,13 +107,6 @@ def named_study(words: Sequence[str], prog: str, runs: str | Path) -> NamedStudy
 
     config = load_study(*split_words(words, prog))
     return NamedStudy(config, plan(config), Path(runs) / config.name)
-
-
-def make_console() -> Console:
-    """Where a verb prints: plain lines, no guessing at what to colour."""
-    from rich.console import Console
-
-    return Console(highlight=False, soft_wrap=True)
 
 
 def state_word(cell: Cell, state: CellState) -> str:

@@ -8,18 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vit_dist.cli.models.options import at_least_one
-from vit_dist.cli.study.options import (
-    add_json,
-    add_runs,
-    make_console,
-    named_study,
-    state_word,
-    study_parser,
-    write_records,
-)
-from vit_dist.cli.tables import show, table
+from vit_dist.cli.study.options import add_json, add_runs, named_study, state_word, study_parser, write_records
 from vit_dist.core.devices import NAMES, Device, find_device
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.tables import make_console, show, table
 
 if TYPE_CHECKING:
     from rich.console import Console

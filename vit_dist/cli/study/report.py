@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_dist.cli.study.options import add_runs, make_console, split_words, study_parser
-from vit_dist.cli.tables import show, table
+from vit_dist.cli.study.options import add_runs, split_words, study_parser
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.tables import make_console, show, table
 
 if TYPE_CHECKING:
     from rich.console import Console

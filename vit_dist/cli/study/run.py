@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vit_dist.cli.models.options import at_least_one
-from vit_dist.cli.study.options import add_runs, make_console, named_study, study_parser
+from vit_dist.cli.study.options import add_runs, named_study, study_parser
+from vit_dist.core.tables import make_console
 
 if TYPE_CHECKING:
     from vit_dist.study.grid import Cell

@@ -6,16 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from vit_dist.cli.study.options import (
-    add_json,
-    add_runs,
-    make_console,
-    named_study,
-    state_word,
-    study_parser,
-    write_records,
-)
-from vit_dist.cli.tables import show, table
+from vit_dist.cli.study.options import add_json, add_runs, named_study, state_word, study_parser, write_records
+from vit_dist.core.tables import make_console, show, table
 
 if TYPE_CHECKING:
     from rich.console import Console

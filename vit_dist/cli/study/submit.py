@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vit_dist.cli.models.options import at_least_one
-from vit_dist.cli.study.options import make_console, named_study, study_parser
+from vit_dist.cli.study.options import named_study, study_parser
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.tables import make_console
 
 if TYPE_CHECKING:
     from rich.console import Console

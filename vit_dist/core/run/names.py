@@ -24,6 +24,8 @@ lock              held while an attempt runs
 
 from __future__ import annotations
 
+import re
+
 RUN = "run.json"
 RECIPE = "recipe.yaml"
 STATUS = "status.json"
@@ -59,6 +61,16 @@ MARKS_OF_A_RUN = frozenset({RUN, STATUS, ATTEMPTS, LEDGER, JOB})
 SILENT_S = 90.0
 """After so long without a heartbeat a run that should train counts as silent. One comes every two seconds, but a
 network's file system may show it to another machine a minute late."""
+
+
+def safe_name(name: str) -> str:
+    """A name for directories and Slurm's queue: blanks, quotes and the like become dashes."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.") or "run"
+
+
+def run_folder(name: str, recipe_hash: str) -> str:
+    """Name of a run's directory where nobody gives one: NAME-HASH, so that the same recipe resumes where it was."""
+    return f"{safe_name(name)}-{recipe_hash[:8]}"
 
 
 def attempt_folder(attempt: int) -> str:

@@ -135,7 +135,7 @@ def test_a_run_that_makes_no_progress_is_given_up(tmp_path: Path) -> None:
     script = [(137, 10, "running"), (1, 10, "failed"), (71, 10, "failed"), (1, 10, "failed")]
     with pytest.raises(RunError, match=r"given up: 3 attempts in a row .*: failed: a reason; hung: a reason") as caught:
         supervise_local(None, tmp_path, scripted(script), give_up_after=3, pause_s=0)  # type: ignore[arg-type]
-    assert "up to step 10, is whole" in str(caught.value)
+    assert "checkpoints are intact, up to step 10" in str(caught.value)
 
 
 @pytest.mark.parametrize("code", [0, 2, 72, 130, 143])

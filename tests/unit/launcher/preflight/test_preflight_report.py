@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from launcher.preflight.coordinator import _Rank, _rounds, _some
-from launcher.preflight.report import NodeResult, Report, judge, lines
+from launcher.preflight.coordinator import RankState, _peers_to_reach, _rounds
+from launcher.preflight.report import NodeResult, PreflightReport, compare_nodes, lines
 
 GOOD = {"gemm": 1e12, "links": 1e9, "shm": 1e9, "reads": 1e8, "shm_free": float(1 << 30)}
 
@@ -16,11 +16,11 @@ def node(name: str, *problems: str, offset: float | None = 0.0, **figures: float
     return NodeResult(name, problems, {**GOOD, **figures}, offset)
 
 
-def judged(*results: NodeResult, remarks: tuple[str, ...] = ()) -> Report:
-    return judge(results, remarks, slow=0.7, max_skew_s=2.0, seconds=1.0)
+def judged(*results: NodeResult, remarks: tuple[str, ...] = ()) -> PreflightReport:
+    return compare_nodes(results, remarks, slow=0.7, max_skew_s=2.0, seconds=1.0)
 
 
-def verdicts(report: Report) -> dict[str, str]:
+def verdicts(report: PreflightReport) -> dict[str, str]:
     return {n.node: n.verdict for n in report.nodes}
 
 
@@ -75,7 +75,7 @@ def test_secrets_in_errors_are_hidden() -> None:
 def test_every_node_meets_others_in_the_rounds_and_no_rank_twice_in_one() -> None:
     for count in (2, 3, 4, 5, 8):
         nodes = [f"n{i}" for i in range(count)]
-        fit = {2 * i + k: _Rank(nodes[i], 0.0) for i in range(count) for k in range(2)}
+        fit = {2 * i + k: RankState(nodes[i], 0.0) for i in range(count) for k in range(2)}
         rounds: list[dict[str, Any]] = _rounds(fit, nodes)
         met: dict[str, set[str]] = {name: set() for name in nodes}
         for partners in rounds:
@@ -85,9 +85,9 @@ def test_every_node_meets_others_in_the_rounds_and_no_rank_twice_in_one() -> Non
         assert all(len(peers) >= min(2, count - 1) for peers in met.values())
 
 
-def test_many_nodes_knock_at_some_of_the_others_and_everyone_is_knocked_at() -> None:
+def test_of_many_nodes_each_connects_to_some_of_the_others_and_each_is_connected_to() -> None:
     places = {f"n{i}": ("host", i) for i in range(500)}
-    some = _some(places)
+    some = _peers_to_reach(places)
     assert max(len(peers) for peers in some.values()) < 12
     assert {peer for peers in some.values() for peer in peers} == set(places)
     assert all(name not in peers for name, peers in some.items())

@@ -1,4 +1,4 @@
-"""Cluster files: what they may say, and what is said about a slip."""
+"""Cluster files: what they may hold, and the message about a slip."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_every_shipped_cluster_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told", "seconds"),
+    ("given", "written", "seconds"),
     [
         ("30", "00:30:00", 1800),
         (90, "01:30:00", 5400),
@@ -36,9 +36,9 @@ def test_every_shipped_cluster_is_read() -> None:
         ("unlimited", "UNLIMITED", float("inf")),
     ],
 )
-def test_times_are_read_as_slurm_and_people_write_them(given: object, told: str, seconds: float) -> None:
-    assert slurm_time(given) == told
-    assert slurm_seconds(told) == seconds
+def test_times_are_read_as_slurm_and_people_write_them(given: object, written: str, seconds: float) -> None:
+    assert slurm_time(given) == written
+    assert slurm_seconds(written) == seconds
 
 
 @pytest.mark.parametrize("given", ["0", "soon", "1:2:3:4", "3 epochs", True, ""])

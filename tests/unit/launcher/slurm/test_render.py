@@ -118,9 +118,9 @@ def test_every_shipped_recipe_renders_at_two_nodes(cluster: str) -> None:
 def test_no_value_gets_out_of_its_quotes_in_bash(tmp_path: Path) -> None:
     run_dir = tmp_path / NASTY.replace("/", "_")
     (tmp_path / "bin").mkdir()
-    told = tmp_path / "told"
+    received = tmp_path / "received"
     fake = tmp_path / "bin" / "py'thon $x"
-    fake.write_text(f"#!/bin/bash\nprintf '%s\\n' \"$@\" > {told}\n")
+    fake.write_text(f"#!/bin/bash\nprintf '%s\\n' \"$@\" > {received}\n")
     fake.chmod(0o755)
     cluster = load_cluster("dev").model_copy(update={"env": {"ODD": NASTY}})
     text = render_train(
@@ -132,7 +132,7 @@ def test_no_value_gets_out_of_its_quotes_in_bash(tmp_path: Path) -> None:
         standalone=True,
     )
     subprocess.run(["bash"], input=text, text=True, check=True, cwd=tmp_path)
-    words = told.read_text()
+    words = received.read_text()
     assert f"\nname={NASTY}\ntouch {tmp_path}/pwned\n" in words
     assert f"--run-dir\n{run_dir}\n" in words
     assert not (tmp_path / "pwned").exists()

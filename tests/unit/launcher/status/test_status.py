@@ -36,8 +36,8 @@ def make_run(path: Path, status: str = "", *, at: float = NOW - 1, job: str = ""
     identity = {"horizon": "1000 steps", "global_batch": 64, "data": {"subset": None}}
     (path / "run.json").write_text(json.dumps({"name": path.name, "identity": identity}))
     if status:
-        told = {"status": status, "step": 400, "examples": 25600, "host": "elsewhere", "pid": 1, "time": at, **fields}
-        (path / "status.json").write_text(json.dumps(told))
+        record = {"status": status, "step": 400, "examples": 25600, "host": "elsewhere", "pid": 1, "time": at, **fields}
+        (path / "status.json").write_text(json.dumps(record))
     if job:
         (path / "job.json").write_text(json.dumps({"job": job, "cluster": "dev", "submitted_at": NOW - 100}))
         append_begin(path, attempt=1, launcher="slurm", devices=8, step=0, job=job, nodes=["n1", "n2"], at=NOW - 90)
@@ -157,7 +157,7 @@ def test_a_run_whose_job_is_gone_is_lost_and_one_that_slurm_cannot_be_asked_abou
     old = make_run(tmp_path / "old", "running", at=NOW - 3600, job="5")
     assert state(old)[0] == "lost"
     found = view(read_run(old), None, "no Slurm on the PATH", now=NOW)
-    assert (found.state, found.reason) == ("silent", "no sign of life for 1h00m")
+    assert (found.state, found.reason) == ("silent", "no heartbeat for 1h00m")
     assert any("no Slurm on the PATH" in line for line in found.advice)
     fresh = make_run(tmp_path / "fresh", "running", at=NOW - 3600, job="6")
     (fresh / "alive.json").write_text(json.dumps({"attempt": 1, "time": NOW - 2, "goodput": {"train": 30.0}}))
@@ -175,7 +175,7 @@ def test_a_run_on_this_machine_runs_as_long_as_its_process(tmp_path: Path) -> No
         run = make_run(tmp_path / "r", "running", at=NOW - 9000, host=socket.gethostname(), pid=process.pid)
         assert state(run) == ("running", "")
         process.kill()
-    assert state(run) == ("lost", f"process {process.pid} is gone; it could not say why")
+    assert state(run) == ("lost", f"process {process.pid} is gone, and has left no reason")
 
 
 def test_where_a_run_stands_is_computed_from_its_files(tmp_path: Path) -> None:
@@ -188,12 +188,12 @@ def test_where_a_run_stands_is_computed_from_its_files(tmp_path: Path) -> None:
     os.utime(marker, (NOW - 60, NOW - 60))
     (run / "checkpoints/step-0000000200/COMMITTED.json").write_text("{}")
     found = view(read_run(run), Job("5", "RUNNING", start=NOW - 95, nodelist="n[1-2]"), now=NOW)
-    assert (found.step, found.total_steps, found.share_done) == (400, 1000, 0.4)
+    assert (found.step, found.total_steps, found.fraction_done) == (400, 1000, 0.4)
     assert (found.saved, found.saved_at, found.useful) == (300, NOW - 60, 0.4)
     assert (found.rate, found.eta_s) == (256.0, 600 * 64 / 256.0)
     assert steps_in_hand(run) == {200, 300, 400}
-    told = {**found_status(run), "total_steps": 500, "examples_per_s": 640.0, "metrics": {"loss": 1.5, "bad": "x"}}
-    (run / "status.json").write_text(json.dumps(told))
+    record = {**found_status(run), "total_steps": 500, "examples_per_s": 640.0, "metrics": {"loss": 1.5, "bad": "x"}}
+    (run / "status.json").write_text(json.dumps(record))
     exact = view(read_run(run), None, "asked nobody", now=NOW)
     assert (exact.total_steps, exact.rate, exact.eta_s, exact.metrics) == (500, 640.0, 10.0, {"loss": 1.5})
     facts = dict(shown.facts(found, NOW))
@@ -226,8 +226,8 @@ def test_every_state_that_needs_a_person_comes_with_a_command() -> None:
     from launcher.status.advice import advise
 
     for one in ("failed", "given up", "lost", "silent", "stopped", "cancelled"):
-        told = advise(RunView(Path("/r/a b"), one, saved=5), "", NOW)
-        assert any("vit-dist resume '/r/a b'" in line for line in told.advice), one
+        advised = advise(RunView(Path("/r/a b"), one, saved=5), "", NOW)
+        assert any("vit-dist resume '/r/a b'" in line for line in advised.advice), one
     assert explain_waiting("QOSMaxGRESPerUser").startswith("a limit of your account")
     assert "requeue {run} --now" in explain_waiting("BeginTime")
     assert explain_waiting("SomethingNew") == ""
@@ -236,7 +236,7 @@ def test_every_state_that_needs_a_person_comes_with_a_command() -> None:
 def test_a_stop_that_was_asked_for_is_not_turned_into_a_save(tmp_path: Path) -> None:
     run = make_run(tmp_path / "r", "running")
     ask(run, "stop")
-    with pytest.raises(RunError, match="a stop is asked for already"):
+    with pytest.raises(RunError, match="a stop is requested already"):
         ask(run, "save")
     assert (run / "request").read_text() == "stop\n"
 
@@ -269,8 +269,8 @@ def test_the_table_and_the_panel_say_what_the_files_say(tmp_path: Path, capsys: 
     assert "0 to 400" in text
     assert f"`vit-dist resume {run}` starts it again" in text
     assert main(["status", "vit", "--runs", str(tmp_path), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["state"], told["attempts"][0]["gained"], told["slurm"]) == ("stopped", 400, "ok")
+    record = json.loads(capsys.readouterr().out)
+    assert (record["state"], record["attempts"][0]["gained"], record["slurm"]) == ("stopped", 400, "ok")
     assert main(["list", "--runs", str(tmp_path), "--state", "stopped", "--names"]) == 0
     assert capsys.readouterr().out == f"{run}\n"
 

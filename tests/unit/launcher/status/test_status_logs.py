@@ -47,7 +47,7 @@ def logs(folder: Path, *, srun: str = "", **ranks: str) -> Path:
 def test_a_rank_s_own_error_counts_before_the_complaints_of_those_that_lost_it(tmp_path: Path) -> None:
     found = first_error(logs(tmp_path, r0=LOST.format(0), r1=TRACEBACK, r2=LOST.format(2), srun=SRUN_PEERS))
     assert found is not None
-    assert (found.rank, found.what, found.noise) == (1, "RuntimeError: the real one", False)
+    assert (found.rank, found.message, found.noise) == (1, "RuntimeError: the real one", False)
     assert any("ValueError: first" in line for line in found.context)
 
 
@@ -55,14 +55,14 @@ def test_of_two_errors_that_of_the_rank_that_fell_silent_first_counts(tmp_path: 
     texts = {"r7": "vit-dist train: error: /data is gone\n", "r0": "torch.OutOfMemoryError: CUDA out of memory\n"}
     found = first_error(logs(tmp_path, **texts))
     assert found is not None
-    assert (found.rank, found.what) == (7, "vit-dist train: error: /data is gone")
+    assert (found.rank, found.message) == (7, "vit-dist train: error: /data is gone")
 
 
 def test_a_rank_that_was_killed_left_no_word_so_srun_names_it(tmp_path: Path) -> None:
     srun = f"srun: error: n1: task 3: Killed\n{SRUN_PEERS}"
     found = first_error(logs(tmp_path, r0=LOST.format(0), r3="", srun=srun))
     assert found is not None
-    assert (found.rank, found.what) == (None, "srun: error: n1: task 3: Killed")
+    assert (found.rank, found.message) == (None, "srun: error: n1: task 3: Killed")
 
 
 def test_a_node_that_failed_is_the_cause_of_all_else(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_node_that_failed_is_the_cause_of_all_else(tmp_path: Path) -> None:
     gloo = "RuntimeError: a collective that nobody has a rule for\n"
     found = first_error(logs(tmp_path, r0=f"Traceback (most recent call last):\n  x\n{gloo}", srun=srun))
     assert found is not None
-    assert found.what == "srun: error: Node failure on n2"
+    assert found.message == "srun: error: Node failure on n2"
 
 
 def test_where_there_are_only_complaints_they_are_shown_as_such(tmp_path: Path) -> None:

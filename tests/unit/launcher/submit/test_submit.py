@@ -12,12 +12,14 @@ import pytest
 
 from launcher.filesystem import file_system_kind
 from launcher.slurm.cluster import load_cluster
-from launcher.submit.run import SubmitRequest, check, dry_run, safe_name, submit, warnings
+from launcher.submit.run import SubmitRequest, check, dry_run, submit, warnings
 from tests.slurm.cluster import wait_for
 from vit_dist.cli.main import main
 from vit_dist.config.load import load_recipe, recipe_hash
 from vit_dist.core.errors import ConfigError, RunError
+from vit_dist.core.run.checkpoints import FORMAT, MARKER
 from vit_dist.core.run.directory import RunDir
+from vit_dist.core.run.names import safe_name
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 KEY = "AKIAIOSFODNN7EXAMPLE"
@@ -56,10 +58,10 @@ def test_what_cannot_be_is_said_in_one_paragraph(
     arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["submit", "demo", "--dry-run", *arguments]) == 2
-    said = capsys.readouterr()
-    assert message in said.err
-    assert KEY not in said.err
-    assert said.out == ""
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert KEY not in printed.err
+    assert printed.out == ""
 
 
 def test_credentials_of_the_environment_do_not_reach_the_script(
@@ -78,7 +80,8 @@ def test_a_name_is_made_fit_for_directories_and_queues() -> None:
 def test_a_grace_time_shorter_than_a_save_is_warned_of(tmp_path: Path) -> None:
     path = tmp_path / "run" / "checkpoints" / "step-0000000010"
     path.mkdir(parents=True)
-    (path / "COMMITTED.json").write_text(json.dumps({"wrote_s": 42.0}))
+    marker = {"format": FORMAT, "wrote_s": 42.0, "layout": {}, "recipe": {}, "state": {}, "files": {}}
+    (path / MARKER).write_text(json.dumps(marker))
     one = request(tmp_path, words=("demo",))
     (warning,) = warnings(one)
     assert warning.startswith("a save of this run took 42s, but a preempted job is given 5s (preempt_grace)")

@@ -50,9 +50,9 @@ KILLED = Failure("n2", "1", 137, "killed")
     ],
 )
 def test_the_cause_of_an_end_is_told_from_its_signs(evidence: ExitEvidence, cause: str, detail: str) -> None:
-    told = classify(evidence)
-    assert told[0] == cause
-    assert detail in told[1]
+    classified = classify(evidence)
+    assert classified[0] == cause
+    assert detail in classified[1]
 
 
 def test_the_first_failure_is_the_cause_and_not_its_victims(tmp_path: Path) -> None:
