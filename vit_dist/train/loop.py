@@ -28,10 +28,11 @@ from vit_dist.engines._collectives import all_gather_object
 from vit_dist.engines._protocol import StepResult
 from vit_dist.evals import EvaluatorConfig
 from vit_dist.optim import OptimizerConfig, ScheduleConfig
-from vit_dist.train.checkpoint.rewind import can_rewind, rewind
+from vit_dist.train.bad_steps import record_bad_step
 from vit_dist.train.checkpoint.saver import SupersededError
 from vit_dist.train.health import guards
 from vit_dist.train.losses import make_targets
+from vit_dist.train.rewind import can_rewind, rewind
 from vit_dist.train.run import Run
 from vit_dist.train.saving import save
 from vit_dist.train.state import TrainState
@@ -91,7 +92,7 @@ def _train_until_rewind(run: Run) -> bool:
             _quarantine(run, agreed.replaced, state)
             # `spike` and `applied` come from the all-reduced loss and gradient norm: every rank enters here, or none.
             if spike or not result.applied:
-                guards.record_bad_step(run, batch, result, spike=spike)
+                record_bad_step(run, batch, result, spike=spike)
                 if spike and config.spike == "rewind" and can_rewind(run):
                     return False
             done = state.step >= plan.total_steps

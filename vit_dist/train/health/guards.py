@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 from statistics import median
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vit_dist.config.schema import GuardConfig
 from vit_dist.core.errors import RunError
-from vit_dist.core.log import log
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
-from vit_dist.data.reader import Batch
-from vit_dist.data.sets import TrainingSet
 from vit_dist.engines._collectives import all_gather_object
 from vit_dist.engines._protocol import Engine, StepResult
-from vit_dist.train.run import Run
 from vit_dist.train.state import TrainState
 
 _LEAST_LOSSES = 16
-_MOST_KEYS = 64
 
 
 def loss_limit(config: GuardConfig, losses: tuple[float, ...]) -> float:
@@ -77,56 +70,6 @@ def check_in_row(config: GuardConfig, state: TrainState, directory: RunDir) -> N
             f"The examples' keys are in {directory.nonfinite}; try a lower optim.lr, gradient clipping or "
             f"precision=fp32, or raise guards.max_in_row"
         )
-
-
-def record_bad_step(run: Run, batch: Batch, result: StepResult, *, spike: bool) -> None:
-    """Write down which examples a bad step was made of; stop where it is one too many. A collective.
-
-    Raises:
-        RunError: too many steps in a row were not applied.
-    """
-    world, state = run.world, run.state
-    # Each rank knows the examples of its own rank batch only, and one rank writes the file.
-    gathered = all_gather_object(batch.ordinals.tolist(), world)
-    if world.is_main:
-        ordinals = sorted(ordinal for part in gathered for ordinal in part)
-        what = "loss spike" if spike else "the loss or a gradient is not finite"
-        left_out = "" if result.applied else ", the step was not applied"
-        numbers = f"loss {result.loss:.6g}, gradient norm {result.grad_norm:.6g}"
-        log(f"  step {state.step:,}: {what}{left_out} ({numbers})")
-        entry = {
-            "step": state.step,
-            "reason": "spike" if spike else "not finite",
-            "loss": _json_number(result.loss),
-            "grad_norm": _json_number(result.grad_norm),
-            "applied": result.applied,
-            "keys": _keys(run.data, ordinals[:_MOST_KEYS]),
-            "ordinals": ordinals,
-        }
-        with run.directory.nonfinite.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-    check_in_row(run.recipe.guards, state, run.directory)
-
-
-def _json_number(value: float) -> float | str:
-    # JSON has no NaN and no infinity.
-    return value if math.isfinite(value) else str(value)
-
-
-def _keys(data: TrainingSet, ordinals: list[int]) -> list[str]:
-    """Keys of samples; of large batches the first ones only, since each may take an index of its own to be read."""
-    keys = []
-    for ordinal in ordinals:
-        part = [p for p in data.parts if p.first_ordinal <= ordinal][-1]
-        first = part.manifest.first_ordinals
-        inner = ordinal - part.first_ordinal
-        shard = int(np.searchsorted(first[: len(part.manifest.counts)], inner, side="right")) - 1
-        try:
-            keys.append(part.manifest.read_index(shard).key(inner - int(first[shard])))
-        # The index may be away just now, and this is only a diagnosis: the ordinal names the example too.
-        except Exception:
-            keys.append(f"#{ordinal}")
-    return keys
 
 
 def checksum(engine: Engine) -> Tensor:
