@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from vit_dist.config.load import recipe_yaml
+from vit_dist.config.plugins import with_copies
 from vit_dist.config.schema import Recipe
 from vit_dist.core.exit_codes import PEER_LOST, SUPERSEDED, of_return_code, signal_of
 from vit_dist.core.files import write_bytes
@@ -36,7 +37,7 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int) -> int:
     RunDir(run_dir).check_free()
     resolved = run_dir / names.RECIPE
     if not resolved.exists():  # else the run is another attempt of what stands there, or is refused by the ranks
-        write_bytes(str(resolved), recipe_yaml(recipe).encode())
+        write_bytes(str(resolved), recipe_yaml(with_copies(recipe, run_dir)).encode())
     with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
         asked = Path(scratch) / names.RECIPE
         asked.write_text(recipe_yaml(recipe))

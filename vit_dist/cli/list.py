@@ -1,4 +1,4 @@
-"""`vit-dist list`: names of runs, and of the recipes, clusters, studies and datasets that are shipped."""
+"""`vit-dist list`: names of runs, of shipped recipes, clusters, studies and datasets, and of installed plug-ins."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-KINDS = ("runs", "recipes", "clusters", "studies", "data")
+KINDS = ("runs", "recipes", "clusters", "studies", "data", "plugins")
 
 _EXAMPLES = """
 One name a line, for eyes and for scripts. Slurm is not asked: states are what the files say (`vit-dist status` asks).
@@ -16,6 +16,7 @@ examples:
   vit-dist list --state failed --names     paths alone
   vit-dist list recipes
   vit-dist list clusters
+  vit-dist list plugins                    what installed packages bring, and why one could not be imported
   for run in $(vit-dist list --state stopped --names); do vit-dist resume "$run"; done
 """
 
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> int:
 
     parser = argparse.ArgumentParser(
         "vit-dist list",
-        description="list runs, or shipped recipes, clusters, studies and datasets",
+        description="list runs, or shipped recipes, clusters, studies and datasets, or installed plug-ins",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
 
     if args.kind not in KINDS:
         raise ConfigError(f"vit-dist list {args.kind}: there is nothing of that kind{did_you_mean(args.kind, KINDS)}")
-    return _runs(args) if args.kind == "runs" else _shipped(args)
+    return {"runs": _runs, "plugins": _plugins}.get(args.kind, _shipped)(args)
 
 
 def _runs(args: argparse.Namespace) -> int:
@@ -75,6 +76,23 @@ def _shipped(args: argparse.Namespace) -> int:
         except ConfigError as error:
             description = str(error)
         told.append({"name": path.stem, "path": str(path), "description": description})
+    return _write(args, told)
+
+
+def _plugins(args: argparse.Namespace) -> int:
+    from vit_dist.core.plugins import load_installed
+    from vit_dist.core.registry import REGISTRIES
+
+    brought = [(f"{r.kind} {name}", origin) for r in REGISTRIES for name, origin in r.from_outside().items()]
+    told = []
+    for plugin in load_installed():
+        names = ", ".join(what for what, origin in brought if origin == plugin.origin)
+        description = plugin.problem or f"{plugin.distribution}, {plugin.module}: {names or 'brings nothing'}"
+        told.append({"name": plugin.name, "path": plugin.module, "description": description})
+    return _write(args, told)
+
+
+def _write(args: argparse.Namespace, told: list[dict[str, str]]) -> int:
     if args.json:
         sys.stdout.write(json.dumps(told, indent=1) + "\n")
         return 0

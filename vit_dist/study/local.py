@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vit_dist.config.plugins import check_plugins
 from vit_dist.config.schema import Recipe, dump
 from vit_dist.core.errors import ConfigError, RunError
 from vit_dist.core.exit_codes import INTERRUPTED
@@ -88,12 +89,16 @@ def check_directories(cells: Sequence[Cell], directory: Path) -> None:
 
     Raises:
         ConfigError: some would; they are named.
+        RunError: some have begun with other plug-in code, also those that are done: one study would mix the two.
     """
     strangers = []
     for cell in cells:
         known = cell_state(directory / cell.name).recipe_hash
         if known is not None and known != cell.hash:
             strangers.append(f"{cell.name} ({known} there, {cell.hash} here)")
+        elif known is not None and cell.recipe.plugins:
+            run = RunDir(directory / cell.name).read_json(names.RUN) or {}
+            check_plugins(cell.recipe, run.get("identity", {}), directory / cell.name)
     if strangers:
         shown = ", ".join(strangers[:5]) + (f" and {len(strangers) - 5} more" if len(strangers) > 5 else "")
         raise ConfigError(

@@ -10,9 +10,10 @@ from typing import Any
 
 from vit_dist.cli.data.options import out, say
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.run import names
 
 _PARTS = 16
-_OURS = {"--cluster": 1, "--parts": 1, "--max-parallel": 1, "--time": 1, "--run-root": 1, "--dry-run": 0}
+_OURS = {"--cluster": 1, "--parts": 1, "--max-parallel": 1, "--time": 1, "--run-root": 1, "--dry-run": 0, "--plugin": 1}
 
 
 def submit_pack(args: argparse.Namespace, argv: list[str]) -> int:
@@ -26,6 +27,8 @@ def submit_pack(args: argparse.Namespace, argv: list[str]) -> int:
     from launcher.slurm.cluster import load_cluster, slurm_time
     from launcher.slurm.render import Site, check_no_secrets
     from launcher.submit import pack
+    from vit_dist.config.plugins import copy_file
+    from vit_dist.core.plugins import load_file
     from vit_dist.core.process import code_root
 
     for name in ("part", "force"):
@@ -41,6 +44,9 @@ def submit_pack(args: argparse.Namespace, argv: list[str]) -> int:
     check_no_secrets(words)
     parts = args.parts or _PARTS
     folder = pack.folder_of(root, args.dest)
+    files = [Path(path).expanduser().absolute() for path in args.plugin]
+    for file in files if args.dry_run else [copy_file(load_file(file), folder / names.PLUGINS) for file in files]:
+        words += ["--plugin", str(file)]
     missing = list(range(parts)) if args.dry_run else _missing(args, parts)
     if not missing and _is_merged(args.dest):
         out(f"{args.dest} is packed and merged already; nothing was submitted\n")
@@ -64,7 +70,7 @@ def submit_pack(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 def words_of_jobs(argv: list[str]) -> list[str]:
-    """The words of a command line that each part is given: all but those about Slurm."""
+    """The words of a command line that each part is given: all but those about Slurm and plug-ins, which are copied."""
     kept, skip = list[str](), 0
     for word in argv:
         name, equals, _ = word.partition("=")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vit_dist.cli.models.options import at_least_one, model_config, usual_size
+from vit_dist.cli.plugins import add_plugin, load_plugins, warn_of_broken
 from vit_dist.core.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ examples:
   vit-dist models list
   vit-dist models list hybrid --image-size 384
   vit-dist models list --num-classes 18291        with the head of JFT-300M
+  vit-dist models list --plugin my_models.py      and those of a plug-in
 """
 _SHOW_EXAMPLES = """
 examples:
@@ -87,7 +89,9 @@ def _list(argv: list[str]) -> int:
     parser.add_argument("only", metavar="PART", nargs="?", default="", help="only names and families that contain this")
     parser.add_argument("--image-size", metavar="S", type=int, help="default 224, and 28 for -demo and -test")
     parser.add_argument("--num-classes", metavar="K", type=int, default=1000, help="outputs of the head (default 1000)")
+    add_plugin(parser)
     args = parser.parse_args(argv)
+    load_plugins(args.plugin)
     at_least_one(args, "image_size", "num_classes")
 
     from vit_dist.core.registry import MODELS
@@ -96,9 +100,9 @@ def _list(argv: list[str]) -> int:
     print_row = "{:<16} {:<8} {:>14} {:>10} {:>7}".format
     lines = [print_row("model", "family", "parameters", "GMACs", "pixels")]
     for name in MODELS.names():
-        if name in {"vit", "bit", "hybrid"}:  # families by themselves: they want their shape
+        config = _by_name(name)
+        if config is None:
             continue
-        config = model_config(name)
         if args.only.lower() not in f"{name} {config.family}".lower():
             continue
         size = args.image_size or usual_size(config)
@@ -108,10 +112,21 @@ def _list(argv: list[str]) -> int:
         cost = model_cost(config, num_classes=args.num_classes, image_size=size)
         if cost is not None:
             lines.append(print_row(name, config.family, f"{cost.params:,}", _giga(cost.macs), size))
+        else:  # of a plug-in: torch would have to build it
+            lines.append(print_row(name, config.family, "-", "-", size) + "   `models show` counts")
     if len(lines) == 1:
         raise ConfigError(f"no model has {args.only!r} in its name or family; `vit-dist models list` names them all")
     sys.stdout.write("\n".join(lines) + "\n")
+    warn_of_broken()
     return 0
+
+
+def _by_name(name: str) -> ModelConfig | None:
+    """A model that its name describes whole; None for families by themselves, which want their shape."""
+    try:
+        return model_config(name)
+    except ConfigError:
+        return None
 
 
 def _show(argv: list[str]) -> int:
@@ -126,7 +141,9 @@ def _show(argv: list[str]) -> int:
     parser.add_argument("--image-size", metavar="S", type=int, help="default 224, and 28 for -demo and -test")
     parser.add_argument("--num-classes", metavar="K", type=int, default=1000, help="outputs of the head (default 1000)")
     parser.add_argument("--tensors", action="store_true", help="list every tensor with its shape (imports torch)")
+    add_plugin(parser)
     args = parser.parse_intermixed_args(argv)
+    load_plugins(args.plugin)
     at_least_one(args, "image_size", "num_classes")
 
     import yaml
