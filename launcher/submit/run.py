@@ -257,8 +257,7 @@ def _check_free(request: SubmitRequest, directory: Path) -> None:
             f"{directory}: holds another run ({known} there, {ours} here); give another --run-dir, or remove it. "
             f"`vit-dist config` prints a recipe, {directory / 'recipe.yaml'} is the one there"
         )
-    if before is not None:
-        check_plugins(request.recipe, before.get("identity", {}), directory)
+    check_plugins(request.recipe, before, directory)
     status = run.status()
     if status is not None and status.status == "done":
         raise ConfigError(

@@ -59,19 +59,19 @@ def plugin_identity(recipe: Recipe) -> dict[str, Any]:
     return {KEY: digests} if digests else {}
 
 
-def check_plugins(recipe: Recipe, identity: Mapping[str, Any], where: Path) -> None:
+def check_plugins(recipe: Recipe, run: Mapping[str, Any] | None, where: Path) -> None:
     """Refuse to go on with a run whose plug-in code has changed.
 
     Args:
         recipe: of now.
-        identity: of the run, as it began.
+        run: what the run's `run.json` says; None where it has not begun.
         where: the run's directory, with copies of what it began with.
 
     Raises:
         RunError: names the file.
     """
-    before = identity.get(KEY, {})
-    for key, file in plugin_files(recipe).items():
+    before = (run or {}).get("identity", {}).get(KEY, {})
+    for key, file in (plugin_files(recipe) if run is not None else {}).items():
         known = before.get(key)
         if known != file.digest:
             copy = next(iter(sorted((where / names.PLUGINS).glob(f"*-{str(known)[:8]}.py"))), None) if known else None

@@ -97,8 +97,8 @@ def check_directories(cells: Sequence[Cell], directory: Path) -> None:
         if known is not None and known != cell.hash:
             strangers.append(f"{cell.name} ({known} there, {cell.hash} here)")
         elif known is not None and cell.recipe.plugins:
-            run = RunDir(directory / cell.name).read_json(names.RUN) or {}
-            check_plugins(cell.recipe, run.get("identity", {}), directory / cell.name)
+            run_dir = directory / cell.name
+            check_plugins(cell.recipe, RunDir(run_dir).read_json(names.RUN), run_dir)
     if strangers:
         shown = ", ".join(strangers[:5]) + (f" and {len(strangers) - 5} more" if len(strangers) > 5 else "")
         raise ConfigError(

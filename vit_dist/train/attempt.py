@@ -306,7 +306,7 @@ def _claim(directory: RunDir, recipe: Recipe, whole: dict[str, Any]) -> None:
     """Make the directory this run's, or refuse one that is another's."""
     found = directory.read_json(names.RUN)
     if found is not None:
-        check_plugins(recipe, found.get("identity", {}), directory.path)
+        check_plugins(recipe, found, directory.path)
         changes = differences(whole, found.get("identity", {}))
         if changes:
             raise RunError(

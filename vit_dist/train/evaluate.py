@@ -54,7 +54,7 @@ def evaluate(
         data, val, plan = open_training(recipe, world)
         engine, _ = build_engine(recipe, plan, world, device)
         plugins = agreed_plugins(recipe, world)
-        check_plugins(recipe, (directory.read_json(names.RUN) or {}).get("identity", {}), run_dir)
+        check_plugins(recipe, directory.read_json(names.RUN), run_dir)
         whole = {**identity(recipe), "fingerprint": data.fingerprint, **recorded(directory), **plugins}
         found: checkpoints.Restored | None
         if checkpoint:

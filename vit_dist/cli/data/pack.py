@@ -88,8 +88,9 @@ def _parser() -> argparse.ArgumentParser:
         """
 SRC is a folder with one directory per class, MNIST's IDX files, a list of paths or URLs with labels (.jsonl,
 .csv, .tsv), Parquet with the images inside, WebDataset tars to be packed anew, or what a plug-in reads. Every
-image is decoded once: those that cannot be are left out and listed in DEST/bad.jsonl. Original bytes are kept unless a size or quality
-is given. The command may be killed and started again: it goes on. Packing twice gives the same bytes.
+image is decoded once: those that cannot be are left out and listed in DEST/bad.jsonl. Original bytes are kept
+unless a size or quality is given. The command may be killed and started again: it goes on. Packing twice gives the
+same bytes.
 """,
         "  vit-dist data pack photos/ runs/data/photos\n"
         "  vit-dist data pack photos/ s3://bucket/photos --samples-per-shard 10k --resize-shorter 320\n"

@@ -121,7 +121,7 @@ def open_source(url: str, scratch: Path, options: SourceOptions | None = None) -
     try:
         source = _config(kind)
     except ConfigError as error:
-        raise ConfigError(f"--from: {error}") from None
+        raise ConfigError(f"--from {kind!r}: {error}") from None
     plain = SourceOptions()
     for name in SourceOptions.__dataclass_fields__:
         if name != "kind" and name not in source.options and getattr(options, name) != getattr(plain, name):
