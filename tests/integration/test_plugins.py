@@ -9,13 +9,16 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import command, free_ports
 from tests.places import ROOT
 from tests.shards import image_bytes
+from tests.slurm.cluster import wait_for
 from vit_dist.core.events.reader import read_run
+from vit_dist.data.manifest import read_manifest
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -200,11 +203,20 @@ def test_ranks_that_have_read_different_code_do_not_train(mine: Path, tmp_path: 
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_a_packing_on_slurm_has_plug_ins_of_its_own(vit_dist: Command, mine: Path, tmp_path: Path) -> None:
-    words = ("data", "pack", str(mine / "photos"), str(mine / "shards"), "--cluster", "dev", "--dry-run")
-    script = ok(vit_dist(*words, "--plugin", str(mine / "my_plugin.py"), "--run-root", str(tmp_path))).stdout
-    assert f"--plugin {mine / 'my_plugin.py'}" in script
-    assert script.count("--plugin") == 1
+@pytest.mark.slurm
+def test_a_packing_on_slurm_has_plug_ins_of_its_own(slurm: Any, vit_dist: Command, mine: Path, tmp_path: Path) -> None:
+    plugin, root = mine / "my_plugin.py", tmp_path / "runs"
+    words = ("data", "pack", str(mine / "photos"), str(mine / "shards"), "--cluster", "dev", "--parts", "2")
+    words += ("--samples-per-shard", "40", "--run-root", str(root))
     refused = vit_dist(*words, "--plugin", str(mine / "missing.py"))
     assert refused.returncode == 2
-    assert "error: --plugin: " in refused.stderr
+    assert f"error: --plugin: {mine / 'missing.py'}: no such file" in refused.stderr
+    shown_script = ok(vit_dist(*words, "--plugin", str(plugin), "--dry-run")).stdout.split()
+    assert shown_script[shown_script.index("--plugin") + 1] == str(plugin)
+    assert shown_script.count("--plugin") == 1
+    assert not root.exists()
+    ok(vit_dist(*words, "--plugin", str(plugin)))
+    plugin.write_text("raise SystemExit\n")  # does not reach the jobs
+    manifest = mine / "shards" / "manifest.json"
+    wait_for("the merge", manifest.exists, 200, lambda: "\n".join(p.read_text() for p in root.rglob("*.log")))
+    assert read_manifest(str(manifest)).classes == ("ant", "bee", "cat", "dog")
