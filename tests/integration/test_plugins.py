@@ -90,6 +90,7 @@ def test_one_file_brings_a_source_a_model_an_optimizer_and_an_evaluator(
     assert str(copy) in refused.stderr
     assert "Traceback" not in refused.stderr
     assert copy.read_text() == code
+    assert json.loads((run / "status.json").read_text())["status"] == "done"  # no rank was started
     plugin.unlink()
 
     # As it was, it goes on from the third step, to the same weights.
@@ -166,12 +167,15 @@ def test_an_installed_package_that_cannot_be_imported_harms_nothing_else(vit_dis
         tmp_path / "other",
         "takes_a_name",
         "from vit_dist.core.registry import MODELS\n"
-        "from vit_dist.models.vit import ViTConfig\n"
-        "MODELS.register('half-way', patch_size=7, width=8, depth=1, num_heads=1)(ViTConfig)\n"
-        "MODELS.register('R50x1')(ViTConfig)\n",
+        "from vit_dist.models.bit import BiTConfig\n"
+        "MODELS.register('half-way', blocks=[1])(BiTConfig)\n"
+        "MODELS.register('R50x1', blocks=[1])(BiTConfig)\n",  # the very class, but not what the name stands for
     )
     told = ok(vit_dist("list", "plugins", **taken)).stdout
     assert "two models are called 'R50x1': one in vit_dist.models.bit, one in plug-in 'mixer' of my-package" in told
+    same = vit_dist("config", "demo", f"plugins=[{tmp_path / 'other' / 'takes_a_name.py'}]")
+    assert same.returncode == 2
+    assert "two models are called 'R50x1': one in vit_dist.models.bit, one in /" in same.stderr
     assert "unknown model 'half-way'" in vit_dist("models", "show", "half-way", **taken).stderr
 
 

@@ -87,10 +87,9 @@ def _parser() -> argparse.ArgumentParser:
         "Pack labelled images into globally shuffled WebDataset tars, with a manifest and sample indexes.",
         """
 SRC is a folder with one directory per class, MNIST's IDX files, a list of paths or URLs with labels (.jsonl,
-.csv, .tsv), Parquet with the images inside, WebDataset tars to be packed anew, or what a plug-in reads. Every
-image is decoded once: those that cannot be are left out and listed in DEST/bad.jsonl. Original bytes are kept
-unless a size or quality is given. The command may be killed and started again: it goes on. Packing twice gives the
-same bytes.
+.csv, .tsv), Parquet with the images inside, WebDataset tars to be packed anew, or what a plug-in reads. Images
+that cannot be decoded are left out and listed in DEST/bad.jsonl. Original bytes are kept unless a size or quality
+is given. The command may be killed and started again: it goes on. Packing twice gives the same bytes.
 """,
         "  vit-dist data pack photos/ runs/data/photos\n"
         "  vit-dist data pack photos/ s3://bucket/photos --samples-per-shard 10k --resize-shorter 320\n"
@@ -111,10 +110,7 @@ same bytes.
     )
     p.add_argument("--seed", type=count, default=0, metavar="S", help="of the shuffle (0)")
     p.add_argument(
-        "--val",
-        type=share_or_count,
-        metavar="SHARE|N",
-        help="keep this many apart, as DEST/val; the rest is DEST/train",
+        "--val", type=share_or_count, metavar="SHARE|N", help="so many go to DEST/val, the rest to DEST/train"
     )
     p.add_argument("--resize-shorter", type=positive, metavar="PX", help="reduce the shorter side to this")
     p.add_argument("--resize-longer", type=positive, metavar="PX", help="reduce the longer side to this")
