@@ -64,6 +64,7 @@ def installed(folder: Path, module: str, code: str, *, name: str = "my-package")
 
 
 @pytest.mark.distributed
+@pytest.mark.timeout(600)
 def test_one_file_brings_a_source_a_model_an_optimizer_and_an_evaluator(
     vit_dist: Command, mine: Path, tmp_path: Path
 ) -> None:
