@@ -91,7 +91,6 @@ def test_one_file_brings_a_source_a_model_an_optimizer_and_an_evaluator(
     assert str(copy) in refused.stderr
     assert "Traceback" not in refused.stderr
     assert copy.read_text() == code
-    assert json.loads((run / "status.json").read_text())["status"] == "done"  # no rank was started
     plugin.unlink()
 
     # As it was, it goes on from the third step, to the same weights.
