@@ -83,6 +83,20 @@ def vit_dist() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture
+def plugins_forgotten() -> Iterator[None]:
+    """Plug-in files that the test imports into this process are gone after it."""
+    yield
+    from vit_dist.core import plugins
+    from vit_dist.core.registry import REGISTRIES
+
+    for file in plugins._files.values():
+        sys.modules.pop(file.module, None)
+        for registry in REGISTRIES:
+            registry.forget(str(file.path))
+    plugins._files.clear()
+
+
+@pytest.fixture
 def run_world(tmp_path: Path) -> Callable[..., Any]:
     """run_world(script, nproc, *arguments): a test script as ranks of one world; returns the JSON it writes."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from vit_dist.config.load import recipe_yaml
+from vit_dist.config.plugins import with_copies
 from vit_dist.config.schema import Recipe
 from vit_dist.core.exit_codes import PEER_LOST, SUPERSEDED, of_return_code, signal_of
 from vit_dist.core.files import write_bytes
@@ -39,7 +40,7 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int) -> int:
     # fields (threads, cadences), which is why its own goes by a file of its own; another identity is refused by the
     # ranks.
     if not resolved.exists():
-        write_bytes(str(resolved), recipe_yaml(recipe).encode())
+        write_bytes(str(resolved), recipe_yaml(with_copies(recipe, run_dir)).encode())
     with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
         recipe_file = Path(scratch) / names.RECIPE
         recipe_file.write_text(recipe_yaml(recipe))

@@ -17,6 +17,7 @@ from launcher.slurm.cluster import Cluster, slurm_time
 from launcher.slurm.render import Site, check_no_secrets, check_path, render_train, signal_lead
 from launcher.submit.snapshot import CODE_FOLDER, describe_code, take_snapshot
 from vit_dist.config.load import recipe_hash, recipe_yaml, to_yaml
+from vit_dist.config.plugins import check_plugins, with_copies
 from vit_dist.config.schema import Recipe, dump
 from vit_dist.core.errors import ConfigError, RunError, VitDistError
 from vit_dist.core.files import write_bytes
@@ -148,10 +149,11 @@ def submit(request: SubmitRequest, *, args: Sequence[str] = ()) -> Submitted:
     # Slurm is asked before anything of the last job is replaced: where it refuses, that can still be resumed.
     tested = slurm.sbatch(script, args=[*avoid, *args], test_only=True)
     take_snapshot(job_dir / CODE_FOLDER)
-    write_bytes(str(job_dir / names.RECIPE), recipe_yaml(request.recipe).encode())
+    recipe = recipe_yaml(with_copies(request.recipe, directory)).encode()
+    write_bytes(str(job_dir / names.RECIPE), recipe)
     write_bytes(str(cluster_file), to_yaml(dump(request.cluster)).encode())
     if not (directory / names.RECIPE).exists():
-        write_bytes(str(directory / names.RECIPE), recipe_yaml(request.recipe).encode())
+        write_bytes(str(directory / names.RECIPE), recipe)
     # What a person asked of the job before is not meant for this one.
     for leftover in (names.CANCEL, names.REQUEST):
         (directory / leftover).unlink(missing_ok=True)
@@ -245,13 +247,15 @@ def _check_free(request: SubmitRequest, directory: Path) -> None:
         RunError, ConfigError: it is.
     """
     run = RunDir(directory)
-    known = (run.read_json(names.RUN) or {}).get("recipe_hash")
+    before = run.read_json(names.RUN)
+    known = (before or {}).get("recipe_hash")
     wanted = recipe_hash(request.recipe)
     if known is not None and known != wanted:
         raise ConfigError(
             f"{directory}: holds another run ({known} there, {wanted} here); give another --run-dir, or remove it. "
             f"`vit-dist config` prints a recipe, {directory / names.RECIPE} is the one there"
         )
+    check_plugins(request.recipe, before, directory)
     status = run.status()
     if status is not None and status.status == "done":
         raise ConfigError(

@@ -22,6 +22,7 @@ from launcher.slurm.render import Site, check_no_secrets, render_array, render_e
 from launcher.submit.run import SubmitRequest, check
 from launcher.submit.snapshot import CODE_FOLDER, describe_code, take_snapshot
 from vit_dist.config.load import recipe_yaml, to_yaml
+from vit_dist.config.plugins import with_copies
 from vit_dist.config.schema import dump
 from vit_dist.core.errors import ConfigError, VitDistError
 from vit_dist.core.files import write_bytes
@@ -234,7 +235,7 @@ def _prepare(jobs: StudyJobs, cell: Cell, folder: Path) -> None:
     directory = jobs.run_dir(cell)
     for name in (names.LOGS, names.JOB_FOLDER):
         (directory / name).mkdir(parents=True, exist_ok=True)
-    text = recipe_yaml(cell.recipe).encode()
+    text = recipe_yaml(with_copies(cell.recipe, directory)).encode()
     write_bytes(str(directory / names.JOB_FOLDER / names.RECIPE), text)
     write_bytes(str(directory / names.JOB_FOLDER / names.CLUSTER), (folder / names.CLUSTER).read_bytes())
     if not (directory / names.RECIPE).exists():

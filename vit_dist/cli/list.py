@@ -1,4 +1,4 @@
-"""`vit-dist list`: names of runs, and of the recipes, clusters, studies and datasets that are shipped."""
+"""`vit-dist list`: names of runs, of shipped recipes, clusters, studies and datasets, and of installed plug-ins."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from vit_dist.cli.verbs import verb_parser
 
-KINDS = ("runs", "recipes", "clusters", "studies", "data")
+KINDS = ("runs", "recipes", "clusters", "studies", "data", "plugins")
 
 _EXAMPLES = """
 One name a line, for eyes and for scripts. Slurm is not asked: states are what the files say (`vit-dist status` asks).
@@ -19,6 +19,7 @@ examples:
   vit-dist list --state failed --names     paths alone
   vit-dist list recipes
   vit-dist list clusters
+  vit-dist list plugins                    what installed packages bring, and why one could not be imported
   for run in $(vit-dist list --state stopped --names); do vit-dist resume "$run"; done
 """
 
@@ -27,7 +28,8 @@ def main(argv: list[str]) -> int:
     """Entry of the verb."""
     from vit_dist.cli.runs.options import add_runs
 
-    parser = verb_parser("vit-dist list", "list runs, or shipped recipes, clusters, studies and datasets", _EXAMPLES)
+    what = "list runs, or shipped recipes, clusters, studies and datasets, or installed plug-ins"
+    parser = verb_parser("vit-dist list", what, _EXAMPLES)
     parser.add_argument("kind", metavar="WHAT", nargs="?", default="runs", help=f"{', '.join(KINDS)} (default runs)")
     parser.add_argument("--state", metavar="STATE", action="append", default=[], help="only runs in this state")
     parser.add_argument("--names", action="store_true", help="paths alone")
@@ -39,7 +41,7 @@ def main(argv: list[str]) -> int:
 
     if args.kind not in KINDS:
         raise ConfigError(f"vit-dist list {args.kind}: there is nothing of that kind{did_you_mean(args.kind, KINDS)}")
-    return _runs(args) if args.kind == "runs" else _shipped(args)
+    return {"runs": _runs, "plugins": _plugins}.get(args.kind, _shipped)(args)
 
 
 def _runs(args: argparse.Namespace) -> int:
@@ -71,11 +73,27 @@ def _shipped(args: argparse.Namespace) -> int:
         except ConfigError as error:
             description = str(error)
         shipped.append({"name": path.stem, "path": str(path), "description": description})
+    return _write(args, shipped)
+
+
+def _plugins(args: argparse.Namespace) -> int:
+    from vit_dist.core.registry import REGISTRIES, load_installed
+
+    brought = [(f"{r.kind} {name}", origin) for r in REGISTRIES for name, origin in r.from_outside().items()]
+    plugins = []
+    for plugin in load_installed():
+        names = ", ".join(what for what, origin in brought if origin == plugin.origin)
+        description = plugin.problem or f"{plugin.distribution}, {plugin.module}: {names or 'brings nothing'}"
+        plugins.append({"name": plugin.name, "path": plugin.module, "description": description})
+    return _write(args, plugins)
+
+
+def _write(args: argparse.Namespace, entries: list[dict[str, str]]) -> int:
     if args.json:
-        sys.stdout.write(json.dumps(shipped, indent=1) + "\n")
+        sys.stdout.write(json.dumps(entries, indent=1) + "\n")
         return 0
-    listed = [one["name"] for one in shipped]
-    _print(listed if args.names else _columns((one["name"], one["description"]) for one in shipped))
+    listed = [one["name"] for one in entries]
+    _print(listed if args.names else _columns((one["name"], one["description"]) for one in entries))
     return 0
 
 

@@ -54,8 +54,12 @@ def main(argv: list[str]) -> int:
     run_dir = Path(args.run_dir) if args.run_dir else default_run_dir(recipe)
     if world is None:
         from launcher.processes.ranks import run_local
+        from vit_dist.config.plugins import check_plugins
+        from vit_dist.core.run import names
+        from vit_dist.core.run.directory import RunDir
         from vit_dist.train.plan import check_initial, open_training
 
+        check_plugins(recipe, RunDir(run_dir).read_json(names.RUN), run_dir)
         # A batch that the ranks do not divide, or a set that cannot be opened, is an error before anything is started.
         open_training(recipe, Ranks(size=args.nproc))
         check_initial(recipe, run_dir)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from vit_dist.config.plugins import anchored, load_plugins
 from vit_dist.config.schema import DataConfig, Recipe, dump, dump_identity
 from vit_dist.core.errors import ConfigError, did_you_mean
 from vit_dist.core.registry import ENGINES, EVALUATORS, MODELS, OPTIMIZERS, SCHEDULES, Plugin, Registry
@@ -142,8 +143,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def read_recipe_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe file with its `base:` files merged below it."""
-    raw = read_mapping(path)
+    """A recipe file with its `base:` files merged below it; paths of plug-ins count from the file that names them."""
+    raw = anchored(read_mapping(path), path.parent)
     base = raw.pop("base", None)
     if base is None:
         return raw
@@ -211,6 +212,7 @@ def resolve(raw: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str
     """
     data = merge(merge(_DEFAULTS, raw), parse_overrides(overrides))
     problems: list[str] = []
+    data["plugins"] = load_plugins(data.get("plugins", ()), where)  # first: they may define whatever follows
     section = _spelt_out("data", data.get("data"))
     if isinstance(section, Mapping) and isinstance(section.get("dataset"), str) and section["dataset"] != "custom":
         path = find_config(section["dataset"], "data")

@@ -235,6 +235,9 @@ class Recipe(Config):
     checkpoint: Annotated[CheckpointConfig, NON_IDENTITY] = CheckpointConfig()
     guards: GuardConfig = GuardConfig()
     log: Annotated[LogConfig, NON_IDENTITY] = LogConfig()
+    plugins: Annotated[tuple[str, ...], Field(strict=False), NON_IDENTITY] = Field(
+        (), description="files that bring models, optimizers, evaluators, ...; a path, from the recipe's folder"
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
@@ -274,7 +277,10 @@ class Recipe(Config):
 
 def dump(config: Config) -> dict[str, Any]:
     """A config as plain data, ready for YAML or JSON, in the order of the fields."""
-    return config.model_dump(mode="json")
+    plain = config.model_dump(mode="json")
+    if isinstance(config, Recipe) and not config.plugins:  # recipes without plug-ins read as they did before there were
+        del plain["plugins"]
+    return plain
 
 
 def dump_identity(config: Config) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -21,6 +22,7 @@ from vit_dist.config.load import (
     resolve,
     validate,
 )
+from vit_dist.config.plugins import anchored
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError, did_you_mean
 from vit_dist.core.registry import Config, Plugin
@@ -212,7 +214,7 @@ def load_study(name: str, overrides: Sequence[str] = ()) -> StudyConfig:
         ConfigError: every mistake, a line each.
     """
     path = find_config(name, "studies")
-    raw = read_mapping(path)
+    raw = _anchored(read_mapping(path), path.parent)
     of_study: list[str] = []
     of_recipe: list[str] = []
     for text in overrides:
@@ -224,6 +226,22 @@ def load_study(name: str, overrides: Sequence[str] = ()) -> StudyConfig:
         rules = raw.get("cells", [])
         raw["cells"] = [*(rules if isinstance(rules, list) else [rules]), {"set": parse_overrides(of_recipe)}]
     return validate(StudyConfig, raw, str(path))
+
+
+def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A study file in `folder`: paths of plug-ins in its layers count from there."""
+
+    def layer(value: Any) -> Any:
+        return anchored(value, folder) if isinstance(value, dict) else value
+
+    found = {key: layer(value) if key == "overrides" else value for key, value in raw.items()}
+    if isinstance(raw.get("families"), dict):
+        found["families"] = {label: layer(value) for label, value in raw["families"].items()}
+    if isinstance(raw.get("cells"), list):
+        found["cells"] = [
+            {**c, "set": layer(c["set"])} if isinstance(c, dict) and "set" in c else c for c in raw["cells"]
+        ]
+    return found
 
 
 def plan(study: StudyConfig) -> list[Cell]:

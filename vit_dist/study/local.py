@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vit_dist.config.plugins import check_plugins
 from vit_dist.config.schema import Recipe, dump
 from vit_dist.core.errors import ConfigError, RunError
 from vit_dist.core.exit_codes import INTERRUPTED
@@ -89,12 +90,16 @@ def check_directories(cells: Sequence[Cell], directory: Path) -> None:
 
     Raises:
         ConfigError: some would; they are named.
+        RunError: some have begun with other plug-in code, also those that are done: one study would mix the two.
     """
     others = []
     for cell in cells:
         recipe_hash = cell_state(directory / cell.name).recipe_hash
         if recipe_hash is not None and recipe_hash != cell.hash:
             others.append(f"{cell.name} ({recipe_hash} there, {cell.hash} here)")
+        elif recipe_hash is not None and cell.recipe.plugins:
+            run_dir = directory / cell.name
+            check_plugins(cell.recipe, RunDir(run_dir).read_json(names.RUN), run_dir)
     if others:
         shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
         raise ConfigError(

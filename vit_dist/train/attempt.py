@@ -15,6 +15,7 @@ import torch
 
 from vit_dist import __version__
 from vit_dist.config.load import differences, identity, recipe_hash, recipe_yaml
+from vit_dist.config.plugins import check_plugins, with_copies
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.files import write_bytes
@@ -42,6 +43,7 @@ from vit_dist.train.initial_weights import Initial
 from vit_dist.train.loop import train
 from vit_dist.train.losses import make_loss
 from vit_dist.train.plan import Plan, open_training
+from vit_dist.train.plugin_code import agreed_plugins
 from vit_dist.train.progress.attempt_record import AttemptRecord
 from vit_dist.train.progress.clock import Clock, StartUp
 from vit_dist.train.progress.goodput import Goodput, carried
@@ -139,7 +141,8 @@ def open_run(
     assert isinstance(recipe.schedule, ScheduleConfig)
     data, val, plan = open_training(recipe, world)
     initial = Initial(recipe, directory, world)
-    run_identity = {**identity(recipe), "fingerprint": data.fingerprint, **initial.identity}
+    plugins = agreed_plugins(recipe, world)
+    run_identity = {**identity(recipe), "fingerprint": data.fingerprint, **initial.identity, **plugins}
     # Before anything is written or superseded: a run directory of another run must be left as it is.
     if world.is_main:
         _claim(directory, recipe, run_identity)
@@ -305,6 +308,7 @@ def _claim(directory: RunDir, recipe: Recipe, run_identity: dict[str, Any]) -> N
     """Make the directory this run's, or refuse one that is another's."""
     claimed = directory.read_json(names.RUN)
     if claimed is not None:
+        check_plugins(recipe, claimed, directory.path)
         changes = differences(run_identity, claimed.get("identity", {}))
         if changes:
             raise RunError(
@@ -313,7 +317,8 @@ def _claim(directory: RunDir, recipe: Recipe, run_identity: dict[str, Any]) -> N
             )
         return
     try:
-        write_bytes(str(directory.path / names.RECIPE), recipe_yaml(recipe).encode())
+        text = recipe_yaml(with_copies(recipe, directory.path))
+        write_bytes(str(directory.path / names.RECIPE), text.encode())
         directory.write_json(
             names.RUN,
             {

@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 
 from vit_dist.config.load import identity
+from vit_dist.config.plugins import check_plugins
 from vit_dist.config.schema import Recipe, dump
 from vit_dist.core.errors import RunError
 from vit_dist.core.events.writer import EventWriter
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import log
+from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
 from vit_dist.evals import EvalContext, EvaluatorConfig
@@ -19,6 +21,7 @@ from vit_dist.train.attempt import build_engine, process_group
 from vit_dist.train.checkpoint import restore as checkpoints
 from vit_dist.train.initial_weights import recorded
 from vit_dist.train.plan import open_training
+from vit_dist.train.plugin_code import agreed_plugins
 from vit_dist.train.state import TrainState
 
 
@@ -50,7 +53,9 @@ def evaluate(
         device = stack.enter_context(process_group(world))
         data, val, plan = open_training(recipe, world)
         engine, _ = build_engine(recipe, plan, world, device)
-        run_identity = {**identity(recipe), "fingerprint": data.fingerprint, **recorded(directory)}
+        plugins = agreed_plugins(recipe, world)
+        check_plugins(recipe, directory.read_json(names.RUN), run_dir)
+        run_identity = {**identity(recipe), "fingerprint": data.fingerprint, **recorded(directory), **plugins}
         restored: checkpoints.Restored | None
         if checkpoint:
             restored = checkpoints.restore_from(directory.checkpoints / checkpoint, engine, run_identity, world, None)

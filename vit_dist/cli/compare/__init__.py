@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vit_dist.cli.plugins import add_plugin, load_plugins
 from vit_dist.cli.verbs import verb_parser
 from vit_dist.core.errors import ConfigError
 
@@ -69,8 +70,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rounds", metavar="N", type=int, default=5, help="measured rounds (default 5)")
     parser.add_argument("--csv", metavar="FILE", type=Path, help="write every number there")
     parser.add_argument("--figure", metavar="FILE", type=Path, help="draw cost against size (.png, .svg, .pdf)")
+    add_plugin(parser)
     args = parser.parse_args(argv)
     _check(args)
+    load_plugins(args.plugin)
 
     from vit_dist.cli.compare.table import legend, matches_table, table
     from vit_dist.compare.rows import match, ordered, to_csv

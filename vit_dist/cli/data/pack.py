@@ -17,6 +17,7 @@ from vit_dist.cli.data.options import (
     say,
     size,
 )
+from vit_dist.cli.plugins import add_plugin, load_plugins
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import is_remote, local_path
 from vit_dist.core.units import format_bytes
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> int:
                 f"{args.dest}: lies inside {args.source}, from which it is packed; choose another directory"
             )
 
+    load_plugins(args.plugin)
     if args.cluster:
         from vit_dist.cli.data.pack_jobs import submit_pack
 
@@ -49,9 +51,10 @@ def main(argv: list[str]) -> int:
 
 def _pack_here(args: argparse.Namespace) -> int:
     from vit_dist.data.labels import read_classes
-    from vit_dist.data.pack.choose import SourceOptions, open_source
+    from vit_dist.data.pack.choose import open_source
     from vit_dist.data.pack.run import PackOptions, pack
     from vit_dist.data.pack.shards import ImageOptions
+    from vit_dist.data.pack.sources import SourceOptions
 
     reading = SourceOptions(
         kind=args.kind,
@@ -95,8 +98,8 @@ def _parser() -> argparse.ArgumentParser:
         "Pack labelled images into globally shuffled WebDataset tars, with a manifest and sample indexes.",
         """
 SRC is a folder with one directory per class, MNIST's IDX files, a list of paths or URLs with labels (.jsonl,
-.csv, .tsv), Parquet with the images inside, or WebDataset tars to be packed anew. Every image is decoded once:
-those that cannot be are left out and listed in DEST/bad.jsonl. Original bytes are kept unless a size or quality
+.csv, .tsv), Parquet with the images inside, WebDataset tars to be packed anew, or what a plug-in reads. Images
+that cannot be decoded are left out and listed in DEST/bad.jsonl. Original bytes are kept unless a size or quality
 is given. The command may be killed and started again: it resumes. Packing twice gives the same bytes.
 """,
         "  vit-dist data pack photos/ runs/data/photos\n"
@@ -119,7 +122,7 @@ is given. The command may be killed and started again: it resumes. Packing twice
         "--val",
         type=fraction_or_count,
         metavar="FRACTION|N",
-        help="keep this many apart, as DEST/val; the rest is DEST/train",
+        help="so many go to DEST/val, the rest to DEST/train",
     )
     p.add_argument("--resize-shorter", type=positive, metavar="PX", help="reduce the shorter side to this")
     p.add_argument("--resize-longer", type=positive, metavar="PX", help="reduce the longer side to this")
@@ -127,7 +130,10 @@ is given. The command may be killed and started again: it resumes. Packing twice
         "--quality", type=positive, metavar="Q", help="write every image as JPEG of this quality (90 where resized)"
     )
     p.add_argument("--upright", action="store_true", help="turn photos as their EXIF orientation says (not turned)")
-    p.add_argument("--from", dest="kind", default="", metavar="KIND", help="folder, idx, list, parquet or tar (looks)")
+    p.add_argument(
+        "--from", dest="kind", default="", metavar="KIND", help="folder, idx, list, parquet, tar or a plug-in's (looks)"
+    )
+    add_plugin(p)
     p.add_argument(
         "--image-field", default="", metavar="F", help="list, Parquet: field of the image; tars: its extension"
     )

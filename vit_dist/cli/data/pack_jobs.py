@@ -10,10 +10,19 @@ from typing import Any
 
 from vit_dist.cli.data.options import out, say
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.run import names
 
 _PARTS = 16
-# Those about Slurm, and how many values each takes.
-_SLURM_OPTIONS = {"--cluster": 1, "--parts": 1, "--max-parallel": 1, "--time": 1, "--run-root": 1, "--dry-run": 0}
+# Those about Slurm and plug-ins, and how many values each takes.
+_NOT_FOR_PARTS = {
+    "--cluster": 1,
+    "--parts": 1,
+    "--max-parallel": 1,
+    "--time": 1,
+    "--run-root": 1,
+    "--dry-run": 0,
+    "--plugin": 1,
+}
 
 
 def submit_pack(args: argparse.Namespace, argv: list[str]) -> int:
@@ -27,6 +36,8 @@ def submit_pack(args: argparse.Namespace, argv: list[str]) -> int:
     from launcher.slurm.cluster import load_cluster, slurm_time
     from launcher.slurm.render import Site, check_no_secrets
     from launcher.submit import pack
+    from vit_dist.config.plugins import copy_file
+    from vit_dist.core.plugins import load_file
     from vit_dist.core.process import code_root
 
     for name in ("part", "force"):
@@ -42,6 +53,9 @@ def submit_pack(args: argparse.Namespace, argv: list[str]) -> int:
     check_no_secrets(words)
     parts = args.parts or _PARTS
     folder = pack.folder_of(root, args.dest)
+    files = [Path(path).expanduser().absolute() for path in args.plugin]
+    for file in files if args.dry_run else [copy_file(load_file(file), folder / names.PLUGINS) for file in files]:
+        words += ["--plugin", str(file)]
     missing = list(range(parts)) if args.dry_run else _missing(args, parts)
     if not missing and _is_merged(args.dest):
         out(f"{args.dest} is packed and merged already; nothing was submitted\n")
@@ -65,14 +79,14 @@ def submit_pack(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 def words_of_jobs(argv: list[str]) -> list[str]:
-    """The words of a command line that each part is given: all but those about Slurm."""
+    """The words of a command line that each part is given: all but those about Slurm and plug-ins, which are copied."""
     words, skip = list[str](), 0
     for word in argv:
         name, equals, _ = word.partition("=")
         if skip:
             skip -= 1
-        elif name in _SLURM_OPTIONS:
-            skip = 0 if equals else _SLURM_OPTIONS[name]
+        elif name in _NOT_FOR_PARTS:
+            skip = 0 if equals else _NOT_FOR_PARTS[name]
         else:
             words.append(word)
     return words

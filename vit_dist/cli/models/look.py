@@ -8,6 +8,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from vit_dist.cli.models.options import at_least_one, model_config, usual_size
+from vit_dist.cli.plugins import add_plugin, load_plugins, warn_of_broken
 from vit_dist.cli.verbs import verb_parser
 from vit_dist.core.errors import ConfigError
 
@@ -22,6 +23,7 @@ examples:
   vit-dist models list
   vit-dist models list hybrid --image-size 384
   vit-dist models list --num-classes 18291        with the head of JFT-300M
+  vit-dist models list --plugin my_models.py      and those of a plug-in
 """
 _SHOW_EXAMPLES = """
 examples:
@@ -46,7 +48,9 @@ def list_main(argv: list[str]) -> int:
     parser = verb_parser("vit-dist models list", "every model by name: parameters and multiply-adds", _LIST_EXAMPLES)
     parser.add_argument("only", metavar="PART", nargs="?", default="", help="only names and families that contain this")
     _add_shape(parser)
+    add_plugin(parser)
     args = parser.parse_args(argv)
+    load_plugins(args.plugin)
     at_least_one(args, "image_size", "num_classes")
 
     from vit_dist.core.registry import MODELS
@@ -55,10 +59,9 @@ def list_main(argv: list[str]) -> int:
     print_row = "{:<16} {:<8} {:>14} {:>10} {:>7}".format
     lines = [print_row("model", "family", "parameters", "GMACs", "pixels")]
     for name in MODELS.names():
-        # Families by themselves have no cost: they want their shape.
-        if name in {"vit", "bit", "hybrid"}:
+        config = _by_name(name)
+        if config is None:
             continue
-        config = model_config(name)
         if args.only.lower() not in f"{name} {config.family}".lower():
             continue
         size = args.image_size or usual_size(config)
@@ -68,10 +71,22 @@ def list_main(argv: list[str]) -> int:
         cost = model_cost(config, num_classes=args.num_classes, image_size=size)
         if cost is not None:
             lines.append(print_row(name, config.family, f"{cost.params:,}", _giga(cost.macs), size))
+        # Of a plug-in: torch would have to build it.
+        else:
+            lines.append(print_row(name, config.family, "-", "-", size) + "   `models show` counts")
     if len(lines) == 1:
         raise ConfigError(f"no model has {args.only!r} in its name or family; `vit-dist models list` names them all")
     sys.stdout.write("\n".join(lines) + "\n")
+    warn_of_broken()
     return 0
+
+
+def _by_name(name: str) -> ModelConfig | None:
+    """A model that its name describes whole; None for families by themselves, which want their shape."""
+    try:
+        return model_config(name)
+    except ConfigError:
+        return None
 
 
 def show_main(argv: list[str]) -> int:
@@ -81,7 +96,9 @@ def show_main(argv: list[str]) -> int:
     parser.add_argument("settings", metavar="k=v", nargs="*", help="settings over those of the name")
     _add_shape(parser)
     parser.add_argument("--tensors", action="store_true", help="list every tensor with its shape (imports torch)")
+    add_plugin(parser)
     args = parser.parse_intermixed_args(argv)
+    load_plugins(args.plugin)
     at_least_one(args, "image_size", "num_classes")
 
     import yaml

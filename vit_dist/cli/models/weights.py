@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vit_dist.cli.models.options import at_least_one, model_config, usual_size
+from vit_dist.cli.plugins import add_plugin, load_plugins
 from vit_dist.cli.verbs import verb_parser
 from vit_dist.core.errors import ConfigError, did_you_mean
 from vit_dist.core.files import redact
@@ -71,7 +72,9 @@ def import_main(argv: list[str]) -> int:
         default="public",
         help="how positions are resampled: as the public code does (default), or timm's antialiased bicubic",
     )
+    add_plugin(parser)
     args = parser.parse_intermixed_args(argv)
+    load_plugins(args.plugin)
 
     at_least_one(args, "image_size", "num_classes")
     if args.settings and not args.model:
@@ -106,7 +109,9 @@ def export_main(argv: list[str]) -> int:
     parser.add_argument("--seed", metavar="N", type=int, help="of fresh weights (default 0)")
     parser.add_argument("--num-classes", metavar="K", type=int, help="of fresh weights (default 1000)")
     parser.add_argument("--image-size", metavar="S", type=int, help="of fresh weights (default 224)")
+    add_plugin(parser)
     args = parser.parse_intermixed_args(argv)
+    load_plugins(args.plugin)
     at_least_one(args, "image_size", "num_classes")
     if args.seed is not None and args.seed < 0:
         raise ConfigError(f"--seed={args.seed}: at least 0 is needed")

@@ -13,6 +13,7 @@ cancel            made by a person: the job that is not to come back
 request           made by a person: `save`, or `stop` for save and stop; removed when it is served
 job/              what the job was submitted with: recipe.yaml, cluster.yaml, the script
 logs/             what ranks and supervisors print, a folder an attempt
+plugins/          copies of the plug-in files that the recipe names, as they were when the run began
 order/            ordinals of every step's examples, where the recipe asks for them
 stacks/           where every thread stood when a rank hung
 tb/               event files
@@ -44,6 +45,7 @@ CLUSTER = "cluster.yaml"
 LOGS = "logs"
 BATCH_LOG = "batch.log"
 """In LOGS: what the supervisor prints, all attempts."""
+PLUGINS = "plugins"
 ORDER = "order"
 STACKS = "stacks"
 EVENTS = "tb"

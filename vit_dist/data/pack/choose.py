@@ -1,50 +1,106 @@
-"""Which kind of source SRC is. No torch."""
+"""The kinds of source, and which of them SRC is. No torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
-from vit_dist.core.errors import ConfigError, DataError, did_you_mean
+from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.files import is_remote, local_path, redact
-from vit_dist.data.pack.sources import Source, find_idx, folder_source, idx_source, list_directory
+from vit_dist.core.registry import SOURCES
+from vit_dist.data.pack.sources import (
+    Source,
+    SourceConfig,
+    SourceOptions,
+    find_idx,
+    folder_source,
+    idx_source,
+    list_directory,
+)
 
-KINDS = ("folder", "idx", "list", "parquet", "tar")
+if TYPE_CHECKING:
+    from vit_dist.data.pack.tables import TableOptions
+
 _LISTS = (".jsonl", ".ndjson", ".csv", ".tsv")
 
 
-@dataclass(frozen=True)
-class SourceOptions:
-    """How to read a source; what does not fit its kind is refused.
-
-    Attributes:
-        kind: one of KINDS; '' looks.
-        split_name: which part of a folder of IDX files.
-        image_field: list, Parquet: the field with the image; tars: the extension of the image member.
-        label_field: list, Parquet: the field with the labels; tars: the key in `.json`.
-        key_field: list, Parquet: the field with unique keys.
-        labels: tars: the member with the labels.
-        classes: names of the classes, for sources that do not bring their own.
-        num_classes: of the label space, where it is larger than what is seen.
-    """
-
-    kind: str = ""
-    split_name: str = ""
-    image_field: str = ""
-    label_field: str = ""
-    key_field: str = ""
-    labels: str = "auto"
-    classes: tuple[str, ...] = ()
-    num_classes: int | None = None
+_TABLE = frozenset({"image_field", "label_field", "key_field", "classes", "num_classes"})
 
 
-_USED = {
-    "folder": set[str](),
-    "idx": {"split_name"},
-    "list": {"image_field", "label_field", "key_field", "classes", "num_classes"},
-    "parquet": {"image_field", "label_field", "key_field", "classes", "num_classes"},
-    "tar": {"image_field", "label_field", "labels", "classes", "num_classes"},
-}
+@SOURCES.register("folder")
+class FolderConfig(SourceConfig):
+    """A directory per class."""
+
+    title: ClassVar[str] = "a folder with a directory per class"
+
+    def open(self, url: str, scratch: Path, options: SourceOptions) -> Source:  # noqa: ARG002
+        """See SourceConfig."""
+        return folder_source(url)
+
+
+@SOURCES.register("idx")
+class IdxConfig(SourceConfig):
+    """MNIST's files."""
+
+    title: ClassVar[str] = "a folder of IDX files"
+    options: ClassVar[frozenset[str]] = frozenset({"split_name"})
+
+    def open(self, url: str, scratch: Path, options: SourceOptions) -> Source:
+        """See SourceConfig."""
+        return idx_source(local_path(url), options.split_name, scratch)
+
+
+@SOURCES.register("list")
+class ListConfig(SourceConfig):
+    """A file that names images and their labels."""
+
+    title: ClassVar[str] = "a list"
+    options: ClassVar[frozenset[str]] = _TABLE
+
+    def open(self, url: str, scratch: Path, options: SourceOptions) -> Source:  # noqa: ARG002
+        """See SourceConfig."""
+        from vit_dist.data.pack.tables import list_source
+
+        return list_source(url, _table(options))
+
+
+@SOURCES.register("parquet")
+class ParquetConfig(SourceConfig):
+    """Tables with the images inside."""
+
+    title: ClassVar[str] = "Parquet files"
+    options: ClassVar[frozenset[str]] = _TABLE
+
+    def open(self, url: str, scratch: Path, options: SourceOptions) -> Source:
+        """See SourceConfig."""
+        from vit_dist.data.pack.tables import parquet_source
+
+        return parquet_source(url, scratch, _table(options))
+
+
+@SOURCES.register("tar")
+class TarConfig(SourceConfig):
+    """Somebody's shards, to be packed anew."""
+
+    title: ClassVar[str] = "WebDataset tars"
+    options: ClassVar[frozenset[str]] = frozenset({"image_field", "label_field", "labels", "classes", "num_classes"})
+
+    def open(self, url: str, scratch: Path, options: SourceOptions) -> Source:  # noqa: ARG002
+        """See SourceConfig."""
+        from vit_dist.data.labels import LabelRule
+        from vit_dist.data.pack.repack import tar_source
+
+        member = "json" if options.label_field else options.labels
+        image = options.image_field.lower().lstrip(".")
+        return tar_source([url], LabelRule(member, options.label_field, options.classes, image), options.num_classes)
+
+
+def _table(options: SourceOptions) -> TableOptions:
+    from vit_dist.data.pack.tables import TableOptions
+
+    return TableOptions(
+        options.image_field, options.label_field, options.key_field, options.classes, options.num_classes
+    )
 
 
 def open_source(url: str, scratch: Path, options: SourceOptions | None = None) -> Source:
@@ -52,49 +108,45 @@ def open_source(url: str, scratch: Path, options: SourceOptions | None = None) -
 
     Args:
         url: a folder with a directory per class, a local folder of IDX files, a list (.jsonl, .csv, .tsv), Parquet
-            files or a folder of them, tars (a pattern, a folder of them, a wids list).
+            files or a folder of them, tars (a pattern, a folder of them, a wids list), or whatever a plug-in reads.
         scratch: a local folder that is there until the packing ends.
         options: how to read it.
 
     Raises:
         DataError: missing, or nothing that can be packed.
-        ConfigError: an option that does not fit.
+        ConfigError: an option that does not fit, or several plug-ins that do.
     """
     options = options or SourceOptions()
-    kind = options.kind or _kind(url)
-    if kind not in KINDS:
-        raise ConfigError(f"--from {kind!r}: unknown kind of source{did_you_mean(kind, KINDS)}")
+    kind = options.kind or _recognised(url) or _kind(url)
+    try:
+        source = _config(kind)
+    except ConfigError as error:
+        raise ConfigError(f"--from {kind!r}: {error}") from None
     plain = SourceOptions()
     for name in SourceOptions.__dataclass_fields__:
-        if name != "kind" and name not in _USED[kind] and getattr(options, name) != getattr(plain, name):
+        if name != "kind" and name not in source.options and getattr(options, name) != getattr(plain, name):
             flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{flag}: {redact(url)} is read as {_NAMES[kind]}, where this option means nothing")
-    if kind == "folder":
-        return folder_source(url)
-    if kind == "idx":
-        return idx_source(local_path(url), options.split_name, scratch)
-    if kind == "tar":
-        from vit_dist.data.labels import LabelRule
-        from vit_dist.data.pack.repack import tar_source
-
-        member = "json" if options.label_field else options.labels
-        image = options.image_field.lower().lstrip(".")
-        return tar_source([url], LabelRule(member, options.label_field, options.classes, image), options.num_classes)
-    from vit_dist.data.pack.tables import TableOptions, list_source, parquet_source
-
-    table = TableOptions(
-        options.image_field, options.label_field, options.key_field, options.classes, options.num_classes
-    )
-    return list_source(url, table) if kind == "list" else parquet_source(url, scratch, table)
+            raise ConfigError(f"{flag}: {redact(url)} is read as {source.title}, where this option means nothing")
+    return source.open(url, scratch, options)
 
 
-_NAMES = {
-    "folder": "a folder with a directory per class",
-    "idx": "a folder of IDX files",
-    "list": "a list",
-    "parquet": "Parquet files",
-    "tar": "WebDataset tars",
-}
+def _config(kind: str) -> SourceConfig:
+    cls, defaults = SOURCES.lookup(kind)
+    config = cls.model_validate(defaults)
+    assert isinstance(config, SourceConfig)
+    return config
+
+
+def _recognised(url: str) -> str:
+    """The plug-in's kind that takes a source for its own; '' where none does.
+
+    Raises:
+        ConfigError: several do.
+    """
+    kinds = [kind for kind in SOURCES.from_outside() if _config(kind).recognises(url)]
+    if len(kinds) > 1:
+        raise ConfigError(f"{redact(url)}: {' and '.join(kinds)} both take it for their own; --from says which")
+    return kinds[0] if kinds else ""
 
 
 def _kind(url: str) -> str:

@@ -9,12 +9,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 from vit_dist.core.files import explained, file_system, is_remote, local_path, redact
+from vit_dist.core.registry import Plugin
 from vit_dist.data.labels import read_classes
 from vit_dist.data.pack.items import Item, safe_key
 from vit_dist.data.tarindex import IMAGE_EXTENSIONS
@@ -25,7 +27,7 @@ class Source:
     """Labelled images, listed in an order that is always the same.
 
     Attributes:
-        kind: 'folder', 'idx', 'list', 'parquet' or 'tar'.
+        kind: 'folder', 'idx', 'list', 'parquet', 'tar', or the name of a plug-in's kind.
         name: of the dataset, unless another one is given.
         base: what the items' URLs are relative to.
         items: lists them.
@@ -55,6 +57,57 @@ class Source:
         self.num_ignored += 1
         if len(self.ignored) < 5:
             self.ignored.append(name)
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How to read a source; what does not fit its kind is refused.
+
+    Attributes:
+        kind: a name of SOURCES; '' looks.
+        split_name: which part of a folder of IDX files.
+        image_field: list, Parquet: the field with the image; tars: the extension of the image member.
+        label_field: list, Parquet: the field with the labels; tars: the key in `.json`.
+        key_field: list, Parquet: the field with unique keys.
+        labels: tars: the member with the labels.
+        classes: names of the classes, for sources that do not bring their own.
+        num_classes: of the label space, where it is larger than what is seen.
+    """
+
+    kind: str = ""
+    split_name: str = ""
+    image_field: str = ""
+    label_field: str = ""
+    key_field: str = ""
+    labels: str = "auto"
+    classes: tuple[str, ...] = ()
+    num_classes: int | None = None
+
+
+class SourceConfig(Plugin):
+    """Base of every kind of source: a form that labelled images come in."""
+
+    title: ClassVar[str]
+    """For people: 'is read as TITLE'."""
+    options: ClassVar[frozenset[str]] = frozenset()
+    """Fields of SourceOptions that mean something here; others are refused where they are given."""
+
+    def recognises(self, url: str) -> bool:  # noqa: ARG002
+        """Whether a path or URL is a source of this kind. Asked of plug-ins, before the built-in kinds are tried."""
+        return False
+
+    def open(self, url: str, scratch: Path, options: SourceOptions) -> Source:
+        """The source.
+
+        Args:
+            url: a path or URL.
+            scratch: a local folder that is there until the packing ends; made by whoever writes there.
+            options: how to read it.
+
+        Raises:
+            DataError: missing, or nothing that can be packed.
+        """
+        raise NotImplementedError
 
 
 def list_directory(url: str) -> tuple[list[str], list[tuple[str, int]]]:

@@ -13,6 +13,8 @@ import pytest
 from launcher.filesystem import file_system_kind
 from launcher.slurm.cluster import load_cluster
 from launcher.submit.run import SubmitRequest, check, dry_run, submit, warnings
+from launcher.submit.study import StudyJobs, todo
+from launcher.submit.study import submit as submit_study
 from tests.slurm.cluster import wait_for
 from vit_dist.cli.main import main
 from vit_dist.config.load import load_recipe, recipe_hash
@@ -20,6 +22,7 @@ from vit_dist.core.errors import ConfigError, RunError
 from vit_dist.core.run.checkpoints import FORMAT, MARKER
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.run.names import safe_name
+from vit_dist.study.grid import load_study, plan
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 KEY = "AKIAIOSFODNN7EXAMPLE"
@@ -139,6 +142,31 @@ def test_a_run_is_submitted_once_and_its_job_is_named(slurm: Any, tmp_path: Path
     with pytest.raises(RunError, match=f"job {done.job} of this run is (pending|running|configuring)"):
         submit(one)
     assert not (Path.cwd() / "pwned").exists()
+
+
+@pytest.mark.slurm
+@pytest.mark.usefixtures("plugins_forgotten")
+def test_a_job_has_plug_ins_of_its_own_which_later_edits_do_not_reach(slurm: Any, tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    code = "from vit_dist.core.registry import MODELS\nfrom vit_dist.models.vit import ViTConfig\n"
+    code += (
+        "\n\n@MODELS.register('vit-submitted', patch_size=7, width=8, depth=1, num_heads=1)\nclass Mine(ViTConfig):\n"
+    )
+    plugin.write_text(f"{code}    pass\n")
+    recipe = load_recipe("demo", [f"plugins={plugin}", "model=vit-submitted"])
+    done = submit(SubmitRequest(recipe, load_cluster("dev", ["setup=['sleep 60']"]), run_dir=tmp_path / "run"))
+    study = tmp_path / "study.yaml"
+    study.write_text("name: s\nrecipe: demo\nmodels: [vit-submitted]\nsubsets: [100]\noverrides: {plugins: mine.py}\n")
+    cells = tuple(plan(load_study(str(study))))
+    jobs = StudyJobs(load_cluster("dev", ["setup=['sleep 60']"]), tmp_path / "s", cells)
+    submit_study(jobs, todo(jobs))
+    plugin.write_text("raise SystemExit\n")
+    for run_dir, name in (
+        (d, n) for d in (done.run_dir, jobs.run_dir(cells[0])) for n in ("job/recipe.yaml", "recipe.yaml")
+    ):
+        (copy,) = load_recipe(str(run_dir / name)).plugins
+        assert Path(copy).parent == run_dir / "plugins"
+        assert Path(copy).read_text() == f"{code}    pass\n"
 
 
 @pytest.mark.slurm
