@@ -1,4 +1,8 @@
-"""The tables of `vit-dist compare`: 79 columns where throughput is left out, folded where a terminal is narrower."""
+"""The tables of `vit-dist compare`: 79 columns where throughput is left out, folded where a terminal is narrower.
+
+The table of models is laid out here and not by core/tables.py: a heading stands over two columns, and where there is no
+room its columns go on below, since none of them says least.
+"""
 
 from __future__ import annotations
 
@@ -61,11 +65,12 @@ def legend(rows: Sequence[Row], *, precision: str, tflops: float, mfu: float, wi
 
 def matches_table(matches: Sequence[Match], by: str) -> str:
     """For each model the nearest of each other family."""
+    from vit_dist.core.tables import columns, to_lines
+
     ratio = "time ratio" if by == "throughput" else f"{by} ratio"
-    lines = [["model", "family", "nearest", ratio]]
-    lines += [[m.model, m.family, m.nearest, f"{m.ratio:.2f}"] for m in matches]
-    widths = [max(len(line[i]) for line in lines) for i in range(4)]
-    return "".join(_line(line, range(4), widths, left=3) for line in lines)
+    lines = [(m.model, m.family, m.nearest, f"{m.ratio:.2f}") for m in matches]
+    shown = columns(lines, ("model", "family", "nearest", ratio), right={ratio})
+    return "".join(f"{line}\n" for line in to_lines(shown))
 
 
 def _cells(row: Row) -> list[str]:
@@ -104,11 +109,11 @@ def _block(cells: Sequence[Sequence[str]], columns: Sequence[int], widths: Seque
         end += widths[i] + 2
         over = over.ljust(end - 2 - len(_COLUMNS[i][0])) + _COLUMNS[i][0] if _COLUMNS[i][0] else over
     lines = [[head for _, head in _COLUMNS], *cells]
-    return f"{over}\n" * bool(over) + "".join(_line(line, columns, widths, left=_LEFT) for line in lines)
+    return f"{over}\n" * bool(over) + "".join(_line(line, columns, widths) for line in lines)
 
 
-def _line(line: Sequence[str], columns: Sequence[int], widths: Sequence[int], left: int) -> str:
-    aligned = [line[i].ljust(widths[i]) if i < left else line[i].rjust(widths[i]) for i in columns]
+def _line(line: Sequence[str], columns: Sequence[int], widths: Sequence[int]) -> str:
+    aligned = [line[i].ljust(widths[i]) if i < _LEFT else line[i].rjust(widths[i]) for i in columns]
     return "  ".join(aligned).rstrip() + "\n"
 
 

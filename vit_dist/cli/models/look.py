@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vit_dist.models import ModelConfig
     from vit_dist.models.costs import Cost
 
+_HEADS = ("model", "family", "parameters", "GMACs", "pixels", "note")
 _LIST_EXAMPLES = """
 Multiply-adds are those of one forward pass of one image. Any other model of timm goes by `timm:NAME`.
 
@@ -54,10 +55,10 @@ def list_main(argv: list[str]) -> int:
     at_least_one(args, "image_size", "num_classes")
 
     from vit_dist.core.registry import MODELS
+    from vit_dist.core.tables import columns, to_lines
     from vit_dist.models.costs import model_cost
 
-    print_row = "{:<16} {:<8} {:>14} {:>10} {:>7}".format
-    lines = [print_row("model", "family", "parameters", "GMACs", "pixels")]
+    rows = list[tuple[str, str, str, str, str, str]]()
     for name in MODELS.names():
         config = _by_name(name)
         if config is None:
@@ -66,17 +67,18 @@ def list_main(argv: list[str]) -> int:
             continue
         size = args.image_size or usual_size(config)
         if size % config.stride:
-            lines.append(print_row(name, config.family, "-", "-", "-") + f"   {config.stride} does not divide {size}")
+            rows.append((name, config.family, "-", "-", "-", f"{config.stride} does not divide {size}"))
             continue
         cost = model_cost(config, num_classes=args.num_classes, image_size=size)
         if cost is not None:
-            lines.append(print_row(name, config.family, f"{cost.params:,}", _giga(cost.macs), size))
+            rows.append((name, config.family, f"{cost.params:,}", _giga(cost.macs), str(size), ""))
         # Of a plug-in: torch would have to build it.
         else:
-            lines.append(print_row(name, config.family, "-", "-", size) + "   `models show` counts")
-    if len(lines) == 1:
+            rows.append((name, config.family, "-", "-", str(size), "`models show` counts"))
+    if not rows:
         raise ConfigError(f"no model has {args.only!r} in its name or family; `vit-dist models list` names them all")
-    sys.stdout.write("\n".join(lines) + "\n")
+    table = columns(rows, _HEADS, right={"parameters", "GMACs", "pixels"})
+    sys.stdout.write("\n".join(to_lines(table)) + "\n")
     warn_of_broken()
     return 0
 
