@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from typing import Any
 
@@ -182,8 +183,7 @@ same. --balanced takes equally many of each class, and is nested too; it needs a
     return 0
 
 
-def dedup_main(argv: list[str]) -> int:
-    """Write a manifest without near-duplicates of evaluation sets."""
+def _dedup_parser() -> argparse.ArgumentParser:
     p = parser(
         "dedup",
         "Find training images that are nearly those of evaluation sets, and write a manifest without them.",
@@ -199,7 +199,12 @@ was left out stands in a list beside the new manifest. The tars stay as they are
     p.add_argument("--out", required=True, metavar="MANIFEST", help="where the new manifest goes")
     p.add_argument("--distance", type=count, default=4, metavar="BITS", help="bits of 64 that may differ (4)")
     p.add_argument("--workers", type=positive, metavar="N", help="processes (one a core)")
-    args = p.parse_args(argv)
+    return p
+
+
+def dedup_main(argv: list[str]) -> int:
+    """Write a manifest without near-duplicates of evaluation sets."""
+    args = _dedup_parser().parse_args(argv)
 
     import numpy as np
 
