@@ -60,7 +60,7 @@ def plugin_identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def check_plugins(recipe: Recipe, run: Mapping[str, Any] | None, where: Path) -> None:
-    """Refuse to go on with a run whose plug-in code has changed.
+    """Refuse to resume a run whose plug-in code has changed.
 
     Args:
         recipe: of now.
