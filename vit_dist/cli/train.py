@@ -76,7 +76,8 @@ def _rank(recipe: Recipe, run_dir: Path, world: World) -> int:
     # place of killing the rank.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT))
     from vit_dist.core.exit_codes import PEER_LOST
-    from vit_dist.train.attempt import PeerLostError, attempt
+    from vit_dist.train.attempt import attempt
+    from vit_dist.train.failures import PeerLostError
 
     try:
         attempt(recipe, run_dir, world)

@@ -12,7 +12,7 @@ import torch
 from launcher.preflight import run as preflight
 from launcher.slurm.cluster import load_cluster
 from vit_dist.core.world import World
-from vit_dist.train.attempt import process_group
+from vit_dist.train.process_group import process_group
 
 
 @pytest.mark.parametrize(("visible", "local_rank", "index"), [(1, 0, 0), (1, 1, 0), (1, 7, 0), (8, 5, 5)])

@@ -14,7 +14,8 @@ request           made by a person: `save`, or `stop` for save and stop; removed
 job/              what the job was submitted with: recipe.yaml, cluster.yaml, the script
 logs/             what ranks and supervisors print, a folder an attempt
 order/            ordinals of every step's examples, where the recipe asks for them
-stacks/           where every thread stood when a rank hung
+stacks/           where every thread stood when a rank hung, and the last collectives of each
+out-of-memory/    what a GPU's memory held when it did not suffice, a file a rank
 tb/               event files
 checkpoints/      step-0000001000/, each complete once its marker is there; see checkpoints.py
 quarantine.jsonl  samples that could not be decoded
@@ -46,6 +47,7 @@ BATCH_LOG = "batch.log"
 """In LOGS: what the supervisor prints, all attempts."""
 ORDER = "order"
 STACKS = "stacks"
+OUT_OF_MEMORY = "out-of-memory"
 EVENTS = "tb"
 CHECKPOINTS = "checkpoints"
 QUARANTINE = "quarantine.jsonl"
