@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.log import log
+from vit_dist.core.log import WARNING, log
 from vit_dist.core.progress import Progress
 from vit_dist.core.run import log as runlog
 from vit_dist.core.seeding import hash64
@@ -222,7 +222,7 @@ def _quarantine(run: Run, replaced: list[Replacement], state: TrainState) -> Non
         with run.directory.quarantine.open("a") as file:
             for r in replaced:
                 file.write(json.dumps({"step": state.step, **asdict(r)}) + "\n")
-        log(f"  quarantined {replaced[0].key!r} of {replaced[0].shard}: {replaced[0].reason}")
+        log(f"  quarantined {replaced[0].key!r} of {replaced[0].shard}: {replaced[0].reason}", WARNING)
     bad, allowed = len(state.quarantined), math.ceil(run.recipe.data.max_bad * run.data.num_samples)
     if bad > allowed:
         first = replaced[0]

@@ -78,3 +78,8 @@ def run_folder(name: str, recipe_hash: str) -> str:
 def attempt_folder(attempt: int) -> str:
     """Name of an attempt's folder in LOGS."""
     return f"attempt-{attempt:04d}"
+
+
+def rank_log(rank: int | str) -> str:
+    """Name of a rank's log in an attempt's folder; also as a pattern, where the rank is srun's %t."""
+    return f"rank-{rank}.log"

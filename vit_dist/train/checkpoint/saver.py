@@ -24,7 +24,7 @@ from vit_dist import __version__
 from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.exit_codes import SUPERSEDED
 from vit_dist.core.files import write_bytes
-from vit_dist.core.log import log
+from vit_dist.core.log import WARNING, log
 from vit_dist.core.memory import available_memory
 from vit_dist.core.run.checkpoints import FORMAT, MARKER, partial_name, rank_file, step_name
 from vit_dist.core.run.directory import RunDir
@@ -150,7 +150,7 @@ class Saver:
             problems = all_gather_object(_no_memory_headroom(need, self._ranks_here), self._world)
             first = next(((rank, problem) for rank, problem in enumerate(problems) if problem), None)
             if first is not None and self._copies and self._world.is_main:
-                log(f"  rank {first[0]}: {first[1]}: training waits while it is written")
+                log(f"  rank {first[0]}: {first[1]}: training waits while it is written", WARNING)
             self._copies = first is None
         snapshot = Snapshot(state, self._memory, copied=self._copies)
         self._memory = snapshot.memory
@@ -216,7 +216,8 @@ class Saver:
         if self._world.is_main:
             log(
                 f"  CHECKPOINT FAILED at step {step:,}: {problem}. Training continues; the checkpoints before are "
-                f"complete. Failure {self._failures} of {self._max_failures} in a row"
+                f"complete. Failure {self._failures} of {self._max_failures} in a row",
+                WARNING,
             )
         if self._failures >= self._max_failures:
             raise RunError(
@@ -283,7 +284,7 @@ class Saver:
             prune(self._root, self._retention)
         # The checkpoint is there: an old one too many is no failure of it.
         except OSError as error:
-            log(f"  {self._root}: an old checkpoint could not be removed: {error}")
+            log(f"  {self._root}: an old checkpoint could not be removed: {error}", WARNING)
         if self.uploader is not None:
             self.uploader.submit(final)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_dist.core.exit_codes import HUNG, PEER_LOST
-from vit_dist.core.log import log
+from vit_dist.core.log import ERROR, WARNING, log
 from vit_dist.core.units import format_seconds
 from vit_dist.core.world import World
 from vit_dist.train.health.flight_recorder import write_record
@@ -60,7 +60,10 @@ class Monitor:
             try:
                 link = socket.create_connection(address, timeout=_CONNECT_S)
             except OSError as error:
-                log(f"rank {world.rank}: cannot reach rank 0 at {address[0]}:{address[1]} ({error}): it is not watched")
+                log(
+                    f"rank {world.rank}: cannot reach rank 0 at {address[0]}:{address[1]} ({error}): it is not watched",
+                    WARNING,
+                )
                 return
             # A read blocks for as long as all is well: that rank 0 is gone shows as its end, never as a time-out.
             link.settimeout(None)
@@ -216,7 +219,7 @@ class Watchdog:
                     f"rank {self._rank} has hung for {format_seconds(waited)} in one {what} (guards.hang="
                     f"{format_seconds(hang)}); every rank's stacks are in {path.parent}"
                 )
-                log(reason)
+                log(reason, ERROR)
                 self._ended(reason)
                 # The others write their stacks meanwhile. Then without clean-up: the main thread hangs, in a collective
                 # or a driver, and neither destroying the process group nor an exception would ever get through.
@@ -230,7 +233,7 @@ def leave_after_grace(world: World, ended: Callable[[str], None]) -> Callable[[s
     def leave(what: str) -> None:
         def work() -> None:
             time.sleep(_GRACE_S)
-            log(f"rank {world.rank}: {what}: no collective can complete, so this rank ends too")
+            log(f"rank {world.rank}: {what}: no collective can complete, so this rank ends too", ERROR)
             ended(what)
             # The main thread waits in a collective that never completes: only the kernel can end it.
             os._exit(PEER_LOST)
