@@ -102,10 +102,10 @@ def join(world: World, host: str, port: int, limit_s: float, *, gpu: str = "") -
         verdict = (
             _judge(world, host, port, store, limit_s, deadline) if world.is_main else _hear(world, store, deadline)
         )
+        if verdict is None:
+            verdict = _not_all(world, host, port, limit_s, _missing(store, world))
     except RuntimeError as error:
         raise RunError(f"rank {world.rank}: rank 0's store at {host}:{port} is gone: {error}") from None
-    if verdict is None:
-        raise RunError(_not_all(world, host, port, limit_s, _missing(store, world)))
     if verdict:
         raise RunError(verdict)
     return store
