@@ -79,8 +79,8 @@ def test_a_rank_whose_peers_do_not_come_says_so(tmp_path: Path, small_set: str, 
     )
     assert done.returncode == 1, done.stderr
     says = {
-        0: f"1 of 2 ranks came to 127.0.0.1:{port} within 10.0s; missing: 1",
-        1: f"rank 1 of 2: rank 0 did not come to 127.0.0.1:{port} within 10.0s",
+        0: f"1 of 2 ranks came to 127.0.0.1:{port} within 10s; missing: 1",
+        1: f"rank 1 of 2: rank 0 did not come to 127.0.0.1:{port} within 10s",
     }
     assert says[rank] in done.stderr
     assert "Traceback" not in done.stderr

@@ -25,7 +25,7 @@ examples:
   vit-dist train demo engine.name=plain precision=fp32
   srun --ntasks-per-node=8 vit-dist train vit-l16-jft300m --run-dir /shared/runs/l16
 
-a run directory holds recipe.yaml, status.json, tb/ (TensorBoard event files) and checkpoints/
+a run directory holds recipe.yaml, status.json, tb/ (TensorBoard event files), logs/ and checkpoints/
 """
 
 
