@@ -17,8 +17,8 @@ from vit_dist.config.load import resolve
 from vit_dist.core.world import World
 from vit_dist.engines._protocol import Engine, EngineInputs
 from vit_dist.models._base import ImageModel
-from vit_dist.train.attempt import process_group
 from vit_dist.train.losses import make_loss
+from vit_dist.train.process_group import process_group
 
 PLAIN = {"name": "plain"}
 LR = 1e-4

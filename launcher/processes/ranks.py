@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from launcher.supervise.attempts import number_in_hand
 from vit_dist.config.load import recipe_yaml
 from vit_dist.config.plugins import with_copies
 from vit_dist.config.schema import Recipe
 from vit_dist.core.exit_codes import PEER_LOST, SUPERSEDED, of_return_code, signal_of
 from vit_dist.core.files import write_bytes
-from vit_dist.core.log import log
+from vit_dist.core.log import ERROR, RANK_LOGS_VARIABLE, log
 from vit_dist.core.process import cli_command, handling, parent_death_signal, wait_until
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
@@ -44,12 +45,14 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int) -> int:
     with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
         recipe_file = Path(scratch) / names.RECIPE
         recipe_file.write_text(recipe_yaml(recipe))
-        code = run_ranks(["train", str(recipe_file), "--run-dir", str(run_dir)], nproc=nproc, scratch=Path(scratch))
+        logs = run_dir / names.LOGS / names.attempt_folder(number_in_hand(run_dir))
+        words = ["train", str(recipe_file), "--run-dir", str(run_dir)]
+        code = run_ranks(words, nproc=nproc, scratch=Path(scratch), logs=logs)
     _close_status(RunDir(run_dir), code)
     return code
 
 
-def run_ranks(arguments: Sequence[str], *, nproc: int, scratch: Path) -> int:
+def run_ranks(arguments: Sequence[str], *, nproc: int, scratch: Path, logs: Path | None = None) -> int:
     """Run `vit-dist ARGUMENTS` as `nproc` ranks of one world on this machine; the first failure ends them all.
 
     SIGTERM, SIGUSR2 and SIGINT are forwarded: the ranks then save and stop. A second SIGINT kills them.
@@ -58,15 +61,17 @@ def run_ranks(arguments: Sequence[str], *, nproc: int, scratch: Path) -> int:
         arguments: of the command.
         nproc: how many ranks.
         scratch: a directory in which the ranks agree on who prints a shared error.
+        logs: a directory in which each rank writes a log beside what it prints.
 
     Returns:
         0, or the exit code of the rank that failed first (128 + n where it died of signal n).
     """
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     command = cli_command(*arguments)
+    environ = {**os.environ, **({RANK_LOGS_VARIABLE: str(logs)} if logs is not None else {})}
     ranks = [
         subprocess.Popen(
-            command, env=_rank_environment(os.environ, rank, nproc, address, scratch), stdin=subprocess.DEVNULL
+            command, env=_rank_environment(environ, rank, nproc, address, scratch), stdin=subprocess.DEVNULL
         )
         for rank in range(nproc)
     ]
@@ -122,7 +127,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
             rank = next((r for r, c in {**dict(failed), **ended}.items() if c != PEER_LOST), failed[0][0])
             code = ended[rank]
             if code < 0:
-                log(f"rank {rank} was killed by {signal.Signals(-code).name}; the other ranks were ended")
+                log(f"rank {rank} was killed by {signal.Signals(-code).name}; the other ranks were ended", ERROR)
                 return of_return_code(code)
             return code
         if all(code == 0 for code in codes):

@@ -1,6 +1,6 @@
 """The logs of a run's attempts: where they are, their ends, following them, and the error that came first.
 
-logs/batch.log                      the supervisor's, all attempts
+logs/batch.log                      the supervisor's or launcher's, all attempts
 logs/attempt-0003/rank-0.log        a rank's output; with more digits where there are many
 logs/attempt-0003/srun.log          srun's own messages: it names tasks that were killed and nodes that failed
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from vit_dist.core.errors import ConfigError, RunError
 from vit_dist.core.exit_codes import INTERRUPTED, NOT_THE_CAUSE, SUPERSEDED
+from vit_dist.core.log import without_stamp
 from vit_dist.core.run import names
 
 _RANK = re.compile(r"rank-(\d+)\.(?:log|out)$")
@@ -61,8 +62,8 @@ def attempt_dir(run: Path, attempt: int | None = None) -> Path:
     known = attempts_with_logs(run)
     if not known:
         raise RunError(
-            f"{run / names.LOGS}: no log of an attempt is there. Jobs leave logs; what runs in a terminal (`vit-dist "
-            "run`) prints there. For a job that has just begun try `vit-dist logs RUN --batch`"
+            f"{run / names.LOGS}: no log of an attempt is there. What torchrun or srun start without `vit-dist submit` "
+            "prints where those say. For a job that has just begun try `vit-dist logs RUN --batch`"
         )
     number = known[-1] if attempt is None else attempt
     if number not in known:
@@ -190,7 +191,8 @@ def first_error(directory: Path, batch: Path | None = None) -> LoggedError | Non
 
 def find_error(path: Path, rank: int | None) -> LoggedError | None:
     """The first real error of one log, else the first that only follows from others', else None."""
-    lines = tail(path, 0) if path.stat().st_size <= _TAIL_BYTES else tail(path, 100_000)
+    logged = tail(path, 0) if path.stat().st_size <= _TAIL_BYTES else tail(path, 100_000)
+    lines = [without_stamp(line) for line in logged]
     noise: LoggedError | None = None
     i = 0
     while i < len(lines):

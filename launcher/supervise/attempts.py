@@ -20,10 +20,7 @@ def open_entry(
     Raises:
         RunError: the ledger cannot be written.
     """
-    tried = [entry.attempt for entry in read_ledger(run_dir)]
-    # The ranks count for themselves (attempts.jsonl), also where nobody supervises them: a number must not come twice.
-    tried += [int(line.get("attempt", 0)) for line in RunDir(run_dir).attempts()]
-    number = 1 + max(tried, default=0)
+    number = _next_number(run_dir)
     append_begin(
         run_dir,
         attempt=number,
@@ -35,6 +32,21 @@ def open_entry(
         nodes=nodes,
     )
     return next(entry for entry in reversed(read_ledger(run_dir)) if entry.attempt == number)
+
+
+def number_in_hand(run_dir: Path) -> int:
+    """Number of the attempt that a supervisor of this machine has begun in the ledger, or else of the next one."""
+    entries = read_ledger(run_dir)
+    if entries and entries[-1].open and entries[-1].launcher == "local":
+        return entries[-1].attempt
+    return _next_number(run_dir)
+
+
+def _next_number(run_dir: Path) -> int:
+    tried = [entry.attempt for entry in read_ledger(run_dir)]
+    # The ranks count for themselves (attempts.jsonl), also where nobody supervises them: a number must not come twice.
+    tried += [int(line.get("attempt", 0)) for line in RunDir(run_dir).attempts()]
+    return 1 + max(tried, default=0)
 
 
 def own_status(run_dir: Path, before: Status | None) -> Status | None:

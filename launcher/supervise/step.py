@@ -96,7 +96,7 @@ class Step:
     def command(self) -> list[str]:
         """srun with this attempt's nodes and log files, then the ranks' own command."""
         first, *options = self.settings.srun
-        pattern = str(self.logs).replace("%", "%%") + "/rank-%t.log"
+        pattern = str(self.logs).replace("%", "%%") + f"/{names.rank_log('%t')}"
         # A step that ran on a node which died never ends for Slurm, and would keep its CPUs from the next one.
         again = ["--overlap"] if self.again else []
         return [

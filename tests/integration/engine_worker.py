@@ -19,8 +19,8 @@ from vit_dist.cli.main import leave
 from vit_dist.config.load import resolve
 from vit_dist.core.world import launched_world
 from vit_dist.engines._protocol import EngineInputs
-from vit_dist.train.attempt import process_group
 from vit_dist.train.losses import make_loss
+from vit_dist.train.process_group import process_group
 
 SIZE, CLASSES, BATCH = 28, 10, 8
 REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter", "reduce_scatter_tensor")

@@ -12,8 +12,8 @@ from vit_dist.core.world import World, launched_world
 from vit_dist.data.manifest import read_manifest
 from vit_dist.engines._protocol import EngineInputs
 from vit_dist.evals import EvalContext
-from vit_dist.train.attempt import process_group
 from vit_dist.train.losses import make_loss
+from vit_dist.train.process_group import process_group
 
 
 def evaluate(train: str, val: str, engine: str, world: World, device) -> dict[str, float]:

@@ -24,12 +24,12 @@ from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import launched_world
 from vit_dist.engines import _deepspeed
 from vit_dist.engines._protocol import EngineInputs
-from vit_dist.train.attempt import process_group
 from vit_dist.train.checkpoint.restore import restore
 from vit_dist.train.checkpoint.saver import Contents, Saver
 from vit_dist.train.checkpoint.store import Retention
 from vit_dist.train.health.guards import check_replicas
 from vit_dist.train.losses import make_loss
+from vit_dist.train.process_group import process_group
 
 
 def cut_most_parameters() -> None:

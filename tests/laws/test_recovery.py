@@ -99,6 +99,9 @@ def test_a_hang_leaves_the_stacks_of_every_rank_and_ends(tmp_path: Path, small_s
     assert code == 71, outputs
     assert "rank 0 has hung for" in outputs[0]
     assert "train_step" in (tmp_path / "run" / "stacks" / "rank-00000.txt").read_text()
+    # torch's flight recorder, a pickle: the last collectives, of which the step's own never ended.
+    assert b"gloo:all_reduce" in (tmp_path / "run" / "stacks" / "nccl_trace_rank_0").read_bytes()
+    assert re.search(r"Z rank 0 ERROR rank 0 has hung", outputs[0])
 
 
 def test_a_request_saves_or_stops_and_is_recorded(tmp_path: Path, small_set: str, small_val: str) -> None:

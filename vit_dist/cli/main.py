@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _say(message: str) -> None:
     """Print an error, once: ranks of one launcher that meet the same one leave it to the first."""
-    from vit_dist.core.log import log
+    from vit_dist.core.log import ERROR, log, log_to_file
 
     scratch = os.environ.get("VIT_DIST_SCRATCH")
     if scratch:
@@ -97,10 +97,11 @@ def _say(message: str) -> None:
         try:
             os.close(os.open(Path(scratch) / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         except FileExistsError:
+            log_to_file(message, ERROR)
             return
         except OSError:
             pass  # better said twice than not at all
-    log(message)
+    log(message, ERROR)
 
 
 def entry() -> None:

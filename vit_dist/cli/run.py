@@ -38,6 +38,8 @@ def main(argv: list[str]) -> int:
     from vit_dist.cli.train import default_run_dir
     from vit_dist.config.load import load_recipe
     from vit_dist.core.errors import ConfigError
+    from vit_dist.core.log import launcher_log
+    from vit_dist.core.run import names
     from vit_dist.core.world import World, launched_world
     from vit_dist.train.plan import open_training
 
@@ -53,10 +55,11 @@ def main(argv: list[str]) -> int:
     # A batch that the ranks do not divide, or a set that cannot be opened, is an error before anything is started.
     open_training(recipe, World(size=args.nproc))
     run_dir = Path(args.run_dir) if args.run_dir else default_run_dir(recipe)
-    return supervise_local(
-        recipe,
-        run_dir,
-        lambda r, d: run_local(r, d, nproc=args.nproc),
-        give_up_after=args.give_up_after,
-        devices=args.nproc,
-    )
+    with launcher_log(run_dir / names.LOGS / names.BATCH_LOG):
+        return supervise_local(
+            recipe,
+            run_dir,
+            lambda r, d: run_local(r, d, nproc=args.nproc),
+            give_up_after=args.give_up_after,
+            devices=args.nproc,
+        )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ examples:
   vit-dist train demo engine.name=plain precision=fp32
   srun --ntasks-per-node=8 vit-dist train vit-l16-jft300m --run-dir /shared/runs/l16
 
-a run directory holds recipe.yaml, status.json, tb/ (TensorBoard event files) and checkpoints/
+a run directory holds recipe.yaml, status.json, tb/ (TensorBoard event files), logs/ and checkpoints/
 """
 
 
@@ -55,6 +55,7 @@ def main(argv: list[str]) -> int:
     if world is None:
         from launcher.processes.ranks import run_local
         from vit_dist.config.plugins import check_plugins
+        from vit_dist.core.log import launcher_log
         from vit_dist.core.run import names
         from vit_dist.core.run.directory import RunDir
         from vit_dist.train.plan import check_initial, open_training
@@ -63,7 +64,8 @@ def main(argv: list[str]) -> int:
         # A batch that the ranks do not divide, or a set that cannot be opened, is an error before anything is started.
         open_training(recipe, Ranks(size=args.nproc))
         check_initial(recipe, run_dir)
-        return run_local(recipe, run_dir, nproc=args.nproc)
+        with launcher_log(run_dir / names.LOGS / names.BATCH_LOG):
+            return run_local(recipe, run_dir, nproc=args.nproc)
     return _rank(recipe, run_dir, world)
 
 
@@ -80,11 +82,17 @@ def _rank(recipe: Recipe, run_dir: Path, world: World) -> int:
     # place of killing the rank.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT))
     from vit_dist.core.exit_codes import PEER_LOST
-    from vit_dist.train.attempt import PeerLostError, attempt
+    from vit_dist.core.log import ERROR, RANK_LOGS_VARIABLE, log, speak_as_rank
+    from vit_dist.core.run.names import rank_log
+
+    logs = os.environ.get(RANK_LOGS_VARIABLE)
+    speak_as_rank(world.rank, Path(logs) / rank_log(world.rank) if logs else None)
+    from vit_dist.train.attempt import attempt
+    from vit_dist.train.failures import PeerLostError
 
     try:
         attempt(recipe, run_dir, world)
     except PeerLostError as error:
-        sys.stderr.write(f"vit-dist train: rank {world.rank}: {error}\n")
+        log(f"vit-dist train: rank {world.rank}: {error}", ERROR)
         return PEER_LOST
     return 0

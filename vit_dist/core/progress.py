@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from vit_dist.core.log import log, on_terminal
+from vit_dist.core.log import log, log_to_file, on_terminal
 from vit_dist.core.units import format_bytes, format_seconds
 
 _LINE_EVERY_S = 10.0
@@ -77,11 +77,10 @@ class Progress:
             return
         if self._bar is not None:
             self._bar.update(self._task, completed=done, text=self._text(metrics))
-            return
         now = time.monotonic()
         if force or now - self._last_line >= _LINE_EVERY_S:
             self._last_line = now
-            log(f"{self.title}: {self._text(metrics)}")
+            (log if self._bar is None else log_to_file)(f"{self.title}: {self._text(metrics)}")
 
     def _spent_s(self) -> float:
         return max(time.monotonic() - self._started, 1e-9)

@@ -98,8 +98,30 @@ def rank_cpus(environ: Mapping[str, str] | None = None) -> int:
         own = _number(env, "SLURM_CPUS_PER_TASK")
         if own is not None:
             return min(cpus, own)
-        sharing = _number(env, "SLURM_STEP_TASKS_PER_NODE") or _number(env, "SLURM_NTASKS_PER_NODE")
+        sharing = _slurm_tasks(env)
     return max(1, cpus // (sharing or 1))
+
+
+def gpu_of(local_rank: int, gpus: int, environ: Mapping[str, str] | None = None) -> int:
+    """The GPU of this rank among those that it sees: the only one, where it sees one alone, else the one of its number.
+
+    Raises:
+        ConfigError: there are several, but fewer than ranks on this node.
+    """
+    if gpus <= 1:
+        return 0
+    env = os.environ if environ is None else environ
+    tasks = max(local_rank + 1, _number(env, "LOCAL_WORLD_SIZE") or _slurm_tasks(env) or 1)
+    if tasks > gpus:
+        raise ConfigError(
+            f"{tasks} ranks on this node share {gpus} GPUs, and NCCL wants one for each: start {gpus} ranks a node "
+            f"(--nproc, --ntasks-per-node, tasks_per_node of the cluster file), or let each see the one that is its own"
+        )
+    return local_rank
+
+
+def _slurm_tasks(env: Mapping[str, str]) -> int | None:
+    return _number(env, "SLURM_STEP_TASKS_PER_NODE") or _number(env, "SLURM_NTASKS_PER_NODE")
 
 
 def _number(env: Mapping[str, str], name: str) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 import time
@@ -25,7 +24,7 @@ from vit_dist.core.run import log as runlog
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_bytes
-from vit_dist.core.world import World, rendezvous
+from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet
 from vit_dist.engines._collectives import broadcast_object
 from vit_dist.engines._protocol import Engine, EngineInputs
@@ -38,12 +37,15 @@ from vit_dist.train.checkpoint import restore as checkpoints
 from vit_dist.train.checkpoint.probe import make_probe
 from vit_dist.train.checkpoint.saver import Saver
 from vit_dist.train.checkpoint.store import Retention, sweep
+from vit_dist.train.failures import explained
 from vit_dist.train.health.monitor import Monitor, Watchdog, leave_after_grace
+from vit_dist.train.health.patience import Patience, patience
 from vit_dist.train.initial_weights import Initial
 from vit_dist.train.loop import train
 from vit_dist.train.losses import make_loss
 from vit_dist.train.plan import Plan, open_training
 from vit_dist.train.plugin_code import agreed_plugins
+from vit_dist.train.process_group import limit_collectives, process_group
 from vit_dist.train.progress.attempt_record import AttemptRecord
 from vit_dist.train.progress.clock import Clock, StartUp
 from vit_dist.train.progress.goodput import Goodput, carried
@@ -51,16 +53,12 @@ from vit_dist.train.run import Run, StopRequest
 from vit_dist.train.state import TrainState
 
 
-class PeerLostError(Exception):
-    """Another rank is gone: no collective can complete, so this one ends at once."""
-
-
 def attempt(recipe: Recipe, run_dir: Path, world: World) -> None:
     """Train from the newest checkpoint, or from the beginning, until done or asked to stop.
 
     Raises:
         VitDistError: what keeps the run from starting or continuing.
-        PeerLostError: another rank died.
+        PeerLostError: another rank died (train/failures.py).
     """
     start = StartUp()
     start.mark("imports")
@@ -70,17 +68,18 @@ def attempt(recipe: Recipe, run_dir: Path, world: World) -> None:
         if world.is_main:
             stack.enter_context(directory.locked())
         stop = stack.enter_context(stop_requests())
-        device = stack.enter_context(process_group(world))
-        watchdog = stack.enter_context(watched(recipe, directory, world, record))
+        limits = patience(float(recipe.guards.hang.value))
+        device = stack.enter_context(process_group(world, limits, directory.stacks))
+        watchdog = stack.enter_context(watched(limits, directory, world, record))
         start.mark("process group")
         try:
             run = stack.enter_context(
                 contextlib.closing(open_run(recipe, directory, world, device, stop, record, watchdog, start))
             )
         except (VitDistError, RuntimeError) as error:
-            explained = _explained(error)
-            record.end("failed", str(explained))
-            raise explained from (None if explained is error else error)
+            failure = explained(error, recipe, run_dir, world)
+            record.end("failed", str(failure))
+            raise failure from (None if failure is error else error)
         try:
             if _is_done(run):
                 if world.is_main:
@@ -89,13 +88,13 @@ def attempt(recipe: Recipe, run_dir: Path, world: World) -> None:
             else:
                 train(run)
         except (VitDistError, RuntimeError) as error:
-            explained = _explained(error)
-            run.fail(str(explained) if isinstance(error, VitDistError) else f"{type(error).__name__}: {explained}")
-            raise explained from (None if explained is error else error)
+            failure = explained(error, recipe, run_dir, world, run.plan)
+            run.fail(str(failure) if isinstance(failure, VitDistError) else f"{type(error).__name__}: {failure}")
+            raise failure from (None if failure is error else error)
 
 
 @contextlib.contextmanager
-def watched(recipe: Recipe, directory: RunDir, world: World, record: AttemptRecord) -> Iterator[Watchdog]:
+def watched(limits: Patience, directory: RunDir, world: World, record: AttemptRecord) -> Iterator[Watchdog]:
     """Notice ranks that die or hang, for as long as the block lasts. A collective."""
     monitor: list[Monitor] = []
 
@@ -114,7 +113,7 @@ def watched(recipe: Recipe, directory: RunDir, world: World, record: AttemptReco
     def dump_stacks() -> None:
         watchdog.dump()
 
-    watchdog = Watchdog(float(recipe.guards.hang.value), directory.stacks, world.rank, send, ended)
+    watchdog = Watchdog(limits, directory.stacks, world.rank, send, ended)
     if world.size > 1:
         monitor.append(Monitor(world, exchange, leave_after_grace(world, ended), dump_stacks))
     yield watchdog
@@ -175,7 +174,7 @@ def open_run(
     sums = carried(restored.marker.get("goodput", {}) if restored else {}, before.goodput, before.time, now)
     goodput = Goodput(sums, start.began)
     record.start_heartbeat(goodput)
-    clock = Clock(recipe, data, world, device, goodput, watchdog, start)
+    clock = Clock(recipe, data, world, goodput, watchdog, start)
     info = _run_info(recipe, data, plan, engine, world, num_params, model_config)
     context = EvalContext(engine, recipe, world, val)
     return Run(
@@ -220,6 +219,7 @@ def build_engine(recipe: Recipe, plan: Plan, world: World, device: torch.device)
         memory_format=torch.channels_last if recipe.engine.channels_last else torch.contiguous_format,  # type: ignore[attr-defined]
     )
     engine: Engine = recipe.engine.build(inputs)  # type: ignore[attr-defined]
+    limit_collectives(patience(float(recipe.guards.hang.value)))
     return engine, num_params
 
 
@@ -250,6 +250,7 @@ def _make_saver(
         retention,
         max_failures=config.max_failures,
         remote=config.remote,
+        peers_s=patience(float(recipe.guards.hang.value)).other_work_s,
     )
     return saver, attempt_number
 
@@ -264,25 +265,6 @@ def _announce_restored(restored: checkpoints.Restored | None, state: TrainState,
             f"  that checkpoint was written by another layout: {'; '.join(changes)}. Weights and moments are the same "
             f"bit for bit; what follows may round differently"
         )
-
-
-@contextlib.contextmanager
-def process_group(world: World) -> Iterator[torch.device]:
-    """Join the other ranks: NCCL where there are GPUs, gloo else. Yields this rank's device."""
-    gpu = torch.cuda.is_available()
-    device = torch.device("cuda", world.local_rank % max(1, torch.cuda.device_count())) if gpu else torch.device("cpu")
-    if gpu:
-        torch.cuda.set_device(device)
-    # DeepSpeed takes its device from LOCAL_RANK. Where a task sees one GPU alone that is device 0 on every rank.
-    local_rank = world.local_rank if device.index is None else device.index
-    os.environ.update(rendezvous(), RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(local_rank))
-    torch.distributed.init_process_group(
-        "nccl" if gpu else "gloo", rank=world.rank, world_size=world.size, init_method="env://"
-    )
-    try:
-        yield device
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -382,14 +364,3 @@ def _run_info(
         code_version=__version__,
         recipe_hash=recipe_hash(recipe),
     )
-
-
-def _explained(error: Exception) -> Exception:
-    """The error itself, or PeerLostError where it means that another rank has gone."""
-    if isinstance(error, VitDistError):
-        return error
-    # Neither gloo nor NCCL has an exception type for it: the text is all there is.
-    symptoms = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out waiting")
-    if any(symptom in str(error) for symptom in symptoms):
-        return PeerLostError(f"a peer is gone ({str(error).splitlines()[0][:120]})")
-    return error

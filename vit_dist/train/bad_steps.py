@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from vit_dist.core.log import log
+from vit_dist.core.log import WARNING, log
 from vit_dist.data.reader import Batch
 from vit_dist.data.sets import TrainingSet
 from vit_dist.engines._collectives import all_gather_object
@@ -32,7 +32,7 @@ def record_bad_step(run: Run, batch: Batch, result: StepResult, *, spike: bool) 
         what = "loss spike" if spike else "the loss or a gradient is not finite"
         left_out = "" if result.applied else ", the step was not applied"
         numbers = f"loss {result.loss:.6g}, gradient norm {result.grad_norm:.6g}"
-        log(f"  step {state.step:,}: {what}{left_out} ({numbers})")
+        log(f"  step {state.step:,}: {what}{left_out} ({numbers})", WARNING)
         entry = {
             "step": state.step,
             "reason": "spike" if spike else "not finite",

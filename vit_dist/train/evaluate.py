@@ -17,11 +17,13 @@ from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
 from vit_dist.evals import EvalContext, EvaluatorConfig
-from vit_dist.train.attempt import build_engine, process_group
+from vit_dist.train.attempt import build_engine
 from vit_dist.train.checkpoint import restore as checkpoints
+from vit_dist.train.health.patience import patience
 from vit_dist.train.initial_weights import recorded
 from vit_dist.train.plan import open_training
 from vit_dist.train.plugin_code import agreed_plugins
+from vit_dist.train.process_group import process_group
 from vit_dist.train.state import TrainState
 
 
@@ -50,7 +52,8 @@ def evaluate(
             if not run_dir.is_dir():
                 raise RunError(f"{run_dir}: no such run directory")
             stack.enter_context(directory.locked())
-        device = stack.enter_context(process_group(world))
+        limits = patience(float(recipe.guards.hang.value))
+        device = stack.enter_context(process_group(world, limits, directory.stacks))
         data, val, plan = open_training(recipe, world)
         engine, _ = build_engine(recipe, plan, world, device)
         plugins = agreed_plugins(recipe, world)

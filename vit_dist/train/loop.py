@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.log import log
+from vit_dist.core.log import WARNING, log
 from vit_dist.core.progress import Progress
 from vit_dist.core.run import log as runlog
 from vit_dist.core.seeding import hash64
 from vit_dist.data.mixup import draw_mix, mix_micro_batches
 from vit_dist.data.reader import Batch, Replacement
 from vit_dist.data.stream import TrainStream
-from vit_dist.engines._collectives import all_gather_object
+from vit_dist.engines._collectives import all_gather_object, any_rank
 from vit_dist.engines._protocol import StepResult
 from vit_dist.evals import EvaluatorConfig
 from vit_dist.optim import OptimizerConfig, ScheduleConfig
@@ -191,17 +191,14 @@ def _agree(run: Run, replaced: list[Replacement], requests: _Requests) -> _Agree
     superseded = run.record.superseded
     if run.world.size == 1:
         return _Agreed(replaced, asked == "save", reason, superseded)
-    # Four integers every step; the texts and samples, which are pickled, only in the rare step that has any.
-    flags = torch.tensor(
-        [bool(replaced), asked == "save", bool(reason), bool(superseded)], dtype=torch.int32, device=run.engine.device
-    )
-    torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+    # Four flags every step; the texts and samples, which are pickled, only in the rare step that has any.
+    flags = any_rank([bool(replaced), asked == "save", bool(reason), bool(superseded)], run.world)
     # `flags` is the same on every rank: all return here, or all go on to the second collective.
-    if not flags.any():
+    if not any(flags):
         return _Agreed()
     views = all_gather_object((replaced, reason, superseded), run.world)
     stop = next((why for _, why, _ in views if why), "")
-    return _Agreed([r for part, *_ in views for r in part], bool(flags[1]), stop, views[0][2])
+    return _Agreed([r for part, *_ in views for r in part], flags[1], stop, views[0][2])
 
 
 def _trace(run: Run, batch: Batch) -> None:
@@ -225,7 +222,7 @@ def _quarantine(run: Run, replaced: list[Replacement], state: TrainState) -> Non
         with run.directory.quarantine.open("a") as file:
             for r in replaced:
                 file.write(json.dumps({"step": state.step, **asdict(r)}) + "\n")
-        log(f"  quarantined {replaced[0].key!r} of {replaced[0].shard}: {replaced[0].reason}")
+        log(f"  quarantined {replaced[0].key!r} of {replaced[0].shard}: {replaced[0].reason}", WARNING)
     bad, allowed = len(state.quarantined), math.ceil(run.recipe.data.max_bad * run.data.num_samples)
     if bad > allowed:
         first = replaced[0]

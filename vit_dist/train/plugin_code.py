@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from vit_dist.config.plugins import plugin_files, plugin_identity
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import RunError
 from vit_dist.core.world import World
+from vit_dist.engines._collectives import all_gather_object
 
 
 def agreed_plugins(recipe: Recipe, world: World) -> dict[str, Any]:
@@ -18,12 +17,9 @@ def agreed_plugins(recipe: Recipe, world: World) -> dict[str, Any]:
     Raises:
         RunError: ranks have imported different versions of a file, which was edited while they started.
     """
-    ours = plugin_identity(recipe)
-    if world.size > 1:
-        everyone: list[dict[str, Any]] = [{}] * world.size
-        torch.distributed.all_gather_object(everyone, ours)
-        other = next((rank for rank, theirs in enumerate(everyone) if theirs != everyone[0]), None)
-        if other is not None:
-            files = ", ".join(sorted({str(file.path) for file in plugin_files(recipe).values()}))
-            raise RunError(f"plugins: rank {other} has read another version of {files} than rank 0; start again")
-    return ours
+    everyone = all_gather_object(plugin_identity(recipe), world)
+    other = next((rank for rank, digests in enumerate(everyone) if digests != everyone[0]), None)
+    if other is not None:
+        files = ", ".join(sorted({str(file.path) for file in plugin_files(recipe).values()}))
+        raise RunError(f"plugins: rank {other} has read another version of {files} than rank 0; start again")
+    return everyone[0]

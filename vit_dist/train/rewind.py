@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vit_dist.core.errors import RunError
-from vit_dist.core.log import log
+from vit_dist.core.log import WARNING, log
 from vit_dist.core.run.checkpoints import committed
 from vit_dist.engines._collectives import broadcast_object
 from vit_dist.train.checkpoint.restore import restore_from
@@ -44,6 +44,7 @@ def rewind(run: Run) -> None:
     if run.world.is_main:
         log(
             f"  REWOUND to step {past.step:,}, {given_up.step - past.step} steps back; positions {past.position:,} to "
-            f"{given_up.position:,} of the order are skipped"
+            f"{given_up.position:,} of the order are skipped",
+            WARNING,
         )
     run.start_log()

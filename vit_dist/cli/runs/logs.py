@@ -9,8 +9,8 @@ from pathlib import Path
 from vit_dist.core.run import names
 
 _EXAMPLES = """
-Shows the last lines of the first rank in the newest attempt. Every job leaves logs/batch.log (its supervisor) and
-logs/attempt-0001/ with rank-0.log, rank-1.log, ... and srun.log in the run's directory.
+Shows the last lines of the first rank in the newest attempt. Jobs and runs on this machine leave logs/batch.log (the
+supervisor) and logs/attempt-0001/ with rank-0.log, rank-1.log, ... (of a job srun.log too) in the run's directory.
 
 When one rank fails, all others log that they have lost a peer. --first-error looks through the logs of all ranks
 of an attempt for the one that failed first and shows that; with it the exit code is 0 where an error was found, 1 where

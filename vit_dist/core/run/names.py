@@ -15,7 +15,8 @@ job/              what the job was submitted with: recipe.yaml, cluster.yaml, th
 logs/             what ranks and supervisors print, a folder an attempt
 plugins/          copies of the plug-in files that the recipe names, as they were when the run began
 order/            ordinals of every step's examples, where the recipe asks for them
-stacks/           where every thread stood when a rank hung
+stacks/           where every thread stood when a rank hung, and the last collectives of each
+out-of-memory/    what a GPU's memory held when it did not suffice, a file a rank
 tb/               event files
 checkpoints/      step-0000001000/, each complete once its marker is there; see checkpoints.py
 quarantine.jsonl  samples that could not be decoded
@@ -48,6 +49,7 @@ BATCH_LOG = "batch.log"
 PLUGINS = "plugins"
 ORDER = "order"
 STACKS = "stacks"
+OUT_OF_MEMORY = "out-of-memory"
 EVENTS = "tb"
 CHECKPOINTS = "checkpoints"
 QUARANTINE = "quarantine.jsonl"
@@ -78,3 +80,8 @@ def run_folder(name: str, recipe_hash: str) -> str:
 def attempt_folder(attempt: int) -> str:
     """Name of an attempt's folder in LOGS."""
     return f"attempt-{attempt:04d}"
+
+
+def rank_log(rank: int | str) -> str:
+    """Name of a rank's log in an attempt's folder; also as a pattern, where the rank is srun's %t."""
+    return f"rank-{rank}.log"

@@ -18,7 +18,7 @@ from typing import Any
 from vit_dist.config.load import differences
 from vit_dist.core.errors import CheckpointError, VitDistError
 from vit_dist.core.files import redact
-from vit_dist.core.log import log
+from vit_dist.core.log import WARNING, log
 from vit_dist.core.run.checkpoints import committed, read_marker
 from vit_dist.core.world import World
 from vit_dist.engines._collectives import all_gather_object, broadcast_object
@@ -113,7 +113,7 @@ def _restore_one(
         problems = all_problems(probe.judge(engine, float(recorded["loss"]), marker["layout"]), world)
     if problems:
         if world.is_main:
-            log(f"checkpoint {path} is damaged and skipped: {problems[0]}")
+            log(f"checkpoint {path} is damaged and skipped: {problems[0]}", WARNING)
         return None
     return Restored(path, marker["state"], marker)
 

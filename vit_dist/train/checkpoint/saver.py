@@ -24,21 +24,21 @@ from vit_dist import __version__
 from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.exit_codes import SUPERSEDED
 from vit_dist.core.files import write_bytes
-from vit_dist.core.log import log
+from vit_dist.core.log import WARNING, log
 from vit_dist.core.memory import available_memory
 from vit_dist.core.run.checkpoints import FORMAT, MARKER, partial_name, rank_file, step_name
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_bytes, format_seconds
 from vit_dist.core.world import World
-from vit_dist.engines._collectives import all_gather_object, broadcast_object
+from vit_dist.engines._collectives import all_gather_object, barrier, broadcast_object
 from vit_dist.engines._protocol import Engine
 from vit_dist.engines._slices import EngineState
 from vit_dist.train.checkpoint.format import Snapshot
 from vit_dist.train.checkpoint.remote import Uploader
 from vit_dist.train.checkpoint.store import Retention, drop_after, no_disk_headroom, prune, remove, sync_directory
+from vit_dist.train.health.patience import DEFAULT
 
 _POLL_S = 0.02
-_PEERS_TIMEOUT_S = 1800.0
 # Fraction of a copy's size that is left to whatever else wants memory meanwhile.
 _HEADROOM = 0.1
 
@@ -77,6 +77,7 @@ class Saver:
         max_failures: so many failed saves in a row end the run.
         remote: URL under which checkpoints are copied, or ''.
         background: False writes before `save` returns, for measurements.
+        peers_s: how long the commit waits for the parts of the other ranks.
     """
 
     def __init__(
@@ -89,10 +90,12 @@ class Saver:
         max_failures: int = 3,
         remote: str = "",
         background: bool = True,
+        peers_s: float = DEFAULT.other_work_s,
     ) -> None:
         self._directory, self._world, self._token, self._retention = directory, world, token, retention
         self._root = directory.checkpoints
         self._max_failures, self._failures, self._background = max_failures, 0, background
+        self._peers_s = peers_s
         self._memory: torch.Tensor | None = None
         self._copies = True
         self._ranks_here = all_gather_object(world.node, world).count(world.node)
@@ -147,7 +150,7 @@ class Saver:
             problems = all_gather_object(_no_memory_headroom(need, self._ranks_here), self._world)
             first = next(((rank, problem) for rank, problem in enumerate(problems) if problem), None)
             if first is not None and self._copies and self._world.is_main:
-                log(f"  rank {first[0]}: {first[1]}: training waits while it is written")
+                log(f"  rank {first[0]}: {first[1]}: training waits while it is written", WARNING)
             self._copies = first is None
         snapshot = Snapshot(state, self._memory, copied=self._copies)
         self._memory = snapshot.memory
@@ -200,8 +203,7 @@ class Saver:
             drop_after(self._root, step)
         self.last_step = step
         # No rank writes a checkpoint of the new trajectory while rank 0 still removes those of the old one.
-        if self._world.size > 1:
-            torch.distributed.barrier()
+        barrier(self._world)
 
     def _failed_on_main(self, problem: str, step: int) -> bool:
         """Whether rank 0 knows of a problem, the same on every rank; logs and counts it. A collective."""
@@ -214,7 +216,8 @@ class Saver:
         if self._world.is_main:
             log(
                 f"  CHECKPOINT FAILED at step {step:,}: {problem}. Training continues; the checkpoints before are "
-                f"complete. Failure {self._failures} of {self._max_failures} in a row"
+                f"complete. Failure {self._failures} of {self._max_failures} in a row",
+                WARNING,
             )
         if self._failures >= self._max_failures:
             raise RunError(
@@ -281,7 +284,7 @@ class Saver:
             prune(self._root, self._retention)
         # The checkpoint is there: an old one too many is no failure of it.
         except OSError as error:
-            log(f"  {self._root}: an old checkpoint could not be removed: {error}")
+            log(f"  {self._root}: an old checkpoint could not be removed: {error}", WARNING)
         if self.uploader is not None:
             self.uploader.submit(final)
 
@@ -296,10 +299,10 @@ class Saver:
             if len(files) < self._world.size:
                 if self._abort.wait(_POLL_S) or self._write_error:
                     raise RunError(self._write_error or "another rank could not write its part")
-                if time.monotonic() - began > _PEERS_TIMEOUT_S:
+                if time.monotonic() - began > self._peers_s:
                     missing = [r for r in range(self._world.size) if rank_file(r) not in files]
                     raise RunError(
-                        f"ranks {missing[:8]} have not written their parts in {format_seconds(_PEERS_TIMEOUT_S)}"
+                        f"ranks {missing[:8]} have not written their parts in {format_seconds(self._peers_s)}"
                     )
         return files
 

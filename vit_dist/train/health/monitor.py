@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from vit_dist.core.exit_codes import HUNG, PEER_LOST
-from vit_dist.core.log import log
+from vit_dist.core.log import ERROR, WARNING, log
 from vit_dist.core.units import format_seconds
 from vit_dist.core.world import World
+from vit_dist.train.health.flight_recorder import write_record
+from vit_dist.train.health.patience import Patience
 
 # A rank that meets the same error as the one that is gone gets to log it itself before it is ended.
 _GRACE_S = 2.0
@@ -58,7 +60,10 @@ class Monitor:
             try:
                 link = socket.create_connection(address, timeout=_CONNECT_S)
             except OSError as error:
-                log(f"rank {world.rank}: cannot reach rank 0 at {address[0]}:{address[1]} ({error}): it is not watched")
+                log(
+                    f"rank {world.rank}: cannot reach rank 0 at {address[0]}:{address[1]} ({error}): it is not watched",
+                    WARNING,
+                )
                 return
             # A read blocks for as long as all is well: that rank 0 is gone shows as its end, never as a time-out.
             link.settimeout(None)
@@ -152,32 +157,29 @@ class Watchdog:
     """Ends a rank that makes no progress, after it has written where every thread stands.
 
     Args:
-        timeout_s: a step may take so long; 0: watch nothing.
+        patience: how long a step, and what is none, may take.
         stacks: directory for the stacks, made when needed.
         rank: of this process.
         send: passes "stacks" on to the other ranks.
         ended: called before the process ends, with what happened.
     """
 
-    # How many time-outs whatever is not a step may take.
-    _PATIENCE = 10
-
     def __init__(
-        self, timeout_s: float, stacks: Path, rank: int, send: Callable[[str], None], ended: Callable[[str], None]
+        self, patience: Patience, stacks: Path, rank: int, send: Callable[[str], None], ended: Callable[[str], None]
     ) -> None:
-        self._timeout, self._stacks, self._rank, self._send, self._ended = timeout_s, stacks, rank, send, ended
-        self._last, self._patience, self._closed = time.monotonic(), self._PATIENCE, threading.Event()
+        self._patience, self._stacks, self._rank, self._send, self._ended = patience, stacks, rank, send, ended
+        self._last, self._limit, self._closed = time.monotonic(), patience.other_work_s, threading.Event()
         self._dumped = False
-        if timeout_s > 0:
+        if patience.hang_s > 0:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def step(self) -> None:
         """What follows is a step."""
-        self._last, self._patience = time.monotonic(), 1
+        self._last, self._limit = time.monotonic(), self._patience.hang_s
 
     def other_work(self) -> None:
         """What follows is not a step: an evaluation, a checkpoint, the beginning."""
-        self._last, self._patience = time.monotonic(), self._PATIENCE
+        self._last, self._limit = time.monotonic(), self._patience.other_work_s
 
     def close(self) -> None:
         """Watch no more."""
@@ -194,10 +196,13 @@ class Watchdog:
                     file.write(f"rank {self._rank}, process {os.getpid()} on {socket.gethostname()}, {time.ctime()}\n")
                     file.flush()
                     faulthandler.dump_traceback(file, all_threads=True)
+            # Last, since it asks libraries that may hang themselves.
+            write_record(self._stacks, self._rank)
         return path
 
     def _watch(self) -> None:
-        poll = min(1.0, self._timeout / 10)
+        hang = self._patience.hang_s
+        poll = min(1.0, hang / 10)
         woke = time.monotonic()
         while not self._closed.wait(poll):
             now = time.monotonic()
@@ -205,16 +210,16 @@ class Watchdog:
             if now - woke > 5 * poll + 5:
                 self._last = now
             woke = now
-            waited, patience = now - self._last, self._patience
-            if waited > self._timeout * patience:
-                what = "step" if patience == 1 else "evaluation, checkpoint or start"
+            waited, limit = now - self._last, self._limit
+            if waited > limit:
+                what = "step" if limit == hang else "evaluation, checkpoint or start"
                 path = self.dump()
                 self._send("stacks")
                 reason = (
                     f"rank {self._rank} has hung for {format_seconds(waited)} in one {what} (guards.hang="
-                    f"{format_seconds(self._timeout)}); every rank's stacks are in {path.parent}"
+                    f"{format_seconds(hang)}); every rank's stacks are in {path.parent}"
                 )
-                log(reason)
+                log(reason, ERROR)
                 self._ended(reason)
                 # The others write their stacks meanwhile. Then without clean-up: the main thread hangs, in a collective
                 # or a driver, and neither destroying the process group nor an exception would ever get through.
@@ -228,7 +233,7 @@ def leave_after_grace(world: World, ended: Callable[[str], None]) -> Callable[[s
     def leave(what: str) -> None:
         def work() -> None:
             time.sleep(_GRACE_S)
-            log(f"rank {world.rank}: {what}: no collective can complete, so this rank ends too")
+            log(f"rank {world.rank}: {what}: no collective can complete, so this rank ends too", ERROR)
             ended(what)
             # The main thread waits in a collective that never completes: only the kernel can end it.
             os._exit(PEER_LOST)

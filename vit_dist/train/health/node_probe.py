@@ -22,6 +22,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from vit_dist.core.world import gpu_of
+
 MARK = "vit-dist-preflight "
 _BEAT_S = 1.0
 _LINK_S = 5.0
@@ -184,7 +186,7 @@ def _device(local_rank: int) -> dict[str, Any]:
 
     if not torch.cuda.is_available():
         return {"device": "cpu", "torch": torch.__version__}
-    index = local_rank % torch.cuda.device_count()
+    index = gpu_of(local_rank, torch.cuda.device_count())
     torch.cuda.set_device(index)
     properties = torch.cuda.get_device_properties(index)
     return {"device": f"{properties.name} #{index}", "torch": torch.__version__, "memory": properties.total_memory}
@@ -195,7 +197,7 @@ def _gemm(local_rank: int) -> dict[str, Any]:
     import torch
 
     gpu = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank % torch.cuda.device_count()) if gpu else torch.device("cpu")
+    device = torch.device("cuda", gpu_of(local_rank, torch.cuda.device_count())) if gpu else torch.device("cpu")
     size, dtype = (8192, torch.bfloat16) if gpu else (768, torch.float32)
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randint(-2, 3, (size, size), generator=generator).to(device, dtype) for _ in range(2))

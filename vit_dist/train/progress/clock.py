@@ -6,13 +6,12 @@ import os
 import time
 from pathlib import Path
 
-import torch
-
 from vit_dist.config.schema import Recipe
 from vit_dist.core.log import log
 from vit_dist.core.units import format_seconds
 from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet
+from vit_dist.engines._collectives import any_rank
 from vit_dist.engines._protocol import StepResult
 from vit_dist.train.health.monitor import Watchdog
 from vit_dist.train.progress.cadence import AutoCadence, Cadence
@@ -57,7 +56,6 @@ class Clock:
         recipe: its cadences.
         data: its epoch.
         world: whose first rank's clock decides for all.
-        device: for that.
         goodput: where time is summed.
         watchdog: restarted whenever the bucket changes.
         start: gets the marks of the first batch and the first step.
@@ -68,7 +66,6 @@ class Clock:
         recipe: Recipe,
         data: TrainingSet,
         world: World,
-        device: torch.device,
         goodput: Goodput,
         watchdog: Watchdog,
         start: StartUp,
@@ -82,7 +79,7 @@ class Clock:
             "save": save,
             "checksum": Cadence(recipe.guards.checksum_every, batch, n),
         }
-        self._world, self._batch, self._device = world, batch, device
+        self._world, self._batch = world, batch
         self.goodput, self._watchdog, self._start = goodput, watchdog, start
         self._spent = {"train": 0.0, "wait": 0.0}
         self._now, self._first = "start", 0
@@ -118,9 +115,7 @@ class Clock:
         timed = isinstance(cadence, AutoCadence) or cadence.every.unit == "seconds"
         if timed and self._world.size > 1:
             # Clocks of ranks differ by moments, and what is due may be a collective: rank 0's clock decides for all.
-            flag = torch.tensor([due and self._world.is_main], dtype=torch.int32, device=self._device)
-            torch.distributed.broadcast(flag, 0)
-            due = bool(flag)
+            (due,) = any_rank([due and self._world.is_main], self._world)
         return due
 
     def saved(self, blocked_s: float, wrote_s: float) -> None:

@@ -51,6 +51,18 @@ def test_a_rank_s_own_error_counts_before_the_complaints_of_those_that_lost_it(t
     assert any("ValueError: first" in line for line in found.context)
 
 
+def test_errors_are_found_behind_time_rank_and_level(tmp_path: Path) -> None:
+    stamp = "2026-11-26T03:50:43.012Z rank {} ERROR "
+    real = TRACEBACK.replace("Traceback", stamp.format(1) + "Traceback", 1)
+    own = f"{stamp.format(2)}vit-dist train: error: /data is gone\n"
+    found = first_error(logs(tmp_path / "a", r0=stamp.format(0) + LOST.format(0), r1=real))
+    assert found is not None
+    assert (found.rank, found.message) == (1, "RuntimeError: the real one")
+    found = first_error(logs(tmp_path / "b", r0=stamp.format(0) + LOST.format(0), r2=own))
+    assert found is not None
+    assert (found.rank, found.message) == (2, "vit-dist train: error: /data is gone")
+
+
 def test_of_two_errors_that_of_the_rank_that_fell_silent_first_counts(tmp_path: Path) -> None:
     texts = {"r7": "vit-dist train: error: /data is gone\n", "r0": "torch.OutOfMemoryError: CUDA out of memory\n"}
     found = first_error(logs(tmp_path, **texts))

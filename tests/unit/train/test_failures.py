@@ -1,0 +1,110 @@
+"""Errors of torch, gloo and NCCL in the run's words: who is the cause, what it said, what takes less memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vit_dist.config.load import resolve
+from vit_dist.config.schema import Recipe
+from vit_dist.core.errors import DataError, RunError
+from vit_dist.core.world import World
+from vit_dist.train.failures import PeerLostError, explained
+from vit_dist.train.plan import Plan
+
+RANK_3 = World(3, 8, 3, "gpu07")
+NCCL_ITSELF = """\
+NCCL error in: /pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:3690, unhandled cuda error, NCCL version 2.29.3
+ncclUnhandledCudaError: Call to CUDA function failed.
+Last error:
+Cuda failure 2 'out of memory'"""
+NCCL_REMOTE = """\
+NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:1, remote process exited or there was a network error
+ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.
+Last error:
+NET/IB: Got completion from peer 10.0.0.3<41034> with status=12"""
+OUT_OF_MEMORY = """\
+CUDA out of memory. Tried to allocate 2.25 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.19 GiB is free. \
+Including non-PyTorch memory, this process has 77.91 GiB memory in use."""
+
+
+def recipe(engine: str) -> Recipe:
+    return resolve(
+        {
+            "model": "vit-test",
+            "global_batch": 64,
+            "horizon": "4 steps",
+            "data": {"train": "m.json", "num_classes": 4, "image_size": 28},
+            "optim": {"name": "adamw", "lr": 1e-3},
+            "schedule": {"name": "constant", "warmup": "0 steps"},
+            "engine": engine if isinstance(engine, dict) else {"name": engine},
+        }
+    )
+
+
+def explain(error: Exception, folder: Path, *, world: World = RANK_3, engine: object = "deepspeed") -> Exception:
+    return explained(error, recipe(engine), folder, world, Plan(4, 0, 8, 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[/pytorch/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.4]:4182"),
+        RuntimeError("[/pytorch/gloo/transport/tcp/pair.cc:534] Read error [10.0.0.4]:4182: Connection reset by peer"),
+        RuntimeError("Timed out waiting 660000ms for recv operation to complete"),
+        torch.distributed.DistNetworkError("Broken pipe"),
+        torch.distributed.DistBackendError(NCCL_REMOTE),
+        torch.distributed.DistBackendError("[Rank 3] NCCL communicator was aborted on rank 3."),
+        torch.distributed.DistBackendError("NCCL: [Rank 3] Watchdog caught collective operation timeout: WorkNCCL(1)"),
+    ],
+)
+def test_what_says_that_another_rank_is_gone_is_a_lost_peer(error: Exception, tmp_path: Path) -> None:
+    lost = explain(error, tmp_path)
+    assert isinstance(lost, PeerLostError)
+    assert str(error).splitlines()[-1] in str(lost)
+
+
+def test_an_error_of_nccl_itself_is_whole_and_names_the_rank_that_has_the_cause(tmp_path: Path) -> None:
+    told = explain(torch.distributed.DistBackendError(NCCL_ITSELF), tmp_path)
+    assert type(told) is RunError
+    assert str(told).startswith("rank 3 on gpu07: NCCL has failed")
+    assert str(told).endswith(NCCL_ITSELF)
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), RuntimeError("shapes differ"), DataError("request timed out")])
+def test_all_else_is_left_as_it_is(error: Exception, tmp_path: Path) -> None:
+    assert explain(error, tmp_path) is error
+
+
+def test_memory_that_does_not_suffice_says_what_was_asked_and_what_takes_less(tmp_path: Path) -> None:
+    told = explain(torch.cuda.OutOfMemoryError(OUT_OF_MEMORY), tmp_path)
+    assert type(told) is RunError
+    for words in (
+        "rank 3 on gpu07: the GPU's memory does not suffice: 2.25 GiB were asked for, 1.19 GiB of 79.11 GiB are free",
+        "engine.max_micro_batch=4 (the micro-batch is 8)",
+        "engine.activation_checkpointing=full (is none)",
+        "engine.zero_stage=2 (is 1)",
+    ):
+        assert words in str(told)
+    summary = tmp_path / "out-of-memory" / "rank-00003.txt"
+    assert str(summary) in str(told)
+    assert OUT_OF_MEMORY in summary.read_text()
+
+
+def test_only_settings_that_apply_are_named(tmp_path: Path) -> None:
+    error = torch.OutOfMemoryError(OUT_OF_MEMORY)
+    assert "zero_stage" not in str(explain(error, tmp_path, engine="plain"))
+    assert "zero_stage" not in str(explain(error, tmp_path, world=World()))
+    engine = {"name": "deepspeed", "zero_stage": 3, "activation_checkpointing": "full"}
+    told = str(explained(error, recipe(engine), tmp_path, RANK_3, Plan(4, 0, 1, 8)))  # type: ignore[arg-type]
+    assert "engine." not in told
+    assert "more memory, or more GPUs" in told
+
+
+def test_a_summary_that_cannot_be_written_does_not_hide_the_error(tmp_path: Path) -> None:
+    (tmp_path / "out-of-memory").write_text("in the way")
+    told = str(explain(torch.OutOfMemoryError("CUDA out of memory."), tmp_path))
+    assert "does not suffice: CUDA out of memory." in told
+    assert "rank-00003.txt" not in told
