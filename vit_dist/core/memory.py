@@ -1,4 +1,4 @@
-"""How much memory this process can still have, of machine and control groups (a Slurm job's); what pinning takes of it."""
+"""How much memory this process can still have, of machine and control groups (a Slurm job's); what pinning takes."""
 
 from __future__ import annotations
 
