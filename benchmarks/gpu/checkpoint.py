@@ -1,4 +1,4 @@
-"""How long training waits for a checkpoint: for the first one, whose memory was pinned at the start, and for later ones."""
+"""How long training waits for the first checkpoint, whose memory was pinned at the start, and for later ones."""
 
 from __future__ import annotations
 

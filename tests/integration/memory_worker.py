@@ -15,6 +15,7 @@ import torch
 from vit_dist.cli.main import leave
 from vit_dist.config.load import resolve
 from vit_dist.core.world import launched_world
+from vit_dist.engines._deepspeed import import_deepspeed
 from vit_dist.engines._protocol import EngineInputs
 from vit_dist.train.attempt import process_group
 from vit_dist.train.losses import make_loss
@@ -23,7 +24,7 @@ BUCKET = 1000
 
 
 def storages() -> dict[int, torch.UntypedStorage]:
-    """The memory of every tensor that Python can reach, once each."""
+    """The memory of every tensor that Python has made since gc.freeze() and can reach, once each."""
     gc.collect()
     found = {}
     for thing in gc.get_objects():
@@ -50,7 +51,8 @@ def held(case: str, world, device) -> float:
             "engine": {"name": name, **(zero if name == "deepspeed" else {})},
         }
     )
-    before = storages()  # kept, so that no address is used again
+    gc.collect()
+    gc.freeze()  # what is there already is not looked through again and again
     model = recipe.model.build(num_classes=10, image_size=28)
     params = sum(p.numel() for p in model.parameters())
     micro = 4 // world.size // int(accumulation)
@@ -69,7 +71,7 @@ def held(case: str, world, device) -> float:
     most = [0]
 
     def look(*_given, **_named) -> None:
-        most.append(sum(s.nbytes() for place, s in storages().items() if place not in before))
+        most.append(sum(storage.nbytes() for storage in storages().values()))
 
     if name == "deepspeed":
         # At its first line gradients are complete and reduced, and no moment has passed.
@@ -84,6 +86,7 @@ def held(case: str, world, device) -> float:
 
 
 def main() -> None:
+    import_deepspeed()
     world = launched_world()
     with process_group(world) as device:
         results = {case: held(case, world, device) for case in sys.argv[2:]}

@@ -32,8 +32,8 @@ _EXAMPLES = """
 FLOPs are counted by torch on models without weights and held against arithmetic on their settings. Throughput is
 measured on this device with random images: the models in turns if memory holds them all, else one after the other, and
 those that it cannot hold are left out; the larger ones take minutes a step on a CPU. Memory is of one device without
-sharding: plain torch with AdamW keeps 16 bytes a parameter (weights, gradients, two moments, all in fp32), and activations
-go with the batch. Device-hours are the exaFLOPs over the peak times --mfu.
+sharding: plain torch with AdamW keeps 16 bytes a parameter (weights, gradients, two moments, all in fp32), and
+activations go with the batch. Device-hours are the exaFLOPs over the peak times --mfu.
 
 examples:
   vit-dist compare --no-measure                              the fifteen models of the paper's Table 6
