@@ -14,12 +14,13 @@ BENCH_GPU ?=
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo study test check bench bench-gpu drill big dev-cluster clean
+.PHONY: help setup demo study test test-gpu check bench bench-gpu drill big dev-cluster clean
 
 help:
 	@echo "make demo    set up, pack real images, train through DeepSpeed, draw accuracy against data (minutes)"
 	@echo "make study   45 small runs on Fashion-MNIST: three families, five sizes, three seeds (20 to 60 CPU-minutes)"
 	@echo "make test    set up, run the tests"
+	@echo "make test-gpu   the tests that need a GPU; without one they are skipped, and say so"
 	@echo "make check   format, lint, types, imports, dead code"
 	@echo "make bench   the benchmarks, each a ratio measured in one run"
 	@echo "make bench-gpu   one GPU, in eight minutes; BENCH_GPU='--only steps' and others: BENCH_GPU=--help"
@@ -66,8 +67,12 @@ study: setup
 
 # Two at a time: most wait for processes of theirs. Those of Slurm share one cluster, whose clock the others would slow.
 test: setup
-	$(BIN)/python -m pytest -m "not drill and not big and not slurm" -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m "not drill and not big and not slurm and not gpu" -n 2 --dist worksteal
 	$(BIN)/python -m pytest -m "slurm and not drill"
+
+# Without a GPU they are skipped, and say so.
+test-gpu: setup
+	$(BIN)/python -m pytest tests/gpu -m gpu
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -55,4 +55,7 @@ def _compare(kit: Kit, model: str, settings: list[str], count: int) -> None:
         first = first or weights
         differing |= {name for name, weight in weights.items() if not torch.equal(weight, first[name])}
     figures = {"equal": not differing, "differing": len(differing), "of": len(first), "ms": 1e3 * min(spent)}
+    over = kit.over(figures["ms"], kit.stage, "default", model, "ms") if kit.case == "strict" else None
+    if over is not None:
+        figures["over_default"] = over
     kit.record(model, **figures, **({"such_as": min(differing)} if differing else {}))

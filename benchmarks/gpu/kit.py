@@ -10,9 +10,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.driver import append
-from benchmarks.gpu.table import written
+from benchmarks.gpu.driver import append, read_results
+from benchmarks.gpu.table import last_run, written
+from vit_dist.cli.models.options import model_config, usual_size
 from vit_dist.core.devices import device_of
+from vit_dist.models.costs import model_cost, training_flops
+
+CLASSES = 1000
+"""Of the head, in every stage that counts images a second."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,14 @@ class Kit:
         append(self.out, {"stage": self.stage, "case": self.case, "what": what, "figures": figures})
         print(f"   {what}{': ' if what else ''}{written(figures)}", flush=True)
 
+    def over(self, value: float, stage: str, case: str, what: str, figure: str) -> float | None:
+        """A figure over one that another stage found in this run; None where it did not."""
+        for line in last_run(read_results(self.out)):
+            found = line.get("figures", {}).get(figure)
+            if found and (line["stage"], line["case"], line.get("what")) == (stage, case, what):
+                return value / float(found)
+        return None
+
     def synchronize(self) -> None:
         """Wait until the device has done what it was told."""
         if self.gpu:
@@ -65,7 +78,12 @@ class Kit:
         return min(self.seconds(work, calls) for _ in range(rounds))
 
 
-def peak_flops() -> float | None:
-    """Dense bf16 FLOP/s of the GPU by its data sheet; None for one that is not known, or a slice of one."""
+def mfu(model: str, images_per_s: float) -> dict[str, float]:
+    """Model FLOPs utilisation in bf16, as training logs it; nothing where the device's peak is not known."""
     found = device_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-    return None if found is None else found.peak("bf16")
+    peak = None if found is None else found.peak("bf16")
+    config = model_config(model)
+    cost = model_cost(config, num_classes=CLASSES, image_size=usual_size(config))
+    if peak is None or cost is None:
+        return {}
+    return {"mfu": training_flops(cost.macs, 1) * images_per_s / peak}

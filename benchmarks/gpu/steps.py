@@ -19,15 +19,13 @@ from torch.autograd import DeviceType
 from torch.profiler import profile, supported_activities
 
 from benchmarks.gpu.engines import LR, PLAIN, build_engine, build_model, make_batch, one_rank, zero
-from benchmarks.gpu.kit import Kit, peak_flops
+from benchmarks.gpu.kit import CLASSES, Kit, mfu
 from vit_dist.cli.models.options import model_config, usual_size
 from vit_dist.compare.memory import count
 from vit_dist.config.schema import LossConfig
 from vit_dist.data.decode import normalize
-from vit_dist.models.costs import model_cost, training_flops
 from vit_dist.train.losses import make_loss
 
-_CLASSES = 1000
 _BLOCKS = ("Block", "PreActBottleneck", "PreActBasic", "Bottleneck")
 """Classes of timm's that are compiled, each instance on its own: they share their code, so it takes seconds."""
 _TRACED = "ViT-L/16"
@@ -61,8 +59,8 @@ def measure(kit: Kit) -> None:
 
 def _enter(kit: Kit, contest: Contest) -> None:
     """Build the three; their batch lies on the device."""
-    images, targets = make_batch(kit, contest.batch, contest.image_size, _CLASSES)
-    bare = build_model(kit, contest.model, contest.image_size, _CLASSES)
+    images, targets = make_batch(kit, contest.batch, contest.image_size, CLASSES)
+    bare = build_model(kit, contest.model, contest.image_size, CLASSES)
     optimizer = torch.optim.AdamW(bare.parameters(), lr=LR, fused=True)
     loss = make_loss(LossConfig(name="sigmoid"))
 
@@ -77,7 +75,7 @@ def _enter(kit: Kit, contest: Contest) -> None:
     contest.steps["bare"], contest.modules["bare"] = bare_step, bare
     for name, config in (("plain", PLAIN), ("zero1", zero(1))):
         engine = build_engine(
-            kit, contest.model, config, micro_batch=contest.batch, image_size=contest.image_size, classes=_CLASSES
+            kit, contest.model, config, micro_batch=contest.batch, image_size=contest.image_size, classes=CLASSES
         )
         contest.steps[name] = lambda engine=engine: engine.train_step([(images, targets)], LR)
         contest.modules[name] = engine.module
@@ -97,24 +95,15 @@ def _race(kit: Kit, contest: Contest, tag: str) -> None:
             f"{tag}, {name}",
             ms=1e3 * seconds,
             images_per_s=contest.batch / seconds,
-            **_mfu(contest, seconds),
+            **mfu(contest.model, contest.batch / seconds),
             of_bare=medians["bare"] / seconds,
             spread=max(spent[name]) / min(spent[name]),
         )
 
 
-def _mfu(contest: Contest, seconds: float) -> dict[str, float]:
-    """Model FLOPs utilisation, where the device's peak is known."""
-    peak = peak_flops()
-    cost = model_cost(model_config(contest.model), num_classes=_CLASSES, image_size=contest.image_size)
-    if peak is None or cost is None:
-        return {}
-    return {"mfu": training_flops(cost.macs, contest.batch) / seconds / peak}
-
-
 def _memory(kit: Kit, contest: Contest) -> None:
     """What a step takes at its peak over what stays between steps, beside the activations that arithmetic expects."""
-    counted = count(model_config(contest.model), num_classes=_CLASSES, image_size=contest.image_size)
+    counted = count(model_config(contest.model), num_classes=CLASSES, image_size=contest.image_size)
     expected = contest.batch * counted.activations / 2**30
     for name, step in contest.steps.items():
         kit.seconds(step, 1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.gpu.goals import beside, expectations, not_measured
+
 
 def last_run(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The lines of the newest run, from its header on."""
@@ -13,15 +15,25 @@ def last_run(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
-    """A row for each line of results.jsonl, under what its header says; what failed stands in bold in its place."""
-    header, rows = [], ["| stage | case | what | figures |", "|---|---|---|---|"]
+    """A row for each line of results.jsonl, under what its header says; what failed stands in bold in its place.
+
+    Beside the figures their goals, met or missed, and what was predicted; at the end the goals that were not measured.
+    A smoke run has no goals.
+    """
+    head = next((line for line in lines if line["stage"] == "machine" and "figures" in line), None)
+    smoke = head is None or head.get("what") == "smoke"
+    expected = [] if smoke or head is None else expectations(str(head["figures"].get("device", "")))
+    header, rows = [], ["| stage | case | what | figures | goal | predicted |", "|---|---|---|---|---|---|"]
     for line in lines:
         said = f"**{line['problem']}**" if "problem" in line else written(line["figures"])
         if line["stage"] == "machine":
             header += [f"{line['what']}: {said}" if line.get("what") else said, ""]
-        else:
-            rows.append(f"| {line['stage']} | {line['case']} | {line.get('what', '')} | {said} |")
-    return "\n".join(header + rows) + "\n"
+            continue
+        goal, predicted = beside(line, expected)
+        rows.append(f"| {line['stage']} | {line['case']} | {line.get('what', '')} | {said} | {goal} | {predicted} |")
+    lacking = not_measured(lines, expected)
+    tail = ["", f"Goals that were not measured: {'; '.join(lacking)}."] if lacking else []
+    return "\n".join(header + rows + tail) + "\n"
 
 
 def written(figures: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 
 from launcher.doctor.finding import Finding, Subject
 from vit_dist import __version__
+from vit_dist.core.devices import device_of
 from vit_dist.core.process import code_root
 from vit_dist.core.units import format_bytes
 
@@ -156,7 +157,7 @@ def _nvidia(smi: str, wanted: int, built: str) -> Iterator[Finding]:
             area, "fail", f"nvidia-smi finds no GPU: {message}", "load the driver, or ask for GPUs in the job"
         )
         return
-    kinds = sorted({f"{name} ({int(memory) // 1024 if memory.isdigit() else '?'} GiB)" for name, _, memory, _ in rows})
+    kinds = sorted({f"{name} ({_gib(memory)}, {_peak(name)})" for name, _, memory, _ in rows})
     few = len(rows) < wanted
     yield Finding(
         area,
@@ -174,6 +175,16 @@ def _nvidia(smi: str, wanted: int, built: str) -> Iterator[Finding]:
         yield Finding(
             area, "fail", f"driver {rows[0][1]} is too old for CUDA {built}", f"driver {oldest} or newer is needed"
         )
+
+
+def _gib(mebibytes: str) -> str:
+    return f"{int(mebibytes) // 1024 if mebibytes.isdigit() else '?'} GiB"
+
+
+def _peak(name: str) -> str:
+    device = device_of(name)
+    peak = None if device is None else device.peak("bf16")
+    return "peak not known: no MFU is told" if peak is None else f"peak {peak / 1e12:g} TFLOP/s"
 
 
 def _torch_cuda() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import re
 import warnings
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import webdataset
 from tests.shards import write_set
 from tests.streams import digest, global_batches, recipe
 from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
 from vit_dist.data.manifest import read_manifest
 from vit_dist.data.sets import open_training_set
@@ -138,6 +140,23 @@ def test_read_ahead_over_the_memory_limit_is_refused(small_set: str) -> None:
     data = open_training_set(config)
     with pytest.raises(ConfigError, match=r"over data\.memory_limit"):
         TrainStream(data, config, World(), 0)
+
+
+def test_pinned_batches_count_with_what_torch_rounds_them_up_to(
+    small_set: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    batch = recipe(small_set).global_batch * 3 * 28**2
+    with TrainStream(open_training_set(recipe(small_set)), recipe(small_set), World(), 0) as stream:
+        plain_bytes = stream.memory_bytes
+    config = recipe(small_set, f"data.memory_limit={plain_bytes}")
+    with TrainStream(open_training_set(config), config, World(), 0):
+        pass
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    rounded = plain_bytes + (config.data.prefetch_batches + 1) * ((1 << (batch - 1).bit_length()) - batch)
+    assert rounded > plain_bytes
+    with pytest.raises(ConfigError, match=re.escape(f"take {format_bytes(rounded)} a rank, over data.memory_limit")):
+        TrainStream(open_training_set(config), config, World(), 0)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from vit_dist.compare.memory import Counted
 from vit_dist.models import ModelConfig
+from vit_dist.models.costs import state_bytes
 
 
 @dataclass(frozen=True)
@@ -91,19 +92,22 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def groups(counts: Mapping[str, Counted], batch: int, free_bytes: int | None) -> tuple[list[list[str]], dict[str, int]]:
+def groups(
+    counts: Mapping[str, Counted], batch: int, free_bytes: int | None, precision: str = "bf16"
+) -> tuple[list[list[str]], dict[str, int]]:
     """Which models are measured in turns: all of them, or each alone where memory does not hold all.
 
     Args:
         counts: what each keeps.
         batch: images a step.
         free_bytes: bytes that are free; None: not known, and taken to be enough.
+        precision: bf16 or fp32.
 
     Returns:
         Groups of names; and what does not even fit alone, with the bytes it needs, about.
     """
-    # fp32 weights, gradients and two moments, and weights cast for autocast; a quarter more for passing tensors.
-    state = {name: 18 * counted.params for name, counted in counts.items()}
+    state = {name: int(state_bytes(counted.params, precision=precision).peak) for name, counted in counts.items()}
+    # A quarter more for passing tensors.
     step = {name: batch * counted.activations * 5 // 4 for name, counted in counts.items()}
     if free_bytes is None or sum(state.values()) + max(step.values()) <= free_bytes:
         return [list(counts)], {}

@@ -13,9 +13,6 @@ from vit_dist.models import ModelConfig
 from vit_dist.models._base import Checkpointing, ImageModel
 from vit_dist.models._macs import macs_of
 
-BYTES_A_PARAMETER = {"bf16": 2 + 2 + 12, "fp32": 4 + 4 + 8}
-"""On one device without sharding: weights, gradients, and AdamW's moments (bf16: with the fp32 weights)."""
-
 
 @dataclass(frozen=True)
 class Counted:

@@ -1,8 +1,9 @@
-"""How much memory this process can still have: of the machine, and of the control groups it is in (a Slurm job's)."""
+"""How much memory this process can still have, of machine and control groups (a Slurm job's); what pinning takes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
@@ -15,6 +16,24 @@ def available_memory(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None
     """
     headrooms = [*_machine(proc), *_version_2(proc, cgroups), *_version_1(proc, cgroups)]
     return max(0, min(headrooms)) if headrooms else None
+
+
+def pinned_bytes(size: int, environment: Mapping[str, str] = os.environ) -> int:
+    """Bytes of host memory that `size` pinned bytes take: torch rounds them up to a power of two, to use them again.
+
+    Unless PYTORCH_ALLOC_CONF says from which size on it shall not (`pinned_max_round_threshold_mb`), or shall not keep
+    them at all (`pinned_max_cached_size_mb`).
+    """
+    settings = environment.get("PYTORCH_ALLOC_CONF") or environment.get("PYTORCH_CUDA_ALLOC_CONF") or ""
+    pairs = (entry.partition(":") for entry in settings.split(","))
+    limits = [
+        int(value) << 20
+        for key, _, value in pairs
+        if key.strip() in ("pinned_max_round_threshold_mb", "pinned_max_cached_size_mb") and value.strip().isdigit()
+    ]
+    if size <= 0 or any(size > limit for limit in limits):
+        return max(0, size)
+    return 1 << (size - 1).bit_length()
 
 
 def _machine(proc: Path) -> Iterator[int]:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vit_dist.config.schema import DataConfig, Recipe
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.log import log
+from vit_dist.core.memory import pinned_bytes
 from vit_dist.core.seeding import I64
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
@@ -45,13 +47,15 @@ class TrainStream:
     def __init__(self, data: TrainingSet, recipe: Recipe, world: World, position: int) -> None:
         config, rank_batch = recipe.data, world.rank_batch(recipe.global_batch)
         self._data, self._batch, self._position = data, recipe.global_batch, position
-        images = (config.prefetch_batches + 1) * rank_batch * 3 * config.image_size**2
-        self.memory_bytes = data.read_ahead_bytes(world.size) + images
+        images = rank_batch * 3 * config.image_size**2
+        # Beside a GPU the reader pins its batches.
+        images = pinned_bytes(images) if torch.cuda.is_available() else images
+        self.memory_bytes = data.read_ahead_bytes(world.size) + (config.prefetch_batches + 1) * images
         if self.memory_bytes > config.memory_limit:
             raise ConfigError(
                 f"reading ahead would take {format_bytes(self.memory_bytes)} a rank, over data.memory_limit="
                 f"{format_bytes(config.memory_limit)}: {data.order.lanes} lanes on {world.size} ranks; use more ranks, "
-                f"fewer data.lanes, a smaller data.window, or raise the limit"
+                f"fewer data.lanes, a smaller data.window or data.prefetch_batches, or raise the limit"
             )
         augment = Augment.of(config, recipe.seed)
         self._reader = Reader(

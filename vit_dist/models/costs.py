@@ -32,6 +32,72 @@ def training_flops(macs: int, examples: int) -> int:
     return FLOPS_PER_MAC * PASSES * macs * examples
 
 
+@dataclass(frozen=True)
+class StateBytes:
+    """What training keeps of a model on each device, activations apart.
+
+    Attributes:
+        weights: that are computed with.
+        gradients: as they come, and their sums in fp32.
+        optimizer: moments, and under ZeRO the fp32 weights that it steps on.
+        passing: what comes on top for a moment in every step.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    passing: float
+
+    @property
+    def held(self) -> float:
+        """Bytes between the backward pass and the optimizer's step."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def peak(self) -> float:
+        """Bytes at most."""
+        return self.held + self.passing
+
+
+FLATTENED_AT_ONCE = 500_000_000
+"""Elements of gradients that DeepSpeed's ZeRO-1 in bf16 copies into one tensor before it sums them over ranks."""
+
+
+def state_bytes(
+    params: int,
+    *,
+    precision: str,
+    moments: int = 2,
+    zero_stage: int = 0,
+    devices: int = 1,
+    reduce_bucket: int = 0,
+) -> StateBytes:
+    """Bytes of weights, gradients and optimizer on each device, for both engines.
+
+    Plain torch keeps everything in fp32, and in bf16 casts weights for the length of a step. ZeRO shards the optimizer
+    from stage 1 on, gradients from stage 2 on, weights from stage 3 on. In bf16 stage 1 keeps gradients twice, as they
+    come and summed in fp32, and flattens the sums to reduce them.
+
+    Args:
+        params: numbers that are trained.
+        precision: 'bf16'; any other computes in 4 bytes.
+        moments: numbers that the optimizer keeps for each weight; of AdamW 2.
+        zero_stage: 0 is the plain engine.
+        devices: that a run is trained on.
+        reduce_bucket: elements of gradients that ZeRO reduces at once, from a buffer in fp32.
+    """
+    half = precision == "bf16"
+    if zero_stage == 0:
+        return StateBytes(4 * params, 4 * params, 4 * moments * params, 2 * params if half else 0)
+    each = 2 if half else 4
+    weights = each * params / (devices if zero_stage == 3 else 1)
+    gradients = 4 * params / devices if zero_stage > 1 else (4 + (2 if half else 0)) * params
+    optimizer = 4 * (1 + moments) * params / devices
+    one_buffer = half and zero_stage == 1
+    passing = 4 * min(params, FLATTENED_AT_ONCE) if one_buffer else 4 * reduce_bucket
+    return StateBytes(weights, gradients, optimizer, passing)
+
+
 def model_cost(config: Any, *, num_classes: int, image_size: int) -> Cost | None:
     """The cost of a model, or None where its config is of no family that is known here."""
     if hasattr(config, "blocks") and hasattr(config, "block"):

@@ -28,6 +28,11 @@ class OptimizerConfig(Plugin):
         1.0, description="global gradient norm above which gradients are scaled down; null: never"
     )
 
+    @property
+    def moments(self) -> int:
+        """Numbers that it keeps for each weight: for memory figures, and for memory that is made ready ahead."""
+        return 2
+
     def build(self, model: nn.Module) -> Optimizer:
         """A torch optimizer over the trainable parameters of `model`, in groups with and without decay.
 

@@ -26,6 +26,11 @@ class SGDConfig(OptimizerConfig):
         "kernels", description="kernels: matrices and convolutions, as in big_vision; all: every parameter"
     )
 
+    @property
+    def moments(self) -> int:
+        """See `OptimizerConfig.moments`."""
+        return 1 if self.momentum else 0
+
     def build(self, model: nn.Module) -> Optimizer:
         """See `OptimizerConfig.build`."""
         from torch.optim import SGD

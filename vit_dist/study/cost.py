@@ -14,7 +14,7 @@ from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_bytes
 from vit_dist.data.manifest import read_manifest
 from vit_dist.data.order import SMALL_SET_BYTES
-from vit_dist.models.costs import Cost, model_cost, training_flops
+from vit_dist.models.costs import Cost, model_cost, state_bytes, training_flops
 from vit_dist.study.grid import Cell
 
 
@@ -133,27 +133,20 @@ def _problems(
     if batch % devices:
         problems.append(f"global_batch={batch} is not divisible by {devices} devices")
     if device is not None and cost is not None:
-        needed = state_bytes(recipe, cost.params, devices)
+        needed = state_bytes(
+            cost.params,
+            precision=recipe.precision,
+            moments=recipe.optim.moments,  # type: ignore[attr-defined]
+            zero_stage=getattr(recipe.engine, "zero_stage", 0),
+            devices=devices,
+            reduce_bucket=int(getattr(recipe.engine, "reduce_bucket", 0)),
+        ).peak
         if needed > device.memory_bytes:
             problems.append(
                 f"weights, gradients and optimizer need {format_bytes(needed)} a device, {device.name} has "
                 f"{format_bytes(device.memory_bytes)}; use more devices or a higher engine.zero_stage"
             )
     return problems
-
-
-def state_bytes(recipe: Recipe, params: int, devices: int) -> float:
-    """Bytes of weights, gradients, their fp32 sums and two moments on each device; activations come on top.
-
-    ZeRO shards optimizer state from stage 1 on, gradients from stage 2 on, weights from stage 3 on.
-    """
-    stage = getattr(recipe.engine, "zero_stage", 0)
-    if stage == 0 or recipe.precision == "fp32":
-        weights, gradients, optimizer = 4, 4, 8 if stage == 0 else 12
-    else:
-        weights, gradients, optimizer = 2, 2 + 4, 12
-    sharded = [devices if stage >= since else 1 for since in (3, 2, 1)]
-    return params * (weights / sharded[0] + gradients / sharded[1] + optimizer / sharded[2])
 
 
 @dataclass(frozen=True)

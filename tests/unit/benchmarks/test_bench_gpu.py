@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+import benchmarks
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu.driver import Job, append, read_results, run_jobs
-from benchmarks.gpu.plan import Stage
+from benchmarks.gpu.goals import expectations
+from benchmarks.gpu.kit import Kit
+from benchmarks.gpu.plan import BUDGET_S, MACHINE, STAGES, Stage, in_order
 from benchmarks.gpu.table import last_run, markdown
 
 FIGURE = (
@@ -48,7 +53,7 @@ def test_stages_that_die_hang_or_say_nothing_are_told_and_the_rest_goes_on(tmp_p
     lines = read_results(tmp_path)
     assert [line["stage"] for line in lines if "figures" in line] == ["dies", "hangs", "fine"]
     assert [line["stage"] for line in lines if "problem" in line] == ["dies", "hangs", "silent"]
-    assert "| fine |  |  | x 1.5 |" in markdown(lines)
+    assert "| fine |  |  | x 1.5 |  |  |" in markdown(lines)
     assert "| dies |  |  | **exit status 3 after" in markdown(lines)
 
 
@@ -83,7 +88,7 @@ def test_a_figure_that_is_not_finite_is_none(tmp_path: Path) -> None:
 
 def run_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *codes: str) -> int:
     """The command with processes of a few lines for its header and its stages."""
-    stages = tuple(Stage(f"s{number}", "", 60) for number in range(len(codes) - 1))
+    stages = tuple(Stage(f"s{number}", "", 1, 60) for number in range(len(codes) - 1))
     by_name = dict(zip(["machine", *(stage.name for stage in stages)], codes, strict=True))
     monkeypatch.setattr(command, "STAGES", stages)
     monkeypatch.setattr(command, "_job", lambda stage, case, args: job(args.out, stage.name, by_name[stage.name]))
@@ -110,3 +115,69 @@ def test_a_stage_that_is_not_known_is_refused(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         command.main(["--only", "step"])
     assert "no stage 'step'; did you mean 'steps'" in capsys.readouterr().err
+
+
+H100 = {"stage": "machine", "case": "", "figures": {"device": "NVIDIA H100 80GB HBM3"}}
+
+
+def figures_of(stage: str, case: str, what: str, **figures: float) -> dict[str, object]:
+    return {"stage": stage, "case": case, "what": what, "figures": figures}
+
+
+def test_each_figure_stands_beside_its_goal_and_its_prediction() -> None:
+    lines = [
+        H100,
+        figures_of("steps", "ViT-L/16:128", "compiled, plain", images_per_s=1100.0, of_bare=0.98),
+        figures_of("e2e", "ViT-B/16:256", "", data_wait=0.01),
+        figures_of("trajectories", "", "bit-test, fp32", last_loss=0.5, zero1=2e-5, zero3=7e-5),
+    ]
+    rows = [
+        row.split(" | ")[-2:] for row in markdown(lines).splitlines() if row.startswith(("| steps", "| e2e", "| t"))
+    ]
+    assert rows == [
+        ["images_per_s >=1150: **missed**; of_bare >=0.97: met", "images_per_s 1150 |"],
+        ["data_wait <=0.02: met", " |"],
+        ["zero1 <=5e-5: met; zero3 <=5e-5: **missed**", " |"],
+    ]
+    assert "Goals that were not measured: steps ViT-H/14:64 compiled, plain images_per_s >=430; " in markdown(lines)
+
+
+def test_goals_of_one_device_are_not_held_against_another_nor_against_a_smoke_run() -> None:
+    line = figures_of("steps", "ViT-L/16:128", "compiled, plain", images_per_s=1100.0, of_bare=0.9)
+    other = {**H100, "figures": {"device": "NVIDIA A100-SXM4-80GB"}}
+    assert "images_per_s >=" not in markdown([other, line])
+    assert "of_bare >=0.97: **missed**" in markdown([other, line])
+    assert "missed" not in markdown([{**H100, "what": "smoke"}, line])
+
+
+def test_every_goal_is_of_a_case_that_runs_and_can_be_read() -> None:
+    cases = {stage.name: [*stage.cases, *stage.later] for stage in STAGES}
+    for one in expectations("NVIDIA H100 80GB HBM3"):
+        assert one.case == "*" or one.case in cases[one.stage], one
+        assert one.goal or one.predicted, one
+        if one.goal:
+            assert one.goal[:2] in (">=", "<="), one
+            assert one.is_met(float(one.goal[2:])), one
+
+
+def test_all_cases_are_expected_to_fit_the_budget_and_what_matters_least_comes_last() -> None:
+    jobs = in_order(STAGES)
+    assert MACHINE.usual_s + sum(stage.usual_s for stage, _ in jobs) <= BUDGET_S
+    assert all(stage.usual_s < stage.deadline_s for stage in (MACHINE, *STAGES))
+    assert [case for _, case in jobs[-3:]] == ["R152x2:64", "R50+ViT-L/16:96", "ViT-g/14:32"]
+    assert sorted(jobs, key=str) == sorted(((s, c) for s in STAGES for c in (*s.cases, *s.later)), key=str)
+    assert [case for _, case in in_order(STAGES, smoke=True)] == [c for s in STAGES for c in s.smoke]
+
+
+def test_a_figure_is_held_against_one_of_another_stage_of_the_same_run(tmp_path: Path) -> None:
+    kit = Kit("e2e", "ViT-B/16:256", tmp_path, smoke=True)
+    for images_per_s in (100.0, 200.0):
+        append(tmp_path, H100)
+        assert kit.over(150.0, "steps", "ViT-B/16:256", "eager, zero1", "images_per_s") is None
+        append(tmp_path, figures_of("steps", "ViT-B/16:256", "eager, zero1", images_per_s=images_per_s))
+    assert kit.over(150.0, "steps", "ViT-B/16:256", "eager, zero1", "images_per_s") == 0.75
+
+
+@pytest.mark.parametrize("module", sorted(m.name for m in pkgutil.walk_packages(benchmarks.__path__, "benchmarks.")))
+def test_every_benchmark_finds_what_it_imports(module: str) -> None:
+    importlib.import_module(module)

@@ -53,6 +53,8 @@ def test_a_model_of_timm_is_shown_with_its_counted_cost(capsys: pytest.CaptureFi
         ("--mfu 1.1", "--tflops=312.0 --mfu=1.1: a peak above 0 and a fraction"),
         ("--mfu nan", "a fraction of it up to 1"),
         ("--tflops inf", "a peak above 0"),
+        ("--device h10", "--device 'h10' is not known; did you mean 'h100'"),
+        ("--device b200 --precision fp32", "--device b200: its peak in fp32 is not known; give --tflops"),
         ("--examples 0", "--examples=0: at least 1"),
         ("--examples 1e400", "at most 1e18"),
         ("--match throughput --no-measure", "--match throughput needs a measurement"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vit_dist.core.memory import available_memory
+from vit_dist.core.memory import available_memory, pinned_bytes
 
 GIB = 1 << 30
 
@@ -60,3 +60,23 @@ def test_the_first_version_of_control_groups_is_read_too(kernel: tuple[Path, Pat
 
 def test_a_system_that_does_not_say_is_not_guessed(tmp_path: Path) -> None:
     assert available_memory(tmp_path, tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "taken"),
+    [
+        ({}, 77 << 20, 128 << 20),
+        ({}, 128 << 20, 128 << 20),
+        ({}, (128 << 20) + 1, 256 << 20),
+        ({}, 0, 0),
+        ({}, 1, 1),
+        ({"PYTORCH_ALLOC_CONF": "expandable_segments:True"}, 5 * GIB, 8 * GIB),
+        ({"PYTORCH_ALLOC_CONF": "expandable_segments:True,pinned_max_round_threshold_mb:64"}, 77 << 20, 77 << 20),
+        ({"PYTORCH_ALLOC_CONF": "pinned_max_round_threshold_mb:64"}, 33 << 20, 64 << 20),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "pinned_max_cached_size_mb:1024"}, 5 * GIB, 5 * GIB),
+    ],
+)
+def test_pinned_memory_is_a_power_of_two_unless_torch_is_told_otherwise(
+    settings: dict[str, str], size: int, taken: int
+) -> None:
+    assert pinned_bytes(size, settings) == taken

@@ -125,3 +125,14 @@ def test_defaults_are_the_papers_and_both_optimizers_may_be_sharded() -> None:
 def test_numbers_that_cannot_train_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         config("adamw", **wrong)
+
+
+@pytest.mark.parametrize(("name", "settings"), [("adamw", {}), ("sgd", {}), ("sgd", {"momentum": 0.0})])
+def test_an_optimizer_keeps_as_many_moments_as_it_says(name: str, settings: dict[str, Any]) -> None:
+    model = nn.Linear(6, 5)
+    optimizer = config(name, **settings).build(model)
+    model(torch.ones(2, 6)).sum().backward()
+    optimizer.step()
+    state = optimizer.state[model.weight]
+    kept = [value for value in state.values() if isinstance(value, torch.Tensor) and value.ndim]
+    assert [moment.shape for moment in kept] == [model.weight.shape] * config(name, **settings).moments

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from vit_dist.study.cost import (
     dataset_sizes,
     estimate_costs,
     measured_throughput,
-    state_bytes,
 )
 from vit_dist.study.grid import Cell, load_study, plan
 from vit_dist.study.local import cell_state, evaluated, run_cells
@@ -170,10 +170,26 @@ def test_what_will_not_fit_is_said(study_file: Path) -> None:
     assert estimate_costs(cells, {}, devices=64, device=find_device("v100"))[0].problems == ()
 
 
-@pytest.mark.parametrize(("stage", "bytes_each"), [(1, 2 + 6 + 12 / 8), (2, 2 + (6 + 12) / 8), (3, (2 + 6 + 12) / 8)])
+@pytest.mark.parametrize(
+    ("stage", "bytes_each"), [(1, 2 + 6 + 12 / 8 + 4), (2, 2 + (4 + 12) / 8), (3, (2 + 4 + 12) / 8)]
+)
 def test_zero_shards_more_from_stage_to_stage(study_file: Path, stage: int, bytes_each: float) -> None:
-    (cell, *_) = cells_of(study_file, f"engine={{name: deepspeed, zero_stage: {stage}}}", "precision=bf16")
-    assert state_bytes(cell.recipe, 1000, 8) == 1000 * bytes_each
+    words = (f"engine={{name: deepspeed, zero_stage: {stage}, reduce_bucket: 1000}}", "precision=bf16")
+    (cell, *_) = cells_of(study_file, *words, "models=[ViT-B/16]", "data.image_size=224")
+    device = find_device("h100")
+
+    def fits(memory_bytes: float) -> bool:
+        (estimate,) = estimate_costs([cell], {}, devices=8, device=replace(device, memory_bytes=memory_bytes))
+        return not any("weights, gradients and optimizer need" in problem for problem in estimate.problems)
+
+    cost = model_cost(cell.recipe.model, num_classes=10, image_size=224)
+    assert cost is not None
+    # What the optimizer keeps for each weight counts: SGD's one moment is 4 bytes less.
+    needed = cost.params * bytes_each + (4000 if stage > 1 else 0)
+    assert fits(needed + 1)
+    assert not fits(needed - 1)
+    (cell, *_) = cells_of(study_file, *words, "models=[ViT-B/16]", "data.image_size=224", "optim={name: sgd, lr: 0.1}")
+    assert fits(needed - cost.params * 4 / 8 + 1)
 
 
 def finish(cell: Cell, run_dir: Path, seconds: float, ranks: int = 2) -> None:

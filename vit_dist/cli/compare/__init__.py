@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vit_dist.cli.plugins import add_plugin, load_plugins
 from vit_dist.cli.verbs import verb_parser
+from vit_dist.core.devices import NAMES, find_device
 from vit_dist.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,14 +33,14 @@ _EXAMPLES = """
 FLOPs are counted by torch on models without weights and held against arithmetic on their settings. Throughput is
 measured on this device with random images: the models in turns if memory holds them all, else one after the other, and
 those that it cannot hold are left out; the larger ones take minutes a step on a CPU. Memory is of one device without
-sharding: bf16 AdamW keeps 16 bytes a parameter, and activations go with the batch. Device-hours are the exaFLOPs over
---tflops times --mfu.
+sharding: plain torch with AdamW keeps 16 bytes a parameter (weights, gradients, two moments, all in fp32), and
+activations go with the batch. Device-hours are the exaFLOPs over the peak times --mfu.
 
 examples:
   vit-dist compare --no-measure                              the fifteen models of the paper's Table 6
   vit-dist compare --match flops --no-measure                for each ViT the ResNet and the hybrid of nearest cost
   vit-dist compare --models vit-demo,bit-demo,hybrid-demo --image-size 28 --match throughput
-  vit-dist compare --examples 2.1B --tflops 989 --mfu 0.4 --csv costs.csv --figure costs.png --no-measure
+  vit-dist compare --examples 2.1B --device h100 --mfu 0.4 --csv costs.csv --figure costs.png --no-measure
 """
 
 
@@ -53,9 +54,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--precision", choices=("bf16", "fp32"), default="bf16", help="of memory and measurement (default bf16)"
     )
-    parser.add_argument(
-        "--tflops", metavar="T", type=float, default=312.0, help="peak of a device, 1e12 FLOPs/s (default 312: A100)"
-    )
+    parser.add_argument("--device", metavar="NAME", default="a100", help=f"whose peak counts: {NAMES} (default a100)")
+    parser.add_argument("--tflops", metavar="T", type=float, help="a peak in place of the device's, 1e12 FLOPs/s")
     parser.add_argument(
         "--mfu", metavar="M", type=float, default=0.4, help="fraction of the peak that is reached (default 0.4)"
     )
@@ -105,6 +105,12 @@ def _check(args: argparse.Namespace) -> None:
     from vit_dist.core.units import parse_count
 
     at_least_one(args, "batch", "rounds", "num_classes", "image_size")
+    device = find_device(args.device)
+    if args.tflops is None:
+        peak = device.peak(args.precision)
+        if peak is None:
+            raise ConfigError(f"--device {device.name}: its peak in {args.precision} is not known; give --tflops")
+        args.tflops = peak / 1e12
     if not 0 < args.mfu <= 1 or not 0 < args.tflops < math.inf:
         raise ConfigError(
             f"--tflops={args.tflops} --mfu={args.mfu}: a peak above 0 and a fraction of it up to 1 are needed"
@@ -125,9 +131,10 @@ def _check(args: argparse.Namespace) -> None:
 
 def _rows(args: argparse.Namespace) -> list[Row]:
     from vit_dist.cli.models.options import model_config, usual_size
-    from vit_dist.compare.memory import BYTES_A_PARAMETER, count
+    from vit_dist.compare.memory import count
     from vit_dist.compare.rows import Row, others_than, training_flops_per_image
     from vit_dist.core.log import log
+    from vit_dist.models.costs import state_bytes
 
     names = list(PAPER) if args.models is None else [n.strip() for n in args.models.split(",") if n.strip()]
     if not names:
@@ -156,7 +163,7 @@ def _rows(args: argparse.Namespace) -> list[Row]:
                 params=counts[name].params,
                 macs=counts[name].macs,
                 train_flops=flops,
-                state_bytes=counts[name].params * BYTES_A_PARAMETER[args.precision],
+                state_bytes=int(state_bytes(counts[name].params, precision=args.precision).held),
                 activation_bytes=counts[name].activations,
                 checkpointed_bytes=counts[name].checkpointed,
                 examples=args.examples,
@@ -189,7 +196,7 @@ def _speeds(
     work = (args.rounds + 1) * args.batch * sum(4 * FLOPS_PER_MAC * counted.macs for counted in counts.values())
     log(f"that is {format_flops(work)} of work: a forward pass and a training step of each a round and once before")
     speeds: dict[str, Speed] = {}
-    together, too_large = groups(counts, args.batch, free_bytes)
+    together, too_large = groups(counts, args.batch, free_bytes, args.precision)
     if len(together) > 1:
         log("memory does not hold all of them together: they are measured one after the other")
     for name, needed in too_large.items():

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vit_dist.core.errors import CheckpointError
 from vit_dist.engines._slices import BUFFER, WEIGHT, EngineState
+from vit_dist.train.checkpoint.host_memory import HostMemory
 
 _DTYPES = {
     torch.float64: "F64",
@@ -39,11 +40,10 @@ class Snapshot:
 
     Args:
         state: the rank's part; its views are read here and, where copied, not later.
-        memory: of an earlier snapshot, used again where it is large enough.
-        copied: False keeps the views: the state must not change until `write` has returned.
+        memory: where to copy to; None keeps the views: the state must not change until `write` has returned.
     """
 
-    def __init__(self, state: EngineState, memory: Tensor | None = None, *, copied: bool = True) -> None:
+    def __init__(self, state: EngineState, memory: HostMemory | None) -> None:
         # Larger elements first, so that every slice begins at a multiple of its element size and can be viewed in
         # place.
         ordered = sorted(state.slices, key=lambda s: (-s.data.element_size(), s.kind, s.name))
@@ -67,14 +67,12 @@ class Snapshot:
         text += b" " * (-len(text) % 8)
         self._header = len(text).to_bytes(8, "little") + text
         self._size = at
-        self.memory = memory
         self._parts = [piece.data for piece in ordered]
-        if copied:
-            if memory is None or memory.numel() < at:
-                memory = torch.empty(at, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-            self.memory, self._parts = memory, [memory[:at]]
+        if memory is not None:
+            block = memory.block(at)
+            self._parts = [block[:at]]
             for piece, (_, begin, end) in zip(ordered, places, strict=True):
-                memory[begin:end].view(piece.data.dtype).copy_(piece.data, non_blocking=True)
+                block[begin:end].view(piece.data.dtype).copy_(piece.data, non_blocking=True)
             # The copies above are asynchronous: without this the next step would change what they still read.
             if torch.cuda.is_available():
                 torch.cuda.synchronize()

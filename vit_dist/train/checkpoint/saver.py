@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vit_dist import __version__
 from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.exit_codes import SUPERSEDED
@@ -34,6 +32,7 @@ from vit_dist.engines._collectives import all_gather_object, barrier, broadcast_
 from vit_dist.engines._protocol import Engine
 from vit_dist.engines._slices import EngineState
 from vit_dist.train.checkpoint.format import Snapshot
+from vit_dist.train.checkpoint.host_memory import HostMemory, expected_bytes, pins, taken_bytes
 from vit_dist.train.checkpoint.remote import Uploader
 from vit_dist.train.checkpoint.store import Retention, drop_after, no_disk_headroom, prune, remove, sync_directory
 from vit_dist.train.health.patience import DEFAULT
@@ -96,7 +95,7 @@ class Saver:
         self._root = directory.checkpoints
         self._max_failures, self._failures, self._background = max_failures, 0, background
         self._peers_s = peers_s
-        self._memory: torch.Tensor | None = None
+        self._memory = HostMemory()
         self._copies = True
         self._ranks_here = all_gather_object(world.node, world).count(world.node)
         self._threads: list[threading.Thread] = []
@@ -109,6 +108,21 @@ class Saver:
         self.last_step: int | None = None
         self.blocked_s = self.wrote_s = 0.0
         self.uploader = Uploader(self._root, remote, retention) if remote and world.is_main else None
+
+    def prepare(self, engine: Engine, moments: int) -> None:
+        """Begin to take the memory of the first copy, in a thread, where that takes seconds. A collective.
+
+        Args:
+            engine: restored or fresh.
+            moments: numbers that its optimizer is going to keep for each weight; 0 where it was restored with them.
+        """
+        # Memory that is not pinned costs nothing before it is written to.
+        if not pins():
+            return
+        need = expected_bytes(engine.state(), moments)
+        self._copies = self._all_have_headroom(need)
+        if self._copies:
+            self._memory.prepare(need)
 
     def save(self, engine: Engine, contents: Contents) -> None:
         """Begin to write a checkpoint; returns when the state may change. A collective.
@@ -143,18 +157,21 @@ class Saver:
 
     def _snapshot(self, state: EngineState) -> Snapshot:
         """A copy of the state, or where any rank's host has no headroom for one the state itself. A collective."""
-        # Asked until there is memory for a copy, which is then used again. True on all ranks or on none, since they
-        # decide together: a rank that waited for its disk alone would keep the others waiting in the next step.
-        if self._memory is None:
+        # Asked until there is memory for a copy, which is then used again.
+        if not self._memory.is_taken:
             need = sum(piece.data.numel() * piece.data.element_size() for piece in state.slices)
-            problems = all_gather_object(_no_memory_headroom(need, self._ranks_here), self._world)
-            first = next(((rank, problem) for rank, problem in enumerate(problems) if problem), None)
-            if first is not None and self._copies and self._world.is_main:
-                log(f"  rank {first[0]}: {first[1]}: training waits while it is written", WARNING)
-            self._copies = first is None
-        snapshot = Snapshot(state, self._memory, copied=self._copies)
-        self._memory = snapshot.memory
-        return snapshot
+            self._copies = self._all_have_headroom(need)
+        return Snapshot(state, self._memory if self._copies else None)
+
+    def _all_have_headroom(self, need: int) -> bool:
+        """Whether every rank's host has memory for a copy of so many bytes; logged once where not. A collective."""
+        # True on all ranks or on none, since they decide together: a rank that waited for its disk alone would keep the
+        # others waiting in the next step.
+        problems = all_gather_object(_no_memory_headroom(need, self._ranks_here), self._world)
+        first = next(((rank, problem) for rank, problem in enumerate(problems) if problem), None)
+        if first is not None and self._copies and self._world.is_main:
+            log(f"  rank {first[0]}: {first[1]}: training waits while it is written", WARNING)
+        return first is None
 
     def settle(self) -> None:
         """Wait for the save under way, and agree on its outcome. A collective where there is one.
@@ -314,10 +331,12 @@ class Saver:
 
 def _no_memory_headroom(need: int, ranks: int) -> str:
     """Why each of the ranks of this host cannot take so many bytes more; '' where it can."""
-    available = available_memory()
-    if available is None or available // ranks > need * (1 + _HEADROOM):
+    available, taken = available_memory(), taken_bytes(need)
+    if available is None or available // ranks > taken * (1 + _HEADROOM):
         return ""
+    rounded = f" ({format_bytes(taken)} of pinned memory)" if taken > need else ""
+    left = format_bytes(available // ranks)
     return (
-        f"{format_bytes(need)} of a checkpoint do not fit a second time into the {format_bytes(available // ranks)} of "
-        f"memory that are left to it"
+        f"{format_bytes(need)} of a checkpoint{rounded} do not fit a second time into the {left} of memory that are "
+        f"left to it"
     )

@@ -15,6 +15,7 @@ import pytest
 from launcher import bad_nodes
 from launcher.doctor.examine import examine, lines
 from launcher.doctor.finding import Finding, Subject
+from launcher.doctor.machine import gpus
 from launcher.doctor.slurm import parse_seconds, settings
 from launcher.filesystem import file_system_kind
 from vit_dist.config.load import load_recipe
@@ -176,6 +177,19 @@ def test_the_list_of_bad_nodes_is_shown_and_a_node_is_forgotten(vit_dist: Callab
     assert vit_dist("doctor", "--forget", "gpu-8", "--run-root", str(tmp_path)).returncode == 2
     assert "no bad nodes" in vit_dist("doctor", "--forget", "gpu-7", "--run-root", str(tmp_path)).stdout
     assert bad_nodes.active(tmp_path) == {}
+
+
+def test_a_gpu_is_told_with_its_peak_or_that_none_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi = tmp_path / "nvidia-smi"
+    rows = "NVIDIA H100 PCIe, 580.1, 81559, 0\nNVIDIA H1000, 580.1, 98304, 0\n"
+    smi.write_text(f"#!/bin/sh\nprintf '{rows}'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    found = [f.text for f in gpus(Subject(None, None, tmp_path))]
+    assert found[0] == (
+        "2 x NVIDIA H100 PCIe (79 GiB, peak 756 TFLOP/s), NVIDIA H1000 (96 GiB, peak not known: no MFU is told), "
+        "driver 580.1"
+    )
 
 
 def test_lines_fit_the_terminal() -> None:

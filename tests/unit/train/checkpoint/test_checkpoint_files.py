@@ -21,6 +21,7 @@ from vit_dist.data.order import OrderIdentity
 from vit_dist.engines._protocol import StepResult
 from vit_dist.engines._slices import EngineState, Slice, split_over_ranks
 from vit_dist.train.checkpoint.format import SliceSource, Snapshot, checksum
+from vit_dist.train.checkpoint.host_memory import HostMemory
 from vit_dist.train.checkpoint.store import Retention, Saved, drop_after, no_disk_headroom, prune, verify_files
 from vit_dist.train.health.guards import after_step, loss_limit
 from vit_dist.train.progress.cadence import AutoCadence, young_daly
@@ -42,7 +43,7 @@ def write(folder: Path, size: int) -> list[Path]:
     files = []
     for rank in range(size):
         scalars = {"a.weight": {"step": 3.0}} if rank == 0 else {}
-        snapshot = Snapshot(EngineState(split_over_ranks(wholes(), World(rank, size)), scalars))
+        snapshot = Snapshot(EngineState(split_over_ranks(wholes(), World(rank, size)), scalars), HostMemory())
         path = folder / f"rank-{rank:05d}.safetensors"
         assert snapshot.write(path) == checksum(path)
         assert path.stat().st_size == snapshot.num_bytes
@@ -74,12 +75,15 @@ def test_files_are_those_of_safetensors(tmp_path: Path) -> None:
 
 def test_memory_of_a_snapshot_is_used_again_and_holds_a_copy(tmp_path: Path) -> None:
     tensor = torch.arange(8.0)
-    first = Snapshot(EngineState([Slice("weight", "x", (8,), 0, tensor)], {}))
+    memory = HostMemory()
+    first = Snapshot(EngineState([Slice("weight", "x", (8,), 0, tensor)], {}), memory)
+    place = memory.block(32).data_ptr()
     tensor += 1  # training goes on
     first.write(tmp_path / "a")
     assert torch.equal(SliceSource([tmp_path / "a"]).tensor("weight", "x"), torch.arange(8.0))
-    second = Snapshot(EngineState([Slice("weight", "x", (8,), 0, tensor)], {}), first.memory)
-    assert second.memory.data_ptr() == first.memory.data_ptr()
+    Snapshot(EngineState([Slice("weight", "x", (8,), 0, tensor)], {}), memory).write(tmp_path / "b")
+    assert memory.block(32).data_ptr() == place
+    assert torch.equal(SliceSource([tmp_path / "b"]).tensor("weight", "x"), torch.arange(1.0, 9.0))
 
 
 def test_a_missing_rank_file_is_named_by_what_it_lacks(tmp_path: Path) -> None:
