@@ -15,6 +15,7 @@ job/              what the job was submitted with: recipe.yaml, cluster.yaml, th
 logs/             what ranks and supervisors print, a folder an attempt
 order/            ordinals of every step's examples, where the recipe asks for them
 stacks/           where every thread stood when a rank hung
+profile/          traces and memory snapshots of steps that were profiled
 tb/               event files
 checkpoints/      step-0000001000/, each complete once its marker is there; see checkpoints.py
 quarantine.jsonl  samples that could not be decoded
@@ -46,6 +47,7 @@ BATCH_LOG = "batch.log"
 """In LOGS: what the supervisor prints, all attempts."""
 ORDER = "order"
 STACKS = "stacks"
+PROFILE = "profile"
 EVENTS = "tb"
 CHECKPOINTS = "checkpoints"
 QUARANTINE = "quarantine.jsonl"
