@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,10 +95,13 @@ class Profiler:
         from torch.profiler import ProfilerActivity, profile
 
         self._memory = torch.cuda.is_available()
-        if self._memory:
+        if not self._memory:
+            # Else torch's profiler prints that it found no GPU, as an error. With one its errors are worth reading.
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+        else:
             torch.cuda.memory._record_memory_history(max_entries=_MEMORY_EVENTS)
         gpu = [ProfilerActivity.CUDA] if self._memory else []
-        self._profile = profile(activities=[ProfilerActivity.CPU, *gpu], record_shapes=True, profile_memory=True)
+        self._profile = profile(activities=[ProfilerActivity.CPU, *gpu], record_shapes=True)
         self._profile.start()
         log(f"  profiling steps {self._first:,} to {self._last:,}, which take longer for it")
 

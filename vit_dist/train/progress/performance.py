@@ -22,8 +22,10 @@ _FLOPS_PER_MAC = 6
 """Two for a multiply-add, three times: forward, and backward for inputs and for weights. What is computed again for
 activation checkpointing does not count: it teaches nothing."""
 
-_SLOW = 1.1
-"""A rank is named on the live line from so many times the median on."""
+_SLOW = 0.05
+"""A rank is named on the live line where it is behind the median by this fraction of a step."""
+
+_ALLOCATED = "peak_allocated_gib"
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def _memory(device: torch.device) -> dict[str, float]:
     stats = torch.cuda.memory_stats(device)
     torch.cuda.reset_peak_memory_stats(device)
     return {
-        "peak_allocated_gib": stats["allocated_bytes.all.peak"] / 2**30,
+        _ALLOCATED: stats["allocated_bytes.all.peak"] / 2**30,
         "peak_reserved_gib": stats["reserved_bytes.all.peak"] / 2**30,
         "alloc_retries": float(stats["num_alloc_retries"]),
         "ooms": float(stats["num_ooms"]),
@@ -180,15 +182,16 @@ def _shown(scalars: Mapping[str, float], samples: Sequence[RankSample]) -> dict[
         shown["img/s"] = scalars[runlog.TRAIN_EXAMPLES_PER_S]
     if runlog.MFU in scalars:
         shown["MFU"] = f"{scalars[runlog.MFU]:.1%}"
-    elif runlog.TFLOPS_PER_DEVICE in scalars:
+    # A CPU's fraction of one is no news.
+    elif scalars.get(runlog.TFLOPS_PER_DEVICE, 0.0) >= 1:
         shown["TFLOP/s"] = scalars[runlog.TFLOPS_PER_DEVICE]
     shown["wait"] = f"{scalars[f'{runlog.TIME_SHARE}/data_wait']:.0%}"
-    peak = next(value for tag, value in scalars.items() if tag.startswith(f"{runlog.MEMORY}/peak_"))
-    shown["GiB"] = peak
-    median = scalars.get(f"{runlog.BEFORE_SYNC}/median_s", 0.0)
-    if len(samples) > 1 and median > 0:
+    if f"{runlog.MEMORY}/{_ALLOCATED}" in scalars:
+        shown["GiB"] = scalars[f"{runlog.MEMORY}/{_ALLOCATED}"]
+    if len(samples) > 1 and runlog.SLOWEST_RANK in scalars:
         rank = _slowest(samples)
-        ratio = samples[rank].before_sync_s / median
-        if ratio >= _SLOW:
-            shown["slowest"] = f"rank {rank} on {samples[rank].node} ({ratio:.1f}x)"
+        behind = samples[rank].before_sync_s - scalars[f"{runlog.BEFORE_SYNC}/median_s"]
+        fraction = behind / max(1e-9, scalars[f"{runlog.STEP_TIME}/median_s"])
+        if fraction >= _SLOW:
+            shown["slowest"] = f"rank {rank} on {samples[rank].node} ({fraction:+.0%} of a step)"
     return shown
