@@ -28,8 +28,14 @@ _POLL_S = 0.05
 _GRACE_S = 3.0
 
 
-def run_local(recipe: Recipe, run_dir: Path, *, nproc: int) -> int:
+def run_local(recipe: Recipe, run_dir: Path, *, nproc: int, options: Sequence[str] = ()) -> int:
     """One attempt of a run in `nproc` processes; resumes from the run's newest checkpoint.
+
+    Args:
+        recipe: of the run.
+        run_dir: of the run.
+        nproc: how many ranks.
+        options: further words of `vit-dist train`.
 
     Returns:
         0 where the run is done or was stopped on request (status.json says which), else the exit code of the rank
@@ -46,7 +52,7 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int) -> int:
         recipe_file = Path(scratch) / names.RECIPE
         recipe_file.write_text(recipe_yaml(recipe))
         logs = run_dir / names.LOGS / names.attempt_folder(number_in_hand(run_dir))
-        words = ["train", str(recipe_file), "--run-dir", str(run_dir)]
+        words = ["train", str(recipe_file), "--run-dir", str(run_dir), *options]
         code = run_ranks(words, nproc=nproc, scratch=Path(scratch), logs=logs)
     _close_status(RunDir(run_dir), code)
     return code

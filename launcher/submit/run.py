@@ -41,6 +41,7 @@ class SubmitRequest:
         run_dir: of the run; None: RUN-ROOT/NAME-HASH.
         words: RECIPE and overrides as they were typed, for a script that stands by itself.
         cluster_file: where the cluster was read from.
+        options: further words of `vit-dist train`.
     """
 
     recipe: Recipe
@@ -51,6 +52,7 @@ class SubmitRequest:
     run_dir: Path | None = None
     words: tuple[str, ...] = ()
     cluster_file: Path | None = None
+    options: tuple[str, ...] = ()
 
     @property
     def root(self) -> Path:
@@ -103,7 +105,7 @@ def dry_run(request: SubmitRequest) -> str:
         site.noted(*notes),
         job_name=names.safe_name(request.recipe.name),
         run_dir=request.directory,
-        recipe=request.words,
+        recipe=(*request.words, *request.options),
         nodes=request.nodes,
         spares=request.spares,
         lead_s=_lead(request),
@@ -139,7 +141,7 @@ def submit(request: SubmitRequest, *, args: Sequence[str] = ()) -> Submitted:
         site,
         job_name=names.safe_name(request.recipe.name),
         run_dir=directory,
-        recipe=[str(job_dir / names.RECIPE)],
+        recipe=[str(job_dir / names.RECIPE), *request.options],
         nodes=request.nodes,
         spares=request.spares,
         lead_s=_lead(request),

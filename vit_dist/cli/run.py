@@ -31,6 +31,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--give-up-after", metavar="N", type=int, default=3, help="attempts in a row without progress (default 3)"
     )
+    parser.add_argument("--profile", metavar="STEPS", default="", help="as of `vit-dist train`, in every attempt")
     args = parser.parse_intermixed_args(argv)
 
     from launcher.processes.ranks import run_local
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> int:
     from vit_dist.core.run import names
     from vit_dist.core.world import World, launched_world
     from vit_dist.train.plan import open_training
+    from vit_dist.train.profile import profile_options
 
     if launched_world() is not None:
         raise ConfigError(
@@ -51,6 +53,7 @@ def main(argv: list[str]) -> int:
     for name, value in (("--nproc", args.nproc), ("--give-up-after", args.give_up_after)):
         if value < 1:
             raise ConfigError(f"{name}={value}: at least 1 is needed")
+    options = profile_options(args.profile)
     recipe = load_recipe(args.recipe, args.overrides)
     # A batch that the ranks do not divide, or a set that cannot be opened, is an error before anything is started.
     open_training(recipe, World(size=args.nproc))
@@ -59,7 +62,7 @@ def main(argv: list[str]) -> int:
         return supervise_local(
             recipe,
             run_dir,
-            lambda r, d: run_local(r, d, nproc=args.nproc),
+            lambda r, d: run_local(r, d, nproc=args.nproc, options=options),
             give_up_after=args.give_up_after,
             devices=args.nproc,
         )

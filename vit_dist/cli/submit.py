@@ -49,12 +49,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--site", metavar="k=v", action="append", default=[], help="override a key of the cluster, such as partition=hi"
     )
+    parser.add_argument("--profile", metavar="STEPS", default="", help="as of `vit-dist train`, in every attempt")
     parser.add_argument("--dry-run", action="store_true", help="print the script and do nothing")
     args = parser.parse_intermixed_args(argv)
 
     from launcher.slurm.cluster import load_cluster
     from launcher.submit.run import SubmitRequest, dry_run, parse_time, submit
     from vit_dist.config.load import find_config, load_recipe
+    from vit_dist.train.profile import profile_options
 
     recipe = load_recipe(args.recipe, args.overrides)
     recipe_file = find_config(args.recipe, "recipes")
@@ -67,6 +69,7 @@ def main(argv: list[str]) -> int:
         run_dir=Path(args.run_dir) if args.run_dir else None,
         words=(str(recipe_file.absolute()), *args.overrides),
         cluster_file=find_config(args.cluster, "clusters").absolute(),
+        options=profile_options(args.profile),
     )
     if args.dry_run:
         sys.stdout.write(dry_run(request))

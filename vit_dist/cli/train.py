@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vit_dist.config.schema import Recipe
     from vit_dist.core.world import World
+    from vit_dist.train.profile import ProfileSteps
 
 SUMMARY = "train a recipe on this machine, or as one rank of a job"
 
@@ -23,6 +24,7 @@ examples:
   vit-dist train demo --nproc 2
   vit-dist train demo model=bit-demo optim.lr=2e-3 --run-dir runs/bit
   vit-dist train demo engine.name=plain precision=fp32
+  vit-dist train demo --profile 10:13          a trace of steps 10 to 13 in RUN-DIR/profile, for ui.perfetto.dev
   srun --ntasks-per-node=8 vit-dist train vit-l16-jft300m --run-dir /shared/runs/l16
 
 a run directory holds recipe.yaml, status.json, tb/ (TensorBoard event files), logs/ and checkpoints/
@@ -38,12 +40,19 @@ def main(argv: list[str]) -> int:
     parser.add_argument("overrides", metavar="k=v", nargs="*", help="dotted overrides, applied last")
     parser.add_argument("--run-dir", metavar="DIR", help="default: runs/NAME-HASH")
     parser.add_argument("--nproc", metavar="N", type=int, default=1, help="ranks to start on this machine (default 1)")
+    parser.add_argument(
+        "--profile",
+        metavar="STEPS",
+        default="",
+        help="write a trace of rank 0 in these steps (10:13, both included) or so many (4, after the first three)",
+    )
     args = parser.parse_intermixed_args(argv)
 
     from vit_dist.config.load import load_recipe
     from vit_dist.core.errors import ConfigError
     from vit_dist.core.world import World as Ranks
     from vit_dist.core.world import launched_world
+    from vit_dist.train.profile import ProfileSteps, profile_options
 
     world = launched_world()
     if args.nproc < 1:
@@ -52,6 +61,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--nproc={args.nproc}, but a launcher has started {world.size} ranks already; leave it out")
     recipe = load_recipe(args.recipe, args.overrides)
     run_dir = Path(args.run_dir) if args.run_dir else default_run_dir(recipe)
+    profile = ProfileSteps.parse(args.profile) if args.profile else None
     if world is None:
         from launcher.processes.ranks import run_local
         from vit_dist.config.plugins import check_plugins
@@ -65,8 +75,8 @@ def main(argv: list[str]) -> int:
         open_training(recipe, Ranks(size=args.nproc))
         check_initial(recipe, run_dir)
         with launcher_log(run_dir / names.LOGS / names.BATCH_LOG):
-            return run_local(recipe, run_dir, nproc=args.nproc)
-    return _rank(recipe, run_dir, world)
+            return run_local(recipe, run_dir, nproc=args.nproc, options=profile_options(args.profile))
+    return _rank(recipe, run_dir, world, profile)
 
 
 def default_run_dir(recipe: Recipe) -> Path:
@@ -77,7 +87,7 @@ def default_run_dir(recipe: Recipe) -> Path:
     return Path("runs") / run_folder(recipe.name, recipe_hash(recipe))
 
 
-def _rank(recipe: Recipe, run_dir: Path, world: World) -> int:
+def _rank(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps | None) -> int:
     # A stop request that comes while torch is imported stays pending until there is a handler (train/attempt.py), in
     # place of killing the rank.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT))
@@ -91,7 +101,7 @@ def _rank(recipe: Recipe, run_dir: Path, world: World) -> int:
     from vit_dist.train.failures import PeerLostError
 
     try:
-        attempt(recipe, run_dir, world)
+        attempt(recipe, run_dir, world, profile)
     except PeerLostError as error:
         log(f"vit-dist train: rank {world.rank}: {error}", ERROR)
         return PEER_LOST

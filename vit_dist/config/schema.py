@@ -140,6 +140,10 @@ DurationOrAuto = Annotated[
     Duration | Literal["auto"], BeforeValidator(lambda v: v if v == "auto" else Duration.parse(v))
 ]
 
+DurationOrNever = Annotated[
+    Duration | Literal["never"], BeforeValidator(lambda v: v if v == "never" else Duration.parse(v))
+]
+
 
 class CheckpointConfig(Config):
     """When to save, what to keep, and where copies go."""
@@ -211,6 +215,17 @@ class LogConfig(Config):
     order: Annotated[bool, NON_IDENTITY] = Field(
         False, description="write the ordinals of every step's examples to RUN-DIR/order, a file an attempt and rank"
     )
+    norms: Annotated[DurationOrNever, NON_IDENTITY] = Field(
+        "never",
+        description="how often norms of weights, gradients and updates of every parameter, and the largest attention "
+        "logit of every layer, are written",
+    )
+
+    @model_validator(mode="after")
+    def _units(self) -> LogConfig:
+        if isinstance(self.norms, Duration) and self.norms.value == 0:
+            raise ValueError(f"norms: '{self.norms}'; give steps, examples, epochs or a span of time, or never")
+        return self
 
 
 class Recipe(Config):
@@ -266,6 +281,7 @@ class Recipe(Config):
             "checkpoint.every": self.checkpoint.every,
             "checkpoint.keep_every": self.checkpoint.keep_every,
             "log.every": self.log.every,
+            "log.norms": self.log.norms,
         }
         for key, duration in durations.items():
             if isinstance(duration, Duration) and duration.unit == "epochs":

@@ -62,14 +62,14 @@ class Progress:
         self.update(self.done + count, self.num_bytes + num_bytes)
 
     def update(
-        self, done: int, num_bytes: int = 0, *, metrics: Mapping[str, float] | None = None, force: bool = False
+        self, done: int, num_bytes: int = 0, *, metrics: Mapping[str, float | str] | None = None, force: bool = False
     ) -> None:
         """So many are done in all.
 
         Args:
             done: all that are done, those of before included.
             num_bytes: their bytes, where the unit has any.
-            metrics: short names and values to show in place of the rate, in this order.
+            metrics: short names and values to show in place of the rate, in this order; texts as they are.
             force: print a line in a log even if the last one was moments ago.
         """
         self.done, self.num_bytes = done, num_bytes
@@ -93,8 +93,9 @@ class Progress:
         rate = f"{(self.done - self._first) / self._spent_s():,.0f} {self.unit}/s"
         return f"{rate}, {format_bytes(self.num_bytes / self._spent_s())}/s" if self.num_bytes else rate
 
-    def _text(self, metrics: Mapping[str, float] | None) -> str:
-        shown = "  ".join(f"{name} {value:,.4g}" for name, value in metrics.items()) if metrics else self._rate()
+    def _text(self, metrics: Mapping[str, float | str] | None) -> str:
+        each = ((name, f"{v:,.4g}" if isinstance(v, float | int) else v) for name, v in (metrics or {}).items())
+        shown = "  ".join(f"{name} {value}" for name, value in each) if metrics else self._rate()
         if not self.total:
             return f"{self._amount()}, {shown}"
         lately = self.done - self._first

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_dist.data.decode import normalize
-from vit_dist.engines._protocol import EngineInputs, StepResult, mean_over_ranks, nan_if_over, set_lr
+from vit_dist.engines._protocol import EngineInputs, OnGradients, StepResult, mean_over_ranks, nan_if_over, set_lr
 from vit_dist.engines._slices import EngineState, Source
 from vit_dist.engines._zero import gathered, load_zero_state, master_mismatch, zero_state
 from vit_dist.engines.deepspeed import DeepSpeedConfig
@@ -84,7 +84,7 @@ class DeepSpeedEngine:
                 dist_init_required=False,
             )
         self.module: nn.Module = self._engine.module
-        self.device = inputs.device
+        self.device, self.timer = inputs.device, inputs.timer
         self.layout: dict[str, Any] = {
             "engine": "deepspeed",
             "deepspeed": deepspeed.__version__,
@@ -95,7 +95,12 @@ class DeepSpeedEngine:
         self.description = f"DeepSpeed {deepspeed.__version__}, ZeRO stage {config.zero_stage}, {inputs.precision}"
 
     def train_step(
-        self, micro_batches: Sequence[tuple[Tensor, Tensor]], lr: float, *, skip_over: float = math.inf
+        self,
+        micro_batches: Sequence[tuple[Tensor, Tensor]],
+        lr: float,
+        *,
+        skip_over: float = math.inf,
+        on_gradients: OnGradients | None = None,
     ) -> StepResult:
         """See Engine."""
         assert len(micro_batches) == self._in.accumulation
@@ -106,23 +111,41 @@ class DeepSpeedEngine:
             # torch renamed collectives that DeepSpeed still calls.
             warnings.simplefilter("ignore", FutureWarning)
             for i, (images, targets) in enumerate(micro_batches):
-                logits = self._engine(self._input(images))
-                loss = self._in.loss(logits.float(), targets.to(self.device, non_blocking=True))
-                total += loss.detach() / len(micro_batches)
-                # A collective of its own (see nan_if_over), before the last backward pass: whether to skip must be
-                # decided on the mean over ranks, and before ZeRO reduces the gradients of this micro-batch.
-                if i == len(micro_batches) - 1:
-                    loss = nan_if_over(loss, total, skip_over, self._in.world)
-                # Called for every micro-batch: DeepSpeed counts them, reduces gradients (each time under ZeRO-2 and 3,
-                # which do not keep whole ones) and updates weights after the last. It divides the loss by their number.
-                self._engine.backward(loss)
-                self._engine.step()
+                last = i == len(micro_batches) - 1
+                with self.timer.phase("transfer"):
+                    images, targets = self._input(images), targets.to(self.device, non_blocking=True)
+                with self.timer.phase("forward"):
+                    loss = self._in.loss(self._engine(images).float(), targets)
+                    total += loss.detach() / len(micro_batches)
+                with self.timer.phase("backward"):
+                    # A collective of its own (see nan_if_over), before the last backward pass: whether to skip must be
+                    # decided on the mean over ranks, and before ZeRO reduces the gradients of this micro-batch.
+                    if last:
+                        loss = nan_if_over(loss, total, skip_over, self._in.world)
+                    # backward and step are called for every micro-batch: DeepSpeed counts them, reduces gradients (each
+                    # time under ZeRO-2 and 3, which do not keep whole ones) and updates weights after the last. It
+                    # divides the loss by their number.
+                    self._engine.backward(loss)
+                if last and on_gradients is not None:
+                    on_gradients(self._gradients())
+                with self.timer.phase("optimizer"):
+                    self._engine.step()
         # Both are the same on every rank: DeepSpeed reduces the norm and the check for overflow over all of them.
         norm = self._engine.get_global_grad_norm()
         applied = bool(self._engine.was_step_applied())
         return StepResult(
             mean_over_ranks(total, self._in.world), float("nan") if norm is None else float(norm), applied
         )
+
+    def _gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Each gradient as a whole, between the last backward pass and the step. A collective a parameter."""
+        from deepspeed.utils import safe_get_full_grad
+
+        for name, parameter in self.module.named_parameters():
+            # None for a frozen parameter, on every rank.
+            gradient = safe_get_full_grad(parameter) if parameter.requires_grad else None
+            if gradient is not None:
+                yield name, gradient
 
     def predict(self, images: Tensor) -> Tensor:
         """See Engine."""

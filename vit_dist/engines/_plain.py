@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vit_dist.data.decode import normalize
-from vit_dist.engines._protocol import EngineInputs, StepResult, mean_over_ranks, nan_if_over, set_lr
+from vit_dist.engines._protocol import EngineInputs, OnGradients, StepResult, mean_over_ranks, nan_if_over, set_lr
 from vit_dist.engines._slices import (
     BUFFER,
     WEIGHT,
@@ -34,7 +34,7 @@ class PlainEngine:
     def __init__(self, inputs: EngineInputs) -> None:
         self._in = inputs
         self.module: nn.Module = inputs.model.to(inputs.device)
-        self.device = inputs.device
+        self.device, self.timer = inputs.device, inputs.timer
         self._ddp = _replicated(self.module) if inputs.world.size > 1 else None
         self._optimizer = inputs.optimizer
         self.layout: dict[str, Any] = {
@@ -45,7 +45,12 @@ class PlainEngine:
         self.description = f"plain torch {torch.__version__.partition('+')[0]} (DDP), {inputs.precision}"
 
     def train_step(
-        self, micro_batches: Sequence[tuple[Tensor, Tensor]], lr: float, *, skip_over: float = math.inf
+        self,
+        micro_batches: Sequence[tuple[Tensor, Tensor]],
+        lr: float,
+        *,
+        skip_over: float = math.inf,
+        on_gradients: OnGradients | None = None,
     ) -> StepResult:
         """See Engine."""
         self.module.train()
@@ -58,20 +63,27 @@ class PlainEngine:
             # holds the sum. It hooks into backward, so the forward pass belongs into the block as well.
             sync = contextlib.nullcontext() if self._ddp is None or last else self._ddp.no_sync()
             with sync:
-                with self._autocast():
-                    logits = net(self._input(images))
-                loss = self._in.loss(logits.float(), targets.to(self.device, non_blocking=True)) / len(micro_batches)
-                total += loss.detach()
-                torch.autograd.backward(nan_if_over(loss, total, skip_over, self._in.world) if last else loss)
+                with self.timer.phase("transfer"):
+                    images, targets = self._input(images), targets.to(self.device, non_blocking=True)
+                with self.timer.phase("forward"):
+                    with self._autocast():
+                        logits = net(images)
+                    loss = self._in.loss(logits.float(), targets) / len(micro_batches)
+                    total += loss.detach()
+                with self.timer.phase("backward"):
+                    torch.autograd.backward(nan_if_over(loss, total, skip_over, self._in.world) if last else loss)
+        named = [(name, p) for name, p in self.module.named_parameters() if p.grad is not None]
+        if on_gradients is not None:
+            on_gradients((name, p.grad) for name, p in named if p.grad is not None)
         clip = self._in.clip
-        parameters = [p for p in self.module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, clip if clip is not None else float("inf"))
-        # Gradients are averaged over ranks by now, so that the norm and this decision are the same on every rank.
-        # Reading it waits for the device; the step must not be taken before it is known.
-        applied = bool(torch.isfinite(norm))
-        if applied:
-            set_lr(self._optimizer, lr)
-            self._optimizer.step()
+        with self.timer.phase("optimizer"):
+            norm = torch.nn.utils.clip_grad_norm_([p for _, p in named], clip if clip is not None else float("inf"))
+            # Gradients are averaged over ranks by now, so that the norm and this decision are the same on every rank.
+            # Reading it waits for the device; the step must not be taken before it is known.
+            applied = bool(torch.isfinite(norm))
+            if applied:
+                set_lr(self._optimizer, lr)
+                self._optimizer.step()
         return StepResult(mean_over_ranks(total, self._in.world), float(norm), applied)
 
     def predict(self, images: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -12,9 +12,13 @@ from torch import Tensor, nn
 
 from vit_dist.core.world import World
 from vit_dist.engines._slices import EngineState, Source
+from vit_dist.engines._timer import StepTimer
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """(logits [B, K], targets [B, K]) -> scalar mean over the batch."""
+
+OnGradients = Callable[[Iterator[tuple[str, Tensor]]], None]
+"""Looks at the gradients of a step: (parameter, its gradient as a whole, mean over the global batch), one at a time."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,24 @@ class Engine(Protocol):
 
     module: nn.Module
     device: torch.device
+    timer: StepTimer
 
     def train_step(
-        self, micro_batches: Sequence[tuple[Tensor, Tensor]], lr: float, *, skip_over: float = math.inf
+        self,
+        micro_batches: Sequence[tuple[Tensor, Tensor]],
+        lr: float,
+        *,
+        skip_over: float = math.inf,
+        on_gradients: OnGradients | None = None,
     ) -> StepResult:
         """One optimizer step over micro-batches of (uint8 images [b, 3, S, S], targets [b, K]). A collective.
 
-        A step whose mean loss is greater than `skip_over` leaves weights and optimizer as they are.
+        Args:
+            micro_batches: of this rank.
+            lr: learning rate of the step.
+            skip_over: a step whose mean loss is greater leaves weights and optimizer as they are.
+            on_gradients: called before they are clipped. All ranks give one, or none, and go through all gradients:
+                under ZeRO each is a collective.
         """
 
     def predict(self, images: Tensor) -> Tensor:
@@ -88,6 +103,7 @@ class EngineInputs:
     accumulation: int
     memory_format: torch.memory_format = torch.contiguous_format
     """Of the images alone: DeepSpeed cannot initialize a model that is channels-last itself."""
+    timer: StepTimer = field(default_factory=StepTimer)
 
 
 def mean_over_ranks(value: Tensor, world: World) -> float:

@@ -28,6 +28,7 @@ from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet
 from vit_dist.engines._collectives import broadcast_object
 from vit_dist.engines._protocol import Engine, EngineInputs
+from vit_dist.engines._timer import StepTimer
 from vit_dist.evals import EvalContext
 from vit_dist.models import ModelConfig
 from vit_dist.models._base import seed_weights
@@ -46,15 +47,23 @@ from vit_dist.train.losses import make_loss
 from vit_dist.train.plan import Plan, open_training
 from vit_dist.train.plugin_code import agreed_plugins
 from vit_dist.train.process_group import limit_collectives, process_group
+from vit_dist.train.profile import Profiler, ProfileSteps
 from vit_dist.train.progress.attempt_record import AttemptRecord
 from vit_dist.train.progress.clock import Clock, StartUp
 from vit_dist.train.progress.goodput import Goodput, carried
+from vit_dist.train.progress.performance import describe_device
 from vit_dist.train.run import Run, StopRequest
 from vit_dist.train.state import TrainState
 
 
-def attempt(recipe: Recipe, run_dir: Path, world: World) -> None:
+def attempt(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps | None = None) -> None:
     """Train from the newest checkpoint, or from the beginning, until done or asked to stop.
+
+    Args:
+        recipe: of the run.
+        run_dir: of the run.
+        world: this rank's place.
+        profile: steps of which rank 0 writes a trace.
 
     Raises:
         VitDistError: what keeps the run from starting or continuing.
@@ -86,6 +95,8 @@ def attempt(recipe: Recipe, run_dir: Path, world: World) -> None:
                     log(f"  {run_dir}: this run is done; give another --run-dir or another seed to train anew")
                 record.end("done", goodput=record.before.goodput)
             else:
+                if profile is not None and world.is_main:
+                    run.profiler = Profiler(profile, directory.profile, world.rank, run.state.step)
                 train(run)
         except (VitDistError, RuntimeError) as error:
             failure = explained(error, recipe, run_dir, world, run.plan)
@@ -175,7 +186,7 @@ def open_run(
     sums = carried(restored.marker.get("goodput", {}) if restored else {}, before.goodput, before.time, now)
     goodput = Goodput(sums, start.began)
     record.start_heartbeat(goodput)
-    clock = Clock(recipe, data, world, goodput, watchdog, start)
+    clock = Clock(recipe, data, world, goodput, watchdog, start, engine.timer)
     info = _run_info(recipe, data, plan, engine, world, num_params, model_config)
     context = EvalContext(engine, recipe, world, val)
     return Run(
@@ -218,6 +229,7 @@ def build_engine(recipe: Recipe, plan: Plan, world: World, device: torch.device)
         micro_batch=plan.micro_batch,
         accumulation=plan.accumulation,
         memory_format=torch.channels_last if recipe.engine.channels_last else torch.contiguous_format,  # type: ignore[attr-defined]
+        timer=StepTimer(device),
     )
     engine: Engine = recipe.engine.build(inputs)  # type: ignore[attr-defined]
     limit_collectives(patience(float(recipe.guards.hang.value)))
@@ -328,7 +340,7 @@ def _announce(recipe: Recipe, data: TrainingSet, plan: Plan, engine: Engine, wor
     again = f", each byte read by {reads} ranks" if reads > 1 and data.order.lanes > 1 else ""
     log(
         f"  engine: {engine.description}{recompute}; {world.size} process{'es' if world.size > 1 else ''} on "
-        f"{engine.device.type}\n"
+        f"{describe_device(engine.device, recipe.precision)}\n"
         f"  model: {recipe.model.name}, {num_params:,} parameters\n"
         f"  data: {data.num_samples:,} of {data.total_samples:,} examples ({data.name}, "
         f"{format_bytes(data.num_bytes)}), {data.order.lanes} lanes{again}\n"

@@ -32,6 +32,8 @@ from vit_dist.train.bad_steps import record_bad_step
 from vit_dist.train.checkpoint.saver import SupersededError
 from vit_dist.train.health import guards
 from vit_dist.train.losses import make_targets
+from vit_dist.train.norms import StepNorms
+from vit_dist.train.progress.performance import measure
 from vit_dist.train.rewind import can_rewind, rewind
 from vit_dist.train.run import Run
 from vit_dist.train.saving import save
@@ -71,13 +73,24 @@ def _train_until_rewind(run: Run) -> bool:
         clock.enter("wait")
         for batch, after in stream:
             clock.enter("train")
+            if run.profiler is not None:
+                run.profiler.before(state.step + 1)
+            norms = StepNorms(run.engine, run.world) if clock.due("norms", state, after) else None
             _seed_step(run, state.step)
             limit = guards.loss_limit(config, state.losses)
             skip_over = limit if config.spike == "skip" else math.inf
             # Collectives: gradients (and under ZeRO-3 weights), then the mean loss, which is the same float on every
             # rank, so that all later decisions that rest on it are too. Reading that float waits for the device: one
             # synchronisation a step, which the checks for spikes and non-finite steps need before the next batch.
-            result = run.engine.train_step(_micro_batches(run, batch), _lr(run, state.step), skip_over=skip_over)
+            result = run.engine.train_step(
+                _micro_batches(run, batch),
+                _lr(run, state.step),
+                skip_over=skip_over,
+                on_gradients=norms.on_gradients if norms is not None else None,
+            )
+            if run.profiler is not None:
+                run.profiler.after(state.step + 1)
+            values = norms.finish() if norms is not None else {}
             # Collective, after the step and not before it: a peer that died meanwhile is met in the step's own
             # collectives, and whoever asks to stop gets the step that runs into the checkpoint.
             agreed = _agree(run, batch.replaced, requests)
@@ -88,6 +101,8 @@ def _train_until_rewind(run: Run) -> bool:
             state, spike = guards.after_step(config, state, result, limit, position=after.position, quarantined=bad)
             run.state = state
             clock.step_done(result)
+            if values and run.writer is not None:
+                run.writer.scalars(state.step, values)
             _trace(run, batch)
             _quarantine(run, agreed.replaced, state)
             # `spike` and `applied` come from the all-reduced loss and gradient norm: every rank enters here, or none.
@@ -117,6 +132,8 @@ def _train_until_rewind(run: Run) -> bool:
 
 def _end(run: Run, stopping: str) -> None:
     """Wait for the last checkpoint, then log how the attempt ended. A collective."""
+    if run.profiler is not None:
+        run.profiler.close(run.state.step)
     run.clock.enter("save")
     # The status says `done` or `stopped` only of what is on the disk: all ranks wait for the last commit first.
     run.saver.finish()
@@ -234,32 +251,34 @@ def _quarantine(run: Run, replaced: list[Replacement], state: TrainState) -> Non
 
 
 def _log(run: Run, state: TrainState, result: StepResult, progress: Progress) -> None:
-    loss, rate, wait = run.clock.since_last_log()
-    run.record.examples_per_s = rate
-    run.record.metrics["loss"] = loss
+    window = run.clock.since_last_log()
+    # Collective: what tells a slow rank from the others is known to itself alone.
+    performance = measure(window, run.info, run.world, run.engine.device, trained=state.examples)
+    run.record.examples_per_s = window.examples_per_s or run.record.examples_per_s
+    run.record.metrics["loss"] = window.loss
     epoch = state.position / run.data.num_samples
     if run.writer is not None:
         run.writer.scalars(
             state.step,
             {
-                runlog.TRAIN_LOSS: loss,
+                runlog.TRAIN_LOSS: window.loss,
                 runlog.TRAIN_LR: _lr(run, state.step - 1),
                 runlog.TRAIN_GRAD_NORM: result.grad_norm,
-                runlog.TRAIN_EXAMPLES_PER_S: rate,
                 runlog.TRAIN_EPOCH: epoch,
                 # Not as a double: TensorBoard's custom chart of it stayed empty then.
                 runlog.PROGRESS_EXAMPLES: float(state.examples),
-                "train/data_wait": wait,
+                runlog.TRAIN_DATA_WAIT: window.data_wait,
                 "train/skipped_steps": state.skipped,
                 "train/spikes": state.spikes,
                 "train/quarantined": len(state.quarantined),
                 **{f"data/epochs/{name}": epochs for name, epochs in run.data.epochs(state.position).items()},
                 **{f"goodput/{bucket}_s": seconds for bucket, seconds in run.clock.goodput.sums().items()},
                 "goodput/useful": run.clock.goodput.useful_fraction(),
+                **performance.scalars,
             },
         )
     run.write_status()
-    progress.update(state.step, metrics={"epoch": epoch, "loss": loss, "img/s": rate})
+    progress.update(state.step, metrics={"epoch": epoch, "loss": window.loss, **performance.shown})
 
 
 def _evaluate(run: Run, state: TrainState, progress: Progress) -> None:

@@ -19,6 +19,7 @@ from vit_dist.evals import EvalContext
 from vit_dist.train.checkpoint.probe import Probe
 from vit_dist.train.checkpoint.saver import Saver
 from vit_dist.train.plan import Plan
+from vit_dist.train.profile import Profiler
 from vit_dist.train.progress.attempt_record import AttemptRecord
 from vit_dist.train.progress.clock import Clock
 from vit_dist.train.state import TrainState
@@ -38,6 +39,7 @@ class Run:
     Attributes:
         record: status.json and attempts.jsonl of this attempt.
         attempt: attempt number (1-based).
+        profiler: of this rank; None where it profiles nothing.
         metrics: the last evaluation's values, and the step after which they were measured.
     """
 
@@ -57,6 +59,7 @@ class Run:
     probe: Probe | None
     clock: Clock
     attempt: int = 0
+    profiler: Profiler | None = None
     metrics: tuple[int, dict[str, float]] = (0, {})
     writer: EventWriter | None = field(default=None)
 

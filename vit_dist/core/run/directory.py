@@ -76,6 +76,11 @@ class RunDir:
         return self.path / names.CHECKPOINTS
 
     @property
+    def profile(self) -> Path:
+        """Traces and memory snapshots of steps that were profiled."""
+        return self.path / names.PROFILE
+
+    @property
     def quarantine(self) -> Path:
         """Samples that could not be decoded, a JSON object a line."""
         return self.path / names.QUARANTINE

@@ -29,9 +29,28 @@ TRAIN_LR = "train/lr"
 TRAIN_GRAD_NORM = "train/grad_norm"
 TRAIN_EXAMPLES_PER_S = "train/examples_per_s"
 TRAIN_EPOCH = "train/epoch"
+TRAIN_DATA_WAIT = "train/data_wait"
 PROGRESS_EXAMPLES = "progress/examples"
 VAL_TOP1 = "val/top1"
 VAL_LOSS = "val/loss"
+
+MFU = "throughput/mfu"
+TFLOPS_PER_DEVICE = "throughput/tflops_per_device"
+EXAMPLES_PER_S_PER_DEVICE = "throughput/examples_per_s_per_device"
+EXAFLOPS = "throughput/exaflops"
+STEP_TIME = "step_time"
+BEFORE_SYNC = "before_sync"
+SLOWEST_RANK = "before_sync/slowest_rank"
+TIME_SHARE = "time_share"
+MEMORY = "memory"
+FIRST_STEP_S = "start/first_step_s"
+
+WEIGHT_NORM = "weight_norm"
+GRADIENT_NORM = "gradient_norm"
+UPDATE_NORM = "update_norm"
+ATTENTION_LOGIT = "attention_logit"
+ALL = "all"
+"""What follows the tags of norms and logits where they are over all parameters or layers, in place of a name."""
 
 LAYOUT = {
     "Learning": {"loss": [TRAIN_LOSS, VAL_LOSS], "validation accuracy": [VAL_TOP1]},
@@ -41,6 +60,15 @@ LAYOUT = {
         "epochs": [TRAIN_EPOCH],
         "examples per second": [TRAIN_EXAMPLES_PER_S],
     },
+    "Speed": {
+        "model FLOPs utilization": [f"^{MFU}$"],
+        "TFLOP/s a device": [TFLOPS_PER_DEVICE],
+        "where the time goes": [f"^{TIME_SHARE}/"],
+        "seconds a step": [f"^{STEP_TIME}/"],
+        "seconds before ranks meet": [f"^{BEFORE_SYNC}/.*_s$"],
+        "memory, GiB": [f"^{MEMORY}/peak_.*_gib$"],
+    },
+    "Norms": {"all layers": [f"^({WEIGHT_NORM}|{GRADIENT_NORM}|{UPDATE_NORM})/{ALL}$"]},
 }
 """Charts of TensorBoard's CUSTOM SCALARS tab."""
 

@@ -17,6 +17,7 @@ plugins/          copies of the plug-in files that the recipe names, as they wer
 order/            ordinals of every step's examples, where the recipe asks for them
 stacks/           where every thread stood when a rank hung, and the last collectives of each
 out-of-memory/    what a GPU's memory held when it did not suffice, a file a rank
+profile/          traces and memory snapshots of steps that were profiled
 tb/               event files
 checkpoints/      step-0000001000/, each complete once its marker is there; see checkpoints.py
 quarantine.jsonl  samples that could not be decoded
@@ -50,6 +51,7 @@ PLUGINS = "plugins"
 ORDER = "order"
 STACKS = "stacks"
 OUT_OF_MEMORY = "out-of-memory"
+PROFILE = "profile"
 EVENTS = "tb"
 CHECKPOINTS = "checkpoints"
 QUARANTINE = "quarantine.jsonl"

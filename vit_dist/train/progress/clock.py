@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from vit_dist.config.schema import Recipe
 from vit_dist.core.log import log
@@ -13,10 +16,10 @@ from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet
 from vit_dist.engines._collectives import any_rank
 from vit_dist.engines._protocol import StepResult
+from vit_dist.engines._timer import StepTimer
 from vit_dist.train.health.monitor import Watchdog
 from vit_dist.train.progress.cadence import AutoCadence, Cadence
 from vit_dist.train.progress.goodput import Goodput
-from vit_dist.train.state import TrainState
 
 
 class StartUp:
@@ -49,6 +52,52 @@ def process_age_s() -> float:
         return 0.0
 
 
+class Positioned(Protocol):
+    """A place in the stream of examples."""
+
+    @property
+    def position(self) -> int:
+        """Examples consumed."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """What this rank did since the last log.
+
+    The attempt's first step, which compiles, warms up and waits for the slowest rank's start, counts to the loss alone.
+
+    Attributes:
+        loss: mean over the steps.
+        steps: that were timed; 0 where there was the first one only.
+        examples: of all ranks in those steps.
+        seconds: by bucket of train/progress/goodput.py: train, wait, eval, save.
+        phases: seconds of `train` by phase of a step, see engines/_timer.py.
+        first_step_s: how long the first step took without the wait for its batch; None where it is not in this window.
+    """
+
+    loss: float
+    steps: int
+    examples: int
+    seconds: Mapping[str, float]
+    phases: Mapping[str, float]
+    first_step_s: float | None
+
+    @property
+    def training_s(self) -> float:
+        """Of the timed steps, waits for their data included."""
+        return self.seconds.get("train", 0.0) + self.seconds.get("wait", 0.0)
+
+    @property
+    def data_wait(self) -> float:
+        """Fraction of `training_s` spent waiting for data."""
+        return self.seconds.get("wait", 0.0) / max(1e-9, self.training_s)
+
+    @property
+    def examples_per_s(self) -> float | None:
+        """Of all ranks together; None where no step was timed."""
+        return self.examples / max(1e-9, self.training_s) if self.steps else None
+
+
 class Clock:
     """The time of this attempt. Evaluations and saves do not count as training time.
 
@@ -59,6 +108,7 @@ class Clock:
         goodput: where time is summed.
         watchdog: restarted whenever the bucket changes.
         start: gets the marks of the first batch and the first step.
+        timer: of the engine.
     """
 
     def __init__(
@@ -69,6 +119,7 @@ class Clock:
         goodput: Goodput,
         watchdog: Watchdog,
         start: StartUp,
+        timer: StepTimer,
     ) -> None:
         batch, n = recipe.global_batch, data.num_samples
         every = recipe.checkpoint.every
@@ -79,11 +130,16 @@ class Clock:
             "save": save,
             "checksum": Cadence(recipe.guards.checksum_every, batch, n),
         }
+        if recipe.log.norms != "never":
+            self._cadences["norms"] = Cadence(recipe.log.norms, batch, n)
         self._world, self._batch = world, batch
         self.goodput, self._watchdog, self._start = goodput, watchdog, start
-        self._spent = {"train": 0.0, "wait": 0.0}
+        self._timer = timer
+        self._spent: dict[str, float] = {}
         self._now, self._first = "start", 0
-        self._steps, self._loss = 0, 0.0
+        self._first_step_s: float | None = None
+        # Steps that were timed, those whose losses are summed, and that sum.
+        self._timed, self._steps, self._loss = 0, 0, 0.0
 
     def enter(self, bucket: str) -> None:
         """From now on time is spent on this: a bucket of train/progress/goodput.py."""
@@ -102,15 +158,22 @@ class Clock:
         """Count a step."""
         self._steps += 1
         self._loss += result.loss
+        self._timed += 1
         if self._first == 1:
             self._first = 2
+            self.enter(self._now)
+            self._first_step_s = self._spent["train"]
+            self._restart_window()
             self._start.mark("first step")
             if self._world.is_main:
                 log(f"  first step {self._start.describe()}")
 
-    def due(self, name: str, before: TrainState, after: TrainState) -> bool:
+    def due(self, name: str, before: Positioned, after: Positioned) -> bool:
         """Whether something is due after this step. A collective where a span of time decides."""
-        cadence = self._cadences[name]
+        cadence = self._cadences.get(name)
+        # The recipe says never, which is the same on every rank.
+        if cadence is None:
+            return False
         due = cadence.due(before.position, after.position)
         timed = isinstance(cadence, AutoCadence) or cadence.every.unit == "seconds"
         if timed and self._world.size > 1:
@@ -124,10 +187,16 @@ class Clock:
         if isinstance(cadence, AutoCadence):
             cadence.measured(blocked_s, wrote_s)
 
-    def since_last_log(self) -> tuple[float, float, float]:
-        """Mean loss, examples a second, and the fraction of time spent waiting for data."""
+    def since_last_log(self) -> Window:
+        """What this rank did since the last log, or since the attempt's first step."""
         self.enter(self._now)
-        spent = max(1e-9, self._spent["train"] + self._spent["wait"])
-        answer = (self._loss / max(1, self._steps), self._steps * self._batch / spent, self._spent["wait"] / spent)
-        self._spent, self._steps, self._loss = {"train": 0.0, "wait": 0.0}, 0, 0.0
-        return answer
+        loss = self._loss / max(1, self._steps)
+        phases = self._timer.take()
+        window = Window(loss, self._timed, self._timed * self._batch, self._spent, phases, self._first_step_s)
+        self._restart_window()
+        self._steps, self._loss, self._first_step_s = 0, 0.0, None
+        return window
+
+    def _restart_window(self) -> None:
+        self._spent, self._timed = {}, 0
+        self._timer.take()

@@ -75,6 +75,13 @@ def test_credentials_of_the_environment_do_not_reach_the_script(
     assert KEY not in dry_run(request(tmp_path, words=("demo",)))
 
 
+def test_a_profile_is_handed_on_to_the_ranks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "demo", "--cluster", "dev", "--dry-run", "--profile", "10:13"]) == 0
+    assert "--profile=10:13" in capsys.readouterr().out
+    assert main(["submit", "demo", "--cluster", "dev", "--dry-run", "--profile", "13:10"]) == 2
+    assert "--profile=13:10: no step is in it" in capsys.readouterr().err
+
+
 def test_a_name_is_made_fit_for_directories_and_queues() -> None:
     assert safe_name('a b,"c" $(x)/..') == "a-b-c-x"
     assert safe_name("…") == "run"
