@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
     recipe = load_recipe(args.recipe, [*args.overrides, *_overrides(args.steps)])
     for size in (args.nproc, *worlds):
         World(size=size).rank_batch(recipe.global_batch)
-    tolerance = args.tolerance or {"fp32": 1e-3, "bf16": 5e-2}[recipe.precision]
+    tolerance = args.tolerance or {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}[recipe.precision]
     with tempfile.TemporaryDirectory(prefix="vit-dist-verify-") as scratch:
         base = Path(args.dir) if args.dir else Path(scratch)
         comparisons = _kill_test(recipe, base, args.nproc, worlds, args.steps, tolerance)

@@ -27,6 +27,7 @@ from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World, rendezvous
 from vit_dist.data.sets import TrainingSet
 from vit_dist.engines._collectives import broadcast_object
+from vit_dist.engines._numerics import check_precision, numerics
 from vit_dist.engines._protocol import Engine, EngineInputs
 from vit_dist.evals import EvalContext
 from vit_dist.models import ModelConfig
@@ -68,7 +69,10 @@ def attempt(recipe: Recipe, run_dir: Path, world: World) -> None:
         if world.is_main:
             stack.enter_context(directory.locked())
         stop = stack.enter_context(stop_requests())
+        # First: cuBLAS reads its setting from the environment when CUDA starts.
+        stack.enter_context(numerics(recipe))
         device = stack.enter_context(process_group(world))
+        check_precision(recipe.precision, device)
         watchdog = stack.enter_context(watched(recipe, directory, world, record))
         start.mark("process group")
         try:

@@ -14,6 +14,7 @@ from vit_dist.core.files import write_bytes
 from vit_dist.core.log import log
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
+from vit_dist.engines._numerics import check_precision, numerics
 from vit_dist.evals import EvalContext, EvaluatorConfig
 from vit_dist.train.attempt import build_engine, process_group
 from vit_dist.train.checkpoint import restore as checkpoints
@@ -47,7 +48,9 @@ def evaluate(
             if not run_dir.is_dir():
                 raise RunError(f"{run_dir}: no such run directory")
             stack.enter_context(directory.locked())
+        stack.enter_context(numerics(recipe))
         device = stack.enter_context(process_group(world))
+        check_precision(recipe.precision, device)
         data, val, plan = open_training(recipe, world)
         engine, _ = build_engine(recipe, plan, world, device)
         run_identity = {**identity(recipe), "fingerprint": data.fingerprint, **recorded(directory)}
