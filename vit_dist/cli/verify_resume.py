@@ -22,7 +22,8 @@ on that many processes, killed, and resumed on as many as before. Then every run
 of the undisturbed one; weights and moments too: bit for bit on the same number of processes, within --tolerance on
 others, where sums are rounded in another order. Dropout draws by rank, so with dropout other worlds are held to the
 order alone.
-Cadences, evaluation and the horizon are replaced; model, data, engine and optimizer are the recipe's.
+Cadences, evaluation and the horizon are replaced, and engine.deterministic is on, without which GPUs do not repeat
+their bits; model, data, engine and optimizer are the recipe's.
 
 examples:
   vit-dist verify-resume demo --nproc 2
@@ -77,6 +78,7 @@ def main(argv: list[str]) -> int:
 def _overrides(steps: int) -> list[str]:
     return [
         f"horizon={steps} steps",
+        "engine.deterministic=true",
         "schedule.warmup=1 steps",
         "checkpoint={every: 1 step, keep: 1000}",
         "evaluators=[]",
