@@ -3,7 +3,8 @@
 python engine_worker.py OUT CASE [CASE ...]
 
 CASE: engine:stage:precision:model[+key=value]:accumulation[:steps[:nan|same]]. A model is written with ~ for each colon
-of its own; values are YAML. nan: a gradient that is not finite in the third step; same: one batch in every step.
+of its own; values are YAML; a key `engine.KEY` is the engine's. nan: a gradient that is not finite in the third step;
+same: one batch in every step.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import yaml
 from vit_dist.cli.main import leave
 from vit_dist.config.load import resolve
 from vit_dist.core.world import launched_world
+from vit_dist.engines._collectives import all_gather_object
 from vit_dist.engines._protocol import EngineInputs
+from vit_dist.engines._slices import WEIGHT
 from vit_dist.train.losses import make_loss
 from vit_dist.train.process_group import process_group
 
@@ -61,26 +64,59 @@ def count_broadcasts() -> list[str]:
     return called
 
 
+def bf16_share(tensors) -> float:
+    """The share of nonzero elements that are bf16 numbers."""
+    flat = torch.cat([t.detach().flatten() for t in tensors])
+    flat = flat[flat != 0]
+    return float((flat.bfloat16().float() == flat).float().mean())
+
+
 def watch_gradients(built) -> list[float]:
-    """The share of nonzero elements that are bf16 numbers, of what DeepSpeed's bf16 optimizer steps on; a step each."""
+    """The bf16 share of what DeepSpeed's bf16 optimizer steps on; a step each."""
     shares, step = [], built._optimizer.step
 
     def look(*given, **named):
-        flat = torch.cat([g.flatten() for g in built._optimizer.fp32_groups_gradients_flat])
-        flat = flat[flat != 0]
-        shares.append(float((flat.bfloat16().float() == flat).float().mean()))
+        shares.append(bf16_share(built._optimizer.fp32_groups_gradients_flat))
         return step(*given, **named)
 
     built._optimizer.step = look
     return shares
 
 
-def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str]) -> dict:
+def watch_clipping() -> list[float]:
+    """The bf16 share of the gradients that are clipped from here on: those that plain torch has reduced."""
+    shares, clip = [], torch.nn.utils.clip_grad_norm_
+
+    def look(parameters, *given, **named):
+        shares.append(bf16_share([p.grad for p in parameters]))
+        return clip(parameters, *given, **named)
+
+    torch.nn.utils.clip_grad_norm_ = look
+    return shares
+
+
+def differing_masters(built, seeded: dict[str, torch.Tensor], world) -> list[str]:
+    """Weights of an engine's state that are not those given, bit for bit, or are not there as a whole: of all ranks."""
+    slices = [piece for piece in built.state().slices if piece.kind == WEIGHT]
+    differing, seen = [], {}
+    for piece in slices:
+        expected = seeded[piece.name].flatten()[piece.start : piece.start + len(piece.data)]
+        seen[piece.name] = seen.get(piece.name, 0) + len(piece.data)
+        if not torch.equal(piece.data.cpu().view(torch.int32), expected.view(torch.int32)):
+            differing.append(piece.name)
+    gathered = all_gather_object((differing, seen), world)
+    counts = {name: sum(counts.get(name, 0) for _, counts in gathered) for name in seeded}
+    differing = [name for names, _ in gathered for name in names]
+    return differing + [name for name, tensor in seeded.items() if counts[name] != tensor.numel()]
+
+
+def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str], clipped: list[float]) -> dict:
     name, stage, precision, model_spec, accumulation, *rest = case.split(":")
     model_name, *options = model_spec.replace("~", ":").split("+")
     recompute = "recompute" in options
     last = "channels-last" in options
     changes = {k: yaml.safe_load(v) for k, v in (option.split("=", 1) for option in options if "=" in option)}
+    engine_changes = {k.removeprefix("engine."): changes.pop(k) for k in [*changes] if k.startswith("engine.")}
     steps = int(rest[0]) if rest else 20
     engine = {"name": name, "zero_stage": int(stage)} if name == "deepspeed" else {"name": name}
     recipe = resolve(
@@ -92,7 +128,7 @@ def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str])
             "data": {"num_classes": CLASSES, "image_size": SIZE},
             "optim": {"name": "adamw", "lr": 1e-3},
             "schedule": {"name": "constant", "warmup": "0 steps"},
-            "engine": engine,
+            "engine": {**engine, **engine_changes},
         }
     )
     torch.manual_seed(0)
@@ -104,6 +140,7 @@ def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str])
     model.register_forward_pre_hook(
         lambda _, given: came_last.append(given[0].is_contiguous(memory_format=torch.channels_last))
     )
+    seeded = {parameter_name: p.detach().clone() for parameter_name, p in model.named_parameters()}
     rank_batch = BATCH // world.size
     micro = rank_batch // int(accumulation)
     built = recipe.engine.build(
@@ -120,8 +157,10 @@ def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str])
             torch.channels_last if last else torch.contiguous_format,
         )
     )
+    differing, mismatch = differing_masters(built, seeded, world), built.master_mismatch()
     watched = hasattr(getattr(built, "_optimizer", None), "fp32_groups_gradients_flat")
-    bf16_shares = watch_gradients(built) if watched else []
+    bf16_shares = watch_gradients(built) if watched else clipped
+    clipped.clear()
     losses, norms, applied = [], [], []
     reduced.clear()
     broadcasts.clear()
@@ -146,7 +185,10 @@ def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str])
         "applied": applied,
         "description": built.description,
         "reduced": sorted(reduced),
-        "bf16_shares": bf16_shares,
+        "bf16_shares": [*bf16_shares],
+        "differing_masters": differing,
+        "mismatch": mismatch,
+        "seeded_bf16_share": bf16_share([t for t in seeded.values() if t.ndim > 1]),
         "broadcasts": len(broadcasts),
         "gradients": [p.grad.untyped_storage().data_ptr() for p in built.module.parameters() if p.grad is not None],
         "timed": name == "deepspeed" and timed(built._engine),
@@ -160,7 +202,7 @@ def timed(engine) -> bool:
 
 def main() -> None:
     world = launched_world()
-    noted = note_reductions(), count_broadcasts()
+    noted = note_reductions(), count_broadcasts(), watch_clipping()
     with process_group(world) as device:
         results = {case: run_case(case, world, device, *noted) for case in sys.argv[2:]}
     if world.is_main:

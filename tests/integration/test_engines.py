@@ -117,6 +117,31 @@ def test_gradients_in_bf16_are_summed_over_ranks_in_fp32_and_no_timer_waits(run_
     assert max(shares) < 0.9, shares
 
 
+def test_ranks_sum_gradients_in_bf16_where_the_recipe_says_so(run_world: Callable[..., Any]) -> None:
+    half = "vit-test+engine.reduce_dtype=bf16"
+    plain = {model: f"plain:0:fp32:{model}:2:6" for model in ("vit-test", half)}
+    # Stage 3 last: it replaces torch's linear function for good.
+    cases = [f"deepspeed:{stage}:bf16:{half}:2:6" for stage in (1, 2, 3)]
+    found = run_world("integration/engine_worker.py", 2, *plain.values(), *cases)
+    for case in (plain[half], *cases):
+        assert "bfloat16" in found[case]["reduced"], case
+        assert found[case]["applied"] == [True] * 6
+    assert worst(found[plain["vit-test"]], found[plain[half]]) < BF16_TOLERANCE
+    assert max(found[plain["vit-test"]]["bf16_shares"]) < 0.9
+    for case in (plain[half], cases[0]):
+        assert found[case]["bf16_shares"] == [1.0] * 6, case
+
+
+def test_masters_of_a_fresh_run_are_the_seeds_weights_and_not_their_rounding(run_world: Callable[..., Any]) -> None:
+    # Stage 3 last: it replaces torch's linear function for good.
+    cases = [f"deepspeed:{stage}:bf16:hybrid-test:1:1" for stage in (1, 2, 3)]
+    found = run_world("integration/engine_worker.py", 2, *cases)
+    for case in cases:
+        assert found[case]["seeded_bf16_share"] < 0.1
+        assert found[case]["differing_masters"] == [], case
+        assert found[case]["mismatch"] == "", case
+
+
 def test_plain_torch_sends_no_constant_buffers_and_keeps_one_copy_of_the_gradients(
     run_world: Callable[..., Any],
 ) -> None:

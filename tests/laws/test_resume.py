@@ -46,7 +46,16 @@ log: {{every: 1 step}}
 
 def start(recipe: Path, run_dir: Path, *overrides: str, nproc: int = 2) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command("train", str(recipe), *overrides, "--run-dir", str(run_dir), "--nproc", str(nproc)),
+        command(
+            "train",
+            str(recipe),
+            *overrides,
+            "engine.deterministic=true",
+            "--run-dir",
+            str(run_dir),
+            "--nproc",
+            str(nproc),
+        ),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -237,7 +237,9 @@ class Recipe(Config):
     seed: Annotated[int, Field(ge=0)] = 0
     global_batch: Annotated[Count, Field(ge=1)] = 4096
     horizon: Duration
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "bf16", description="of products of a model's blocks; sums, head and loss are fp32; tf32: fp32 on CPUs"
+    )
     model: AnyPlugin
     init: InitConfig | None = Field(None, description="weights to begin from; left out: those of the seed")
     data: DataConfig

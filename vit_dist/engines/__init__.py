@@ -1,1 +1,40 @@
 """Forward, backward, step: DeepSpeed, and plain torch as the reference implementation, behind one protocol."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from vit_dist.core.registry import Plugin
+
+if TYPE_CHECKING:
+    from vit_dist.engines._protocol import Engine, EngineInputs
+
+Attention = Literal["auto", "flash", "efficient", "cudnn", "math"]
+ReduceDtype = Literal["fp32", "bf16"]
+
+
+class EngineConfig(Plugin):
+    """Base of every engine's config: how a step is computed, which changes nothing but rounding, memory and speed."""
+
+    max_micro_batch: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="examples a rank may run at once; the derived micro-batch is its largest share below"
+    )
+    activation_checkpointing: Literal["none", "full"] = "none"
+    channels_last: bool = Field(
+        False, description="images as NHWC in memory, for convolutions; measure it first: docs/models.md"
+    )
+    reduce_dtype: ReduceDtype = Field(
+        "fp32", description="of gradients while ranks sum them; bf16: half the bytes, rounded at each addition"
+    )
+    deterministic: bool = Field(
+        False, description="deterministic kernels alone, so that a resume is bit-identical on GPUs: docs/recovery.md"
+    )
+    attention: Attention = Field(
+        "auto", description="kernel of scaled_dot_product_attention; auto: torch's own choice by shape and device"
+    )
+
+    def build(self, inputs: EngineInputs) -> Engine:
+        """The engine. A collective."""
+        raise NotImplementedError

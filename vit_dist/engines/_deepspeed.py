@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from vit_dist.data.decode import normalize
+from vit_dist.engines._layout import layout
+from vit_dist.engines._numerics import computed
 from vit_dist.engines._protocol import EngineInputs, OnGradients, StepResult, mean_over_ranks, nan_if_over, set_lr
 from vit_dist.engines._slices import EngineState, Source
-from vit_dist.engines._zero import gathered, load_zero_state, master_mismatch, zero_state
+from vit_dist.engines._zero import gathered, load_zero_state, master_mismatch, write_masters, zero_state
 from vit_dist.engines.deepspeed import DeepSpeedConfig
 
 
@@ -50,7 +52,7 @@ def engine_config(config: DeepSpeedConfig, inputs: EngineInputs) -> dict[str, An
         "bf16": {"enabled": inputs.precision == "bf16"},
         "data_types": {"grad_accum_dtype": "fp32"},
         # Left out it is the dtype of the weights: in bf16 a ring over N ranks rounds N - 1 times to 8 bits.
-        "communication_data_type": "fp32",
+        "communication_data_type": config.reduce_dtype,
         "zero_allow_untested_optimizer": True,  # only elementwise ones come here: DeepSpeedConfig.check
         "zero_optimization": {
             "stage": config.zero_stage,
@@ -64,13 +66,26 @@ def engine_config(config: DeepSpeedConfig, inputs: EngineInputs) -> dict[str, An
     }
 
 
+def _full_precision(inputs: EngineInputs) -> dict[str, Tensor]:
+    # DeepSpeed casts the weights to bf16 before it copies them into the masters. A copy on the CPU, until these are
+    # written; in fp32 nothing is cast.
+    if inputs.precision != "bf16":
+        return {}
+    return {
+        name: parameter.detach().to("cpu", copy=True)
+        for name, parameter in inputs.model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
 class DeepSpeedEngine:
     """See engines/_protocol.Engine."""
 
     def __init__(self, config: DeepSpeedConfig, inputs: EngineInputs) -> None:
         deepspeed = import_deepspeed()
-        self._in, self._stage = inputs, config.zero_stage
+        self._config, self._in, self._stage = config, inputs, config.zero_stage
         self._dtype = torch.bfloat16 if inputs.precision == "bf16" else torch.float32
+        seeded = _full_precision(inputs)
         # DeepSpeed prints its memory use to stdout, unasked.
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -85,15 +100,16 @@ class DeepSpeedEngine:
             )
         self.module: nn.Module = self._engine.module
         self.device, self.timer = inputs.device, inputs.timer
+        write_masters(self.module, self._optimizer, self._stage, inputs.world, seeded)
         self.layout: dict[str, Any] = {
             "engine": "deepspeed",
             "deepspeed": deepspeed.__version__,
-            "torch": torch.__version__,
             "zero_stage": config.zero_stage,
-            "world_size": inputs.world.size,
+            **layout(config, inputs),
         }
         self.description = f"DeepSpeed {deepspeed.__version__}, ZeRO stage {config.zero_stage}, {inputs.precision}"
 
+    @computed
     def train_step(
         self,
         micro_batches: Sequence[tuple[Tensor, Tensor]],
@@ -147,6 +163,7 @@ class DeepSpeedEngine:
             if gradient is not None:
                 yield name, gradient
 
+    @computed
     def predict(self, images: Tensor) -> Tensor:
         """See Engine."""
         self._engine.eval()

@@ -10,9 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from vit_dist.data.decode import normalize
+from vit_dist.engines import EngineConfig
+from vit_dist.engines._layout import layout
+from vit_dist.engines._numerics import computed
 from vit_dist.engines._protocol import EngineInputs, OnGradients, StepResult, mean_over_ranks, nan_if_over, set_lr
 from vit_dist.engines._slices import (
     BUFFER,
@@ -31,19 +35,16 @@ from vit_dist.engines._slices import (
 class PlainEngine:
     """See engines/_protocol.Engine."""
 
-    def __init__(self, inputs: EngineInputs) -> None:
-        self._in = inputs
+    def __init__(self, config: EngineConfig, inputs: EngineInputs) -> None:
+        self._config, self._in = config, inputs
         self.module: nn.Module = inputs.model.to(inputs.device)
         self.device, self.timer = inputs.device, inputs.timer
-        self._ddp = _replicated(self.module) if inputs.world.size > 1 else None
+        self._ddp = _replicated(self.module, config.reduce_dtype) if inputs.world.size > 1 else None
         self._optimizer = inputs.optimizer
-        self.layout: dict[str, Any] = {
-            "engine": "plain",
-            "torch": torch.__version__,
-            "world_size": inputs.world.size,
-        }
+        self.layout: dict[str, Any] = {"engine": "plain", **layout(config, inputs)}
         self.description = f"plain torch {torch.__version__.partition('+')[0]} (DDP), {inputs.precision}"
 
+    @computed
     def train_step(
         self,
         micro_batches: Sequence[tuple[Tensor, Tensor]],
@@ -86,6 +87,7 @@ class PlainEngine:
                 self._optimizer.step()
         return StepResult(mean_over_ranks(total, self._in.world), float(norm), applied)
 
+    @computed
     def predict(self, images: Tensor) -> Tensor:
         """See Engine."""
         self.module.eval()
@@ -136,10 +138,10 @@ class PlainEngine:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def _replicated(module: nn.Module) -> DistributedDataParallel:
+def _replicated(module: nn.Module, reduce_dtype: str) -> DistributedDataParallel:
     # A class token's gradient is a slice of one, whose strides over dimensions of size 1 differ and mean nothing.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
-    return DistributedDataParallel(
+    ddp = DistributedDataParallel(
         module,
         forward_sync_buffers=False,  # they are constant, since models with BatchNorm are refused
         gradient_as_bucket_view=True,  # no second copy of the gradients: 4 bytes a parameter
@@ -147,3 +149,6 @@ def _replicated(module: nn.Module) -> DistributedDataParallel:
         bucket_cap_mb=100,
         # static_graph=True fails an assertion inside torch where the first micro-batch is under no_sync().
     )
+    if reduce_dtype == "bf16":
+        ddp.register_comm_hook(None, bf16_compress_hook)
+    return ddp

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,21 @@ def zero_state(module: nn.Module, optimizer: Any, stage: int, world: World) -> E
     if world.is_main:
         slices += [Slice(BUFFER, name, tuple(b.shape), 0, b.detach().reshape(-1)) for name, b in buffers(module)]
     return EngineState(slices, scalars)
+
+
+def write_masters(module: nn.Module, optimizer: Any, stage: int, world: World, weights: Mapping[str, Tensor]) -> None:
+    """Give this rank's master weights these values, of which those that are computed with are the rounding already.
+
+    Args:
+        module: the engine's.
+        optimizer: DeepSpeed's, before its first step.
+        stage: of ZeRO.
+        world: all ranks hold the same `weights`.
+        weights: whole, by name; parameters that are not among them keep their masters.
+    """
+    for part in _fragments(module, optimizer, stage, world):
+        if part.name in weights:
+            part.of(part.flat).copy_(weights[part.name].reshape(-1)[part.start : part.start + part.size])
 
 
 def load_zero_state(module: nn.Module, optimizer: Any, stage: int, world: World, source: Source) -> None:

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from vit_dist.config.schema import Bytes, Recipe
-from vit_dist.core.registry import ENGINES, Plugin
+from vit_dist.core.registry import ENGINES
+from vit_dist.engines import EngineConfig
 
 if TYPE_CHECKING:
     from vit_dist.engines._protocol import Engine, EngineInputs
 
 
 @ENGINES.register("deepspeed")
-class DeepSpeedConfig(Plugin):
+class DeepSpeedConfig(EngineConfig):
     """ZeRO shards optimizer state (1), gradients too (2), weights too (3). "Stage 0" is the plain engine."""
 
     zero_stage: Literal[1, 2, 3] = 1
-    max_micro_batch: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="examples a rank may run at once; the derived micro-batch is its largest share below"
-    )
-    activation_checkpointing: Literal["none", "full"] = "none"
-    channels_last: bool = Field(
-        False, description="images as NHWC in memory, for convolutions; measure it first: docs/models.md"
-    )
     reduce_bucket: Bytes = Field(100_000_000, description="gradient elements reduced at once")
     allgather_bucket: Bytes = Field(200_000_000, description="weight elements gathered at once")
 

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from vit_dist.core.registry import ENGINES, Plugin
+from vit_dist.core.registry import ENGINES
+from vit_dist.engines import EngineConfig
 
 if TYPE_CHECKING:
     from vit_dist.engines._protocol import Engine, EngineInputs
 
 
 @ENGINES.register("plain")
-class PlainConfig(Plugin):
+class PlainConfig(EngineConfig):
     """No sharding. In bf16 the weights stay fp32 and the forward pass runs under autocast."""
-
-    max_micro_batch: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="examples a rank may run at once; the derived micro-batch is its largest share below"
-    )
-    activation_checkpointing: Literal["none", "full"] = "none"
-    channels_last: bool = Field(
-        False, description="images as NHWC in memory, for convolutions; measure it first: docs/models.md"
-    )
 
     def build(self, inputs: EngineInputs) -> Engine:
         """The engine. A collective."""
         from vit_dist.engines._plain import PlainEngine
 
-        return PlainEngine(inputs)
+        return PlainEngine(self, inputs)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
 from timm.layers import lecun_normal_
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from vit_dist.core.seeding import hash64
@@ -15,6 +17,22 @@ from vit_dist.core.seeding import hash64
 _TAG_WEIGHTS = 0x57454947485453  # "WEIGHTS"
 
 Checkpointing = Literal["none", "full"]
+
+
+class Head(nn.Linear):
+    """A linear layer that computes in fp32, whatever the dtype of its weights and of what it is given.
+
+    A logit of bf16 has 8 bits: around the -10 at which heads for a sigmoid start, neighbours are 0.06 apart, and their
+    sigmoids 6%.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in_features] -> [..., out_features], float32."""
+        kind = x.device.type
+        # The meta device knows no autocast, and must not be asked about it.
+        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        with torch.autocast(kind, enabled=False) if autocast else contextlib.nullcontext():
+            return functional.linear(x.float(), self.weight.float(), self.bias.float())
 
 
 class ImageModel(nn.Module):
@@ -31,7 +49,7 @@ class ImageModel(nn.Module):
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1], in the parameters' dtype -> logits [B, num_classes]."""
+        """Images [B, 3, H, W] in [-1, 1], in the parameters' dtype -> float32 logits [B, num_classes]."""
         logits: Tensor = self.head(self.features(images))
         return logits
 
@@ -60,7 +78,7 @@ def seed_weights(seed: int) -> None:
 
 def zero_head(in_features: int, num_classes: int, bias: float) -> nn.Linear:
     """A classifier that starts by giving every class the logit `bias`, as in the paper's public code."""
-    head = nn.Linear(in_features, num_classes)
+    head = Head(in_features, num_classes)
     nn.init.zeros_(head.weight)
     nn.init.constant_(head.bias, bias)
     return head

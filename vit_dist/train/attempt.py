@@ -27,6 +27,7 @@ from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet
 from vit_dist.engines._collectives import broadcast_object
+from vit_dist.engines._numerics import check_precision, numerics
 from vit_dist.engines._protocol import Engine, EngineInputs
 from vit_dist.engines._timer import StepTimer
 from vit_dist.evals import EvalContext
@@ -78,7 +79,10 @@ def attempt(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps |
             stack.enter_context(directory.locked())
         stop = stack.enter_context(stop_requests())
         limits = patience(float(recipe.guards.hang.value))
+        # First: cuBLAS reads its setting from the environment when CUDA starts.
+        stack.enter_context(numerics(recipe))
         device = stack.enter_context(process_group(world, limits, directory.stacks))
+        check_precision(recipe.precision, device)
         watchdog = stack.enter_context(watched(limits, directory, world, record))
         start.mark("process group")
         try:

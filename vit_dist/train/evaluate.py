@@ -16,6 +16,7 @@ from vit_dist.core.log import log
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
+from vit_dist.engines._numerics import check_precision, numerics
 from vit_dist.evals import EvalContext, EvaluatorConfig
 from vit_dist.train.attempt import build_engine
 from vit_dist.train.checkpoint import restore as checkpoints
@@ -53,7 +54,9 @@ def evaluate(
                 raise RunError(f"{run_dir}: no such run directory")
             stack.enter_context(directory.locked())
         limits = patience(float(recipe.guards.hang.value))
+        stack.enter_context(numerics(recipe))
         device = stack.enter_context(process_group(world, limits, directory.stacks))
+        check_precision(recipe.precision, device)
         data, val, plan = open_training(recipe, world)
         engine, _ = build_engine(recipe, plan, world, device)
         plugins = agreed_plugins(recipe, world)

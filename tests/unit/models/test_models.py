@@ -20,7 +20,7 @@ from vit_dist.config.schema import DataConfig, Recipe
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.registry import MODELS, Plugin
 from vit_dist.core.units import Duration
-from vit_dist.models._base import ImageModel
+from vit_dist.models._base import ImageModel, zero_head
 
 PRESETS = [name for name in MODELS.names() if name not in {"vit", "bit", "hybrid"}]
 TINY = ["vit-test", "bit-test", "hybrid-test"]
@@ -193,8 +193,31 @@ def test_parameters_cast_to_bfloat16_classify_almost_as_before(name: str, change
     for parameter in model.parameters():  # buffers stay, as under DeepSpeed
         parameter.data = parameter.data.bfloat16()
     logits = model(x.bfloat16())
-    assert logits.dtype == torch.bfloat16
+    assert logits.dtype == torch.float32  # the head's
     assert (logits.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["autocast", "weights in bf16"])
+def test_sigmoids_of_many_classes_are_those_of_fp32_whatever_the_precision(kind: str) -> None:
+    # As a head of JFT-300M's classes stands early in training: logits around its bias.
+    classes, width, generator = 18_291, 768, torch.Generator().manual_seed(0)
+    weight = torch.randn(classes, width, generator=generator) * 0.01
+    given = torch.randn(8, width, generator=generator).bfloat16()
+    head, usual = zero_head(width, classes, bias=-10.0), nn.Linear(width, classes)
+    for layer in (head, usual):
+        layer.weight.data, layer.bias.data = weight.bfloat16().float(), torch.full((classes,), -10.0)
+    exact = torch.sigmoid(usual(given.float()).detach().double())
+    if kind == "weights in bf16":
+        head.bfloat16(), usual.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == "autocast"):
+        logits, rounded = head(given), usual(given)
+    assert logits.dtype == torch.float32
+    errors = [float(((torch.sigmoid(x.detach().double()) - exact) / exact).abs().max()) for x in (logits, rounded)]
+    assert errors[0] < 1e-3
+    assert errors[1] > 0.02  # what was, and would be again with any other layer
+    logits.sum().backward()
+    assert head.weight.grad is not None
+    assert head.weight.grad.dtype == head.weight.dtype
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,14 @@ from vit_dist.config.schema import Recipe
 from vit_dist.core.world import World
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.stream import EvalBatches
+from vit_dist.engines._layout import completed
 from vit_dist.engines._protocol import Engine, mean_over_ranks
 from vit_dist.train.losses import make_loss, make_targets
 
-_SAME = {"fp32": 1e-5, "bf16": 2e-3}
-_OTHER = {"fp32": 1e-4, "bf16": 5e-2}
+_SAME = {"fp32": 1e-5, "tf32": 3e-4, "bf16": 2e-3}
+_OTHER = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 5e-2}
+_KERNELS = ("engine", "zero_stage", "torch", "device", "tf32", "head", "attention", "deterministic")
+"""What of a layout decides which kernels compute the probe."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,11 @@ class Probe:
         On the same engine and stage the same kernels see the same weights; DeepSpeed in bf16 casts weights where
         plain torch casts under autocast.
         """
-        same = all(wrote.get(key) == reads.get(key) for key in ("engine", "zero_stage", "torch"))
-        return (_SAME if same else _OTHER)[self.precision]
+        wrote = completed(wrote, reads)
+        same = all(wrote.get(key) == reads.get(key) for key in _KERNELS)
+        # Older versions left TF32 on for convolutions of fp32.
+        rounded = self.precision == "fp32" and wrote.get("tf32", "none") != "none"
+        return (_SAME if same else _OTHER)["tf32" if rounded else self.precision]
 
     def judge(self, engine: Engine, recorded: float, wrote: dict[str, Any]) -> str:
         """What is wrong with the restored weights, or ''. A collective."""

@@ -22,6 +22,7 @@ from vit_dist.core.log import WARNING, log
 from vit_dist.core.run.checkpoints import committed, read_marker
 from vit_dist.core.world import World
 from vit_dist.engines._collectives import all_gather_object, broadcast_object
+from vit_dist.engines._layout import completed
 from vit_dist.engines._protocol import Engine
 from vit_dist.train.checkpoint.format import SliceSource
 from vit_dist.train.checkpoint.probe import Probe
@@ -165,4 +166,4 @@ def _check_belongs(path: Path, marker: dict[str, Any], identity: dict[str, Any])
 
 def layout_changes(wrote: dict[str, Any], reads: dict[str, Any]) -> Sequence[str]:
     """How what wrote a checkpoint differs from what reads it: allowed, exact to load, and worth saying."""
-    return differences(reads, wrote)
+    return differences(reads, completed(wrote, reads))

@@ -60,3 +60,35 @@ def test_what_another_layout_changes_is_named() -> None:
         "deepspeed: '0.19.8' here, '0.18.0' there",
         "world_size: 2 here, 4 there",
     ]
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "device", "changes"),
+    [
+        ("plain", "fp32", "cpu", []),
+        ("plain", "fp32", "NVIDIA H100 80GB HBM3", ["tf32: 'none' here, 'convolutions' there"]),
+        ("plain", "bf16", "NVIDIA H100 80GB HBM3", ["head: 'fp32' here, 'bf16' there"]),
+        ("deepspeed", "fp32", "cpu", []),
+        (
+            "deepspeed",
+            "bf16",
+            "cpu",
+            ["head: 'fp32' here, 'bf16' there", "reduce_dtype: 'fp32' here, 'bf16' there"],
+        ),
+    ],
+)
+def test_what_an_older_layout_does_not_say_is_what_was_so_then(
+    engine: str, precision: str, device: str, changes: list[str]
+) -> None:
+    older = {**HERE, "engine": engine}
+    now = {**older, "device": device, "precision": precision, "tf32": "none", "head": "fp32", "reduce_dtype": "fp32"}
+    now |= {"deterministic": False, "attention": "auto"}
+    assert layout_changes(older, now) == changes
+    assert layout_changes(now, now) == []
+    another = {**now, "deterministic": True, "attention": "math", "reduce_dtype": "bf16"}
+    assert len(layout_changes(now, another)) == 3
+    # What rounded the loss then is granted to it, however close the same kernels would be.
+    tolerance = probe(precision).tolerance(older, now)
+    assert (tolerance > probe(precision).tolerance(now, now)) == any("reduce" not in change for change in changes)
+    if any("tf32" in change for change in changes):
+        assert tolerance >= 1e-2
