@@ -173,7 +173,7 @@ def registering(origin: str) -> Iterator[None]:
 MODELS = Registry("model", "vit_dist.models:ModelConfig", "vit_dist.models")
 OPTIMIZERS = Registry("optimizer", "vit_dist.optim:OptimizerConfig", "vit_dist.optim")
 SCHEDULES = Registry("schedule", "vit_dist.optim:ScheduleConfig", "vit_dist.optim")
-ENGINES = Registry("engine", "vit_dist.core.registry:Plugin", "vit_dist.engines")
+ENGINES = Registry("engine", "vit_dist.engines:EngineConfig", "vit_dist.engines")
 EVALUATORS = Registry("evaluator", "vit_dist.evals:EvaluatorConfig", "vit_dist.evals")
 SOURCES = Registry("kind of source", "vit_dist.data.pack.sources:SourceConfig", "vit_dist.data.pack", ("choose",))
 REGISTRIES = (MODELS, OPTIMIZERS, SCHEDULES, ENGINES, EVALUATORS, SOURCES)

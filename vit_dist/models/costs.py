@@ -71,6 +71,7 @@ def state_bytes(
     zero_stage: int = 0,
     devices: int = 1,
     reduce_bucket: int = 0,
+    reduce_dtype: str = "fp32",
 ) -> StateBytes:
     """Bytes of weights, gradients and optimizer on each device, for both engines.
 
@@ -85,6 +86,7 @@ def state_bytes(
         zero_stage: 0 is the plain engine.
         devices: that a run is trained on.
         reduce_bucket: elements of gradients that ZeRO reduces at once, from a buffer in fp32.
+        reduce_dtype: 'bf16' casts what ZeRO-1 has flattened once more, to sum it in half the bytes.
     """
     half = precision == "bf16"
     if zero_stage == 0:
@@ -94,7 +96,8 @@ def state_bytes(
     gradients = 4 * params / devices if zero_stage > 1 else (4 + (2 if half else 0)) * params
     optimizer = 4 * (1 + moments) * params / devices
     one_buffer = half and zero_stage == 1
-    passing = 4 * min(params, FLATTENED_AT_ONCE) if one_buffer else 4 * reduce_bucket
+    cast = 2 if reduce_dtype == "bf16" else 0
+    passing = (4 + cast) * min(params, FLATTENED_AT_ONCE) if one_buffer else 4 * reduce_bucket
     return StateBytes(weights, gradients, optimizer, passing)
 
 

@@ -140,6 +140,7 @@ def _problems(
             zero_stage=getattr(recipe.engine, "zero_stage", 0),
             devices=devices,
             reduce_bucket=int(getattr(recipe.engine, "reduce_bucket", 0)),
+            reduce_dtype=str(getattr(recipe.engine, "reduce_dtype", "fp32")),
         ).peak
         if needed > device.memory_bytes:
             problems.append(
