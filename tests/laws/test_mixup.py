@@ -123,7 +123,7 @@ def test_ranks_that_would_part_a_pair_are_refused_with_the_nearest_batches(small
     with pytest.raises(ConfigError, match=r"13 is odd, but data\.mixup pairs its halves; nearest that can be: 12, 14"):
         recipe(small_set, "data.mixup.alpha=0.2", "global_batch=13")
     alone = config.model_copy(update={"engine": SimpleNamespace(max_micro_batch=1)})
-    with pytest.raises(ConfigError, match=r"max_micro_batch=1 leaves no room"):
+    with pytest.raises(ConfigError, match=r"engine.max_micro_batch=1 cannot hold the pairs"):
         make_plan(alone, open_training_set(config), World())
     with pytest.raises(ConfigError, match=r"alpha and cutmix_alpha are both 0"):
         recipe(small_set, "data.mixup.probability=0.5")

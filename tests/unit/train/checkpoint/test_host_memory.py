@@ -16,6 +16,7 @@ from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
 from vit_dist.engines._plain import PlainEngine
 from vit_dist.engines._protocol import EngineInputs
+from vit_dist.engines.plain import PlainConfig
 from vit_dist.train.checkpoint import host_memory
 from vit_dist.train.checkpoint.format import SliceSource
 from vit_dist.train.checkpoint.host_memory import expected_bytes
@@ -33,6 +34,7 @@ def engine_of(optimizer: str, settings: dict[str, Any], rank: int = 0, size: int
     model = build_model("vit-test", num_classes=4)
     config = plugin_config(OPTIMIZERS, optimizer, lr=0.1, **settings)
     engine = PlainEngine(
+        PlainConfig(name="plain"),
         EngineInputs(
             model=model,
             optimizer=config.build(model),  # type: ignore[attr-defined]
@@ -43,7 +45,7 @@ def engine_of(optimizer: str, settings: dict[str, Any], rank: int = 0, size: int
             clip=None,
             micro_batch=2,
             accumulation=1,
-        )
+        ),
     )
     # Its state as one rank of several would cut it: no process group is needed for that.
     object.__setattr__(engine._in, "world", World(rank, size))
