@@ -14,9 +14,9 @@ pytestmark = pytest.mark.distributed
 REPORTS = ROOT / "runs" / "drills"
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_three_seeded_kills_change_nothing(tmp_path: Path, small_set: str, small_val: str, engine: str) -> None:
-    report = drill(tmp_path, small_set, small_val, engine, kills=3, seed=3)
+def test_three_seeded_kills_change_nothing(tmp_path: Path, small_set: str, small_val: str) -> None:
+    # Of this engine alone: laws/test_resume.py kills the others, the drill below kills all of them twenty times.
+    report = drill(tmp_path, small_set, small_val, "zero-2", kills=3, seed=3)
     print(report.text())
 
 

@@ -15,7 +15,7 @@ from launcher.slurm.cluster import load_cluster
 from launcher.submit.run import SubmitRequest, check
 from tests.laws.test_resume import finish, recipe_file, start
 from vit_dist.config.load import identity, load_recipe, recipe_hash
-from vit_dist.core.events.writer import read_run
+from vit_dist.core.events.reader import read_run
 from vit_dist.core.run.log import run_info
 from vit_dist.core.world import World
 from vit_dist.data.sets import open_training_set

@@ -57,7 +57,7 @@ class ImageModel(nn.Module):
         """`full`: keep the input of each block alone and compute the block again in the backward pass."""
         self.checkpointing = mode
 
-    def _run_blocks(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+    def run_blocks(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
         for block in blocks:
             x = self._run_block(block, x)
         return x

@@ -56,7 +56,7 @@ class BiT(ImageModel):
         """Images [B, 3, H, W] -> [B, C]: mean over the positions of the last feature map."""
         x: Tensor = self.stem(images)
         for stage in self.stages:
-            x = self._run_blocks(stage.blocks, x)
+            x = self.run_blocks(stage.blocks, x)
         x = self.norm(x)
         return x.mean(dim=(2, 3))
 

@@ -37,9 +37,9 @@ def configure(stacks: Path | None, patience: Patience) -> None:
     if stacks is not None:
         settings.append(("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(stacks.absolute() / PREFIX)))
     for name, older, value in settings:
-        # Both names, of which each torch reads its own.
-        if name not in os.environ and older not in os.environ:
-            os.environ.update({key: value for key in (name, older) if key})
+        # By the new name alone: torch warns on every rank where it finds the older one.
+        if older not in os.environ:
+            os.environ.setdefault(name, value)
 
 
 def write_record(stacks: Path, rank: int) -> None:
