@@ -58,6 +58,7 @@ class ImageModel(nn.Module):
         self.checkpointing = mode
 
     def run_blocks(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+        """Blocks one after the other; each is recomputed in the backward pass where that was asked for."""
         for block in blocks:
             x = self._run_block(block, x)
         return x

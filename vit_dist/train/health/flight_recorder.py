@@ -21,7 +21,7 @@ PREFIX = "nccl_trace_rank_"
 _ENTRIES = 2000
 _WRITE_S = 5.0
 
-# New name, the name before it, what it is set to. Whichever of both a person has set holds.
+# Name, the name before it, what it is set to. Whichever of both a person has set holds.
 _Setting = tuple[str, str, str]
 
 
