@@ -19,7 +19,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
+@pytest.mark.parametrize("nproc", [pytest.param(1, marks=pytest.mark.drill), 2])
 def test_state_takes_the_bytes_that_arithmetic_says(run_world: Callable[..., Any], nproc: int) -> None:
     found = run_world("integration/memory_worker.py", nproc, *CASES)
     for case in CASES:

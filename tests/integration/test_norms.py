@@ -24,7 +24,7 @@ def check(found: dict[str, Any], case: str, reference: str, tolerance: float) ->
             assert value == pytest.approx(expected[name], rel=tolerance, abs=tolerance), f"{case}: {name}"
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
+@pytest.mark.parametrize("nproc", [pytest.param(1, marks=pytest.mark.drill), 2])
 def test_zero_1_and_2_give_the_norms_of_plain_torch_and_looking_changes_no_bit(
     run_world: Callable[..., Any], nproc: int
 ) -> None:
@@ -45,7 +45,7 @@ def test_zero_1_and_2_give_the_norms_of_plain_torch_and_looking_changes_no_bit(
     assert not any(name.startswith("attention_logit") for name in found[convolutions[0]][1]["values"])
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
+@pytest.mark.parametrize("nproc", [pytest.param(1, marks=pytest.mark.drill), 2])
 def test_zero_3_gives_the_norms_of_plain_torch_and_looking_changes_no_bit(
     run_world: Callable[..., Any], nproc: int
 ) -> None:

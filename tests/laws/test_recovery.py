@@ -170,7 +170,7 @@ def test_what_a_crash_cost_is_lost_and_not_down_however_rarely_the_run_logs(
     assert 1 <= status.goodput["down"] < 1 + 6
 
 
-@pytest.mark.parametrize("engine", ["engine.name=plain", "engine.zero_stage=2"])
+@pytest.mark.parametrize("engine", [pytest.param("engine.name=plain", marks=pytest.mark.drill), "engine.zero_stage=2"])
 def test_a_spike_is_skipped_or_rewound_from(tmp_path: Path, small_set: str, small_val: str, engine: str) -> None:
     # At a learning rate as absurd as this, and so low a limit, some loss is a spike however the numbers round.
     options = [engine, "horizon=60 steps", "optim.lr=0.3", "optim.clip=null", "schedule.warmup=30 steps"]

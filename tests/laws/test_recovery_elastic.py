@@ -18,7 +18,7 @@ LOSS_TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}
 """Relative, of the two steps after loading: only the order of sums, or the engine's own rounding, differs."""
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.drill), "bf16"])
 def test_weights_and_moments_cross_worlds_and_engines_without_a_bit_changed(
     tmp_path: Path, run_world: Callable[..., Any], precision: str
 ) -> None:
