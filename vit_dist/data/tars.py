@@ -6,13 +6,14 @@ Used are the shard list of `wids`, and the sample counts of open_clip's `sizes.j
 
 from __future__ import annotations
 
-import fnmatch
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, parent_url, read_bytes, redact
+from vit_dist.core.files import is_remote, join_url, parent_url, read_bytes, redact, url_name
+from vit_dist.data.names import is_directory, named, names_in, refuse_twice
+from vit_dist.data.splits import choose_urls
 
 
 @dataclass(frozen=True)
@@ -25,75 +26,43 @@ class TarToIndex:
     source: str = ""
 
 
-def find_tars(urls: Sequence[str]) -> list[TarToIndex]:
+def find_tars(urls: Sequence[str], split_name: str = "") -> list[TarToIndex]:
     """The tars that URLs name, in their order.
 
     A URL is a tar, a pattern with {000..123} or {a,b}, one with * or ?, a directory (its *.tar), or the JSON shard list
-    of `wids`.
+    of `wids`; see names.py.
+
+    Args:
+        urls: as the user wrote them.
+        split_name: of the split, where names of tars speak of several.
 
     Raises:
         DataError: nothing there, or a tar named twice.
+        ConfigError: a directory or pattern with tars of several splits.
     """
     tars: list[TarToIndex] = []
     for given in urls:
-        for url in expand_braces(given):
-            tars += _resolve(url)
-    seen: set[str] = set()
-    for tar in tars:
-        if tar.url in seen:
-            raise DataError(f"{redact(tar.url)}: named twice; each tar may stand once in a manifest")
-        seen.add(tar.url)
+        found = [tar for url in named(given) for tar in _resolve(url)]
+        # Braces and lists name each tar; a directory or a * takes what is there.
+        if split_name or (len(found) > 1 and "{" not in given and not url_name(given).endswith(".json")):
+            chosen = set(choose_urls(given, [tar.url for tar in found], split_name))
+            found = [tar for tar in found if tar.url in chosen]
+        tars += found
+    refuse_twice([tar.url for tar in tars])
     return _with_counts(tars)
 
 
-def expand_braces(text: str) -> list[str]:
-    """Every text that a pattern with {000..123} or {a,b} stands for.
-
-    Raises:
-        DataError: the braces do not fit together.
-    """
-    from braceexpand import braceexpand
-
-    try:
-        return list(braceexpand(text)) if "{" in text else [text]
-    except ValueError as error:
-        raise DataError(f"{redact(text)}: {error}; write ranges as {{00000..01023}}") from None
-
-
 def _resolve(url: str) -> list[TarToIndex]:
-    name = url.rstrip("/").rpartition("/")[2]
-    if name.endswith(".json"):
+    if url_name(url).endswith(".json"):
         return _from_wids(url)
-    if any(c in name for c in "*?["):
-        folder = parent_url(url)
-        tars = [n for n in _names(folder or ".") if fnmatch.fnmatchcase(n, name)]
-        if not tars:
-            raise DataError(f"{redact(url)}: no file fits this pattern")
-        return [TarToIndex(join_url(folder, n)) for n in tars]
-    if _is_directory(url):
-        tars = [n for n in _names(url) if n.endswith(".tar")]
+    if url_name(url).endswith(".tar") and is_remote(url):
+        return [TarToIndex(url)]
+    if is_directory(url):
+        tars = [n for n in names_in(url) if n.endswith(".tar")]
         if not tars:
             raise DataError(f"{redact(url)}: no .tar files in this directory")
         return [TarToIndex(join_url(url, n)) for n in tars]
     return [TarToIndex(url)]
-
-
-def _is_directory(url: str) -> bool:
-    with explained(url, "listed"):
-        if not is_remote(url):
-            return local_path(url).is_dir()
-        if url.endswith(".tar"):
-            return False
-        system, path = file_system(url)
-        return bool(system.isdir(path))
-
-
-def _names(folder: str) -> list[str]:
-    with explained(folder, "listed"):
-        if not is_remote(folder):
-            return sorted(p.name for p in local_path(folder).iterdir())
-        system, path = file_system(folder)
-        return sorted(e.rstrip("/").rpartition("/")[2] for e in system.ls(path, detail=False))
 
 
 def _from_wids(url: str) -> list[TarToIndex]:
@@ -118,7 +87,7 @@ def _with_counts(tars: list[TarToIndex]) -> list[TarToIndex]:
     folders: dict[str, dict[str, tuple[int, str]]] = {}
     filled = []
     for tar in tars:
-        folder, _, name = tar.url.rpartition("/")
+        folder, name = parent_url(tar.url), url_name(tar.url)
         if folder not in folders:
             folders[folder] = _known_counts(folder)
         count, source = folders[folder].get(name, (None, ""))
@@ -130,7 +99,7 @@ def _with_counts(tars: list[TarToIndex]) -> list[TarToIndex]:
 
 def _known_counts(folder: str) -> dict[str, tuple[int, str]]:
     try:
-        names = set(_names(folder or "."))
+        names = set(names_in(folder or "."))
     except DataError:
         # https:// has no listing; there is nothing beside the tars then.
         return {}

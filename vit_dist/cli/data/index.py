@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vit_dist.cli.data.options import default_workers, out, parser, positive, say
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.files import redact
 from vit_dist.core.units import format_bytes
 
 _SHOWN = 20
@@ -28,6 +29,12 @@ Without --shuffled the samples count as lying in an order of their own, and subs
     )
     p.add_argument("urls", nargs="+", metavar="URL", help="tars, {000..123} or * patterns, directories, a wids list")
     p.add_argument("--out", required=True, metavar="MANIFEST", help="where the manifest goes; indexes go beside it")
+    p.add_argument(
+        "--split-name",
+        default="",
+        metavar="NAME",
+        help="of tars of several splits in a directory: train, test, ..., all",
+    )
     p.add_argument("--shuffled", action="store_true", help="the samples are known to lie in random order")
     p.add_argument(
         "--labels", choices=["auto", "cls", "json", "txt", "none"], default="auto", help="member with the labels"
@@ -57,6 +64,7 @@ Without --shuffled the samples count as lying in an order of their own, and subs
     result = index_tars(
         args.urls,
         args.out,
+        split_name=args.split_name,
         shuffled=args.shuffled,
         rule=rule,
         num_classes=args.num_classes,
@@ -66,14 +74,14 @@ Without --shuffled the samples count as lying in an order of their own, and subs
         say=say,
     )
     for url, key, offset, reason in result.left_out[:_SHOWN]:
-        say(f"left out: {url}: at byte {offset}: sample {key!r} {reason}")
+        say(f"left out: {redact(url)}: at byte {offset}: sample {key!r} {reason}")
     if len(result.left_out) > _SHOWN:
         say(f"left out: {len(result.left_out) - _SHOWN:,} more")
     if result.ignored:
         say(f"{result.ignored:,} members are no part of a sample (no extension, or not a file)")
     manifest = result.manifest
     out(
-        f"{args.out}: {manifest.num_samples:,} examples of {manifest.num_classes:,} classes in "
+        f"{redact(args.out)}: {manifest.num_samples:,} examples of {manifest.num_classes:,} classes in "
         f"{len(manifest.shards):,} shards, {format_bytes(int(manifest.sizes.sum()))}, "
         f"{'shuffled' if manifest.shuffled else 'not shuffled'}, fingerprint {manifest.fingerprint}\n"
     )

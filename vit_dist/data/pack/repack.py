@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from vit_dist.core.files import redact
+from vit_dist.core.files import redact, url_name
 from vit_dist.data.labels import LabelRule
 from vit_dist.data.pack.items import Item, safe_key
 from vit_dist.data.pack.sources import Source
@@ -12,7 +12,7 @@ from vit_dist.data.scan import scan_tar
 from vit_dist.data.tars import find_tars
 
 
-def tar_source(urls: Sequence[str], rule: LabelRule, num_classes: int | None) -> Source:
+def tar_source(urls: Sequence[str], rule: LabelRule, num_classes: int | None, split_name: str = "") -> Source:
     """The samples of tars. Keys are the tar's name and the old key, since old keys may repeat from tar to tar.
 
     The label is written as `.cls`, or into `.json` where there are several; other members are kept as they are.
@@ -20,8 +20,8 @@ def tar_source(urls: Sequence[str], rule: LabelRule, num_classes: int | None) ->
     Raises:
         DataError: a tar is missing or damaged, or a sample has no image or no label.
     """
-    tars = find_tars(urls)
-    stems = [tar.url.rpartition("/")[2].removesuffix(".tar") for tar in tars]
+    tars = find_tars(urls, split_name)
+    stems = [url_name(tar.url).removesuffix(".tar") for tar in tars]
     if len(set(stems)) != len(stems):
         stems = [f"{i:05d}-{stem}" for i, stem in enumerate(stems)]
 
@@ -42,6 +42,6 @@ def tar_source(urls: Sequence[str], rule: LabelRule, num_classes: int | None) ->
                     where=f"{redact(tar.url)}: sample {key!r}",
                 )
 
-    name = urls[0].rstrip("/").rpartition("/")[2].removesuffix(".tar")
+    name = url_name(urls[0]).removesuffix(".tar")
     classes = rule.classes
     return Source("tar", name, "", items, classes, num_classes or len(classes) or None, image_member=rule.image)

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from vit_dist.core.errors import CheckpointError, DataError
-from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, read_bytes, redact, write_bytes
+from vit_dist.core.files import (
+    explained,
+    file_system,
+    folder_url,
+    is_remote,
+    join_url,
+    local_path,
+    read_bytes,
+    redact,
+    write_bytes,
+)
 from vit_dist.core.log import log
 from vit_dist.core.run.checkpoints import MARKER, step_of
 from vit_dist.train.checkpoint.store import FETCHING, Retention, Saved, saved_of, summaries
@@ -28,7 +38,7 @@ class Uploader:
     """
 
     def __init__(self, root: Path, remote: str, retention: Retention) -> None:
-        self._root, self._remote, self._retention = root, remote.rstrip("/"), retention
+        self._root, self._remote, self._retention = root, folder_url(remote), retention
         self._waiting: Path | None = None
         self._failed: Path | None = None
         self._wake = threading.Condition()
@@ -89,7 +99,7 @@ class Uploader:
                 # The marker first: half removed, a copy must not look complete.
                 with contextlib.suppress(FileNotFoundError):
                     fs.rm_file(f"{root}/{name}/{MARKER}")
-                fs.rm(f"{root}/{name}", recursive=True)
+                fs.rm_tree(f"{root}/{name}")
 
 
 def upload(checkpoint: Path, remote: str) -> None:
@@ -122,7 +132,7 @@ def remote_steps(remote: str) -> list[str]:
     Raises:
         DataError: the store cannot be asked: that is not the same as holding nothing.
     """
-    fs, root = file_system(remote.rstrip("/"))
+    fs, root = file_system(folder_url(remote))
     with explained(remote, "listed"):
         fs.invalidate_cache()
         try:
@@ -140,7 +150,7 @@ def fetch(remote: str, name: str, root: Path) -> Path:
         DataError: the store cannot be read.
         CheckpointError: its marker is not one.
     """
-    base, partial, final = join_url(remote.rstrip("/"), name), root / f"{FETCHING}{name}", root / name
+    base, partial, final = join_url(folder_url(remote), name), root / f"{FETCHING}{name}", root / name
     try:
         content = read_bytes(join_url(base, MARKER))
         files: dict[str, Any] = json.loads(content)["files"]
