@@ -12,6 +12,7 @@ from launcher.supervise.ledger import LedgerEntry, read_ledger
 from vit_dist.core.errors import RunError
 from vit_dist.core.run import names
 from vit_dist.core.run.checkpoints import newest_checkpoint
+from vit_dist.core.text import decode_text
 
 _JSON = {
     "status": names.STATUS,
@@ -87,8 +88,8 @@ def read_run(path: Path) -> RunFiles:
 def pending_request(path: Path) -> str:
     """'save' or 'stop' where that is asked for and not yet served; else ''."""
     try:
-        request = (path / names.REQUEST).read_text(errors="replace").strip().lower()
-    except OSError:
+        request = decode_text((path / names.REQUEST).read_bytes()).strip().lower()
+    except (OSError, ValueError):
         return ""
     return request if request in names.REQUESTS else ""
 

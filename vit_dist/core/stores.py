@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from vit_dist.core.store_errors import is_expired
 from vit_dist.core.urls import local_path, redact, split_url
 
 _REMOVALS_IN_FLIGHT = 16
+_TALKATIVE = ("botocore", "aiobotocore", "s3fs", "fsspec", "urllib3", "gcsfs", "google")
 
 T = TypeVar("T")
 
@@ -135,6 +137,12 @@ class Store:
     def _opened(self) -> Any:
         import fsspec
 
+        # What goes wrong is told in one line; without a handler of its own, the traceback that botocore logs of it
+        # beforehand would go to the terminal. Whoever sets up logging still gets it.
+        for name in _TALKATIVE:
+            logger = logging.getLogger(name)
+            if not logger.handlers:
+                logger.addHandler(logging.NullHandler())
         # fsspec's own cache would give the instance with the old credentials.
         return fsspec.filesystem(self._scheme, skip_instance_cache=True, **storage_options(self._scheme))
 

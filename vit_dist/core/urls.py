@@ -25,7 +25,7 @@ _SIGNING = re.compile(
 )
 _SECRETS = re.compile(
     # user:password@host; a password may hold slashes, but host:80/x@y is none
-    r"(?i)(//[^/@\s:]+:)(?!\d+/)[^@\s]+(?=@)"
+    r"(?i)(//[^/@\s:]+:)(?!\d+/)(?:[^/\s]+(?=@)|[^@\s]+(?=@))"
     # token@host
     r"|(?<=//)[^/@\s:]+(?=@)"
     r"|((?:x-(?:amz|goog)-(?:signature|credential|security-token)|awsaccesskeyid|signature|sig|token|password|"

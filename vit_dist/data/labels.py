@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_dist.core.errors import DataError, did_you_mean
-from vit_dist.core.files import explained
+from vit_dist.core.text import decode_text, read_text
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class LabelRule:
     def _parse_text(self, content: bytes, kind: str) -> tuple[list[int], None]:
         if not self.classes and content.isdigit():
             return [int(content)], None
-        text = content.decode("utf-8").strip()
+        text = decode_text(content).strip()
         if self.classes and text in self._numbers:
             return [self._numbers[text]], None
         return [self._number(word, f".{kind}") for word in re.split(r"[,\s]+", text)], None
 
     def _parse_json(self, content: bytes) -> tuple[list[int], list[float] | None]:
-        value: Any = json.loads(content)
+        value: Any = json.loads(decode_text(content))
         names = [self.field] if self.field else ["labels", "label"]
         record = value
         for name in names:
@@ -119,11 +119,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     Raises:
         DataError: unreadable, empty, or a name twice.
     """
-    with explained(str(path), "read"):
-        try:
-            names = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not text in UTF-8: {error}") from None
+    names = read_text(path).splitlines()
     while names and not names[-1].strip():
         names.pop()
     twice = {n for n in names if names.count(n) > 1} if len(names) != len(set(names)) else set()

@@ -206,8 +206,9 @@ def _report(result: PackResult, dest: str) -> None:
         say(f"left out {result.num_bad:,} unreadable images; see {redact(dest)}/{BAD_LIST}")
     for url, manifest in result.manifests:
         out(
-            f"{redact(url)}: {manifest.num_samples:,} examples of {manifest.num_classes:,} classes in {len(manifest.shards):,} "
-            f"shards, {format_bytes(int(manifest.sizes.sum()))}, fingerprint {manifest.fingerprint}\n"
+            f"{redact(url)}: {manifest.num_samples:,} examples of {manifest.num_classes:,} classes in "
+            f"{len(manifest.shards):,} shards, {format_bytes(int(manifest.sizes.sum()))}, "
+            f"fingerprint {manifest.fingerprint}\n"
         )
 
 

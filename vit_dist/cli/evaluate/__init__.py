@@ -92,14 +92,15 @@ def main(argv: list[str]) -> int:
 
 
 def _line(path: Path, element: int | None) -> Path:
-    from vit_dist.core.errors import ConfigError
+    from vit_dist.core.errors import ConfigError, DataError
+    from vit_dist.core.text import read_text
 
     if element is None:
         raise ConfigError(f"--list {path}: give --element I, or run it as an element of a job array")
     try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise ConfigError(f"--list {path}: cannot be read: {error.strerror}") from None
+        lines = read_text(path).splitlines()
+    except DataError as error:
+        raise ConfigError(f"--list {error}") from None
     if not 0 <= element < len(lines):
         raise ConfigError(f"--element {element}: {path} has {len(lines)} lines")
     return Path(lines[element])

@@ -22,6 +22,7 @@ from vit_dist.core.errors import RunError
 from vit_dist.core.files import append_json, write_bytes
 from vit_dist.core.log import log
 from vit_dist.core.run import names
+from vit_dist.core.text import decode_text
 
 DYING_S = 5.0
 """How long the ranks of an attempt that was killed may take to let go of its directory."""
@@ -249,10 +250,11 @@ class RunDir:
         """
         path = self.path / names.REQUEST
         try:
-            asked = path.read_text().strip().lower()
+            # Whoever writes it by hand may write it with a byte order mark.
+            asked = decode_text(path.read_bytes()).strip().lower()
         except FileNotFoundError:
             return ""
-        except (OSError, UnicodeDecodeError):
+        except (OSError, ValueError):
             asked = "unreadable"
         # An empty file is being written just now: a shell creates it before `echo` fills it.
         if asked == "":

@@ -15,6 +15,7 @@ from vit_dist.data.pack.plan import PLAN_FILE
 from vit_dist.data.pack.shards import STATE_FOLDER
 
 BAD_LIST = "bad.jsonl"
+_TRIES = 100
 
 
 def remove_markers(dest: str) -> None:
@@ -80,15 +81,17 @@ def claimed(dest: str, label: str) -> Iterator[None]:
 
 
 def _lock(stack: contextlib.ExitStack, lock: Path, dest: str) -> None:
-    while True:
-        lock.parent.mkdir(parents=True, exist_ok=True)
+    for left in reversed(range(_TRIES)):
         try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locks.held(lock, f"process {os.getpid()}\n", remove=True))
         except locks.LockHeldError as error:
             raise RunError(
                 f"{redact(dest)}: another process is packing into it right now ({error}); wait for it, or stop it"
             ) from None
-        except FileNotFoundError:
-            # A packing that ended has just removed the empty folder.
+        except (FileNotFoundError, FileExistsError):
+            # A packing that ends removes its empty folder, perhaps just when another makes it.
+            if not left:
+                raise
             continue
         return

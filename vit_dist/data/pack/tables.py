@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 from vit_dist.core.files import explained, folder_url, join_url, parent_url, redact, url_name
+from vit_dist.core.text import text_file
 from vit_dist.data.names import is_directory, named
 from vit_dist.data.pack.items import Item, safe_key
 from vit_dist.data.pack.sources import Source, list_directory
@@ -80,15 +80,15 @@ class _Table:
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Rows with their places."""
         where = redact(self.url)
-        with (
-            explained(self.url, "read"),
-            open_file(self.url) as raw,
-            io.TextIOWrapper(raw, encoding="utf-8", newline="") as text,
-        ):
+        with explained(self.url, "read"), open_file(self.url) as raw:
+            try:
+                text = text_file(raw)
+            except ValueError as error:
+                raise DataError(f"{where}: {error}") from None
             try:
                 yield from self._csv(text) if self._ending in {".csv", ".tsv"} else self._jsonl(text)
             except UnicodeDecodeError as error:
-                raise DataError(f"{where}: not text in UTF-8: {error}; write the list in UTF-8") from None
+                raise DataError(f"{where}: is not text in UTF-8 ({error}); save it as UTF-8") from None
 
     def _jsonl(self, text: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, line in enumerate(text, 1):
