@@ -116,14 +116,21 @@ def is_expired(error: BaseException) -> bool:
     return False
 
 
-def refuse_web_page(url: str, begin: bytes, content_type: str = "text/html") -> None:
+def refuse_web_page(url: str, begin: bytes, content_type: str | None = None) -> None:
     """Refuse what begins like a page of HTML: a server that wants a login shows its form in place of the file.
+
+    Args:
+        url: of the file.
+        begin: its first bytes.
+        content_type: what the server calls it; None where that is not known.
 
     Raises:
         DataError: it does.
     """
     head = begin[:200].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if "html" in content_type.lower() and head.startswith((b"<!doctype html", b"<html", b"<head", b"<!--")):
+    # Some servers call every file HTML, so that its bytes must look like it too.
+    begins = (b"<!doctype html", b"<html") if content_type is None else (b"<",)
+    if (content_type is None or "html" in content_type.lower()) and head.startswith(begins):
         raise DataError(
             f"{redact(url)}: the server answered with a web page in place of the file (a login, or a page about the "
             f"file?); give the URL of the file itself, with what it takes to be let in"
@@ -169,7 +176,8 @@ def _status(error: BaseException) -> int:
     if isinstance(response, dict):
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     else:
-        status = next((s for n in ("status", "status_code", "code") if (s := getattr(error, n, None))), None)
+        names = ("status", "status_code", "code")
+        status = next((getattr(error, name) for name in names if hasattr(error, name)), None)
     return status if isinstance(status, int) and 400 <= status < 600 else 0
 
 

@@ -190,13 +190,15 @@ class _Http:
             with self._open(url, {"Range": f"bytes={start}-{start + len(into) - 1}"}) as response:
                 if response.status == 416:
                     return 0
+                kind = response.headers.get("Content-Type", "")
                 if response.status != 206 and start:
+                    refuse_web_page(url, response.read1(_SNIFFED), kind)
                     raise _no_ranges(url, f"it answered {response.status}")
                 while got < len(into) and (chunk := response.read1(min(self._CHUNK, len(into) - got))):
                     into[got : got + len(chunk)] = chunk
                     got += len(chunk)
                 if not start:
-                    refuse_web_page(url, bytes(into[:_SNIFFED]), response.headers.get("Content-Type", ""))
+                    refuse_web_page(url, bytes(into[: min(got, _SNIFFED)]), kind)
         except urllib3.exceptions.HTTPError as error:
             if not got:
                 raise _worth_waiting(error) from error
