@@ -59,6 +59,7 @@ _EXPIRED = frozenset(
         *("UnauthorizedSSOTokenError", "SSOTokenLoadError", "TokenRetrievalError"),
     }
 )
+_UNTOLD = frozenset({"400", "401", "403"})
 _MOST_TEXT = 300
 
 
@@ -105,15 +106,13 @@ def wait_s(error: BaseException) -> float | None:
 
 
 def is_expired(error: BaseException) -> bool:
-    """Whether a store refuses the credentials themselves, so that newer ones might do."""
-    for e in _chain(error):
-        if type(e).__name__ in _EXPIRED:
-            return True
-        code = _code(e)
-        # An answer to HEAD has no body that could say why.
-        if code in _EXPIRED or (code in {"400", "401", "403"} and _asked_for_the_head(e)):
-            return True
-    return False
+    """Whether a store refuses the credentials themselves, so that newer ones might do; it need not say so."""
+    # An answer to HEAD has no body that could say why.
+    return _says_expired(error) or any(_code(e) in _UNTOLD and _asked_for_the_head(e) for e in _chain(error))
+
+
+def _says_expired(error: BaseException) -> bool:
+    return any(type(e).__name__ in _EXPIRED or _code(e) in _EXPIRED for e in _chain(error))
 
 
 def refuse_web_page(url: str, begin: bytes, content_type: str | None = None) -> None:
@@ -208,9 +207,10 @@ def _text(error: BaseException) -> str:
 def _credentials_advice(url: str, error: BaseException) -> str:
     if is_web(url):
         return "check the password or signature in the URL; a signed URL is good for a while only"
-    if is_expired(error):
+    if _says_expired(error):
         return (
             "the store takes these credentials no longer, and no others were found; renew them (such as by "
             "`aws sso login`), or look at AWS_PROFILE and ~/.aws"
         )
-    return "check permissions or credentials"
+    untold = " (the store does not say what is wrong: they may have expired)" if is_expired(error) else ""
+    return f"check permissions or credentials{untold}"
