@@ -43,7 +43,6 @@ OURS = {
     "vit_dist/data/pack/shards.py": "shown where it is no JSON",
     # what the system or a program says
     "launcher/doctor/machine.py": "files of packages",
-    "launcher/filesystem.py": "/proc",
     "launcher/preflight/processes.py": "output of processes",
     "vit_dist/core/locks.py": "who holds a lock",
     "vit_dist/core/memory.py": "/proc",

@@ -56,6 +56,10 @@ class Store:
         self._system = self._opened()
         self._renewing = threading.Lock()
 
+    def inside(self, url: str) -> str:
+        """The path that a URL has in it: what its listings begin with."""
+        return str(self._system._strip_protocol(url))
+
     def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """The bytes of a file, or of a part of it."""
         return bytes(self._ask(lambda system: system.cat_file(path, start=start, end=end)))
@@ -200,4 +204,4 @@ def file_system(url: str) -> tuple[Store, str]:
         store = _store(scheme, options)
     except (ImportError, ValueError) as error:
         raise DataError(f"{redact(url)}: no file system for {scheme!r}: {redact(str(error))}") from None
-    return store, f"{scheme}://{rest}" if scheme in {"http", "https"} else rest.rstrip("/")
+    return store, store.inside(f"{scheme}://{rest}")

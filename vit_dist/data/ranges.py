@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
 import urllib3
 
@@ -35,9 +35,6 @@ _PART_BYTES = 8 << 20
 _SNIFFED = 200
 _PAST_THE_END = ("InvalidRange", "not satisfiable")
 _MAX_WAIT_S = 60.0
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 T = TypeVar("T")
 
@@ -100,6 +97,27 @@ class RangeReader:
             if is_web(url):
                 return self._insist(partial(self._http.get, url))
             return self._insist(partial(_ask_fsspec, url, None, None))
+
+    def web_size(self, url: str) -> int:
+        """Bytes of a file on a web server.
+
+        Raises:
+            OSError: as `read`, or the server does not say.
+        """
+        size, _ = self._insist(partial(self._http.size, url))
+        if size is None:
+            raise OSError("the server does not say how long the file is (no Content-Length)")
+        return size
+
+    def serves_ranges(self, url: str) -> bool:
+        """Whether a web server gives parts of a file, and says how long it is.
+
+        Raises:
+            DataError: as `read`.
+        """
+        with explained(url, "read"):
+            size, ranges = self._insist(partial(self._http.size, url))
+            return ranges and size is not None
 
     def stop(self) -> None:
         """Give up at once whatever waits to be tried again."""
@@ -204,6 +222,25 @@ class _Http:
                 raise _worth_waiting(error) from error
         return got
 
+    def size(self, url: str) -> tuple[int | None, bool]:
+        """Bytes of a file, if the server says so, and whether it gives parts of it.
+
+        Raises:
+            _Transient: no answer came, and may the next time.
+        """
+        try:
+            # Not HEAD: many servers, and whatever signed the URL, allow GET alone.
+            with self._open(url, {"Range": "bytes=0-0"}) as response:
+                begin = response.read1(_SNIFFED) if response.status == 200 else b""
+                refuse_web_page(url, begin, response.headers.get("Content-Type", ""))
+                if response.status == 200:
+                    length = response.headers.get("Content-Length", "")
+                    return (int(length) if length.isdigit() else None), False
+                total = response.headers.get("Content-Range", "").rpartition("/")[2]
+                return (int(total) if total.isdigit() else None), True
+        except urllib3.exceptions.HTTPError as error:
+            raise _worth_waiting(error) from error
+
     def get(self, url: str) -> bytes:
         """A whole file.
 
@@ -269,6 +306,9 @@ def file_size(url: str) -> int:
     with explained(url, "read"):
         if not is_remote(url):
             return local_path(url).stat().st_size
+        if is_web(url):
+            with contextlib.closing(RangeReader()) as reader:
+                return reader.web_size(url)
         system, path = file_system(url)
         return system.size(path)
 
@@ -276,12 +316,18 @@ def file_size(url: str) -> int:
 def open_file(url: str) -> io.BufferedReader:
     """A file at a URL, open for reading; what lies in a store is read as patiently as by `RangeReader`.
 
+    From a web server that serves no ranges it is read whole, into memory.
+
     Raises:
         DataError: missing or not readable.
     """
     with explained(url, "read"):
         if not is_remote(url):
             return local_path(url).open("rb")
+    if is_web(url):
+        with contextlib.closing(RangeReader()) as reader:
+            if not reader.serves_ranges(url):
+                return io.BufferedReader(io.BytesIO(reader.read_all(url)))
     return io.BufferedReader(_RemoteFile(url), _PART_BYTES)
 
 
@@ -309,7 +355,7 @@ class _RemoteFile(io.RawIOBase):
         """See io.RawIOBase."""
         return self._at
 
-    def readinto(self, buffer: Buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         """See io.RawIOBase."""
         into = memoryview(buffer).cast("B")
         count = max(0, min(len(into), self._size - self._at))

@@ -19,7 +19,7 @@ from tests.shards import write_set
 from tests.streams import digest, global_batches, recipe
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import read_bytes
-from vit_dist.data.ranges import RangeReader
+from vit_dist.data.ranges import RangeReader, file_size, open_file
 from vit_dist.data.segments import coalesce
 
 CONTENT = np.random.default_rng(0).bytes(1 << 20)
@@ -201,6 +201,26 @@ def test_a_login_page_in_place_of_a_file_is_told(store: Store, reader: RangeRead
         store.troubles = [f"redirect {store.url}/login.html", "no-ranges"]
         with pytest.raises(DataError, match=r"a\.tar: the server answered with a web page in place of the file"):
             read(f"{store.url}/a.tar")
+
+
+def test_the_size_of_a_file_is_asked_patiently_and_without_head(store: Store) -> None:
+    store.troubles = ["503", "break 0"]
+    assert file_size(f"{store.url}/a.tar") == len(CONTENT)
+    store.troubles = ["no-ranges"]
+    assert file_size(f"{store.url}/a.tar") == len(CONTENT)
+    for trouble, message in (("403", "not allowed"), ("404", "no such file"), ("400", "HTTP 400")):
+        store.troubles = [trouble]
+        with pytest.raises(DataError, match=message):
+            file_size(f"{store.url}/a.tar")
+
+
+@pytest.mark.parametrize("troubles", [[], ["no-ranges"] * 9, ["503", "", "break 7", "503"]])
+def test_a_file_on_a_web_server_is_read_with_ranges_or_without(store: Store, troubles: list[str]) -> None:
+    store.troubles = list(troubles)
+    with open_file(f"{store.url}/a.tar") as file:
+        assert file.read(10) == CONTENT[:10]
+        file.seek(500_000)
+        assert file.read() == CONTENT[500_000:]
 
 
 @pytest.mark.parametrize("url", ["http://h.invalid:port/a.tar", "http://[/a.tar"])
