@@ -8,6 +8,8 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vit_dist.core.files import local_path
+
 if TYPE_CHECKING:
     from vit_dist.config.schema import Recipe
     from vit_dist.core.world import World
@@ -60,7 +62,7 @@ def main(argv: list[str]) -> int:
     if world is not None and world.size > 1 and args.nproc not in (1, world.size):
         raise ConfigError(f"--nproc={args.nproc}, but a launcher has started {world.size} ranks already; leave it out")
     recipe = load_recipe(args.recipe, args.overrides)
-    run_dir = Path(args.run_dir) if args.run_dir else default_run_dir(recipe)
+    run_dir = local_path(args.run_dir) if args.run_dir else default_run_dir(recipe)
     profile = ProfileSteps.parse(args.profile) if args.profile else None
     if world is None:
         from launcher.processes.ranks import run_local

@@ -397,6 +397,9 @@ def _fetch_with_fsspec(url: str, start: int, into: memoryview) -> int:
         if start:
             raise _no_ranges(url, f"asked for {size:,} bytes, it gave {len(content):,}")
         content = content[:size]
+    elif len(content) < size:
+        # The file's end, unless somebody on the way shows a login.
+        refuse_web_page(url, content)
     into[: len(content)] = content
     return len(content)
 

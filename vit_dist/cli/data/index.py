@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from vit_dist.cli.data.options import default_workers, out, parser, positive, say
 from vit_dist.core.errors import ConfigError
-from vit_dist.core.files import redact
+from vit_dist.core.files import local_path, redact
 from vit_dist.core.units import format_bytes
 
 _SHOWN = 20
@@ -40,7 +38,7 @@ Without --shuffled the samples count as lying in an order of their own, and subs
         "--labels", choices=["auto", "cls", "json", "txt", "none"], default="auto", help="member with the labels"
     )
     p.add_argument("--label-field", default="", metavar="KEY", help="key in .json, dots go deeper (labels, then label)")
-    p.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes, one a line")
+    p.add_argument("--classes", type=local_path, metavar="FILE", help="names of the classes, one a line")
     p.add_argument("--num-classes", type=positive, metavar="N", help="size of the label space (largest label + 1)")
     p.add_argument("--image", default="", metavar="EXT", help="which member is the image, where there are several")
     p.add_argument(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from fractions import Fraction
-from pathlib import Path
 
 from vit_dist.cli.data.options import (
     count,
@@ -19,7 +18,7 @@ from vit_dist.cli.data.options import (
 )
 from vit_dist.cli.plugins import add_plugin, load_plugins
 from vit_dist.core.errors import ConfigError
-from vit_dist.core.files import destination, lies_in, redact
+from vit_dist.core.files import destination, lies_in, local_path, redact
 from vit_dist.core.units import format_bytes
 from vit_dist.data.pack.dest import BAD_LIST
 from vit_dist.data.pack.run import PackResult
@@ -143,7 +142,9 @@ is given. The command may be killed and started again: it resumes. Packing twice
     p.add_argument(
         "--labels", choices=["auto", "cls", "json", "txt"], default="auto", help="tars: member with the labels"
     )
-    p.add_argument("--classes", type=Path, metavar="FILE", help="list, Parquet, tars: names of the classes, one a line")
+    p.add_argument(
+        "--classes", type=local_path, metavar="FILE", help="list, Parquet, tars: names of classes, one a line"
+    )
     p.add_argument("--num-classes", type=positive, metavar="N", help="list, Parquet, tars: size of the label space")
     p.add_argument(
         "--split-name",
@@ -154,7 +155,7 @@ is given. The command may be killed and started again: it resumes. Packing twice
     p.add_argument("--name", default="", help="of the dataset, in the manifest (that of SRC)")
     p.add_argument("--workers", type=positive, default=None, metavar="N", help="processes (one a core)")
     p.add_argument("--part", type=_part, metavar="I/N", help="pack one of N parts; then `vit-dist data merge DEST`")
-    p.add_argument("--work-dir", type=Path, metavar="DIR", help="local scratch folder (inside DEST, or /tmp)")
+    p.add_argument("--work-dir", type=local_path, metavar="DIR", help="local scratch folder (inside DEST, or /tmp)")
     p.add_argument("--force", action="store_true", help="replace another packing in DEST")
     on_slurm = p.add_argument_group(
         "as Slurm jobs",

@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from vit_dist.core.files import local_path
 from vit_dist.core.run import names
 
 SUMMARY = "evaluate a trained run: a checkpoint of it, the newest unless one is named, into its own log"
@@ -38,10 +39,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "words", metavar="RUN-DIR [k=v ...]", nargs="*", help="a run directory or one of its checkpoints, and overrides"
     )
-    parser.add_argument("--list", metavar="FILE", type=Path, help="in place of RUN-DIR: run directories, a line each")
+    parser.add_argument(
+        "--list", metavar="FILE", type=local_path, help="in place of RUN-DIR: run directories, a line each"
+    )
     parser.add_argument("--element", metavar="I", type=int, help="line of --list, from 0 (SLURM_ARRAY_TASK_ID)")
     parser.add_argument("--nproc", metavar="N", type=int, default=1, help="ranks to start on this machine (1)")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="the result as JSON too")
+    parser.add_argument("--out", metavar="FILE", type=local_path, help="the result as JSON too")
     jobs = parser.add_argument_group("as Slurm jobs")
     jobs.add_argument("--cluster", metavar="NAME", help="a YAML file, or the name of one in configs/clusters")
     jobs.add_argument("--nodes", metavar="N", type=int, help="of a job (1)")

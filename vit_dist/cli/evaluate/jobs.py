@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.files import local_path
 from vit_dist.core.run import names
 from vit_dist.core.text import read_text
 
@@ -49,7 +50,7 @@ def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list
     folder = (where / names.LOGS) if args.list is None else subject.with_name(f"{subject.name}.evaluate")
     stamp = hashlib.sha256(f"{time.time_ns()}".encode()).hexdigest()[:6]
     code = code_root() if args.dry_run else folder / f"evaluate-{stamp}.code"
-    site = Site.of(cluster, code, run_root=Path(cluster.run_root or "runs"), time_limit=time_limit)
+    site = Site.of(cluster, code, run_root=local_path(cluster.run_root or "runs"), time_limit=time_limit)
     words = ["--list", str(subject)] if args.list else [str(subject)]
     script = render_evaluate(
         site,

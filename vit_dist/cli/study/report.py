@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vit_dist.cli.study.options import add_runs, split_words, study_parser
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.files import local_path
 from vit_dist.core.tables import make_console, show, table
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> int:
     metric = args.metric or (study.metric if study else VAL_TOP1)
     tag_map = load_tag_map(args.tag_map) if args.tag_map else None
     collection = collect(logs, study=name, metric=metric, tag_map=tag_map)
-    out = Path(args.out) if args.out else Path(args.runs) / (collection.study or "runs") / "report"
+    out = local_path(args.out) if args.out else local_path(args.runs) / (collection.study or "runs") / "report"
     files = write_report(collection, out, cached=not args.no_cache)
     console = make_console()
     show(console, _means_table(collection))
