@@ -129,6 +129,7 @@ LAYOUTS = {
     "below one folder": ("images/train/cat", "images/val/cat"),
     "below two": ("data/set/train/cat", "data/set/val/cat"),
     "no classes at all": ("train", "test"),
+    "in each class, with something beside": ("cat/train/x", "cat/test/x", "cat/masks", "dog/train", "dog/val"),
     "in each class": ("cat/train", "cat/test", "dog/train", "dog/test"),
 }
 
@@ -152,6 +153,7 @@ def test_a_folder_of_splits_is_never_packed_as_classes(layout: str, tmp_path: Pa
         ("hive", "train", ("cat",), ["cat/0"]),
         ("below two", "val", ("cat",), ["cat/0"]),
         ("in each class", "test", ("cat", "dog"), ["cat/test/0", "dog/test/0"]),
+        ("in each class, with something beside", "train", ("cat", "dog"), ["cat/train/x/0", "dog/train/0"]),
     ],
 )
 def test_the_split_that_is_named_is_packed(

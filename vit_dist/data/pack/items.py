@@ -14,6 +14,7 @@ import numpy as np
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.seeding import I64, hash64
+from vit_dist.core.urls import redact
 from vit_dist.data.order import permute_array
 
 _TAG_PACK = 0x5041434B  # "PACK"
@@ -62,8 +63,9 @@ class Item:
 
     @property
     def place(self) -> str:
-        """Where it comes from, for messages."""
-        return self.where or self.url
+        """Where it comes from, for messages; a signed URL without what signs it."""
+        place = self.where or self.url
+        return redact(place) if "://" in place else place
 
 
 def safe_key(text: str) -> str:

@@ -203,10 +203,12 @@ def _of_one_split(
     where: str, directories: list[str], files: list[tuple[str, int]], split_name: str
 ) -> tuple[list[str], list[tuple[str, int]]]:
     """What a class's directory holds; where it holds a directory for each split, of these the one that is named."""
-    kinds = {split_of_folder(name) for name in directories}
-    in_splits = bool(kinds) and "" not in kinds and not any(is_image(name) for name, _ in files)
-    if in_splits and (split_name or len(kinds) > 1):
-        return [choose_folder(where, directories, split_name)], files
+    splits = [name for name in directories if split_of_folder(name)]
+    kinds = {split_of_folder(name) for name in splits}
+    # cat/{train,test,masks}: two of them leave no doubt, one alone only where nothing lies beside it.
+    in_splits = len(kinds) > 1 or (bool(split_name) and bool(splits) and len(splits) == len(directories))
+    if in_splits and not any(is_image(name) for name, _ in files):
+        return [choose_folder(where, splits, split_name)], files
     if split_name:
         raise ConfigError(f"--split-name {split_name!r}: {redact(where)} does not hold a directory for each split")
     return directories, files
