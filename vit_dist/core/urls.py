@@ -58,7 +58,7 @@ def split_url(url: str) -> tuple[str, str]:
         if broken:
             raise DataError(
                 f"{redact(url)}: names no {'server' if broken[1].lower() in _WEB else 'bucket'}; write "
-                f"{broken[1].lower()}://NAME/... (is a variable empty?); a folder of this name is ./{url}"
+                f"{broken[1].lower()}://NAME/... (is a variable empty?); a folder of this name is ./{redact(url)}"
             )
         return "", url
     scheme = scheme.lower()

@@ -65,7 +65,7 @@ class Item:
     def place(self) -> str:
         """Where it comes from, for messages; a signed URL without what signs it."""
         place = self.where or self.url
-        return redact(place) if "://" in place else place
+        return redact(place) if ":/" in place else place
 
 
 def safe_key(text: str) -> str:
