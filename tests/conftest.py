@@ -123,6 +123,10 @@ def plugins_forgotten() -> Iterator[None]:
     plugins._files.clear()
 
 
+# As vit_dist.core.process.heavy_imports, for scripts that import torch at their top.
+_WORKER = "import gc, runpy, sys; gc.disable(); del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
 @pytest.fixture
 def run_world(tmp_path: Path) -> Callable[..., Any]:
     """run_world(script, nproc, *arguments): a test script as ranks of one world; returns the JSON it writes."""
@@ -134,7 +138,7 @@ def run_world(tmp_path: Path) -> Callable[..., Any]:
         shared |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         ranks = [
             subprocess.Popen(
-                [sys.executable, str(ROOT / "tests" / script), str(out), *arguments],
+                [sys.executable, "-c", _WORKER, str(ROOT / "tests" / script), str(out), *arguments],
                 env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
