@@ -62,7 +62,8 @@ def test_no_verb_is_an_error_that_helps(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_config_prints_yaml_and_the_hash(capsys: pytest.CaptureFixture[str]) -> None:
-    from vit_dist.config.load import load_recipe, parse_yaml, recipe_hash, resolve
+    from vit_dist.config.load import load_recipe, recipe_hash, resolve
+    from vit_dist.config.safe_yaml import parse_yaml
 
     assert main(["config", "demo", "optim.lr=2e-3", "seed=4"]) == 0
     printed = capsys.readouterr().out
