@@ -163,6 +163,8 @@ def row(view: RunView, now: float) -> tuple[str, ...]:
         note = ", ".join(
             part for part in (view.reason, start or explain_waiting(view.reason).partition(";")[0]) if part
         )
+    if view.problems:
+        note = f"damaged: {view.problems[0]}"
     of = f"/{view.total_steps:,}" if view.total_steps else ""
     return tuple(
         one_line(text)
