@@ -51,11 +51,6 @@ def is_time(value: Any) -> bool:
     return type(value) in {int, float} and 0 <= value <= 1e11
 
 
-def is_flag(value: Any) -> bool:
-    """True or false."""
-    return isinstance(value, bool)
-
-
 def is_mapping(value: Any) -> bool:
     """A JSON object."""
     return isinstance(value, dict)
