@@ -192,11 +192,21 @@ class RunDir:
         )
 
     def write_heartbeat(self, attempt: int, goodput: Mapping[str, float]) -> None:
-        """Write that an attempt runs, and where its time went."""
-        # Renamed, so that no reader sees half of it; not flushed to the disk, since the next one comes in two seconds.
+        """Write that an attempt runs, and where its time went.
+
+        Raises:
+            RunError: it cannot be written.
+        """
         path, temporary = self.path / names.HEARTBEAT, self.path / f".{names.HEARTBEAT}.tmp"
-        temporary.write_text(json.dumps({"attempt": attempt, "time": time.time(), "goodput": dict(goodput)}))
-        temporary.replace(path)
+        beat = json.dumps({"attempt": attempt, "time": time.time(), "goodput": dict(goodput)})
+        # Renamed, so that no reader sees half of it; not flushed to the disk, since the next one comes in two seconds.
+        try:
+            temporary.write_text(beat)
+            temporary.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise RunError(f"{path}: cannot be written: {error.strerror}") from None
 
     def with_heartbeat(self, status: Status) -> Status:
         """The status, with the times of alive.json where these reach further: after a crash they do."""
