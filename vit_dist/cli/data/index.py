@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from vit_dist.cli.data.options import default_workers, out, parser, positive, say
-from vit_dist.core.errors import ConfigError
 from vit_dist.core.units import format_bytes
 
 _SHOWN = 20
@@ -30,30 +29,29 @@ Without --shuffled the samples count as lying in an order of their own, and subs
     p.add_argument("--out", required=True, metavar="MANIFEST", help="where the manifest goes; indexes go beside it")
     p.add_argument("--shuffled", action="store_true", help="the samples are known to lie in random order")
     p.add_argument(
-        "--labels", choices=["auto", "cls", "json", "txt", "none"], default="auto", help="member with the labels"
+        "--labels",
+        default="auto",
+        metavar="EXT",
+        help="member with the labels: cls, json, txt, output.cls, ... or none",
     )
     p.add_argument("--label-field", default="", metavar="KEY", help="key in .json, dots go deeper (labels, then label)")
     p.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes, one a line")
     p.add_argument("--num-classes", type=positive, metavar="N", help="size of the label space (largest label + 1)")
-    p.add_argument("--image", default="", metavar="EXT", help="which member is the image, where there are several")
+    p.add_argument(
+        "--image", default="", metavar="EXT", help="member with the image, where there are several: left.jpg"
+    )
     p.add_argument(
         "--skip-bad", action="store_true", help="leave out samples without an image or a label, and list them"
     )
     p.add_argument("--name", default="", help="of the dataset")
     p.add_argument("--workers", type=positive, metavar="N", help="processes (one a core)")
     args = p.parse_args(argv)
-    if args.label_field and args.labels not in {"auto", "json"}:
-        raise ConfigError(f"--label-field {args.label_field}: only .json has fields, but --labels is {args.labels}")
 
     from vit_dist.data.indexing import index_tars
-    from vit_dist.data.labels import LabelRule, read_classes
+    from vit_dist.data.labels import label_rule, read_classes
 
-    rule = LabelRule(
-        member="json" if args.label_field else args.labels,
-        field=args.label_field,
-        classes=read_classes(args.classes) if args.classes else (),
-        image=args.image.lower().lstrip("."),
-    )
+    classes = read_classes(args.classes) if args.classes else ()
+    rule = label_rule(args.labels, args.label_field, classes, args.image)
     result = index_tars(
         args.urls,
         args.out,

@@ -87,12 +87,13 @@ class TarConfig(SourceConfig):
 
     def open(self, url: str, scratch: Path, options: SourceOptions) -> Source:  # noqa: ARG002
         """See SourceConfig."""
-        from vit_dist.data.labels import LabelRule
+        from vit_dist.data.labels import label_rule
         from vit_dist.data.pack.repack import tar_source
 
-        member = "json" if options.label_field else options.labels
-        image = options.image_field.lower().lstrip(".")
-        return tar_source([url], LabelRule(member, options.label_field, options.classes, image), options.num_classes)
+        rule = label_rule(options.labels, options.label_field, options.classes, options.image_field)
+        if rule.member == "none":
+            raise ConfigError("--labels none: what is packed needs labels; index such tars instead")
+        return tar_source([url], rule, options.num_classes)
 
 
 def _table(options: SourceOptions) -> TableOptions:

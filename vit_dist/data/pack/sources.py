@@ -18,8 +18,8 @@ from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 from vit_dist.core.files import explained, file_system, is_remote, local_path, redact
 from vit_dist.core.registry import Plugin
 from vit_dist.data.labels import read_classes
+from vit_dist.data.members import IMAGE_EXTENSIONS
 from vit_dist.data.pack.items import Item, safe_key
-from vit_dist.data.tarindex import IMAGE_EXTENSIONS
 
 
 @dataclass
