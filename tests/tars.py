@@ -98,6 +98,7 @@ FORMS: dict[str, Callable[[str, bytes], bytes]] = {
     ),
     "star's version": lambda n, c: file(n, c, magic=b"ustar\0  "),
     "pax path": lambda n, c: pax({"path": n.encode()}) + file("x", c),
+    "pax path with a slash at its end": lambda n, c: pax({"path": n.encode() + b"/"}) + file("x", c),
     "pax size": lambda n, c: pax({"size": b"%d" % len(c)}) + header(n.encode(), 0) + padded(c),
     "pax path and size": lambda n, c: (
         pax({"mtime": b"1.5", "path": n.encode(), "size": b"%d" % len(c)}) + header(b"x", 0, b"\0") + padded(c)

@@ -236,6 +236,13 @@ def _not_a_header(offset: int, block: bytes) -> NoReturn:
 
 
 def _number(offset: int, text: bytes) -> int:
+    digits = text[:11]
+    if text[11] in b"\0 " and digits.isdigit():
+        # The usual form, but for 8 and 9.
+        try:
+            return int(digits, 8)
+        except ValueError:
+            pass
     # GNU tar's binary form, for files of 8 GiB and more; 0xFF, a negative number, leads past any end.
     if text[0] & 0x80:
         return int.from_bytes(bytes([text[0] & 0x7F]) + text[1:], "big")

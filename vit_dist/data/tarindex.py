@@ -190,7 +190,9 @@ class TarScanner:
             return
         key, extension = split
         header = member.content - BLOCK
-        self._refuse_name(header, name, extension)
+        # Nearly every name is plain.
+        if ".." in name or name[0] == "/" or extension[:2] == "__" or not name.isascii():
+            self._refuse_name(header, name, extension)
         sample = self._sample
         if sample is None or sample.key != key:
             self._close_sample()
@@ -213,20 +215,17 @@ class TarScanner:
             self._want(member.size, lambda content: labels.__setitem__(extension, content))
 
     def _refuse_name(self, header: int, name: str, extension: str) -> None:
-        if name.startswith("/") or (".." in name and ".." in name.split("/")):
+        if name.startswith("/") or ".." in name.split("/"):
             self._fail(
                 header, f"holds the name {name!r}; absolute names and '..' are refused; write it with plain names"
             )
         if extension in _RESERVED:
             self._fail(header, f"holds {name!r}, an extension that webdataset keeps for itself; rename it")
-        if not name.isascii():
-            try:
-                name.encode()
-            except UnicodeEncodeError:
-                raw = name.encode("utf-8", "surrogateescape")
-                self._fail(
-                    header, f"has a member whose name is not UTF-8: {raw!r}; rename it, then write the tar again"
-                )
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raw = name.encode("utf-8", "surrogateescape")
+            self._fail(header, f"has a member whose name is not UTF-8: {raw!r}; rename it, then write the tar again")
 
     def _close_sample(self) -> None:
         sample, self._sample = self._sample, None

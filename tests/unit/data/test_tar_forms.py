@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+import re
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -29,8 +31,9 @@ from tests.tars import (
     pax,
 )
 from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.data.index import encode_index
 from vit_dist.data.labels import LabelRule, label_rule
-from vit_dist.data.manifest import ShardManifest
+from vit_dist.data.manifest import ShardManifest, checksum
 from vit_dist.data.members import image_of, split_name
 from vit_dist.data.pack.choose import SourceOptions, open_source
 from vit_dist.data.scan import scan_tar
@@ -62,7 +65,13 @@ def all_stages_find_what_webdataset_does(pieces: list[bytes], work: Path) -> int
     again = packed(work / "t.tar", work)
     assert isinstance(again, ShardManifest), again
     assert by_repack(again, "t", list(expected)) == expected
+    assert extensions_in(again) == {"jpg", "cls"}
     return len(expected)
+
+
+def extensions_in(manifest: ShardManifest) -> set[str]:
+    with tarfile.open(manifest.shard_url(0)) as tar:
+        return {member.name.partition(".")[2] for member in tar}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -189,6 +198,42 @@ def test_training_and_verify_refuse_a_tar_that_does_not_fit_its_index(damage: st
 
 
 @pytest.mark.parametrize(
+    ("field", "place", "by", "message"),
+    [
+        ("image_offsets", 0, 512, "sample 'd/k0' has members of 1 at byte 512 and "),
+        ("image_offsets", 1, -512, "sample 'd/k1' has members of "),
+        ("image_bytes", 2, 1, "sample 'd/k2' has members of "),
+        ("image_bytes", 0, -600, "sample 'd/k0' has members of "),
+        ("offsets", 1, 512, r"sample 'd/k1' begins at byte [\d,]+, its index says"),
+        ("key_bytes", 2, 1, "of the index is not in the tar"),
+    ],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_verify_and_training_find_an_index_that_does_not_fit_its_tar(
+    field: str, place: int, by: int, message: str, several: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "t.tar"
+    pieces = samples(file)
+    pieces.insert(2, file("d/k0.left.png" if not several else "d/k0.png", b"another image"))
+    path.write_bytes(b"".join([*pieces, END]))
+    manifest = indexed(path, tmp_path, LabelRule(image="jpg"))
+    assert isinstance(manifest, ShardManifest)
+    assert by_verify(manifest) == []
+    index = manifest.read_index(0)
+    values = getattr(index, field).copy()
+    values[place] += by
+    content = encode_index(dataclasses.replace(index, **{field: values}))
+    (tmp_path / "other.idx.npz").write_bytes(content)
+    shard = dataclasses.replace(manifest.shards[0], index_url="other.idx.npz", index_checksum=checksum(content))
+    wrong = dataclasses.replace(manifest, shards=(shard,))
+    found = by_verify(wrong)
+    assert len(found) == 2
+    assert re.search(message, found[0])
+    with pytest.raises(AssertionError):
+        by_training_reader(wrong)
+
+
+@pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("a.jpg", ("a", "jpg")),
@@ -269,8 +314,7 @@ def test_image_and_label_may_be_members_with_dots(
     # What is packed needs no options any more: one plain image, its label in .cls.
     shard = Path(again.shard_url(0))
     assert scan_tar(str(shard)).index.labels.tolist() == again.read_index(0).labels.tolist()
-    with tarfile.open(shard) as tar:
-        kept = {m.name.partition(".")[2] for m in tar}
+    kept = extensions_in(again)
     assert kept >= {"other.jpg", "output.cls", "meta.json", "output.txt", "cls"}
     assert len(kept) == 8
 
