@@ -32,6 +32,7 @@ from tests.tars import (
 )
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.data.index import encode_index
+from vit_dist.data.indexing import index_tars
 from vit_dist.data.labels import LabelRule, label_rule
 from vit_dist.data.manifest import ShardManifest, checksum
 from vit_dist.data.members import image_of, split_name
@@ -162,6 +163,36 @@ def test_what_cannot_be_read_is_refused_at_once_by_all_with_the_reason(
     for refused in (indexed(tmp_path / "t.tar", tmp_path), packed(tmp_path / "t.tar", tmp_path)):
         assert isinstance(refused, str)
         assert "at byte" in refused
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        [file("z.cls", b"1")],
+        [file("z.jpg", IMAGES[7])],
+        [file("z.jpg", IMAGES[7]), file("z.cls", b"cat")],
+        [file("z.jpg", IMAGES[7]), file("z.png", IMAGES[6]), file("z.cls", b"1")],
+        [file("z.jpg", IMAGES[7]), file("z.json", b"{")],
+        [file("Thumbs.db", b"x")],
+        [file("z.cls", b"1"), header(b"z.jpg", 0, b"2")],
+    ],
+)
+def test_what_index_skips_pack_skips(bad: list[bytes], tmp_path: Path) -> None:
+    pieces = samples(file)
+    pieces[4:4] = bad
+    content = b"".join([*pieces, *samples(file, "e/k{}", 1), END])
+    path = tmp_path / "t.tar"
+    path.write_bytes(content)
+    for refused in (indexed(path, tmp_path), packed(path, tmp_path)):
+        assert isinstance(refused, str)
+        assert "leave such samples out (--skip-bad)" in refused
+    manifest = index_tars([str(path)], str(tmp_path / "m.json"), leave_out=True, quiet=True).manifest
+    found = by_training_reader(manifest)
+    assert list(found) == ["d/k0", "d/k1", "d/k2", "e/k0"]
+    assert by_verify(manifest) == []
+    again = packed(path, tmp_path, skip_bad=True)
+    assert isinstance(again, ShardManifest), again
+    assert by_repack(again, "t", list(found)) == found
 
 
 @pytest.mark.parametrize("kind", [b"1", b"2"])

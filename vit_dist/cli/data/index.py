@@ -68,7 +68,7 @@ Without --shuffled the samples count as lying in an order of their own, and subs
     if len(result.left_out) > _SHOWN:
         say(f"left out: {len(result.left_out) - _SHOWN:,} more")
     if result.ignored:
-        say(f"{result.ignored:,} members are no part of a sample (no extension, or not a file)")
+        say(f"{result.ignored:,} members are no part of a sample (no extension, hidden, or not a file)")
     manifest = result.manifest
     out(
         f"{args.out}: {manifest.num_samples:,} examples of {manifest.num_classes:,} classes in "

@@ -63,6 +63,7 @@ def _pack_here(args: argparse.Namespace) -> int:
         label_field=args.label_field,
         key_field=args.key_field,
         labels=args.labels,
+        skip_bad=args.skip_bad,
         classes=read_classes(args.classes) if args.classes else (),
         num_classes=args.num_classes,
     )
@@ -148,6 +149,9 @@ is given. The command may be killed and started again: it resumes. Packing twice
     )
     p.add_argument(
         "--labels", default="auto", metavar="EXT", help="tars: member with the labels: cls, json, txt, output.cls, ..."
+    )
+    p.add_argument(
+        "--skip-bad", action="store_true", help="tars: leave out samples without an image or a label, and list them"
     )
     p.add_argument("--classes", type=Path, metavar="FILE", help="list, Parquet, tars: names of the classes, one a line")
     p.add_argument("--num-classes", type=positive, metavar="N", help="list, Parquet, tars: size of the label space")

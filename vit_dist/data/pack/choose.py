@@ -83,7 +83,9 @@ class TarConfig(SourceConfig):
     """Somebody's shards, to be packed anew."""
 
     title: ClassVar[str] = "WebDataset tars"
-    options: ClassVar[frozenset[str]] = frozenset({"image_field", "label_field", "labels", "classes", "num_classes"})
+    options: ClassVar[frozenset[str]] = frozenset(
+        {"image_field", "label_field", "labels", "classes", "num_classes", "skip_bad"}
+    )
 
     def open(self, url: str, scratch: Path, options: SourceOptions) -> Source:  # noqa: ARG002
         """See SourceConfig."""
@@ -93,7 +95,7 @@ class TarConfig(SourceConfig):
         rule = label_rule(options.labels, options.label_field, options.classes, options.image_field)
         if rule.member == "none":
             raise ConfigError("--labels none: what is packed needs labels; index such tars instead")
-        return tar_source([url], rule, options.num_classes)
+        return tar_source([url], rule, options.num_classes, skip_bad=options.skip_bad)
 
 
 def _table(options: SourceOptions) -> TableOptions:
