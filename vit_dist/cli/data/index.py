@@ -23,6 +23,7 @@ Without --shuffled the samples count as lying in an order of their own, and subs
         "  vit-dist data index 's3://bucket/cc12m/{00000..01242}.tar' --out cc12m.json --labels none --shuffled\n"
         "  vit-dist data index /data/imagenet-w21/ --out runs/data/w21.json\n"
         "  vit-dist data index /data/tars/ --out tars.json --labels json --label-field meta.class --classes names.txt\n"
+        "  vit-dist data index pairs.tar --out pairs.json --image left.jpg --labels output.cls\n"
         "  vit-dist data index old/wids.json --out new/manifest.json",
     )
     p.add_argument("urls", nargs="+", metavar="URL", help="tars, {000..123} or * patterns, directories, a wids list")
