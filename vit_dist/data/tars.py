@@ -71,11 +71,16 @@ def _resolve(url: str) -> list[TarToIndex]:
             raise DataError(f"{redact(url)}: no file fits this pattern")
         return [TarToIndex(join_url(folder, n)) for n in tars]
     if _is_directory(url):
-        tars = [n for n in _names(url) if n.endswith(".tar") and _is_shown(n)]
+        tars = [n for n in _names(url) if is_tar_name(n) and _is_shown(n)]
         if not tars:
             raise DataError(f"{redact(url)}: no .tar files in this directory")
         return [TarToIndex(join_url(url, n)) for n in tars]
     return [TarToIndex(url)]
+
+
+def is_tar_name(name: str) -> bool:
+    """Whether a file or URL ends like a tar, in letters of any case."""
+    return name.lower().endswith(".tar")
 
 
 def _is_shown(name: str, pattern: str = "") -> bool:
@@ -86,7 +91,7 @@ def _is_directory(url: str) -> bool:
     with explained(url, "listed"):
         if not is_remote(url):
             return local_path(url).is_dir()
-        if url.endswith(".tar"):
+        if is_tar_name(url):
             return False
         system, path = file_system(url)
         return bool(system.isdir(path))

@@ -413,6 +413,15 @@ def test_options_for_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     assert "has no label: no .cls or .json member; its members are jpg, output.cls" in refused
 
 
+@pytest.mark.parametrize("name", ["a.TAR", "a.Tar", "a.b.TAR", "A.tar", "ü.TAR", "a.tar.TAR"])
+def test_a_tar_may_end_in_capitals(name: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(b"".join([*samples(file), END]))
+    for given in (tmp_path / "in", tmp_path / "in" / name):
+        assert [tar.url for tar in find_tars([str(given)])] == [str(tmp_path / "in" / name)]
+        assert open_source(str(given), tmp_path).kind == "tar"
+
+
 @pytest.mark.parametrize("given", ["", "/*.tar", "/?.tar", "/*", "/[!x]*.tar", "/{0,1}*.tar"])
 def test_hidden_tars_of_a_folder_are_left_out(given: str, tmp_path: Path) -> None:
     for name in ("0.tar", "1.tar"):

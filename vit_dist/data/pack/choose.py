@@ -17,6 +17,7 @@ from vit_dist.data.pack.sources import (
     idx_source,
     list_directory,
 )
+from vit_dist.data.tars import is_tar_name
 
 if TYPE_CHECKING:
     from vit_dist.data.pack.tables import TableOptions
@@ -158,7 +159,7 @@ def _kind(url: str) -> str:
         return "list"
     if name.endswith(".parquet"):
         return "parquet"
-    if name.endswith((".tar", ".json")) or "{" in name or "*" in name:
+    if is_tar_name(name) or name.endswith(".json") or "{" in name or "*" in name:
         return "tar"
     if not is_remote(url):
         path = local_path(url)
@@ -173,9 +174,10 @@ def _kind(url: str) -> str:
             return "idx"
     directories, files = list_directory(url)
     if not directories:
-        for ending, kind in ((".tar", "tar"), (".parquet", "parquet")):
-            if any(n.endswith(ending) for n, _ in files):
-                return kind
+        if any(is_tar_name(n) for n, _ in files):
+            return "tar"
+        if any(n.endswith(".parquet") for n, _ in files):
+            return "parquet"
     elif "data" in directories and any(n.endswith(".parquet") for n, _ in list_directory(f"{url.rstrip('/')}/data")[1]):
         # A dataset as it is cloned from a hub.
         return "parquet"
