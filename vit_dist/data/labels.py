@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vit_dist.core.errors import DataError, did_you_mean
+from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 from vit_dist.core.files import explained
+from vit_dist.data.members import named_extension
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,11 @@ class LabelRule:
     """Where a sample's labels stand.
 
     Attributes:
-        member: 'cls', 'json', 'txt', 'none' (no labels), or 'auto': `.cls` where there is one, else `.json`.
+        member: extension of the label member: 'cls', 'json', 'txt', 'output.cls', ...; what ends in `json` is read as
+            JSON, anything else as text. 'none': no labels. 'auto': `.cls` where there is one, else `.json`.
         field: the key in `.json`; dots go deeper; '' takes `labels`, then `label`.
         classes: names that labels may be given by, in the order of their numbers.
-        image: extension of the image member where a sample has several; '' allows only one.
+        image: extension of the image member (`jpg`, `left.jpg`) where a sample has several; '' allows only one.
     """
 
     member: str = "auto"
@@ -45,7 +47,7 @@ class LabelRule:
             return [], None
         for kind in ("cls", "json") if self.member == "auto" else (self.member,):
             if kind in members:
-                return self._parse_json(members[kind]) if kind == "json" else self._parse_text(members[kind], kind)
+                return self._parse_json(members[kind]) if _is_json(kind) else self._parse_text(members[kind], kind)
         wanted = ".cls or .json" if self.member == "auto" else f".{self.member}"
         raise ValueError(f"has no label: no {wanted} member")
 
@@ -97,6 +99,32 @@ class LabelRule:
     @cached_property
     def _numbers(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.classes)}
+
+
+def _is_json(extension: str) -> bool:
+    return extension.rpartition(".")[2] == "json"
+
+
+def label_rule(labels: str, field: str, classes: tuple[str, ...], image: str) -> LabelRule:
+    """The rule that options ask for.
+
+    Args:
+        labels: 'auto', 'none' or the extension of the label member.
+        field: the key in its JSON; '' where none is named.
+        classes: names of the classes.
+        image: the extension of the image member; '' where none is named.
+
+    Raises:
+        ConfigError: they do not fit together.
+    """
+    member, image = named_extension(labels), named_extension(image)
+    if field and member != "auto" and not _is_json(member):
+        raise ConfigError(f"--label-field {field}: only .json has fields, but --labels is {labels}")
+    if field and member == "auto":
+        member = "json"
+    if not member or member == image:
+        raise ConfigError(f"--labels {labels!r}: expected auto, none, or the extension of the member with the labels")
+    return LabelRule(member, field, classes, image)
 
 
 def _dig(value: Any, path: str) -> Any:

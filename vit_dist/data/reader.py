@@ -274,11 +274,9 @@ def _url(piece: Piece) -> str:
 
 
 def _check_header(piece: Piece, sample: int, key: str) -> None:
-    key_in_tar = piece.header_key(sample)
-    if (key_in_tar is None or key_in_tar == key) and piece.image_header_fits(sample):
-        return
-    there = f"{key_in_tar!r} there" if key_in_tar not in (None, key) else "no image of the indexed size there"
-    raise DataError(
-        f"{_url(piece)}: the index says sample {key!r} begins at byte {int(piece.index.offsets[sample])}, the tar has "
-        f"{there}: the manifest does not match its tars; run `vit-dist data verify`"
-    )
+    there = piece.difference(sample, key)
+    if there:
+        raise DataError(
+            f"{_url(piece)}: the index says sample {key!r} begins at byte {int(piece.index.offsets[sample])}, the tar "
+            f"has {there}: the manifest does not match its tars; run `vit-dist data verify`"
+        )

@@ -13,7 +13,7 @@ from vit_dist.data.index import ShardIndex
 from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import Shard, ShardManifest
 from vit_dist.data.scan import file_size, scan_tar
-from vit_dist.data.tarindex import TarScan
+from vit_dist.data.tarindex import Places
 
 _SHOWN = 5
 
@@ -42,13 +42,14 @@ def verify_shard(manifest: ShardManifest, shard: int, *, fast: bool = False) -> 
             problems.append(f"{where}: ends at byte {size:,}, its index reaches byte {int(index.offsets[-1]):,}")
         if fast:
             return problems
-        scan = scan_tar(manifest.shard_url(shard), LabelRule("none"), leave_out=True)
+        places: Places = {}
+        scan = scan_tar(manifest.shard_url(shard), LabelRule("none"), leave_out=True, places=places)
     except DataError as error:
         return [*problems, str(error)]
     if size == entry.num_bytes and scan.checksum != entry.checksum:
         problems.append(f"{where}: has checksum {scan.checksum}, the manifest says {entry.checksum}: {_changed(entry)}")
     if index is not None:
-        problems += _differences(where, index, scan)
+        problems += _differences(where, index, places)
     return problems
 
 
@@ -59,26 +60,22 @@ def _changed(entry: Shard) -> str:
     )
 
 
-def _differences(where: str, index: ShardIndex, scan: TarScan) -> list[str]:
+def _differences(where: str, index: ShardIndex, places: Places) -> list[str]:
     """Samples that lie elsewhere than their index says; at most five are named."""
-    rows = {key: i for i, key in enumerate(scan.index.keys())}
-    # With several images: which one is meant the tar alone does not tell.
-    unknown = {key for key, _, _ in scan.left_out}
     wrong = []
-    for i, key in enumerate(index.keys()):
-        row = rows.get(key)
-        if row is None:
-            if key not in unknown:
-                wrong.append(f"{where}: sample {key!r} of the index is not in the tar")
-            continue
-        for name, indexed, in_tar in (
-            ("begins at byte", index.offsets[i], scan.index.offsets[row]),
-            ("has its image at byte", index.image_offsets[i], scan.index.image_offsets[row]),
-            ("has an image of bytes", index.image_bytes[i], scan.index.image_bytes[row]),
-        ):
-            if indexed != in_tar:
-                wrong.append(f"{where}: sample {key!r} {name} {int(in_tar):,}, its index says {int(indexed):,}")
-                break
+    columns = (index.offsets.tolist(), index.image_offsets.tolist(), index.image_bytes.tolist())
+    for key, offset, image, size in zip(index.keys(), *columns, strict=False):
+        begin, members = places.get(key, (-1, frozenset()))
+        if begin < 0:
+            wrong.append(f"{where}: sample {key!r} of the index is not in the tar")
+        elif begin != offset:
+            wrong.append(f"{where}: sample {key!r} begins at byte {begin:,}, its index says {offset:,}")
+        elif (image, size) not in members:
+            there = " and ".join(f"{n:,} at byte {at:,}" for at, n in sorted(members))
+            wrong.append(
+                f"{where}: sample {key!r} has members of {there} bytes, its index says an image of {size:,} at byte "
+                f"{image:,}"
+            )
     if len(wrong) > _SHOWN:
         wrong[_SHOWN:] = [f"{where}: and {len(wrong) - _SHOWN:,} more samples"]
     if wrong:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from tests.shards import noise_bytes, write_tar
 from vit_dist.cli import data as cli
 from vit_dist.cli.main import main as vit_dist
 from vit_dist.config.load import load_recipe
@@ -269,6 +270,26 @@ def test_verify_names_every_shard_that_changed(
     assert "shard-000002.idx.npz: the index has checksum" in text
     assert "shard-000003.tar: no such file" in text
     assert "restore shard-000000.tar from its source" in text
+
+
+@pytest.mark.parametrize(("image", "labels"), [("left.jpg", "output.cls"), (".Left.JPG", "OUTPUT.CLS")])
+def test_image_and_label_members_with_dots_are_named_alike_to_index_and_pack(
+    image: str, labels: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = []
+    for i in range(4):
+        members += [
+            (f"k{i}.left.jpg", noise_bytes(i, "JPEG")),
+            (f"k{i}.right.jpg", b""),
+            (f"k{i}.output.cls", b"%d" % i),
+        ]
+    write_tar(tmp_path / "t.tar", [*members, ("bad.left.jpg", b"x")])
+    tar, out, packed = (str(tmp_path / name) for name in ("t.tar", "m.json", "packed"))
+    for argv in (["index", tar, "--out", out, "--image", image], ["pack", tar, packed, "--image-field", image]):
+        assert "4 examples of 4 classes" in lines(capsys, *argv, "--labels", labels, "--skip-bad")[0]
+    assert "are right" in lines(capsys, "verify", out)[0]
+    assert sorted(lines(capsys, "order", out)) == ["k0", "k1", "k2", "k3"]
+    assert sorted(lines(capsys, "order", packed)) == ["t/k0", "t/k1", "t/k2", "t/k3"]
 
 
 def test_verify_names_samples_that_lie_elsewhere(

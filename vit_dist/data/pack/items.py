@@ -15,7 +15,9 @@ import numpy as np
 from vit_dist.core.errors import DataError
 from vit_dist.core.seeding import I64, hash64
 from vit_dist.data.order import permute_array
+from vit_dist.data.pack.keys import key_hash, repeated_hashes
 
+_KEYS = "listing.keys"
 _TAG_PACK = 0x5041434B  # "PACK"
 # With its extension below the 100 bytes of a tar header's name, which is all that `wids` reads.
 MAX_KEY_BYTES = 80
@@ -104,13 +106,18 @@ class Listing:
         """List all items into `folder`.
 
         Raises:
-            DataError: the disk is full, or the source fails.
+            DataError: two items have one key, the disk is full, or the source fails.
         """
         digest, count, end, num_bytes = hashlib.sha256(), 0, 0, 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "listing.bin").open("wb") as records, (folder / "listing.ends").open("wb") as ends:
+            with (
+                (folder / "listing.bin").open("wb") as records,
+                (folder / "listing.ends").open("wb") as ends,
+                (folder / _KEYS).open("wb") as keys,
+            ):
                 for item in items:
+                    keys.write(key_hash(item.key).to_bytes(8, "little"))
                     record = item.encode()
                     records.write(record)
                     end += len(record)
@@ -124,7 +131,35 @@ class Listing:
                 f"{folder}: the list of images cannot be written: {error}; free some space, or name another folder "
                 f"with --work-dir"
             ) from None
-        return cls(folder, count=count, digest=digest.hexdigest()[:16], num_bytes=num_bytes)
+        listing = cls(folder, count=count, digest=digest.hexdigest()[:16], num_bytes=num_bytes)
+        try:
+            listing._refuse_repeated_keys()
+        except BaseException:
+            listing.close()
+            raise
+        return listing
+
+    def _refuse_repeated_keys(self) -> None:
+        """Keys name samples in lists and messages: they are unique in the whole set, into however many shards it goes.
+
+        Raises:
+            DataError: two items have the same.
+        """
+        hashes = repeated_hashes(self.folder / _KEYS, self.count)
+        (self.folder / _KEYS).unlink()
+        if not hashes:
+            return
+        seen: dict[str, str] = {}
+        for i in range(self.count):
+            item = self[i]
+            if key_hash(item.key) not in hashes:
+                continue
+            if item.key in seen:
+                raise DataError(
+                    f"{item.place}: its key {item.key!r} is that of {seen[item.key]} too; keys must be unique in the "
+                    f"whole set: mend one of them, name another field (--key-field), or leave that option out"
+                )
+            seen[item.key] = item.place
 
     def describe(self) -> tuple[Path, int, str, int]:
         """What `reopen` needs in another process."""

@@ -234,6 +234,10 @@ def _list(source: Source, scratch: Path, say: Callable[[str], None], quiet: bool
     if source.num_ignored:
         shown = ", ".join(source.ignored) + (", ..." if source.num_ignored > len(source.ignored) else "")
         say(f"ignored {source.num_ignored:,} files that do not end like images: {shown}")
+    for sample in source.left_out:
+        say(f"left out: {sample}")
+    if source.num_left_out > len(source.left_out):
+        say(f"left out: {source.num_left_out - len(source.left_out):,} more")
     return listing
 
 

@@ -21,8 +21,9 @@ from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import Shard, checksum
 from vit_dist.data.pack.fetch import Fetcher
 from vit_dist.data.pack.items import Item, Listing, shuffled_ordinals
+from vit_dist.data.pack.repack import split_sample
 from vit_dist.data.scan import scan_file
-from vit_dist.data.tarindex import IMAGE_EXTENSIONS, TarScan, TarScanner
+from vit_dist.data.tarindex import TarScan, TarScanner
 
 STATE_FOLDER = ".pack"
 # Member extension of each image format, and the formats that are accepted at all.
@@ -191,30 +192,6 @@ def png_from_pixels(pixels: bytes, shape: tuple[int, int]) -> bytes:
     return buffer.getvalue()
 
 
-def split_sample(content: bytes, image_member: str) -> tuple[bytes, dict[str, bytes]]:
-    """The image and the other members of a sample, from its part of a tar.
-
-    Raises:
-        BadImageError: there is no image, or more than one.
-    """
-    import tarfile
-
-    members: dict[str, bytes] = {}
-    images: list[str] = []
-    with tarfile.open(fileobj=io.BytesIO(content + bytes(1024))) as tar:
-        for entry in tar:
-            file = tar.extractfile(entry) if entry.isreg() else None
-            if file is not None:
-                extension = entry.name.rpartition("/")[2].partition(".")[2].lower()
-                members[extension] = file.read()
-                if extension in IMAGE_EXTENSIONS and (not image_member or extension == image_member):
-                    images.append(extension)
-    if len(images) != 1:
-        raise BadImageError(f"{len(images)} images in the sample")
-    image = members.pop(images[0])
-    return image, {k: v for k, v in members.items() if k != "cls"}
-
-
 def with_record(item: Item, others: dict[str, bytes]) -> Item:
     """The item with what the sample's `.json` tells as its metadata; that member is written anew."""
     record = others.pop("json", None)
@@ -222,7 +199,7 @@ def with_record(item: Item, others: dict[str, bytes]) -> Item:
         return item
     try:
         meta = json.loads(record)
-    except ValueError:
+    except (ValueError, RecursionError):
         meta = record.decode("utf-8", "replace")
     return replace(item, meta={**(meta if isinstance(meta, dict) else {"json": meta}), **(item.meta or {})})
 
@@ -294,7 +271,6 @@ def _write_samples(
 
     ordinals = shuffled_ordinals(task.first, task.count, listing.count, job.seed)
     bad: list[tuple[str, str]] = []
-    keys: set[str] = set()
     with contextlib.closing(Fetcher(job.base)) as fetcher, contextlib.closing(_writer(TarWriter, file)) as writer:
         for item, content in fetcher.fetch_all(listing[int(i)] for i in ordinals):
             try:
@@ -303,9 +279,6 @@ def _write_samples(
                 bad.append((item.place, str(error)))
                 tick(0)
                 continue
-            if item.key in keys:
-                raise DataError(f"{item.place}: its key {item.key!r} is another image's too; keys must be unique")
-            keys.add(item.key)
             writer.write({"__key__": item.key, **members})
             tick(num_bytes)
     return bad
@@ -323,7 +296,10 @@ def _members(job: Job, item: Item, content: bytes | DataError) -> tuple[dict[str
     if job.pixels is not None:
         content = png_from_pixels(content, job.pixels)
     elif job.image_member is not None:
-        content, others = split_sample(content, job.image_member)
+        try:
+            content, others = split_sample(content, job.image_member)
+        except ValueError as error:
+            raise BadImageError(str(error)) from None
         item = with_record(item, others)
     image, extension = check_image(content, job.images)
     return {**others, **sample_members(item), extension: image}, len(image)
@@ -360,8 +336,8 @@ def _marker(task: Task, scan: TarScan, index: bytes, bad: list[tuple[str, str]])
 
 
 def _writer(writer: Any, file: Any) -> Any:
-    # Everything in a header is fixed, so that equal images give equal bytes.
-    return writer(file, user="", group="", mode=0o444, mtime=0, encoder=False, compress=False)
+    # Everything in a header is fixed, so that equal images give equal bytes. "Meta" are extensions that begin with '_'.
+    return writer(file, user="", group="", mode=0o444, mtime=0, encoder=False, compress=False, keep_meta=True)
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 from vit_dist.core.files import explained, file_system, is_remote, local_path, redact
 from vit_dist.core.registry import Plugin
 from vit_dist.data.labels import read_classes
+from vit_dist.data.members import IMAGE_EXTENSIONS
 from vit_dist.data.pack.items import Item, safe_key
-from vit_dist.data.tarindex import IMAGE_EXTENSIONS
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Source:
         pixels: (rows, columns) where the items' bytes are raw grey pixels instead of an image file.
         image_member: where items are samples of a tar: the extension of the image, '' for the only one; else None.
         ignored: names of files that are no images, at most 5, and how many there are.
+        left_out: samples without an image or a label, at most 5, each with the reason, and how many there are.
         wanted: given how many images there are, which of them this packing will read; a source that must copy images
             before they can be drawn in random order copies these only. None: all.
     """
@@ -50,6 +51,8 @@ class Source:
     image_member: str | None = None
     ignored: list[str] = field(default_factory=list)
     num_ignored: int = 0
+    left_out: list[str] = field(default_factory=list)
+    num_left_out: int = 0
     wanted: Callable[[int], NDArray[np.bool_]] | None = None
 
     def ignore(self, name: str) -> None:
@@ -57,6 +60,12 @@ class Source:
         self.num_ignored += 1
         if len(self.ignored) < 5:
             self.ignored.append(name)
+
+    def leave_out(self, sample: str) -> None:
+        """Count a sample without an image or a label."""
+        self.num_left_out += 1
+        if len(self.left_out) < 5:
+            self.left_out.append(sample)
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,7 @@ class SourceOptions:
         label_field: list, Parquet: the field with the labels; tars: the key in `.json`.
         key_field: list, Parquet: the field with unique keys.
         labels: tars: the member with the labels.
+        skip_bad: tars: leave out samples without an image or a label, instead of refusing their tar.
         classes: names of the classes, for sources that do not bring their own.
         num_classes: of the label space, where it is larger than what is seen.
     """
@@ -80,6 +90,7 @@ class SourceOptions:
     label_field: str = ""
     key_field: str = ""
     labels: str = "auto"
+    skip_bad: bool = False
     classes: tuple[str, ...] = ()
     num_classes: int | None = None
 
