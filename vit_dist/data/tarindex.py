@@ -18,12 +18,11 @@ from typing import NoReturn
 import xxhash
 
 from vit_dist.core.errors import DataError
+from vit_dist.data.images import FORMATS
 from vit_dist.data.index import IndexedSample, ShardIndex, build_index
 from vit_dist.data.labels import LabelRule
 
-IMAGE_EXTENSIONS = frozenset(
-    ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm"]
-)
+IMAGE_EXTENSIONS = frozenset(extension for extensions in FORMATS.values() for extension in extensions)
 BLOCK = 512
 _MAX_HEADER_BYTES = 1 << 20
 _MAX_LABEL_BYTES = 16 << 20
