@@ -47,7 +47,14 @@ _ALONE = frozenset([0x00, 0x01, *range(0xD0, 0xD8)])
 # Huffman, arithmetic and quantization tables, scan, number of lines, restart interval, APPn, comment.
 _SEGMENTS = _FRAMES | {0xC4, 0xCC, 0xDB, _SCAN, 0xDC, _RESTARTS, *_APPLICATION, _COMMENT}
 # Inside a scan 0xFF is followed by 0, by the number of a restart, or by the 0xFF of a marker that it fills.
+_PROGRESSIVE = frozenset([0xC2, 0xCA])
 _IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+# No marker among them, whatever stands before.
+_FILLING = b"\0" + bytes((89 + 167 * i) % 255 for i in range(64))
+# Some encoders leave a few bytes before the end marker.
+_SLACK, _LARGE_SLACK = 32, 1024
+_LARGE_SCAN = 1 << 16
+
 _NO_BYTES = "the image has no bytes"
 _DAMAGED = "the JPEG is damaged: {}"
 _TRUNCATED = "the JPEG is truncated: it has no end marker"
@@ -92,26 +99,70 @@ def check_jpeg(content: bytes | bytearray) -> None:
     _jpeg_header(content)
     # Mostly it is the file's end. All between is looked at by the decoder.
     if content[-2:] != _JPEG_END:
-        _jpeg_end(content, _header_segments(content))
+        _plain_jpeg(bytes(content))
 
 
-def _header_segments(content: bytes | bytearray) -> list[_Segment]:
-    segments: list[_Segment] = []
-    _jpeg_header(content, segments)
-    return segments
+def _plain_jpeg(content: bytes) -> tuple[bytes, list[_Segment]]:
+    """A JPEG without what Pillow need not see, before and after its picture; and the segments of its header."""
+    header: list[_Segment] = []
+    _jpeg_header(content, header)
+    scan, end = _last_scan(content, header)
+    jpeg = b"".join([content[:2], *(content[s.begin : s.end] for s in header if _is_shown(s))])
+    jpeg += content[header[-1].end : end]
+    if content[-2:] != _JPEG_END:
+        _check_scan(jpeg, len(jpeg) - (end - scan), progressive=any(s.marker in _PROGRESSIVE for s in header))
+    return jpeg, header
 
 
-def _jpeg_end(content: bytes | bytearray, header: list[_Segment]) -> int:
-    """Where a JPEG ends: not at an end marker inside a preview. Markers in its scans count as they do for libjpeg."""
+def _check_scan(jpeg: bytes, scan: int, *, progressive: bool) -> None:
+    """Refuse a scan that was cut off and met an end marker among the bytes that came to lie behind it.
+
+    Decoders make grey of what is missing, and say nothing. But they would take what is put there for it, where a whole
+    scan needs nothing more, and needs what it has.
+
+    Args:
+        jpeg: the picture.
+        scan: where the data of its last scan begin.
+        progressive: the last scan is a refinement; that it changes no pixel tells nothing.
+    """
+
+    data = jpeg[scan : -len(_JPEG_END)]
+    # Of a large one, and of more blocks at its end, an eighth of the size is enough.
+    is_large = len(data) > _LARGE_SCAN and not progressive
+    slack = _LARGE_SLACK if is_large else _SLACK
+
+    def pixels(scan_data: bytes) -> bytes:
+        image = _pillow().open(io.BytesIO(jpeg[:scan] + scan_data + _JPEG_END), formats=["JPEG"])
+        if is_large:
+            image.draft(None, (1, 1))
+        try:
+            return bytes(image.tobytes())
+        except OSError:
+            return b""
+
+    found = pixels(data)
+    is_short = pixels(data + _FILLING) != found
+    # Of one flat colour the tables may know nothing else, whatever the data are.
+    is_long = not progressive and pixels(data[:-slack] + _FILLING) == found and pixels(_FILLING) != found
+    if is_short or is_long:
+        raise DecodeError("the JPEG is truncated: its end marker is not where its picture ends")
+
+
+def _last_scan(content: bytes, header: list[_Segment]) -> tuple[int, int]:
+    """Where the data of a JPEG's last scan begin, and where the JPEG ends: not at an end marker inside a preview.
+
+    Markers in its scans count as they do for libjpeg.
+    """
     # With restarts it goes on at the next one after a marker that means nothing.
     resumes = any(s.marker == _RESTARTS and any(content[s.begin + 4 : s.end]) for s in header)
-    at = header[-1].end
+    scan = at = header[-1].end
     while (found := _IN_SCAN.search(content, at)) is not None:
         marker, at = found[0][1], found.end()
         if marker == _JPEG_END[1]:
-            return at
+            return scan, at
         if marker in _SEGMENTS and marker not in _FRAMES:
             at += max(2, int.from_bytes(content[at : at + 2], "big"))
+            scan = at if marker == _SCAN else scan
         elif marker not in _ALONE and not (resumes and marker < min(_FRAMES)):
             raise DecodeError(_DAMAGED.format(f"marker 0x{marker:02x} inside its scans"))
     raise DecodeError(_TRUNCATED)
@@ -207,11 +258,9 @@ def _opened(content: bytes) -> tuple[Any, str]:
     if not content.startswith(JPEG_BEGINS):
         image = pillow.open(io.BytesIO(content), formats=_OTHERS)
         return image, image.format
-    segments = _header_segments(content)
-    end = _jpeg_end(content, segments)
-    header = b"".join(content[s.begin : s.end] for s in segments if _is_shown(s))
-    image = pillow.open(io.BytesIO(content[:2] + header + content[segments[-1].end : end]), formats=["JPEG"])
-    for segment in segments:
+    jpeg, header = _plain_jpeg(content)
+    image = pillow.open(io.BytesIO(jpeg), formats=["JPEG"])
+    for segment in header:
         # As Pillow keeps them; they are parsed only where somebody asks.
         for name, begins in (("exif", b"Exif\0\0"), ("xmp", b"http://ns.adobe.com/xap/1.0/\0")):
             if segment.marker == 0xE1 and content.startswith(begins, segment.begin + 4):
