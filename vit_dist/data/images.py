@@ -106,12 +106,28 @@ def _plain_jpeg(content: bytes) -> tuple[bytes, list[_Segment]]:
     """A JPEG without what Pillow need not see, before and after its picture; and the segments of its header."""
     header: list[_Segment] = []
     _jpeg_header(content, header)
-    scan, end = _last_scan(content, header)
+    scans, end = _scans(content, header)
     jpeg = b"".join([content[:2], *(content[s.begin : s.end] for s in header if _is_shown(s))])
     jpeg += content[header[-1].end : end]
     if content[-2:] != _JPEG_END:
-        _check_scan(jpeg, len(jpeg) - (end - scan), progressive=any(s.marker in _PROGRESSIVE for s in header))
+        frame = next(s for s in header if s.marker in _FRAMES)
+        is_progressive = frame.marker in _PROGRESSIVE
+        if is_progressive and not _is_refined(content, frame, scans):
+            raise DecodeError(_TRUNCATED)
+        _check_scan(jpeg, len(jpeg) - (end - scans[-1].end), progressive=is_progressive)
     return jpeg, header
+
+
+def _is_refined(content: bytes, frame: _Segment, scans: list[_Segment]) -> bool:
+    """The scans of a progressive JPEG bring every bit of every coefficient."""
+    whole = dict.fromkeys(content[frame.begin + 10 : frame.end : 3], 0)
+    for scan in scans:
+        *components, first, last, bits = content[scan.begin + 5 : scan.end].rjust(3, b"\0")
+        # The low half: how many bits are left for later scans.
+        if bits & 0xF == 0 and first <= last < 64:
+            for component in components[::2]:
+                whole[component] = whole.get(component, 0) | (1 << last + 1) - (1 << first)
+    return all(coefficients == (1 << 64) - 1 for coefficients in whole.values())
 
 
 def _check_scan(jpeg: bytes, scan: int, *, progressive: bool) -> None:
@@ -148,21 +164,22 @@ def _check_scan(jpeg: bytes, scan: int, *, progressive: bool) -> None:
         raise DecodeError("the JPEG is truncated: its end marker is not where its picture ends")
 
 
-def _last_scan(content: bytes, header: list[_Segment]) -> tuple[int, int]:
-    """Where the data of a JPEG's last scan begin, and where the JPEG ends: not at an end marker inside a preview.
+def _scans(content: bytes, header: list[_Segment]) -> tuple[list[_Segment], int]:
+    """The headers of a JPEG's scans, and where the JPEG ends: not at an end marker inside a preview.
 
     Markers in its scans count as they do for libjpeg.
     """
     # With restarts it goes on at the next one after a marker that means nothing.
     resumes = any(s.marker == _RESTARTS and any(content[s.begin + 4 : s.end]) for s in header)
-    scan = at = header[-1].end
+    scans, at = [header[-1]], header[-1].end
     while (found := _IN_SCAN.search(content, at)) is not None:
         marker, at = found[0][1], found.end()
         if marker == _JPEG_END[1]:
-            return scan, at
+            return scans, at
         if marker in _SEGMENTS and marker not in _FRAMES:
-            at += max(2, int.from_bytes(content[at : at + 2], "big"))
-            scan = at if marker == _SCAN else scan
+            begin, at = at - 2, at + max(2, int.from_bytes(content[at : at + 2], "big"))
+            if marker == _SCAN:
+                scans.append(_Segment(marker, begin, at))
         elif marker not in _ALONE and not (resumes and marker < min(_FRAMES)):
             raise DecodeError(_DAMAGED.format(f"marker 0x{marker:02x} inside its scans"))
     raise DecodeError(_TRUNCATED)
