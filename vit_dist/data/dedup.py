@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import xxhash
@@ -21,7 +20,7 @@ from vit_dist.core.errors import ConfigError
 from vit_dist.core.seeding import I64, U64
 from vit_dist.data import workers
 from vit_dist.data.describe import stored_images
-from vit_dist.data.images import MAX_PIXELS, DecodeError, load
+from vit_dist.data.images import DecodeError, load
 from vit_dist.data.manifest import ShardManifest
 
 MAX_DISTANCE = 15
@@ -73,25 +72,17 @@ def hash_image(content: bytes) -> tuple[int, bool] | None:
     None where it cannot be decoded.
     """
     import imagehash
+    from PIL.Image import Resampling
 
     try:
-        # The hash looks at 32 x 32.
-        grey = _shrunk(load(content, grey_from=128).image.convert("L"))
+        # As the hash does it itself: it looks at 32 x 32.
+        grey = load(content, grey_from=128).image.convert("L").resize((_HASHED, _HASHED), Resampling.LANCZOS)
         if _is_plain(np.asarray(grey)):
             image = load(content).image.convert("RGB")
             return xxhash.xxh3_64_intdigest(image.tobytes(), seed=image.width), True
     except DecodeError:
         return None
     return int.from_bytes(np.packbits(imagehash.phash(grey).hash.ravel()).tobytes(), "big"), False
-
-
-def _shrunk(grey: Any) -> Any:
-    """To 32 x 32, as the hash does it. Rows are resized before columns: of a very tall image that would take memory."""
-    from PIL.Image import Resampling
-
-    if grey.height * _HASHED > MAX_PIXELS:
-        grey = grey.resize((grey.width, _HASHED), Resampling.LANCZOS)
-    return grey.resize((_HASHED, _HASHED), Resampling.LANCZOS)
 
 
 def _is_plain(grey: NDArray[np.uint8]) -> bool:

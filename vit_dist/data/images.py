@@ -30,6 +30,9 @@ FORMATS = {
 MAX_PIXELS = 178_956_970
 """The largest image, width times height: where Pillow itself speaks of a decompression bomb. 537 MB of 8-bit RGB."""
 
+MAX_SIDE = 1 << 20
+"""The longest side: what resizing needs grows with it, by some 50 bytes a pixel."""
+
 JPEG_BEGINS = b"\xff\xd8\xff"
 _JPEG_END = b"\xff\xd9"
 _ORIENTATION = 0x0112
@@ -228,6 +231,8 @@ def _check_frame(content: bytes | bytearray, at: int) -> None:
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise DecodeError(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} that an image may have")
+    if max(width, height) > MAX_SIDE:
+        raise DecodeError(f"{width} x {height} pixels: a side is longer than the {MAX_SIDE:,} that an image's may be")
     if not width or not height:
         raise DecodeError(f"an image of {width} x {height} pixels")
 

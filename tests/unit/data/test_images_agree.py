@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -95,8 +94,6 @@ def takes(use: Callable[[bytes], object], content: bytes) -> bool:
         return False
 
 
-# What is seen as a warning where warnings are errors is not of interest where they are not.
-@pytest.mark.filterwarnings("ignore")
 def test_every_verb_takes_the_same_images_as_training(tmp_path: Path) -> None:
     contents = [content or b"x" for content in files()]
     members = [(f"{i:03d}.jpg", content) for i, content in enumerate(contents)]
