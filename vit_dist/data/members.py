@@ -10,11 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
+from vit_dist.data.images import FORMATS
 from vit_dist.data.tarheader import Member
 
-IMAGE_EXTENSIONS = frozenset(
-    ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm"]
-)
+IMAGE_EXTENSIONS = frozenset(extension for extensions in FORMATS.values() for extension in extensions)
 # As webdataset splits path and extensions, and what it passes over.
 _SAMPLE_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _META_NAME = re.compile(r"__[^/]*__($|/)")

@@ -23,7 +23,8 @@ from vit_dist.core.errors import DataError
 from vit_dist.core.files import redact
 from vit_dist.core.seeding import I64
 from vit_dist.core.world import rank_cpus
-from vit_dist.data.decode import DecodeError, decode
+from vit_dist.data.decode import decode
+from vit_dist.data.images import DecodeError
 from vit_dist.data.order import Segment, WindowId
 from vit_dist.data.segments import Piece, SegmentReader
 from vit_dist.data.sets import Parts

@@ -9,6 +9,7 @@ import numpy as np
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import join_url, redact
 from vit_dist.data import workers
+from vit_dist.data.describe import undecodable
 from vit_dist.data.index import ShardIndex
 from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import Shard, ShardManifest
@@ -18,13 +19,14 @@ from vit_dist.data.tarindex import Places
 _SHOWN = 5
 
 
-def verify_shard(manifest: ShardManifest, shard: int, *, fast: bool = False) -> list[str]:
+def verify_shard(manifest: ShardManifest, shard: int, *, fast: bool = False, images: bool = False) -> list[str]:
     """What is wrong with a shard, a text each; none where all is well.
 
     Args:
         manifest: of the dataset.
         shard: its number in it.
         fast: compare sizes and read the index, but not the tar.
+        images: decode every image too, where all else is well.
     """
     entry = manifest.shards[shard]
     where = redact(manifest.shard_url(shard))
@@ -50,7 +52,7 @@ def verify_shard(manifest: ShardManifest, shard: int, *, fast: bool = False) -> 
         problems.append(f"{where}: has checksum {scan.checksum}, the manifest says {entry.checksum}: {_changed(entry)}")
     if index is not None:
         problems += _differences(where, index, places)
-    return problems
+    return _bad_images(where, manifest, shard) if images and not problems else problems
 
 
 def _changed(entry: Shard) -> str:
@@ -83,11 +85,21 @@ def _differences(where: str, index: ShardIndex, places: Places) -> list[str]:
     return wrong
 
 
+def _bad_images(where: str, manifest: ShardManifest, shard: int) -> list[str]:
+    """Images that training would replace by others; at most five are named."""
+    bad = [f"{where}: the image of sample {key!r} is bad: {reason}" for key, reason in undecodable(manifest, shard)]
+    if len(bad) > _SHOWN:
+        bad[_SHOWN:] = [f"{where}: and {len(bad) - _SHOWN:,} more images"]
+    return bad
+
+
 def _what_to_do() -> str:
     return "tar and index do not belong together; restore the tar, or make the manifest anew with `vit-dist data index`"
 
 
-def verify(manifest: ShardManifest, *, fast: bool = False, num_workers: int = 1) -> Iterator[tuple[int, list[str]]]:
+def verify(
+    manifest: ShardManifest, *, fast: bool = False, images: bool = False, num_workers: int = 1
+) -> Iterator[tuple[int, list[str]]]:
     """Every shard with what is wrong with it, as they are done."""
     shards = range(len(manifest.shards))
     twice = _twice(manifest)
@@ -96,14 +108,15 @@ def verify(manifest: ShardManifest, *, fast: bool = False, num_workers: int = 1)
     processes = workers.num_processes(num_workers, len(shards), num_bytes=int(np.sum(manifest.sizes)))
     if processes == 1:
         for shard in shards:
-            yield shard, twice.get(shard, []) + verify_shard(manifest, shard, fast=fast)
+            yield shard, twice.get(shard, []) + verify_shard(manifest, shard, fast=fast, images=images)
         return
-    for shard, problems in workers.run(_verify_task, shards, processes, values={"manifest": manifest}):
+    values = {"manifest": manifest, "images": images}
+    for shard, problems in workers.run(_verify_task, shards, processes, values=values):
         yield shard, twice.get(shard, []) + problems
 
 
 def _verify_task(shard: int) -> list[str]:
-    return verify_shard(workers.shared("manifest"), shard)
+    return verify_shard(workers.shared("manifest"), shard, images=workers.shared("images"))
 
 
 def _twice(manifest: ShardManifest) -> dict[int, list[str]]:

@@ -52,6 +52,12 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "set"
 
 
+def encoded(image: Image.Image, form: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    return buffer.getvalue()
+
+
 def lines(capsys: pytest.CaptureFixture[str], *argv: str) -> list[str]:
     capsys.readouterr()
     assert cli.main([str(a) for a in argv]) == 0
@@ -250,6 +256,26 @@ def copy_set(packed: Path, to: Path) -> Path:
 def test_verify_is_content_with_what_was_packed(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = lines(capsys, "verify", str(packed))
     assert "bytes and indexes of 4 shards, 60 examples, are right" in line
+
+
+def test_verify_images_names_those_that_training_would_replace(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = [encoded(picture(i), "JPEG") for i in range(3)]
+    bad = {"cut": good[0][:-40], "float": encoded(Image.new("F", (9, 9)), "TIFF"), "icon": encoded(picture(1), "ICO")}
+    members = [
+        *((f"good{i}.jpg", content) for i, content in enumerate(good)),
+        *((f"{n}.jpg", c) for n, c in bad.items()),
+    ]
+    write_tar(tmp_path / "a.tar", [m for n, c in members for m in ((n, c), (f"{n.partition('.')[0]}.cls", b"1"))])
+    assert cli.main(["index", str(tmp_path / "a.tar"), "--out", str(tmp_path / "m.json")]) == 0
+    assert "bytes and indexes" in lines(capsys, "verify", str(tmp_path / "m.json"))[0]
+    with pytest.raises(DataError, match="1 of 1 shards are not what the manifest says, or hold bad images"):
+        cli.main(["verify", str(tmp_path / "m.json"), "--images"])
+    found = capsys.readouterr().out.splitlines()
+    assert len(found) == 3
+    for name, reason in (("cut", "truncated"), ("float", "floating-point"), ("icon", "not an image of a known format")):
+        assert any(f"the image of sample '{name}' is bad: " in line and reason in line for line in found)
 
 
 def test_verify_names_every_shard_that_changed(

@@ -8,14 +8,14 @@ import io
 import itertools
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any, NoReturn, cast
+from typing import IO, Any, NoReturn
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, redact, write_bytes
+from vit_dist.data.images import FORMATS, DecodeError, load
 from vit_dist.data.index import encode_index
 from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import Shard, checksum
@@ -26,22 +26,6 @@ from vit_dist.data.scan import scan_file
 from vit_dist.data.tarindex import TarScan, TarScanner
 
 STATE_FOLDER = ".pack"
-# Member extension of each image format, and the formats that are accepted at all.
-FORMATS = {
-    "JPEG": "jpg",
-    # A JPEG with more pictures behind it, as some cameras write.
-    "MPO": "jpg",
-    "PNG": "png",
-    "WEBP": "webp",
-    "GIF": "gif",
-    "BMP": "bmp",
-    "TIFF": "tif",
-    "PPM": "ppm",
-}
-# Pillow opens MPO as JPEG.
-_OPENED = [name for name in FORMATS if name != "MPO"]
-# EXIF's tag.
-_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -130,27 +114,15 @@ def check_image(content: bytes, options: ImageOptions) -> tuple[bytes, str]:
     """Decode a whole image; its bytes (new ones where it is resized) and its extension.
 
     Raises:
-        BadImageError: truncated, damaged, or not an image of a known format.
+        BadImageError: not an image that training could decode, or one that no JPEG can hold.
     """
-    from PIL import Image, ImageOps
-
-    if not content:
-        raise BadImageError("the file is empty")
     try:
-        with warnings.catch_warnings():
-            # Odd EXIF data and large images are not the images' fault.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content), formats=_OPENED) as opened:
-                opened.load()
-                form, image = FORMATS[opened.format or ""], cast(Image.Image, opened)
-                if options.upright and image.getexif().get(_ORIENTATION, 1) in range(2, 9):
-                    image, content = ImageOps.exif_transpose(image), b""
-                return _resized(image, content, options), form if _is_kept(image, content, options) else "jpg"
-    except Exception as error:
-        reason = str(error).replace("<_io.BytesIO object at ", "<")
-        if type(error).__name__ == "UnidentifiedImageError":
-            reason = "not an image of a known format"
-        raise BadImageError(reason or type(error).__name__) from None
+        loaded = load(content, upright=options.upright)
+    except DecodeError as error:
+        raise BadImageError(str(error)) from None
+    if not loaded.turned and options.quality is None and _target_size(loaded.image.size, options) is None:
+        return content, FORMATS[loaded.form][0]
+    return _as_jpeg(loaded.image, options), "jpg"
 
 
 def _target_size(size: tuple[int, int], options: ImageOptions) -> tuple[int, int] | None:
@@ -163,23 +135,17 @@ def _target_size(size: tuple[int, int], options: ImageOptions) -> tuple[int, int
     return None if scale == 1.0 else (max(1, round(width * scale)), max(1, round(height * scale)))
 
 
-def _is_kept(image: Any, content: bytes, options: ImageOptions) -> bool:
-    """The image's own bytes are what is packed; none are left of one that was turned."""
-    return bool(content) and options.quality is None and _target_size(image.size, options) is None
-
-
-def _resized(image: Any, content: bytes, options: ImageOptions) -> bytes:
-    if _is_kept(image, content, options):
-        return content
+def _as_jpeg(image: Any, options: ImageOptions) -> bytes:
     from PIL import Image
 
-    mode = "L" if image.mode in {"1", "L", "I;16", "I"} else "RGB"
-    reduced = image.convert(mode)
     target = _target_size(image.size, options)
     if target is not None:
-        reduced = reduced.resize(target, Image.Resampling.LANCZOS)
+        image = image.resize(target, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    reduced.save(buffer, "JPEG", quality=options.quality if options.quality is not None else 90)
+    try:
+        image.save(buffer, "JPEG", quality=options.quality if options.quality is not None else 90)
+    except OSError as error:
+        raise BadImageError(f"cannot be written as a JPEG of {image.width} x {image.height} pixels: {error}") from None
     return buffer.getvalue()
 
 
