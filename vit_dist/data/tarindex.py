@@ -8,7 +8,6 @@ name; names such as `__meta__` and names without a dot are no samples.
 
 from __future__ import annotations
 
-import json
 import re
 import zlib
 from collections.abc import Callable
@@ -331,9 +330,7 @@ class TarScanner:
                 raise ValueError(f"{problem}: its members are {members}")
             labels, weights = self.rule.labels(sample.labels)
         except ValueError as error:
-            reason = (
-                str(error) if not isinstance(error, UnicodeDecodeError | json.JSONDecodeError) else f"label: {error}"
-            )
+            reason = str(error)
             if not self.leave_out:
                 raise DataError(
                     f"{self.where}: at byte {sample.offset}: sample {sample.key!r} {reason}; mend the tar, name the "
