@@ -119,7 +119,9 @@ def test_a_renumbered_manifest_is_the_same_set_under_other_labels(sets: dict[str
 def mixed(sets: dict[str, str], num_classes: int, **parts: Any) -> Recipe:
     often = {"every": "120 examples"}
     mixture = {name: {"train": sets[name], **more} for name, more in parts.items()}
-    return recipe_of({"num_classes": num_classes, "mixture": mixture}, horizon="120 examples", eval=often, checkpoint=often)
+    return recipe_of(
+        {"num_classes": num_classes, "mixture": mixture}, horizon="120 examples", eval=often, checkpoint=often
+    )
 
 
 @pytest.mark.parametrize(
