@@ -5,14 +5,17 @@ Sets without names have nothing but numbers: those are taken as they are, within
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from vit_dist.core.errors import ConfigError
+from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.files import exists, join_url, parent_url, redact
 from vit_dist.data.grammar import class_name
-from vit_dist.data.manifest import ShardManifest
+from vit_dist.data.labels import LabelRule
+from vit_dist.data.manifest import ShardManifest, read_manifest
 
 _SHOWN = 5
 _PACK_ALIKE = "pack or index both with the names of all classes in one file (--classes FILE)"
@@ -159,3 +162,37 @@ def _shown(names: Iterable[str]) -> str:
     more = ", ..." if len(names) > _SHOWN else ""
     classes = "class" if len(names) == 1 else f"{len(names):,} classes"
     return f"the {classes} {', '.join(map(repr, names[:_SHOWN]))}{more}"
+
+
+def names_beside(tars: Iterable[str], lists: Iterable[str], rule: LabelRule) -> tuple[str, ...]:
+    """The names of the classes of tars: those that are given, or those of manifests that list the tars; else ().
+
+    Args:
+        tars: URLs of tars, beside which a `manifest.json` may lie.
+        lists: other URLs, of which some are manifests.
+        rule: where labels are read; elsewhere than packing writes them they are others than the manifests name.
+
+    Raises:
+        ConfigError: two manifests call one class differently.
+    """
+    if rule.classes or rule.field or rule.member not in {"auto", "cls"}:
+        return rule.classes
+    wanted = set(tars)
+    places = [join_url(folder, "manifest.json") for folder in dict.fromkeys(parent_url(url) for url in wanted)]
+    found: list[Classes] = []
+    for url in dict.fromkeys([*sorted(places), *(url for url in lists if url.endswith(".json"))]):
+        # No manifest there, a list of wids, or a store without listings.
+        with contextlib.suppress(DataError):
+            manifest = read_manifest(url) if exists(url) else None
+            if manifest is not None and wanted & {manifest.shard_url(i) for i in range(len(manifest.shards))}:
+                found.append(Classes.of(manifest, f"{redact(url)}: the set"))
+    named = sorted((classes for classes in found if classes.names), key=lambda classes: -len(classes.names))
+    for classes in named[1:]:
+        clash = next((i for i, name in classes.names.items() if named[0].names.get(i) != name), None)
+        if clash is not None:
+            raise ConfigError(
+                f"{classes.what} calls class {clash} {classes.names[clash]!r}, {named[0].what} "
+                f"{named[0].names.get(clash, 'otherwise')!r}: index or pack each on its own and train on a mixture, "
+                f"which finds classes by their names, or give --classes FILE"
+            )
+    return named[0].listing() if named else ()

@@ -30,6 +30,7 @@ from vit_dist.core.files import (
 )
 from vit_dist.core.progress import Progress
 from vit_dist.data import workers
+from vit_dist.data.classes import names_beside
 from vit_dist.data.grammar import GRAMMAR, check_pairs
 from vit_dist.data.index import encode_index
 from vit_dist.data.labels import LabelRule
@@ -110,7 +111,7 @@ def index_tars(
         ),
         shuffled=shuffled,
         num_classes=limit if limit is not None else max((entry["max_label"] for entry in entries), default=-1) + 1,
-        classes=rule.classes,
+        classes=names_beside((tar.url for tar in tars), urls, rule),
         max_labels=max((1, *(entry["max_labels"] for entry in entries))),
     )
     if not manifest.num_samples:

@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.shards import write_set
+from tests.shards import noise_bytes, write_set, write_tar
 from tests.streams import recipe_of
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.world import World
 from vit_dist.data.classes import Classes, lay_out, numbers_in
+from vit_dist.data.indexing import index_tars
+from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import ShardManifest, encode_manifest, read_manifest
+from vit_dist.data.pack.choose import SourceOptions, open_source
+from vit_dist.data.pack.run import PackOptions, merge, pack
 from vit_dist.data.sets import open_training_set
 from vit_dist.evals import open_validation_set
 from vit_dist.evals.fewshot import FewShotConfig
@@ -272,11 +276,43 @@ def test_few_shot_sets_are_compared_with_each_other_and_not_with_the_head(sets: 
 
 
 def test_a_set_without_labels_is_refused_before_the_first_step(tmp_path: Path) -> None:
-    from tests.shards import noise_bytes, write_tar
-    from vit_dist.data.indexing import index_tars
-    from vit_dist.data.labels import LabelRule
-
     tar = write_tar(tmp_path / "a.tar", [("a.png", noise_bytes(0)), ("b.png", noise_bytes(1))])
     index_tars([str(tar)], str(tmp_path / "m.json"), rule=LabelRule("none"), quiet=True)
     with pytest.raises(ConfigError, match="the set 'm' has no labels to train on"):
         open_training_set(recipe_of({"num_classes": 3, "train": str(tmp_path / "m.json")}, horizon="2 epochs"))
+
+
+def test_tars_of_packed_sets_keep_the_names_of_their_classes(sets: dict[str, str], tmp_path: Path) -> None:
+    def indexed(*urls: str, rule: LabelRule | None = None) -> tuple[str, ...]:
+        index_tars(urls, str(tmp_path / "m.json"), rule=rule, quiet=True)
+        return read_manifest(str(tmp_path / "m.json")).classes
+
+    everything, few, bare = (str(Path(sets[name]).parent) for name in ("all", "few", "bare"))
+    assert indexed(everything) == ANIMALS
+    assert indexed(sets["all"]) == ANIMALS
+    assert indexed(f"{everything}/shard-000001.tar", bare) == ANIMALS
+    assert indexed(bare) == ()
+    assert indexed(everything, rule=LabelRule("cls", classes=("x", "y", "z"))) == ("x", "y", "z")
+    with pytest.raises(ConfigError, match=r"few/manifest\.json: .* calls class 1 'fox', .* 'dog': .* a mixture"):
+        indexed(everything, few)
+    source = open_source(everything, tmp_path, SourceOptions())
+    assert (source.classes, source.num_classes) == (ANIMALS, None)
+
+
+def test_parts_of_a_packing_with_other_names_are_refused(tmp_path: Path) -> None:
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(noise_bytes(i))
+
+    def packed(names: tuple[str, str], part: int) -> None:
+        rows = [f"{i}.png,{names[i % 2]}" for i in range(4)]
+        (tmp_path / "a.csv").write_text("\n".join(["image,label", *rows]))
+        source = str(tmp_path / "a.csv")
+        options = PackOptions(samples_per_shard=2)
+        where = str(tmp_path / "out")
+        pack(lambda work: open_source(source, work, SourceOptions()), where, options, part=(part, 2), quiet=True)
+
+    packed(("cat", "dog"), 0)
+    with pytest.raises(ConfigError, match=r"classes: \('cat', 'fox'\) now, \('cat', 'dog'\) there"):
+        packed(("cat", "fox"), 1)
+    packed(("cat", "dog"), 1)
+    assert merge(str(tmp_path / "out")).manifests[0][1].classes == ("cat", "dog")
