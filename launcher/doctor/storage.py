@@ -15,7 +15,7 @@ from vit_dist.core.run.log import TRAIN_EXAMPLES_PER_S
 from vit_dist.core.units import format_bytes
 from vit_dist.data.readrate import measure, places
 from vit_dist.data.sets import open_training_set
-from vit_dist.evals import open_validation_set
+from vit_dist.data.validation import open_validation_set
 
 _AREA = "Data"
 _MEASURED_S = 2.0

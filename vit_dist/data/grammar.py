@@ -17,8 +17,8 @@ from typing import Any
 
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 
-MAX_CLASSES = 2**31
-"""No label is that large: a head of so many classes does not exist; ids, times and hashes are larger."""
+MAX_CLASSES = 2**24
+"""No label is that large: no head has so many classes, and counting them takes 128 MB; ids, dates and hashes are."""
 GRAMMAR = 2
 """Counted up where the grammar changes: what was read by another one is read again."""
 
@@ -106,7 +106,7 @@ def check_labels(labels: Sequence[int], weights: Sequence[float] | None, limit: 
     if wrong is not None:
         known = f"there are {limit:,} classes, from 0" if limit < MAX_CLASSES else f"class numbers end at {limit - 1:,}"
         problem = "class numbers begin at 0" if wrong < 0 else known
-        hint = "where there are more, give --num-classes" if limit < MAX_CLASSES else "ids, times and hashes are none"
+        hint = "where there are more, give --num-classes" if limit < MAX_CLASSES else "ids, dates and hashes are none"
         raise LabelError(f"has the label {shown(wrong)}, but {problem}; {hint}")
     if len(set(labels)) < len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)

@@ -13,7 +13,8 @@ from vit_dist.core.units import nearest_multiples
 from vit_dist.core.world import World
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.sets import TrainingSet, open_training_set
-from vit_dist.evals import EvaluatorConfig, open_validation_set
+from vit_dist.data.validation import open_validation_set
+from vit_dist.evals import EvaluatorConfig
 
 
 @dataclass(frozen=True)

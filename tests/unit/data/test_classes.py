@@ -22,7 +22,7 @@ from vit_dist.data.manifest import ShardManifest, encode_manifest, read_manifest
 from vit_dist.data.pack.choose import SourceOptions, open_source
 from vit_dist.data.pack.run import PackOptions, merge, pack
 from vit_dist.data.sets import open_training_set
-from vit_dist.evals import open_validation_set
+from vit_dist.data.validation import open_validation_set
 from vit_dist.evals.fewshot import FewShotConfig
 
 ANIMALS = ("cat", "dog", "fox")

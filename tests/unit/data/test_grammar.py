@@ -204,7 +204,8 @@ def test_a_text_that_is_no_class_number_becomes_no_name_in_any_input(text: str) 
         (math.inf, "the label inf, neither a class number"),
         (2.5, "the label 2.5, neither"),
         (-1, "the label -1, but class numbers begin at 0"),
-        (2**31, "the label 2147483648, but class numbers end at 2,147,483,647"),
+        (2**24, "the label 16777216, but class numbers end at 16,777,215"),
+        (2**63, "the label 9223372036854775808, but class numbers end at 16,777,215"),
         ([[1]], r"the label \[1\], of type list"),
         ([1, None], "None stands in its place"),
         ([], "has no label: every sample needs one"),
@@ -407,3 +408,24 @@ def test_a_label_space_smaller_than_its_names_or_beyond_all_bounds_is_refused() 
         with pytest.raises(ConfigError, match=f"--num-classes {number}"):
             ClassSpace(names, number)
     assert ClassSpace(("a", "b"), 5).labels(read_text("4")) == ((4,), None)
+
+
+def test_directories_are_classes_of_the_names_that_are_given(tmp_path: Path) -> None:
+    for name in ("fox", "cat"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "x.png").write_bytes(b"x")
+
+    def labels(*classes: str) -> dict[str, tuple[int, ...]]:
+        source = open_source(str(tmp_path / "set"), tmp_path, SourceOptions(classes=classes))
+        assert source.classes == (classes or ("cat", "fox"))
+        assert source.num_classes == len(source.classes)
+        return {item.key: item.labels for item in source.items()}
+
+    assert labels() == {"cat/x": (0,), "fox/x": (1,)}
+    assert labels("owl", "fox", "cat") == {"cat/x": (2,), "fox/x": (1,)}
+    with pytest.raises(DataError, match="the directory 'fox' is no class of --classes; did you mean 'foxes'"):
+        labels("cat", "foxes")
+    for name in ("e\u0301", "\u00e9"):
+        (tmp_path / "set" / name).mkdir()
+    with pytest.raises(DataError, match="the name '\u00e9' stands twice"):
+        labels()
