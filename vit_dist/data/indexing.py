@@ -98,10 +98,7 @@ def index_tars(
     job = _Job(join_url(base, f"{stem}.index"), rule, leave_out)
     entries, num_read = _cached_or_read(job, tars, num_workers, quiet, say)
     limit = num_classes if num_classes is not None else len(rule.classes) or None
-    count = sum(entry["shard"]["num_samples"] for entry in entries)
-    check_pairs(redact(out), count if all(entry["pairs"] for entry in entries) else 0, limit)
-    for tar, entry in zip(tars, entries, strict=True):
-        _check_entry(tar, entry, limit)
+    _check_entries(tars, entries, limit, redact(out))
     manifest = ShardManifest(
         base=base,
         name=name or stem,
@@ -147,14 +144,17 @@ def _cached_or_read(
     return [entries[i] for i in range(len(tars))], len(missing)
 
 
-def _check_entry(tar: TarToIndex, entry: dict[str, Any], limit: int | None) -> None:
-    """Compare what a tar holds with what a file beside it says, and with the number of classes, where that is known."""
-    _check_count(tar, entry["shard"]["num_samples"] + len(entry["left_out"]))
-    if limit is not None and entry["max_label"] >= limit:
-        raise DataError(
-            f"{redact(tar.url)}: sample {entry['max_label_key']!r} has label {entry['max_label']}, but there are "
-            f"{limit} classes; mend it, or give --num-classes"
-        )
+def _check_entries(tars: list[TarToIndex], entries: list[dict[str, Any]], limit: int | None, where: str) -> None:
+    """Compare what tars hold with what files beside them say, and with the number of classes, where that is known."""
+    for tar, entry in zip(tars, entries, strict=True):
+        _check_count(tar, entry["shard"]["num_samples"] + len(entry["left_out"]))
+        if limit is not None and entry["max_label"] >= limit:
+            raise DataError(
+                f"{redact(tar.url)}: sample {entry['max_label_key']!r} has label {entry['max_label']}, but there are "
+                f"{limit} classes; mend it, or give --num-classes"
+            )
+    count = sum(entry["shard"]["num_samples"] for entry in entries)
+    check_pairs(where, count if all(entry["pairs"] for entry in entries) else 0, limit)
 
 
 def _checked_size(tar: TarToIndex) -> int:
