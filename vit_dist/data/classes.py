@@ -86,8 +86,10 @@ def counted_as(manifest: ShardManifest, other: Classes, what: str = "the set", r
     """The manifest with labels as another set counts them: itself where the two agree.
 
     Raises:
-        ConfigError: as `numbers_in`.
+        ConfigError: as `numbers_in`, or it has no labels.
     """
+    if not manifest.num_classes:
+        raise ConfigError(f"{what} {manifest.name!r} has no labels; index its tars with --labels")
     numbers = numbers_in(Classes.of(manifest, what), other, remedy or _PACK_ALIKE)
     return manifest if numbers is None else manifest.renumbered(numbers, other.num_classes, other.listing())
 
@@ -140,7 +142,8 @@ def _check_numbers(own: Classes, other: Classes, remedy: str) -> None:
         if name.isdecimal() and name.isascii() and int(name) != number:
             raise ConfigError(
                 f"{named.what} calls class {number} {name!r}, {bare.what} gives numbers without names: is its class "
-                f"{name} the one of this name, or number {name}? {remedy[0].upper()}{remedy[1:]}"
+                f"{name} the one of this name, or number {name}? Index both anew with --classes FILE, whose names are "
+                f"no numbers"
             )
 
 

@@ -165,7 +165,8 @@ def looks_like_a_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:
-        return text.isdigit() or re.fullmatch(r"[\d,\s]+", text) is not None
+        several = r"[\d.,:|\s]+" if "|" in text else r"[\d,\s]+"
+        return text.isdigit() or re.fullmatch(several, text) is not None
     return True
 
 

@@ -275,11 +275,15 @@ def test_few_shot_sets_are_compared_with_each_other_and_not_with_the_head(sets: 
         FewShotConfig(**{**shots, "train": sets["few"], "test": sets["bare"]}).check_sets(recipe)
 
 
-def test_a_set_without_labels_is_refused_before_the_first_step(tmp_path: Path) -> None:
+def test_a_set_without_labels_is_refused_before_the_first_step(sets: dict[str, str], tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "a.tar", [("a.png", noise_bytes(0)), ("b.png", noise_bytes(1))])
     index_tars([str(tar)], str(tmp_path / "m.json"), rule=LabelRule("none"), quiet=True)
+    bare = str(tmp_path / "m.json")
     with pytest.raises(ConfigError, match="the set 'm' has no labels to train on"):
-        open_training_set(recipe_of({"num_classes": 3, "train": str(tmp_path / "m.json")}, horizon="2 epochs"))
+        open_training_set(recipe_of({"num_classes": 3, "train": bare}, horizon="2 epochs"))
+    recipe = trained({**sets, "none": bare}, "all", "none")
+    with pytest.raises(ConfigError, match=r"data\.val: the set 'm' has no labels"):
+        open_validation_set(recipe, open_training_set(recipe))
 
 
 def test_tars_of_packed_sets_keep_the_names_of_their_classes(sets: dict[str, str], tmp_path: Path) -> None:

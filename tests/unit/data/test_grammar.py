@@ -220,6 +220,10 @@ def test_a_text_that_is_no_class_number_becomes_no_name_in_any_input(text: str) 
         ({"1": "0.5"}, "the weight '0.5'"),
         ({"1": 0, "2": 0.0}, "the weight 0 for all its labels"),
         ({"1": 0.5, "01": 0.5}, "class 1 twice"),
+        ("3|5", r"the label '3\|5', which is no class number"),
+        ("3:0.5|5:0.5", r"the label '3:0\.5\|5:0\.5', which is no class number"),
+        ("1, 2", "the label '1, 2', which is no class number"),
+        (["1_0"], "the label '1_0', which is no class number"),
     ],
 )
 def test_a_value_that_is_no_label_is_refused_by_name_and_left_out_where_that_is_asked(
