@@ -228,7 +228,10 @@ class Reader:
     def _fill_labels(self, batch: Batch, row: int, piece: Piece, sample: int, key: str) -> None:
         labels, weights = piece.index.sample_labels(sample)
         if not len(labels):
-            raise DataError(f"{_url(piece)}: sample {key!r} has no label")
+            raise DataError(
+                f"{_url(piece)}: sample {key!r} has no label; index the tars anew, with --skip-bad to leave such "
+                f"samples out"
+            )
         labels = labels + piece.part.label_offset
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= self._config.num_classes:

@@ -6,7 +6,6 @@ sample that of `members`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -249,7 +248,7 @@ class TarScanner:
         self._rows.append(IndexedSample(sample.key, sample.offset, offset, size, labels, weights))
 
     def _reason(self, sample: _Sample, error: ValueError) -> str:
-        reason = f"label: {error}" if isinstance(error, UnicodeDecodeError | json.JSONDecodeError) else str(error)
+        reason = str(error)
         if not sample.labels and "its members are" not in reason:
             reason += f"; its members are {', '.join(sorted(sample.members))}"
         if self._link[0] == sample.key:

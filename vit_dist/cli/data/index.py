@@ -19,6 +19,7 @@ def main(argv: list[str]) -> int:
 Each tar is read once, in parallel; nothing is copied. Run it again and only new or changed tars are read.
 Sample counts told by wids, sizes.json, _info.json, img2dataset or wds2idx must agree with the tars.
 Without --shuffled the samples count as lying in an order of their own, and subsets are drawn by hash.
+docs/data.md says what a label may be. Tars that `vit-dist data pack` wrote keep the names of their classes.
 """,
         "  vit-dist data index 's3://bucket/cc12m/{00000..01242}.tar' --out cc12m.json --labels none --shuffled\n"
         "  vit-dist data index /data/imagenet-w21/ --out runs/data/w21.json\n"
@@ -42,7 +43,9 @@ Without --shuffled the samples count as lying in an order of their own, and subs
         "--image", default="", metavar="EXT", help="member with the image, where there are several: left.jpg"
     )
     p.add_argument(
-        "--skip-bad", action="store_true", help="leave out samples without an image or a label, and list them"
+        "--skip-bad",
+        action="store_true",
+        help="leave out samples without an image, or with a label that is none, and list them",
     )
     p.add_argument("--name", default="", help="of the dataset")
     p.add_argument("--workers", type=positive, metavar="N", help="processes (one a core)")

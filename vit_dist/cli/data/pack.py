@@ -102,6 +102,7 @@ SRC is a folder with one directory per class, MNIST's IDX files, a list of paths
 .csv, .tsv), Parquet with the images inside, WebDataset tars to be packed anew, or what a plug-in reads. Images
 that cannot be decoded are left out and listed in DEST/bad.jsonl. Original bytes are kept unless a size or quality
 is given. The command may be killed and started again: it resumes. Packing twice gives the same bytes.
+docs/data.md says what a label may be. A label that is none is refused with its file, row or sample, and value.
 """,
         "  vit-dist data pack photos/ runs/data/photos\n"
         "  vit-dist data pack photos/ s3://bucket/photos --samples-per-shard 10k --resize-shorter 320\n"
@@ -153,7 +154,9 @@ is given. The command may be killed and started again: it resumes. Packing twice
     p.add_argument(
         "--skip-bad", action="store_true", help="tars: leave out samples without an image or a label, and list them"
     )
-    p.add_argument("--classes", type=Path, metavar="FILE", help="list, Parquet, tars: names of the classes, one a line")
+    p.add_argument(
+        "--classes", type=Path, metavar="FILE", help="folder, list, Parquet, tars: names of the classes, one a line"
+    )
     p.add_argument("--num-classes", type=positive, metavar="N", help="list, Parquet, tars: size of the label space")
     p.add_argument("--split-name", default="", metavar="NAME", help="which set of a folder of IDX files: train or test")
     p.add_argument("--name", default="", help="of the dataset, in the manifest (that of SRC)")

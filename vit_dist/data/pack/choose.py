@@ -33,10 +33,11 @@ class FolderConfig(SourceConfig):
     """A directory per class."""
 
     title: ClassVar[str] = "a folder with a directory per class"
+    options: ClassVar[frozenset[str]] = frozenset({"classes"})
 
     def open(self, url: str, scratch: Path, options: SourceOptions) -> Source:  # noqa: ARG002
         """See SourceConfig."""
-        return folder_source(url)
+        return folder_source(url, options.classes)
 
 
 @SOURCES.register("idx")

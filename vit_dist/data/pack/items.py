@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +15,7 @@ import numpy as np
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.seeding import I64, hash64
+from vit_dist.data.grammar import MAX_CLASSES, LabelError, check_labels
 from vit_dist.data.order import permute_array
 from vit_dist.data.pack.keys import key_hash, repeated_hashes
 
@@ -192,13 +194,22 @@ def shuffled_ordinals(first: int, count: int, total: int, seed: int) -> I64:
     return permute_array(places, np.full(count, total, np.int64), key)
 
 
-def check_labels(labels: Sequence[int], num_classes: int | None, place: str) -> None:
-    """Refuse labels outside the classes.
+def check_item(item: Item, num_classes: int | None) -> None:
+    """Refuse labels that cannot be trained on, whatever kind of source they come from.
 
     Raises:
         DataError: naming the image and the label.
     """
-    for label in labels:
-        if label < 0 or (num_classes is not None and label >= num_classes):
-            known = "" if num_classes is None else f" of {num_classes} classes"
-            raise DataError(f"{place}: label {label} is no class number{known}; mend it, or set --num-classes")
+    try:
+        check_labels(item.labels, item.weights, num_classes or MAX_CLASSES)
+    except LabelError as error:
+        raise DataError(f"{item.place}: this image {error}") from None
+
+
+def finite(value: Any) -> Any:
+    """Metadata as JSON can say it: numbers that are not finite, which JSON has not, become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from vit_dist.core.files import redact
+from vit_dist.data.classes import names_beside
 from vit_dist.data.labels import LabelRule
 from vit_dist.data.members import image_of, is_image, part_of_sample
 from vit_dist.data.pack.items import Item, safe_key
@@ -22,6 +24,8 @@ def tar_source(urls: Sequence[str], rule: LabelRule, num_classes: int | None, *,
     Raises:
         DataError: a tar is missing or damaged; a sample has no image or no label, unless such are skipped.
     """
+    if rule.classes:
+        rule = replace(rule, num_classes=num_classes)
     tars = find_tars(urls)
     stems = [tar.url.rpartition("/")[2].removesuffix(".tar") for tar in tars]
     if len(set(stems)) != len(stems):
@@ -48,9 +52,9 @@ def tar_source(urls: Sequence[str], rule: LabelRule, num_classes: int | None, *,
                 )
 
     name = urls[0].rstrip("/").rpartition("/")[2].removesuffix(".tar")
-    classes = rule.classes
-    source = Source("tar", name, "", items, classes, num_classes or len(classes) or None, image_member=rule.image)
-    return source
+    classes = names_beside((tar.url for tar in tars), urls, rule)
+    num_classes = num_classes or len(rule.classes) or None
+    return Source("tar", name, "", items, classes, num_classes, image_member=rule.image)
 
 
 def split_sample(content: bytes, image_member: str) -> tuple[bytes, dict[str, bytes]]:

@@ -20,7 +20,7 @@ from vit_dist.data.index import encode_index
 from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import Shard, checksum
 from vit_dist.data.pack.fetch import Fetcher
-from vit_dist.data.pack.items import Item, Listing, shuffled_ordinals
+from vit_dist.data.pack.items import Item, Listing, finite, shuffled_ordinals
 from vit_dist.data.pack.repack import split_sample
 from vit_dist.data.scan import scan_file
 from vit_dist.data.tarindex import TarScan, TarScanner
@@ -186,7 +186,7 @@ def sample_members(item: Item) -> dict[str, bytes]:
         if item.weights is not None:
             record["weights"] = list(item.weights)
     if record:
-        members["json"] = json.dumps(record, sort_keys=True).encode()
+        members["json"] = json.dumps(finite(record), sort_keys=True, allow_nan=False).encode()
     return members
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 from vit_dist.core.files import explained, file_system, is_remote, local_path, redact
 from vit_dist.core.registry import Plugin
+from vit_dist.data.grammar import ClassSpace, check_classes, class_name
 from vit_dist.data.labels import read_classes
 from vit_dist.data.members import IMAGE_EXTENSIONS
 from vit_dist.data.pack.items import Item, safe_key
@@ -155,13 +156,18 @@ def list_directory(url: str) -> tuple[list[str], list[tuple[str, int]]]:
     return sorted(directories), sorted(files)
 
 
-def folder_source(url: str) -> Source:
+def folder_source(url: str, classes: tuple[str, ...] = ()) -> Source:
     """Images in one directory per class, at any depth below it; classes are numbered in the order of their names.
 
     A key is the path without its extension, relative to the folder; with it where two images would have the same.
 
+    Args:
+        url: of the folder.
+        classes: names in the order of their numbers, of which the directories may be some; (): the directories'.
+
     Raises:
-        DataError: missing, empty, or not of this shape; a class without images (when it is listed).
+        DataError: missing, empty, or not of this shape; a directory that is none of the classes, or is one as another
+            is; a class without images (when it is listed).
     """
     url = url.rstrip("/")
     directories, files = list_directory(url)
@@ -178,12 +184,17 @@ def folder_source(url: str) -> Source:
     for name in directories:
         if not _is_text(name):
             raise DataError(f"{where}: the class directory {name!r} has a name that is not UTF-8; rename it")
+    names = classes or check_classes(directories, where)
+    numbers = ClassSpace(names).numbers
+    for name in check_classes(directories, where):
+        if name not in numbers:
+            raise DataError(f"{where}: the directory {name!r} is no class of --classes{did_you_mean(name, names)}")
 
     def items() -> Iterator[Item]:
         for name, _ in files:
             source.ignore(name)
-        for label, name in enumerate(directories):
-            count = 0
+        for name in directories:
+            count, label = 0, numbers[class_name(name)]
             for item in _walk(source, url, name, label, (os.path.realpath(local_path(url)),)):
                 count += 1
                 yield item
@@ -193,7 +204,7 @@ def folder_source(url: str) -> Source:
                     f"(images end in {', '.join(sorted(IMAGE_EXTENSIONS))})"
                 )
 
-    source = Source("folder", url.rpartition("/")[2] or "images", url, items, tuple(directories), len(directories))
+    source = Source("folder", url.rpartition("/")[2] or "images", url, items, names, len(names))
     return source
 
 
