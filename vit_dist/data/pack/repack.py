@@ -54,7 +54,8 @@ def tar_source(urls: Sequence[str], rule: LabelRule, num_classes: int | None, *,
     name = urls[0].rstrip("/").rpartition("/")[2].removesuffix(".tar")
     classes = names_beside((tar.url for tar in tars), urls, rule)
     num_classes = num_classes or len(rule.classes) or None
-    return Source("tar", name, "", items, classes, num_classes, image_member=rule.image)
+    source = Source("tar", name, "", items, classes, num_classes, image_member=rule.image)
+    return source
 
 
 def split_sample(content: bytes, image_member: str) -> tuple[bytes, dict[str, bytes]]:
