@@ -20,7 +20,7 @@ from vit_dist.config.schema import Recipe
 from vit_dist.core.exit_codes import PEER_LOST, SUPERSEDED, of_return_code, signal_of
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import ERROR, RANK_LOGS_VARIABLE, log
-from vit_dist.core.process import cli_command, handling, parent_death_signal, wait_until
+from vit_dist.core.process import STOP_SIGNALS, cli_command, handling, parent_death_signal, wait_until
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
 
@@ -154,7 +154,7 @@ def _forward_signals_to(ranks: Sequence[subprocess.Popen[bytes]]) -> contextlib.
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL if interrupts > 1 else passed_on)
 
-    return handling((signal.SIGTERM, signal.SIGUSR2, signal.SIGINT), forward)
+    return handling(STOP_SIGNALS, forward)
 
 
 def _close_status(directory: RunDir, code: int) -> None:

@@ -18,6 +18,7 @@ from launcher.slurm.parse import (
     SQUEUE_FORMAT,
     Job,
     parse_config,
+    parse_fields,
     parse_nodes,
     parse_sacct,
     parse_show_jobs,
@@ -34,6 +35,7 @@ USUAL_ARRAY = 1001
 PATIENCE_S = 20.0
 """How long a command is tried again while the controller does not answer."""
 _COMMAND_S = 90.0
+_SLURMD_PORT = 6818
 _KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_DEBUG_FLAGS"})
 _FOREIGN = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SCONTROL_", "SACCT_", "SCANCEL_", "SINFO_", "PMIX_")
 _AWAY = (
@@ -242,10 +244,10 @@ def node_addresses(nodelist: str, *, patience_s: float = PATIENCE_S) -> dict[str
         raise _failed(done, f"the nodes {nodelist!r} cannot be shown")
     addresses: dict[str, tuple[str, int]] = {}
     for line in done.stdout.splitlines():
-        fields: dict[str, str] = {m[1]: m[2] for m in re.finditer(r"(\w+)=(\S+)", line)}
-        if "NodeName" in fields:
-            name = fields["NodeName"]
-            addresses[name] = (fields.get("NodeAddr", name), int(fields.get("Port", "6818")))
+        fields = parse_fields(line)
+        name, port = fields.get("NodeName", ""), fields.get("Port", "")
+        if name:
+            addresses[name] = (fields.get("NodeAddr") or name, int(port) if port.isdigit() else _SLURMD_PORT)
     return addresses
 
 

@@ -88,17 +88,22 @@ def default_run_dir(recipe: Recipe) -> Path:
 
 
 def _rank(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps | None) -> int:
-    # A stop request that comes while torch is imported stays pending until there is a handler (train/attempt.py), in
-    # place of killing the rank.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT))
     from vit_dist.core.exit_codes import PEER_LOST
     from vit_dist.core.log import ERROR, RANK_LOGS_VARIABLE, log, speak_as_rank
+    from vit_dist.core.process import STOP_SIGNALS, ended_by_stop_signals
     from vit_dist.core.run.names import rank_log
+
+    # From here on a stop request kills no rank that could save: there is somebody who listens, or it waits until there
+    # is (train/process_group.py, then train/attempt.py).
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
     logs = os.environ.get(RANK_LOGS_VARIABLE)
     speak_as_rank(world.rank, Path(logs) / rank_log(world.rank) if logs else None)
-    from vit_dist.train.attempt import attempt
-    from vit_dist.train.failures import PeerLostError
+    with ended_by_stop_signals(
+        lambda name: log(f"rank {world.rank} of {world.size}: {name} while it was being started: it ends")
+    ):
+        from vit_dist.train.attempt import attempt
+        from vit_dist.train.failures import PeerLostError
 
     try:
         attempt(recipe, run_dir, world, profile)

@@ -137,9 +137,7 @@ def array_element(environ: Mapping[str, str] | None = None) -> int | None:
 
 
 def first_host(nodelist: str) -> str:
-    """The first name of a SLURM node list: 'gpu[003-007,9]' -> 'gpu003', 'a1,b2' -> 'a1'."""
-    head, bracket, rest = nodelist.partition("[")
-    if not bracket or "," in head:
-        return head.split(",")[0] or "127.0.0.1"
-    first = rest.partition("]")[0].split(",")[0].split("-")[0]
-    return head + first + rest.partition("]")[2].split(",")[0]
+    """The first name of a SLURM node list: 'gpu[003-007,9]' -> 'gpu003', 'a1,b2' -> 'a1', 'r[1-2]n[4,7]' -> 'r1n4'."""
+    # Up to the first comma that is in no bracket; of each bracket its first number.
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodelist.strip())
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first[0] if first else "") or "127.0.0.1"
