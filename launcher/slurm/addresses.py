@@ -1,9 +1,13 @@
-"""Where a node is reached: the one answer of training, supervisors, job scripts and the preflight."""
+"""Where a node is reached: the one answer of training, supervisors, job scripts and the preflight.
+
+`python -m launcher.slurm.addresses NODE` prints it, for job scripts.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Mapping
 
 from launcher.slurm import commands as slurm
@@ -47,3 +51,18 @@ def node_address(node: str, environ: Mapping[str, str] | None = None) -> str:
         f"MASTER_ADDR: the name {node} of rank 0's node cannot be resolved here, and Slurm names no address for it; "
         f"set MASTER_ADDR (and MASTER_PORT) to an address of that node, or have the name put into DNS or /etc/hosts"
     )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print a node's address. Returns the exit code."""
+    (node,) = sys.argv[1:] if argv is None else argv
+    try:
+        print(node_address(node))  # noqa: T201 - the result
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

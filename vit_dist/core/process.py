@@ -21,6 +21,7 @@ from vit_dist.core.exit_codes import of_signal
 CLI_MODULE = "vit_dist.cli.main"
 NODE_PROBE_MODULE = "vit_dist.train.health.node_probe"
 HOST_GUARD_MODULE = "launcher.supervise.host_guard"
+ADDRESS_MODULE = "launcher.slurm.addresses"
 """Modules that are started by name, `python -m`: no import says so."""
 
 _LISTEN_S = 0.1

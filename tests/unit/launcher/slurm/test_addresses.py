@@ -34,6 +34,15 @@ def test_what_resolves_is_taken_as_it_is(scontrol: Path, node: str) -> None:
     assert node_address(node, {}) == node
 
 
+def test_job_scripts_are_told_by_the_same_function(scontrol: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    scontrol.write_text(f"NodeName={NODE} NodeAddr=192.0.2.9\n")
+    assert addresses.main([NODE]) == 0
+    assert capfd.readouterr().out == "192.0.2.9\n"
+    scontrol.write_text("")
+    assert addresses.main([NODE]) == 2
+    assert NODE in capfd.readouterr().err
+
+
 def test_an_address_in_brackets_loses_them() -> None:
     assert node_address("[2001:db8::7]", {}) == "2001:db8::7"
 
@@ -60,7 +69,9 @@ def test_a_name_that_does_not_resolve_is_reached_where_slurm_reaches_it(scontrol
         ({}, ""),
     ],
 )
-@pytest.mark.parametrize("shown", ["", f"NodeName={NODE} NodeAddr={NODE}\n", f"NodeName={NODE} NodeAddr=also-unknown\n"])
+@pytest.mark.parametrize(
+    "shown", ["", f"NodeName={NODE} NodeAddr={NODE}\n", f"NodeName={NODE} NodeAddr=also-unknown\n"]
+)
 def test_without_slurms_answer_the_node_of_srun_stands_in_and_else_it_is_an_error(
     scontrol: Path, environ: dict[str, str], address: str, shown: str
 ) -> None:
