@@ -180,6 +180,7 @@ def open_run(
         initial.load(engine)
     else:
         state = TrainState.load(restored.state, data.identity, str(restored.path))
+        checkpoints.agree_on_place((state.step, state.position), restored.path, world)
     start.mark("restoring" if restored is not None else "probe")
     if world.is_main:
         _announce(recipe, data, plan, engine, world, num_params)

@@ -60,8 +60,10 @@ def evaluate(
         data, val, plan = open_training(recipe, world)
         engine, _ = build_engine(recipe, plan, world, device)
         plugins = agreed_plugins(recipe, world)
-        check_plugins(recipe, directory.read_json(names.RUN), run_dir)
-        run_identity = {**identity(recipe), "fingerprint": data.fingerprint, **recorded(directory), **plugins}
+        # Rank 0 alone reads the run's directory: all ranks go on from one answer, whatever the file system shows.
+        began_as, of_run = checkpoints.on_main(lambda: (recorded(directory), directory.read_json(names.RUN)), world)
+        check_plugins(recipe, of_run, run_dir)
+        run_identity = {**identity(recipe), "fingerprint": data.fingerprint, **began_as, **plugins}
         restored: checkpoints.Restored | None
         if checkpoint:
             restored = checkpoints.restore_from(directory.checkpoints / checkpoint, engine, run_identity, world, None)
@@ -71,8 +73,10 @@ def evaluate(
             )
         if restored is None:
             raise RunError(f"{run_dir}: no checkpoint in it to evaluate; train it first")
-        step = TrainState.load(restored.state, data.identity, str(restored.path)).step
-        before = directory.evaluation([dump(e) for e in recipe.evaluators], step)
+        state = TrainState.load(restored.state, data.identity, str(restored.path))
+        checkpoints.agree_on_place((state.step, state.position), restored.path, world)
+        step, wanted = state.step, [dump(e) for e in recipe.evaluators]
+        before = checkpoints.on_main(lambda: directory.evaluation(wanted, step), world)
         if before is not None:
             if world.is_main:
                 log(f"  {run_dir}: these evaluators have seen step {step:,} already")
