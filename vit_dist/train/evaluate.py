@@ -20,6 +20,7 @@ from vit_dist.engines._numerics import check_precision, numerics
 from vit_dist.evals import EvalContext, EvaluatorConfig
 from vit_dist.train.attempt import build_engine
 from vit_dist.train.checkpoint import restore as checkpoints
+from vit_dist.train.failures import explained
 from vit_dist.train.health.patience import patience
 from vit_dist.train.initial_weights import recorded
 from vit_dist.train.plan import open_training
@@ -45,8 +46,18 @@ def evaluate(
 
     Raises:
         RunError: there is no checkpoint, or an attempt of the run holds the directory.
-        VitDistError: what keeps a set from being read, or the checkpoint from being restored.
+        VitDistError: what keeps a set from being read, the checkpoint from being restored, or an evaluator from
+            running.
+        PeerLostError: another rank died (train/failures.py).
     """
+    try:
+        return _evaluate(recipe, run_dir, world, checkpoint, out)
+    except RuntimeError as error:
+        failure = explained(error, recipe, run_dir, world)
+        raise failure from (None if failure is error else error)
+
+
+def _evaluate(recipe: Recipe, run_dir: Path, world: World, checkpoint: str, out: Path | None) -> dict[str, float]:
     directory = RunDir(run_dir)
     with contextlib.ExitStack() as stack:
         if world.is_main:

@@ -83,9 +83,16 @@ def main(argv: list[str]) -> int:
             where = run_dir / names.CHECKPOINTS / checkpoint if checkpoint else run_dir
             words = ["evaluate", str(where), *overrides, *(["--out", str(args.out)] if args.out else [])]
             return run_ranks(words, nproc=ranks, scratch=Path(scratch))
+    from vit_dist.core.exit_codes import PEER_LOST
+    from vit_dist.core.log import ERROR, log
     from vit_dist.train.evaluate import evaluate
+    from vit_dist.train.failures import PeerLostError
 
-    evaluate(load_recipe(str(recipe_file), overrides), run_dir, world, checkpoint=checkpoint, out=args.out)
+    try:
+        evaluate(load_recipe(str(recipe_file), overrides), run_dir, world, checkpoint=checkpoint, out=args.out)
+    except PeerLostError as error:
+        log(f"vit-dist evaluate: rank {world.rank}: {error}", ERROR)
+        return PEER_LOST
     return 0
 
 
