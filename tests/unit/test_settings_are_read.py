@@ -98,7 +98,7 @@ def flags(tree: ast.AST) -> Iterator[tuple[str, str]]:
 
 
 def ignored(path: Path) -> list[str]:
-    """Flags that nothing reads: neither the verb's own module nor those in its folder; of what is no verb, none at all."""
+    """Flags that nothing reads: neither the verb's own module nor those in its folder; of no verb, none at all."""
     text = path.read_text()
     readers = [path] if path.parent == CLI else list(path.parent.glob("*.py"))
     if not re.search(r"^def \w*main\(", text, re.MULTILINE):
