@@ -88,7 +88,7 @@ def default_run_dir(recipe: Recipe) -> Path:
 def _rank(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps | None) -> int:
     from vit_dist.core.exit_codes import PEER_LOST
     from vit_dist.core.log import ERROR, RANK_LOGS_VARIABLE, log, speak_as_rank
-    from vit_dist.core.process import STOP_SIGNALS, ended_by_stop_signals
+    from vit_dist.core.process import STOP_SIGNALS, ended_by_stop_signals, heavy_imports
     from vit_dist.core.run.names import rank_log
 
     # From here on a stop request kills no rank that could save: there is somebody who listens, or it waits until there
@@ -97,9 +97,11 @@ def _rank(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps | N
 
     logs = os.environ.get(RANK_LOGS_VARIABLE)
     speak_as_rank(world.rank, Path(logs) / rank_log(world.rank) if logs else None)
-    with ended_by_stop_signals(
-        lambda name: log(f"rank {world.rank} of {world.size}: {name} while it was being started: it ends")
-    ):
+
+    def say(name: str) -> None:
+        log(f"rank {world.rank} of {world.size}: {name} while it was being started: it ends")
+
+    with ended_by_stop_signals(say), heavy_imports():
         from vit_dist.train.attempt import attempt
         from vit_dist.train.failures import PeerLostError
 

@@ -85,8 +85,11 @@ def main(argv: list[str]) -> int:
             return run_ranks(words, nproc=ranks, scratch=Path(scratch))
     from vit_dist.core.exit_codes import PEER_LOST
     from vit_dist.core.log import ERROR, log
-    from vit_dist.train.evaluate import evaluate
-    from vit_dist.train.failures import PeerLostError
+    from vit_dist.core.process import heavy_imports
+
+    with heavy_imports():
+        from vit_dist.train.evaluate import evaluate
+        from vit_dist.train.failures import PeerLostError
 
     try:
         evaluate(load_recipe(str(recipe_file), overrides), run_dir, world, checkpoint=checkpoint, out=args.out)

@@ -11,12 +11,12 @@ No `latest` file exists to point at the wrong one.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from vit_dist.core.run.names import CHECKPOINTS
+from vit_dist.core.small_files import checked, parse_json, read_small
 
 MARKER = "COMMITTED.json"
 FORMAT = 2
@@ -78,7 +78,8 @@ def parse_marker(content: str | bytes) -> tuple[dict[str, Any], str]:
     The names of files in it are those of ranks' parts and nothing else: they become paths.
     """
     try:
-        marker = json.loads(content)
+        # Losses and metrics that it holds may be NaN.
+        marker = checked(parse_json(content, finite=False), {})
         if marker["format"] != FORMAT:
             return {}, f"it is of format {marker['format']}, this version reads {FORMAT}"
         for key in _MAPPINGS:
@@ -87,17 +88,21 @@ def parse_marker(content: str | bytes) -> tuple[dict[str, Any], str]:
         foreign = next((name for name in marker["files"] if not _RANK_FILE.fullmatch(name)), None)
         if foreign is not None:
             raise ValueError(f"{foreign[:100]!r} is not the name of a rank's part, such as {rank_file(0)}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        return {}, f"{MARKER} cannot be read: {type(error).__name__}: {error}"
+    except KeyError as error:
+        return {}, f"{MARKER} is damaged: it has no {error}"
+    except ValueError as error:
+        return {}, f"{MARKER} is damaged: {error}"
     return marker, ""
 
 
 def read_marker(path: Path) -> tuple[dict[str, Any], str]:
     """A checkpoint's marker, and what is wrong with it or ''."""
     try:
-        content = (path / MARKER).read_bytes()
+        content = read_small(path / MARKER)
     except OSError as error:
-        return {}, f"{MARKER} cannot be read: {type(error).__name__}: {error}"
+        return {}, f"{MARKER} cannot be read: {error.strerror}"
+    except ValueError as error:
+        return {}, f"{MARKER} is damaged: {error}"
     return parse_marker(content)
 
 

@@ -25,6 +25,7 @@ from typing import Any
 from launcher.slurm.addresses import node_address
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.network import free_port, listen, own_address
+from vit_dist.core.process import heavy_imports
 from vit_dist.core.world import gpu_of
 
 MARK = "vit-dist-preflight "
@@ -177,7 +178,8 @@ def _read(files: Sequence[tuple[str, int]]) -> dict[str, Any]:
 
 
 def _device(local_rank: int) -> dict[str, Any]:
-    import torch
+    with heavy_imports():
+        import torch
 
     if not torch.cuda.is_available():
         return {"device": "cpu", "torch": torch.__version__}
