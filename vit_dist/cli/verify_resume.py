@@ -60,8 +60,10 @@ def main(argv: list[str]) -> int:
 
     from vit_dist.config.load import load_recipe
     from vit_dist.core.errors import ConfigError
-    from vit_dist.core.world import World
+    from vit_dist.core.world import World, starts_ranks
 
+    for count in (args.nproc, *(args.worlds or ())):
+        starts_ranks("verify-resume", count)
     if args.steps < 6:
         raise ConfigError(f"--steps={args.steps}: two kills and what follows them need at least 6")
     worlds = args.worlds if args.worlds is not None else [w for w in (args.nproc // 2,) if w]
