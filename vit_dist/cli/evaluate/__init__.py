@@ -87,7 +87,9 @@ def main(argv: list[str]) -> int:
             return run_ranks(words, nproc=args.nproc, scratch=Path(scratch))
     from vit_dist.train.evaluate import evaluate
 
-    evaluate(load_recipe(str(recipe_file), overrides), run_dir, world, checkpoint=checkpoint, out=args.out)
+    # Nothing is saved, and other evaluators may not measure what the run keeps its best checkpoint by.
+    recipe = load_recipe(str(recipe_file), [*overrides, "checkpoint.keep_best="])
+    evaluate(recipe, run_dir, world, checkpoint=checkpoint, out=args.out)
     return 0
 
 
