@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vit_dist.config.load import resolve
+from vit_dist.config.schema import Recipe
 from vit_dist.core.world import World
 from vit_dist.engines._protocol import Engine, EngineInputs
 from vit_dist.train.losses import make_loss
@@ -21,11 +22,8 @@ def zero(stage: int) -> dict[str, Any]:
     return {"name": "deepspeed", "zero_stage": stage, "reduce_bucket": 1_000_000, "allgather_bucket": 1_000_000}
 
 
-def build(
-    device: torch.device, model_name: str, engine: dict[str, Any], precision: str = "fp32", seed: int = 0
-) -> Engine:
-    """An engine with the weights of a seed, whatever the device."""
-    recipe = resolve(
+def recipe(model_name: str, engine: dict[str, Any], precision: str = "fp32") -> Recipe:
+    return resolve(
         {
             "horizon": "1 epoch",
             "global_batch": BATCH,
@@ -37,13 +35,20 @@ def build(
             "engine": engine,
         }
     )
+
+
+def build(
+    device: torch.device, model_name: str, engine: dict[str, Any], precision: str = "fp32", seed: int = 0
+) -> Engine:
+    """An engine with the weights of a seed, whatever the device."""
+    settings = recipe(model_name, engine, precision)
     torch.manual_seed(seed)
-    model: Any = recipe.model.build(num_classes=CLASSES, image_size=SIZE)  # type: ignore[attr-defined]
+    model: Any = settings.model.build(num_classes=CLASSES, image_size=SIZE)  # type: ignore[attr-defined]
     torch.nn.init.normal_(model.head.weight, std=0.05)  # zeros would send no gradient to what is below
-    optimizer = recipe.optim.build(model)  # type: ignore[attr-defined]
-    loss = make_loss(recipe.loss)
+    optimizer = settings.optim.build(model)  # type: ignore[attr-defined]
+    loss = make_loss(settings.loss)
     inputs = EngineInputs(model, optimizer, loss, World(), device, precision, 1.0, BATCH, 1)
-    built: Engine = recipe.engine.build(inputs)  # type: ignore[attr-defined]
+    built: Engine = settings.engine.build(inputs)  # type: ignore[attr-defined]
     return built
 
 

@@ -93,12 +93,14 @@ def _rank(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps | N
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT))
     from vit_dist.core.exit_codes import PEER_LOST
     from vit_dist.core.log import ERROR, RANK_LOGS_VARIABLE, log, speak_as_rank
+    from vit_dist.core.process import heavy_imports
     from vit_dist.core.run.names import rank_log
 
     logs = os.environ.get(RANK_LOGS_VARIABLE)
     speak_as_rank(world.rank, Path(logs) / rank_log(world.rank) if logs else None)
-    from vit_dist.train.attempt import attempt
-    from vit_dist.train.failures import PeerLostError
+    with heavy_imports():
+        from vit_dist.train.attempt import attempt
+        from vit_dist.train.failures import PeerLostError
 
     try:
         attempt(recipe, run_dir, world, profile)

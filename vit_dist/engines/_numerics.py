@@ -56,7 +56,7 @@ def uses_tf32(precision: str) -> bool:
 def numerics(recipe: Recipe) -> Iterator[None]:
     """Set what a recipe says about a whole process, for as long as the block lasts. Before CUDA is used."""
     deterministic = bool(getattr(recipe.engine, "deterministic", False))
-    with _tf32(uses_tf32(recipe.precision)), _deterministic() if deterministic else contextlib.nullcontext():
+    with _tf32(uses_tf32(recipe.precision)), strictly_deterministic() if deterministic else contextlib.nullcontext():
         yield
 
 
@@ -75,7 +75,8 @@ def _tf32(allowed: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _deterministic() -> Iterator[None]:
+def strictly_deterministic() -> Iterator[None]:
+    """For as long as the block lasts torch refuses what has no deterministic kernel. Before CUDA is used."""
     cudnn: Any = torch.backends.cudnn
     memory: Any = torch.utils.deterministic
     mode = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()

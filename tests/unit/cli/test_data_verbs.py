@@ -8,7 +8,6 @@ import io
 import json
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -153,9 +152,9 @@ def test_order_starts_fast_without_torch_and_bears_a_closed_pipe(packed: Path) -
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None
-    started = time.monotonic()
+    # 200,000 lines are more than a pipe holds: the first is here while the process still writes.
     assert process.stdout.readline().strip()
-    assert time.monotonic() - started < 10
+    assert process.poll() is None
     process.stdout.close()
     said = process.stderr.read().decode()
     process.stderr.close()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
 
 import pytest
 
-from vit_dist.core.process import handling, wait_until
+from vit_dist.core.process import handling, heavy_imports, wait_until
 
 
 def test_signals_reach_the_handler_while_it_stands_and_those_of_before_come_back() -> None:
@@ -26,6 +27,22 @@ def test_handlers_are_restored_after_an_error() -> None:
     with pytest.raises(RuntimeError), handling([signal.SIGUSR1], lambda *_: None):
         raise RuntimeError
     assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_no_garbage_is_looked_for_during_heavy_imports_nor_among_what_they_made() -> None:
+    before = gc.get_freeze_count()
+    try:
+        with heavy_imports():
+            with heavy_imports():
+                made = [[] for _ in range(1000)]  # type: ignore[var-annotated]
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() >= before + len(made)
+        with pytest.raises(ImportError), heavy_imports():
+            import vit_dist.nothing  # noqa: F401
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
 
 
 def test_waiting_ends_when_it_holds_or_when_the_time_is_over() -> None:

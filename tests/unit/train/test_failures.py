@@ -93,6 +93,17 @@ def test_memory_that_does_not_suffice_says_what_was_asked_and_what_takes_less(tm
     assert OUT_OF_MEMORY in summary.read_text()
 
 
+def test_the_machine_s_own_memory_has_words_too(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    told = explain(caught.value, tmp_path)
+    assert type(told) is RunError
+    assert str(told).startswith(
+        "rank 3 on gpu07: the machine's memory does not suffice: 1048576.0 TiB were asked for. What"
+    )
+    assert "engine.max_micro_batch=4 (the micro-batch is 8)" in str(told)
+
+
 def test_only_settings_that_apply_are_named(tmp_path: Path) -> None:
     error = torch.OutOfMemoryError(OUT_OF_MEMORY)
     assert "zero_stage" not in str(explain(error, tmp_path, engine="plain"))

@@ -85,7 +85,10 @@ def main(argv: list[str]) -> int:
             where = run_dir / names.CHECKPOINTS / checkpoint if checkpoint else run_dir
             words = ["evaluate", str(where), *overrides, *(["--out", str(args.out)] if args.out else [])]
             return run_ranks(words, nproc=args.nproc, scratch=Path(scratch))
-    from vit_dist.train.evaluate import evaluate
+    from vit_dist.core.process import heavy_imports
+
+    with heavy_imports():
+        from vit_dist.train.evaluate import evaluate
 
     # Nothing is saved, and other evaluators may not measure what the run keeps its best checkpoint by.
     recipe = load_recipe(str(recipe_file), [*overrides, "checkpoint.keep_best="])

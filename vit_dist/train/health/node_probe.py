@@ -22,6 +22,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from vit_dist.core.process import heavy_imports
 from vit_dist.core.world import gpu_of
 
 MARK = "vit-dist-preflight "
@@ -182,7 +183,8 @@ def _read(files: Sequence[tuple[str, int]]) -> dict[str, Any]:
 
 
 def _device(local_rank: int) -> dict[str, Any]:
-    import torch
+    with heavy_imports():
+        import torch
 
     if not torch.cuda.is_available():
         return {"device": "cpu", "torch": torch.__version__}

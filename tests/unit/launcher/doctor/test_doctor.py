@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,13 +141,12 @@ def test_s3_is_measured_and_no_secret_is_shown(
 
 
 def test_with_nothing_at_all_it_says_so_quickly(vit_dist: Callable[..., Any], tmp_path: Path) -> None:
-    began = time.monotonic()
-    done = vit_dist("doctor", "--run-root", str(tmp_path), PATH=str(tmp_path), HOME=str(tmp_path))
+    # It takes 2 s on an idle machine; a minute would be one that waits for what is not there.
+    done = vit_dist("doctor", "--run-root", str(tmp_path), timeout=60, PATH=str(tmp_path), HOME=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no Slurm here" in done.stdout
     assert "no NVIDIA driver here" in done.stdout
     assert "\033" not in done.stdout
-    assert time.monotonic() - began < 20  # 2 s on an idle machine
 
 
 @pytest.mark.slurm
