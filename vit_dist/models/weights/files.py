@@ -150,6 +150,9 @@ def _from_named(tensors: State, metadata: Mapping[str, str], path: Path, options
         if described is None:
             raise ConfigError(f"{path}: does not say its model; give it: `vit-dist models import ... --model ViT-B/16`")
         config = config_of(described, str(path))
+    if not size and getattr(config, "position_embedding", "") == "sincos" and "pos_embed" in tensors:
+        # timm's form has the fixed table, which is left out below and alone says the image size.
+        size = _size_of(tensors, config)
     state = from_timm(as_float32(tensors, str(path)), config, str(path), new_head=options.head == "new")
     return _fitted(state, config, path, options, facts, stated_size=size)
 
@@ -331,9 +334,14 @@ def _unpickled(path: Path) -> State:
     while inside is not None:
         content = content[inside]
         inside = next((key for key in _CONTAINERS if isinstance(content.get(key), dict)), None)
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        has = f"; it has {', '.join(map(str, [*content][:6]))}" if isinstance(content, dict) else ""
-        raise DataError(f"{path}: holds no dictionary of tensors{has}; save a state_dict() alone")
+    if not isinstance(content, dict) or not content:
+        raise DataError(
+            f"{path}: holds no dictionary of tensors but {type(content).__name__}; save a state_dict() alone"
+        )
+    others = [f"{name} ({type(value).__name__})" for name, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        shown = ", ".join(others[:4]) + (", ..." if len(others) > 4 else "")
+        raise DataError(f"{path}: holds no dictionary of tensors alone, but {shown}; save a state_dict() alone")
     return {str(name): tensor for name, tensor in content.items()}
 
 

@@ -190,7 +190,7 @@ def from_timm(tensors: Mapping[str, Tensor], config: ModelConfig, where: str, *,
             (f"head.{name.removeprefix(f'{head}.')}" if name in _linear(head) else f"net.{name}"): tensor
             for name, tensor in state.items()
         }
-    elif not ours:
+    elif kind_of(config) == "bit" and "head.weight" not in state:
         state = {_our_head(name): tensor for name, tensor in state.items()}
     # A head that is a 1x1 convolution.
     weight = state.get("head.weight")

@@ -181,6 +181,20 @@ def test_a_new_head_takes_the_place_of_whatever_head_a_model_of_timm_has(name: s
             fit(from_timm(theirs, config, "w.pth", new_head=False), config, num_classes=7, image_size=size, source="w")
 
 
+def test_the_fixed_table_says_the_image_size_and_may_be_of_another(tmp_path: Path) -> None:
+    config = model_config("vit-test", patch_size=8, position_embedding="sincos")
+    whole = {name: torch.zeros(shape) for name, shape in shapes_of(config, 2, 40).items()}
+    write_weights(Weights(whole, config, 2, 40), tmp_path / "w.timm.safetensors")
+    assert read_weights(tmp_path / "w.timm.safetensors", LoadOptions(config)).image_size == 40
+    assert read_weights(tmp_path / "w.timm.safetensors", LoadOptions(config, image_size=64)).image_size == 64
+
+
+def test_two_heads_of_our_own_names_are_not_taken_for_one(tmp_path: Path) -> None:
+    content = {**state(), "head.fc.weight": torch.zeros(7, 32)}
+    with pytest.raises(DataError, match=r"1 too many: head\.fc\.weight"):
+        read_weights(saved(content, tmp_path / "w.pth"), LoadOptions(VIT))
+
+
 def test_a_learned_table_is_no_sincos_one(tmp_path: Path) -> None:
     config = model_config("vit-test", patch_size=8, position_embedding="sincos")
     path = saved(state(), tmp_path / "w.pth")
@@ -284,9 +298,15 @@ def test_a_folder_of_hugging_face_that_is_more_or_less_than_a_vit_is_refused(
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ({"teacher": {"x": torch.zeros(1)}, "epoch": 3}, "holds no dictionary of tensors; it has teacher, epoch"),
-        ([torch.zeros(1)], "holds no dictionary of tensors; save"),
-        ({"state_dict": {"x": 3}}, "holds no dictionary of tensors; it has x"),
+        (
+            {"teacher": {"x": torch.zeros(1)}, "epoch": 3},
+            r"holds no dictionary of tensors alone, but teacher \(dict\), epoch \(int\); save",
+        ),
+        ([torch.zeros(1)], "holds no dictionary of tensors but list; save"),
+        ({"state_dict": {"x": 3}}, r"but x \(int\); save"),
+        ({"state_dict": {**state(), "extra": "1.0"}}, r"but extra \(str\); save"),
+        ({}, "holds no dictionary of tensors but dict; save"),
+        (torch.zeros(1), "holds no dictionary of tensors but Tensor; save"),
     ],
 )
 def test_a_torch_file_without_a_state_says_what_it_has(content: Any, says: str, tmp_path: Path) -> None:
