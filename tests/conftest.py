@@ -79,7 +79,8 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> str:
     """URL of a manifest: 200 learnable 28 x 28 images of 4 classes in 7 shards, in random order."""
     from tests.shards import write_set
 
-    return write_set(tmp_path_factory.mktemp("small-set"), num_samples=200, samples_per_shard=31, num_classes=4)
+    folder, classes = tmp_path_factory.mktemp("small-set"), ("hat", "tie", "cap", "bag")
+    return write_set(folder, num_samples=200, samples_per_shard=31, num_classes=4, classes=classes)
 
 
 @pytest.fixture(scope="session")

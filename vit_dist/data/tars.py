@@ -29,7 +29,7 @@ def find_tars(urls: Sequence[str]) -> list[TarToIndex]:
     """The tars that URLs name, in their order.
 
     A URL is a tar, a pattern with {000..123} or {a,b}, one with * or ?, a directory (its *.tar), or the JSON shard list
-    of `wids`.
+    of `wids`. Hidden files (`._0.tar`) are left out, as shells do.
 
     Raises:
         DataError: nothing there, or a tar named twice.
@@ -66,23 +66,32 @@ def _resolve(url: str) -> list[TarToIndex]:
         return _from_wids(url)
     if any(c in name for c in "*?["):
         folder = parent_url(url)
-        tars = [n for n in _names(folder or ".") if fnmatch.fnmatchcase(n, name)]
+        tars = [n for n in _names(folder or ".") if fnmatch.fnmatchcase(n, name) and _is_shown(n, name)]
         if not tars:
             raise DataError(f"{redact(url)}: no file fits this pattern")
         return [TarToIndex(join_url(folder, n)) for n in tars]
     if _is_directory(url):
-        tars = [n for n in _names(url) if n.endswith(".tar")]
+        tars = [n for n in _names(url) if is_tar_name(n) and _is_shown(n)]
         if not tars:
             raise DataError(f"{redact(url)}: no .tar files in this directory")
         return [TarToIndex(join_url(url, n)) for n in tars]
     return [TarToIndex(url)]
 
 
+def is_tar_name(name: str) -> bool:
+    """Whether a file or URL ends like a tar, in letters of any case."""
+    return name.lower().endswith(".tar")
+
+
+def _is_shown(name: str, pattern: str = "") -> bool:
+    return not name.startswith(".") or pattern.startswith(".")
+
+
 def _is_directory(url: str) -> bool:
     with explained(url, "listed"):
         if not is_remote(url):
             return local_path(url).is_dir()
-        if url.endswith(".tar"):
+        if is_tar_name(url):
             return False
         system, path = file_system(url)
         return bool(system.isdir(path))

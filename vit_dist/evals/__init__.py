@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from vit_dist.core.metrics import Metric
 from vit_dist.core.registry import Plugin
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvalContext:
-    """What an evaluator may look at. `val` is None where the recipe names no validation set."""
+    """What an evaluator may look at.
+
+    `val` is None where the recipe names no validation set; its labels are read as the model's head counts them.
+    """
 
     engine: Engine
     recipe: Recipe
@@ -28,6 +31,9 @@ class EvalContext:
 
 class EvaluatorConfig(Plugin):
     """Base of every evaluator's config."""
+
+    scores_head: ClassVar[bool] = True
+    """Compares what the head says with labels of `EvalContext.val`, whose classes must be among the training set's."""
 
     def check(self, recipe: Recipe) -> None:
         """Refuse a recipe that names no data for it; reads nothing.

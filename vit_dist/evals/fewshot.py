@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from vit_dist.evals import EvalContext, EvaluatorConfig
 
 if TYPE_CHECKING:
     from vit_dist.config.schema import Recipe
+    from vit_dist.data.manifest import ShardManifest
 
 Shots = Annotated[int, Field(ge=1)]
 
@@ -28,6 +29,8 @@ class FewShotConfig(EvaluatorConfig):
     The protocol of google-research/big_vision (evaluators/fewshot_lsr.py), which the paper's figures follow: features
     are what the head classifies; targets are -1 and 1; the mean over draws of the shots is given.
     """
+
+    scores_head: ClassVar[bool] = False
 
     set: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(description="its name in the tags")
     train: str = Field("", description="URL of the manifest that shots are drawn from; empty: the recipe's data.train")
@@ -67,15 +70,22 @@ class FewShotConfig(EvaluatorConfig):
 
     def check_sets(self, recipe: Recipe) -> None:
         """See EvaluatorConfig: reads both manifests, and the labels of the set of shots."""
+        self.open_sets(recipe)
+        draw(self.sources(recipe)[0], max(self.shots), self.seeds)
+
+    def open_sets(self, recipe: Recipe) -> tuple[ShardManifest, ShardManifest]:
+        """The set of shots, and the test set with labels as the first counts them.
+
+        Raises:
+            ConfigError: one is not named, or the test set has classes that the other has not.
+            DataError: a manifest cannot be read.
+        """
+        from vit_dist.data.classes import Classes, counted_as
         from vit_dist.data.manifest import read_manifest
 
-        train, test = self.sources(recipe)
-        draw(train, max(self.shots), self.seeds)
-        known, asked = read_manifest(train).num_classes, read_manifest(test).num_classes
-        if known != asked:
-            raise ConfigError(
-                f"evaluators: fewshot of {self.set!r}: its train set knows {known} classes, its test set {asked}"
-            )
+        train, test = (read_manifest(url) for url in self.sources(recipe))
+        known = Classes.of(train, "its train set")
+        return train, counted_as(test, known, f"evaluators: fewshot of {self.set!r}: its test set")
 
     def metrics(self, recipe: Recipe) -> Mapping[str, Metric]:  # noqa: ARG002
         """See EvaluatorConfig."""

@@ -156,7 +156,7 @@ def open_run(
     assert isinstance(model_config, ModelConfig)
     assert isinstance(recipe.schedule, ScheduleConfig)
     data, val, plan = open_training(recipe, world)
-    initial = Initial(recipe, directory, world)
+    initial = Initial(recipe, directory, world, data.class_names)
     plugins = agreed_plugins(recipe, world)
     run_identity = {**identity(recipe), "fingerprint": data.fingerprint, **initial.identity, **plugins}
     # Before anything is written or superseded: a run directory of another run must be left as it is.

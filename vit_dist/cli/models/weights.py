@@ -59,6 +59,7 @@ def import_main(argv: list[str]) -> int:
     )
     parser.add_argument("--model", metavar="NAME", help="needed where the file does not say its model")
     parser.add_argument("--num-classes", metavar="K", type=int, help="default: as many as the file has")
+    parser.add_argument("--classes", metavar="FILE", type=Path, help="names of the head's classes, one a line")
     parser.add_argument("--image-size", metavar="S", type=int, help="positions are resampled to it")
     parser.add_argument(
         "--head",
@@ -79,6 +80,7 @@ def import_main(argv: list[str]) -> int:
     at_least_one(args, "image_size", "num_classes")
     if args.settings and not args.model:
         raise ConfigError(f"{args.settings[0]}: settings are those of a model; give --model NAME")
+    from vit_dist.data.labels import read_classes
     from vit_dist.models.weights.files import LoadOptions, read_weights
     from vit_dist.train.checkpoint.weights import is_checkpoint
     from vit_dist.train.checkpoint.weights_remote import downloaded
@@ -89,6 +91,7 @@ def import_main(argv: list[str]) -> int:
         image_size=args.image_size,
         head=args.head,
         positions=args.positions,
+        classes=read_classes(args.classes) if args.classes else (),
     )
     with downloaded(args.source) as path:
         if is_checkpoint(path):

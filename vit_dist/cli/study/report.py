@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vit_dist.cli.study.options import add_runs, split_words, study_parser
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.run.names import is_plain_name
 from vit_dist.core.tables import make_console, show, table
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int:
     tag_map = load_tag_map(args.tag_map) if args.tag_map else None
     declared = study.metrics if study else {}
     collection = collect(logs, study=name, metric=metric, tag_map=tag_map, declared=declared)
-    out = Path(args.out) if args.out else Path(args.runs) / (collection.study or "runs") / "report"
+    out = Path(args.out) if args.out else _default_out(Path(args.runs), collection.study or "runs")
     files = write_report(collection, out, cached=not args.no_cache)
     console = make_console()
     show(console, _means_table(collection))
@@ -69,6 +70,16 @@ def main(argv: list[str]) -> int:
         export_tensorboard(collection, Path(args.tensorboard))
         console.print(f"by examples and by GFLOPs: tensorboard --logdir {args.tensorboard}", markup=False)
     return 0
+
+
+def _default_out(runs: Path, study: str) -> Path:
+    # The name comes out of event files that anybody may have written.
+    if not is_plain_name(study):
+        raise ConfigError(
+            f"the study in these logs calls itself {study[:100]!r}, which is no name for a folder; say with --out "
+            f"where the report goes"
+        )
+    return runs / study / "report"
 
 
 def _study(args: argparse.Namespace, prog: str) -> tuple[str | None, StudyConfig | None]:

@@ -10,11 +10,11 @@ No `latest` file exists to point at the wrong one.
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
 from vit_dist.core.run.names import CHECKPOINTS
+from vit_dist.core.small_files import checked, parse_json, read_small
 
 MARKER = "COMMITTED.json"
 FORMAT = 2
@@ -59,14 +59,19 @@ def partial(root: Path) -> list[Path]:
 def read_marker(path: Path) -> tuple[dict[str, Any], str]:
     """A checkpoint's marker, and what is wrong with it or ''."""
     try:
-        marker = json.loads((path / MARKER).read_text())
+        # Losses and metrics that it holds may be NaN.
+        marker = checked(parse_json(read_small(path / MARKER), finite=False), {})
         if marker["format"] != FORMAT:
             return {}, f"it is of format {marker['format']}, this version reads {FORMAT}"
         for key in _MAPPINGS:
             if not isinstance(marker[key], dict):
                 raise ValueError(f"{key} is not a mapping")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return {}, f"{MARKER} cannot be read: {type(error).__name__}: {error}"
+    except OSError as error:
+        return {}, f"{MARKER} cannot be read: {error.strerror}"
+    except KeyError as error:
+        return {}, f"{MARKER} is damaged: it has no {error}"
+    except ValueError as error:
+        return {}, f"{MARKER} is damaged: {error}"
     return marker, ""
 
 

@@ -17,6 +17,7 @@ from vit_dist.data.pack.sources import (
     idx_source,
     list_directory,
 )
+from vit_dist.data.tars import is_tar_name
 
 if TYPE_CHECKING:
     from vit_dist.data.pack.tables import TableOptions
@@ -32,10 +33,11 @@ class FolderConfig(SourceConfig):
     """A directory per class."""
 
     title: ClassVar[str] = "a folder with a directory per class"
+    options: ClassVar[frozenset[str]] = frozenset({"classes"})
 
     def open(self, url: str, scratch: Path, options: SourceOptions) -> Source:  # noqa: ARG002
         """See SourceConfig."""
-        return folder_source(url)
+        return folder_source(url, options.classes)
 
 
 @SOURCES.register("idx")
@@ -83,16 +85,19 @@ class TarConfig(SourceConfig):
     """Somebody's shards, to be packed anew."""
 
     title: ClassVar[str] = "WebDataset tars"
-    options: ClassVar[frozenset[str]] = frozenset({"image_field", "label_field", "labels", "classes", "num_classes"})
+    options: ClassVar[frozenset[str]] = frozenset(
+        {"image_field", "label_field", "labels", "classes", "num_classes", "skip_bad"}
+    )
 
     def open(self, url: str, scratch: Path, options: SourceOptions) -> Source:  # noqa: ARG002
         """See SourceConfig."""
-        from vit_dist.data.labels import LabelRule
+        from vit_dist.data.labels import label_rule
         from vit_dist.data.pack.repack import tar_source
 
-        member = "json" if options.label_field else options.labels
-        image = options.image_field.lower().lstrip(".")
-        return tar_source([url], LabelRule(member, options.label_field, options.classes, image), options.num_classes)
+        rule = label_rule(options.labels, options.label_field, options.classes, options.image_field)
+        if rule.member == "none":
+            raise ConfigError("--labels none: what is packed needs labels; index such tars instead")
+        return tar_source([url], rule, options.num_classes, skip_bad=options.skip_bad)
 
 
 def _table(options: SourceOptions) -> TableOptions:
@@ -155,7 +160,7 @@ def _kind(url: str) -> str:
         return "list"
     if name.endswith(".parquet"):
         return "parquet"
-    if name.endswith((".tar", ".json")) or "{" in name or "*" in name:
+    if is_tar_name(name) or name.endswith(".json") or "{" in name or "*" in name:
         return "tar"
     if not is_remote(url):
         path = local_path(url)
@@ -170,9 +175,10 @@ def _kind(url: str) -> str:
             return "idx"
     directories, files = list_directory(url)
     if not directories:
-        for ending, kind in ((".tar", "tar"), (".parquet", "parquet")):
-            if any(n.endswith(ending) for n, _ in files):
-                return kind
+        if any(is_tar_name(n) for n, _ in files):
+            return "tar"
+        if any(n.endswith(".parquet") for n, _ in files):
+            return "parquet"
     elif "data" in directories and any(n.endswith(".parquet") for n, _ in list_directory(f"{url.rstrip('/')}/data")[1]):
         # A dataset as it is cloned from a hub.
         return "parquet"

@@ -9,7 +9,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Weights:
     Attributes:
         state: every tensor of the model's state, float32, by our names.
         facts: where they come from: recipe, recipe_hash, step, examples, as far as is known.
+        classes: names of the classes of the head, in the order of its outputs; '' or nothing where there is none.
     """
 
     state: State
@@ -52,6 +53,7 @@ class Weights:
     num_classes: int
     image_size: int
     facts: dict[str, str] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ class LoadOptions:
         image_size: pixels; None: what the file's positions fit.
         head: see `adapt.fit`.
         positions: see `adapt.fit`.
+        classes: names of the head's classes, in place of those that the file gives.
+        rows: given the names that the file gives its classes, which of these a head that is kept has, in order; None:
+            all as they are.
     """
 
     config: ModelConfig | None = None
@@ -71,6 +76,8 @@ class LoadOptions:
     image_size: int | None = None
     head: Head = "keep"
     positions: Resampling = "public"
+    classes: tuple[str, ...] = ()
+    rows: Callable[[tuple[str, ...]], Sequence[int] | None] | None = None
 
 
 def read_weights(path: Path, options: LoadOptions = LoadOptions()) -> Weights:
@@ -124,7 +131,9 @@ def write_weights(weights: Weights, out: Path | str) -> None:
 
 
 def _write_hugging_face(weights: Weights, path: Path) -> None:
-    tensors, described, images = to_hugging_face(weights.state, weights.config, weights.num_classes, weights.image_size)
+    tensors, described, images = to_hugging_face(
+        weights.state, weights.config, weights.num_classes, weights.image_size, weights.classes
+    )
     texts = {"config.json": described, "preprocessor_config.json": images}
     others = sorted({p.name for p in path.iterdir()} - {*texts, "model.safetensors"}) if path.is_dir() else []
     if others:
@@ -144,7 +153,8 @@ def _from_named(tensors: State, metadata: Mapping[str, str], path: Path, options
     config, facts = options.config, {k: v for k, v in metadata.items() if k in FACTS}
     try:
         described, size = json.loads(metadata.get("model", "null")), int(metadata.get("image_size", 0))
-    except ValueError as error:
+        classes = tuple(map(str, json.loads(metadata.get("classes", "[]"))))
+    except (ValueError, TypeError) as error:
         raise DataError(f"{path}: what its header says of the model is damaged: {error}") from None
     if config is None:
         if described is None:
@@ -154,7 +164,7 @@ def _from_named(tensors: State, metadata: Mapping[str, str], path: Path, options
         # timm's form has the fixed table, which is left out below and alone says the image size.
         size = _size_of(tensors, config)
     state = from_timm(as_float32(tensors, str(path)), config, str(path), new_head=options.head == "new")
-    return _fitted(state, config, path, options, facts, stated_size=size)
+    return _fitted(state, config, path, options, facts, stated_size=size, classes=classes)
 
 
 def _read_npz(path: Path, options: LoadOptions) -> Weights:
@@ -206,10 +216,10 @@ def _read_hugging_face(path: Path, options: LoadOptions) -> Weights:
         if twice:
             raise DataError(f"{path}: {len(twice)} tensors are in more than one of its files: {', '.join(twice[:5])}")
         tensors |= found
-    state, config, stated_size = from_hugging_face(
+    state, config, classes, stated_size = from_hugging_face(
         as_float32(tensors, str(path)), described, str(path), new_head=options.head == "new"
     )
-    return _fitted(state, options.config or config, path, options, {}, stated_size=stated_size)
+    return _fitted(state, options.config or config, path, options, {}, stated_size=stated_size, classes=classes)
 
 
 def _fitted(
@@ -220,18 +230,17 @@ def _fitted(
     facts: dict[str, str],
     *,
     stated_size: int = 0,
+    classes: tuple[str, ...] = (),
     missing: list[str] | None = None,
     extra: list[str] | None = None,
 ) -> Weights:
+    state, classes = with_rows(state, () if options.head == "new" else classes, options.rows)
     there = next((len(state[name]) for name in ("head.bias", "head.weight") if name in state), 0)
-    classes: int = options.num_classes or there
+    num_classes: int = options.num_classes or there
     others = [name for name in missing or () if "head" not in name]
     # A file of another model: the error of `fit` names all that is wrong.
-    if (
-        not classes
-        and not others
-        and (missing is not None or shapes_of(config, 1, _smallest(config)).keys() & state.keys())
-    ):
+    ours = missing is not None or shapes_of(config, 1, _smallest(config)).keys() & state.keys()
+    if not num_classes and not others and ours:
         raise ConfigError(f"{path}: has no head; give --num-classes and --head new")
     position_size = _size_of(state, config)
     if stated_size and options.config is None and "pos_embed" in state and position_size != stated_size:
@@ -243,7 +252,7 @@ def _fitted(
         state,
         config,
         # Without a head, and with more missing besides: the error of `fit` names all of it.
-        num_classes=classes or 1,
+        num_classes=num_classes or 1,
         image_size=size,
         source=str(path),
         head=options.head,
@@ -251,7 +260,26 @@ def _fitted(
         missing=missing or [],
         extra=extra or [],
     )
-    return Weights(fitted, config, classes, size, facts)
+    if options.classes and len(options.classes) != num_classes:
+        raise ConfigError(f"--classes: {len(options.classes):,} names, but {path} has {num_classes:,} classes")
+    return Weights(fitted, config, num_classes, size, facts, options.classes or classes)
+
+
+def with_rows(
+    state: State,
+    classes: tuple[str, ...],
+    rows: Callable[[tuple[str, ...]], Sequence[int] | None] | None,
+) -> tuple[State, tuple[str, ...]]:
+    """A state whose head has those of its classes that `rows` asks for by their names, and the names of these."""
+    bias = state.get("head.bias")
+    if bias is None or not any(classes) or len(classes) > len(bias):
+        return state, ()
+    wanted = None if rows is None else rows(classes)
+    if wanted is None:
+        return state, classes
+    picked = torch.tensor(list(wanted))
+    heads = {name: state[name][picked] for name in ("head.weight", "head.bias")}
+    return {**state, **heads}, tuple(classes[i] for i in wanted)
 
 
 def _size_of(state: State, config: ModelConfig) -> int:
@@ -279,6 +307,7 @@ def _metadata(weights: Weights) -> dict[str, str]:
         "num_classes": str(weights.num_classes),
         "image_size": str(weights.image_size),
         "input": "RGB in [-1, 1]",
+        **({"classes": json.dumps(weights.classes)} if any(weights.classes) else {}),
         **weights.facts,
     }
 

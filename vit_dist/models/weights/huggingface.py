@@ -30,6 +30,7 @@ _RULES = [
     (r"norm\.(weight|bias)", "vit.layernorm.{0}"),
     (r"head\.(weight|bias)", "classifier.{0}"),
 ]
+_NAMELESS = "LABEL_"
 _PARTS = ("query", "key", "value")
 _GELU = {"gelu": "exact", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
 
@@ -45,9 +46,9 @@ def names_of(parameter: str) -> list[str]:
 
 
 def to_hugging_face(
-    state: Mapping[str, Tensor], config: Any, num_classes: int, image_size: int
+    state: Mapping[str, Tensor], config: Any, num_classes: int, image_size: int, classes: tuple[str, ...] = ()
 ) -> tuple[State, dict[str, Any], dict[str, Any]]:
-    """A state -> tensors, config.json and preprocessor_config.json.
+    """A state -> tensors, config.json and preprocessor_config.json, which names the classes, as far as they have names.
 
     Raises:
         ConfigError: `ViTForImageClassification` cannot be this model.
@@ -63,6 +64,8 @@ def to_hugging_face(
         keys = names_of(name)
         for key, part in zip(keys, tensor.chunk(len(keys)), strict=True):
             tensors[key] = part.contiguous()
+    names = [name or f"{_NAMELESS}{i}" for i, name in enumerate(classes)]
+    names += [f"{_NAMELESS}{i}" for i in range(len(names), num_classes)]
     described = {
         "architectures": ["ViTForImageClassification"],
         "model_type": "vit",
@@ -78,8 +81,8 @@ def to_hugging_face(
         "image_size": image_size,
         "patch_size": config.patch_size,
         "num_channels": 3,
-        "id2label": {str(i): f"LABEL_{i}" for i in range(num_classes)},
-        "label2id": {f"LABEL_{i}": i for i in range(num_classes)},
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
     }
     images = {
         "image_processor_type": "ViTImageProcessor",
@@ -96,8 +99,8 @@ def to_hugging_face(
 
 def from_hugging_face(
     tensors: Mapping[str, Tensor], described: object, where: str, *, new_head: bool = False
-) -> tuple[State, ViTConfig, int]:
-    """Tensors and config.json -> a state, its model, and the images' size.
+) -> tuple[State, ViTConfig, tuple[str, ...], int]:
+    """Tensors and config.json -> a state, its model, names of the classes ('' where there is none), the images' size.
 
     A `ViTModel` is read as the trunk that it is: its names lack the `vit.`, and it has no classifier.
 
@@ -138,7 +141,8 @@ def from_hugging_face(
         raise DataError(f"{where}{_said(described)}: {'; '.join(complaints)}{new}")
     there = [name for name in head if all(key in plain for key in names_of(name))]
     state = {name: torch.cat([plain[key] for key in names_of(name)]) for name in (*trunk, *there)}
-    return state, config, image_size
+    classes = _classes(described, len(state["head.bias"])) if "head.bias" in state else ()
+    return state, config, classes, image_size
 
 
 _TRUNK = "vit."
@@ -148,6 +152,15 @@ def _said(described: Mapping[str, Any]) -> str:
     """Which class of transformers the folder is of, in words."""
     names = described.get("architectures")
     return f" (a {', '.join(map(str, names))})" if isinstance(names, list) and names else ""
+
+
+def _classes(described: object, num_classes: int) -> tuple[str, ...]:
+    """Names of the classes; () where config.json names none, or others than the head has."""
+    named = described.get("id2label") if isinstance(described, dict) else None
+    if not isinstance(named, dict) or named.keys() != {str(i) for i in range(num_classes)}:
+        return ()
+    # What transformers writes where nobody gives names.
+    return tuple("" if named[str(i)] == f"{_NAMELESS}{i}" else str(named[str(i)]) for i in range(num_classes))
 
 
 def _described(described: object, where: str) -> tuple[ViTConfig, int]:

@@ -19,6 +19,9 @@ from vit_dist.models.weights.files import Weights, config_of
 from vit_dist.train.checkpoint.format import SliceSource
 from vit_dist.train.checkpoint.store import verify_files
 
+CLASSES = "classes"
+"""The marker's entry with the names of the head's classes in the order of its outputs, '' where one has none."""
+
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a directory is a checkpoint or a run."""
@@ -43,7 +46,8 @@ def checkpoint_weights(path: Path) -> Weights:
         recipe = load_recipe(str(recipe_file))
         facts |= {"name": recipe.name, "recipe": recipe_yaml(recipe), "recipe_hash": recipe_hash(recipe)}
     config = config_of(identity["model"], f"{path}: {MARKER}")
-    return Weights(state, config, int(identity["data"]["num_classes"]), int(identity["data"]["image_size"]), facts)
+    data, classes = identity["data"], tuple(map(str, marker.get(CLASSES, ())))
+    return Weights(state, config, int(data["num_classes"]), int(data["image_size"]), facts, classes)
 
 
 def checkpoint_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -134,10 +134,10 @@ def test_verification_names_what_is_wrong(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("{", "cannot be read"),
+        ("{", "damaged: not JSON"),
         ('{"format": 1}', "format 1, this version reads 2"),
         ('{"format": 2, "layout": {}, "recipe": {}, "state": 3, "files": {}}', "state is not a mapping"),
-        ("[]", "cannot be read"),
+        ("[]", "not a JSON object"),
     ],
 )
 def test_a_marker_that_is_none_is_a_problem_not_a_crash(tmp_path: Path, content: str, says: str) -> None:

@@ -185,7 +185,7 @@ def damage(path: Path, how: str) -> None:
         ("bit-flipped", "does not match its checksum"),
         ("half-deleted", "rank-00000.safetensors is missing"),
         ("unreadable", "rank-00000.safetensors"),
-        ("marker cut", "COMMITTED.json cannot be read"),
+        ("marker cut", "COMMITTED.json is damaged: not JSON"),
         ("marker gone", ""),
     ],
 )
