@@ -10,7 +10,7 @@ from torch import Tensor
 from vit_dist.config.load import resolve
 from vit_dist.config.schema import Recipe
 from vit_dist.core.world import World
-from vit_dist.engines._protocol import Engine, EngineInputs
+from vit_dist.engines._protocol import Engine, EngineInputs, StepResult
 from vit_dist.train.losses import make_loss
 
 SIZE, CLASSES, BATCH = 28, 10, 8
@@ -61,5 +61,9 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
     return images, torch.nn.functional.one_hot(labels, CLASSES).float()
 
 
-def losses(engine: Engine, steps: int, begin: int = 0) -> list[float]:
-    return [engine.train_step([batch(step)], 1e-3).loss for step in range(begin, begin + steps)]
+def steps(engine: Engine, count: int, begin: int = 0) -> list[StepResult]:
+    return [engine.train_step([batch(step)], 1e-3) for step in range(begin, begin + count)]
+
+
+def losses(engine: Engine, count: int, begin: int = 0) -> list[float]:
+    return [result.loss for result in steps(engine, count, begin)]

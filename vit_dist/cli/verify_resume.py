@@ -82,7 +82,7 @@ def _overrides(steps: int) -> list[str]:
         f"horizon={steps} steps",
         "engine.deterministic=true",
         "schedule.warmup=1 steps",
-        "checkpoint={every: 1 step, keep: 1000}",
+        "checkpoint={every: 1 step, keep: 1000, keep_best: ''}",
         "evaluators=[]",
         "log={every: 1 step, order: true}",
     ]

@@ -7,6 +7,7 @@ import json
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -249,10 +250,20 @@ def describe(error: ValidationError, cls: type[BaseModel], prefix: str) -> list[
         elif kind == "literal_error":
             hint = did_you_mean(str(problem.get("input")), re.findall(r"'([^']+)'", problem["msg"]))
             lines.append(f"{path}: {problem['msg'].replace('Input should be', 'must be')}, got {shown}{hint}")
+        elif kind == "string_type" and isinstance(problem.get("input"), bool | int | float | date):
+            # Unquoted, YAML takes 0, 1e3, true or 2026-01-01 for something other than the text that is meant.
+            lines.append(
+                f'{path}: must be text, got {shown}; write it in quotes, such as {loc[-1]}: "{_text(problem)}"'
+            )
         else:
             message = problem["msg"].replace("Input should be", "must be")
             lines.append(f"{path}: {message}, got {shown}")
     return lines
+
+
+def _text(problem: Mapping[str, Any]) -> str:
+    value = problem.get("input")
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _short(value: Any) -> str:

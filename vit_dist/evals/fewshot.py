@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.metrics import ACCURACY, FEW_SHOT, Metric
 from vit_dist.core.registry import EVALUATORS
 from vit_dist.evals import EvalContext, EvaluatorConfig
 
@@ -41,17 +42,31 @@ class FewShotConfig(EvaluatorConfig):
         0.875, description="fraction of each side that is kept once the image is squashed to a square"
     )
 
+    def check(self, recipe: Recipe) -> None:
+        """See EvaluatorConfig. A recipe that names no data yet is to be completed."""
+        problem = self._unnamed(recipe) if recipe.data.is_named else ""
+        if problem:
+            raise ValueError(problem)
+
     def sources(self, recipe: Recipe) -> tuple[str, str]:
         """URLs of the manifests of shots and of the test set.
 
         Raises:
             ConfigError: neither this evaluator nor the recipe names one.
         """
-        train, test = self.train or recipe.data.train, self.test or recipe.data.val
-        for key, url in ("train", train), ("test", test):
-            if not url:
-                raise ConfigError(f"evaluators: fewshot of {self.set!r} has no {key} set: give it `{key}: URL`")
-        return train, test
+        problem = self._unnamed(recipe)
+        if problem:
+            raise ConfigError(problem)
+        return self.train or recipe.data.train, self.test or recipe.data.val
+
+    def _unnamed(self, recipe: Recipe) -> str:
+        for key, of_recipe in ("train", "train"), ("test", "val"):
+            if not getattr(self, key) and not getattr(recipe.data, of_recipe):
+                return (
+                    f"evaluators: fewshot of {self.set!r} has no {key} set: give it `{key}: URL`, or the recipe a "
+                    f"data.{of_recipe}"
+                )
+        return ""
 
     def check_sets(self, recipe: Recipe) -> None:
         """See EvaluatorConfig: reads both manifests, and the labels of the set of shots."""
@@ -72,12 +87,19 @@ class FewShotConfig(EvaluatorConfig):
         known = Classes.of(train, "its train set")
         return train, counted_as(test, known, f"evaluators: fewshot of {self.set!r}: its test set")
 
+    def metrics(self, recipe: Recipe) -> Mapping[str, Metric]:  # noqa: ARG002
+        """See EvaluatorConfig."""
+        return {self._tag(shots): ACCURACY for shots in self.shots}
+
+    def _tag(self, shots: int) -> str:
+        return f"{FEW_SHOT}{self.set}_{shots}shot"
+
     def run(self, context: EvalContext) -> Iterator[tuple[str, float]]:
         """See EvaluatorConfig."""
         from vit_dist.evals._fewshot import accuracies
 
         for shots, top1 in accuracies(self, context).items():
-            yield f"fewshot/{self.set}_{shots}shot", top1
+            yield self._tag(shots), top1
 
 
 @lru_cache(maxsize=8)

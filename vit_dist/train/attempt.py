@@ -13,12 +13,14 @@ from typing import Any
 import torch
 
 from vit_dist import __version__
+from vit_dist.config.cadences import unrated_checkpoints
 from vit_dist.config.load import differences, identity, recipe_hash, recipe_yaml
 from vit_dist.config.plugins import check_plugins, with_copies
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.files import write_bytes
-from vit_dist.core.log import log
+from vit_dist.core.log import WARNING, log
+from vit_dist.core.metrics import ACCURACY
 from vit_dist.core.process import STOP_SIGNALS, handling
 from vit_dist.core.run import log as runlog
 from vit_dist.core.run import names
@@ -260,7 +262,8 @@ def _make_saver(
     token, attempt_number = broadcast_object((record.token, record.attempt), world)
     every = config.keep_every
     examples = every and int(every.examples(global_batch=recipe.global_batch, epoch_examples=data.num_samples))
-    retention = Retention(config.keep, examples or None, config.keep_best)
+    rule = recipe.metric(config.keep_best, "checkpoint.keep_best") if config.keep_best else ACCURACY
+    retention = Retention(config.keep, examples or None, config.keep_best, rule)
     saver = Saver(
         directory,
         world,
@@ -350,6 +353,9 @@ def _announce(recipe: Recipe, data: TrainingSet, plan: Plan, engine: Engine, wor
         f"{format_bytes(data.num_bytes)}), {data.order.lanes} lanes{again}\n"
         f"  plan: {plan.total_steps:,} steps of {recipe.global_batch} ({recipe.horizon}), a rank runs {micro} a step"
     )
+    unrated = unrated_checkpoints(recipe, data.num_samples)
+    if unrated:
+        log(f"  {unrated}", WARNING)
 
 
 def _run_info(

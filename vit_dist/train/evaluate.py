@@ -15,6 +15,7 @@ from vit_dist.core.files import write_bytes
 from vit_dist.core.log import log
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
+from vit_dist.core.run.log import write_metrics
 from vit_dist.core.world import World
 from vit_dist.engines._numerics import check_precision, numerics
 from vit_dist.evals import EvalContext, EvaluatorConfig
@@ -114,6 +115,7 @@ def _write_out(out: Path | None, run_dir: Path, recipe: Recipe, step: int, value
 def _write(directory: RunDir, recipe: Recipe, step: int, values: dict[str, float]) -> None:
     # Without a purge step: what the run has logged at this step and beyond stays true.
     with contextlib.closing(EventWriter(directory.events)) as writer:
+        write_metrics(writer, recipe.measured()[0] | recipe.metrics, step)
         writer.scalars(step, values)
     directory.record_evaluation([dump(e) for e in recipe.evaluators], step, values)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -91,8 +91,10 @@ def main(argv: list[str]) -> int:
         from vit_dist.train.evaluate import evaluate
         from vit_dist.train.failures import PeerLostError
 
+    # Nothing is saved, and other evaluators may not measure what the run keeps its best checkpoint by.
+    recipe = load_recipe(str(recipe_file), [*overrides, "checkpoint.keep_best="])
     try:
-        evaluate(load_recipe(str(recipe_file), overrides), run_dir, world, checkpoint=checkpoint, out=args.out)
+        evaluate(recipe, run_dir, world, checkpoint=checkpoint, out=args.out)
     except PeerLostError as error:
         log(f"vit-dist evaluate: rank {world.rank}: {error}", ERROR)
         return PEER_LOST

@@ -54,7 +54,8 @@ def main(argv: list[str]) -> int:
     logs = args.logs or str(Path(args.runs) / str(name))
     metric = args.metric or (study.metric if study else VAL_TOP1)
     tag_map = load_tag_map(args.tag_map) if args.tag_map else None
-    collection = collect(logs, study=name, metric=metric, tag_map=tag_map)
+    declared = study.metrics if study else {}
+    collection = collect(logs, study=name, metric=metric, tag_map=tag_map, declared=declared)
     out = Path(args.out) if args.out else _default_out(Path(args.runs), collection.study or "runs")
     files = write_report(collection, out, cached=not args.no_cache)
     console = make_console()
@@ -116,12 +117,11 @@ def _print_notes(console: Console, collection: Collection, study: StudyConfig | 
 def _means_table(collection: Collection) -> Table:
     from rich.markup import escape
 
-    from vit_dist.scaling.summary import is_fraction, mean_rows, means
+    from vit_dist.scaling.summary import mean_rows, means
 
     averaged = means(collection.observations)
     families = list(dict.fromkeys(point.series for point in averaged))
-    percent = is_fraction(collection.metric)
-    scale, unit, digits = (100.0, " (%)", 1) if percent else (1.0, "", 4)
+    scale, (unit, digits) = collection.rule.scale, (" (%)", 1) if collection.rule.is_fraction else ("", 4)
     title = f"{collection.metric}{unit} by pretraining examples: mean ± standard deviation \\[seeds]"
     result = table(title, "examples", *families, align="r")
     for row in mean_rows(averaged, families, scale=scale, digits=digits):

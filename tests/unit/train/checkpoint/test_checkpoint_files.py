@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from vit_dist.config.schema import CheckpointConfig, GuardConfig
 from vit_dist.core.errors import CheckpointError
+from vit_dist.core.metrics import LOSS
 from vit_dist.core.run.checkpoints import FORMAT, MARKER, committed, read_marker
 from vit_dist.core.world import World
 from vit_dist.data.order import OrderIdentity
@@ -150,7 +151,7 @@ def test_retention_keeps_the_newest_every_nth_and_the_best() -> None:
     assert Retention(2).steps_to_keep(saved) == {9, 10}
     assert Retention(1, every_examples=35).steps_to_keep(saved) == {4, 7, 10}
     assert Retention(1, best="val/top1").steps_to_keep(saved) == {4, 10}
-    assert Retention(1, best="val/loss").steps_to_keep(saved) == {3, 10}
+    assert Retention(1, best="val/loss", rule=LOSS).steps_to_keep(saved) == {3, 10}
     assert Retention(3, best="val/none").steps_to_keep(saved) == {8, 9, 10}
 
 
