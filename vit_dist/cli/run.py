@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from vit_dist.core.files import local_path
 
 SUMMARY = "train a recipe on this machine, starting again after failures"
 
@@ -50,9 +51,9 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--give-up-after={args.give_up_after}: at least 1 is needed")
     options = profile_options(args.profile)
     recipe = load_recipe(args.recipe, args.overrides)
+    run_dir = local_path(args.run_dir) if args.run_dir else default_run_dir(recipe)
     # A batch that the ranks do not divide, or a set that cannot be opened, is an error before anything is started.
     open_training(recipe, World(size=args.nproc))
-    run_dir = Path(args.run_dir) if args.run_dir else default_run_dir(recipe)
     with launcher_log(run_dir / names.LOGS / names.BATCH_LOG):
         return supervise_local(
             recipe,

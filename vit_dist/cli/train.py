@@ -8,6 +8,8 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vit_dist.core.files import local_path
+
 if TYPE_CHECKING:
     from vit_dist.config.schema import Recipe
     from vit_dist.core.world import World
@@ -58,7 +60,7 @@ def main(argv: list[str]) -> int:
 
     world, ranks = world_or_ranks(args.nproc)
     recipe = load_recipe(args.recipe, args.overrides)
-    run_dir = Path(args.run_dir) if args.run_dir else default_run_dir(recipe)
+    run_dir = local_path(args.run_dir) if args.run_dir else default_run_dir(recipe)
     profile = ProfileSteps.parse(args.profile) if args.profile else None
     if world is None:
         from launcher.processes.ranks import run_local

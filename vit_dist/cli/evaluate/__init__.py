@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from vit_dist.core.files import local_path
 from vit_dist.core.run import names
 
 SUMMARY = "evaluate a trained run: a checkpoint of it, the newest unless one is named, into its own log"
@@ -38,10 +39,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "words", metavar="RUN-DIR [k=v ...]", nargs="*", help="a run directory or one of its checkpoints, and overrides"
     )
-    parser.add_argument("--list", metavar="FILE", type=Path, help="in place of RUN-DIR: run directories, a line each")
+    parser.add_argument(
+        "--list", metavar="FILE", type=local_path, help="in place of RUN-DIR: run directories, a line each"
+    )
     parser.add_argument("--element", metavar="I", type=int, help="line of --list, from 0 (SLURM_ARRAY_TASK_ID)")
     parser.add_argument("--nproc", metavar="N", type=int, help="ranks to start on this machine (1)")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="the result as JSON too")
+    parser.add_argument("--out", metavar="FILE", type=local_path, help="the result as JSON too")
     jobs = parser.add_argument_group("as Slurm jobs")
     jobs.add_argument("--cluster", metavar="NAME", help="a YAML file, or the name of one in configs/clusters")
     jobs.add_argument("--nodes", metavar="N", type=int, help="of a job (1)")
@@ -102,14 +105,15 @@ def main(argv: list[str]) -> int:
 
 
 def _line(path: Path, element: int | None) -> Path:
-    from vit_dist.core.errors import ConfigError
+    from vit_dist.core.errors import ConfigError, DataError
+    from vit_dist.core.text import read_text
 
     if element is None:
         raise ConfigError(f"--list {path}: give --element I, or run it as an element of a job array")
     try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise ConfigError(f"--list {path}: cannot be read: {error.strerror}") from None
+        lines = read_text(path).splitlines()
+    except DataError as error:
+        raise ConfigError(f"--list {error}") from None
     if not 0 <= element < len(lines):
         raise ConfigError(f"--element {element}: {path} has {len(lines)} lines")
     return Path(lines[element])

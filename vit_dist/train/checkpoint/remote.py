@@ -8,7 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vit_dist.core.errors import CheckpointError, DataError
-from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, read_bytes, redact, write_bytes
+from vit_dist.core.files import (
+    explained,
+    file_system,
+    folder_url,
+    is_remote,
+    join_url,
+    local_path,
+    read_bytes,
+    redact,
+    write_bytes,
+)
 from vit_dist.core.log import log
 from vit_dist.core.run.checkpoints import MARKER, parse_marker, step_of
 from vit_dist.train.checkpoint.store import FETCHING, Retention, Saved, remove, saved_of, summaries
@@ -26,7 +36,7 @@ class Uploader:
     """
 
     def __init__(self, root: Path, remote: str, retention: Retention) -> None:
-        self._root, self._remote, self._retention = root, remote.rstrip("/"), retention
+        self._root, self._remote, self._retention = root, folder_url(remote), retention
         self._waiting: Path | None = None
         self._failed: Path | None = None
         self._wake = threading.Condition()
@@ -93,8 +103,7 @@ class Uploader:
             # The marker first: half removed, a copy must not look complete.
             with contextlib.suppress(FileNotFoundError):
                 fs.rm_file(f"{root}/{name}/{MARKER}")
-            with contextlib.suppress(FileNotFoundError):
-                fs.rm(f"{root}/{name}", recursive=True)
+            fs.rm_tree(f"{root}/{name}")
 
 
 def upload(checkpoint: Path, remote: str) -> None:
@@ -135,7 +144,7 @@ def remote_steps(remote: str) -> list[str]:
 
 def _copies(remote: str) -> dict[str, bool]:
     """Names of the checkpoints that have files there, each with whether it has its marker."""
-    fs, root = file_system(remote.rstrip("/"))
+    fs, root = file_system(folder_url(remote))
     with explained(remote, "listed"):
         fs.invalidate_cache()
         try:
@@ -154,7 +163,7 @@ def fetch(remote: str, name: str, root: Path) -> Path:
         DataError: the store cannot be read.
         CheckpointError: its marker is not one.
     """
-    base, partial, final = join_url(remote.rstrip("/"), name), root / f"{FETCHING}{name}", root / name
+    base, partial, final = join_url(folder_url(remote), name), root / f"{FETCHING}{name}", root / name
     content = read_bytes(join_url(base, MARKER))
     # Whoever can write to the store could name any file in it: only names of ours become paths here.
     marker, problem = parse_marker(content)
