@@ -6,8 +6,6 @@ appended; the last one of a node counts. A node is taken off by a line whose tim
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 from vit_dist.core.errors import RunError
 from vit_dist.core.files import append_json
 from vit_dist.core.run.names import BAD_NODES
+from vit_dist.core.small_files import DamagedError, is_text, is_time, read_records
 
 KEEP_S = 24 * 3600.0
 """How long a node stays on the list by default."""
@@ -73,23 +72,18 @@ def active(run_root: Path, now: float | None = None) -> dict[str, BadNode]:
 
 
 def _read(path: Path) -> list[BadNode]:
+    fields = {"node": is_text, "reason": is_text, "until": is_time, "at": is_time}
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        lines = list(read_records(path, fields))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except OSError as error:
-        raise RunError(f"{path}: the list of bad nodes cannot be read: {error.strerror}") from None
-    entries = []
-    for line in text.splitlines():
-        try:
-            raw = json.loads(line)
-            entry = BadNode(str(raw["node"]), str(raw["reason"]), float(raw["until"]), float(raw["at"]))
-        except (ValueError, KeyError, TypeError):
-            # A crash has cut this line short.
-            continue
-        if entry.node and math.isfinite(entry.until):
-            entries.append(entry)
-    return entries
+    except (OSError, DamagedError) as error:
+        raise RunError(f"{path}: the list of bad nodes cannot be read: {error}") from None
+    return [
+        BadNode(line["node"], line["reason"], float(line["until"]), float(line["at"]))
+        for line in lines
+        if fields.keys() <= line.keys() and line["node"]
+    ]
 
 
 def _append(run_root: Path, entry: BadNode) -> None:

@@ -17,6 +17,7 @@ import hypothesis
 import pytest
 
 from tests.places import GOLDEN, ROOT
+from tests.skips import unlisted
 from vit_dist.core.process import CLI_MODULE
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the machine's cores belong to the ranks of the tests
@@ -28,6 +29,32 @@ hypothesis.settings.load_profile("no deadline")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden with what the code gives now")
+    parser.addoption("--no-skips", action="store_true", help="a skipped test that tests/skips.py does not name fails")
+
+
+_skipped: set[str] = set()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    # An expected failure is reported as skipped too.
+    if report.skipped and not hasattr(report, "wasxfail"):
+        _skipped.add(report.nodeid)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    if report.skipped:
+        _skipped.add(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--no-skips") and unlisted(_skipped):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("--no-skips"):
+        for node in unlisted(_skipped):
+            terminalreporter.write_line(f"SKIPPED AND NOT IN tests/skips.py: {node}", red=True)
 
 
 @pytest.fixture
@@ -52,7 +79,8 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> str:
     """URL of a manifest: 200 learnable 28 x 28 images of 4 classes in 7 shards, in random order."""
     from tests.shards import write_set
 
-    return write_set(tmp_path_factory.mktemp("small-set"), num_samples=200, samples_per_shard=31, num_classes=4)
+    folder, classes = tmp_path_factory.mktemp("small-set"), ("hat", "tie", "cap", "bag")
+    return write_set(folder, num_samples=200, samples_per_shard=31, num_classes=4, classes=classes)
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +124,10 @@ def plugins_forgotten() -> Iterator[None]:
     plugins._files.clear()
 
 
+# As vit_dist.core.process.heavy_imports, for scripts that import torch at their top.
+_WORKER = "import gc, runpy, sys; gc.disable(); del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
 @pytest.fixture
 def run_world(tmp_path: Path) -> Callable[..., Any]:
     """run_world(script, nproc, *arguments): a test script as ranks of one world; returns the JSON it writes."""
@@ -107,7 +139,7 @@ def run_world(tmp_path: Path) -> Callable[..., Any]:
         shared |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         ranks = [
             subprocess.Popen(
-                [sys.executable, str(ROOT / "tests" / script), str(out), *arguments],
+                [sys.executable, "-c", _WORKER, str(ROOT / "tests" / script), str(out), *arguments],
                 env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -58,10 +58,12 @@ def write_set(
     broken: frozenset[int] = frozenset(),
     shuffled: bool = True,
     sizes: list[int] | None = None,
+    classes: tuple[str, ...] = (),
 ) -> str:
     """Write shards, indexes and a manifest; return the manifest's path.
 
-    `broken` samples hold no image. `sizes` gives the samples of each shard in place of `samples_per_shard`.
+    `broken` samples hold no image. `sizes` gives the samples of each shard in place of `samples_per_shard`. `classes`
+    are the names of the classes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     starts = list(range(0, num_samples, samples_per_shard))
@@ -79,7 +81,7 @@ def write_set(
                 writer.write({"__key__": f"k{first + i:06d}", "png": content, "cls": str(label)})
         shards.append(_index(tar, labels))
         number += count
-    manifest = ShardManifest(str(folder), folder.name, tuple(shards), shuffled, num_classes)
+    manifest = ShardManifest(str(folder), folder.name, tuple(shards), shuffled, num_classes, classes)
     write_manifest(manifest, str(folder / "manifest.json"))
     return str(folder / "manifest.json")
 

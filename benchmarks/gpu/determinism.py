@@ -6,13 +6,15 @@ setting once.
 
 from __future__ import annotations
 
-import os
+import contextlib
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu.engines import LR, PLAIN, build_engine, make_batch, one_rank
 from benchmarks.gpu.kit import Kit
+from vit_dist.core.errors import ConfigError
+from vit_dist.engines._numerics import strictly_deterministic
 
 # Full width, so that kernels are those of training; two layers of the transformers repeat them enough.
 _MODELS = (
@@ -27,17 +29,11 @@ _REPEATS = 3
 
 def measure(kit: Kit) -> None:
     """One line a model; where strict mode refuses an operation, the line says which."""
-    if kit.case == "strict":
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # it would write every torch.empty
-    with one_rank():
+    with strictly_deterministic() if kit.case == "strict" else contextlib.nullcontext(), one_rank():
         for model, settings, count in _SMOKE if kit.smoke else _MODELS:
             try:
                 _compare(kit, model, settings, count)
-            except RuntimeError as error:
-                if "deterministic" not in str(error):
-                    raise
+            except ConfigError as error:
                 kit.record(model, refused=str(error)[:200])
 
 

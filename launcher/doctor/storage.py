@@ -13,9 +13,9 @@ from vit_dist.core.files import exists, is_remote, is_s3
 from vit_dist.core.run import names
 from vit_dist.core.run.log import TRAIN_EXAMPLES_PER_S
 from vit_dist.core.units import format_bytes
-from vit_dist.data.manifest import read_manifest
 from vit_dist.data.readrate import measure, places
 from vit_dist.data.sets import open_training_set
+from vit_dist.data.validation import open_validation_set
 
 _AREA = "Data"
 _MEASURED_S = 2.0
@@ -47,7 +47,8 @@ def data(subject: Subject) -> Iterator[Finding]:
     )
     if recipe.data.val:
         try:
-            val = read_manifest(recipe.data.val)
+            val = open_validation_set(recipe, opened)
+            assert val is not None
             yield Finding(_AREA, "ok", f"validation set {val.name}: {val.num_samples:,} examples")
         except VitDistError as error:
             yield Finding(_AREA, "fail", str(error), "name another with data.val=URL, or none with data.val=''")

@@ -23,7 +23,7 @@ from launcher.slurm.cluster import Cluster, slurm_seconds
 from launcher.slurm.parse import consecutive
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import holds_secret, redact
-from vit_dist.core.process import CLI_MODULE, code_root
+from vit_dist.core.process import ADDRESS_MODULE, CLI_MODULE, code_root
 from vit_dist.core.run import names
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -272,6 +272,7 @@ def _context(site: Site, job_name: str, nodes: int, spares: int) -> dict[str, An
         "code": site.code,
         "python": site.python,
         "cli_module": CLI_MODULE,
+        "address_module": ADDRESS_MODULE,
         "inner_python": cluster.container.python if cluster.container else site.python,
         "apptainer": cluster.container is not None and cluster.container.runtime == "apptainer",
         "notes": [_one_line(line) for line in site.notes],

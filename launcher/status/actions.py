@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from launcher.slurm import commands as slurm
 from launcher.slurm.commands import Job
-from launcher.status.files import number, pending_request, read_run
+from launcher.status.files import pending_request, read_run
 from launcher.status.run_view import RunView
 from launcher.status.view import look_at, require
 from vit_dist.core.errors import ConfigError, RunError
@@ -19,6 +19,7 @@ from vit_dist.core.files import write_bytes
 from vit_dist.core.log import log
 from vit_dist.core.run import names
 from vit_dist.core.run.checkpoints import newest_checkpoint, steps_in_hand
+from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_seconds
 
 T = TypeVar("T")
@@ -244,9 +245,8 @@ def device_count(path: Path) -> int:
     files = read_run(path)
     if files.attempts:
         return files.attempts[-1].devices
-    with contextlib.suppress(OSError, ValueError):
-        for line in reversed((path / names.ATTEMPTS).read_text().splitlines()):
-            ranks = int(number(json.loads(line), "ranks"))
-            if ranks:
-                return ranks
+    with contextlib.suppress(RunError):
+        for line in reversed(RunDir(path).attempts()):
+            if line.get("ranks"):
+                return int(line["ranks"])
     return 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 
 from launcher.supervise.ledger import LedgerEntry, read_ledger
 from vit_dist.core.errors import RunError
-from vit_dist.core.run import names
+from vit_dist.core.run import names, records
 from vit_dist.core.run.checkpoints import newest_checkpoint
+from vit_dist.core.small_files import DamagedError, read_record, read_small
 from vit_dist.core.text import decode_text
 
 _JSON = {
@@ -68,11 +68,12 @@ def read_run(path: Path) -> RunFiles:
     """Read the small files of a run directory. Never raises for what is missing or damaged."""
     problems: list[str] = []
     contents = {field: _json(path / name, problems) for field, name in _JSON.items()}
-    attempts: list[LedgerEntry] = []
+    attempts, findings = list[LedgerEntry](), list[str]()
     try:
-        attempts = read_ledger(path)
+        attempts = read_ledger(path, findings)
     except RunError as error:
         problems.append(str(error))
+    problems += [f"{names.LEDGER}: {finding}" for finding in findings]
     saved, saved_at = newest_checkpoint(path)
     return RunFiles(
         path,
@@ -88,7 +89,7 @@ def read_run(path: Path) -> RunFiles:
 def pending_request(path: Path) -> str:
     """'save' or 'stop' where that is asked for and not yet served; else ''."""
     try:
-        request = decode_text((path / names.REQUEST).read_bytes()).strip().lower()
+        request = decode_text(read_small(path / names.REQUEST, 4096)).strip().lower()
     except (OSError, ValueError):
         return ""
     return request if request in names.REQUESTS else ""
@@ -102,13 +103,11 @@ def number(mapping: Mapping[str, Any], key: str) -> float:
 
 def _json(path: Path, problems: list[str]) -> Mapping[str, Any]:
     try:
-        value = json.loads(path.read_text())
+        return read_record(path, records.FIELDS.get(path.name))
     except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        problems.append(f"{path.name} cannot be read: {error}")
-        return {}
-    if not isinstance(value, dict):
-        problems.append(f"{path.name}: expected a JSON object")
-        return {}
-    return value
+        pass
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read: {error.strerror}")
+    except DamagedError as error:
+        problems.append(f"{path.name}: {error}")
+    return {}

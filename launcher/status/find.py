@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vit_dist.core.errors import ConfigError, did_you_mean
-from vit_dist.core.run import names
+from vit_dist.core.run import names, records
+from vit_dist.core.small_files import DamagedError, read_record, read_records
 
 _DEPTH = 3
 """ROOT/RUN, ROOT/STUDY/CELL, and one more for folders of a person's own."""
@@ -91,18 +91,11 @@ def is_run(path: Path) -> bool:
 
 def jobs_of(run: Path) -> set[str]:
     """Numbers of all jobs that a run has had: `120`, and for an array's elements `120_3` too."""
-    jobs = set()
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        jobs.add(str(json.loads((run / names.JOB).read_text()).get("job", "")))
-    try:
-        lines = (run / names.LEDGER).read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        try:
-            jobs.add(str(json.loads(line).get("job", "")))
-        except (ValueError, AttributeError):
-            continue
+    jobs = set[str]()
+    with contextlib.suppress(OSError, DamagedError):
+        jobs.add(read_record(run / names.JOB, records.JOB).get("job", ""))
+    with contextlib.suppress(OSError, DamagedError):
+        jobs |= {line.get("job", "") for line in read_records(run / names.LEDGER, records.LEDGER)}
     return jobs - {""}
 
 

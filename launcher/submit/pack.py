@@ -20,6 +20,7 @@ from launcher.slurm.render import Site, render_pack
 from launcher.submit.snapshot import CODE_FOLDER, take_snapshot
 from vit_dist.core.errors import RunError
 from vit_dist.core.files import folder_url, is_remote, local_path, url_name, write_bytes
+from vit_dist.core.small_files import DamagedError, is_text, is_texts, read_record
 
 _JOBS = "jobs.json"
 
@@ -131,9 +132,9 @@ def _record(jobs: PackJobs, arrays: Sequence[str], merge: str) -> dict[str, Any]
 
 def _check_idle(folder: Path) -> None:
     try:
-        record = json.loads((folder / _JOBS).read_text())
-        ids = {str(i) for i in [*record["arrays"], record["merge"]] if i}
-    except (OSError, ValueError, KeyError, TypeError):
+        record = read_record(folder / _JOBS, {"arrays": is_texts, "merge": is_text})
+        ids = {i for i in [*record["arrays"], record["merge"]] if i}
+    except (OSError, DamagedError, KeyError):
         return
     # Slurm begins its numbers anew some day, and one may be another job's by now: those of this packing bear its name.
     active = {j.array_id or j.id for j in slurm.jobs(ids) if not j.ended}

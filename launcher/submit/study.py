@@ -29,6 +29,7 @@ from vit_dist.core.files import local_path, write_bytes
 from vit_dist.core.process import code_root
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
+from vit_dist.core.small_files import DamagedError, is_objects, is_text, is_texts, or_none, parse_json, read_small
 from vit_dist.study.grid import Cell
 from vit_dist.study.local import cell_state, check_directories, evaluated
 
@@ -269,12 +270,23 @@ def _record(directory: Path, entry: Mapping[str, Any]) -> None:
 def _recorded(directory: Path) -> list[dict[str, Any]]:
     path = directory / "jobs" / _RECORD
     try:
-        records = json.loads(path.read_text())
+        recorded = parse_json(read_small(path))
+        if not is_objects(recorded) or not all(map(_is_submission, recorded)):
+            raise DamagedError("it lists no jobs")
     except FileNotFoundError:
         return []
-    except (OSError, ValueError) as error:
+    except (OSError, DamagedError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}; remove it once no job of the study is queued") from None
-    return list(records)
+    return list(recorded)
+
+
+def _is_submission(entry: dict[str, Any]) -> bool:
+    """Whether an entry of the record has what `in_queue` asks of it."""
+    arrays = entry.get("arrays")
+    return is_objects(arrays) and all(
+        is_text(array.get("job")) and or_none(is_text)(array.get("evaluate")) and is_texts(array.get("cells"))
+        for array in arrays or []
+    )
 
 
 def in_queue(directory: Path, *, patience_s: float = slurm.PATIENCE_S) -> dict[str, str]:

@@ -6,7 +6,6 @@ on one machine. An attempt whose supervisor died with it stays open until the ne
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from typing import Any
 
 from vit_dist.core.errors import RunError
 from vit_dist.core.files import append_json
-from vit_dist.core.run import names
+from vit_dist.core.run import names, records
+from vit_dist.core.small_files import DamagedError, read_records
 
 CAUSES = (
     "done",
@@ -171,22 +171,28 @@ def append_end(
     return _joined(begun, line)
 
 
-def read_ledger(run_dir: Path) -> list[LedgerEntry]:
-    """All attempts, oldest first; a line that a crash has cut short is skipped.
+def read_ledger(run_dir: Path, findings: list[str] | None = None) -> list[LedgerEntry]:
+    """All attempts, oldest first; a line that a crash has cut short, or that is damaged, is left out.
+
+    Args:
+        run_dir: of the run.
+        findings: gets a text for each damaged line.
 
     Raises:
         RunError: the ledger is there and cannot be read.
     """
+    path = run_dir / names.LEDGER
     try:
-        text = (run_dir / names.LEDGER).read_text(encoding="utf-8", errors="replace")
+        lines = list(read_records(path, records.LEDGER, findings))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise RunError(f"{run_dir / names.LEDGER}: the ledger cannot be read: {error.strerror}") from None
+        raise RunError(f"{path}: the ledger cannot be read: {error.strerror}") from None
+    except DamagedError as error:
+        raise RunError(f"{path}: the ledger is damaged: {error}") from None
     entries: dict[int, LedgerEntry] = {}
-    for text_line in text.splitlines():
+    for line in lines:
         try:
-            line = json.loads(text_line)
             number = int(line["attempt"])
             if line["event"] == "begin":
                 entries[number] = _begun(line)
@@ -194,7 +200,7 @@ def read_ledger(run_dir: Path) -> list[LedgerEntry]:
             # append its own after the next supervisor has closed the attempt.
             elif number in entries and entries[number].open:
                 entries[number] = _joined(entries[number], line)
-        except (ValueError, KeyError, TypeError):
+        except KeyError:
             continue
     return [entries[number] for number in sorted(entries)]
 

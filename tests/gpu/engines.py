@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from vit_dist.config.load import resolve
+from vit_dist.config.schema import Recipe
 from vit_dist.core.world import World
-from vit_dist.engines._protocol import Engine, EngineInputs
+from vit_dist.engines._protocol import Engine, EngineInputs, StepResult
 from vit_dist.train.losses import make_loss
 
 SIZE, CLASSES, BATCH = 28, 10, 8
@@ -21,11 +22,8 @@ def zero(stage: int) -> dict[str, Any]:
     return {"name": "deepspeed", "zero_stage": stage, "reduce_bucket": 1_000_000, "allgather_bucket": 1_000_000}
 
 
-def build(
-    device: torch.device, model_name: str, engine: dict[str, Any], precision: str = "fp32", seed: int = 0
-) -> Engine:
-    """An engine with the weights of a seed, whatever the device."""
-    recipe = resolve(
+def recipe(model_name: str, engine: dict[str, Any], precision: str = "fp32") -> Recipe:
+    return resolve(
         {
             "horizon": "1 epoch",
             "global_batch": BATCH,
@@ -37,13 +35,20 @@ def build(
             "engine": engine,
         }
     )
+
+
+def build(
+    device: torch.device, model_name: str, engine: dict[str, Any], precision: str = "fp32", seed: int = 0
+) -> Engine:
+    """An engine with the weights of a seed, whatever the device."""
+    settings = recipe(model_name, engine, precision)
     torch.manual_seed(seed)
-    model: Any = recipe.model.build(num_classes=CLASSES, image_size=SIZE)  # type: ignore[attr-defined]
+    model: Any = settings.model.build(num_classes=CLASSES, image_size=SIZE)  # type: ignore[attr-defined]
     torch.nn.init.normal_(model.head.weight, std=0.05)  # zeros would send no gradient to what is below
-    optimizer = recipe.optim.build(model)  # type: ignore[attr-defined]
-    loss = make_loss(recipe.loss)
+    optimizer = settings.optim.build(model)  # type: ignore[attr-defined]
+    loss = make_loss(settings.loss)
     inputs = EngineInputs(model, optimizer, loss, World(), device, precision, 1.0, BATCH, 1)
-    built: Engine = recipe.engine.build(inputs)  # type: ignore[attr-defined]
+    built: Engine = settings.engine.build(inputs)  # type: ignore[attr-defined]
     return built
 
 
@@ -56,5 +61,9 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
     return images, torch.nn.functional.one_hot(labels, CLASSES).float()
 
 
-def losses(engine: Engine, steps: int, begin: int = 0) -> list[float]:
-    return [engine.train_step([batch(step)], 1e-3).loss for step in range(begin, begin + steps)]
+def steps(engine: Engine, count: int, begin: int = 0) -> list[StepResult]:
+    return [engine.train_step([batch(step)], 1e-3) for step in range(begin, begin + count)]
+
+
+def losses(engine: Engine, count: int, begin: int = 0) -> list[float]:
+    return [result.loss for result in steps(engine, count, begin)]

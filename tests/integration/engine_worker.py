@@ -1,10 +1,10 @@
-"""Runs engines over the same random batches and writes their losses as JSON: one process of a world.
+"""Runs engines over the same random batches and writes their losses and gradient norms as JSON: one process of a world.
 
 python engine_worker.py OUT CASE [CASE ...]
 
-CASE: engine:stage:precision:model[+key=value]:accumulation[:steps[:nan|same]]. A model is written with ~ for each colon
-of its own; values are YAML; a key `engine.KEY` is the engine's. nan: a gradient that is not finite in the third step;
-same: one batch in every step.
+CASE: engine:stage:precision:model[+key=value]:accumulation[:steps[:nan|same|sgd]]. A model is written with ~ for each
+colon of its own; values are YAML; a key `engine.KEY` is the engine's. nan: a gradient that is not finite in the third
+step; same: one batch in every step; sgd: SGD without clipping, whose steps are as long as the gradients are.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str],
             "precision": precision,
             "model": {"name": model_name, **changes},
             "data": {"num_classes": CLASSES, "image_size": SIZE},
-            "optim": {"name": "adamw", "lr": 1e-3},
+            "optim": {"name": "sgd" if "sgd" in rest else "adamw", "lr": 1e-3},
             "schedule": {"name": "constant", "warmup": "0 steps"},
             "engine": {**engine, **engine_changes},
         }
@@ -151,7 +151,7 @@ def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str],
             world,
             device,
             precision,
-            1.0,
+            None if "sgd" in rest else 1.0,
             micro,
             int(accumulation),
             torch.channels_last if last else torch.contiguous_format,
@@ -174,7 +174,7 @@ def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str],
             targets[world.rank :: world.size] *= float("nan") if world.rank == 0 else 1.0
         rank_images, rank_targets = images[world.rank :: world.size], targets[world.rank :: world.size]
         micro_batches = list(zip(rank_images.split(micro), rank_targets.split(micro), strict=True))
-        result = built.train_step(micro_batches, 1e-3)
+        result = built.train_step(micro_batches, 1e-2 if "sgd" in rest else 1e-3)
         losses.append(result.loss)
         norms.append(result.grad_norm)
         applied.append(result.applied)

@@ -70,7 +70,9 @@ def test_shots_are_so_many_of_each_class_the_same_again_and_fewer_are_the_first_
 
 
 def test_more_shots_than_a_class_has_are_refused(small_set: str) -> None:
-    with pytest.raises(ConfigError, match=r"51 shots cannot be taken in the set .*: class \d has only \d+ examples"):
+    with pytest.raises(
+        ConfigError, match=r"51 shots cannot be taken in the set .*: class \d \(\w+\) has only \d+ examples"
+    ):
         select_shots(read_manifest(small_set), 51)
 
 

@@ -101,6 +101,7 @@ def test_the_form_of_the_weights_is_nothing_to_the_run_and_their_content_is(
     assert done.returncode == 0, done.stderr
     assert same(checkpoint_weights(run).state, read_weights(tmp_path / "w.safetensors").state)
 
+    assert checkpoint_weights(run).classes == ("hat", "tie", "cap", "bag")
     identity = json.loads((run / "run.json").read_text())["identity"]
     assert len(identity["initial_weights"]) == 32
     assert identity["init"] == {"head": "keep", "positions": "public"}, "a path is no part of what a run is"

@@ -39,14 +39,16 @@ engine: {{name: deepspeed, zero_stage: 3}}
     run_dir = tmp_path / "run"
     done = vit_dist("train", str(tmp_path / "recipe.yaml"), "--nproc", "2", "--run-dir", str(run_dir))
     assert done.returncode == 0, done.stderr
-    for out in ("w.safetensors", "w.npz", "w.timm.safetensors"):
+    refused = vit_dist("models", "export", str(run_dir), str(tmp_path / "w.timm.safetensors"))
+    assert refused.returncode == 2
+    assert "representation=true (timm drops every 'pre_logits' tensor in silence); write .safetensors" in refused.stderr
+    for out in ("w.safetensors", "w.npz"):
         exported = vit_dist("models", "export", str(run_dir), str(tmp_path / out))
         assert exported.returncode == 0, exported.stderr
     ours = read_weights(tmp_path / "w.safetensors")
     assert (ours.facts["step"], ours.facts["examples"]) == ("6", "96")
-    for out in ("w.npz", "w.timm.safetensors"):
-        other = read_weights(tmp_path / out, LoadOptions(ours.config, image_size=28)).state
-        assert all(torch.equal(ours.state[name], other[name]) for name in ours.state)
+    other = read_weights(tmp_path / "w.npz", LoadOptions(ours.config, image_size=28)).state
+    assert all(torch.equal(ours.state[name], other[name]) for name in ours.state)
 
     checkpoint = run_dir / "checkpoints/step-0000000006"
     marker = json.loads((checkpoint / "COMMITTED.json").read_text())

@@ -143,7 +143,8 @@ def test_goodput_adds_up_over_attempts_and_stands_in_the_log(tmp_path: Path, sma
     assert status is not None
     assert sorted(status.goodput) == sorted(BUCKETS)
     assert 0 < sum(status.goodput.values()) <= elapsed + 0.5
-    assert sum(status.goodput.values()) > elapsed - 6
+    # What is missing is the launcher's own beginning and end.
+    assert sum(status.goodput.values()) > 0.6 * elapsed
     assert status.goodput["lost"] > 0
     assert log.scalars["goodput/lost_s"].values[-1] == pytest.approx(status.goodput["lost"], abs=0.01)
     assert log.scalars["goodput/useful"].steps.tolist() == list(range(1, 31))
@@ -155,10 +156,22 @@ def test_what_a_crash_cost_is_lost_and_not_down_however_rarely_the_run_logs(
     recipe, run_dir = recipe_file(tmp_path, small_set, small_val), tmp_path / "run"
     options = [*LONG, "log.every=50k steps"]
     process = start(recipe, run_dir, *options, nproc=1)
-    known = wait_until_running(run_dir, 0).goodput
-    time.sleep(6)
+    wait_until_running(run_dir, 0)
+    run = RunDir(run_dir)
+
+    def spent() -> dict[str, float]:
+        """Seconds a bucket, as the last heartbeat has them; the status itself is as old as the beginning."""
+        status = run.status()
+        assert status is not None
+        return dict(run.with_heartbeat(status).goodput)
+
+    deadline = time.monotonic() + 100
+    while spent()["train"] + spent()["wait"] < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
+    known = spent()
     time.sleep(1)
     process = start(recipe, run_dir, *options, nproc=1)
     wait_until_attempt(run_dir, 2)
@@ -166,8 +179,8 @@ def test_what_a_crash_cost_is_lost_and_not_down_however_rarely_the_run_logs(
     finish(process)
     status = RunDir(run_dir).status()
     assert status is not None
-    assert status.goodput["lost"] > known["start"] + 6 - 2.5, "all but what came after the last heartbeat"
-    assert 1 <= status.goodput["down"] < 1 + 6
+    assert status.goodput["lost"] == pytest.approx(sum(known.values())), "all up to the last heartbeat"
+    assert status.goodput["down"] >= 1
 
 
 @pytest.mark.parametrize("engine", [pytest.param("engine.name=plain", marks=pytest.mark.drill), "engine.zero_stage=2"])

@@ -17,7 +17,7 @@ NAMES = {value for key, value in vars(names).items() if key.isupper() and isinst
 # Names that are words of everyday, and mean other things elsewhere: in paths alone, `x / "logs"`, they are ours.
 WORDS = {name for name in NAMES if "." not in name}
 CODES = {exit_codes.PEER_LOST, exit_codes.HUNG, exit_codes.SUPERSEDED, exit_codes.INTERRUPTED, exit_codes.TERMINATED}
-MODULES = {process.CLI_MODULE, process.NODE_PROBE_MODULE, process.HOST_GUARD_MODULE}
+MODULES = {process.CLI_MODULE, process.NODE_PROBE_MODULE, process.HOST_GUARD_MODULE, process.ADDRESS_MODULE}
 KINDS = filesystem.NEVER_SHARED | filesystem.ONE_MACHINE
 
 HOMES = {
@@ -26,6 +26,7 @@ HOMES = {
     "vit_dist/core/exit_codes.py",
     "vit_dist/core/process.py",
     "launcher/filesystem.py",
+    "vit_dist/data/tarheader.py",
 }
 OTHER_NUMBERS = {"vit_dist/core/events/layout.py"}
 """Where 70 is bits of a varint."""
@@ -44,6 +45,8 @@ def copies(path: str, text: str) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Site":
             yield f"{path}:{node.lineno}: Site(...) in place of Site.of(...)"
+        if isinstance(node, ast.Import) and "tarfile" in {name.name for name in node.names}:
+            yield f"{path}:{node.lineno}: a second reader of tar headers"
         if not isinstance(node, ast.Constant) or id(node) in prose:
             continue
         value = node.value
@@ -54,7 +57,8 @@ def copies(path: str, text: str) -> Iterator[str]:
                 yield where
             if value in KINDS:
                 yield where
-        elif isinstance(value, int) and value in CODES and path not in OTHER_NUMBERS:
+        number = isinstance(value, int) and value in CODES and path not in OTHER_NUMBERS
+        if number or (isinstance(value, bytes) and b"ustar" in value):
             yield where
 
 
@@ -73,6 +77,8 @@ def test_no_contract_is_written_down_twice() -> None:
         'x = [sys.executable, "-m", "vit_dist.cli.main"]',
         "x = Site(cluster, cwd)",
         'x = kind in {"tmpfs"}',
+        "import tarfile",
+        'x = header[257:262] == b"ustar"',
     ],
 )
 def test_a_second_copy_is_found(line: str) -> None:

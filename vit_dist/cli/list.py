@@ -47,18 +47,28 @@ def main(argv: list[str]) -> int:
 def _runs(args: argparse.Namespace) -> int:
     from launcher.status.find import find_runs, run_roots
     from launcher.status.view import look
-    from vit_dist.cli.runs.facts import clean
+    from vit_dist.cli.runs.facts import one_line
 
     roots = run_roots(args.runs)
     views, _ = look(find_runs(roots), ask_slurm=False)
     views = sorted((v for v in views if not args.state or v.state in args.state), key=lambda v: (v.seen, v.name))
     if args.json:
-        records = [{"path": str(v.path.resolve()), "state": v.state, "job": v.job_id, "step": v.step} for v in views]
+        records = [
+            {
+                "path": str(v.path.resolve()),
+                "state": v.state,
+                "job": v.job_id,
+                "step": v.step,
+                "damaged": list(v.problems),
+            }
+            for v in views
+        ]
         sys.stdout.write(json.dumps(records, indent=1) + "\n")
         return 0
-    paths = [clean(str(v.path)) for v in views]
+    paths = [one_line(str(v.path)) for v in views]
     jobs = [f"job {v.job_id}" if v.job_id else "" for v in views]
-    _print(paths if args.names else _columns(zip((v.state for v in views), paths, jobs, strict=True)))
+    damages = [f"damaged: {one_line(v.problems[0])}" if v.problems else "" for v in views]
+    _print(paths if args.names else _columns(zip((v.state for v in views), paths, jobs, damages, strict=True)))
     return 0
 
 

@@ -58,7 +58,26 @@ a first run:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0, 1 (failed), 2 (asked for something impossible), 130 (interrupted)."""
+    from vit_dist.core.exit_codes import FAILED
+    from vit_dist.core.terminal import OutputError, give_up
+
     arguments = sys.argv[1:] if argv is None else argv
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            # Here, where what goes wrong can still be said.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; Python would complain again while closing stdout.
+        give_up(sys.stdout)
+        return 0
+    except OutputError as error:
+        _say(f"vit-dist: error: {error}")
+        return FAILED
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         print(_HELP.format(verbs="\n".join(f"  {verb:<14} {what}" for verb, (_, what) in VERBS.items())), end="")  # noqa: T201
         return 0 if arguments else 2
@@ -81,10 +100,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say(f"vit-dist {verb}: interrupted")
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output (head, less) has gone; Python would complain again while closing stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _say(message: str) -> None:
@@ -107,7 +122,9 @@ def _say(message: str) -> None:
 def entry() -> None:
     """What the console script and `python -m` call: `main`, and an end that cannot fail."""
     from vit_dist.core.process import die_with_parent
+    from vit_dist.core.terminal import guard_streams
 
+    guard_streams()
     die_with_parent()
     leave(main())
 

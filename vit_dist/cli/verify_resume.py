@@ -61,8 +61,10 @@ def main(argv: list[str]) -> int:
 
     from vit_dist.config.load import load_recipe
     from vit_dist.core.errors import ConfigError
-    from vit_dist.core.world import World
+    from vit_dist.core.world import World, starts_ranks
 
+    for count in (args.nproc, *(args.worlds or ())):
+        starts_ranks("verify-resume", count)
     if args.steps < 6:
         raise ConfigError(f"--steps={args.steps}: two kills and what follows them need at least 6")
     worlds = args.worlds if args.worlds is not None else [w for w in (args.nproc // 2,) if w]
@@ -81,7 +83,7 @@ def _overrides(steps: int) -> list[str]:
         f"horizon={steps} steps",
         "engine.deterministic=true",
         "schedule.warmup=1 steps",
-        "checkpoint={every: 1 step, keep: 1000}",
+        "checkpoint={every: 1 step, keep: 1000, keep_best: ''}",
         "evaluators=[]",
         "log={every: 1 step, order: true}",
     ]

@@ -6,7 +6,8 @@ import hashlib
 import json
 import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from vit_dist.config.plugins import anchored, load_plugins
+from vit_dist.config.safe_yaml import BoundedLoader, parse_yaml
 from vit_dist.config.schema import DataConfig, Recipe, dump, dump_identity
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 from vit_dist.core.registry import ENGINES, EVALUATORS, MODELS, OPTIMIZERS, SCHEDULES, Plugin, Registry
@@ -26,61 +28,6 @@ SECTIONS: dict[str, Registry] = {"model": MODELS, "optim": OPTIMIZERS, "schedule
 
 _DEFAULTS = {"engine": {"name": "deepspeed"}, "evaluators": ["classification"]}
 """Plug-ins of a recipe that names none; the schema cannot say them, since it does not know the plug-ins."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML with the number syntax of YAML 1.2: 3e-4 is a float, 1:30 and `on` are text."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in {"null", "merge"}]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
-    ),
-    list("-+0123456789."),
-)
-
-
-def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
-    return int(loader.construct_scalar(node))  # base 10 always: YAML 1.1 reads 010 as 8
-
-
-def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str | int | float | bool) or key in seen:
-            what = "given twice" if isinstance(key, str) and key in seen else "not a name"
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is {what}", key_node.start_mark)
-        seen.add(key)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
-_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Read YAML safely.
-
-    Raises:
-        ConfigError: not YAML, with line and column.
-    """
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{where}{place}: not valid YAML: {problem}") from None
 
 
 def config_dirs() -> list[Path]:
@@ -100,17 +47,27 @@ def find_config(name: str, kind: str) -> Path:
         ConfigError: no such file; the nearest names are given.
     """
     path = Path(name)
-    if path.suffix in {".yaml", ".yml"} and path.is_file():
+    if path.suffix in {".yaml", ".yml"} and _exists(path.is_file):
         return path
     for base in config_dirs():
         for candidate in (base / kind / name, base / kind / f"{name}.yaml"):
-            if candidate.is_file():
+            if _exists(candidate.is_file):
                 return candidate
-    if path.is_dir():
+    if _exists(path.is_dir):
         raise ConfigError(f"{name} is a directory; give a YAML file or the name of a file in configs/{kind}")
     known = [p.stem for base in config_dirs() for p in sorted((base / kind).glob("*.yaml"))]
     what = {"recipes": "recipe", "studies": "study", "clusters": "cluster", "data": "dataset"}[kind]
-    raise ConfigError(f"no {what} {name!r}: not a file, and not in configs/{kind}{did_you_mean(path.stem, known)}")
+    raise ConfigError(
+        f"no {what} {name[:200]!r}: not a file, and not in configs/{kind}{did_you_mean(path.stem, known)}"
+    )
+
+
+def _exists(check: Callable[[], bool]) -> bool:
+    """What `Path.is_file` and the like say; a name that no file can have is none."""
+    try:
+        return check()
+    except OSError:
+        return False
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -152,7 +109,7 @@ def read_recipe_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path in seen:
         raise ConfigError(f"{path}: `base:` goes round in a circle: {' -> '.join(map(str, (*seen, path)))}")
     local = path.parent / f"{base}.yaml"
-    parent = local if local.is_file() else find_config(str(base), "recipes")
+    parent = local if _exists(local.is_file) else find_config(str(base), "recipes")
     return merge(read_recipe_file(parent, (*seen, path)), raw)
 
 
@@ -294,10 +251,20 @@ def describe(error: ValidationError, cls: type[BaseModel], prefix: str) -> list[
         elif kind == "literal_error":
             hint = did_you_mean(str(problem.get("input")), re.findall(r"'([^']+)'", problem["msg"]))
             lines.append(f"{path}: {problem['msg'].replace('Input should be', 'must be')}, got {shown}{hint}")
+        elif kind == "string_type" and isinstance(problem.get("input"), bool | int | float | date):
+            # Unquoted, YAML takes 0, 1e3, true or 2026-01-01 for something other than the text that is meant.
+            lines.append(
+                f'{path}: must be text, got {shown}; write it in quotes, such as {loc[-1]}: "{_text(problem)}"'
+            )
         else:
             message = problem["msg"].replace("Input should be", "must be")
             lines.append(f"{path}: {message}, got {shown}")
     return lines
+
+
+def _text(problem: Mapping[str, Any]) -> str:
+    value = problem.get("input")
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _short(value: Any) -> str:
@@ -326,7 +293,7 @@ def to_yaml(plain: Mapping[str, Any]) -> str:
 class _Dumper(yaml.SafeDumper):
     """Writes floats that every YAML 1.2 reader takes as floats, and quotes text that looks like a number."""
 
-    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+    yaml_implicit_resolvers = BoundedLoader.yaml_implicit_resolvers
 
 
 def _represent_float(dumper: _Dumper, value: float) -> yaml.ScalarNode:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
+from vit_dist.core.metrics import Metric, known_metric, nearest, undeclared
 from vit_dist.core.registry import Config, Plugin
 from vit_dist.core.units import Duration, parse_bytes, parse_count
 
@@ -87,6 +89,11 @@ class DataConfig(Config):
     read_threads: Annotated[int, Field(ge=1), NON_IDENTITY] = 4
     prefetch_batches: Annotated[int, Field(ge=1), NON_IDENTITY] = 4
     memory_limit: Annotated[Bytes, NON_IDENTITY] = Field(4 << 30, description="read-ahead a rank may hold")
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the recipe says what is trained on; one that does not is to be completed."""
+        return bool(self.train or self.mixture)
 
     @field_validator("crop_area", "crop_aspect")
     @classmethod
@@ -252,6 +259,9 @@ class Recipe(Config):
     checkpoint: Annotated[CheckpointConfig, NON_IDENTITY] = CheckpointConfig()
     guards: GuardConfig = GuardConfig()
     log: Annotated[LogConfig, NON_IDENTITY] = LogConfig()
+    metrics: Annotated[dict[str, Metric], NON_IDENTITY] = Field(
+        {}, description="how metrics are read that no evaluator declares: {TAG: {better: lower, range: [0, 1]}}"
+    )
     plugins: Annotated[tuple[str, ...], Field(strict=False), NON_IDENTITY] = Field(
         (), description="files that bring models, optimizers, evaluators, ...; a path, from the recipe's folder"
     )
@@ -269,11 +279,45 @@ class Recipe(Config):
                 f"global_batch: {self.global_batch} is odd, but data.mixup pairs its halves; nearest that can be: "
                 f"{self.global_batch - 1}, {self.global_batch + 1}"
             )
-        for plugin in (self.model, self.optim, self.schedule, self.engine):
+        for plugin in (self.model, self.optim, self.schedule, self.engine, *self.evaluators):
             check = getattr(plugin, "check", None)
             if check is not None:
                 check(self)
+        if self.checkpoint.keep_best:
+            self.metric(self.checkpoint.keep_best, "checkpoint.keep_best")
         return self
+
+    def measured(self, evaluations: Iterable[Plugin] = ()) -> tuple[dict[str, Metric], bool]:
+        """The metrics that evaluators say they yield and how they are read, and whether there may be others.
+
+        Args:
+            evaluations: further evaluators, that look at the run once it is done.
+        """
+        said = [evaluator.metrics(self) for evaluator in (*self.evaluators, *evaluations)]  # type: ignore[attr-defined]
+        found = {tag: metric for metrics in said if metrics is not None for tag, metric in metrics.items()}
+        return {tag: self.metrics.get(tag, metric) for tag, metric in found.items()}, None in said
+
+    def metric(self, tag: str, key: str, evaluations: Iterable[Plugin] = ()) -> Metric:
+        """How a metric is read that a run of this recipe is to measure.
+
+        Args:
+            tag: of the metric.
+            key: where it is asked for, for errors.
+            evaluations: see `measured`.
+
+        Raises:
+            ValueError: nothing measures it, or nothing says whether higher or lower is better.
+        """
+        asked = (*self.evaluators, *evaluations)
+        found, others = self.measured(evaluations)
+        if tag not in found and not others:
+            names = ", ".join(dict.fromkeys(evaluator.name for evaluator in asked))
+            unset = f": data.val is empty, so that nothing is measured by {names}" if names else ": evaluators is empty"
+            raise ValueError(f"{key}: {tag!r} is not measured{nearest(tag, found) or unset}")
+        metric = found.get(tag) or self.metrics.get(tag) or known_metric(tag)
+        if metric is None:
+            raise ValueError(f"{key}: {undeclared(tag, 'the recipe')}")
+        return metric
 
     def _check_no_epochs(self) -> None:
         durations = {
@@ -298,6 +342,8 @@ def dump(config: Config) -> dict[str, Any]:
     plain = config.model_dump(mode="json")
     if isinstance(config, Recipe) and not config.plugins:  # recipes without plug-ins read as they did before there were
         del plain["plugins"]
+    if isinstance(config, Recipe) and not config.metrics:
+        del plain["metrics"]
     return plain
 
 

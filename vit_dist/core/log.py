@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 from vit_dist.core.files import redact
+from vit_dist.core.terminal import clean, cut
 
 INFO, WARNING, ERROR = logging.INFO, logging.WARNING, logging.ERROR
 
@@ -42,12 +43,13 @@ class _Stamped(logging.Formatter):
 
 
 class _Stderr(logging.Handler):
-    """Whatever sys.stderr is at the moment."""
+    """Whatever sys.stderr is at the moment. Where it takes no more, as on a full disk, that costs the line alone."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if not hasattr(record, _NOT_ON_TERMINAL):
-            sys.stderr.write(self.format(record) + "\n")
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):
+                sys.stderr.write(self.format(record) + "\n")
+                sys.stderr.flush()
 
 
 class _File(logging.FileHandler):
@@ -76,12 +78,16 @@ _logger.addHandler(_stderr)
 
 def log(message: str, level: int = INFO) -> None:
     """One line on stderr, and in the file of this process where there is one."""
-    _logger.log(level, "%s", redact(message))
+    _logger.log(level, "%s", _shown(message))
 
 
 def log_to_file(message: str, level: int = INFO) -> None:
     """One line in the file of this process, where there is one; for what a terminal shows in another way."""
-    _logger.log(level, "%s", redact(message), extra={_NOT_ON_TERMINAL: True})
+    _logger.log(level, "%s", _shown(message), extra={_NOT_ON_TERMINAL: True})
+
+
+def _shown(message: str) -> str:
+    return clean(cut(redact(message)))
 
 
 def on_terminal() -> bool:

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from vit_dist.core.log import log, log_to_file, on_terminal
+from vit_dist.core.terminal import clean, steering
 from vit_dist.core.units import format_bytes, format_seconds
 
 _LINE_EVERY_S = 10.0
@@ -40,12 +41,15 @@ class Progress:
     def __enter__(self) -> Self:
         if not self.quiet and on_terminal():
             from rich.console import Console
+            from rich.markup import escape
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
 
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"))
-            self._bar = Bar(*columns, console=Console(file=sys.stderr), transient=self._summary)
-            self._task = self._bar.add_task(self.title, total=self.total or None, completed=self.done, text="")
+            self._bar = Bar(*columns, console=Console(file=steering(sys.stderr)), transient=self._summary)
+            self._task = self._bar.add_task(
+                escape(clean(self.title)), total=self.total or None, completed=self.done, text=""
+            )
             self._bar.start()
         return self
 

@@ -8,11 +8,14 @@ Numbers are never cut: in a narrow window the columns that say least are left ou
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from vit_dist.core.terminal import clean, steering
+
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType, RenderResult
     from rich.table import Table
     from rich.text import Text
 
@@ -117,7 +120,32 @@ def make_console(*, wrap: bool = False) -> Console:
     """
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=not wrap)
+    console = Console(file=steering(sys.stdout), highlight=False, soft_wrap=not wrap)
+    console.push_render_hook(_Cleaning())  # type: ignore[arg-type]
+    return console
+
+
+class Cleaned:
+    """What rich shows, without control characters but those of rich itself."""
+
+    def __init__(self, shown: RenderableType) -> None:
+        self._shown = shown
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The segments of what is shown."""
+        from rich.segment import Segment
+
+        for segment in console.render(self._shown, options):
+            yield segment if segment.control else Segment(clean(segment.text), segment.style)
+
+
+class _Cleaning:
+    """rich's hook for everything that is printed."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        from rich.control import Control
+
+        return [shown if isinstance(shown, Control) else Cleaned(shown) for shown in renderables]
 
 
 def table(title: str, *columns: str, align: str = "lr", caption: str = "") -> Table:

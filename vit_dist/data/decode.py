@@ -6,11 +6,9 @@ way on whatever rank and after whatever restart it is read.
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
@@ -18,59 +16,35 @@ from torchvision.transforms.v2 import functional as tv
 
 from vit_dist.config.schema import DataConfig
 from vit_dist.core.seeding import hash64, uniform
+from vit_dist.data.images import JPEG_BEGINS, DecodeError, check_jpeg, load
 
 _TAG_CROP = 0x43524F50  # "CROP"
 _TRIES = 10
-
-
-class DecodeError(Exception):
-    """The bytes are not a whole image. Caught by the stream, which replaces and counts the sample."""
+_LONG = 16
+_BETWEEN = 1 << 24  # pixels
 
 
 def decode(content: bytes | memoryview) -> Tensor:
-    """Bytes of a JPEG, or of any format that Pillow reads -> uint8 [3, H, W]. Transparency is dropped.
+    """Bytes of an image of any of `images.FORMATS` -> uint8 [3, H, W], by the rules that stand there.
 
     Only JPEGs go to torchvision, which is faster there: its PNG decoder dies of some damaged files, and takes the
     whole process with it.
 
     Raises:
-        DecodeError: not an image, or cut off. A JPEG without its end marker counts as cut off: decoders fill the
-            missing part with grey and say nothing.
+        DecodeError: not an image that is read, or cut off.
     """
-    if not content:
-        raise DecodeError("the image has no bytes")
-    if bytes(content[:3]) != b"\xff\xd8\xff":
-        return _decode_with_pillow(content)
-    if b"\xff\xd9" not in bytes(content[-64:]):
-        raise DecodeError("the JPEG is cut off: it has no end marker")
+    if content[:3] != JPEG_BEGINS:
+        image = load(content).image
+        pixels: Tensor = tv.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
+        return pixels
+    # A copy: torch wants writable memory, and says so in a warning.
+    jpeg = bytearray(content)
+    check_jpeg(jpeg)
     try:
-        # A copy: torch wants writable memory, and says so in a warning.
-        image = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        pixels = decode_jpeg(torch.frombuffer(jpeg, dtype=torch.uint8), mode=ImageReadMode.RGB)
     except RuntimeError as error:
         raise DecodeError(str(error).splitlines()[0]) from None
-    pixels: Tensor = image
     return pixels
-
-
-def _decode_with_pillow(content: bytes | memoryview) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            # 16 bits a channel, which convert() would cut off at 255.
-            if image.mode.startswith("I"):
-                deep = np.asarray(image).clip(0, 65535).astype(np.uint16)
-                return torch.from_numpy((deep >> 8).astype(np.uint8)).expand(3, -1, -1)
-            pixels: Tensor = tv.pil_to_tensor(image.convert("RGB"))
-            return pixels
-    except MemoryError:
-        # The machine's trouble, not the image's: it must not be replaced and counted as broken.
-        raise
-    except UnidentifiedImageError:
-        raise DecodeError("not an image of any format that Pillow knows") from None
-    except Exception as error:
-        # Pillow's many plug-ins raise whatever damaged bytes make them raise.
-        raise DecodeError(f"not an image that can be decoded: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -100,12 +74,12 @@ class Augment:
     def apply(self, image: Tensor, *, epoch: int, ordinal: int) -> Tensor:
         """uint8 [3, H, W] -> uint8 [3, S, S]."""
         if self.kind == "none":
-            return _resize(image, self.size)
+            return _resize(image, self.size, self.size)
         key = hash64(self.seed, epoch, _TAG_CROP, ordinal)
         if self.kind == "inception":
             top, left, height, width = self.crop_box(image.shape[1], image.shape[2], key)
             image = image[:, top : top + height, left : left + width]
-        image = _resize(image, self.size)
+        image = _resize(image, self.size, self.size)
         return image.flip(-1) if uniform(key, 0) < 0.5 else image
 
     def crop_box(self, height: int, width: int, key: int) -> tuple[int, int, int, int]:
@@ -125,13 +99,17 @@ class Augment:
 
 
 def centre(image: Tensor, size: int, fraction: float) -> Tensor:
-    """Evaluation's view: the shorter side resized to size / fraction, the middle cut out. -> uint8 [3, size, size]."""
+    """Evaluation's view: the shorter side resized to size / fraction, the middle cut out. -> uint8 [3, size, size].
+
+    Of an image longer than 16 times its shorter side, what cannot be seen there is cut off before it is resized.
+    """
+    if max(image.shape[1:]) > _LONG * min(image.shape[1:]):
+        image = _middle(image)
     height, width = image.shape[1:]
     side = round(size / fraction)
     scale = side / min(height, width)
     tall, wide = max(size, round(height * scale)), max(size, round(width * scale))
-    if (tall, wide) != (height, width):
-        image = tv.resize(image, [tall, wide], interpolation=tv.InterpolationMode.BILINEAR, antialias=True)
+    image = _resize(image, tall, wide)
     top, left = (tall - size) // 2, (wide - size) // 2
     return image[:, top : top + size, left : left + size]
 
@@ -143,13 +121,28 @@ def squash(image: Tensor, size: int, fraction: float) -> Tensor:
     """
     side = max(size, round(size / fraction))
     edge = (side - size) // 2
-    return _resize(image, side)[:, edge : edge + size, edge : edge + size]
+    return _resize(image, side, side)[:, edge : edge + size, edge : edge + size]
 
 
-def _resize(image: Tensor, size: int) -> Tensor:
-    if image.shape[1:] == (size, size):
+def _middle(image: Tensor) -> Tensor:
+    """The middle of a long image, about half of `_LONG` times as long as its shorter side."""
+    kept = [min(n, _LONG // 2 * min(image.shape[1:])) for n in image.shape[1:]]
+    # As much from both ends: the middle stays where it is.
+    edges = [(n - k) // 2 for n, k in zip(image.shape[1:], kept, strict=True)]
+    return image[:, edges[0] : image.shape[1] - edges[0], edges[1] : image.shape[2] - edges[1]]
+
+
+def _resize(image: Tensor, height: int, width: int) -> Tensor:
+    if image.shape[1:] == (height, width):
         return image
-    resized: Tensor = tv.resize(image, [size, size], interpolation=tv.InterpolationMode.BILINEAR, antialias=True)
+    # Rows are resized before columns, so that what lies between is as tall as the image and as wide as the result.
+    if image.shape[1] * width > max(_BETWEEN, image.shape[1] * image.shape[2]):
+        image = _resized(image, height, image.shape[2])
+    return _resized(image, height, width)
+
+
+def _resized(image: Tensor, height: int, width: int) -> Tensor:
+    resized: Tensor = tv.resize(image, [height, width], interpolation=tv.InterpolationMode.BILINEAR, antialias=True)
     return resized
 
 

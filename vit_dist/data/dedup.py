@@ -2,38 +2,32 @@
 
 As the ViT paper removes from its pretraining data what is in the test sets. The hash is the 64-bit pHash of the
 library ImageHash (discrete cosine transform of a 32 x 32 grey image, low frequencies against their median); two
-images count as the same where at most `distance` of the 64 bits differ.
+images count as the same where at most `distance` of the 64 bits differ. Plain images, whose hashes say nothing, are the
+same where all their pixels are.
 """
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from itertools import pairwise
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.seeding import I64, U64
 from vit_dist.data import workers
+from vit_dist.data.describe import stored_images
+from vit_dist.data.images import DecodeError, load
 from vit_dist.data.manifest import ShardManifest
-from vit_dist.data.ranges import RangeReader
 
 MAX_DISTANCE = 15
-_READ_BYTES = 8 << 20
-
-
-@dataclass(frozen=True)
-class Match:
-    """A training sample that is also, nearly, evaluation sample number `other` (across all evaluation sets)."""
-
-    shard: int
-    sample: int
-    other: int
-    distance: int
+_HASHED = 32
+# Of a picture of one grey and noise, rounded to 8 bits, a coefficient has a standard deviation of 18.5.
+_NOISE = 75.0
+_FEATURES = 16
 
 
 def require_imagehash() -> None:
@@ -51,55 +45,75 @@ def require_imagehash() -> None:
         ) from None
 
 
-def hash_image(content: bytes) -> int | None:
-    """The 64-bit perceptual hash of an image; None where it cannot be decoded."""
+@dataclass(frozen=True)
+class Hashes:
+    """What images are compared by, n of them.
+
+    Attributes:
+        values: the perceptual hash; of plain images a digest of their pixels; 0 of those that cannot be decoded.
+            uint64 [n].
+        plain: images without the features that a perceptual hash is made of. bool [n].
+        readable: images that can be decoded. bool [n].
+    """
+
+    values: U64
+    plain: NDArray[np.bool_]
+    readable: NDArray[np.bool_]
+
+    @classmethod
+    def join(cls, parts: Sequence[Hashes]) -> Hashes:
+        """Those of several sets, one after the other."""
+        return cls(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)))
+
+
+def hash_image(content: bytes) -> tuple[int, bool] | None:
+    """An image's perceptual hash, and that it is not plain; or a digest of its pixels, and that it is.
+
+    None where it cannot be decoded.
+    """
     import imagehash
-    from PIL import Image
+    from PIL.Image import Resampling
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as image:
-                # JPEG: decode at a fraction of the size; the hash looks at 32 x 32.
-                image.draft("L", (128, 128))
-                bits = imagehash.phash(image).hash
-    except Exception:
-        # Pillow's plug-ins raise whatever damaged bytes lead to.
+        # As the hash does it itself: it looks at 32 x 32.
+        grey = load(content, grey_from=128).image.convert("L").resize((_HASHED, _HASHED), Resampling.LANCZOS)
+        if _is_plain(np.asarray(grey)):
+            image = load(content).image.convert("RGB")
+            return xxhash.xxh3_64_intdigest(image.tobytes(), seed=image.width), True
+    except DecodeError:
         return None
-    return int.from_bytes(np.packbits(bits.ravel()).tobytes(), "big")
+    return int.from_bytes(np.packbits(imagehash.phash(grey).hash.ravel()).tobytes(), "big"), False
 
 
-def hash_shard(manifest: ShardManifest, shard: int) -> tuple[U64, NDArray[np.bool_]]:
-    """Hashes of a shard's images, and which of them could be decoded. uint64 [n], bool [n].
+def _is_plain(grey: NDArray[np.uint8]) -> bool:
+    """Few of the hash's 64 coefficients are more than what rounding to 8 bits makes of nothing.
+
+    So it is with one colour, with gradients and with halves, whose other coefficients are nought: they all share
+    their bits (https://github.com/JohannesBuchner/imagehash/issues/134).
+    """
+    from scipy.fft import dctn
+
+    low = dctn(grey.astype(np.float64))[:8, :8]
+    return int((np.abs(low - np.median(low)) > _NOISE).sum()) < _FEATURES
+
+
+def hash_shard(manifest: ShardManifest, shard: int) -> Hashes:
+    """The hashes of a shard's images, n of them.
 
     Raises:
         DataError: the tar or its index cannot be read.
     """
-    index = manifest.read_index(shard)
-    hashes = np.zeros(index.num_samples, np.uint64)
-    readable = np.zeros(index.num_samples, bool)
-    reader = RangeReader()
-    begins, sizes = index.image_offsets.tolist(), index.image_bytes.tolist()
-    first = 0
-    try:
-        while first < len(begins):
-            # As many images as fit into one read.
-            last = first + 1
-            while last < len(begins) and begins[last] + sizes[last] - begins[first] <= _READ_BYTES:
-                last += 1
-            start = begins[first]
-            content = reader.read(manifest.shard_url(shard), start, begins[last - 1] + sizes[last - 1])
-            for i in range(first, last):
-                image_hash = hash_image(bytes(content[begins[i] - start : begins[i] - start + sizes[i]]))
-                if image_hash is not None:
-                    hashes[i], readable[i] = image_hash, True
-            first = last
-    finally:
-        reader.close()
-    return hashes, readable
+    n = manifest.read_index(shard).num_samples
+    hashes = Hashes(np.zeros(n, np.uint64), np.zeros(n, bool), np.zeros(n, bool))
+    for i, content in stored_images(manifest, shard):
+        hashed = hash_image(content)
+        if hashed is not None:
+            hashes.values[i], hashes.plain[i] = hashed
+            hashes.readable[i] = True
+    return hashes
 
 
-def hash_all(manifest: ShardManifest, num_workers: int = 1) -> Iterator[tuple[int, U64, NDArray[np.bool_]]]:
+def hash_all(manifest: ShardManifest, num_workers: int = 1) -> Iterator[tuple[int, Hashes]]:
     """Every shard with its hashes, as they are done.
 
     Raises:
@@ -109,15 +123,43 @@ def hash_all(manifest: ShardManifest, num_workers: int = 1) -> Iterator[tuple[in
     processes = workers.num_processes(num_workers, len(shards), images=manifest.num_samples)
     if processes == 1:
         for shard in shards:
-            yield shard, *hash_shard(manifest, shard)
+            yield shard, hash_shard(manifest, shard)
         return
     values = {"manifest": manifest}
-    for shard, hashed in workers.run(_hash_task, shards, processes, values=values, preload=("imagehash",)):
-        yield shard, *hashed
+    yield from workers.run(_hash_task, shards, processes, values=values, preload=("imagehash",))
 
 
-def _hash_task(shard: int) -> tuple[U64, NDArray[np.bool_]]:
+def _hash_task(shard: int) -> Hashes:
     return hash_shard(workers.shared("manifest"), shard)
+
+
+class Known:
+    """Images that others are compared with: by perceptual hashes, and plain ones by their pixels.
+
+    Args:
+        hashes: of the images.
+        distance: of 64 bits, how many may differ.
+    """
+
+    def __init__(self, hashes: Hashes, distance: int) -> None:
+        self._featured = np.flatnonzero(hashes.readable & ~hashes.plain)
+        self._near = NearHashes(hashes.values[self._featured], distance)
+        plain = np.flatnonzero(hashes.readable & hashes.plain)
+        self._digests, first = np.unique(hashes.values[plain], return_index=True)
+        self._plain = plain[first]
+
+    def find(self, asked: Hashes) -> tuple[I64, I64, I64]:
+        """For each asked image with any like it, the nearest: places in `asked`, in the known, and the distances."""
+        featured = np.flatnonzero(asked.readable & ~asked.plain)
+        rows, others, distances = self._near.find(asked.values[featured])
+        plain = np.flatnonzero(asked.readable & asked.plain)
+        plain = plain[np.isin(asked.values[plain], self._digests)]
+        same = self._plain[np.searchsorted(self._digests, asked.values[plain])]
+        found = np.concatenate([featured[rows], plain])
+        others = np.concatenate([self._featured[others], same])
+        distances = np.concatenate([distances, np.zeros(len(plain), np.int64)])
+        order = np.argsort(found)
+        return found[order], others[order], distances[order]
 
 
 class NearHashes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +11,14 @@ import numpy as np
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.seeding import I64, permutation
+from vit_dist.data.images import DecodeError, load
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.ranges import RangeReader
 
 _TAG_LOOK = 0x4C4F4F4B  # "LOOK"
 _CELL = 96  # pixels of a picture in the grid
 _TEXT = 12
+_READ_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -97,18 +98,52 @@ def random_pictures(manifest: ShardManifest, wanted: int, seed: int = 0) -> Iter
         reader.close()
 
 
-def size_of(content: bytes) -> tuple[int, int, str] | None:
-    """Width, height and format of an image, from its header; None where it is no image."""
-    from PIL import Image
+def stored_images(manifest: ShardManifest, shard: int) -> Iterator[tuple[int, bytes]]:
+    """Every sample of a shard, by its number in the index, with its image's bytes; some megabytes are read at once.
 
+    Raises:
+        DataError: the tar or its index cannot be read.
+    """
+    index = manifest.read_index(shard)
+    begins, sizes = index.image_offsets.tolist(), index.image_bytes.tolist()
+    reader = RangeReader()
+    first = 0
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as image:
-                return image.width, image.height, str(image.format)
-    except Exception:
-        # Pillow's plug-ins raise whatever damaged bytes lead to.
+        while first < len(begins):
+            # As many images as fit into one read.
+            last = first + 1
+            while last < len(begins) and begins[last] + sizes[last] - begins[first] <= _READ_BYTES:
+                last += 1
+            start = begins[first]
+            content = reader.read(manifest.shard_url(shard), start, begins[last - 1] + sizes[last - 1])
+            for i in range(first, last):
+                yield i, bytes(content[begins[i] - start : begins[i] - start + sizes[i]])
+            first = last
+    finally:
+        reader.close()
+
+
+def undecodable(manifest: ShardManifest, shard: int) -> Iterator[tuple[str, str]]:
+    """The images of a shard that training would replace: key and reason. Each is decoded.
+
+    Raises:
+        DataError: the tar or its index cannot be read.
+    """
+    index = manifest.read_index(shard)
+    for i, content in stored_images(manifest, shard):
+        try:
+            load(content)
+        except DecodeError as error:
+            yield index.key(i), str(error)
+
+
+def size_of(content: bytes) -> tuple[int, int, str] | None:
+    """Width, height and format of an image; None where it cannot be decoded."""
+    try:
+        loaded = load(content)
+    except DecodeError:
         return None
+    return loaded.image.width, loaded.image.height, loaded.form
 
 
 def picture_grid(pictures: list[Picture], columns: int, classes: tuple[str, ...]) -> bytes:
@@ -133,16 +168,13 @@ def _thumbnail(content: bytes) -> Any:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as image:
-                scale = _CELL / max(image.size)
-                size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-                smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
-                return image.convert("RGB").resize(size, smooth)
-    except Exception:
-        # As above; a red square says so.
+        image = load(content).image.convert("RGB")
+    except DecodeError:
+        # A red square says so.
         return Image.new("RGB", (_CELL, _CELL), "red")
+    scale = _CELL / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
 
 
 def _fitting(draw: Any, text: str) -> str:

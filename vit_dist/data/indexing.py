@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import (
@@ -32,6 +34,8 @@ from vit_dist.core.files import (
 )
 from vit_dist.core.progress import Progress
 from vit_dist.data import workers
+from vit_dist.data.classes import names_beside
+from vit_dist.data.grammar import GRAMMAR, check_pairs
 from vit_dist.data.index import encode_index
 from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import Shard, ShardManifest, checksum, write_manifest
@@ -91,6 +95,9 @@ def index_tars(
             classes.
     """
     rule = rule or LabelRule()
+    if num_classes is not None and (leave_out or rule.classes):
+        # Else a label outside is found when all is read, so that another number needs no second reading.
+        rule = replace(rule, num_classes=num_classes)
     out = destination(out, "--out")
     if not out.endswith(".json"):
         out = join_url(out, "manifest.json")
@@ -99,8 +106,7 @@ def index_tars(
     job = _Job(join_url(base, f"{stem}.index"), rule, leave_out)
     entries, num_read = _cached_or_read(job, tars, num_workers, quiet, say)
     limit = num_classes if num_classes is not None else len(rule.classes) or None
-    for tar, entry in zip(tars, entries, strict=True):
-        _check_entry(tar, entry, limit)
+    _check_entries(tars, entries, limit, redact(out))
     manifest = ShardManifest(
         base=base,
         name=name or stem,
@@ -110,7 +116,7 @@ def index_tars(
         ),
         shuffled=shuffled,
         num_classes=limit if limit is not None else max((entry["max_label"] for entry in entries), default=-1) + 1,
-        classes=rule.classes,
+        classes=names_beside((tar.url for tar in tars), urls, rule),
         max_labels=max((1, *(entry["max_labels"] for entry in entries))),
     )
     if not manifest.num_samples:
@@ -125,7 +131,7 @@ def _cached_or_read(
 ) -> tuple[list[dict[str, Any]], int]:
     """The cache entry of each tar, of an earlier run or from reading it now; and how many were read."""
     # Entries made under another rule of labels say nothing about this one.
-    rule_id = hashlib.sha256(repr((job.rule, job.leave_out)).encode()).hexdigest()[:16]
+    rule_id = hashlib.sha256(repr((GRAMMAR, job.rule, job.leave_out)).encode()).hexdigest()[:16]
     sizes = {tar.url: _checked_size(tar) for tar in tars}
     entries: dict[int, dict[str, Any]] = {}
     for i, tar in enumerate(tars):
@@ -146,14 +152,17 @@ def _cached_or_read(
     return [entries[i] for i in range(len(tars))], len(missing)
 
 
-def _check_entry(tar: TarToIndex, entry: dict[str, Any], limit: int | None) -> None:
-    """Compare what a tar holds with what a file beside it says, and with the number of classes, where that is known."""
-    _check_count(tar, entry["shard"]["num_samples"] + len(entry["left_out"]))
-    if limit is not None and entry["max_label"] >= limit:
-        raise DataError(
-            f"{redact(tar.url)}: sample {entry['max_label_key']!r} has label {entry['max_label']}, but there are "
-            f"{limit} classes; mend it, or give --num-classes"
-        )
+def _check_entries(tars: list[TarToIndex], entries: list[dict[str, Any]], limit: int | None, where: str) -> None:
+    """Compare what tars hold with what files beside them say, and with the number of classes, where that is known."""
+    for tar, entry in zip(tars, entries, strict=True):
+        _check_count(tar, entry["shard"]["num_samples"] + len(entry["left_out"]))
+        if limit is not None and entry["max_label"] >= limit:
+            raise DataError(
+                f"{redact(tar.url)}: sample {entry['max_label_key']!r} has label {entry['max_label']}, but there are "
+                f"{limit} classes; mend it, or give --num-classes"
+            )
+    count = sum(entry["shard"]["num_samples"] for entry in entries)
+    check_pairs(where, count if all(entry["pairs"] for entry in entries) else 0, limit)
 
 
 def _checked_size(tar: TarToIndex) -> int:
@@ -223,7 +232,7 @@ def _index_one(job: _Job, i: int, url: str) -> dict[str, Any]:
     content = encode_index(scan.index)
     index_url = f"{job.folder.rpartition('/')[2]}/{_file_name(i, url)}.idx.npz"
     write_bytes(join_url(parent_url(job.folder), index_url), content)
-    labels, ends = scan.index.labels, scan.index.label_ends.tolist()
+    labels, weights, ends = scan.index.labels, scan.index.label_weights, scan.index.label_ends.tolist()
     lengths = [b - a for a, b in zip([0, *ends], ends, strict=False)]
     largest = int(labels.argmax()) if len(labels) else -1
     owner = next((s for s, end in enumerate(ends) if end > largest), 0)
@@ -235,6 +244,7 @@ def _index_one(job: _Job, i: int, url: str) -> dict[str, Any]:
         "left_out": scan.left_out,
         "ignored": scan.ignored,
         "max_labels": max(lengths, default=0),
+        "pairs": set(lengths) <= {2} and largest >= 0 and int(labels[largest]) == 1 and bool(np.all(weights == 1)),
         "max_label": int(labels[largest]) if len(labels) else -1,
         "max_label_key": scan.index.key(owner) if len(labels) else "",
     }

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -60,6 +60,7 @@ class ShardManifest:
         classes: their names, or () where there are none.
         max_labels: the most labels that one sample has.
         excluded: where this manifest is another one less an exclusion list: {"fingerprint", "num_samples", ...}.
+        numbers: where labels are read as another set counts them, its number of each class; never in the file.
     """
 
     base: str
@@ -70,6 +71,7 @@ class ShardManifest:
     classes: tuple[str, ...] = ()
     max_labels: int = 1
     excluded: dict[str, Any] | None = None
+    numbers: tuple[int, ...] | None = None
 
     @cached_property
     def counts(self) -> I64:
@@ -97,13 +99,25 @@ class ShardManifest:
         digest = hashlib.sha256()
         for s in self.shards:
             digest.update(f"{s.num_samples} {s.num_bytes} {s.checksum} {s.index_checksum}\n".encode())
-        tail = {"shuffled": self.shuffled, "num_classes": self.num_classes, "excluded": self.excluded}
+        num_classes = self.num_classes if self.numbers is None else len(self.numbers)
+        tail = {"shuffled": self.shuffled, "num_classes": num_classes, "excluded": self.excluded}
         digest.update(json.dumps(tail, sort_keys=True).encode())
         return digest.hexdigest()[:16]
 
     def shard_url(self, shard: int) -> str:
         """The full URL of a shard's tar."""
         return join_url(self.base, self.shards[shard].url)
+
+    def renumbered(self, numbers: tuple[int, ...], num_classes: int, classes: tuple[str, ...]) -> ShardManifest:
+        """The same set, its labels read as another one counts them. Only for reading: it cannot be written.
+
+        Args:
+            numbers: the other's number of each class.
+            num_classes: of the other.
+            classes: the other's names.
+        """
+        assert self.numbers is None
+        return replace(self, numbers=numbers, num_classes=num_classes, classes=classes)
 
     def read_index(self, shard: int, read: Callable[[str], bytes] = read_bytes) -> ShardIndex:
         """The sample index of a shard, checked against the manifest.
@@ -130,7 +144,18 @@ class ShardManifest:
                 f"{redact(url)}: the index holds {index.num_samples} samples, the manifest says {entry.num_samples} "
                 f"for {entry.url}; index the shard again"
             )
-        return index
+        return index if self.numbers is None else self._counted(index, self.numbers, entry.url)
+
+    def _counted(self, index: ShardIndex, numbers: tuple[int, ...], url: str) -> ShardIndex:
+        known = len(numbers)
+        if len(index.labels) and not 0 <= int(index.labels.min()) <= int(index.labels.max()) < known:
+            wrong = int(np.argmax((index.labels < 0) | (index.labels >= known)))
+            owner = int(np.searchsorted(index.label_ends, wrong, side="right"))
+            raise DataError(
+                f"{redact(url)}: sample {index.key(owner)!r} has label {int(index.labels[wrong])}, but the set "
+                f"{self.name!r} has {known} classes; index the tars again with --num-classes"
+            )
+        return replace(index, labels=np.array(numbers, np.int64)[index.labels])
 
 
 def checksum(content: bytes | memoryview) -> str:
@@ -140,6 +165,7 @@ def checksum(content: bytes | memoryview) -> str:
 
 def encode_manifest(manifest: ShardManifest) -> bytes:
     """The JSON text of a manifest, a shard a line; equal manifests give equal bytes."""
+    assert manifest.numbers is None, "its labels are read as another set counts them"
     shards = ",\n".join(
         "  "
         + json.dumps(

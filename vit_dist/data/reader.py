@@ -23,7 +23,8 @@ from vit_dist.core.errors import DataError
 from vit_dist.core.files import redact
 from vit_dist.core.seeding import I64
 from vit_dist.core.world import rank_cpus
-from vit_dist.data.decode import DecodeError, decode
+from vit_dist.data.decode import decode
+from vit_dist.data.images import DecodeError
 from vit_dist.data.order import Segment, WindowId
 from vit_dist.data.segments import Piece, SegmentReader
 from vit_dist.data.sets import Parts
@@ -227,7 +228,10 @@ class Reader:
     def _fill_labels(self, batch: Batch, row: int, piece: Piece, sample: int, key: str) -> None:
         labels, weights = piece.index.sample_labels(sample)
         if not len(labels):
-            raise DataError(f"{_url(piece)}: sample {key!r} has no label")
+            raise DataError(
+                f"{_url(piece)}: sample {key!r} has no label; index the tars anew, with --skip-bad to leave such "
+                f"samples out"
+            )
         labels = labels + piece.part.label_offset
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= self._config.num_classes:
@@ -274,11 +278,9 @@ def _url(piece: Piece) -> str:
 
 
 def _check_header(piece: Piece, sample: int, key: str) -> None:
-    key_in_tar = piece.header_key(sample)
-    if (key_in_tar is None or key_in_tar == key) and piece.image_header_fits(sample):
-        return
-    there = f"{key_in_tar!r} there" if key_in_tar not in (None, key) else "no image of the indexed size there"
-    raise DataError(
-        f"{_url(piece)}: the index says sample {key!r} begins at byte {int(piece.index.offsets[sample])}, the tar has "
-        f"{there}: the manifest does not match its tars; run `vit-dist data verify`"
-    )
+    there = piece.difference(sample, key)
+    if there:
+        raise DataError(
+            f"{_url(piece)}: the index says sample {key!r} begins at byte {int(piece.index.offsets[sample])}, the tar "
+            f"has {there}: the manifest does not match its tars; run `vit-dist data verify`"
+        )

@@ -10,26 +10,30 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from vit_dist.core.files import explained, is_remote, local_path, redact
 from vit_dist.data.labels import LabelRule
 from vit_dist.data.ranges import RangeReader, file_size
-from vit_dist.data.tarindex import BLOCK, TarScan, TarScanner
+from vit_dist.data.tarheader import BLOCK
+from vit_dist.data.tarindex import Places, TarScan, TarScanner
 
 _CHUNK_BYTES = 8 << 20
 _LOCAL_CHUNK_BYTES = 4 << 20
 _REMOTE_IN_FLIGHT = 6
 
 
-def scan_tar(url: str, rule: LabelRule | None = None, *, leave_out: bool = False) -> TarScan:
+def scan_tar(
+    url: str, rule: LabelRule | None = None, *, leave_out: bool = False, places: Places | None = None
+) -> TarScan:
     """Index and checksum a tar, reading each byte once.
 
     Args:
         url: of the tar.
         rule: where labels stand.
         leave_out: list samples without an image or a label instead of refusing the tar.
+        places: filled with those of all samples; None: not wanted.
 
     Raises:
         DataError: missing, not a tar, damaged, or with samples that cannot be used.
     """
     size = file_size(url)
-    scanner = TarScanner(redact(url), rule, size=size, leave_out=leave_out)
+    scanner = TarScanner(redact(url), rule, size=size, leave_out=leave_out, places=places)
     for chunk in _remote_chunks(url, size) if is_remote(url) else _local_chunks(url, size):
         scanner.feed(chunk)
     return scanner.finish()

@@ -14,9 +14,11 @@ import numpy as np
 
 from vit_dist.core.seeding import I64
 from vit_dist.data.index import ShardIndex
+from vit_dist.data.members import part_of_sample
 from vit_dist.data.order import Segment
 from vit_dist.data.ranges import RangeReader
 from vit_dist.data.sets import Part, Parts
+from vit_dist.data.tarheader import TarFormatError, walk
 
 MERGE_GAP = 256 << 10
 """Bytes nobody wants that are read all the same when they lie between two wanted samples.
@@ -64,28 +66,23 @@ class Piece:
         begin = int(self.index.image_offsets[sample])
         return self._slice(begin, begin + int(self.index.image_bytes[sample]))
 
-    def header_key(self, sample: int) -> str | None:
-        """The key that the tar itself names at the sample's place; None where its header is not a plain one."""
-        begin = int(self.index.offsets[sample])
-        header = self._slice(begin, begin + 512).tobytes()
-        if len(header) < 512 or header[257:262] != b"ustar":
-            return ""
-        if header[156:157] not in (b"0", b"\0"):
-            # A pax or GNU long name comes first.
-            return None
-        name, prefix = (header[a:b].partition(b"\0")[0] for a, b in ((0, 100), (345, 500)))
-        path = prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name
-        folder, slash, file = path.rpartition(b"/")
-        return (folder + slash + file.partition(b".")[0]).decode("utf-8", "replace").removeprefix("./")
+    def difference(self, sample: int, key: str) -> str:
+        """What the tar has where the index says a sample and its image are; '' where it is just that."""
+        begin, image = int(self.index.offsets[sample]), int(self.index.image_offsets[sample])
+        try:
+            for member in walk(self._bytes, begin, image):
+                split = part_of_sample(member)
+                if split is not None and split[0] != key:
+                    return f"{split[0]!r} there"
+                if split is not None and member.content == image:
+                    fits = member.size == int(self.index.image_bytes[sample])
+                    return "" if fits else f"a member of {member.size} bytes for its image"
+        except TarFormatError as error:
+            return f"no valid header at byte {error.offset}"
+        return f"no member that begins at byte {image}, where its image should be"
 
-    def image_header_fits(self, sample: int) -> bool:
-        """True where a tar header of a file as long as the indexed image stands right before the image's bytes."""
-        begin = int(self.index.image_offsets[sample]) - 512
-        header = self._slice(begin, begin + 512).tobytes()
-        if len(header) < 512 or header[257:262] != b"ustar" or header[156:157] not in (b"0", b"\0"):
-            return False
-        digits = header[124:136].strip(b" \0")
-        return header[124] >= 0x80 or (digits.isdigit() and int(digits, 8) == int(self.index.image_bytes[sample]))
+    def _bytes(self, begin: int, end: int) -> bytes:
+        return self._slice(begin, end).tobytes()
 
     def _slice(self, begin: int, end: int) -> memoryview:
         range_number = bisect_right(self.starts, begin) - 1

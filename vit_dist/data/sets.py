@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 
 from vit_dist.config.schema import ComponentConfig, DataConfig, Recipe
 from vit_dist.core.errors import ConfigError
+from vit_dist.data.classes import Classes, lay_out
 from vit_dist.data.manifest import ShardManifest, read_manifest
 from vit_dist.data.mixture import MixtureIdentity, MixtureOrder, resolve_mixture
 from vit_dist.data.order import SMALL_SET_BYTES, GlobalOrder, OrderIdentity, resolve_lanes
@@ -91,7 +92,14 @@ class TrainingSet:
         if len(self.parts) == 1 and not self.parts[0].name:
             return self.parts[0].manifest.fingerprint
         text = "\n".join(f"{part.name} {part.manifest.fingerprint}" for part in self.parts)
+        # The same bytes under other numbers teach something else.
+        text += "".join(f"\n{p.name} {p.manifest.numbers}" for p in self.parts if p.manifest.numbers is not None)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """What the sets call each class of the head, as far as they have names."""
+        return {i + p.label_offset: name for p in self.parts for i, name in Classes.of(p.manifest).names.items()}
 
     @property
     def fits_in_memory(self) -> bool:
@@ -131,7 +139,7 @@ def open_training_set(recipe: Recipe) -> TrainingSet:
 
     Raises:
         ConfigError: no set is named, a subset larger than its set, more lanes than examples, labels that the head does
-            not know.
+            not know, sets of a mixture whose classes do not fit together.
         DataError: a manifest that cannot be read.
     """
     config = recipe.data
@@ -154,6 +162,8 @@ def _open_mixture(recipe: Recipe, config: DataConfig) -> TrainingSet:
         part = _open_part(name, component, config, shards, ordinals)
         parts.append(part)
         shards, ordinals = shards + len(part.subset.counts), ordinals + part.manifest.num_samples
+    placed, _ = lay_out({part.name: (part.manifest, part.label_offset) for part in parts}, config.num_classes)
+    parts = [replace(part, manifest=placed[part.name]) for part in parts]
     shapes = resolve_mixture(
         {name: component.weight for name, component in config.mixture.items()},
         {part.name: part.subset.num_samples for part in parts},
@@ -175,6 +185,8 @@ def _open_mixture(recipe: Recipe, config: DataConfig) -> TrainingSet:
 def _open_part(name: str, component: ComponentConfig, config: DataConfig, first_shard: int, first_ordinal: int) -> Part:
     where = f"data.mixture.{name}: " if name else ""
     manifest, offset = read_manifest(component.train), component.label_offset
+    if not manifest.num_classes:
+        raise ConfigError(f"{where}the set {manifest.name!r} has no labels to train on; index its tars with --labels")
     needed = manifest.num_classes + offset
     if needed > config.num_classes:
         moved = f" and label_offset={offset}" if offset else ""

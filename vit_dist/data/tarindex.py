@@ -1,16 +1,11 @@
 """Read a WebDataset tar once, front to back: where each sample lies, its key, its labels, the tar's checksum. No torch.
 
-An own parser of the 512-byte headers (ustar, pax, GNU long names), because a sample index needs offsets, because
-`tarfile` reads 10 KB at a time, and because a damaged tar must be refused with the offset and what to do. Members
-are grouped into samples by webdataset's rule: consecutive members whose paths agree up to the first dot of the file
-name; names such as `__meta__` and names without a dot are no samples.
+A damaged tar is refused with the offset and what to do. What a header says is `tarheader`'s affair, what makes up a
+sample that of `members`.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -20,28 +15,12 @@ import xxhash
 from vit_dist.core.errors import DataError
 from vit_dist.data.index import IndexedSample, ShardIndex, build_index
 from vit_dist.data.labels import LabelRule
+from vit_dist.data.members import image_of, part_of_sample, split_name
+from vit_dist.data.tarheader import BLOCK, HeaderParser, Member, TarFormatError
 
-IMAGE_EXTENSIONS = frozenset(
-    ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm"]
-)
-BLOCK = 512
-_MAX_HEADER_BYTES = 1 << 20
 _MAX_LABEL_BYTES = 16 << 20
-_ZERO = bytes(BLOCK)
-# As webdataset splits path and extensions.
-_SAMPLE_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
-_META_NAME = re.compile(r"__[^/]*__($|/)")
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_CHECKSUM_SPACES = 8 * 0x20
-
-
-def _checksum_fits(header: bytes) -> bool:
-    try:
-        stored = int(header[148:156].partition(b"\0")[0], 8)
-    except ValueError:
-        return False
-    # The low half of Adler-32 is 1 + the sum of the bytes modulo 65521: sum() in C, twenty times as fast.
-    return ((zlib.adler32(header) & 0xFFFF) - sum(header[148:156]) + _CHECKSUM_SPACES - 1 - stored) % 65521 == 0
+# webdataset keeps these beside the members of a sample.
+_RESERVED = frozenset(["__key__", "__url__", "__local_path__"])
 
 
 @dataclass(frozen=True)
@@ -67,9 +46,12 @@ class TarScan:
 class _Sample:
     key: str
     offset: int
-    extensions: set[str] = field(default_factory=set)
-    images: list[tuple[str, int, int]] = field(default_factory=list)
+    members: dict[str, tuple[int, int]] = field(default_factory=dict)
     labels: dict[str, bytes] = field(default_factory=dict)
+
+
+Places = dict[str, tuple[int, frozenset[tuple[int, int]]]]
+"""Of each key, the offset of its sample, and the offset and size of the bytes of each of its members."""
 
 
 class TarScanner:
@@ -80,23 +62,30 @@ class TarScanner:
         rule: where labels stand.
         size: bytes of the tar where known, so that a damaged size is noticed at once.
         leave_out: list samples without an image or a label instead of refusing the tar.
+        places: filled with those of all samples, also of the ones left out; None: not wanted.
     """
 
-    def __init__(self, where: str, rule: LabelRule | None = None, *, size: int | None = None, leave_out: bool = False):
-        self.where, self.rule, self.size, self.leave_out = where, rule or LabelRule(), size, leave_out
+    def __init__(
+        self,
+        where: str,
+        rule: LabelRule | None = None,
+        *,
+        size: int | None = None,
+        leave_out: bool = False,
+        places: Places | None = None,
+    ):
+        self.where, self.rule, self.leave_out = where, rule or LabelRule(), leave_out
         self._hash = xxhash.xxh3_128()
         self._position = 0
-        self._next = 0  # offset of the next header
-        self._ended = False
+        self._headers = HeaderParser(size)
         self._wanted: Callable[[bytes], None] | None = None
         self._content = bytearray()
         self._content_left = 0
-        self._first_header: int | None = None  # of a pax or GNU header that belongs to the next member
-        self._long_name: str | None = None
-        self._long_size: int | None = None
         self._sample: _Sample | None = None
+        self._link = ("", "")  # key and name of the last link
         self._rows: list[IndexedSample] = []
         self._keys: set[str] = set()
+        self._places = places
         self._end = 0
         self._left_out: list[tuple[str, int, str]] = []
         self._ignored = 0
@@ -107,6 +96,12 @@ class TarScanner:
         Raises:
             DataError: not a tar, damaged, or a name that is not allowed.
         """
+        try:
+            self._feed(chunk)
+        except TarFormatError as error:
+            self._fail(error.offset, error.problem)
+
+    def _feed(self, chunk: memoryview) -> None:
         self._hash.update(chunk)
         base, end = self._position, self._position + len(chunk)
         self._position = end
@@ -118,23 +113,27 @@ class TarScanner:
             if self._content_left:
                 return
             self._deliver()
+        headers = self._headers
         # From header to header: most bytes are images, which nobody here looks at.
-        while self._next < end:
-            at = self._next - base
-            if self._ended:
+        while (offset := headers.next) < end:
+            at = offset - base
+            if headers.ended:
                 if bytes(chunk[at:]).strip(b"\0"):
-                    self._fail(self._next, "has data after its end marker, as if tars were joined; pack them apart")
-                self._next = end
+                    self._fail(offset, "has data after its end marker, as if tars were joined; pack them apart")
+                headers.next = end
                 return
-            header = bytes(chunk[at : at + BLOCK])
-            if len(header) < BLOCK:
-                if self._next == 0:
-                    self._not_a_header(header)
+            block = bytes(chunk[at : at + BLOCK])
+            if len(block) < BLOCK:
+                if offset == 0:
+                    headers.header(0, block)
                 self._truncated()
-            content = self._next + BLOCK
-            self._header(header)
+            member = headers.header(offset, block)
+            if member is not None:
+                self._member(member)
+            elif headers.wanted:
+                self._want(headers.wanted, headers.extended)
             if self._wanted is not None:
-                begin = content - base
+                begin = at + BLOCK
                 piece = chunk[begin : begin + self._content_left]
                 self._content_left -= len(piece)
                 self._content = bytearray(piece)
@@ -150,7 +149,7 @@ class TarScanner:
         """
         if self._position == 0:
             raise DataError(f"{self.where}: the file is empty, not a tar; write it again or leave it out")
-        if not self._ended:
+        if not self._headers.ended:
             self._truncated()
         self._close_sample()
         return TarScan(
@@ -162,7 +161,7 @@ class TarScanner:
         )
 
     def _fail(self, offset: int, problem: str) -> NoReturn:
-        raise DataError(f"{self.where}: at byte {offset}: the tar {problem}")
+        raise DataError(f"{self.where}: at byte {offset}: the tar {problem}") from None
 
     def _truncated(self) -> NoReturn:
         last = f"; its last complete sample is {self._rows[-1].key!r}" if self._rows else ""
@@ -171,169 +170,73 @@ class TarScanner:
             f"ends in the middle: it is truncated, or was never closed{last}; copy or write it again",
         )
 
+    def _want(self, size: int, take: Callable[[bytes], None]) -> None:
+        self._wanted, self._content_left = take, size
+
     def _deliver(self) -> None:
         take, self._wanted = self._wanted, None
         assert take is not None
         take(bytes(self._content))
         self._content = bytearray()
 
-    def _header(self, header: bytes) -> None:
-        offset = self._next
-        if not _checksum_fits(header):
-            # Tars end in blocks of zeros.
-            if header == _ZERO:
-                self._ended = True
-                self._next = offset + BLOCK
-                return
-            self._not_a_header(header)
-        kind = header[156:157]
-        size = self._number(header[124:136])
-        if kind == b"0" and self._first_header is None and self.size is not None and offset + BLOCK + size <= self.size:
-            # Nearly every header: a plain file without extended headers.
-            self._next = offset + BLOCK + (size + BLOCK - 1) // BLOCK * BLOCK
-            self._member(self._name(header), offset, offset, size)
+    def _member(self, member: Member) -> None:
+        name = member.name
+        split = part_of_sample(member)
+        if split is None:
+            self._ignored += member.kind not in (b"5", b"D") and not name.endswith("/")
+            if member.is_link:
+                self._link = ((split_name(name) or ("", ""))[0], name)
             return
-        if kind in b"xgLK":
-            if size > _MAX_HEADER_BYTES:
-                self._fail(offset, f"has an extended header of {size} bytes; it is damaged; write it again")
-            if self._first_header is None:
-                self._first_header = offset
-            self._skip(offset, size)
-            self._want(size, {b"x": self._pax, b"L": self._gnu_name}.get(kind, _nothing))
-            return
-        name = self._long_name if self._long_name is not None else self._name(header)
-        size = self._long_size if self._long_size is not None else size
-        first = self._first_header if self._first_header is not None else offset
-        self._long_name = self._long_size = self._first_header = None
-        if kind == b"S":
-            self._fail(offset, f"holds the sparse file {name!r}, which cannot be read in place; write it again")
-        # `in` would hold of b"" too, which never comes: a header has 512 bytes.
-        regular = kind in b"0\x007"
-        self._skip(offset, size if regular else 0)
-        if not regular or name.endswith("/"):
-            self._ignored += kind != b"5" and not name.endswith("/")
-            return
-        self._member(name, first, offset, size)
-
-    def _skip(self, offset: int, size: int) -> None:
-        self._next = offset + BLOCK + (size + BLOCK - 1) // BLOCK * BLOCK
-        if self.size is not None and offset + BLOCK + size > self.size:
-            self._fail(
-                offset,
-                f"has a member of {size} bytes that would end after the end of the file ({self.size} bytes): it is "
-                f"truncated or damaged; copy or write it again",
-            )
-
-    def _want(self, size: int, take: Callable[[bytes], None]) -> None:
-        self._wanted, self._content_left = take, size
-
-    def _not_a_header(self, header: bytes) -> NoReturn:
-        for magic, name in _COMPRESSED.items():
-            if self._next == 0 and header.startswith(magic):
-                self._fail(
-                    0, f"is compressed with {name}, so samples cannot be read in place; decompress it, then index it"
-                )
-        if self._next == 0:
-            self._fail(0, "does not begin with a tar header: this is no tar file; check the URL")
-        self._fail(self._next, "has no valid header here (its checksum does not fit): it is damaged; write it again")
-
-    def _number(self, text: bytes) -> int:
-        if text[11] in b"\0 " and text[:11].isdigit():
-            try:
-                return int(text[:11], 8)
-            except ValueError:
-                self._damaged_size(text)
-        # GNU tar's binary form, for files of 8 GiB and more.
-        if text[0] & 0x80:
-            return int.from_bytes(bytes([text[0] & 0x7F]) + text[1:], "big")
-        try:
-            return int(text.strip(b"\0 ") or b"0", 8)
-        except ValueError:
-            self._damaged_size(text)
-
-    def _damaged_size(self, text: bytes) -> NoReturn:
-        self._fail(self._next, f"has a header whose size is {text!r}: it is damaged; write it again")
-
-    def _name(self, header: bytes) -> str:
-        raw = header[:100].partition(b"\0")[0]
-        if header[257:263] == b"ustar\0" and header[345]:
-            raw = header[345:500].partition(b"\0")[0] + b"/" + raw
-        return self._text(raw)
-
-    def _text(self, raw: bytes) -> str:
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError:
-            self._fail(
-                self._next, f"has a member whose name is not UTF-8: {raw!r}; rename it, then write the tar again"
-            )
-
-    def _gnu_name(self, content: bytes) -> None:
-        self._long_name = self._text(content.partition(b"\0")[0])
-
-    def _pax(self, content: bytes) -> None:
-        at = 0
-        while at < len(content) and content[at]:
-            length, space, _ = content[at : at + 20].partition(b" ")
-            if not space or not length.isdigit() or not 0 < int(length) <= len(content) - at:
-                self._fail(self._next, "has a damaged pax header; write it again")
-            record = content[at + len(length) + 1 : at + int(length) - 1]
-            key, _, value = record.partition(b"=")
-            if key == b"path":
-                self._long_name = self._text(value)
-            elif key == b"size" and value.isdigit():
-                self._long_size = int(value)
-            elif key.startswith(b"GNU.sparse"):
-                self._fail(self._next, "holds a sparse file, which cannot be read in place; write it again")
-            at += int(length)
-
-    def _member(self, name: str, first: int, offset: int, size: int) -> None:
-        if name.startswith("/") or (".." in name and ".." in name.split("/")):
-            self._fail(
-                offset, f"holds the name {name!r}; absolute names and '..' are refused; write it with plain names"
-            )
-        match = _SAMPLE_NAME.match(name)
-        if match is None or (name.startswith("__") and _META_NAME.match(name)):
-            self._ignored += 1
-            return
-        key, extension = match.group(1), match.group(2).lower()
+        key, extension = split
+        header = member.content - BLOCK
+        # Nearly every name is plain.
+        if ".." in name or name[0] == "/" or extension[:2] == "__" or not name.isascii():
+            self._refuse_name(header, name, extension)
         sample = self._sample
         if sample is None or sample.key != key:
             self._close_sample()
             if key in self._keys:
                 self._fail(
-                    first,
+                    member.first,
                     f"holds the key {key!r} twice, apart from each other; the members of a sample must follow one "
                     f"another and keys be unique in a tar; sort it by name",
                 )
             self._keys.add(key)
-            sample = self._sample = _Sample(key, first)
-        if extension in sample.extensions:
-            self._fail(offset, f"holds {name!r} twice; keys must be unique in a tar")
-        sample.extensions.add(extension)
-        self._end = self._next
-        if extension in IMAGE_EXTENSIONS and (not self.rule.image or extension == self.rule.image):
-            sample.images.append((extension, offset + BLOCK, size))
-        elif self.rule.wants(extension):
-            if size > _MAX_LABEL_BYTES:
-                self._fail(offset, f"holds labels of {size} bytes in {name!r}; that is no label")
+            sample = self._sample = _Sample(key, member.first)
+        if extension in sample.members:
+            self._fail(header, f"holds {name!r} twice; keys must be unique in a tar")
+        sample.members[extension] = member.content, member.size
+        self._end = self._headers.next
+        if self.rule.wants(extension):
+            if member.size > _MAX_LABEL_BYTES:
+                self._fail(header, f"holds labels of {member.size} bytes in {name!r}; that is no label")
             labels = sample.labels
-            self._want(size, lambda content: labels.__setitem__(extension, content))
+            self._want(member.size, lambda content: labels.__setitem__(extension, content))
+
+    def _refuse_name(self, header: int, name: str, extension: str) -> None:
+        if name.startswith("/") or ".." in name.split("/"):
+            self._fail(
+                header, f"holds the name {name!r}; absolute names and '..' are refused; write it with plain names"
+            )
+        if extension in _RESERVED:
+            self._fail(header, f"holds {name!r}, an extension that webdataset keeps for itself; rename it")
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raw = name.encode("utf-8", "surrogateescape")
+            self._fail(header, f"has a member whose name is not UTF-8: {raw!r}; rename it, then write the tar again")
 
     def _close_sample(self) -> None:
         sample, self._sample = self._sample, None
         if sample is None:
             return
+        if self._places is not None:
+            self._places[sample.key] = sample.offset, frozenset(sample.members.values())
         try:
-            if len(sample.images) != 1:
-                members = ", ".join(sorted(sample.extensions))
-                problem = "has no image" if not sample.images else "has several images; name one with --image"
-                raise ValueError(f"{problem}: its members are {members}")
+            image = image_of(sample.members, self.rule.image)
             labels, weights = self.rule.labels(sample.labels)
         except ValueError as error:
-            reason = (
-                str(error) if not isinstance(error, UnicodeDecodeError | json.JSONDecodeError) else f"label: {error}"
-            )
+            reason = self._reason(sample, error)
             if not self.leave_out:
                 raise DataError(
                     f"{self.where}: at byte {sample.offset}: sample {sample.key!r} {reason}; mend the tar, name the "
@@ -341,9 +244,13 @@ class TarScanner:
                 ) from None
             self._left_out.append((sample.key, sample.offset, reason))
             return
-        _, offset, size = sample.images[0]
+        offset, size = sample.members[image]
         self._rows.append(IndexedSample(sample.key, sample.offset, offset, size, labels, weights))
 
-
-def _nothing(content: bytes) -> None:
-    """A header that says nothing about samples: a long link name, or defaults for all members."""
+    def _reason(self, sample: _Sample, error: ValueError) -> str:
+        reason = str(error)
+        if not sample.labels and "its members are" not in reason:
+            reason += f"; its members are {', '.join(sorted(sample.members))}"
+        if self._link[0] == sample.key:
+            reason += f" ({self._link[1]!r} is a link; write the tar with --dereference and --hard-dereference)"
+        return reason

@@ -30,7 +30,7 @@ def find_tars(urls: Sequence[str], split_name: str = "") -> list[TarToIndex]:
     """The tars that URLs name, in their order.
 
     A URL is a tar, a pattern with {000..123} or {a,b}, one with * or ?, a directory (its *.tar), or the JSON shard list
-    of `wids`; see names.py.
+    of `wids`; see names.py. Hidden files (`._0.tar`) are left out, as shells do.
 
     Args:
         urls: as the user wrote them.
@@ -55,14 +55,19 @@ def find_tars(urls: Sequence[str], split_name: str = "") -> list[TarToIndex]:
 def _resolve(url: str) -> list[TarToIndex]:
     if url_name(url).endswith(".json"):
         return _from_wids(url)
-    if url_name(url).endswith(".tar") and is_remote(url):
+    if is_tar_name(url_name(url)) and is_remote(url):
         return [TarToIndex(url)]
     if is_directory(url):
-        tars = [n for n in names_in(url) if n.endswith(".tar")]
+        tars = [n for n in names_in(url) if is_tar_name(n)]
         if not tars:
             raise DataError(f"{redact(url)}: no .tar files in this directory")
         return [TarToIndex(join_url(url, n)) for n in tars]
     return [TarToIndex(url)]
+
+
+def is_tar_name(name: str) -> bool:
+    """Whether a file's name ends like a tar's, in letters of any case."""
+    return name.lower().endswith(".tar")
 
 
 def _from_wids(url: str) -> list[TarToIndex]:

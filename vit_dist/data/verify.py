@@ -9,23 +9,25 @@ import numpy as np
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import join_url, redact
 from vit_dist.data import workers
+from vit_dist.data.describe import undecodable
 from vit_dist.data.index import ShardIndex
 from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import Shard, ShardManifest
 from vit_dist.data.ranges import file_size
 from vit_dist.data.scan import scan_tar
-from vit_dist.data.tarindex import TarScan
+from vit_dist.data.tarindex import Places
 
 _SHOWN = 5
 
 
-def verify_shard(manifest: ShardManifest, shard: int, *, fast: bool = False) -> list[str]:
+def verify_shard(manifest: ShardManifest, shard: int, *, fast: bool = False, images: bool = False) -> list[str]:
     """What is wrong with a shard, a text each; none where all is well.
 
     Args:
         manifest: of the dataset.
         shard: its number in it.
         fast: compare sizes and read the index, but not the tar.
+        images: decode every image too, where all else is well.
     """
     entry = manifest.shards[shard]
     where = redact(manifest.shard_url(shard))
@@ -43,14 +45,15 @@ def verify_shard(manifest: ShardManifest, shard: int, *, fast: bool = False) -> 
             problems.append(f"{where}: ends at byte {size:,}, its index reaches byte {int(index.offsets[-1]):,}")
         if fast:
             return problems
-        scan = scan_tar(manifest.shard_url(shard), LabelRule("none"), leave_out=True)
+        places: Places = {}
+        scan = scan_tar(manifest.shard_url(shard), LabelRule("none"), leave_out=True, places=places)
     except DataError as error:
         return [*problems, str(error)]
     if size == entry.num_bytes and scan.checksum != entry.checksum:
         problems.append(f"{where}: has checksum {scan.checksum}, the manifest says {entry.checksum}: {_changed(entry)}")
     if index is not None:
-        problems += _differences(where, index, scan)
-    return problems
+        problems += _differences(where, index, places)
+    return _bad_images(where, manifest, shard) if images and not problems else problems
 
 
 def _changed(entry: Shard) -> str:
@@ -60,26 +63,22 @@ def _changed(entry: Shard) -> str:
     )
 
 
-def _differences(where: str, index: ShardIndex, scan: TarScan) -> list[str]:
+def _differences(where: str, index: ShardIndex, places: Places) -> list[str]:
     """Samples that lie elsewhere than their index says; at most five are named."""
-    rows = {key: i for i, key in enumerate(scan.index.keys())}
-    # With several images: which one is meant the tar alone does not tell.
-    unknown = {key for key, _, _ in scan.left_out}
     wrong = []
-    for i, key in enumerate(index.keys()):
-        row = rows.get(key)
-        if row is None:
-            if key not in unknown:
-                wrong.append(f"{where}: sample {key!r} of the index is not in the tar")
-            continue
-        for name, indexed, in_tar in (
-            ("begins at byte", index.offsets[i], scan.index.offsets[row]),
-            ("has its image at byte", index.image_offsets[i], scan.index.image_offsets[row]),
-            ("has an image of bytes", index.image_bytes[i], scan.index.image_bytes[row]),
-        ):
-            if indexed != in_tar:
-                wrong.append(f"{where}: sample {key!r} {name} {int(in_tar):,}, its index says {int(indexed):,}")
-                break
+    columns = (index.offsets.tolist(), index.image_offsets.tolist(), index.image_bytes.tolist())
+    for key, offset, image, size in zip(index.keys(), *columns, strict=False):
+        begin, members = places.get(key, (-1, frozenset()))
+        if begin < 0:
+            wrong.append(f"{where}: sample {key!r} of the index is not in the tar")
+        elif begin != offset:
+            wrong.append(f"{where}: sample {key!r} begins at byte {begin:,}, its index says {offset:,}")
+        elif (image, size) not in members:
+            there = " and ".join(f"{n:,} at byte {at:,}" for at, n in sorted(members))
+            wrong.append(
+                f"{where}: sample {key!r} has members of {there} bytes, its index says an image of {size:,} at byte "
+                f"{image:,}"
+            )
     if len(wrong) > _SHOWN:
         wrong[_SHOWN:] = [f"{where}: and {len(wrong) - _SHOWN:,} more samples"]
     if wrong:
@@ -87,11 +86,21 @@ def _differences(where: str, index: ShardIndex, scan: TarScan) -> list[str]:
     return wrong
 
 
+def _bad_images(where: str, manifest: ShardManifest, shard: int) -> list[str]:
+    """Images that training would replace by others; at most five are named."""
+    bad = [f"{where}: the image of sample {key!r} is bad: {reason}" for key, reason in undecodable(manifest, shard)]
+    if len(bad) > _SHOWN:
+        bad[_SHOWN:] = [f"{where}: and {len(bad) - _SHOWN:,} more images"]
+    return bad
+
+
 def _what_to_do() -> str:
     return "tar and index do not belong together; restore the tar, or make the manifest anew with `vit-dist data index`"
 
 
-def verify(manifest: ShardManifest, *, fast: bool = False, num_workers: int = 1) -> Iterator[tuple[int, list[str]]]:
+def verify(
+    manifest: ShardManifest, *, fast: bool = False, images: bool = False, num_workers: int = 1
+) -> Iterator[tuple[int, list[str]]]:
     """Every shard with what is wrong with it, as they are done."""
     shards = range(len(manifest.shards))
     twice = _twice(manifest)
@@ -100,14 +109,15 @@ def verify(manifest: ShardManifest, *, fast: bool = False, num_workers: int = 1)
     processes = workers.num_processes(num_workers, len(shards), num_bytes=int(np.sum(manifest.sizes)))
     if processes == 1:
         for shard in shards:
-            yield shard, twice.get(shard, []) + verify_shard(manifest, shard, fast=fast)
+            yield shard, twice.get(shard, []) + verify_shard(manifest, shard, fast=fast, images=images)
         return
-    for shard, problems in workers.run(_verify_task, shards, processes, values={"manifest": manifest}):
+    values = {"manifest": manifest, "images": images}
+    for shard, problems in workers.run(_verify_task, shards, processes, values=values):
         yield shard, twice.get(shard, []) + problems
 
 
 def _verify_task(shard: int) -> list[str]:
-    return verify_shard(workers.shared("manifest"), shard)
+    return verify_shard(workers.shared("manifest"), shard, images=workers.shared("images"))
 
 
 def _twice(manifest: ShardManifest) -> dict[int, list[str]]:

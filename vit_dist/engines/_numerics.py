@@ -27,8 +27,8 @@ _KERNELS = {
     "math": SDPBackend.MATH,
 }
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-# Of torch's two errors in deterministic mode, the first names the operation.
-_NOT_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")
+# Of torch's two errors in deterministic mode, the first names the operation, in one word or several.
+_NOT_DETERMINISTIC = re.compile(r"([^\n]*\S) does not have a deterministic implementation")
 _CUBLAS_NOT_DETERMINISTIC = "not deterministic because it uses CuBLAS"
 # With one kernel allowed and no other to fall back to, as CPUs and GPUs say it.
 _NO_ATTENTION = ("No viable backend for scaled_dot_product_attention", "No available kernel")
@@ -56,7 +56,7 @@ def uses_tf32(precision: str) -> bool:
 def numerics(recipe: Recipe) -> Iterator[None]:
     """Set what a recipe says about a whole process, for as long as the block lasts. Before CUDA is used."""
     deterministic = bool(getattr(recipe.engine, "deterministic", False))
-    with _tf32(uses_tf32(recipe.precision)), _deterministic() if deterministic else contextlib.nullcontext():
+    with _tf32(uses_tf32(recipe.precision)), strictly_deterministic() if deterministic else contextlib.nullcontext():
         yield
 
 
@@ -75,7 +75,8 @@ def _tf32(allowed: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _deterministic() -> Iterator[None]:
+def strictly_deterministic() -> Iterator[None]:
+    """For as long as the block lasts torch refuses what has no deterministic kernel. Before CUDA is used."""
     cudnn: Any = torch.backends.cudnn
     memory: Any = torch.utils.deterministic
     mode = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
@@ -141,12 +142,23 @@ def _refused_by_torch(message: str, attention: str, inputs: EngineInputs) -> str
             f"engine.attention={attention}: torch has no such kernel for this model's attention in {inputs.precision} "
             f"on {inputs.device.type}; use engine.attention=auto, or math, which is always there"
         )
+    return not_deterministic(message, inputs.device.type)
+
+
+def not_deterministic(message: str, device: str, what: str = "model") -> str:
+    """What torch's error in deterministic mode means for the recipe; '' where the error is of another kind.
+
+    Args:
+        message: of torch.
+        device: on which it was computed: cpu, cuda.
+        what: asks for the operation.
+    """
     without = _NOT_DETERMINISTIC.search(message)
     if without is not None:
         return (
-            f"engine.deterministic=true: torch has no deterministic kernel for {without.group(1)} on "
-            f"{inputs.device.type}; use engine.deterministic=false, with which a resumed run may differ in last bits, "
-            f"or a model without this operation"
+            f"engine.deterministic=true: torch has no deterministic kernel for {without.group(1)} on {device}; use "
+            f"engine.deterministic=false, with which a resumed run may differ in last bits, or a {what} without this "
+            f"operation"
         )
     if _CUBLAS_NOT_DETERMINISTIC in message:
         return (

@@ -36,6 +36,9 @@ class DeepSpeedConfig(EngineConfig):
 
     def build(self, inputs: EngineInputs) -> Engine:
         """The engine. A collective."""
-        from vit_dist.engines._deepspeed import DeepSpeedEngine
+        from vit_dist.core.process import heavy_imports
+
+        with heavy_imports():
+            from vit_dist.engines._deepspeed import DeepSpeedEngine
 
         return DeepSpeedEngine(self, inputs)

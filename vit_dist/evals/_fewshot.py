@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vit_dist.data.decode import squash
-from vit_dist.data.manifest import read_manifest
+from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.subset import pick
 from vit_dist.engines._collectives import broadcast_object
 from vit_dist.evals import EvalContext
@@ -23,10 +23,10 @@ STD_FLOOR = 1e-5
 
 def accuracies(config: FewShotConfig, context: EvalContext) -> dict[int, float]:
     """Top-1 on the test set for each number of shots, the mean over the draws; the same on every rank. A collective."""
-    train, test = config.sources(context.recipe)
-    drawn = _drawn(config, context, train)
+    train, test = config.open_sets(context.recipe)
+    drawn = _drawn(config, context)
     x, labels = _shots(config, context, train, drawn)
-    stored, classes = np.unique(drawn), read_manifest(train).num_classes
+    stored, classes = np.unique(drawn), train.num_classes
     device = context.engine.device
     fits = []
     for shots in config.shots:
@@ -36,7 +36,7 @@ def accuracies(config: FewShotConfig, context: EvalContext) -> dict[int, float]:
             fits.append((weight.to(device, torch.float32), bias.to(device, torch.float32)))
     # Correct examples of each fit, and last the number of examples.
     correct = torch.zeros(len(fits) + 1, dtype=torch.float64, device=device)
-    for batch, x_test in features(context, read_manifest(test), crop=config.crop, view=squash):
+    for batch, x_test in features(context, test, crop=config.crop, view=squash):
         truth = batch.labels.to(device)
         for i, (weight, bias) in enumerate(fits):
             guess = (x_test @ weight + bias).argmax(1, keepdim=True)
@@ -81,19 +81,18 @@ def _cholesky(gram: Tensor, l2: float) -> Tensor:
     return factor
 
 
-def _drawn(config: FewShotConfig, context: EvalContext, train: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _drawn(config: FewShotConfig, context: EvalContext) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The shots' ordinals [seeds, classes, shots]: rank 0 reads the labels and sends them. A collective."""
-    shots = max(config.shots)
+    shots, train = max(config.shots), config.sources(context.recipe)[0]
     drawn = broadcast_object(draw(train, shots, config.seeds) if context.world.is_main else None, context.world)
     assert drawn is not None
     return drawn
 
 
 def _shots(
-    config: FewShotConfig, context: EvalContext, train: str, drawn: np.ndarray[Any, np.dtype[np.int64]]
+    config: FewShotConfig, context: EvalContext, manifest: ShardManifest, drawn: np.ndarray[Any, np.dtype[np.int64]]
 ) -> tuple[Tensor, Tensor]:
     """Features [n, D] and labels [n] of all shots in the order of their ordinals, on every rank, on the CPU."""
-    manifest = read_manifest(train)
     subset = pick(manifest, drawn)
     x = torch.zeros(subset.num_samples, feature_width(context), device=context.engine.device)
     labels = torch.zeros(subset.num_samples, dtype=torch.int64, device=context.engine.device)

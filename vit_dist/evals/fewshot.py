@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.metrics import ACCURACY, FEW_SHOT, Metric
 from vit_dist.core.registry import EVALUATORS
 from vit_dist.evals import EvalContext, EvaluatorConfig
 
 if TYPE_CHECKING:
     from vit_dist.config.schema import Recipe
+    from vit_dist.data.manifest import ShardManifest
 
 Shots = Annotated[int, Field(ge=1)]
 
@@ -28,6 +30,8 @@ class FewShotConfig(EvaluatorConfig):
     are what the head classifies; targets are -1 and 1; the mean over draws of the shots is given.
     """
 
+    scores_head: ClassVar[bool] = False
+
     set: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(description="its name in the tags")
     train: str = Field("", description="URL of the manifest that shots are drawn from; empty: the recipe's data.train")
     test: str = Field("", description="URL of the manifest that is classified; empty: the recipe's data.val")
@@ -38,36 +42,64 @@ class FewShotConfig(EvaluatorConfig):
         0.875, description="fraction of each side that is kept once the image is squashed to a square"
     )
 
+    def check(self, recipe: Recipe) -> None:
+        """See EvaluatorConfig. A recipe that names no data yet is to be completed."""
+        problem = self._unnamed(recipe) if recipe.data.is_named else ""
+        if problem:
+            raise ValueError(problem)
+
     def sources(self, recipe: Recipe) -> tuple[str, str]:
         """URLs of the manifests of shots and of the test set.
 
         Raises:
             ConfigError: neither this evaluator nor the recipe names one.
         """
-        train, test = self.train or recipe.data.train, self.test or recipe.data.val
-        for key, url in ("train", train), ("test", test):
-            if not url:
-                raise ConfigError(f"evaluators: fewshot of {self.set!r} has no {key} set: give it `{key}: URL`")
-        return train, test
+        problem = self._unnamed(recipe)
+        if problem:
+            raise ConfigError(problem)
+        return self.train or recipe.data.train, self.test or recipe.data.val
+
+    def _unnamed(self, recipe: Recipe) -> str:
+        for key, of_recipe in ("train", "train"), ("test", "val"):
+            if not getattr(self, key) and not getattr(recipe.data, of_recipe):
+                return (
+                    f"evaluators: fewshot of {self.set!r} has no {key} set: give it `{key}: URL`, or the recipe a "
+                    f"data.{of_recipe}"
+                )
+        return ""
 
     def check_sets(self, recipe: Recipe) -> None:
         """See EvaluatorConfig: reads both manifests, and the labels of the set of shots."""
+        self.open_sets(recipe)
+        draw(self.sources(recipe)[0], max(self.shots), self.seeds)
+
+    def open_sets(self, recipe: Recipe) -> tuple[ShardManifest, ShardManifest]:
+        """The set of shots, and the test set with labels as the first counts them.
+
+        Raises:
+            ConfigError: one is not named, or the test set has classes that the other has not.
+            DataError: a manifest cannot be read.
+        """
+        from vit_dist.data.classes import Classes, counted_as
         from vit_dist.data.manifest import read_manifest
 
-        train, test = self.sources(recipe)
-        draw(train, max(self.shots), self.seeds)
-        known, asked = read_manifest(train).num_classes, read_manifest(test).num_classes
-        if known != asked:
-            raise ConfigError(
-                f"evaluators: fewshot of {self.set!r}: its train set knows {known} classes, its test set {asked}"
-            )
+        train, test = (read_manifest(url) for url in self.sources(recipe))
+        known = Classes.of(train, "its train set")
+        return train, counted_as(test, known, f"evaluators: fewshot of {self.set!r}: its test set")
+
+    def metrics(self, recipe: Recipe) -> Mapping[str, Metric]:  # noqa: ARG002
+        """See EvaluatorConfig."""
+        return {self._tag(shots): ACCURACY for shots in self.shots}
+
+    def _tag(self, shots: int) -> str:
+        return f"{FEW_SHOT}{self.set}_{shots}shot"
 
     def run(self, context: EvalContext) -> Iterator[tuple[str, float]]:
         """See EvaluatorConfig."""
         from vit_dist.evals._fewshot import accuracies
 
         for shots, top1 in accuracies(self, context).items():
-            yield f"fewshot/{self.set}_{shots}shot", top1
+            yield self._tag(shots), top1
 
 
 @lru_cache(maxsize=8)

@@ -19,7 +19,7 @@ class TimmModel(ImageModel):
 
     def __init__(self, config: TimmConfig, num_classes: int, image_size: int) -> None:
         super().__init__()
-        net: Any = _create(config, image_size)
+        net: Any = create(config, image_size)
         self.net = net
         # Running statistics would be each rank's own: the result would depend on the number of ranks.
         normalised = [n for n, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -49,17 +49,28 @@ class TimmModel(ImageModel):
                 ) from None
 
 
-def _create(config: TimmConfig, image_size: int) -> nn.Module:
+def create(config: TimmConfig, image_size: int, num_classes: int = 0) -> nn.Module:
+    """timm's model; 0 classes: without its classifier.
+
+    Raises:
+        ConfigError: timm has no such model, or cannot make it as asked.
+    """
     name = config.architecture
     if not timm.is_model(name):
         raise ConfigError(f"timm {timm.__version__} has no model {name!r}{did_you_mean(name, timm.list_models())}")
     known = timm.models.get_pretrained_cfg(name)
     size = {"img_size": image_size} if known is None or known.fixed_input_size else {}
     try:
-        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **{**size, **config.args})
+        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, **{**size, **config.args})
     except Exception as error:
         # Each of timm's models refuses with an error of its own.
         raise ConfigError(
             f"timm cannot make {name!r} for {image_size}-pixel images with args {config.args}: {error}"
         ) from None
     return model
+
+
+def usual_image_size(config: TimmConfig) -> int:
+    """The side of the images that timm's own weights of this model were trained on."""
+    known = timm.models.get_pretrained_cfg(config.architecture)
+    return 224 if known is None else int(known.input_size[-1])

@@ -28,20 +28,7 @@ class BiT(ImageModel):
     def __init__(self, config: BiTConfig, num_classes: int) -> None:
         super().__init__()
         width = config.width * config.width_factor
-        basic = config.block == "basic"
-        net = ResNetV2(
-            layers=list(config.blocks),
-            channels=config.channels,
-            stem_chs=width,
-            stem_type="fixed",
-            num_classes=0,
-            preact=True,
-            basic=basic,
-            bottle_ratio=1.0 if basic else 0.25,
-            norm_layer=partial(GroupNormAct, num_groups=config.groups),
-            conv_layer=partial(StdConv2d, eps=EPS),
-            drop_path_rate=config.stochastic_depth,
-        )
+        net = bit_resnet(config)
         if config.stem == "imagenet":
             self.stem = net.stem
         else:
@@ -59,6 +46,24 @@ class BiT(ImageModel):
             x = self.run_blocks(stage.blocks, x)
         x = self.norm(x)
         return x.mean(dim=(2, 3))
+
+
+def bit_resnet(config: BiTConfig, num_classes: int = 0) -> ResNetV2:
+    """timm's ResNet of these blocks with the stem for large images; 0 classes: without its classifier."""
+    basic = config.block == "basic"
+    return ResNetV2(
+        layers=list(config.blocks),
+        channels=config.channels,
+        stem_chs=config.width * config.width_factor,
+        stem_type="fixed",
+        num_classes=num_classes,
+        preact=True,
+        basic=basic,
+        bottle_ratio=1.0 if basic else 0.25,
+        norm_layer=partial(GroupNormAct, num_groups=config.groups),
+        conv_layer=partial(StdConv2d, eps=EPS),
+        drop_path_rate=config.stochastic_depth,
+    )
 
 
 def post_activation_resnet(blocks: tuple[int, ...], *, width: int, groups: int, stem: str) -> ResNetV2:

@@ -52,7 +52,7 @@ class ViT(ImageModel):
             Block(
                 width,
                 config.num_heads,
-                mlp_ratio=_ratio(config.hidden, width),
+                mlp_ratio=mlp_ratio(config.hidden, width),
                 qkv_bias=True,
                 proj_drop=config.dropout,
                 drop_path=config.stochastic_depth * i / max(1, config.depth - 1),
@@ -70,7 +70,7 @@ class ViT(ImageModel):
             AttentionPoolLatent(
                 width,
                 num_heads=config.num_heads,
-                mlp_ratio=_ratio(config.hidden, width),
+                mlp_ratio=mlp_ratio(config.hidden, width),
                 norm_layer=LayerNorm,
                 act_layer=act,
             )
@@ -187,7 +187,8 @@ def build_vit(config: ViTConfig, *, num_classes: int, image_size: int) -> ViT:
     return ViT(config, patches, num_classes)
 
 
-def _ratio(hidden: int, width: int) -> float:
+def mlp_ratio(hidden: int, width: int) -> float:
+    """The ratio for which timm makes MLPs of this hidden width."""
     # timm takes int(width * ratio); half a unit up, no rounding of the quotient can lose the last one.
     return (hidden + 0.5) / width
 

@@ -12,20 +12,29 @@ import numpy as np
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.events.cache import read_cached
-from vit_dist.core.events.reader import EventFile, RunLog, Series, event_stamps, merge_files
+from vit_dist.core.events.reader import RunLog, Series, event_stamps, merge_files
 from vit_dist.core.files import redact
-from vit_dist.core.run.log import RUN, STATUS, VAL_LOSS, VAL_TOP1, RunInfo, RunStatus, run_info, run_status
+from vit_dist.core.metrics import FEW_SHOT, Metric, find_metric, known_metric, merged
+from vit_dist.core.run.log import (
+    METRICS,
+    RUN,
+    STATUS,
+    VAL_LOSS,
+    VAL_TOP1,
+    RunInfo,
+    RunStatus,
+    logged_metrics,
+    run_info,
+    run_status,
+)
 from vit_dist.scaling.tagmap import TagMap, apply
-
-FEW_SHOT = "fewshot/"
-"""Tags that begin so are few-shot accuracies: fewshot/<set>_<k>shot."""
 
 
 @dataclass(frozen=True)
 class Observation:
     """One point of a study: a finished run and the value of the metric at its last step.
 
-    `best` is the highest value on the way, at `best_step`. `macs` are those of one forward pass of one image.
+    `best` is the best value on the way, at `best_step`. `macs` are those of one forward pass of one image.
     `directory` is relative to the logs that were read.
     """
 
@@ -85,19 +94,28 @@ class Excluded:
 class Collection:
     """What was found: observations by family, subset and seed; runs left out; remarks on damaged files.
 
-    `curves` has every scalar that was read of each observed run: {directory: {tag: series by step}}.
+    `rule` says how the metric is read. `curves` has every scalar that was read of each observed run: {directory: {tag:
+    series by step}}.
     """
 
     url: str
     study: str
     metric: str
+    rule: Metric
     observations: tuple[Observation, ...]
     excluded: tuple[Excluded, ...]
     remarks: tuple[str, ...]
     curves: Mapping[str, Mapping[str, Series]] = field(default_factory=dict, compare=False, repr=False)
 
 
-def collect(url: str, *, study: str | None = None, metric: str = VAL_TOP1, tag_map: TagMap | None = None) -> Collection:
+def collect(
+    url: str,
+    *,
+    study: str | None = None,
+    metric: str = VAL_TOP1,
+    tag_map: TagMap | None = None,
+    declared: Mapping[str, Metric] | None = None,
+) -> Collection:
     """Read every run under a directory.
 
     Args:
@@ -105,19 +123,20 @@ def collect(url: str, *, study: str | None = None, metric: str = VAL_TOP1, tag_m
         study: take only runs of this study; None takes the only one there is.
         metric: scalar tag to observe.
         tag_map: how to read logs that are not ours.
+        declared: how metrics are read, as a study says it; over what the runs have logged of them.
 
     Raises:
-        DataError: nothing there to read, or runs of several studies and none was named.
+        ConfigError: nothing says whether higher or lower values of the metric are better.
+        DataError: nothing there to read, runs of several studies and none was named, or a value that the metric cannot
+            have.
     """
     observed: list[Observation] = []
     excluded: list[Excluded] = []
-    remarks: list[str] = []
     curves: dict[str, Mapping[str, Series]] = {}
-    for directory, files in _read_all(url, metric, tag_map):
-        names = (posixpath.join(directory, posixpath.basename(file.url)) for file in files)
-        remarks += [f"{name}: {file.problem}" for name, file in zip(names, files, strict=True) if file.problem]
-        log = merge_files(directory, files)
-        outcome, log = _observe(log, directory, study, metric, tag_map)
+    logs, remarks = _read_all(url, metric, tag_map)
+    rule = _rule(logs, metric, tag_map, declared or {})
+    for directory, raw in logs.items():
+        outcome, log = _observe(raw, directory, study, metric, rule, tag_map)
         if isinstance(outcome, Excluded):
             excluded.append(outcome)
         else:
@@ -133,6 +152,7 @@ def collect(url: str, *, study: str | None = None, metric: str = VAL_TOP1, tag_m
         url,
         chosen,
         metric,
+        rule,
         tuple(sorted(observations, key=lambda o: (o.cell, o.directory))),
         tuple(sorted([*excluded, *duplicates], key=lambda e: e.directory)),
         tuple(remarks),
@@ -140,21 +160,35 @@ def collect(url: str, *, study: str | None = None, metric: str = VAL_TOP1, tag_m
     )
 
 
-def _read_all(url: str, metric: str, tag_map: TagMap | None) -> Iterable[tuple[str, list[EventFile]]]:
-    """The event files of each directory."""
-    directories = event_stamps(url)
+def _read_all(url: str, metric: str, tag_map: TagMap | None) -> tuple[dict[str, RunLog], list[str]]:
+    """The log of each directory, and remarks on what could not be read."""
+    directories, remarks = event_stamps(url)
     if not directories:
+        because = f" ({'; '.join(remarks[:3])})" if remarks else ""
         raise DataError(
-            f"{redact(url)}: no TensorBoard event files in it; give the directory that holds the runs' logs"
+            f"{redact(url)}: no TensorBoard event files in it{because}; give the directory that holds the runs' logs"
         )
-    tags = {RUN, STATUS, metric, VAL_TOP1, VAL_LOSS, f"{FEW_SHOT}*", *(tag_map.all_tags if tag_map else ())}
+    tags = {RUN, STATUS, METRICS, metric, VAL_TOP1, VAL_LOSS, f"{FEW_SHOT}*", *(tag_map.all_tags if tag_map else ())}
     files = read_cached([stamp for stamps in directories.values() for stamp in stamps], sorted(tags))
+    logs = {}
     for directory, stamps in directories.items():
-        yield directory, list(itertools.islice(files, len(stamps)))
+        of_run = list(itertools.islice(files, len(stamps)))
+        names = (posixpath.join(directory, posixpath.basename(file.url)) for file in of_run)
+        remarks += [f"{name}: {file.problem}" for name, file in zip(names, of_run, strict=True) if file.problem]
+        logs[directory] = merge_files(directory, of_run)
+    return logs, remarks
+
+
+def _rule(logs: Mapping[str, RunLog], metric: str, tag_map: TagMap | None, declared: Mapping[str, Metric]) -> Metric:
+    """How the metric is read: as study and tag map say, else as the runs have logged, else as its name says."""
+    said = merged(("the study", declared), ("the tag map", tag_map.metrics if tag_map else {}))
+    if metric not in said:
+        said = merged(*((f"the log in {directory}", logged_metrics(log)) for directory, log in logs.items()))
+    return find_metric(metric, said, "the study file or a tag map (--tag-map)")
 
 
 def _observe(
-    log: RunLog, directory: str, study: str | None, metric: str, tag_map: TagMap | None
+    log: RunLog, directory: str, study: str | None, metric: str, rule: Metric, tag_map: TagMap | None
 ) -> tuple[Observation | Excluded, RunLog]:
     entry = tag_map.entry(directory) if tag_map else None
     try:
@@ -174,11 +208,39 @@ def _observe(
     reason = _why_not(info, status, series, metric)
     if reason is not None or series is None or status is None:
         return Excluded(info.name, directory, reason or "", info), log
-    return _observation(info, status, series, directory, metric), log
+    _check_values({**_few_shot_rules(log), metric: rule}, log, directory, mapped=entry is not None)
+    return _observation(info, status, series, directory, metric, rule), log
 
 
-def _observation(info: RunInfo, status: RunStatus, series: Series, directory: str, metric: str) -> Observation:
-    best = int(np.nanargmax(series.values))
+def _few_shot_rules(log: RunLog) -> dict[str, Metric]:
+    """How the few-shot tags of a log are read, which a report shows beside its metric."""
+    found = {tag: known_metric(tag) for tag in log.scalars if tag.startswith(FEW_SHOT)}
+    return {tag: rule for tag, rule in found.items() if rule is not None}
+
+
+def _check_values(rules: Mapping[str, Metric], log: RunLog, directory: str, *, mapped: bool) -> None:
+    """Refuse values that a metric cannot have.
+
+    Raises:
+        DataError: names run, tag, step and value.
+    """
+    for tag, rule in rules.items():
+        steps, values, _ = log.scalars[tag]
+        for step, value in zip(steps.tolist(), values.tolist(), strict=True):
+            problem = rule.problem(value) if math.isfinite(value) else ""
+            if problem:
+                scaled = "give the entry of the tag map `scale: 0.01`, or " if mapped else ""
+                raise DataError(
+                    f"{directory}: {tag} at step {step}: {problem}; {scaled}declare its range under `metrics` of the "
+                    f"study file or the tag map"
+                )
+
+
+def _observation(
+    info: RunInfo, status: RunStatus, series: Series, directory: str, metric: str, rule: Metric
+) -> Observation:
+    # `_why_not` has seen that the last value is finite.
+    best = rule.best(series.values.tolist()) or 0
     return Observation(
         study=info.study,
         run=info.name,

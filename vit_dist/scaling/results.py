@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vit_dist.scaling.collect import FEW_SHOT, Collection, Observation
+from vit_dist.core.metrics import ACCURACY, FEW_SHOT, Metric, known_metric
+from vit_dist.scaling.collect import Collection, Observation
 from vit_dist.scaling.fit.crossings import Crossover, crossover
 from vit_dist.scaling.fit.curve import CurveFit, FitOptions
 from vit_dist.scaling.fit.fits import fit_curve
 from vit_dist.scaling.fit.forecasts import Forecast, Needed, forecast, needed
 from vit_dist.scaling.fit.frontiers import ComputePoint, Frontier, IsoCompute, frontier, iso_compute
-from vit_dist.scaling.summary import Mean, by_series, error_of, is_fraction, means
+from vit_dist.scaling.summary import Mean, by_series, means
 
 _MOST_PAIRS = 15
 _MOST_FEW_SHOT = 3
@@ -65,21 +66,26 @@ class Results:
         return self.collection.metric
 
     @property
+    def rule(self) -> Metric:
+        """How the tag's values are read."""
+        return self.collection.rule
+
+    @property
     def scale(self) -> float:
         """What values are multiplied by for people: 100 for fractions."""
-        return 100.0 if is_fraction(self.metric) else 1.0
+        return self.rule.scale
 
     def error(self, value: float) -> float | None:
         """The error that stands for a value of the metric in fits."""
-        return error_of(self.metric, value)
+        return self.rule.error(value)
 
 
 def analyse(collection: Collection, options: FitOptions | None = None) -> Results:
     """Fit what can be fitted. What cannot says so in its own warnings."""
     options = options or FitOptions()
     series = by_series(collection.observations)
-    can_fit = error_of(collection.metric, 0.5) is not None
-    fits = {label: _fit(collection.metric, label, members, options) for label, members in series.items() if can_fit}
+    can_fit = collection.rule.error(0.0) is not None
+    fits = {label: _fit(collection.rule, label, members, options) for label, members in series.items() if can_fit}
     pairs = list(itertools.islice(_pairs(series, fits), _MOST_PAIRS))
     usable = [fit for fit in fits.values() if fit.fitted and fit.num_sizes >= 3]
     largest = max((max(fit.x) for fit in usable), default=0.0)
@@ -101,8 +107,8 @@ def analyse(collection: Collection, options: FitOptions | None = None) -> Result
     )
 
 
-def _fit(metric: str, label: str, members: Sequence[Observation], options: FitOptions) -> CurveFit:
-    errors = [error_of(metric, one.value) or math.nan for one in members]
+def _fit(rule: Metric, label: str, members: Sequence[Observation], options: FitOptions) -> CurveFit:
+    errors = [rule.error(one.value) or math.nan for one in members]
     runs = [one.directory for one in members]
     return fit_curve([one.subset for one in members], errors, points="runs", runs=runs, name=label, options=options)
 
@@ -138,7 +144,7 @@ def _compute_points(collection: Collection, series: Mapping[str, Sequence[Observ
     points = []
     for label, members in series.items():
         for one in members:
-            error = error_of(collection.metric, one.value)
+            error = collection.rule.error(one.value)
             if error is not None and one.exaflops:
                 points.append(ComputePoint(one.exaflops, error, label, float(one.num_params) or None))
     return points
@@ -158,7 +164,8 @@ def _few_shot(collection: Collection) -> dict[str, list[tuple[Observation, float
     by_tag: dict[str, list[tuple[Observation, float]]] = {}
     for one in collection.observations:
         for tag, series in collection.curves.get(one.directory, {}).items():
-            if tag.startswith(FEW_SHOT) and tag != collection.metric and math.isfinite(series.values[-1]):
+            drawn = tag.startswith(FEW_SHOT) and known_metric(tag) == ACCURACY
+            if drawn and tag != collection.metric and math.isfinite(series.values[-1]):
                 by_tag.setdefault(tag, []).append((one, float(series.values[-1])))
     order = sorted(by_tag, key=lambda tag: (not tag.endswith("_5shot"), tag))
     return {tag: by_tag[tag] for tag in order[:_MOST_FEW_SHOT]}

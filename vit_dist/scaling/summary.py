@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vit_dist.core.units import format_count
-from vit_dist.scaling.collect import FEW_SHOT, Observation
+from vit_dist.scaling.collect import Observation
 
 # Runs of one line may differ by this factor in planned examples: how a duration is rounded to
 # whole steps depends on the batch.
@@ -99,20 +99,3 @@ def mean_rows(averaged: Sequence[Mean], labels: Sequence[str], *, scale: float, 
             row.append(f"{point.mean * scale:.{digits}f}{spread} [{point.num_seeds}]")
         rows.append(row)
     return rows
-
-
-def is_fraction(metric: str) -> bool:
-    """True for metrics between 0 and 1 that are shown in percent."""
-    return metric.rpartition("/")[2].startswith(("top", "acc")) or metric.startswith(FEW_SHOT)
-
-
-def is_loss(metric: str) -> bool:
-    """True for metrics that are errors or losses themselves: lower is better."""
-    return any(word in metric.rpartition("/")[2] for word in ("loss", "error", "perplexity"))
-
-
-def error_of(metric: str, value: float) -> float | None:
-    """The error that is fitted: 1 - the fraction, or the loss itself; None for a metric that is neither."""
-    if is_fraction(metric):
-        return 1 - value
-    return value if is_loss(metric) else None

@@ -10,6 +10,8 @@ A map is a YAML file with one entry for each kind of log, the first whose `direc
         steps: 1500                                                            # fewer: the run is unfinished
         constants: {model: vit-s16, dataset: fashion-mnist, num_params: 21665664, macs_per_image: 4600000000}
 
+    metrics: {eval/score: {better: higher, range: [0, null]}}                    # of tags whose names do not say it
+
 Named groups and constants may be family, model, subset, subset_seed, seed, study, dataset, num_params, macs_per_image.
 """
 
@@ -24,6 +26,7 @@ from pydantic import Field, field_validator, model_validator
 from vit_dist.config.load import read_mapping, validate
 from vit_dist.core.errors import DataError
 from vit_dist.core.events.reader import RunLog, Series
+from vit_dist.core.metrics import Metric
 from vit_dist.core.registry import Config
 from vit_dist.core.run.log import RunInfo, RunStatus
 from vit_dist.core.units import parse_count
@@ -70,14 +73,14 @@ class LogMap(Config):
 class TagMap(Config):
     """A tag map file."""
 
-    logs: Annotated[tuple[LogMap, ...], Field(strict=False)]
+    logs: Annotated[tuple[LogMap, ...], Field(strict=False)] = ()
+    metrics: dict[str, Metric] = Field({}, description="how metrics are read: {TAG: {better: lower, range: [0, 1]}}")
 
-    @field_validator("logs")
-    @classmethod
-    def _some(cls, value: tuple[LogMap, ...]) -> tuple[LogMap, ...]:
-        if not value:
-            raise ValueError("a tag map needs at least one entry")
-        return value
+    @model_validator(mode="after")
+    def _some(self) -> TagMap:
+        if not self.logs and not self.metrics:
+            raise ValueError("a tag map needs at least one entry of `logs`, or `metrics`")
+        return self
 
     @property
     def all_tags(self) -> set[str]:

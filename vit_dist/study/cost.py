@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vit_dist.config.cadences import unrated_checkpoints
 from vit_dist.config.schema import Recipe
 from vit_dist.core.devices import Device
 from vit_dist.core.errors import DataError
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
-from vit_dist.core.units import format_bytes
+from vit_dist.core.units import format_bytes, format_flops
 from vit_dist.data.manifest import read_manifest
 from vit_dist.data.order import SMALL_SET_BYTES
 from vit_dist.models.costs import Cost, model_cost, state_bytes, training_flops
@@ -30,7 +31,7 @@ class DatasetSize:
 class CostEstimate:
     """What one cell comes to; None where it hangs on something unknown (a dataset's size, a model's cost).
 
-    `problems` says what will not fit.
+    `problems` says what will not fit, `remark` what is odd and will run all the same, or ''.
     """
 
     cell: Cell
@@ -41,6 +42,7 @@ class CostEstimate:
     flops: int | None
     num_bytes: int | None
     problems: tuple[str, ...]
+    remark: str
 
 
 def estimate_costs(
@@ -108,7 +110,8 @@ def _estimate(
         bytes_read = subset_bytes if small else dataset.num_bytes * examples // dataset.samples
     epochs = examples / subset if subset and examples is not None else None
     problems = tuple(_problems(cell, cost, dataset, subset, steps, devices, device))
-    return CostEstimate(cell, examples, steps, epochs, cost, flops, bytes_read, problems)
+    remark = unrated_checkpoints(recipe, subset)
+    return CostEstimate(cell, examples, steps, epochs, cost, flops, bytes_read, problems, remark)
 
 
 def _problems(
@@ -158,13 +161,12 @@ class Throughput:
     runs: int
 
 
-def measured_throughput(estimates: Sequence[CostEstimate], directory: Path) -> Throughput | None:
-    """The throughput of the cells that are done, from their run directories; None where none is.
+def measured_throughput(estimates: Sequence[CostEstimate], directory: Path) -> dict[str, Throughput]:
+    """The throughput of the cells that are done, by the precision they ran in, from their run directories.
 
     A run of another recipe in a cell's directory did other work, and does not count.
     """
-    flops = seconds = 0.0
-    runs = 0
+    sums: dict[str, tuple[float, float, int]] = {}
     for estimate in estimates:
         files = RunDir(directory / estimate.cell.name)
         status, run = files.status(), files.read_json(names.RUN)
@@ -175,5 +177,55 @@ def measured_throughput(estimates: Sequence[CostEstimate], directory: Path) -> T
         # Without the time a run was down between attempts: no device was held then.
         busy = sum(status.goodput.get(bucket, 0.0) for bucket in ("train", "wait", "eval", "save", "start", "lost"))
         ranks = next((int(line["ranks"]) for line in reversed(files.attempts()) if line.get("ranks")), 1)
-        flops, seconds, runs = flops + estimate.flops, seconds + busy * ranks, runs + 1
-    return Throughput(flops / seconds, runs) if seconds else None
+        precision = estimate.cell.recipe.precision
+        flops, seconds, runs = sums.get(precision, (0.0, 0.0, 0))
+        sums[precision] = flops + estimate.flops, seconds + busy * ranks, runs + 1
+    return {name: Throughput(flops / seconds, runs) for name, (flops, seconds, runs) in sums.items() if seconds}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """FLOP/s a device that time is counted by, by precision, and where each is from, in words.
+
+    A precision that is in `sources` alone is one of which nothing is known.
+    """
+
+    sustained: Mapping[str, float]
+    sources: Mapping[str, str]
+
+    def hours(self, estimate: CostEstimate) -> float | None:
+        """Device-hours of one run; None where its FLOPs, or what a device does in its precision, are not known."""
+        rate = self.sustained.get(estimate.cell.recipe.precision)
+        return None if rate is None or estimate.flops is None else estimate.flops / rate / 3600
+
+
+def rates(
+    estimates: Sequence[CostEstimate], measured: Mapping[str, Throughput], device: Device, utilisation: float
+) -> Rates:
+    """What the runs of a study are counted by: what was measured in their precision, else a part of its peak.
+
+    Args:
+        estimates: of the study's runs.
+        measured: by precision; {} to count by the peaks alone.
+        device: whose peaks count.
+        utilisation: fraction of the peak.
+    """
+    sustained: dict[str, float] = {}
+    sources: dict[str, str] = {}
+    for precision in dict.fromkeys(estimate.cell.recipe.precision for estimate in estimates):
+        found, peak = measured.get(precision), device.peak(precision)
+        if found is not None:
+            runs = f"{found.runs} finished run{'' if found.runs == 1 else 's'}"
+            sustained[precision] = found.sustained
+            sources[precision] = f"{precision} measured: {_per_second(found.sustained)} a device over {runs}"
+        elif peak is not None:
+            sustained[precision] = peak * utilisation
+            assumed = f"{utilisation:.0%} of an {device.name}'s {_per_second(peak)} in {precision}"
+            sources[precision] = f"assumed: {assumed}; --device, --utilisation"
+        else:
+            sources[precision] = f"unknown: the peak of an {device.name} in {precision}; --device"
+    return Rates(sustained, sources)
+
+
+def _per_second(flops: float) -> str:
+    return f"{format_flops(flops).removesuffix('s')}/s"

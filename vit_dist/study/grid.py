@@ -25,6 +25,7 @@ from vit_dist.config.load import (
 from vit_dist.config.plugins import anchored
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError, did_you_mean
+from vit_dist.core.metrics import Metric
 from vit_dist.core.registry import Config, Plugin
 from vit_dist.core.run.log import VAL_TOP1
 from vit_dist.core.units import Duration, Flops, parse_count
@@ -123,7 +124,10 @@ class StudyConfig(Config):
     subsets: Annotated[tuple[Subset, ...], Field(strict=False)] = Field(description="training examples; 'all' for all")
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = (0,)
     duration: DurationRule | None = Field(None, description="replaces the recipe's horizon")
-    metric: str = VAL_TOP1
+    metric: str = Field(VAL_TOP1, description="what the report draws first; the runs must measure it")
+    metrics: dict[str, Metric] = Field(
+        {}, description="how metrics are read that no evaluator declares: {TAG: {better: lower, range: [0, 1]}}"
+    )
     overrides: Overrides = Field(default_factory=dict)
     cells: Annotated[tuple[CellRule, ...], Field(strict=False)] = ()
     evaluations: Annotated[tuple[str | dict[str, Any], ...], Field(strict=False)] = Field(
@@ -248,7 +252,7 @@ def plan(study: StudyConfig) -> list[Cell]:
     """Every cell of a study, resolved: seed by seed, small subsets first, so that a stopped study is a smaller one.
 
     Raises:
-        ConfigError: the recipe or an override is wrong; cells of one name.
+        ConfigError: the recipe or an override is wrong; cells of one name; a metric that the runs do not measure.
     """
     base = read_recipe_file(find_config(study.recipe, "recipes"))
     if isinstance(base.get("data"), str):
@@ -261,6 +265,7 @@ def plan(study: StudyConfig) -> list[Cell]:
     subsets = sorted(study.subsets, key=lambda n: (n is None, n or 0))
     evaluations = _evaluations(study, next(iter(families.values())))
     resolved: dict[tuple[str, tuple[int, ...]], Recipe] = {}
+    unmeasured: dict[str, None] = {}
     cells: dict[str, Cell] = {}
     for seed in study.seeds:
         for subset in subsets:
@@ -275,17 +280,31 @@ def plan(study: StudyConfig) -> list[Cell]:
                 rules = tuple(i for i, rule in enumerate(study.cells) if rule.matches(family, subset, seed))
                 if (family, rules) not in resolved:
                     resolved[family, rules] = _resolve(study, name, family, subset, seed, raw, rules)
+                    unmeasured |= _unmeasured(study, resolved[family, rules], evaluations)
                 recipe = resolved[family, rules]
                 data = recipe.data.model_copy(update={"subset": subset})
                 recipe = recipe.model_copy(update={"name": name, "seed": seed, "data": data})
                 cells[name] = Cell(study.name, family, subset, seed, recipe, evaluations)
+    if unmeasured:
+        raise ConfigError("\n".join(unmeasured))
     return list(cells.values())
+
+
+def _unmeasured(study: StudyConfig, recipe: Recipe, evaluations: Sequence[Plugin]) -> dict[str, None]:
+    """Why the study's metric cannot be had of a run, in words, as a key; {} where it can."""
+    try:
+        recipe.metric(study.metric, "metric", evaluations)
+    except ValueError as error:
+        return {f"study {study.name}, family {recipe.family}: {error}": None}
+    return {}
 
 
 def _evaluations(study: StudyConfig, raw: dict[str, Any]) -> tuple[Plugin, ...]:
     if not study.evaluations:
         return ()
-    raw = merge(raw, {"evaluators": list(study.evaluations), "data": {"subset": None}})
+    # They save nothing, and may not measure what the runs keep their best checkpoints by.
+    alone = {"evaluators": list(study.evaluations), "data": {"subset": None}, "checkpoint": {"keep_best": ""}}
+    raw = merge(raw, alone)
     return resolve(raw, where=f"study {study.name}, evaluations as").evaluators
 
 
@@ -305,6 +324,8 @@ def _resolve(
     """The checked recipe of one cell."""
     for i in rules:
         raw = _layer(raw, study.cells[i].set, f"cells.{i}.set")
+    # Into the recipe: a run says in its log how its metrics are read.
+    raw = merge({"metrics": {tag: metric.model_dump() for tag, metric in study.metrics.items()}}, raw)
     identity = {"name": name, "study": study.name, "family": family, "seed": seed, "data": {"subset": subset}}
     recipe = resolve(merge(raw, identity), where=f"study {study.name}, {name}")
     if study.duration is not None and study.duration.equal == "compute":

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 
 from vit_dist import __version__
+from vit_dist.config.cadences import unrated_checkpoints
 from vit_dist.config.load import differences, identity, recipe_hash, recipe_yaml
 from vit_dist.config.plugins import check_plugins, with_copies
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.files import write_bytes
-from vit_dist.core.log import log
-from vit_dist.core.process import handling
+from vit_dist.core.log import WARNING, log
+from vit_dist.core.metrics import ACCURACY
+from vit_dist.core.process import STOP_SIGNALS, handling
 from vit_dist.core.run import log as runlog
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
@@ -40,7 +42,7 @@ from vit_dist.train.checkpoint.probe import make_probe
 from vit_dist.train.checkpoint.saver import Saver
 from vit_dist.train.checkpoint.store import Retention, sweep
 from vit_dist.train.failures import explained
-from vit_dist.train.health.monitor import Monitor, Watchdog, leave_after_grace
+from vit_dist.train.health.monitor import Monitor, Place, Watchdog, leave_after_grace
 from vit_dist.train.health.patience import Patience, patience
 from vit_dist.train.initial_weights import Initial
 from vit_dist.train.loop import train
@@ -77,11 +79,11 @@ def attempt(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps |
     with contextlib.ExitStack() as stack:
         if world.is_main:
             stack.enter_context(directory.locked())
-        stop = stack.enter_context(stop_requests())
         limits = patience(float(recipe.guards.hang.value))
         # First: cuBLAS reads its setting from the environment when CUDA starts.
         stack.enter_context(numerics(recipe))
         device = stack.enter_context(process_group(world, limits, directory.stacks))
+        stop = stack.enter_context(stop_requests())
         check_precision(recipe.precision, device)
         watchdog = stack.enter_context(watched(limits, directory, world, record))
         start.mark("process group")
@@ -120,8 +122,8 @@ def watched(limits: Patience, directory: RunDir, world: World, record: AttemptRe
         for link in monitor:
             link.send(message)
 
-    def exchange(address: tuple[str, int] | None) -> tuple[str, int]:
-        from_main = broadcast_object(address, world)
+    def exchange(place: Place | None) -> Place:
+        from_main = broadcast_object(place, world)
         assert from_main is not None, "rank 0 gives its address"
         return from_main
 
@@ -154,7 +156,7 @@ def open_run(
     assert isinstance(model_config, ModelConfig)
     assert isinstance(recipe.schedule, ScheduleConfig)
     data, val, plan = open_training(recipe, world)
-    initial = Initial(recipe, directory, world)
+    initial = Initial(recipe, directory, world, data.class_names)
     plugins = agreed_plugins(recipe, world)
     run_identity = {**identity(recipe), "fingerprint": data.fingerprint, **initial.identity, **plugins}
     # Before anything is written or superseded: a run directory of another run must be left as it is.
@@ -180,6 +182,7 @@ def open_run(
         initial.load(engine)
     else:
         state = TrainState.load(restored.state, data.identity, str(restored.path))
+        checkpoints.agree_on_place((state.step, state.position), restored.path, world)
     start.mark("restoring" if restored is not None else "probe")
     if world.is_main:
         _announce(recipe, data, plan, engine, world, num_params)
@@ -259,7 +262,8 @@ def _make_saver(
     token, attempt_number = broadcast_object((record.token, record.attempt), world)
     every = config.keep_every
     examples = every and int(every.examples(global_batch=recipe.global_batch, epoch_examples=data.num_samples))
-    retention = Retention(config.keep, examples or None, config.keep_best)
+    rule = recipe.metric(config.keep_best, "checkpoint.keep_best") if config.keep_best else ACCURACY
+    retention = Retention(config.keep, examples or None, config.keep_best, rule)
     saver = Saver(
         directory,
         world,
@@ -293,13 +297,12 @@ def stop_requests() -> Iterator[StopRequest]:
         stop.reason = signal.Signals(number).name
 
     # Python sets handlers in the main thread only; elsewhere (tests, an embedding program) signals are the caller's.
-    numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    with handling(numbers, ask):
-        # The command line holds them back while torch is imported: only now is there a handler that they can reach.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+    with handling(STOP_SIGNALS, ask):
+        # The command line has held them back: only now is there a handler that they can reach.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         yield stop
 
 
@@ -350,6 +353,9 @@ def _announce(recipe: Recipe, data: TrainingSet, plan: Plan, engine: Engine, wor
         f"{format_bytes(data.num_bytes)}), {data.order.lanes} lanes{again}\n"
         f"  plan: {plan.total_steps:,} steps of {recipe.global_batch} ({recipe.horizon}), a rank runs {micro} a step"
     )
+    unrated = unrated_checkpoints(recipe, data.num_samples)
+    if unrated:
+        log(f"  {unrated}", WARNING)
 
 
 def _run_info(

@@ -1,4 +1,7 @@
-"""What ended an attempt, in words: a peer that is gone, NCCL, a GPU without memory. All else is left as it is."""
+"""What ended an attempt, in words: a peer that is gone, NCCL, too little memory, kernels that are not deterministic.
+
+All else is left as it is.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ from pathlib import Path
 import torch
 
 from vit_dist.config.schema import Recipe
-from vit_dist.core.errors import RunError, VitDistError
+from vit_dist.core.errors import ConfigError, RunError, VitDistError
 from vit_dist.core.run import names
+from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
+from vit_dist.engines._numerics import not_deterministic
 from vit_dist.train.plan import Plan
 
 # Neither gloo nor NCCL has an exception type for it: the text is all there is.
@@ -22,6 +27,8 @@ _PEER_GONE = re.compile(
 _OF_COLLECTIVES = re.compile(r"NCCL|gloo|TCPStore|socket|peer|Broken pipe|Timed out waiting|collective", re.IGNORECASE)
 _ASKED = re.compile(r"Tried to allocate ([\d.]+ \w+)")
 _FREE = re.compile(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free")
+# The CPU's allocator raises a plain RuntimeError.
+_CPU_ASKED = re.compile(r"DefaultCPUAllocator: .*?tried to allocate (\d+) bytes")
 
 
 class PeerLostError(Exception):
@@ -43,6 +50,15 @@ def explained(error: Exception, recipe: Recipe, run_dir: Path, world: World, pla
     if isinstance(error, torch.OutOfMemoryError):
         return RunError(_out_of_memory(error, recipe, run_dir, world, plan))
     message = str(error).strip()
+    # Of what an engine computes it says so itself (engines/_numerics.py); this is of all else, such as an evaluator.
+    refusal = not_deterministic(message, "cuda" if torch.cuda.is_available() else "cpu", "recipe")
+    if refusal:
+        return ConfigError(refusal)
+    if asked := _CPU_ASKED.search(message):
+        return RunError(
+            f"rank {world.rank} on {world.node}: the machine's memory does not suffice: {format_bytes(int(asked[1]))} "
+            f"were asked for. {_advice(recipe, world, plan) or 'Take a machine with more memory'}"
+        )
     if _OF_COLLECTIVES.search(message) and _PEER_GONE.search(message):
         whole = message if "NCCL" in message else message.splitlines()[0]
         return PeerLostError(f"a peer is gone ({whole})")
@@ -61,13 +77,17 @@ def _out_of_memory(error: Exception, recipe: Recipe, run_dir: Path, world: World
     size = f": {asked[1]} were asked for" if asked else ""
     left = f", {free[2]} of {free[1]} are free" if free else ""
     detail = f"{size}{left}" or f": {message.splitlines()[0]}"
-    advice = "; ".join(_less_memory(recipe, world, plan))
     summary = _write_summary(run_dir / names.OUT_OF_MEMORY / f"rank-{world.rank:05d}.txt", message)
     return (
         f"rank {world.rank} on {world.node}: the GPU's memory does not suffice{detail}. "
-        f"{f'What takes less: {advice}' if advice else 'Take a GPU with more memory, or more GPUs'}"
+        f"{_advice(recipe, world, plan) or 'Take a GPU with more memory, or more GPUs'}"
         f"{f'. What the memory holds: {summary}' if summary else ''}"
     )
+
+
+def _advice(recipe: Recipe, world: World, plan: Plan | None) -> str:
+    less = "; ".join(_less_memory(recipe, world, plan))
+    return less and f"What takes less: {less}"
 
 
 def _less_memory(recipe: Recipe, world: World, plan: Plan | None) -> list[str]:

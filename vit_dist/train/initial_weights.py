@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,12 +21,14 @@ from vit_dist.core.log import log
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
+from vit_dist.data.classes import Classes, numbers_in
 from vit_dist.engines._collectives import all_gather_object, broadcast_object
 from vit_dist.engines._protocol import Engine
 from vit_dist.models import ModelConfig
 from vit_dist.models.weights.adapt import fit
-from vit_dist.models.weights.files import LoadOptions, Weights, read_weights
-from vit_dist.train.checkpoint.weights import checkpoint_state, is_checkpoint
+from vit_dist.models.weights.files import LoadOptions, Weights, read_weights, with_rows
+from vit_dist.train.checkpoint.restore import on_main
+from vit_dist.train.checkpoint.weights import CLASSES, checkpoint_state, intact_checkpoint, is_checkpoint
 from vit_dist.train.checkpoint.weights_remote import download, errors_naming
 
 _KEY = "initial_weights"
@@ -46,13 +48,15 @@ class Initial:
         recipe: whose `init` says which; without one there is nothing to do.
         directory: of the run, shared by all ranks; weights of a remote URL pass through it.
         world: this rank's place.
+        class_names: what the training set calls the classes of the head, as far as it has names.
 
     Raises:
-        VitDistError: the weights are missing, damaged, or of another model.
+        VitDistError: the weights are missing, damaged, of another model, or of other classes.
     """
 
-    def __init__(self, recipe: Recipe, directory: RunDir, world: World) -> None:
+    def __init__(self, recipe: Recipe, directory: RunDir, world: World, class_names: Mapping[int, str]) -> None:
         self._recipe, self._world = recipe, world
+        self._classes = Classes("the training set", recipe.data.num_classes, class_names)
         self._scratch = directory.path / ".initial-weights"
         self.identity: dict[str, str] = {}
         if recipe.init is None:
@@ -63,7 +67,7 @@ class Initial:
         self.identity = broadcast_object(recorded(directory) if world.is_main else {}, world)
         if not self.identity:
             self._weights = self._read()
-            self.identity = {_KEY: _digest(self._weights.state)}
+            self.identity = {_KEY: self._agreed(_digest(self._weights.state))}
 
     def load(self, engine: Engine) -> None:
         """Fill an engine whose run has no checkpoint yet.
@@ -94,7 +98,7 @@ class Initial:
         path = self._here(init.weights)
         try:
             with errors_naming(init.weights, path):
-                weights, error = _fitting(path, init, model, data.num_classes, data.image_size), None
+                weights, error = _fitting(path, init, model, self._classes, data.image_size), None
         except VitDistError as problem:
             weights, error = None, problem
         # Every rank reads the file itself. One that failed alone would leave the others in the engine's collectives;
@@ -110,10 +114,27 @@ class Initial:
         assert weights is not None
         return weights
 
+    def _agreed(self, digest: str) -> str:
+        """The digest, the same on every rank. A collective."""
+        digests = all_gather_object(digest, self._world)
+        other = next((rank for rank, there in enumerate(digests) if there != digests[0]), None)
+        if other is not None:
+            assert self._recipe.init is not None
+            raise RunError(
+                f"init.weights: {redact(self._recipe.init.weights)} holds other weights for rank {other} than for rank "
+                f"0; give one file that all ranks see"
+            )
+        return digest
+
     def _here(self, url: str) -> Path:
         """Where the weights lie on the file system: a remote URL's come into the run's directory first."""
         if not is_remote(url):
-            return local_path(url)
+            path = local_path(url)
+            # Of a run the newest checkpoint, which rank 0 chooses: another may be committed meanwhile.
+            try:
+                return on_main(lambda: intact_checkpoint(path)[0] if is_checkpoint(path) else path, self._world)
+            except VitDistError as error:
+                raise type(error)(f"init.weights: {error}") from None
         outcome: Path | VitDistError | None = None
         if self._world.is_main:
             try:
@@ -128,10 +149,22 @@ class Initial:
         return outcome
 
 
-def _fitting(path: Path, init: InitConfig, model: ModelConfig, num_classes: int, image_size: int) -> Weights:
+def _fitting(path: Path, init: InitConfig, model: ModelConfig, head: Classes, image_size: int) -> Weights:
+    def rows(names: tuple[str, ...]) -> Sequence[int] | None:
+        """Which of the weights' classes are those of the training set, by their names."""
+        theirs = Classes.listed(f"what {path} was trained on", len(names), names)
+        found = numbers_in(head, theirs, _OTHER_HEAD)
+        if found is None and len(head.names) == head.num_classes < len(names):
+            return range(head.num_classes)
+        return found
+
+    num_classes = head.num_classes
     if not is_checkpoint(path):
-        return read_weights(path, LoadOptions(model, num_classes, image_size, init.head, init.positions))
+        options = LoadOptions(model, num_classes, image_size, init.head, init.positions, rows=rows)
+        return read_weights(path, options)
     saved, marker = checkpoint_state(path)
+    if init.head == "keep":
+        saved, _ = with_rows(saved, tuple(map(str, marker.get(CLASSES, ()))), rows)
     state = fit(
         saved,
         model,
@@ -142,6 +175,12 @@ def _fitting(path: Path, init: InitConfig, model: ModelConfig, num_classes: int,
         positions=init.positions,
     )
     return Weights(state, model, num_classes, image_size, {"examples": str(marker["state"]["position"])})
+
+
+_OTHER_HEAD = (
+    "give init.head=new for other classes, or give the weights the names of this set: `vit-dist models import` with "
+    "--classes FILE"
+)
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:

@@ -290,6 +290,8 @@ def _evaluate(run: Run, state: TrainState, progress: Progress) -> None:
         assert isinstance(evaluator, EvaluatorConfig)
         values.update(evaluator.run(run.evaluation))
     run.clock.enter("train")
+    if run.world.is_main:
+        _warn_of_values(run, state, values)
     run.metrics = (state.step, values)
     run.record.metrics.update({name.removeprefix("val/"): value for name, value in values.items()})
     if values and run.writer is not None:
@@ -297,3 +299,18 @@ def _evaluate(run: Run, state: TrainState, progress: Progress) -> None:
         shown = {name.removeprefix("val/"): value for name, value in values.items()}
         epoch = state.position / run.data.num_samples
         progress.update(state.step, metrics={"epoch": epoch, **shown}, force=True)
+
+
+def _warn_of_values(run: Run, state: TrainState, values: dict[str, float]) -> None:
+    """Say which values cannot be, or that what the best checkpoint is kept by was not measured."""
+    recipe = run.recipe
+    rules, best = recipe.measured()[0] | recipe.metrics, recipe.checkpoint.keep_best
+    for tag, value in values.items():
+        problem = rules[tag].problem(value) if tag in rules and math.isfinite(value) else ""
+        if problem:
+            log(f"  {recipe.name}: {tag} at step {state.step:,}: {problem}; it is never the best", WARNING)
+    if best and best not in values:
+        log(
+            f"  checkpoint.keep_best={best}: not measured at step {state.step:,}; measured: {', '.join(values)}",
+            WARNING,
+        )

@@ -11,8 +11,9 @@ from vit_dist.core.files import exists, redact
 from vit_dist.core.run import names
 from vit_dist.core.units import nearest_multiples
 from vit_dist.core.world import World
-from vit_dist.data.manifest import ShardManifest, read_manifest
+from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.sets import TrainingSet, open_training_set
+from vit_dist.data.validation import open_validation_set
 from vit_dist.evals import EvaluatorConfig
 
 
@@ -34,7 +35,7 @@ def open_training(recipe: Recipe, world: World) -> tuple[TrainingSet, ShardManif
         DataError: a manifest cannot be read.
     """
     data = open_training_set(recipe)
-    val = read_manifest(recipe.data.val) if recipe.data.val else None
+    val = open_validation_set(recipe, data)
     for evaluator in recipe.evaluators if world.is_main else ():
         assert isinstance(evaluator, EvaluatorConfig)
         evaluator.check_sets(recipe)

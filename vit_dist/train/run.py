@@ -70,6 +70,7 @@ class Run:
             self.close()
             self.writer = EventWriter(self.directory.events, purge_step=self.state.step + 1 if self.state.step else 0)
             runlog.write_start(self.writer, self.info, recipe_yaml(self.recipe))
+            runlog.write_metrics(self.writer, self.recipe.measured()[0] | self.recipe.metrics)
         self.write_status()
 
     def write_status(self) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from vit_dist.data.classes import Classes
 from vit_dist.train.checkpoint.saver import Contents
+from vit_dist.train.checkpoint.weights import CLASSES
 from vit_dist.train.run import Run
 
 
@@ -27,6 +29,9 @@ def save(run: Run) -> None:
     extras: dict[str, Any] = {"goodput": run.clock.goodput.sums()}
     if run.probe is not None:
         extras["probe"] = {"examples": len(run.probe.images), "loss": run.probe.measure(run.engine)}
+    names = Classes("", run.recipe.data.num_classes, run.data.class_names).listing()
+    if names:
+        extras[CLASSES] = names
     step, metrics = run.metrics
     if step == state.step:
         extras["metrics"] = metrics

@@ -211,7 +211,7 @@ def test_a_directory_in_use_is_refused_and_freed_by_death(tmp_path: Path) -> Non
     assert (status.status, status.step, status.examples, status.pid) == ("running", 3, 12, os.getpid())
     assert abs(status.time - time.time()) < 60
     (tmp_path / "run" / "status.json").write_text("{")
-    with pytest.raises(RunError, match=r"status\.json: cannot be read"):
+    with pytest.raises(RunError, match=r"status\.json: damaged: not JSON"):
         run.status()
 
 

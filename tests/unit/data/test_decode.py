@@ -22,15 +22,20 @@ def encode(image: Image.Image, form: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "LA", "RGBA", "1"])
-@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "WEBP", "GIF"])
+@pytest.mark.parametrize(
+    ("form", "mode"),
+    [
+        (form, mode)
+        for form in ("PNG", "BMP", "TIFF", "WEBP", "GIF")
+        for mode in ("RGB", "L", "P", "LA", "RGBA", "1")
+        # Pillow does not write it.
+        if (form, mode) != ("BMP", "LA")
+    ],
+)
 def test_lossless_formats_and_modes_give_the_pixels_of_pillow(form: str, mode: str) -> None:
     image = Image.fromarray(PIXELS).convert(mode)
     options = {"lossless": True} if form == "WEBP" else {}
-    try:
-        content = encode(image, form, **options)
-    except OSError:
-        pytest.skip(f"Pillow does not write {mode} as {form}")
+    content = encode(image, form, **options)
     found = decode(content)
     assert found.dtype == torch.uint8
     expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).transpose(2, 0, 1)

@@ -180,11 +180,11 @@ def test_dangerous_headers_are_refused(tmp_path: Path, header: bytes, message: s
     [
         ([("a.cls", b"1")], "sample 'a' has no image: its members are cls"),
         ([("a.jpg", b"x")], r"sample 'a' has no label: no \.cls or \.json member"),
-        ([("a.jpg", b"x"), ("a.cls", b"cat")], "label 'cat', which is not a class number"),
+        ([("a.jpg", b"x"), ("a.cls", b"cat")], "label 'cat', which is no class; give the names"),
         ([("a.jpg", b"x"), ("a.json", b'{"lable": 3}')], "no field 'labels'.*did you mean 'lable'"),
-        ([("a.jpg", b"x"), ("a.json", b"{")], "sample 'a' label: Expecting"),
+        ([("a.jpg", b"x"), ("a.json", b"{")], r"sample 'a' has a \.json that is not JSON: Expecting"),
         ([("a.jpg", b"x"), ("a.png", b"x"), ("a.cls", b"1")], "has several images; name one with --image"),
-        ([("a.jpg", b"x"), ("a.cls", b"-4")], "the label -4, outside"),
+        ([("a.jpg", b"x"), ("a.cls", b"-4")], "the label '-4', which is no class number"),
         ([("a.jpg", b"x"), ("b.jpg", b"x"), ("a.cls", b"1")], "sample 'a' has no label"),
     ],
 )

@@ -77,7 +77,7 @@ def test_logs_of_other_frameworks_stand_beside_ours_through_a_tag_map(tmp_path: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("logs: []", "logs: a tag map needs at least one entry"),
+        ("logs: []", "a tag map needs at least one entry of `logs`, or `metrics`"),
         ("logs: [{metric: a, examples_per_step: 1}]", "say the family (or model) and the subset"),
         ("logs: [{directory: '(', metric: a, examples_per_step: 1}]", "not a regular expression"),
         ("logs: [{directory: '(?P<famly>x)', metric: a, examples_per_step: 1}]", "groups and constants may be family"),

@@ -24,9 +24,11 @@ from vit_dist.data.manifest import read_manifest
 from vit_dist.models.costs import model_cost, training_flops
 from vit_dist.study.cost import (
     DatasetSize,
+    Throughput,
     dataset_sizes,
     estimate_costs,
     measured_throughput,
+    rates,
 )
 from vit_dist.study.grid import Cell, load_study, plan
 from vit_dist.study.local import cell_state, evaluated, run_cells
@@ -35,7 +37,7 @@ RECIPE = """
 global_batch: 64
 horizon: 10 epochs
 model: vit-test
-data: {num_classes: 10, image_size: 28, augment: none}
+data: {num_classes: 10, image_size: 28, augment: none, val: nowhere}
 optim: {name: adamw, lr: 5e-4}
 schedule: {name: cosine}
 engine: {name: plain}
@@ -212,15 +214,48 @@ def test_sizes_are_those_of_the_manifests_and_unknown_where_there_is_none(
 
 def test_the_throughput_of_finished_runs_is_what_hours_are_counted_by(study_file: Path, tmp_path: Path) -> None:
     estimates = estimate_costs(cells_of(study_file), {})
-    assert measured_throughput(estimates, tmp_path) is None
+    assert measured_throughput(estimates, tmp_path) == {}
     finish(estimates[0].cell, tmp_path / estimates[0].cell.name, seconds=10.0)
     measured = measured_throughput(estimates, tmp_path)
-    assert measured is not None
     assert estimates[0].flops is not None
-    assert measured.runs == 1
-    assert measured.sustained == pytest.approx(estimates[0].flops / (10.0 * 2))
+    assert [*measured] == ["bf16"]
+    assert measured["bf16"].runs == 1
+    assert measured["bf16"].sustained == pytest.approx(estimates[0].flops / (10.0 * 2))
     longer = estimate_costs(cells_of(study_file, "horizon=20 epochs"), {})
-    assert measured_throughput(longer, tmp_path) is None  # what lies there is another recipe's
+    assert measured_throughput(longer, tmp_path) == {}  # what lies there is another recipe's
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "peak"),
+    [
+        ("a100", "bf16", 312e12),
+        ("a100", "tf32", 156e12),
+        ("a100", "fp32", 19.5e12),
+        ("h100", "fp32", 66.9e12),
+        ("l40s", "tf32", 183e12),
+        ("v100", "fp32", 15.7e12),
+        ("v100", "tf32", None),
+        ("b200", "fp32", None),
+    ],
+)
+def test_hours_are_counted_by_the_peak_of_the_recipes_own_precision(
+    study_file: Path, device: str, precision: str, peak: float | None
+) -> None:
+    estimates = estimate_costs(cells_of(study_file, f"precision={precision}"), {})
+    by = rates(estimates, {}, find_device(device), 0.5)
+    assert estimates[0].flops is not None
+    expected = None if peak is None else pytest.approx(estimates[0].flops / (peak * 0.5) / 3600)
+    assert by.hours(estimates[0]) == expected
+    assert f"in {precision}" in by.sources[precision]
+
+
+def test_what_was_measured_in_one_precision_says_nothing_of_another(study_file: Path) -> None:
+    text = study_file.read_text() + "cells: [{when: {family: bit-demo}, set: {precision: fp32}}]\n"
+    study_file.write_text(text)
+    estimates = estimate_costs(cells_of(study_file), {})
+    by = rates(estimates, {"bf16": Throughput(1e9, 3)}, find_device("a100"), 0.4)
+    assert by.sustained == {"bf16": 1e9, "fp32": 19.5e12 * 0.4}
+    assert "bf16 measured: 1 GFLOP/s a device over 3 finished runs" in by.sources["bf16"]
 
 
 def test_plan_shows_costs_states_and_problems_and_writes_them(

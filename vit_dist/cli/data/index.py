@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from vit_dist.cli.data.options import default_workers, out, parser, positive, say
-from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import local_path, redact
 from vit_dist.core.units import format_bytes
 
@@ -19,10 +18,12 @@ def main(argv: list[str]) -> int:
 Each tar is read once, in parallel; nothing is copied. Run it again and only new or changed tars are read.
 Sample counts told by wids, sizes.json, _info.json, img2dataset or wds2idx must agree with the tars.
 Without --shuffled the samples count as lying in an order of their own, and subsets are drawn by hash.
+docs/data.md says what a label may be. Tars that `vit-dist data pack` wrote keep the names of their classes.
 """,
         "  vit-dist data index 's3://bucket/cc12m/{00000..01242}.tar' --out cc12m.json --labels none --shuffled\n"
         "  vit-dist data index /data/imagenet-w21/ --out runs/data/w21.json\n"
         "  vit-dist data index /data/tars/ --out tars.json --labels json --label-field meta.class --classes names.txt\n"
+        "  vit-dist data index pairs.tar --out pairs.json --image left.jpg --labels output.cls\n"
         "  vit-dist data index old/wids.json --out new/manifest.json",
     )
     p.add_argument("urls", nargs="+", metavar="URL", help="tars, {000..123} or * patterns, directories, a wids list")
@@ -35,30 +36,31 @@ Without --shuffled the samples count as lying in an order of their own, and subs
     )
     p.add_argument("--shuffled", action="store_true", help="the samples are known to lie in random order")
     p.add_argument(
-        "--labels", choices=["auto", "cls", "json", "txt", "none"], default="auto", help="member with the labels"
+        "--labels",
+        default="auto",
+        metavar="EXT",
+        help="member with the labels: cls, json, txt, output.cls, ... or none",
     )
     p.add_argument("--label-field", default="", metavar="KEY", help="key in .json, dots go deeper (labels, then label)")
     p.add_argument("--classes", type=local_path, metavar="FILE", help="names of the classes, one a line")
     p.add_argument("--num-classes", type=positive, metavar="N", help="size of the label space (largest label + 1)")
-    p.add_argument("--image", default="", metavar="EXT", help="which member is the image, where there are several")
     p.add_argument(
-        "--skip-bad", action="store_true", help="leave out samples without an image or a label, and list them"
+        "--image", default="", metavar="EXT", help="member with the image, where there are several: left.jpg"
+    )
+    p.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave out samples without an image, or with a label that is none, and list them",
     )
     p.add_argument("--name", default="", help="of the dataset")
     p.add_argument("--workers", type=positive, metavar="N", help="processes (one a core)")
     args = p.parse_args(argv)
-    if args.label_field and args.labels not in {"auto", "json"}:
-        raise ConfigError(f"--label-field {args.label_field}: only .json has fields, but --labels is {args.labels}")
 
     from vit_dist.data.indexing import index_tars
-    from vit_dist.data.labels import LabelRule, read_classes
+    from vit_dist.data.labels import label_rule, read_classes
 
-    rule = LabelRule(
-        member="json" if args.label_field else args.labels,
-        field=args.label_field,
-        classes=read_classes(args.classes) if args.classes else (),
-        image=args.image.lower().lstrip("."),
-    )
+    classes = read_classes(args.classes) if args.classes else ()
+    rule = label_rule(args.labels, args.label_field, classes, args.image)
     result = index_tars(
         args.urls,
         args.out,
@@ -76,7 +78,7 @@ Without --shuffled the samples count as lying in an order of their own, and subs
     if len(result.left_out) > _SHOWN:
         say(f"left out: {len(result.left_out) - _SHOWN:,} more")
     if result.ignored:
-        say(f"{result.ignored:,} members are no part of a sample (no extension, or not a file)")
+        say(f"{result.ignored:,} members are no part of a sample (no extension, hidden, or not a file)")
     manifest = result.manifest
     out(
         f"{redact(args.out)}: {manifest.num_samples:,} examples of {manifest.num_classes:,} classes in "

@@ -109,12 +109,16 @@ def verify_main(argv: list[str]) -> int:
     p = parser(
         "verify",
         "Check the tars of a dataset against its manifest and indexes; name every difference.",
-        "Reads every byte, in parallel. Exit code 1 where anything is wrong.",
+        "Reads every byte, in parallel. Exit code 1 where anything is wrong. With --images every image is decoded too: "
+        "those that are named are the ones that training would replace by others.",
         "  vit-dist data verify s3://bucket/pets\n"
-        "  vit-dist data verify runs/data/pets --fast     # sizes and indexes only",
+        "  vit-dist data verify runs/data/pets --fast     # sizes and indexes only\n"
+        "  vit-dist data verify s3://bucket/pets --images # decode every image too",
     )
     p.add_argument("manifest", help="URL of a manifest.json, or of the directory that holds it")
-    p.add_argument("--fast", action="store_true", help="compare sizes and read the indexes, not the tars")
+    how = p.add_mutually_exclusive_group()
+    how.add_argument("--fast", action="store_true", help="compare sizes and read the indexes, not the tars")
+    how.add_argument("--images", action="store_true", help="decode every image too")
     p.add_argument("--workers", type=positive, metavar="N", help="processes (one a core)")
     args = p.parse_args(argv)
 
@@ -127,7 +131,8 @@ def verify_main(argv: list[str]) -> int:
     total = int(manifest.sizes.sum())
     with Progress("verifying", total >> 20, "MiB") as progress:
         done = 0
-        for shard, problems in verify(manifest, fast=args.fast, num_workers=args.workers or default_workers()):
+        workers = args.workers or default_workers()
+        for shard, problems in verify(manifest, fast=args.fast, images=args.images, num_workers=workers):
             broken += bool(problems)
             out("".join(f"{problem}\n" for problem in problems))
             done += int(manifest.sizes[shard])
@@ -135,8 +140,9 @@ def verify_main(argv: list[str]) -> int:
     if broken:
         raise DataError(
             f"{args.manifest}: {broken:,} of {len(manifest.shards):,} shards are not what the manifest says"
+            f"{', or hold bad images' if args.images else ''}"
         )
-    checked = "sizes and indexes" if args.fast else "bytes and indexes"
+    checked = "sizes and indexes" if args.fast else f"bytes{', images' if args.images else ''} and indexes"
     out(
         f"{args.manifest}: {checked} of {len(manifest.shards):,} shards, {manifest.num_samples:,} examples, are right\n"
     )
@@ -188,8 +194,9 @@ def _dedup_parser() -> argparse.ArgumentParser:
         "dedup",
         "Find training images that are nearly those of evaluation sets, and write a manifest without them.",
         """
-Images are compared by a 64-bit perceptual hash; where at most --distance bits differ they count as the same. What
-was left out stands in a list beside the new manifest. The tars stay as they are.
+Images are compared by a 64-bit perceptual hash; where at most --distance bits differ they count as the same. Plain
+ones, of one colour or a gradient, have hashes that say nothing: they count as the same where all their pixels are.
+What was left out stands in a list beside the new manifest. The tars stay as they are.
 """,
         "  vit-dist data dedup s3://bucket/train --against s3://bucket/val --out s3://bucket/train-dedup.json\n"
         "  vit-dist data dedup train.json --against a/val.json b/test.json --out train-dedup.json --distance 2",
@@ -206,11 +213,9 @@ def dedup_main(argv: list[str]) -> int:
     """Write a manifest without near-duplicates of evaluation sets."""
     args = _dedup_parser().parse_args(argv)
 
-    import numpy as np
-
     from vit_dist.core.files import write_bytes
     from vit_dist.core.progress import Progress
-    from vit_dist.data.dedup import MAX_DISTANCE, NearHashes, hash_all, require_imagehash
+    from vit_dist.data.dedup import MAX_DISTANCE, Hashes, Known, hash_all, require_imagehash
     from vit_dist.data.derive import write_exclusion
     from vit_dist.data.manifest import read_manifest
 
@@ -219,26 +224,26 @@ def dedup_main(argv: list[str]) -> int:
     require_imagehash()
     workers = args.workers or default_workers()
     train = read_manifest(args.manifest)
-    hashes, keys, unreadable = [], [], 0
+    hashes, keys, unreadable, plain = [], [], 0, 0
     for url in args.against:
         evaluation = read_manifest(url)
         with Progress(f"hashing {evaluation.name}", evaluation.num_samples, "images") as progress:
-            for shard, image_hashes, readable in hash_all(evaluation, workers):
+            for shard, hashed in hash_all(evaluation, workers):
+                hashes.append(hashed)
                 names = evaluation.read_index(shard).keys()
-                hashes.append(image_hashes[readable])
-                keys += [(evaluation.name, names[i]) for i in np.flatnonzero(readable).tolist()]
-                unreadable += int((~readable).sum())
-                progress.advance(len(image_hashes))
-    near = NearHashes(np.concatenate(hashes), args.distance)
+                keys += [(evaluation.name, name) for name in names]
+                unreadable += int((~hashed.readable).sum())
+                plain += int(hashed.plain.sum())
+                progress.advance(len(hashed.values))
+    known = Known(Hashes.join(hashes), args.distance)
     left_out: dict[int, list[int]] = {}
     lines: dict[int, list[str]] = {}
     with Progress(f"hashing {train.name}", train.num_samples, "images") as progress:
-        for shard, image_hashes, readable in hash_all(train, workers):
+        for shard, hashed in hash_all(train, workers):
             names = train.read_index(shard).keys()
-            compared = np.flatnonzero(readable)
-            unreadable += len(image_hashes) - len(compared)
-            rows, others, distances = near.find(image_hashes[compared])
-            for row, other, distance in zip(compared[rows].tolist(), others.tolist(), distances.tolist(), strict=True):
+            unreadable += int((~hashed.readable).sum())
+            plain += int(hashed.plain.sum())
+            for row, other, distance in zip(*(found.tolist() for found in known.find(hashed)), strict=True):
                 left_out.setdefault(shard, []).append(row)
                 match = {
                     "shard": train.shards[shard].url,
@@ -248,13 +253,15 @@ def dedup_main(argv: list[str]) -> int:
                     "distance": distance,
                 }
                 lines.setdefault(shard, []).append(json.dumps(match, ensure_ascii=False))
-            progress.advance(len(image_hashes))
+            progress.advance(len(names))
     made = write_exclusion(train, left_out, args.out, reason="dedup")
     listed = [line for shard in sorted(lines) for line in lines[shard]]
     report = f"{args.out.removesuffix('.json')}.excluded.jsonl"
     write_bytes(report, "".join(f"{line}\n" for line in listed).encode())
     if unreadable:
         say(f"{unreadable:,} images could not be decoded; they were compared with nothing and stay")
+    if plain:
+        say(f"{plain:,} images are plain: their hashes say nothing, and they were compared pixel by pixel")
     out(
         f"{args.out}: {len(listed):,} of {train.num_samples:,} examples left out ({report}), {made.num_samples:,} "
         f"stay, fingerprint {made.fingerprint}\n"

@@ -61,6 +61,7 @@ def _pack_here(args: argparse.Namespace) -> int:
         label_field=args.label_field,
         key_field=args.key_field,
         labels=args.labels,
+        skip_bad=args.skip_bad,
         classes=read_classes(args.classes) if args.classes else (),
         num_classes=args.num_classes,
     )
@@ -99,6 +100,7 @@ SRC is a folder with one directory per class, MNIST's IDX files, a list of paths
 .csv, .tsv), Parquet with the images inside, WebDataset tars to be packed anew, or what a plug-in reads. Images
 that cannot be decoded are left out and listed in DEST/bad.jsonl. Original bytes are kept unless a size or quality
 is given. The command may be killed and started again: it resumes. Packing twice gives the same bytes.
+docs/data.md says what a label may be. A label that is none is refused with its file, row or sample, and value.
 """,
         "  vit-dist data pack photos/ runs/data/photos\n"
         "  vit-dist data pack photos/ s3://bucket/photos --samples-per-shard 10k --resize-shorter 320\n"
@@ -133,17 +135,28 @@ is given. The command may be killed and started again: it resumes. Packing twice
     )
     add_plugin(p)
     p.add_argument(
-        "--image-field", default="", metavar="F", help="list, Parquet: field of the image; tars: its extension"
+        "--image-field",
+        default="",
+        metavar="F",
+        help="list, Parquet: field of the image; tars: its extension (left.jpg)",
     )
     p.add_argument(
         "--label-field", default="", metavar="F", help="list, Parquet: field of the labels; tars: key in .json"
     )
-    p.add_argument("--key-field", default="", metavar="F", help="list, Parquet: field of unique keys (numbered)")
     p.add_argument(
-        "--labels", choices=["auto", "cls", "json", "txt"], default="auto", help="tars: member with the labels"
+        "--key-field", default="", metavar="F", help="list, Parquet: field of keys, unique in the whole set (numbered)"
     )
     p.add_argument(
-        "--classes", type=local_path, metavar="FILE", help="list, Parquet, tars: names of classes, one a line"
+        "--labels", default="auto", metavar="EXT", help="tars: member with the labels: cls, json, txt, output.cls, ..."
+    )
+    p.add_argument(
+        "--skip-bad", action="store_true", help="tars: leave out samples without an image or a label, and list them"
+    )
+    p.add_argument(
+        "--classes",
+        type=local_path,
+        metavar="FILE",
+        help="folder, list, Parquet, tars: names of the classes, one a line",
     )
     p.add_argument("--num-classes", type=positive, metavar="N", help="list, Parquet, tars: size of the label space")
     p.add_argument(

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
         "--list", metavar="FILE", type=local_path, help="in place of RUN-DIR: run directories, a line each"
     )
     parser.add_argument("--element", metavar="I", type=int, help="line of --list, from 0 (SLURM_ARRAY_TASK_ID)")
-    parser.add_argument("--nproc", metavar="N", type=int, default=1, help="ranks to start on this machine (1)")
+    parser.add_argument("--nproc", metavar="N", type=int, help="ranks to start on this machine (1)")
     parser.add_argument("--out", metavar="FILE", type=local_path, help="the result as JSON too")
     jobs = parser.add_argument_group("as Slurm jobs")
     jobs.add_argument("--cluster", metavar="NAME", help="a YAML file, or the name of one in configs/clusters")
@@ -57,14 +57,12 @@ def main(argv: list[str]) -> int:
 
     from vit_dist.config.load import load_recipe
     from vit_dist.core.errors import ConfigError
-    from vit_dist.core.world import array_element, launched_world
+    from vit_dist.core.world import array_element, world_or_ranks
 
     runs = [word for word in args.words if "=" not in word]
     overrides = [word for word in args.words if "=" in word]
     if len(runs) != (args.list is None):
         raise ConfigError(f"vit-dist evaluate: give one run directory or --list FILE, got {len(runs)} directories")
-    if args.nproc < 1:
-        raise ConfigError(f"--nproc {args.nproc}: at least one rank is needed")
     if args.cluster:
         from vit_dist.cli.evaluate.jobs import submit_evaluation
 
@@ -80,17 +78,29 @@ def main(argv: list[str]) -> int:
     recipe_file = run_dir / names.RECIPE
     if not recipe_file.is_file():
         raise ConfigError(f"{run_dir}: no recipe.yaml in it: not the directory of a run that has begun")
-    world = launched_world()
+    world, ranks = world_or_ranks(args.nproc)
     if world is None:
         from launcher.processes.ranks import run_ranks
 
         with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
             where = run_dir / names.CHECKPOINTS / checkpoint if checkpoint else run_dir
             words = ["evaluate", str(where), *overrides, *(["--out", str(args.out)] if args.out else [])]
-            return run_ranks(words, nproc=args.nproc, scratch=Path(scratch))
-    from vit_dist.train.evaluate import evaluate
+            return run_ranks(words, nproc=ranks, scratch=Path(scratch))
+    from vit_dist.core.exit_codes import PEER_LOST
+    from vit_dist.core.log import ERROR, log
+    from vit_dist.core.process import heavy_imports
 
-    evaluate(load_recipe(str(recipe_file), overrides), run_dir, world, checkpoint=checkpoint, out=args.out)
+    with heavy_imports():
+        from vit_dist.train.evaluate import evaluate
+        from vit_dist.train.failures import PeerLostError
+
+    # Nothing is saved, and other evaluators may not measure what the run keeps its best checkpoint by.
+    recipe = load_recipe(str(recipe_file), [*overrides, "checkpoint.keep_best="])
+    try:
+        evaluate(recipe, run_dir, world, checkpoint=checkpoint, out=args.out)
+    except PeerLostError as error:
+        log(f"vit-dist evaluate: rank {world.rank}: {error}", ERROR)
+        return PEER_LOST
     return 0
 
 

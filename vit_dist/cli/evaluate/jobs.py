@@ -29,7 +29,7 @@ def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list
     from vit_dist.core.files import write_bytes
     from vit_dist.core.process import code_root
 
-    if args.nproc != 1 or args.element is not None:
+    if args.nproc is not None or args.element is not None:
         raise ConfigError("--nproc and --element: mean nothing with --cluster; its jobs start a process a device")
     if args.list is not None and args.out is not None:
         raise ConfigError("--out: one file for many runs; look at evaluated.json in each run directory instead")

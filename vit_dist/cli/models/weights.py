@@ -21,9 +21,9 @@ _FORMS = """
 forms, by the name's ending
   x.npz                Google's: vision_transformer (ViT, hybrid), big_transfer (BiT); linen names are read too
   x.safetensors        ours: timm's names, with the model, recipe, hash and examples seen in its header
-  x.timm.safetensors   a state dict that timm loads, BiT's head included
+  x.timm.safetensors   a state dict that timm's own model loads, with equal logits; refused where timm has none
   x.pth .pt .bin .ckpt read only, as plain tensors: nothing else in them is unpickled
-  x/                   a folder that Hugging Face's ViTForImageClassification loads
+  x/                   a folder that Hugging Face's ViTForImageClassification loads; a ViTModel is read with --head new
 SOURCE and OUT may be URLs, such as s3://bucket/b16.npz. A file that is there already is replaced, once the new one is
 complete.
 """
@@ -59,6 +59,7 @@ def import_main(argv: list[str]) -> int:
     )
     parser.add_argument("--model", metavar="NAME", help="needed where the file does not say its model")
     parser.add_argument("--num-classes", metavar="K", type=int, help="default: as many as the file has")
+    parser.add_argument("--classes", metavar="FILE", type=Path, help="names of the head's classes, one a line")
     parser.add_argument("--image-size", metavar="S", type=int, help="positions are resampled to it")
     parser.add_argument(
         "--head",
@@ -79,6 +80,7 @@ def import_main(argv: list[str]) -> int:
     at_least_one(args, "image_size", "num_classes")
     if args.settings and not args.model:
         raise ConfigError(f"{args.settings[0]}: settings are those of a model; give --model NAME")
+    from vit_dist.data.labels import read_classes
     from vit_dist.models.weights.files import LoadOptions, read_weights
     from vit_dist.train.checkpoint.weights import is_checkpoint
     from vit_dist.train.checkpoint.weights_remote import downloaded
@@ -89,6 +91,7 @@ def import_main(argv: list[str]) -> int:
         image_size=args.image_size,
         head=args.head,
         positions=args.positions,
+        classes=read_classes(args.classes) if args.classes else (),
     )
     with downloaded(args.source) as path:
         if is_checkpoint(path):
@@ -154,6 +157,13 @@ def _write(weights: Weights, out: str) -> None:
 
     with uploaded(out) as here:
         write_weights(weights, here)
+    if out.endswith(".timm.safetensors"):
+        from vit_dist.core.log import log
+        from vit_dist.models.weights.timm_form import constructor
+
+        made = constructor(weights.config, weights.image_size)
+        if made:
+            log(f"a state dict does not say all of a model; this one is of {made}")
     numbers, size = sum(t.numel() for t in weights.state.values()), weights.image_size
     sys.stdout.write(f"{redact(out)}: {weights.config.name}, {numbers:,} numbers, for {size}x{size} images\n")
 

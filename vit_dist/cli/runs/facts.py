@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from vit_dist.core.files import redact
+from vit_dist.core.terminal import clean
 from vit_dist.core.units import format_seconds
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ COLUMNS = ("run", "state", "job", "step", "done", "img/s", "left", "useful", "sa
 ATTEMPT_COLUMNS = ("#", "began", "took", "job", "nodes", "steps", "gained", "lost", "ended", "then")
 
 
-def clean(text: str) -> str:
-    """Without control characters, which could redraw a terminal, and without secrets."""
-    return redact(re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text)).strip()
+def one_line(text: str) -> str:
+    """In one line, without secrets; control characters, which could redraw a terminal, as escapes."""
+    return clean(redact(" ".join(text.split())))
 
 
 def as_json(view: RunView) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def facts(view: RunView, now: float) -> list[tuple[str, str]]:
         ("goodput", goodput_line(view.goodput, view.useful)),
         ("cost", cost_line(view, now)),
     ]
-    return [(label, clean(text)) for label, text in pairs if text]
+    return [(label, one_line(text)) for label, text in pairs if text]
 
 
 def job_line(view: RunView, now: float) -> str:
@@ -136,7 +137,7 @@ def attempt_row(entry: LedgerEntry, now: float) -> tuple[str, ...]:
     if entry.excluded:
         then += f" without {','.join(entry.excluded)}"
     return tuple(
-        clean(text)
+        one_line(text)
         for text in (
             str(entry.attempt),
             moment(entry.begun, now),
@@ -162,9 +163,11 @@ def row(view: RunView, now: float) -> tuple[str, ...]:
         note = ", ".join(
             part for part in (view.reason, start or explain_waiting(view.reason).partition(";")[0]) if part
         )
+    if view.problems:
+        note = f"damaged: {view.problems[0]}"
     of = f"/{view.total_steps:,}" if view.total_steps else ""
     return tuple(
-        clean(text)
+        one_line(text)
         for text in (
             view.name,
             view.state,

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from vit_dist.core.run import names
+from vit_dist.core.terminal import clean
 
 _EXAMPLES = """
 Shows the last lines of the first rank in the newest attempt. Jobs and runs on this machine leave logs/batch.log (the
@@ -102,7 +103,7 @@ def _follow(run: Path, args: argparse.Namespace) -> int:
 def _first_error(run: Path, attempt: int | None) -> int:
     from launcher.status.logs import attempt_dir, attempts_with_logs, first_error
     from launcher.supervise.ledger import read_ledger
-    from vit_dist.cli.runs.facts import clean
+    from vit_dist.cli.runs.facts import one_line
     from vit_dist.core.log import log
 
     # Unless one is named: the newest that ended in trouble, else the newest.
@@ -115,7 +116,7 @@ def _first_error(run: Path, attempt: int | None) -> int:
     entry = next((e for e in read_ledger(run) if e.attempt == number), None)
     if entry is not None:
         ended = "has not ended" if entry.open else f"ended: {entry.cause.replace('_', ' ')}"
-        log(f"attempt {number} {ended}{f'; {clean(entry.detail)}' if entry.detail else ''}")
+        log(f"attempt {number} {ended}{f'; {one_line(entry.detail)}' if entry.detail else ''}")
     batch = run / names.LOGS / names.BATCH_LOG
     # The supervisor's log is of all attempts: only where there is one alone is an error in it surely that one's.
     error = first_error(directory, batch if len(attempts_with_logs(run)) == 1 else None)
@@ -135,7 +136,4 @@ def _first_error(run: Path, attempt: int | None) -> int:
 
 
 def _print(line: str) -> None:
-    import re
-
-    # Colours may pass; anything else that steers a terminal may not.
-    sys.stdout.write(re.sub(r"[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]|\x1b(?!\[[0-9;]*m)", "", line) + "\n")
+    sys.stdout.write(clean(line, colours=True) + "\n")

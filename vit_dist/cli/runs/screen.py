@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from vit_dist.cli.runs.facts import ATTEMPT_COLUMNS, COLUMNS, attempt_row, clean, facts, order, row, summary
+from vit_dist.cli.runs.facts import ATTEMPT_COLUMNS, COLUMNS, attempt_row, facts, one_line, order, row, summary
 from vit_dist.core.tables import columns
 
 if TYPE_CHECKING:
@@ -42,11 +42,11 @@ def one(view: RunView, *, width: int, attempts: int = 12) -> RenderableType:
         attempts: how many of the last are shown.
     """
     now = time.time()
-    head = Text(clean(view.name), style="bold")
+    head = Text(one_line(view.name), style="bold")
     head.append("  ")
     head.append(view.state, style=_STYLES.get(view.state, "bold"))
     if view.reason:
-        head.append(f": {clean(view.reason)}")
+        head.append(f": {one_line(view.reason)}")
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -65,7 +65,7 @@ def one(view: RunView, *, width: int, attempts: int = 12) -> RenderableType:
     parts += [Text()] if view.advice else []
     for line in view.advice:
         arrow = Text("  -> ", style="bold yellow")
-        arrow.append(clean(line), style="default")
+        arrow.append(one_line(line), style="default")
         parts.append(arrow)
     return Group(*parts)
 
@@ -100,7 +100,7 @@ def many(views: Sequence[RunView], note: str, *, width: int, rows: int | None = 
         foot += f" ({len(ordered) - cut} more are not shown here)"
     parts += [Text(), Text(foot)]
     if note:
-        parts.append(Text(clean(note), style="yellow"))
+        parts.append(Text(one_line(note), style="yellow"))
     return Group(*parts)
 
 

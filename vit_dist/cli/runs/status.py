@@ -107,7 +107,7 @@ def _watch(path: Path | None, roots: list[Path], every_s: float) -> int:
     from rich.live import Live
 
     from vit_dist.cli.runs import screen
-    from vit_dist.core.tables import make_console
+    from vit_dist.core.tables import Cleaned, make_console
 
     console = make_console(wrap=True)
     with Live(console=console, auto_refresh=False, screen=path is None, vertical_overflow="crop") as live:
@@ -118,7 +118,7 @@ def _watch(path: Path | None, roots: list[Path], every_s: float) -> int:
             else:
                 note = _note(views, silence, roots)
                 shown = screen.many(views, note, width=console.width, rows=console.height)
-            live.update(shown, refresh=True)
+            live.update(Cleaned(shown), refresh=True)
             if path is not None and not _may_change(views[0]):
                 return 0
             time.sleep(every_s)
@@ -147,35 +147,35 @@ def _may_change(view: RunView) -> bool:
 
 
 def _short(view: RunView) -> str:
-    from vit_dist.cli.runs.facts import clean, progress_line, rate_line
+    from vit_dist.cli.runs.facts import one_line, progress_line, rate_line
 
     now = time.time()
-    reason = f" ({clean(view.reason)})" if view.reason else ""
-    parts = (f"{clean(view.name)}: {view.state}{reason}", progress_line(view), rate_line(view, now))
+    reason = f" ({one_line(view.reason)})" if view.reason else ""
+    parts = (f"{one_line(view.name)}: {view.state}{reason}", progress_line(view), rate_line(view, now))
     return f"{time.strftime('%H:%M:%S')}  " + "; ".join(part for part in parts if part)
 
 
 def _plain_one(view: RunView) -> str:
-    from vit_dist.cli.runs.facts import ATTEMPT_COLUMNS, attempt_row, clean, facts
+    from vit_dist.cli.runs.facts import ATTEMPT_COLUMNS, attempt_row, facts, one_line
     from vit_dist.core.tables import columns, to_lines
 
     now = time.time()
-    reason = f": {clean(view.reason)}" if view.reason else ""
-    lines = [f"{clean(view.name)}  {view.state}{reason}"]
+    reason = f": {one_line(view.reason)}" if view.reason else ""
+    lines = [f"{one_line(view.name)}  {view.state}{reason}"]
     lines += [f"  {label:<10} {text}" for label, text in facts(view, now)]
     if view.attempts:
         lines += ["", *to_lines(columns([attempt_row(entry, now) for entry in view.attempts], ATTEMPT_COLUMNS))]
-    lines += [f"-> {clean(line)}" for line in view.advice]
+    lines += [f"-> {one_line(line)}" for line in view.advice]
     return "\n".join(lines) + "\n"
 
 
 def _plain_many(views: list[RunView], note: str) -> str:
-    from vit_dist.cli.runs.facts import COLUMNS, clean, order, row, summary
+    from vit_dist.cli.runs.facts import COLUMNS, one_line, order, row, summary
     from vit_dist.core.tables import columns, to_lines
 
     now = time.time()
     lines = to_lines(columns([row(view, now) for view in order(views)], COLUMNS)) if views else []
-    return "\n".join([*lines, summary(views), *([clean(note)] if note else [])]) + "\n"
+    return "\n".join([*lines, summary(views), *([one_line(note)] if note else [])]) + "\n"
 
 
 def _note(views: list[RunView], silence: str, roots: list[Path]) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vit_dist.cli.models.options import at_least_one
 from vit_dist.cli.study.options import add_json, add_runs, named_study, state_word, study_parser, write_records
-from vit_dist.core.devices import NAMES, Device, find_device
+from vit_dist.core.devices import NAMES, find_device
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.tables import make_console, show, table
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from vit_dist.study.cost import CostEstimate, Throughput
+    from vit_dist.study.cost import CostEstimate, Rates
 
 
 def main(argv: list[str]) -> int:
@@ -43,15 +42,15 @@ def main(argv: list[str]) -> int:
     device, utilisation = find_device(args.device or "a100"), _utilisation(args.utilisation or "40%")
     study = named_study(args.words, parser.prog, args.runs)
 
-    from vit_dist.study.cost import dataset_sizes, estimate_costs, measured_throughput
+    from vit_dist.study.cost import dataset_sizes, estimate_costs, measured_throughput, rates
     from vit_dist.study.local import cell_state
 
     fits_on = device if args.device else None
     estimates = estimate_costs(study.cells, dataset_sizes(study.cells), devices=args.devices, device=fits_on)
     states = {cell.name: state_word(cell, cell_state(study.directory / cell.name)) for cell in study.cells}
     # A device or a utilisation that was asked for says what to count by, measured or not.
-    measured = None if args.device or args.utilisation else measured_throughput(estimates, study.directory)
-    rate = _Rate.of(measured, device, utilisation)
+    measured = {} if args.device or args.utilisation else measured_throughput(estimates, study.directory)
+    rate = rates(estimates, measured, device, utilisation)
     if args.json and write_records(args.json, [_record(e, states[e.cell.name], rate) for e in estimates]):
         return 0
     console = make_console()
@@ -61,32 +60,6 @@ def main(argv: list[str]) -> int:
     if args.json:
         console.print(f"plan    {args.json}", markup=False)
     return 0
-
-
-@dataclass(frozen=True)
-class _Rate:
-    """FLOP/s a device that hours are counted by, and where that is from."""
-
-    sustained: float
-    source: str
-
-    @classmethod
-    def of(cls, measured: Throughput | None, device: Device, utilisation: float) -> _Rate:
-        if measured is not None:
-            runs = f"{measured.runs} finished run{'' if measured.runs == 1 else 's'}"
-            return cls(measured.sustained, f"measured: {_per_second(measured.sustained)} a device over {runs}")
-        peak = device.peaks["bf16"]
-        assumed = f"{utilisation:.0%} of an {device.name}'s {_per_second(peak)}"
-        return cls(peak * utilisation, f"assumed: {assumed}; --device, --utilisation")
-
-    def hours(self, flops: int | None) -> float | None:
-        return None if flops is None else flops / self.sustained / 3600
-
-
-def _per_second(flops: float) -> str:
-    from vit_dist.core.units import format_flops
-
-    return f"{format_flops(flops).removesuffix('s')}/s"
 
 
 def _utilisation(text: str) -> float:
@@ -102,7 +75,7 @@ def _utilisation(text: str) -> float:
 _COSTS = ("epochs", "steps", "FLOPs", "device\ntime", "read")
 
 
-def _family_table(title: str, estimates: Sequence[CostEstimate], states: dict[str, str], rate: _Rate) -> Table:
+def _family_table(title: str, estimates: Sequence[CostEstimate], states: dict[str, str], rate: Rates) -> Table:
     """A block a family, a line a size; costs are those of one run."""
     result = table(title, "family", "subset", *_COSTS, "runs")
     families: dict[str, dict[int | None, list[CostEstimate]]] = {}
@@ -132,7 +105,7 @@ def _count(group: Sequence[CostEstimate], states: dict[str, str]) -> str:
     return ", ".join([f"{counted['done']}/{len(group)} done", *others])
 
 
-def _cell_table(title: str, estimates: Sequence[CostEstimate], states: dict[str, str], rate: _Rate) -> Table:
+def _cell_table(title: str, estimates: Sequence[CostEstimate], states: dict[str, str], rate: Rates) -> Table:
     result = table(title, "run", "recipe", *_COSTS, "state")
     for estimate in estimates:
         cell = estimate.cell
@@ -144,10 +117,10 @@ def _size(subset: int | None) -> str:
     return "all" if subset is None else f"{subset:,}"
 
 
-def _costs(estimate: CostEstimate, rate: _Rate) -> list[str]:
+def _costs(estimate: CostEstimate, rate: Rates) -> list[str]:
     from vit_dist.core.units import format_bytes, format_flops
 
-    epochs, hours = estimate.epochs, rate.hours(estimate.flops)
+    epochs, hours = estimate.epochs, rate.hours(estimate)
     return [
         "?" if epochs is None else f"{epochs:,.3g}" if epochs < 100 else f"{epochs:,.0f}",
         "?" if estimate.steps is None else f"{estimate.steps:,}",
@@ -170,7 +143,7 @@ def _hours(hours: float) -> str:
     return f"{hours:,.0f} h" if hours >= 100 else f"{hours:.3g} h" if hours >= 0.1 else f"{hours * 3600:.3g} s"
 
 
-def _summary(console: Console, estimates: Sequence[CostEstimate], states: dict[str, str], rate: _Rate) -> None:
+def _summary(console: Console, estimates: Sequence[CostEstimate], states: dict[str, str], rate: Rates) -> None:
     """Totals of all runs and of what is left, what is unknown, what will not fit."""
     from vit_dist.core.units import format_bytes, format_flops
 
@@ -179,23 +152,29 @@ def _summary(console: Console, estimates: Sequence[CostEstimate], states: dict[s
         flops, read = sum(e.flops or 0 for e in some), sum(e.num_bytes or 0 for e in some)
         unknown = sum(e.flops is None for e in some)
         more = f" and {unknown} runs of unknown cost" if unknown else ""
-        hours = _hours(rate.hours(flops) or 0.0).replace(" h", " device-hours").replace(" s", " device-seconds")
+        timed = [one for e in some if (one := rate.hours(e)) is not None]
+        hours = _hours(sum(timed)).replace(" h", " device-hours").replace(" s", " device-seconds")
+        untimed = sum(e.flops is not None and rate.hours(e) is None for e in some)
+        more += f" and {untimed} runs of unknown time" if untimed else ""
         of_bytes = f", {format_bytes(read)} read" if any(e.num_bytes is not None for e in some) else ""
         amount = f"{format_flops(flops)}, {hours}{of_bytes}"
         console.print(f"{what + ':':<6} {len(some)} runs, {amount}{more}", markup=False)
-    console.print(f"hours: {rate.source}", markup=False)
+    for source in rate.sources.values():
+        console.print(f"hours: {source}", markup=False)
     if any(e.num_bytes is None for e in estimates):
         console.print("bytes: unknown where the training set is not named, or is not there yet", markup=False)
     reasons: dict[str, list[str]] = {}
     for estimate in estimates:
         for problem in estimate.problems:
-            reasons.setdefault(problem, []).append(estimate.cell.name)
-    for problem, names in reasons.items():
+            reasons.setdefault(f"will not fit: {{}}: {problem}", []).append(estimate.cell.name)
+        if estimate.remark:
+            reasons.setdefault(f"note: {{}}: {estimate.remark}", []).append(estimate.cell.name)
+    for text, names in reasons.items():
         shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        console.print(f"will not fit: {shown}: {problem}", markup=False)
+        console.print(text.replace("{}", shown, 1), markup=False)
 
 
-def _record(estimate: CostEstimate, state: str, rate: _Rate) -> dict[str, Any]:
+def _record(estimate: CostEstimate, state: str, rate: Rates) -> dict[str, Any]:
     cell, cost = estimate.cell, estimate.cost
     return {
         "run": cell.name,
@@ -210,7 +189,7 @@ def _record(estimate: CostEstimate, state: str, rate: _Rate) -> dict[str, Any]:
         "steps": estimate.steps,
         "epochs": estimate.epochs,
         "flops": estimate.flops,
-        "device_hours": rate.hours(estimate.flops),
+        "device_hours": rate.hours(estimate),
         "bytes_read": estimate.num_bytes,
         "state": state,
         "problems": list(estimate.problems),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vit_dist.cli.study.options import add_runs, split_words, study_parser
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import local_path
+from vit_dist.core.run.names import is_plain_name
 from vit_dist.core.tables import make_console, show, table
 
 if TYPE_CHECKING:
@@ -54,8 +55,9 @@ def main(argv: list[str]) -> int:
     logs = args.logs or str(Path(args.runs) / str(name))
     metric = args.metric or (study.metric if study else VAL_TOP1)
     tag_map = load_tag_map(args.tag_map) if args.tag_map else None
-    collection = collect(logs, study=name, metric=metric, tag_map=tag_map)
-    out = local_path(args.out) if args.out else local_path(args.runs) / (collection.study or "runs") / "report"
+    declared = study.metrics if study else {}
+    collection = collect(logs, study=name, metric=metric, tag_map=tag_map, declared=declared)
+    out = local_path(args.out) if args.out else _default_out(local_path(args.runs), collection.study or "runs")
     files = write_report(collection, out, cached=not args.no_cache)
     console = make_console()
     show(console, _means_table(collection))
@@ -69,6 +71,16 @@ def main(argv: list[str]) -> int:
         export_tensorboard(collection, Path(args.tensorboard))
         console.print(f"by examples and by GFLOPs: tensorboard --logdir {args.tensorboard}", markup=False)
     return 0
+
+
+def _default_out(runs: Path, study: str) -> Path:
+    # The name comes out of event files that anybody may have written.
+    if not is_plain_name(study):
+        raise ConfigError(
+            f"the study in these logs calls itself {study[:100]!r}, which is no name for a folder; say with --out "
+            f"where the report goes"
+        )
+    return runs / study / "report"
 
 
 def _study(args: argparse.Namespace, prog: str) -> tuple[str | None, StudyConfig | None]:
@@ -106,12 +118,11 @@ def _print_notes(console: Console, collection: Collection, study: StudyConfig | 
 def _means_table(collection: Collection) -> Table:
     from rich.markup import escape
 
-    from vit_dist.scaling.summary import is_fraction, mean_rows, means
+    from vit_dist.scaling.summary import mean_rows, means
 
     averaged = means(collection.observations)
     families = list(dict.fromkeys(point.series for point in averaged))
-    percent = is_fraction(collection.metric)
-    scale, unit, digits = (100.0, " (%)", 1) if percent else (1.0, "", 4)
+    scale, (unit, digits) = collection.rule.scale, (" (%)", 1) if collection.rule.is_fraction else ("", 4)
     title = f"{collection.metric}{unit} by pretraining examples: mean ± standard deviation \\[seeds]"
     result = table(title, "examples", *families, align="r")
     for row in mean_rows(averaged, families, scale=scale, digits=digits):

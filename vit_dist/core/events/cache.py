@@ -22,7 +22,7 @@ from vit_dist.core.files import is_remote, local_path
 
 # Of what an entry looks like and of what the reader makes of a file: raised when either changes; old entries are then
 # never looked up again.
-_VERSION = 1
+_VERSION = 2
 
 
 def cache_directory() -> Path:

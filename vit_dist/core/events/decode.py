@@ -57,7 +57,8 @@ class Decoder:
     """Takes the bytes of one event file in blocks and collects what they say.
 
     `wanted` says of a tag whether it is read. Afterwards: `parts` of numbers by tag, `texts` as (record, step, text),
-    `purges` as (record, step), `started` (the wall time of the first record), `problem`, `damaged` records.
+    `purges` as (record, step), `started` (the wall time of the first record), `problem`, `damaged` records, `unread`
+    tags with the dtype for which their values are left out.
     """
 
     wanted: Callable[[str], bool]
@@ -67,6 +68,7 @@ class Decoder:
     started: float = float("inf")
     problem: str | None = None
     damaged: int = 0
+    unread: dict[str, str] = field(default_factory=dict)
     size: int = 0
     _rest: bytes = b""
     _records: int = 0
@@ -105,6 +107,8 @@ class Decoder:
         if self.damaged:
             left_out = f"{self.damaged} damaged record{'s' if self.damaged > 1 else ''} left out"
             self.problem = "; ".join(filter(None, [self.problem, left_out]))
+        for tag, dtype in sorted(self.unread.items()):
+            self.problem = "; ".join(filter(None, [self.problem, f"values of {tag} are {dtype} and were left out"]))
         for tag, rows in self._singles.items():
             record, steps, values, walls = zip(*rows, strict=True)
             part = Part(np.array(record, np.int64), np.array(steps, np.int64), np.array(values), np.array(walls))
@@ -226,7 +230,7 @@ class Decoder:
             return None
         # All records of a shape are held to the checksum of this one, so it has to be sound itself.
         sound = struct.unpack_from("<I", data, begin + length)[0] == mask_crc(np.array([crc], np.uint32))[0]
-        if layout.start or layout.texts or not sound or layout.wall is None:
+        if layout.start or layout.texts or layout.unread or not sound or layout.wall is None:
             return None
         return Shape(layout, words, crc)
 
@@ -290,7 +294,9 @@ class Decoder:
         slots = tuple(
             slot if slot.tag is not None and self.wanted(slot.tag) else slot._replace(tag=None) for slot in layout.slots
         )
-        return replace(layout, slots=slots, texts=tuple(text for text in layout.texts if self.wanted(text[0])))
+        texts = tuple(text for text in layout.texts if self.wanted(text[0]))
+        unread = tuple(one for one in layout.unread if self.wanted(one[0]))
+        return replace(layout, slots=slots, texts=texts, unread=unread)
 
     def _single(self, data: bytes, begin: int, length: int, record: int) -> None:
         """One record, field by field."""
@@ -309,6 +315,7 @@ class Decoder:
         self.started = min(self.started, wall) if record == 0 else self.started
         if layout.start:
             self.purges.append((record, step))
+        self.unread.update(layout.unread)
         for tag, low, high in layout.texts:
             self.texts.setdefault(tag, []).append((record, step, str(payload[low:high], "utf-8", "replace")))
         for slot in slots:

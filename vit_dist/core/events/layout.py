@@ -24,7 +24,11 @@ _VARINT, _EIGHT_BYTES, _DELIMITED, _FOUR_BYTES = 0, 1, 2, 5
 
 
 class Slot(NamedTuple):
-    """Where one number of a record stands. `kind` is f4, f8, i4, i8 or varint; the tag of one not wanted is None."""
+    """Where one number of a record stands; the tag of one not wanted is None.
+
+    `kind` is one of VARINTS, or type and size in bytes of what is stored as it is: f2 to f8, i1 to i8, u1 to u8, and b2
+    for bf16.
+    """
 
     tag: str | None
     kind: str
@@ -34,13 +38,17 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """What the bytes of one record mean. `start` is true for the mark of a restart (SessionLog START)."""
+    """What the bytes of one record mean. `start` is true for the mark of a restart (SessionLog START).
+
+    `unread` are tags of numbers that cannot be given, each with its dtype.
+    """
 
     wall: int | None
     step: tuple[int, int] | None
     slots: tuple[Slot, ...]
     texts: tuple[tuple[str, int, int], ...]
     start: bool
+    unread: tuple[tuple[str, str], ...] = ()
 
 
 def read_layout(payload: bytes) -> Layout:
@@ -52,6 +60,7 @@ def read_layout(payload: bytes) -> Layout:
     wall, step, start = None, None, False
     slots: list[Slot] = []
     texts: list[tuple[str, int, int]] = []
+    unread: list[tuple[str, str]] = []
     for number, wire, begin, end in _fields(payload, 0, len(payload)):
         # A field with another wire type than its own is an unknown field, which protobuf skips.
         if number == 1 and wire == _EIGHT_BYTES:
@@ -61,12 +70,12 @@ def read_layout(payload: bytes) -> Layout:
         elif number == 5 and wire == _DELIMITED:
             for inner, kind, low, high in _fields(payload, begin, end):
                 if inner == 1 and kind == _DELIMITED:
-                    _value(payload, low, high, slots, texts)
+                    _value(payload, low, high, slots, texts, unread)
         elif number == 7 and wire == _DELIMITED:
             # Of a field that is given twice, the last counts.
             statuses = [payload[low] for inner, _, low, _ in _fields(payload, begin, end) if inner == 1]
             start = statuses[-1:] == [1]
-    return Layout(wall, step, tuple(slots), tuple(texts), start)
+    return Layout(wall, step, tuple(slots), tuple(texts), start, tuple(unread))
 
 
 def _value(
@@ -75,6 +84,7 @@ def _value(
     end: int,
     slots: list[Slot],
     texts: list[tuple[str, int, int]],
+    unread: list[tuple[str, str]],
 ) -> None:
     """One `Summary.Value`: adds its number or its text, if it is one of either."""
     tag, simple, tensor, plugin = "", None, None, b""
@@ -91,7 +101,7 @@ def _value(
     if simple is not None:
         slots.append(Slot(tag, "f4", *simple))
     elif tensor is not None and plugin not in _HIDDEN_PLUGINS:
-        _tensor(payload, *tensor, tag, slots, texts)
+        _tensor(payload, *tensor, tag, slots, texts, unread)
 
 
 def _plugin(payload: bytes, begin: int, end: int) -> bytes:
@@ -108,13 +118,33 @@ _KINDS = {
     1: (5, _FOUR_BYTES, "f4", "f4"),
     2: (6, _EIGHT_BYTES, "f8", "f8"),
     3: (7, _VARINT, "varint", "i4"),
+    4: (7, _VARINT, "varint", "u1"),
+    5: (7, _VARINT, "varint", "i2"),
+    6: (7, _VARINT, "varint", "i1"),
     9: (10, _VARINT, "varint", "i8"),
+    10: (11, _VARINT, "varint", "u1"),
+    14: (13, _VARINT, "bf16 bits", "b2"),
+    17: (7, _VARINT, "varint", "u2"),
+    19: (13, _VARINT, "half bits", "f2"),
+    22: (16, _VARINT, "varint", "u4"),
+    23: (17, _VARINT, "uvarint", "u8"),
 }
+# Numbers that this reader cannot give, for whoever asks for their tags.
+_NOT_READ = {8: "complex64", 18: "complex128", **dict.fromkeys(range(24, 29), "float8"), 33: "float4"}
+_NOT_READ |= dict.fromkeys((11, 12, 13, 15, 16), "quantized") | dict.fromkeys((29, 30, 31, 32), "packed integer")
+VARINTS = frozenset({"varint", "uvarint", "half bits", "bf16 bits"})
+"""Kinds of which each number is a varint; of half and bf16, of its 16 bits."""
 _DT_STRING = 7
 
 
 def _tensor(
-    payload: bytes, begin: int, end: int, tag: str, slots: list[Slot], texts: list[tuple[str, int, int]]
+    payload: bytes,
+    begin: int,
+    end: int,
+    tag: str,
+    slots: list[Slot],
+    texts: list[tuple[str, int, int]],
+    unread: list[tuple[str, str]],
 ) -> None:
     """A tensor of one number or one text; anything else (images, histograms) is skipped."""
     dtype = 0
@@ -125,7 +155,7 @@ def _tensor(
             dtype = payload[low]
         elif number == 4 and wire == _DELIMITED:
             content = (low, high)
-        elif number in {5, 6, 7, 8, 10}:
+        elif number in {5, 6, 7, 8, 10, 11, 13, 16, 17}:
             listed.append((number, wire, low, high))
     if dtype == _DT_STRING:
         strings = [(low, high) for number, wire, low, high in listed if number == 8 and wire == _DELIMITED]
@@ -133,6 +163,8 @@ def _tensor(
             texts.append((tag, *strings[0]))
         return
     if dtype not in _KINDS:
+        if dtype in _NOT_READ:
+            unread.append((tag, _NOT_READ[dtype]))
         return
     field, wire_of_one, kind, raw_kind = _KINDS[dtype]
     if content is not None and content[1] > content[0]:
@@ -153,7 +185,7 @@ def _tensor(
 
 
 def _packed(payload: bytes, begin: int, end: int, kind: str) -> list[tuple[int, int]]:
-    if kind != "varint":
+    if kind not in VARINTS:
         size = int(kind[1])
         return [(at, at + size) for at in range(begin, end, size)] if (end - begin) % size == 0 else []
     numbers = []
@@ -212,14 +244,29 @@ def number_at(payload: bytes, kind: str, begin: int, end: int) -> float:
     """The number of a slot."""
     if kind == "varint":
         return float(signed(varint(payload, begin, end)[0]))
-    return float(_FORMATS[kind].unpack_from(payload, begin)[0])
+    if kind in _FORMATS:
+        return float(_FORMATS[kind].unpack_from(payload, begin)[0])
+    # Rarer kinds have one definition, that of many at once.
+    row = np.frombuffer(payload[begin:end], np.uint8)[None]
+    return float(column_at(row, kind, 0, end - begin)[0])
 
 
 def column_at(rows: NDArray[np.uint8], kind: str, begin: int, end: int) -> NDArray[np.generic]:
     """[n, length] -> [n]: the numbers at one place of every row."""
-    if kind != "varint":
+    if kind == "b2":
+        return _from_bf16(np.ascontiguousarray(rows[:, begin:end]).view("<u2")[:, 0])
+    if kind not in VARINTS:
         return np.ascontiguousarray(rows[:, begin:end]).view(f"<{kind}")[:, 0]
     value = np.zeros(len(rows), np.uint64)
     for i in range(end - begin):
         value |= (rows[:, begin + i].astype(np.uint64) & np.uint64(0x7F)) << np.uint64(7 * i)
-    return value.view(np.int64)
+    if kind == "half bits":
+        return value.astype(np.uint16).view(np.float16)
+    if kind == "bf16 bits":
+        return _from_bf16(value.astype(np.uint16))
+    return value if kind == "uvarint" else value.view(np.int64)
+
+
+def _from_bf16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    # The upper half of a float32.
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)

@@ -6,6 +6,7 @@ memory does not grow with a file's length; `decode.py` decodes them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -74,20 +75,94 @@ class FileStamp:
     mark: str
 
 
-def event_stamps(url: str) -> dict[str, list[FileStamp]]:
-    """The event files under a directory, at any depth: {directory relative to `url`: [files]}, sorted.
+def event_stamps(url: str) -> tuple[dict[str, list[FileStamp]], list[str]]:
+    """The event files under a directory, at any depth: {directory relative to `url`: [files]}, sorted; and remarks.
+
+    Local links to directories are followed, as TensorBoard follows them, each real directory once. What a link should
+    lead to and does not is a remark, and so is a directory that may not be listed.
 
     Raises:
         DataError: no such directory, or no permission to list it.
     """
+    if not is_remote(url):
+        return _local_stamps(local_path(url), url)
     _, top = file_system(url)
-    prefix = f"{url.partition('://')[0]}://" if is_remote(url) else ""
+    prefix = f"{url.partition('://')[0]}://"
     directories: dict[str, list[FileStamp]] = {}
     for stamp in _list(url, deep=True):
         parent = stamp.url.rpartition("/")[0]
         relative = parent.removeprefix(prefix).removeprefix(top).strip("/") or "."
         directories.setdefault(relative, []).append(stamp)
-    return directories
+    return directories, []
+
+
+def _local_stamps(root: Path, url: str) -> tuple[dict[str, list[FileStamp]], list[str]]:
+    """See `event_stamps`."""
+    with explained(url, "listed"):
+        if not root.is_dir():
+            raise DataError(f"{redact(url)}: no such directory; give the one that holds the logs")
+        list(root.iterdir())
+    tree = _LocalTree(root)
+    links = tree.walk(root)
+    # Links when all real directories are known: a run has its own name where it lies here itself.
+    while links:
+        links = [deeper for link in sorted(links) for deeper in tree.walk(link)]
+    return dict(sorted(tree.directories.items())), tree.remarks
+
+
+@dataclass
+class _LocalTree:
+    """The event files below a local directory, each once, however many names it has there."""
+
+    root: Path
+    directories: dict[str, list[FileStamp]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    _seen: dict[tuple[int, int], str] = field(default_factory=dict)
+
+    def walk(self, top: Path) -> list[Path]:
+        """Note the files below a directory; returns the links to directories below it, which are not entered."""
+        links: list[Path] = []
+        if self._is_known(top, "directory"):
+            return links
+        for folder, below, files in os.walk(top, onerror=self._unreadable):
+            here = Path(folder)
+            if here != top and self._is_known(here, "directory"):
+                below.clear()
+                continue
+            links += [here / name for name in below if (here / name).is_symlink()]
+            found = [stamp for name in sorted(files) if (stamp := self._file(here / name)) is not None]
+            if found:
+                self.directories[self._name(here)] = found
+        return links
+
+    def _file(self, path: Path) -> FileStamp | None:
+        # A link that leads nowhere counts as a file while a tree is walked.
+        if path.is_symlink() and not path.exists():
+            self.remarks.append(f"{self._name(path)}: a link to {path.readlink()}, which is not there")
+            return None
+        if "tfevents" not in path.name or not path.is_file() or self._is_known(path, "file"):
+            return None
+        return _local_stamp(path)
+
+    def _is_known(self, path: Path, what: str) -> bool:
+        """Whether a file or directory was met under another name; a loop of links ends here."""
+        status = path.stat()
+        first = self._seen.setdefault((status.st_dev, status.st_ino), self._name(path))
+        if first != self._name(path):
+            self.remarks.append(f"{self._name(path)}: the same {what} as {first}; counted once")
+        return first != self._name(path)
+
+    def _unreadable(self, error: OSError) -> None:
+        self.remarks.append(f"{self._name(Path(error.filename))}: cannot be listed: {error.strerror}; passed over")
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+
+def _local_stamp(path: Path) -> FileStamp:
+    # Of the file itself, also where the name is a link: the link does not change when the file grows.
+    status = path.stat()
+    return FileStamp(str(path), status.st_size, str(status.st_mtime))
 
 
 def read_run(url: str, tags: Collection[str] | None = None) -> RunLog:
@@ -246,6 +321,8 @@ def _list(url: str, *, deep: bool) -> list[FileStamp]:
             entries = fs.find(root)
     prefix = f"{url.partition('://')[0]}://" if is_remote(url) else ""
     events = {name: entry for name, entry in entries.items() if _is_event_file(name, entry)}
+    if not is_remote(url):
+        return [_local_stamp(Path(name)) for name in sorted(events) if Path(name).is_file()]
     return [_stamp(f"{prefix}{name}", events[name]) for name in sorted(events)]
 
 

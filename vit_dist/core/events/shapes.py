@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from vit_dist.core.events.layout import Layout
+from vit_dist.core.events.layout import VARINTS, Layout
 
 Words = NDArray[np.uint64]
 Ints = NDArray[np.int64]
@@ -81,5 +81,5 @@ def fixed_bits(layout: Layout, length: int, num_words: int) -> tuple[Words, Ints
     if layout.step is not None:
         mask[slice(*layout.step)] = 0x80
     for slot in layout.slots:
-        mask[slot.begin : slot.end] = 0x80 if slot.kind == "varint" else 0
+        mask[slot.begin : slot.end] = 0x80 if slot.kind in VARINTS else 0
     return mask.view(np.uint64), np.flatnonzero(mask[:length] != 0xFF)

@@ -21,7 +21,8 @@ from vit_dist.core import locks
 from vit_dist.core.errors import RunError
 from vit_dist.core.files import append_json, write_bytes
 from vit_dist.core.log import log
-from vit_dist.core.run import names
+from vit_dist.core.run import names, records
+from vit_dist.core.small_files import DamagedError, is_number, or_none, read_record, read_records, read_small
 from vit_dist.core.text import decode_text
 
 DYING_S = 5.0
@@ -106,25 +107,31 @@ class RunDir:
         Raises:
             RunError: damaged.
         """
+        path = self.path / name
         try:
-            value = json.loads((self.path / name).read_text())
+            return read_record(path, records.FIELDS.get(name))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.path / name}: cannot be read: {error}") from None
-        if not isinstance(value, dict):
-            raise RunError(f"{self.path / name}: expected a JSON object")
-        return value
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read: {error.strerror}") from None
+        except DamagedError as error:
+            raise RunError(f"{path}: damaged: {error}") from None
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a small JSON file, whole or not at all."""
         write_bytes(str(self.path / name), (json.dumps(value, indent=1) + "\n").encode())
 
     def status(self) -> Status | None:
-        """How the last attempt stands, or None before the first."""
+        """How the last attempt stands, or None before the first.
+
+        Raises:
+            RunError: damaged.
+        """
         raw = self.read_json(names.STATUS)
         if raw is None:
             return None
+        if "status" not in raw:
+            raise RunError(f"{self.path / names.STATUS}: damaged: it has no status")
         return Status(**{k: v for k, v in raw.items() if k in Status.__dataclass_fields__})
 
     def write_status(
@@ -185,11 +192,21 @@ class RunDir:
         )
 
     def write_heartbeat(self, attempt: int, goodput: Mapping[str, float]) -> None:
-        """Write that an attempt runs, and where its time went."""
-        # Renamed, so that no reader sees half of it; not flushed to the disk, since the next one comes in two seconds.
+        """Write that an attempt runs, and where its time went.
+
+        Raises:
+            RunError: it cannot be written.
+        """
         path, temporary = self.path / names.HEARTBEAT, self.path / f".{names.HEARTBEAT}.tmp"
-        temporary.write_text(json.dumps({"attempt": attempt, "time": time.time(), "goodput": dict(goodput)}))
-        temporary.replace(path)
+        beat = json.dumps({"attempt": attempt, "time": time.time(), "goodput": dict(goodput)})
+        # Renamed, so that no reader sees half of it; not flushed to the disk, since the next one comes in two seconds.
+        try:
+            temporary.write_text(beat)
+            temporary.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise RunError(f"{path}: cannot be written: {error.strerror}") from None
 
     def with_heartbeat(self, status: Status) -> Status:
         """The status, with the times of alive.json where these reach further: after a crash they do."""
@@ -204,17 +221,18 @@ class RunDir:
         return status
 
     def attempts(self) -> list[dict[str, Any]]:
-        """The complete lines of attempts.jsonl, in the order they were written."""
+        """The complete lines of attempts.jsonl, in the order they were written.
+
+        Raises:
+            RunError: it is there and cannot be read.
+        """
+        path = self.path / names.ATTEMPTS
         try:
-            text = (self.path / names.ATTEMPTS).read_text()
+            return list(read_records(path, records.ATTEMPT))
         except FileNotFoundError:
             return []
-        lines = []
-        for line in text.splitlines():
-            # A crash may have cut a line short.
-            with contextlib.suppress(ValueError):
-                lines.append(json.loads(line))
-        return lines
+        except (OSError, DamagedError) as error:
+            raise RunError(f"{path}: cannot be read: {error}") from None
 
     def append_attempt(self, entry: Mapping[str, Any]) -> None:
         """Add a line to attempts.jsonl."""
@@ -231,8 +249,11 @@ class RunDir:
             RunError: the record is damaged.
         """
         for entry in (self.read_json(names.EVALUATED) or {}).get("evaluations", []):
-            if entry["evaluators"] == list(evaluators) and entry["step"] == step:
-                return dict(entry["values"])
+            if entry.get("evaluators") == list(evaluators) and entry.get("step") == step:
+                values = entry.get("values")
+                if not isinstance(values, dict) or not all(map(or_none(is_number), values.values())):
+                    raise RunError(f"{self.path / names.EVALUATED}: damaged: the values of step {step:,}")
+                return {name: math.nan if value is None else float(value) for name, value in values.items()}
         return None
 
     def record_evaluation(
@@ -240,8 +261,10 @@ class RunDir:
     ) -> None:
         """Add to the record that `evaluation` reads."""
         record = self.read_json(names.EVALUATED) or {"evaluations": []}
-        entry = {"step": step, "evaluators": list(evaluators), "values": dict(values)}
-        self.write_json(names.EVALUATED, {"evaluations": [*record["evaluations"], entry]})
+        # JSON has no NaN.
+        shown = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        entry = {"step": step, "evaluators": list(evaluators), "values": shown}
+        self.write_json(names.EVALUATED, {"evaluations": [*record.get("evaluations", []), entry]})
 
     def take_request(self) -> str:
         """What the request file asks for: 'save', 'stop' or ''. The file is removed, so that it is served once.
@@ -251,7 +274,7 @@ class RunDir:
         path = self.path / names.REQUEST
         try:
             # Whoever writes it by hand may write it with a byte order mark.
-            asked = decode_text(path.read_bytes()).strip().lower()
+            asked = decode_text(read_small(path, 4096)).strip().lower()
         except FileNotFoundError:
             return ""
         except (OSError, ValueError):

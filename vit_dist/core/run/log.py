@@ -2,27 +2,30 @@
 
 Scalars stand at the optimizer step after which they were measured, so that the n-th value follows n updates. The
 number of examples seen by then is exactly `step * global_batch`; `progress/examples` charts it, in single precision.
-Everything else that a study must know stands in three texts: `RunInfo` and the resolved recipe at step 0, `RunStatus`
-at the last step. They are JSON and YAML, since the scalars of TensorBoard keep 24 bits only.
+Everything else that a study must know stands in four texts: `RunInfo`, the resolved recipe and how its metrics are read
+at step 0, `RunStatus` at the last step. They are JSON and YAML, since the scalars of TensorBoard keep 24 bits only.
 """
 
 from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.events.reader import RunLog
 from vit_dist.core.events.writer import EventWriter, HParam
+from vit_dist.core.metrics import Metric
 
 SCHEMA = 1
 
 RUN = "vit_dist/run"
 RECIPE = "vit_dist/recipe"
 STATUS = "vit_dist/status"
+METRICS = "vit_dist/metrics"
 
 TRAIN_LOSS = "train/loss"
 TRAIN_LR = "train/lr"
@@ -128,6 +131,27 @@ def write_start(writer: EventWriter, info: RunInfo, recipe_yaml: str) -> None:
     writer.text(RECIPE, textwrap.indent(recipe_yaml, "    "))
     writer.hparams(_hparams(info), [VAL_TOP1, VAL_LOSS, TRAIN_LOSS], group=info.name)
     writer.custom_scalars(LAYOUT)
+
+
+def write_metrics(writer: EventWriter, metrics: Mapping[str, Metric], step: int = 0) -> None:
+    """Say how the metrics that this file holds are read, so that a log alone is enough to compare runs by them."""
+    if metrics:
+        writer.json(METRICS, {tag: metric.model_dump(mode="json") for tag, metric in metrics.items()}, step)
+
+
+def logged_metrics(log: RunLog) -> dict[str, Metric]:
+    """How metrics are read, as a run's log says it; what a later step says counts.
+
+    Raises:
+        DataError: the entry is there but cannot be understood.
+    """
+    found: dict[str, Metric] = {}
+    for _, text in sorted(log.texts.get(METRICS, {}).items()):
+        try:
+            found |= TypeAdapter(dict[str, Metric]).validate_python(json.loads(text))
+        except ValueError as error:
+            raise DataError(f"{log.url}: {METRICS} cannot be understood: {str(error).splitlines()[0]}") from None
+    return found
 
 
 def write_status(writer: EventWriter, status: RunStatus) -> None:

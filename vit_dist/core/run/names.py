@@ -74,6 +74,12 @@ def safe_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.") or "run"
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether a name that was read from data, such as a log, may become part of a path: one folder's, and no other."""
+    plain = name.isprintable() and name == name.strip() and "/" not in name and not name.startswith((".", "-", "~"))
+    return plain and 0 < len(name.encode(errors="replace")) <= 200
+
+
 def run_folder(name: str, recipe_hash: str) -> str:
     """Name of a run's directory where nobody gives one: NAME-HASH, so that the same recipe resumes where it was."""
     return f"{safe_name(name)}-{recipe_hash[:8]}"

@@ -21,6 +21,7 @@ from vit_dist.data.pack.sources import (
     list_directory,
 )
 from vit_dist.data.splits import choose_folder, split_of_folder, splits_among
+from vit_dist.data.tars import is_tar_name
 
 if TYPE_CHECKING:
     from vit_dist.data.pack.tables import TableOptions
@@ -38,12 +39,13 @@ class FolderConfig(SourceConfig):
     """A directory per class."""
 
     title: ClassVar[str] = "a folder with a directory per class"
-    options: ClassVar[frozenset[str]] = frozenset({"split_name"})
+    options: ClassVar[frozenset[str]] = frozenset({"classes", "split_name"})
 
     def open(self, url: str, scratch: Path, options: SourceOptions) -> Source:  # noqa: ARG002
         """See SourceConfig."""
         # Whoever says --from folder and no split takes the directories for classes, whatever they are called.
-        return folder_source(url, options.split_name, as_it_is=bool(options.kind) and not options.split_name)
+        as_it_is = bool(options.kind) and not options.split_name
+        return folder_source(url, options.classes, options.split_name, as_it_is=as_it_is)
 
 
 @SOURCES.register("idx")
@@ -92,18 +94,18 @@ class TarConfig(SourceConfig):
 
     title: ClassVar[str] = "WebDataset tars"
     options: ClassVar[frozenset[str]] = frozenset(
-        {"image_field", "label_field", "labels", "classes", "num_classes", "split_name"}
+        {"image_field", "label_field", "labels", "classes", "num_classes", "skip_bad", "split_name"}
     )
 
     def open(self, url: str, scratch: Path, options: SourceOptions) -> Source:  # noqa: ARG002
         """See SourceConfig."""
-        from vit_dist.data.labels import LabelRule
+        from vit_dist.data.labels import label_rule
         from vit_dist.data.pack.repack import tar_source
 
-        member = "json" if options.label_field else options.labels
-        image = options.image_field.lower().lstrip(".")
-        rule = LabelRule(member, options.label_field, options.classes, image)
-        return tar_source([url], rule, options.num_classes, options.split_name)
+        rule = label_rule(options.labels, options.label_field, options.classes, options.image_field)
+        if rule.member == "none":
+            raise ConfigError("--labels none: what is packed needs labels; index such tars instead")
+        return tar_source([url], rule, options.num_classes, options.split_name, skip_bad=options.skip_bad)
 
 
 def _table(options: SourceOptions) -> TableOptions:
@@ -197,9 +199,10 @@ def _kind(url: str) -> str:
             return "idx"
     directories, files = list_directory(url)
     if not directories:
-        for ending, kind in ((".tar", "tar"), (".parquet", "parquet")):
-            if any(n.endswith(ending) for n, _ in files):
-                return kind
+        if any(is_tar_name(n) for n, _ in files):
+            return "tar"
+        if any(n.endswith(".parquet") for n, _ in files):
+            return "parquet"
     # A dataset as it is cloned from a hub: data/, or a folder for each configuration.
     elif any(_holds_parquet(join_url(url, name)) for name in directories[:_LOOKED_INTO]):
         return "parquet"

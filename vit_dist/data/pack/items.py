@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,8 +16,11 @@ import numpy as np
 from vit_dist.core.errors import DataError
 from vit_dist.core.seeding import I64, hash64
 from vit_dist.core.urls import redact
+from vit_dist.data.grammar import MAX_CLASSES, LabelError, check_labels
 from vit_dist.data.order import permute_array
+from vit_dist.data.pack.keys import key_hash, repeated_hashes
 
+_KEYS = "listing.keys"
 _TAG_PACK = 0x5041434B  # "PACK"
 # With its extension below the 100 bytes of a tar header's name, which is all that `wids` reads.
 MAX_KEY_BYTES = 80
@@ -106,13 +110,18 @@ class Listing:
         """List all items into `folder`.
 
         Raises:
-            DataError: the disk is full, or the source fails.
+            DataError: two items have one key, the disk is full, or the source fails.
         """
         digest, count, end, num_bytes = hashlib.sha256(), 0, 0, 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "listing.bin").open("wb") as records, (folder / "listing.ends").open("wb") as ends:
+            with (
+                (folder / "listing.bin").open("wb") as records,
+                (folder / "listing.ends").open("wb") as ends,
+                (folder / _KEYS).open("wb") as keys,
+            ):
                 for item in items:
+                    keys.write(key_hash(item.key).to_bytes(8, "little"))
                     record = item.encode()
                     records.write(record)
                     end += len(record)
@@ -126,7 +135,35 @@ class Listing:
                 f"{folder}: the list of images cannot be written: {error}; free some space, or name another folder "
                 f"with --work-dir"
             ) from None
-        return cls(folder, count=count, digest=digest.hexdigest()[:16], num_bytes=num_bytes)
+        listing = cls(folder, count=count, digest=digest.hexdigest()[:16], num_bytes=num_bytes)
+        try:
+            listing._refuse_repeated_keys()
+        except BaseException:
+            listing.close()
+            raise
+        return listing
+
+    def _refuse_repeated_keys(self) -> None:
+        """Keys name samples in lists and messages: they are unique in the whole set, into however many shards it goes.
+
+        Raises:
+            DataError: two items have the same.
+        """
+        hashes = repeated_hashes(self.folder / _KEYS, self.count)
+        (self.folder / _KEYS).unlink()
+        if not hashes:
+            return
+        seen: dict[str, str] = {}
+        for i in range(self.count):
+            item = self[i]
+            if key_hash(item.key) not in hashes:
+                continue
+            if item.key in seen:
+                raise DataError(
+                    f"{item.place}: its key {item.key!r} is that of {seen[item.key]} too; keys must be unique in the "
+                    f"whole set: mend one of them, name another field (--key-field), or leave that option out"
+                )
+            seen[item.key] = item.place
 
     def describe(self) -> tuple[Path, int, str, int]:
         """What `reopen` needs in another process."""
@@ -159,13 +196,22 @@ def shuffled_ordinals(first: int, count: int, total: int, seed: int) -> I64:
     return permute_array(places, np.full(count, total, np.int64), key)
 
 
-def check_labels(labels: Sequence[int], num_classes: int | None, place: str) -> None:
-    """Refuse labels outside the classes.
+def check_item(item: Item, num_classes: int | None) -> None:
+    """Refuse labels that cannot be trained on, whatever kind of source they come from.
 
     Raises:
         DataError: naming the image and the label.
     """
-    for label in labels:
-        if label < 0 or (num_classes is not None and label >= num_classes):
-            known = "" if num_classes is None else f" of {num_classes} classes"
-            raise DataError(f"{place}: label {label} is no class number{known}; mend it, or set --num-classes")
+    try:
+        check_labels(item.labels, item.weights, num_classes or MAX_CLASSES)
+    except LabelError as error:
+        raise DataError(f"{item.place}: this image {error}") from None
+
+
+def finite(value: Any) -> Any:
+    """Metadata as JSON can say it: numbers that are not finite, which JSON has not, become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value

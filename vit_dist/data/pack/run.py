@@ -29,9 +29,10 @@ from vit_dist.core.files import (
 )
 from vit_dist.core.progress import Progress
 from vit_dist.data import workers
+from vit_dist.data.grammar import ClassSpace, check_classes, check_pairs
 from vit_dist.data.manifest import ShardManifest, read_manifest, write_manifest
 from vit_dist.data.pack.dest import BAD_LIST, claimed, clear, remove_markers
-from vit_dist.data.pack.items import Item, Listing, check_labels, shuffled_ordinals
+from vit_dist.data.pack.items import Item, Listing, check_item, shuffled_ordinals
 from vit_dist.data.pack.plan import PLAN_FILE, PackPlan, all_there, read_markers, tasks_of
 from vit_dist.data.pack.shards import STATE_FOLDER, DoneMarker, ImageOptions, Job, Task, pack_shard
 from vit_dist.data.pack.sources import Source
@@ -215,14 +216,16 @@ def merge(dest: str, *, max_bad: Fraction = Fraction(1, 100)) -> PackResult:
 
 
 def _list(source: Source, scratch: Path, say: Callable[[str], None], quiet: bool) -> Listing:
-    largest = -1
+    largest, pairs = -1, True
+    _check_names(source)
 
     def watched() -> Iterator[Item]:
-        nonlocal largest
+        nonlocal largest, pairs
         with Progress("listing", 0, "images", quiet=quiet) as progress:
             for item in source.items():
-                check_labels(item.labels, source.num_classes, item.place)
-                largest = max(largest, *item.labels) if item.labels else largest
+                check_item(item, source.num_classes)
+                largest = max(largest, *item.labels)
+                pairs = pairs and item.weights is None and set(item.labels) == {0, 1}
                 progress.advance(1, max(item.num_bytes, 0))
                 yield item
 
@@ -230,6 +233,7 @@ def _list(source: Source, scratch: Path, say: Callable[[str], None], quiet: bool
     if not listing.count:
         listing.close()
         raise DataError(f"{redact(source.base or source.name)}: no images in it")
+    check_pairs(redact(source.base or source.name), listing.count if pairs else 0, source.num_classes)
     if source.num_classes is None:
         source.num_classes = largest + 1
     for note in source.notes:
@@ -237,7 +241,19 @@ def _list(source: Source, scratch: Path, say: Callable[[str], None], quiet: bool
     if source.num_ignored:
         shown = ", ".join(source.ignored) + (", ..." if source.num_ignored > len(source.ignored) else "")
         say(f"ignored {source.num_ignored:,} files that do not end like images: {shown}")
+    for sample in source.left_out:
+        say(f"left out: {sample}")
+    if source.num_left_out > len(source.left_out):
+        say(f"left out: {source.num_left_out - len(source.left_out):,} more")
     return listing
+
+
+def _check_names(source: Source) -> None:
+    """Whether the classes' names can be told apart; they are kept as names are compared."""
+    if source.classes:
+        source.classes = check_classes(source.classes, redact(source.base or source.name))
+        # As for lists: names that are more than there are classes, or a label space that no head has.
+        ClassSpace(source.classes, source.num_classes)
 
 
 def _plan(source: Source, listing: Listing, options: PackOptions) -> PackPlan:

@@ -8,39 +8,24 @@ import io
 import itertools
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any, NoReturn, cast
+from typing import IO, Any, NoReturn
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, redact, write_bytes
+from vit_dist.data.images import FORMATS, DecodeError, load
 from vit_dist.data.index import encode_index
 from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import Shard, checksum
 from vit_dist.data.pack.fetch import Fetcher
-from vit_dist.data.pack.items import Item, Listing, shuffled_ordinals
+from vit_dist.data.pack.items import Item, Listing, finite, shuffled_ordinals
+from vit_dist.data.pack.repack import split_sample
 from vit_dist.data.scan import scan_file
-from vit_dist.data.tarindex import IMAGE_EXTENSIONS, TarScan, TarScanner
+from vit_dist.data.tarindex import TarScan, TarScanner
 
 STATE_FOLDER = ".pack"
-# Member extension of each image format, and the formats that are accepted at all.
-FORMATS = {
-    "JPEG": "jpg",
-    # A JPEG with more pictures behind it, as some cameras write.
-    "MPO": "jpg",
-    "PNG": "png",
-    "WEBP": "webp",
-    "GIF": "gif",
-    "BMP": "bmp",
-    "TIFF": "tif",
-    "PPM": "ppm",
-}
-# Pillow opens MPO as JPEG.
-_OPENED = [name for name in FORMATS if name != "MPO"]
-# EXIF's tag.
-_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -129,27 +114,15 @@ def check_image(content: bytes, options: ImageOptions) -> tuple[bytes, str]:
     """Decode a whole image; its bytes (new ones where it is resized) and its extension.
 
     Raises:
-        BadImageError: truncated, damaged, or not an image of a known format.
+        BadImageError: not an image that training could decode, or one that no JPEG can hold.
     """
-    from PIL import Image, ImageOps
-
-    if not content:
-        raise BadImageError("the file is empty")
     try:
-        with warnings.catch_warnings():
-            # Odd EXIF data and large images are not the images' fault.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content), formats=_OPENED) as opened:
-                opened.load()
-                form, image = FORMATS[opened.format or ""], cast(Image.Image, opened)
-                if options.upright and image.getexif().get(_ORIENTATION, 1) in range(2, 9):
-                    image, content = ImageOps.exif_transpose(image), b""
-                return _resized(image, content, options), form if _is_kept(image, content, options) else "jpg"
-    except Exception as error:
-        reason = str(error).replace("<_io.BytesIO object at ", "<")
-        if type(error).__name__ == "UnidentifiedImageError":
-            reason = "not an image of a known format"
-        raise BadImageError(reason or type(error).__name__) from None
+        loaded = load(content, upright=options.upright)
+    except DecodeError as error:
+        raise BadImageError(str(error)) from None
+    if not loaded.turned and options.quality is None and _target_size(loaded.image.size, options) is None:
+        return content, FORMATS[loaded.form][0]
+    return _as_jpeg(loaded.image, options), "jpg"
 
 
 def _target_size(size: tuple[int, int], options: ImageOptions) -> tuple[int, int] | None:
@@ -162,23 +135,17 @@ def _target_size(size: tuple[int, int], options: ImageOptions) -> tuple[int, int
     return None if scale == 1.0 else (max(1, round(width * scale)), max(1, round(height * scale)))
 
 
-def _is_kept(image: Any, content: bytes, options: ImageOptions) -> bool:
-    """The image's own bytes are what is packed; none are left of one that was turned."""
-    return bool(content) and options.quality is None and _target_size(image.size, options) is None
-
-
-def _resized(image: Any, content: bytes, options: ImageOptions) -> bytes:
-    if _is_kept(image, content, options):
-        return content
+def _as_jpeg(image: Any, options: ImageOptions) -> bytes:
     from PIL import Image
 
-    mode = "L" if image.mode in {"1", "L", "I;16", "I"} else "RGB"
-    reduced = image.convert(mode)
     target = _target_size(image.size, options)
     if target is not None:
-        reduced = reduced.resize(target, Image.Resampling.LANCZOS)
+        image = image.resize(target, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    reduced.save(buffer, "JPEG", quality=options.quality if options.quality is not None else 90)
+    try:
+        image.save(buffer, "JPEG", quality=options.quality if options.quality is not None else 90)
+    except OSError as error:
+        raise BadImageError(f"cannot be written as a JPEG of {image.width} x {image.height} pixels: {error}") from None
     return buffer.getvalue()
 
 
@@ -191,30 +158,6 @@ def png_from_pixels(pixels: bytes, shape: tuple[int, int]) -> bytes:
     return buffer.getvalue()
 
 
-def split_sample(content: bytes, image_member: str) -> tuple[bytes, dict[str, bytes]]:
-    """The image and the other members of a sample, from its part of a tar.
-
-    Raises:
-        BadImageError: there is no image, or more than one.
-    """
-    import tarfile
-
-    members: dict[str, bytes] = {}
-    images: list[str] = []
-    with tarfile.open(fileobj=io.BytesIO(content + bytes(1024))) as tar:
-        for entry in tar:
-            file = tar.extractfile(entry) if entry.isreg() else None
-            if file is not None:
-                extension = entry.name.rpartition("/")[2].partition(".")[2].lower()
-                members[extension] = file.read()
-                if extension in IMAGE_EXTENSIONS and (not image_member or extension == image_member):
-                    images.append(extension)
-    if len(images) != 1:
-        raise BadImageError(f"{len(images)} images in the sample")
-    image = members.pop(images[0])
-    return image, {k: v for k, v in members.items() if k != "cls"}
-
-
 def with_record(item: Item, others: dict[str, bytes]) -> Item:
     """The item with what the sample's `.json` tells as its metadata; that member is written anew."""
     record = others.pop("json", None)
@@ -222,7 +165,7 @@ def with_record(item: Item, others: dict[str, bytes]) -> Item:
         return item
     try:
         meta = json.loads(record)
-    except ValueError:
+    except (ValueError, RecursionError):
         meta = record.decode("utf-8", "replace")
     return replace(item, meta={**(meta if isinstance(meta, dict) else {"json": meta}), **(item.meta or {})})
 
@@ -243,7 +186,7 @@ def sample_members(item: Item) -> dict[str, bytes]:
         if item.weights is not None:
             record["weights"] = list(item.weights)
     if record:
-        members["json"] = json.dumps(record, sort_keys=True).encode()
+        members["json"] = json.dumps(finite(record), sort_keys=True, allow_nan=False).encode()
     return members
 
 
@@ -294,7 +237,6 @@ def _write_samples(
 
     ordinals = shuffled_ordinals(task.first, task.count, listing.count, job.seed)
     bad: list[tuple[str, str]] = []
-    keys: set[str] = set()
     with contextlib.closing(Fetcher(job.base)) as fetcher, contextlib.closing(_writer(TarWriter, file)) as writer:
         for item, content in fetcher.fetch_all(listing[int(i)] for i in ordinals):
             try:
@@ -303,9 +245,6 @@ def _write_samples(
                 bad.append((item.place, str(error)))
                 tick(0)
                 continue
-            if item.key in keys:
-                raise DataError(f"{item.place}: its key {item.key!r} is another image's too; keys must be unique")
-            keys.add(item.key)
             writer.write({"__key__": item.key, **members})
             tick(num_bytes)
     return bad
@@ -323,7 +262,10 @@ def _members(job: Job, item: Item, content: bytes | DataError) -> tuple[dict[str
     if job.pixels is not None:
         content = png_from_pixels(content, job.pixels)
     elif job.image_member is not None:
-        content, others = split_sample(content, job.image_member)
+        try:
+            content, others = split_sample(content, job.image_member)
+        except ValueError as error:
+            raise BadImageError(str(error)) from None
         item = with_record(item, others)
     image, extension = check_image(content, job.images)
     return {**others, **sample_members(item), extension: image}, len(image)
@@ -360,8 +302,8 @@ def _marker(task: Task, scan: TarScan, index: bytes, bad: list[tuple[str, str]])
 
 
 def _writer(writer: Any, file: Any) -> Any:
-    # Everything in a header is fixed, so that equal images give equal bytes.
-    return writer(file, user="", group="", mode=0o444, mtime=0, encoder=False, compress=False)
+    # Everything in a header is fixed, so that equal images give equal bytes. "Meta" are extensions that begin with '_'.
+    return writer(file, user="", group="", mode=0o444, mtime=0, encoder=False, compress=False, keep_meta=True)
 
 
 @contextlib.contextmanager

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 from vit_dist.core.files import explained, file_system, folder_url, is_remote, local_path, redact
 from vit_dist.core.registry import Plugin
+from vit_dist.data.grammar import ClassSpace, check_classes, class_name
 from vit_dist.data.labels import read_classes
+from vit_dist.data.members import IMAGE_EXTENSIONS
 from vit_dist.data.pack.items import Item, safe_key
 from vit_dist.data.splits import choose_folder, split_of_folder
-from vit_dist.data.tarindex import IMAGE_EXTENSIONS
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Source:
         pixels: (rows, columns) where the items' bytes are raw grey pixels instead of an image file.
         image_member: where items are samples of a tar: the extension of the image, '' for the only one; else None.
         ignored: names of files that are no images, at most 5, and how many there are.
+        left_out: samples without an image or a label, at most 5, each with the reason, and how many there are.
         notes: what was taken, for people.
         wanted: given how many images there are, which of them this packing will read; a source that must copy images
             before they can be drawn in random order copies these only. None: all.
@@ -52,6 +54,8 @@ class Source:
     image_member: str | None = None
     ignored: list[str] = field(default_factory=list)
     num_ignored: int = 0
+    left_out: list[str] = field(default_factory=list)
+    num_left_out: int = 0
     notes: list[str] = field(default_factory=list)
     wanted: Callable[[int], NDArray[np.bool_]] | None = None
 
@@ -60,6 +64,12 @@ class Source:
         self.num_ignored += 1
         if len(self.ignored) < 5:
             self.ignored.append(name)
+
+    def leave_out(self, sample: str) -> None:
+        """Count a sample without an image or a label."""
+        self.num_left_out += 1
+        if len(self.left_out) < 5:
+            self.left_out.append(sample)
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,7 @@ class SourceOptions:
         label_field: list, Parquet: the field with the labels; tars: the key in `.json`.
         key_field: list, Parquet: the field with unique keys.
         labels: tars: the member with the labels.
+        skip_bad: tars: leave out samples without an image or a label, instead of refusing their tar.
         classes: names of the classes, for sources that do not bring their own.
         num_classes: of the label space, where it is larger than what is seen.
     """
@@ -83,6 +94,7 @@ class SourceOptions:
     label_field: str = ""
     key_field: str = ""
     labels: str = "auto"
+    skip_bad: bool = False
     classes: tuple[str, ...] = ()
     num_classes: int | None = None
 
@@ -147,18 +159,20 @@ def list_directory(url: str) -> tuple[list[str], list[tuple[str, int]]]:
     return sorted(directories), sorted(files)
 
 
-def folder_source(url: str, split_name: str = "", *, as_it_is: bool = False) -> Source:
+def folder_source(url: str, classes: tuple[str, ...] = (), split_name: str = "", *, as_it_is: bool = False) -> Source:
     """Images in one directory per class, at any depth below it; classes are numbered in the order of their names.
 
     A key is the path without its extension, relative to the folder; with it where two images would have the same.
 
     Args:
         url: of the folder.
+        classes: names in the order of their numbers, of which the directories may be some; (): the directories'.
         split_name: where a class holds a directory for each split: which of them; '' refuses to mix them.
         as_it_is: mix them.
 
     Raises:
-        DataError: missing, empty, or not of this shape; a class without images (when it is listed).
+        DataError: missing, empty, or not of this shape; a directory that is none of the classes, or is one as another
+            is; a class without images (when it is listed).
         ConfigError: classes that hold several splits, or not the one that is named (when it is listed).
     """
     url = folder_url(url)
@@ -176,13 +190,18 @@ def folder_source(url: str, split_name: str = "", *, as_it_is: bool = False) -> 
     for name in directories:
         if not _is_text(name):
             raise DataError(f"{where}: the class directory {name!r} has a name that is not UTF-8; rename it")
+    names = classes or check_classes(directories, where)
+    numbers = ClassSpace(names).numbers
+    for name in check_classes(directories, where):
+        if name not in numbers:
+            raise DataError(f"{where}: the directory {name!r} is no class of --classes{did_you_mean(name, names)}")
 
     def items() -> Iterator[Item]:
         above = () if is_remote(url) else (os.path.realpath(local_path(url)),)
         for name, _ in files:
             source.ignore(name)
-        for label, name in enumerate(directories):
-            count = 0
+        for name in directories:
+            count, label = 0, numbers[class_name(name)]
             held = list_directory(f"{url}/{name}")
             if not as_it_is:
                 held = _of_one_split(f"{url}/{name}", *held, split_name)
@@ -195,7 +214,7 @@ def folder_source(url: str, split_name: str = "", *, as_it_is: bool = False) -> 
                     f"(images end in {', '.join(sorted(IMAGE_EXTENSIONS))})"
                 )
 
-    source = Source("folder", url.rpartition("/")[2] or "images", url, items, tuple(directories), len(directories))
+    source = Source("folder", url.rpartition("/")[2] or "images", url, items, names, len(names))
     return source
 
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
-from vit_dist.core.files import explained, folder_url, join_url, parent_url, redact, url_name
+from vit_dist.core.files import (
+    explained,
+    folder_url,
+    join_url,
+    parent_url,
+    redact,
+    url_name,
+)
 from vit_dist.core.text import text_file
+from vit_dist.data.grammar import ClassSpace, LabelError, Pairs, load_json, read_text, read_value
 from vit_dist.data.names import is_directory, named
 from vit_dist.data.pack.items import Item, safe_key
 from vit_dist.data.pack.sources import Source, list_directory
@@ -48,24 +56,23 @@ class TableOptions:
 def list_source(url: str, options: TableOptions) -> Source:
     """A list, one image a row: a path (relative to the list) or URL, labels, and anything else, kept as `.json`.
 
-    Labels: a number or a class name; several as a JSON list, or separated by '|' in .csv; soft ones as a JSON object
-    {"3": 0.7, "5": 0.3}, as a list beside a list `weights`, or as 3:0.7|5:0.3 in .csv. Without `classes`, names are
-    numbered in their sorted order.
+    Labels are read by the grammar of data/grammar.py: as text in .csv and .tsv, as values in JSON Lines. Without
+    `classes`, names are numbered in their sorted order.
 
     Raises:
         DataError: a row that cannot be read; it is named.
     """
     table = _Table(url, options)
-    classes, num_classes = table.classes()
+    space = table.classes()
 
     def items() -> Iterator[Item]:
         for number, (where, row) in enumerate(table.rows()):
-            path, labels, weights, meta = table.read(where, row)
+            path, labels, weights, meta = table.read(where, row, space)
             key = safe_key(str(meta.pop(options.key))) if options.key else f"{number:09d}"
             yield Item(key, path, -1, -1, labels, weights, meta or None, f"{where}: {path}")
 
     name = url_name(url).rpartition(".")[0]
-    return Source("list", name, parent_url(url), items, classes, num_classes)
+    return Source("list", name, parent_url(url), items, space.names, space.num_classes or len(space.names) or None)
 
 
 class _Table:
@@ -74,7 +81,8 @@ class _Table:
     def __init__(self, url: str, options: TableOptions) -> None:
         self.url, self.options = url, options
         self._ending = Path(url_name(url)).suffix.lower()
-        self._names: dict[str, int] | None = None
+        self._is_text = self._ending in {".csv", ".tsv"}
+        self._given = ClassSpace(options.classes, options.num_classes)
         self._fields: tuple[str, str] | None = None
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -86,7 +94,7 @@ class _Table:
             except ValueError as error:
                 raise DataError(f"{where}: {error}") from None
             try:
-                yield from self._csv(text) if self._ending in {".csv", ".tsv"} else self._jsonl(text)
+                yield from self._csv(text) if self._is_text else self._jsonl(text)
             except UnicodeDecodeError as error:
                 raise DataError(f"{where}: is not text in UTF-8 ({error}); save it as UTF-8") from None
 
@@ -96,7 +104,7 @@ class _Table:
                 continue
             where = f"{redact(self.url)}:{number}"
             try:
-                row = json.loads(line)
+                row = load_json(line)
             except ValueError as error:
                 raise DataError(f"{where}: not JSON: {error}; expected an object on each line") from None
             if not isinstance(row, dict):
@@ -117,29 +125,20 @@ class _Table:
         except csv.Error as error:
             raise DataError(f"{redact(self.url)}:{reader.line_num}: {error}; mend the row") from None
 
-    def classes(self) -> tuple[tuple[str, ...], int | None]:
-        """Names and number of the classes; reads the list once where names are not given."""
+    def classes(self) -> ClassSpace:
+        """The classes; reads the list once where names are not given."""
         if self.options.classes:
-            self._names = {name: i for i, name in enumerate(self.options.classes)}
-            return self.options.classes, self.options.num_classes or len(self._names)
-        names: set[str] = set()
-        numbers = False
-        for where, row in self.rows():
-            for label, _ in _pairs(row[self.fields(where, row)[1]], row.get("weights"), where):
-                if _as_number(label) is None:
-                    names.add(str(label))
-                else:
-                    numbers = True
-        if not names:
-            return (), self.options.num_classes
-        if numbers:
-            raise DataError(
-                f"{redact(self.url)}: some labels are numbers and some are names ({min(names)!r}); give the names of "
-                f"all classes with --classes, or mend the list"
-            )
-        classes = tuple(sorted(names))
-        self._names = {name: i for i, name in enumerate(classes)}
-        return classes, self.options.num_classes or len(classes)
+            return self._given
+        return _seen_classes((self._pairs(where, row) for where, row in self.rows()), redact(self.url), self.options)
+
+    def _pairs(self, where: str, row: dict[str, Any]) -> Pairs:
+        label = self.fields(where, row)[1]
+        with _naming(where):
+            if label in getattr(row, "repeated", ()):
+                raise LabelError(f"has the field {label!r} twice; which one is meant?")
+            # By the names that are given alone: a name that some row brings must not change how another is read.
+            read = read_text if self._is_text else read_value
+            return read(row[label], row.get("weights"), self._given.numbers)
 
     def fields(self, where: str, row: dict[str, Any]) -> tuple[str, str]:
         """Names of the fields with the image and the labels, from the first row."""
@@ -156,18 +155,49 @@ class _Table:
         return self._fields
 
     def read(
-        self, where: str, row: dict[str, Any]
+        self, where: str, row: dict[str, Any], space: ClassSpace
     ) -> tuple[str, tuple[int, ...], tuple[float, ...] | None, dict[str, Any]]:
         """Path, labels, weights and the rest of a row."""
         image, label = self.fields(where, row)
         path = row[image]
         if not isinstance(path, str):
             raise DataError(f"{where}: {image!r} is {path!r}, expected a path or a URL")
-        pairs = _pairs(row[label], row.get("weights"), where)
-        labels = tuple(number_of(value, self._names, where) for value, _ in pairs)
-        weights = None if any(w is None for _, w in pairs) else tuple(float(w or 0.0) for _, w in pairs)
+        pairs = self._pairs(where, row)
+        with _naming(where):
+            labels, weights = space.labels(pairs)
         meta = {k: v for k, v in row.items() if k not in {image, label, "weights"}}
-        return path, labels, weights if pairs else None, {**meta, "path": path}
+        return path, labels, weights, {**meta, "path": path}
+
+
+@contextlib.contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """What is wrong with a label, said with its row."""
+    try:
+        yield
+    except LabelError as error:
+        raise DataError(f"{where}: this row {error}") from None
+
+
+def _seen_classes(rows: Iterable[Pairs], where: str, options: TableOptions) -> ClassSpace:
+    """The classes of labels that nobody has given names for: those that are texts, in sorted order.
+
+    Raises:
+        DataError: some labels are numbers and some are names.
+    """
+    names: set[str] = set()
+    numbers = False
+    for pairs in rows:
+        for atom, _ in pairs:
+            if isinstance(atom, str):
+                names.add(atom)
+            else:
+                numbers = True
+    if names and numbers:
+        raise DataError(
+            f"{where}: some labels are numbers and some are names ({min(names)!r}); give the names of all classes with "
+            f"--classes, or mend the list"
+        )
+    return ClassSpace(tuple(sorted(names)), options.num_classes)
 
 
 def choose_field(where: str, row: Iterable[str], wanted: str, known: tuple[str, ...], what: str) -> str:
@@ -186,75 +216,6 @@ def choose_field(where: str, row: Iterable[str], wanted: str, known: tuple[str, 
         if name in lowered:
             return lowered[name]
     raise DataError(f"{where}: which field is the {what}? Name it with --{what}-field; there are: {', '.join(fields)}")
-
-
-def _pairs(value: Any, weights: Any, where: str) -> list[tuple[Any, float | None]]:
-    """Labels, each with its weight or None."""
-    if isinstance(value, str) and value[:1] in "[{" and value:
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise DataError(f"{where}: the label {value!r} looks like JSON and is none; mend it") from None
-    if isinstance(value, dict):
-        return [(label, _weight(weight, where)) for label, weight in value.items()]
-    if isinstance(value, str) and "|" in value:
-        value = value.split("|")
-    if isinstance(value, str) and _is_soft(value):
-        value = [value]
-    values = list(value) if isinstance(value, list | tuple) else [value]
-    if weights not in (None, ""):
-        given = weights.split("|") if isinstance(weights, str) else weights
-        if not isinstance(given, list) or len(given) != len(values):
-            raise DataError(f"{where}: {len(values)} labels but weights {weights!r}; there must be one for each label")
-        return [(label, _weight(weight, where)) for label, weight in zip(values, given, strict=True)]
-    pairs: list[tuple[Any, float | None]] = []
-    for label in values:
-        if isinstance(label, str) and _is_soft(label):
-            name, _, weight = label.rpartition(":")
-            pairs.append((name, _weight(weight, where)))
-        else:
-            pairs.append((label, None))
-    if len({w is None for _, w in pairs}) > 1:
-        raise DataError(f"{where}: some labels have a weight and some have none: {value!r}; give each one, or none")
-    return pairs
-
-
-def _is_soft(text: str) -> bool:
-    name, colon, weight = text.rpartition(":")
-    return bool(colon and name) and weight.replace(".", "", 1).isdigit()
-
-
-def _weight(value: Any, where: str) -> float:
-    try:
-        weight = float(value)
-    except (TypeError, ValueError):
-        weight = math.nan
-    if not 0 <= weight < math.inf:
-        raise DataError(f"{where}: the weight {value!r} is not a number of 0 or more; mend it")
-    return weight
-
-
-def _as_number(label: Any) -> int | None:
-    if isinstance(label, bool) or label is None:
-        return None
-    if isinstance(label, int):
-        return label
-    text = str(label).strip()
-    return int(text) if text.removeprefix("-").isdigit() else None
-
-
-def number_of(label: Any, names: dict[str, int] | None, where: str) -> int:
-    """The class number that a label means.
-
-    Raises:
-        DataError: an unknown name, or not a number.
-    """
-    if names is not None and str(label) in names:
-        return names[str(label)]
-    number = _as_number(label)
-    if number is None:
-        raise DataError(f"{where}: the label {label!r} is no class{did_you_mean(str(label), names or {})}")
-    return number
 
 
 def parquet_source(url: str, scratch: Path, options: TableOptions) -> Source:
@@ -276,8 +237,7 @@ def parquet_source(url: str, scratch: Path, options: TableOptions) -> Source:
         label = choose_field(where, columns, options.label, LABEL_FIELDS, "label")
         if options.key:
             choose_field(where, columns, options.key, (), "key")
-        classes = options.classes or _schema_classes(first.schema_arrow, label)
-    names = {name: i for i, name in enumerate(classes)} or None
+        space = _parquet_classes(pq, files, label, first.schema_arrow, options)
     blob = scratch / "parquet.images"
 
     def items() -> Iterator[Item]:
@@ -290,9 +250,10 @@ def parquet_source(url: str, scratch: Path, options: TableOptions) -> Source:
                     if missing:
                         raise DataError(f"{place}: no column {min(missing)!r}, unlike the first file; mend the file")
                     content, path = _image_of(row[image], f"{place}: {image}")
-                    pairs = _pairs(row[label], row.get("weights"), place)
-                    labels = tuple(number_of(value, names, place) for value, _ in pairs)
-                    weights = None if any(w is None for _, w in pairs) else tuple(w or 0.0 for _, w in pairs)
+                    with _naming(place):
+                        given = space.numbers if options.classes else ()
+                        pairs = read_value(_label_of(row[label]), row.get("weights"), given)
+                        labels, weights = space.labels(pairs)
                     meta = {k: v for k, v in row.items() if k not in {image, label, "weights"} and _is_plain(v)}
                     key = safe_key(str(meta.pop(options.key))) if options.key else f"{number:09d}"
                     if path:
@@ -304,8 +265,40 @@ def parquet_source(url: str, scratch: Path, options: TableOptions) -> Source:
                     number += 1
 
     name = url_name(url).removesuffix(".parquet") + (f"-{options.split}" if options.split not in {"", ALL} else "")
-    source = Source("parquet", name, "", items, tuple(classes), options.num_classes or len(classes) or None)
+    num_classes = space.num_classes or len(space.names) or None
+    source = Source("parquet", name, "", items, space.names, num_classes)
     return source
+
+
+def _parquet_classes(pq: Any, files: list[str], label: str, schema: Any, options: TableOptions) -> ClassSpace:
+    """The classes of a Parquet source: those given, those that the schema names, or the texts in the column."""
+    if options.classes:
+        return ClassSpace(options.classes, options.num_classes)
+    named = _schema_classes(schema, label)
+    if named or not _may_be_text(schema.field(label).type):
+        return ClassSpace(named, options.num_classes, indices=True)
+
+    def rows() -> Iterator[Pairs]:
+        for file in files:
+            for place, row in _parquet_rows(pq, file, [label]):
+                with _naming(place):
+                    yield read_value(_label_of(row.get(label)))
+
+    return _seen_classes(rows(), redact(files[0]), options)
+
+
+def _label_of(value: Any) -> Any:
+    """A label as JSON would say it: weights by label are a map in Arrow, or a struct with null where one has none."""
+    if isinstance(value, list) and value and all(isinstance(entry, tuple) and len(entry) == 2 for entry in value):
+        return dict(value)
+    return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+def _may_be_text(kind: Any) -> bool:
+    """Whether a column of this type of Arrow, or of lists of it, may hold names."""
+    while hasattr(kind, "value_type"):
+        kind = kind.value_type
+    return not str(kind).startswith(("int", "uint", "float", "halffloat", "double", "bool"))
 
 
 def _num_rows(pq: Any, files: list[str]) -> int:
@@ -369,11 +362,11 @@ class _opened:  # noqa: N801 - used as a function
             raise DataError(f"{redact(self._url)}: damaged: {error}; copy it again") from None
 
 
-def _parquet_rows(pq: Any, url: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet_rows(pq: Any, url: str, columns: list[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     number = 0
     with _opened(pq, url) as file:
         try:
-            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
+            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns):
                 for row in batch.to_pylist():
                     yield f"{redact(url)}: row {number}", row
                     number += 1
@@ -386,8 +379,8 @@ def _schema_classes(schema: Any, label: str) -> tuple[str, ...]:
     try:
         described = json.loads((schema.metadata or {})[b"huggingface"])
         feature = described["info"]["features"][label]
-        return tuple(feature.get("names") or feature["feature"]["names"])
-    except (KeyError, ValueError, TypeError):
+        return tuple(map(str, feature.get("names") or feature["feature"]["names"]))
+    except (KeyError, ValueError, TypeError, AttributeError):
         return ()
 
 

@@ -2,7 +2,10 @@
 
 google.py        names and layouts of google-research's .npz files (ViT, hybrid, BiT)
 huggingface.py   a folder that `ViTForImageClassification` loads
+timm_form.py     what timm's own models load
 
 files.py         reading and writing each form; nothing is unpickled but plain tensors
+names.py         prefixes of wrappers, and which names belong to a head
+numbers.py       any real dtype to float32
 adapt.py         making a state fit a model of another image size or other classes
 """

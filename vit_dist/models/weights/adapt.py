@@ -12,6 +12,7 @@ from torch import Tensor
 from vit_dist.core.errors import DataError
 from vit_dist.models import ModelConfig
 from vit_dist.models._positions import Grid, Resampling, resize_positions
+from vit_dist.models.weights.names import is_of_head, prefix_hint
 
 State = dict[str, Tensor]
 Head = Literal["keep", "new"]
@@ -60,11 +61,12 @@ def fit(
     fitted: State = {}
     wrong: list[str] = []
     absent = list(missing)
-    if head == "new" and not any(name.startswith(_REPRESENTATION) for name in shapes):
-        # Fine-tuning takes both layers of the head away (section 3.2 of the paper).
-        state = {name: tensor for name, tensor in state.items() if not name.startswith(_REPRESENTATION)}
-        extra = [name for name in extra if not name.startswith(_REPRESENTATION)]
     if head == "new":
+        # Fine-tuning takes all of the head away, a representation layer too (section 3.2 of the paper), whatever it is:
+        # two heads, an MLP.
+        state = {name: tensor for name, tensor in state.items() if name in shapes or not is_of_head(name)}
+        kept = any(name.startswith(_REPRESENTATION) for name in shapes)
+        extra = [name for name in extra if kept or not name.startswith(_REPRESENTATION)]
         absent = [name for name in absent if "head" not in name]
         fitted["head.weight"] = torch.zeros(shapes["head.weight"])
         fitted["head.bias"] = torch.full(shapes["head.bias"], config.head_bias)
@@ -94,7 +96,8 @@ def fit(
         if names
     ]
     if complaints:
-        raise DataError(f"{source}: not the weights of {config.name}: {'; '.join(complaints)}")
+        hint = prefix_hint(state, shapes) if absent else ""
+        raise DataError(f"{source}: not the weights of {config.name}: {'; '.join(complaints)}{hint}")
     return {name: fitted[name] for name in shapes}
 
 

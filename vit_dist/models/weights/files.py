@@ -9,7 +9,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,17 @@ from vit_dist.core.text import read_text
 from vit_dist.models import ModelConfig
 from vit_dist.models._positions import Resampling
 from vit_dist.models.weights.adapt import Head, fit, shapes_of
-from vit_dist.models.weights.google import RULES, from_google, to_google
+from vit_dist.models.weights.google import RULES, check_google, from_google, to_google
 from vit_dist.models.weights.huggingface import from_hugging_face, to_hugging_face
+from vit_dist.models.weights.names import without_prefix
+from vit_dist.models.weights.numbers import as_float32, from_array
+from vit_dist.models.weights.timm_form import from_timm, kind_of, to_timm
 
 State = dict[str, Tensor]
 FORMS = ".npz (Google), .safetensors (ours), .timm.safetensors (timm's names), or a folder (Hugging Face)"
 PICKLED = (".pth", ".pt", ".bin", ".ckpt")
+# Where checkpoints of trainers hold the state of a model.
+_CONTAINERS = ("state_dict", "model", "model_state_dict", "module")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Weights:
     Attributes:
         state: every tensor of the model's state, float32, by our names.
         facts: where they come from: recipe, recipe_hash, step, examples, as far as is known.
+        classes: names of the classes of the head, in the order of its outputs; '' or nothing where there is none.
     """
 
     state: State
@@ -48,6 +54,7 @@ class Weights:
     num_classes: int
     image_size: int
     facts: dict[str, str] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,9 @@ class LoadOptions:
         image_size: pixels; None: what the file's positions fit.
         head: see `adapt.fit`.
         positions: see `adapt.fit`.
+        classes: names of the head's classes, in place of those that the file gives.
+        rows: given the names that the file gives its classes, which of these a head that is kept has, in order; None:
+            all as they are.
     """
 
     config: ModelConfig | None = None
@@ -67,6 +77,8 @@ class LoadOptions:
     image_size: int | None = None
     head: Head = "keep"
     positions: Resampling = "public"
+    classes: tuple[str, ...] = ()
+    rows: Callable[[tuple[str, ...]], Sequence[int] | None] | None = None
 
 
 def read_weights(path: Path, options: LoadOptions = LoadOptions()) -> Weights:
@@ -84,9 +96,9 @@ def read_weights(path: Path, options: LoadOptions = LoadOptions()) -> Weights:
         return _read_npz(path, options)
     if path.suffix == ".safetensors":
         tensors, metadata = _read_safetensors(path)
-        return _from_named(tensors, metadata, path, options)
+        return _from_named(without_prefix(tensors), metadata, path, options)
     if path.suffix in PICKLED:
-        return _from_named(_unpickled(path), {}, path, options)
+        return _from_named(without_prefix(_unpickled(path)), {}, path, options)
     raise ConfigError(
         f"{path}: weights in a file of this name are not known; known: {FORMS}, and timm's {', '.join(PICKLED)}"
     )
@@ -102,11 +114,11 @@ def write_weights(weights: Weights, out: Path | str) -> None:
     text, path = str(out), Path(out)
     try:
         if text.endswith(".npz"):
-            path.parent.mkdir(parents=True, exist_ok=True)
             _write_npz(weights, path)
         elif text.endswith(".timm.safetensors"):
+            renamed = to_timm(weights.state, weights.config, weights.num_classes, weights.image_size)
             path.parent.mkdir(parents=True, exist_ok=True)
-            _save(timm_names(weights.state, weights.config), path, {"format": "pt"})
+            _save(renamed, path, {"format": "pt"})
         elif text.endswith(".safetensors"):
             path.parent.mkdir(parents=True, exist_ok=True)
             _save(weights.state, path, _metadata(weights))
@@ -120,7 +132,9 @@ def write_weights(weights: Weights, out: Path | str) -> None:
 
 
 def _write_hugging_face(weights: Weights, path: Path) -> None:
-    tensors, described, images = to_hugging_face(weights.state, weights.config, weights.num_classes, weights.image_size)
+    tensors, described, images = to_hugging_face(
+        weights.state, weights.config, weights.num_classes, weights.image_size, weights.classes
+    )
     texts = {"config.json": described, "preprocessor_config.json": images}
     others = sorted({p.name for p in path.iterdir()} - {*texts, "model.safetensors"}) if path.is_dir() else []
     if others:
@@ -131,69 +145,27 @@ def _write_hugging_face(weights: Weights, path: Path) -> None:
         (path / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def kind_of(config: ModelConfig) -> str:
-    """'vit', 'hybrid', 'bit' or 'timm': which names the parameters have."""
-    return {"ViTConfig": "vit", "HybridConfig": "hybrid", "BiTConfig": "bit"}.get(type(config).__name__, "timm")
-
-
 def heads_of(config: ModelConfig) -> int:
     """Attention heads, 1 where there are none."""
     return int(getattr(config, "num_heads", 1))
-
-
-def timm_names(state: Mapping[str, Tensor], config: ModelConfig) -> State:
-    """A state by timm's names: as ours, but for BiT's head and models that are timm's own."""
-    renamed = dict(state)
-    if kind_of(config) == "bit":
-        renamed["head.fc.weight"] = renamed.pop("head.weight")[:, :, None, None]
-        renamed["head.fc.bias"] = renamed.pop("head.bias")
-    elif kind_of(config) == "timm":
-        head = _timm_head(config)
-        for part in ("weight", "bias"):
-            renamed[f"{head}.{part}"] = renamed.pop(f"head.{part}")
-        renamed = {name.removeprefix("net."): tensor for name, tensor in renamed.items()}
-    return renamed
-
-
-def our_names(state: Mapping[str, Tensor], config: ModelConfig) -> State:
-    """A state by our names, given timm's or ours."""
-    if kind_of(config) == "timm" and not any(name.startswith("net.") for name in state):
-        head = _timm_head(config)
-        return {
-            (name.replace(head, "head", 1) if name.startswith(f"{head}.") else f"net.{name}"): _flat_head(name, tensor)
-            for name, tensor in state.items()
-        }
-    return {
-        (name.replace("head.fc.", "head.", 1) if name.startswith("head.fc.") else name): _flat_head(name, tensor)
-        for name, tensor in state.items()
-    }
-
-
-def _flat_head(name: str, tensor: Tensor) -> Tensor:
-    """timm's head of some models is a 1x1 convolution."""
-    is_conv = name.endswith("head.fc.weight") and tensor.ndim == 4
-    return tensor.flatten(1) if is_conv else tensor
-
-
-def _timm_head(config: ModelConfig) -> str:
-    import timm
-
-    known = timm.models.get_pretrained_cfg(config.architecture)  # type: ignore[attr-defined]
-    name = "head" if known is None else known.classifier
-    return name if isinstance(name, str) else name[0]
 
 
 def _from_named(tensors: State, metadata: Mapping[str, str], path: Path, options: LoadOptions) -> Weights:
     config, facts = options.config, {k: v for k, v in metadata.items() if k in FACTS}
     try:
         described, size = json.loads(metadata.get("model", "null")), int(metadata.get("image_size", 0))
-    except ValueError as error:
+        classes = tuple(map(str, json.loads(metadata.get("classes", "[]"))))
+    except (ValueError, TypeError) as error:
         raise DataError(f"{path}: what its header says of the model is damaged: {error}") from None
     if config is None:
         if described is None:
             raise ConfigError(f"{path}: does not say its model; give it: `vit-dist models import ... --model ViT-B/16`")
         config = config_of(described, str(path))
-    return _fitted(our_names(tensors, config), config, path, options, facts, stated_size=size)
+    if not size and getattr(config, "position_embedding", "") == "sincos" and "pos_embed" in tensors:
+        # timm's form has the fixed table, which is left out below and alone says the image size.
+        size = _size_of(tensors, config)
+    state = from_timm(as_float32(tensors, str(path)), config, str(path), new_head=options.head == "new")
+    return _fitted(state, config, path, options, facts, stated_size=size, classes=classes)
 
 
 def _read_npz(path: Path, options: LoadOptions) -> Weights:
@@ -214,7 +186,7 @@ def _read_npz(path: Path, options: LoadOptions) -> Weights:
     return _fitted(state, config, path, options, {}, missing=missing, extra=extra)
 
 
-def _arrays(path: Path) -> dict[str, Any]:
+def _arrays(path: Path) -> State:
     # numpy takes a file that is no archive for a pickle, and speaks of trusting it.
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path}: not a whole .npz file; fetch it again")
@@ -227,10 +199,7 @@ def _arrays(path: Path) -> dict[str, Any]:
         if "allow_pickle" in str(error):
             raise DataError(f"{path}: an array in it holds pickled objects, which are never read") from None
         raise DataError(f"{path}: not a whole .npz file: {error}; fetch it again") from None
-    wrong = [name for name, array in arrays.items() if not hasattr(array, "dtype") or array.dtype.kind not in "fiu"]
-    if wrong:
-        raise DataError(f"{path}: {wrong[0]} in it is no array of numbers")
-    return arrays
+    return {name: from_array(name, array, str(path)) for name, array in arrays.items()}
 
 
 def _read_hugging_face(path: Path, options: LoadOptions) -> Weights:
@@ -241,9 +210,17 @@ def _read_hugging_face(path: Path, options: LoadOptions) -> Weights:
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise DataError(f"{path}: no .safetensors in it (pickled weights are not read)")
-    tensors = {name: tensor for file in files for name, tensor in _read_safetensors(file)[0].items()}
-    state, config, _, stated_size = from_hugging_face(tensors, described, str(path))
-    return _fitted(state, options.config or config, path, options, {}, stated_size=stated_size)
+    tensors: State = {}
+    for file in files:
+        found = _read_safetensors(file)[0]
+        twice = sorted(tensors.keys() & found.keys())
+        if twice:
+            raise DataError(f"{path}: {len(twice)} tensors are in more than one of its files: {', '.join(twice[:5])}")
+        tensors |= found
+    state, config, classes, stated_size = from_hugging_face(
+        as_float32(tensors, str(path)), described, str(path), new_head=options.head == "new"
+    )
+    return _fitted(state, options.config or config, path, options, {}, stated_size=stated_size, classes=classes)
 
 
 def _fitted(
@@ -254,12 +231,17 @@ def _fitted(
     facts: dict[str, str],
     *,
     stated_size: int = 0,
+    classes: tuple[str, ...] = (),
     missing: list[str] | None = None,
     extra: list[str] | None = None,
 ) -> Weights:
-    classes: int = options.num_classes or (len(state["head.bias"]) if "head.bias" in state else 0)
+    state, classes = with_rows(state, () if options.head == "new" else classes, options.rows)
+    there = next((len(state[name]) for name in ("head.bias", "head.weight") if name in state), 0)
+    num_classes: int = options.num_classes or there
     others = [name for name in missing or () if "head" not in name]
-    if not classes and not others:
+    # A file of another model: the error of `fit` names all that is wrong.
+    ours = missing is not None or shapes_of(config, 1, _smallest(config)).keys() & state.keys()
+    if not num_classes and not others and ours:
         raise ConfigError(f"{path}: has no head; give --num-classes and --head new")
     position_size = _size_of(state, config)
     if stated_size and options.config is None and "pos_embed" in state and position_size != stated_size:
@@ -268,10 +250,10 @@ def _fitted(
         )
     size = options.image_size or stated_size or position_size
     fitted = fit(
-        {name: tensor.float() for name, tensor in state.items()},
+        state,
         config,
         # Without a head, and with more missing besides: the error of `fit` names all of it.
-        num_classes=classes or 1,
+        num_classes=num_classes or 1,
         image_size=size,
         source=str(path),
         head=options.head,
@@ -279,7 +261,26 @@ def _fitted(
         missing=missing or [],
         extra=extra or [],
     )
-    return Weights(fitted, config, classes, size, facts)
+    if options.classes and len(options.classes) != num_classes:
+        raise ConfigError(f"--classes: {len(options.classes):,} names, but {path} has {num_classes:,} classes")
+    return Weights(fitted, config, num_classes, size, facts, options.classes or classes)
+
+
+def with_rows(
+    state: State,
+    classes: tuple[str, ...],
+    rows: Callable[[tuple[str, ...]], Sequence[int] | None] | None,
+) -> tuple[State, tuple[str, ...]]:
+    """A state whose head has those of its classes that `rows` asks for by their names, and the names of these."""
+    bias = state.get("head.bias")
+    if bias is None or not any(classes) or len(classes) > len(bias):
+        return state, ()
+    wanted = None if rows is None else rows(classes)
+    if wanted is None:
+        return state, classes
+    picked = torch.tensor(list(wanted))
+    heads = {name: state[name][picked] for name in ("head.weight", "head.bias")}
+    return {**state, **heads}, tuple(classes[i] for i in wanted)
 
 
 def _size_of(state: State, config: ModelConfig) -> int:
@@ -307,6 +308,7 @@ def _metadata(weights: Weights) -> dict[str, str]:
         "num_classes": str(weights.num_classes),
         "image_size": str(weights.image_size),
         "input": "RGB in [-1, 1]",
+        **({"classes": json.dumps(weights.classes)} if any(weights.classes) else {}),
         **weights.facts,
     }
 
@@ -356,12 +358,21 @@ def _unpickled(path: Path) -> State:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(f"{path}: not a whole file of torch: {reason}; fetch it again") from None
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise DataError(f"{path}: holds no dictionary of tensors")
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+    inside = next(
+        (key for key in _CONTAINERS if isinstance(content, dict) and isinstance(content.get(key), dict)), None
+    )
+    while inside is not None:
+        content = content[inside]
+        inside = next((key for key in _CONTAINERS if isinstance(content.get(key), dict)), None)
+    if not isinstance(content, dict) or not content:
+        raise DataError(
+            f"{path}: holds no dictionary of tensors but {type(content).__name__}; save a state_dict() alone"
+        )
+    others = [f"{name} ({type(value).__name__})" for name, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        shown = ", ".join(others[:4]) + (", ..." if len(others) > 4 else "")
+        raise DataError(f"{path}: holds no dictionary of tensors alone, but {shown}; save a state_dict() alone")
+    return {str(name): tensor for name, tensor in content.items()}
 
 
 def _save(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -384,6 +395,8 @@ def _write_npz(weights: Weights, path: Path) -> None:
     kind = kind_of(weights.config)
     if kind not in RULES:
         raise ConfigError(f"Google's .npz files hold ViT, hybrid and BiT models, not {weights.config.name}")
+    check_google(weights.config)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path) as partial, zipfile.ZipFile(partial, "w") as opened:
         for name, array in to_google(weights.state, kind, heads_of(weights.config)):
             with opened.open(f"{name}.npy", "w", force_zip64=True) as member:

@@ -156,6 +156,22 @@ def arrays_of(name: str, rules: Iterable[Rule]) -> tuple[tuple[str, ...], Layout
     return None
 
 
+def check_google(config: Any) -> None:
+    """Refuse a model that Google's code would take for another one: what the arrays do not say is one thing there.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    fixed = {"stem": "imagenet", "groups": 32, "block": "bottleneck"}
+    wrong = {key: getattr(config, key) for key, value in fixed.items() if getattr(config, key, value) != value}
+    if getattr(config, "position_embedding", "none") != "none" and config.places == "shared":
+        # Relative positions and others that have no array are refused by their names.
+        wrong["positions_at"] = "shared"
+    if wrong:
+        said = ", ".join(f"{key}={value}" for key, value in wrong.items())
+        raise ConfigError(f"Google's .npz form cannot say {said} of {config.name}; write .safetensors")
+
+
 def to_google(state: Mapping[str, Tensor], kind: str, heads: int) -> Iterator[tuple[str, Array]]:
     """A state -> arrays by the names of the released files, one after the other.
 
@@ -178,13 +194,11 @@ def to_google(state: Mapping[str, Tensor], kind: str, heads: int) -> Iterator[tu
             yield array, layout.write(part, heads).contiguous().numpy()
 
 
-def from_google(
-    arrays: Mapping[str, Array], names: Iterable[str], kind: str, heads: int
-) -> tuple[State, list[str], list[str]]:
+def from_google(arrays: State, names: Iterable[str], kind: str, heads: int) -> tuple[State, list[str], list[str]]:
     """Arrays -> the tensors of a model's parameters, by our names.
 
     Args:
-        arrays: as in the file.
+        arrays: as in the file, float32.
         names: of the model's parameters.
         kind: 'vit', 'hybrid' or 'bit'.
         heads: attention heads of the model, which the shapes of our own tensors do not tell.
@@ -214,16 +228,16 @@ def from_google(
     return state, missing, sorted(set(plain) - asked)
 
 
-def _read(name: str, array: Array, layout: Layout, heads: int) -> Tensor:
+def _read(name: str, array: Tensor, layout: Layout, heads: int) -> Tensor:
     if array.ndim == layout.axes and array.shape[layout.heads] != heads:
         raise DataError(f"{name} has {array.shape[layout.heads]} attention heads, the model {heads}")
     try:
-        return layout.read(torch.from_numpy(np.ascontiguousarray(array)))
+        return layout.read(array)
     except (RuntimeError, IndexError):
         raise DataError(f"{name} has the shape {'x'.join(map(str, array.shape)) or 'of a number'}") from None
 
 
-def _released(arrays: Mapping[str, Array]) -> dict[str, Array]:
+def _released(arrays: State) -> State:
     """Arrays by the names of the released files, whichever naming they came with."""
     prefix = next((p for p in ("opt/target/", "params/img/", "params/") if any(n.startswith(p) for n in arrays)), "")
     plain = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

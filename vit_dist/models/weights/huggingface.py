@@ -13,6 +13,7 @@ from vit_dist.config.load import validate
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.registry import MODELS
 from vit_dist.models.vit import ViTConfig
+from vit_dist.models.weights.names import is_of_head, without_prefix
 
 State = dict[str, Tensor]
 
@@ -29,6 +30,7 @@ _RULES = [
     (r"norm\.(weight|bias)", "vit.layernorm.{0}"),
     (r"head\.(weight|bias)", "classifier.{0}"),
 ]
+_NAMELESS = "LABEL_"
 _PARTS = ("query", "key", "value")
 _GELU = {"gelu": "exact", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
 
@@ -44,9 +46,9 @@ def names_of(parameter: str) -> list[str]:
 
 
 def to_hugging_face(
-    state: Mapping[str, Tensor], config: Any, num_classes: int, image_size: int
+    state: Mapping[str, Tensor], config: Any, num_classes: int, image_size: int, classes: tuple[str, ...] = ()
 ) -> tuple[State, dict[str, Any], dict[str, Any]]:
-    """A state -> tensors, config.json and preprocessor_config.json.
+    """A state -> tensors, config.json and preprocessor_config.json, which names the classes, as far as they have names.
 
     Raises:
         ConfigError: `ViTForImageClassification` cannot be this model.
@@ -62,6 +64,8 @@ def to_hugging_face(
         keys = names_of(name)
         for key, part in zip(keys, tensor.chunk(len(keys)), strict=True):
             tensors[key] = part.contiguous()
+    names = [name or f"{_NAMELESS}{i}" for i, name in enumerate(classes)]
+    names += [f"{_NAMELESS}{i}" for i in range(len(names), num_classes)]
     described = {
         "architectures": ["ViTForImageClassification"],
         "model_type": "vit",
@@ -77,8 +81,8 @@ def to_hugging_face(
         "image_size": image_size,
         "patch_size": config.patch_size,
         "num_channels": 3,
-        "id2label": {str(i): f"LABEL_{i}" for i in range(num_classes)},
-        "label2id": {f"LABEL_{i}": i for i in range(num_classes)},
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
     }
     images = {
         "image_processor_type": "ViTImageProcessor",
@@ -94,27 +98,69 @@ def to_hugging_face(
 
 
 def from_hugging_face(
-    tensors: Mapping[str, Tensor], described: object, where: str
-) -> tuple[State, ViTConfig, int, int]:
-    """Tensors and config.json -> a state, its model, how many classes and the images' size.
+    tensors: Mapping[str, Tensor], described: object, where: str, *, new_head: bool = False
+) -> tuple[State, ViTConfig, tuple[str, ...], int]:
+    """Tensors and config.json -> a state, its model, names of the classes ('' where there is none), the images' size.
+
+    A `ViTModel` is read as the trunk that it is: its names lack the `vit.`, and it has no classifier.
+
+    Args:
+        tensors: of the folder's files.
+        described: what config.json says.
+        where: the folder, for errors.
+        new_head: leave out classifier and pooler: the model gets another head.
 
     Raises:
         ConfigError: of a shape that no ViT has.
-        DataError: not a ViTForImageClassification, or an incomplete one.
+        DataError: not a ViT, an incomplete one, or one with more than ours has.
     """
     config, image_size = _described(described, f"{where}/config.json")
-    depth = config.depth
-    parameters = [
-        "cls_token",
-        "pos_embed",
-        *(f"{part}.{kind}" for part in ("patch_embed.proj", "norm", "head") for kind in _WB),
-    ]
-    parameters += [f"blocks.{i}.{part}.{kind}" for i in range(depth) for part in _IN_BLOCK for kind in _WB]
-    missing = [key for name in parameters for key in names_of(name) if key not in tensors]
-    if missing:
-        raise DataError(f"{where}: {len(missing)} tensors are missing: {', '.join(missing[:5])}")
-    state = {name: torch.cat([tensors[key] for key in names_of(name)]) for name in parameters}
-    return state, config, len(state["head.bias"]), image_size
+    assert isinstance(described, Mapping)
+    plain = without_prefix(tensors)
+    if not any(name.startswith(_TRUNK) for name in plain):
+        plain = {name if is_of_head(name) else f"{_TRUNK}{name}": tensor for name, tensor in plain.items()}
+    if new_head:
+        plain = {n: tensor for n, tensor in plain.items() if not is_of_head(n.removeprefix(_TRUNK))}
+    trunk = ["cls_token", "pos_embed", *(f"{part}.{kind}" for part in ("patch_embed.proj", "norm") for kind in _WB)]
+    trunk += [f"blocks.{i}.{part}.{kind}" for i in range(config.depth) for part in _IN_BLOCK for kind in _WB]
+    head = [f"head.{kind}" for kind in _WB]
+    known = {key for name in (*trunk, *head) for key in names_of(name)}
+    missing = [key for name in trunk for key in names_of(name) if key not in plain]
+    more = sorted(plain.keys() - known)
+    if missing or more:
+        complaints = [
+            f"{len(names)} tensors {what}: {', '.join(names[:5])}"
+            for what, names in (("are missing", missing), ("more than a plain ViT has", more))
+            if names
+        ]
+        new = (
+            "; --head new leaves out classifier and pooler"
+            if any(is_of_head(n.removeprefix(_TRUNK)) for n in more)
+            else ""
+        )
+        raise DataError(f"{where}{_said(described)}: {'; '.join(complaints)}{new}")
+    there = [name for name in head if all(key in plain for key in names_of(name))]
+    state = {name: torch.cat([plain[key] for key in names_of(name)]) for name in (*trunk, *there)}
+    classes = _classes(described, len(state["head.bias"])) if "head.bias" in state else ()
+    return state, config, classes, image_size
+
+
+_TRUNK = "vit."
+
+
+def _said(described: Mapping[str, Any]) -> str:
+    """Which class of transformers the folder is of, in words."""
+    names = described.get("architectures")
+    return f" (a {', '.join(map(str, names))})" if isinstance(names, list) and names else ""
+
+
+def _classes(described: object, num_classes: int) -> tuple[str, ...]:
+    """Names of the classes; () where config.json names none, or others than the head has."""
+    named = described.get("id2label") if isinstance(described, dict) else None
+    if not isinstance(named, dict) or named.keys() != {str(i) for i in range(num_classes)}:
+        return ()
+    # What transformers writes where nobody gives names.
+    return tuple("" if named[str(i)] == f"{_NAMELESS}{i}" else str(named[str(i)]) for i in range(num_classes))
 
 
 def _described(described: object, where: str) -> tuple[ViTConfig, int]:
@@ -128,6 +174,9 @@ def _described(described: object, where: str) -> tuple[ViTConfig, int]:
         "num_heads": "num_attention_heads",
         "mlp_dim": "intermediate_size",
     }
+    kind = described.get("model_type", "vit")
+    if kind != "vit":
+        raise DataError(f"{where}: model_type={kind!r}{_said(described)}; only a plain 'vit' can be read")
     lacking = [key for key in ("hidden_act", "image_size", *keys.values()) if key not in described]
     if lacking:
         raise DataError(f"{where}: not of a ViTForImageClassification: it has no {', '.join(lacking)}")

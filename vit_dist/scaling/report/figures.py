@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vit_dist.core.metrics import ACCURACY, FEW_SHOT, Metric
+from vit_dist.core.run.log import VAL_TOP1
 from vit_dist.core.units import format_count
 from vit_dist.scaling import paper
-from vit_dist.scaling.collect import FEW_SHOT, Observation
+from vit_dist.scaling.collect import Observation
 from vit_dist.scaling.report.figure_style import (
     AXIS,
     COLOURS,
@@ -31,7 +34,7 @@ from vit_dist.scaling.report.figure_style import (
     short,
 )
 from vit_dist.scaling.results import Results
-from vit_dist.scaling.summary import Mean, is_fraction
+from vit_dist.scaling.summary import Mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,14 +42,14 @@ if TYPE_CHECKING:
 _EXAMPLES = "pretraining examples (distinct images)"
 
 
-def metric_name(metric: str) -> str:
+def metric_name(metric: str, rule: Metric) -> str:
     """A metric for an axis: 'top-1 accuracy (%)'."""
-    if metric == "val/top1":
-        return "validation top-1 (%)"
-    if metric.startswith(FEW_SHOT):
-        where, _, shots = metric.removeprefix(FEW_SHOT).rpartition("_")
-        return f"{shots.removesuffix('shot')}-shot top-1 on {where} (%)"
-    return f"{metric} (%)" if is_fraction(metric) else metric
+    percent, found = " (%)" if rule.is_fraction else "", re.fullmatch(rf"{FEW_SHOT}(.+)_(\d+)shot", metric)
+    if metric == VAL_TOP1:
+        return f"validation top-1{percent}"
+    if found is not None:
+        return f"{found.group(2)}-shot top-1 on {found.group(1)}{percent}"
+    return f"{metric}{percent}"
 
 
 def seeds_text(averaged: Sequence[Mean]) -> str:
@@ -71,7 +74,7 @@ def examples_figure(results: Results) -> Drawing:
         _line(axes, points, [(one.subset, one.value) for one in members], label, chosen[label], scale, area)
     band = _band(axes, results)
     count_axis(axes, sizes, f"{_EXAMPLES}, log scale")
-    axes.set_ylabel(metric_name(results.metric))
+    axes.set_ylabel(metric_name(results.metric, results.rule))
     behind = _behind(results, sizes)
     if behind:
         paper_lines(axes, behind)
@@ -89,7 +92,7 @@ def examples_figure(results: Results) -> Drawing:
         f" Dashed grey: the paper's Table 5, ImageNet top-1 after fine-tuning ({paper.SOURCE})." if behind else ""
     )
     return Drawing(
-        "accuracy_by_examples" if is_fraction(results.metric) else "metric_by_examples", "Data", caption, figure
+        "accuracy_by_examples" if results.rule.is_accuracy else "metric_by_examples", "Data", caption, figure
     )
 
 
@@ -99,13 +102,13 @@ def _differ(everyone: Sequence[Observation]) -> bool:
 
 def _behind(results: Results, sizes: Sequence[float]) -> list[paper.PaperLine]:
     """The paper's lines, where ours reach their sizes; else they get a figure of their own."""
-    return paper.pretraining_data() if is_fraction(results.metric) and max(sizes) >= 1e6 else []
+    return paper.pretraining_data() if results.rule.is_accuracy and max(sizes) >= 1e6 else []
 
 
 def paper_data_figure(results: Results) -> Drawing | None:
     """The paper's Table 5 by itself, where it cannot stand behind ours."""
     sizes = [float(one.subset) for one in results.collection.observations]
-    if not is_fraction(results.metric) or _behind(results, sizes):
+    if not results.rule.is_accuracy or _behind(results, sizes):
         return None
     figure, (axes,) = new_figure(2.5)
     lines = paper.pretraining_data()
@@ -205,7 +208,7 @@ def few_shot_figures(results: Results) -> list[Drawing]:
                 linestyle="--" if dashed else "-",
             )
         count_axis(axes, [float(one.subset) for one, _ in pairs], f"{_EXAMPLES}, log scale")
-        axes.set_ylabel(metric_name(tag))
+        axes.set_ylabel(metric_name(tag, ACCURACY))
         legend(figure, axes)
         caption = (
             f"{tag} at the end of {len(pairs)} runs: a linear model on frozen features, fitted by regularised least "
@@ -255,15 +258,16 @@ def learning_figure(results: Results, axis: str = "examples") -> Drawing | None:
         plain_log_axis(axes.xaxis)
         if axis == "examples":
             axes.set_title(f"{labels[place]}: {_ladder(shown, labels[place])}", loc="left", fontsize=SMALL, pad=4)
-        axes.set_ylabel(metric_name(results.metric) if len(panels) == 1 else "%" if results.scale == 100 else "value")
+        short_name = "%" if results.rule.is_fraction else "value"
+        axes.set_ylabel(metric_name(results.metric, results.rule) if len(panels) == 1 else short_name)
     panels[-1].set_xlabel(f"{unit}, log scale")
     if axis == "examples":
         figure.subplots_adjust(top=1 - 0.3 / figure.get_figheight())
     if axis != "examples":
         _unique_legend(figure, panels[0])
     caption = (
-        f"{metric_name(results.metric)} while training, {len(shown)} runs, each a line; thicker lines are larger "
-        f"subsets. Examples are step x global batch of the log"
+        f"{metric_name(results.metric, results.rule)} while training, {len(shown)} runs, each a line; thicker lines "
+        f"are larger subsets. Examples are step x global batch of the log"
         + ("." if axis == "examples" else "; FLOPs are 6 x multiply-adds x examples.")
     )
     name = "learning_by_examples" if axis == "examples" else "learning_by_flops"

@@ -50,7 +50,7 @@ def compute_figure(results: Results) -> Drawing | None:
     if fit is not None and fit.fitted:
         grid = np.geomspace(*fit.x_range, 60)
         bottom.plot(factor * grid, fit.predict(grid), color=INK, lw=1.1, ls=":", zorder=1)
-    behind = results.scale == 100 and factor == 1
+    behind = results.rule.is_accuracy and factor == 1
     for axes in (top, bottom):
         axes.set_xscale("log")
         axes.set_xlim(factor * min(xs) / 1.3, max(factor * max(xs) * 1.3, 14000 if behind else 0))
@@ -62,7 +62,7 @@ def compute_figure(results: Results) -> Drawing | None:
     bottom.set_yscale("log")
     plain_log_axis(bottom.yaxis)
     bottom.set_xlabel(f"pretraining compute ({unit}), log scale")
-    top.set_ylabel(metric_name(results.metric))
+    top.set_ylabel(metric_name(results.metric, results.rule))
     bottom.set_ylabel("error, log scale")
     legend(figure, top)
     caption = (
@@ -76,7 +76,7 @@ def compute_figure(results: Results) -> Drawing | None:
 def paper_compute_figure(results: Results) -> Drawing | None:
     """The paper's Table 6 by itself, where it cannot stand behind ours."""
     xs = [one.exaflops for one in results.collection.observations if one.exaflops]
-    if results.scale != 100 or not xs or compute_unit(xs)[0] == 1:
+    if not results.rule.is_accuracy or not xs or compute_unit(xs)[0] == 1:
         return None
     figure, (axes,) = new_figure(2.5)
     axes.set_ylim(76, 89.5)

@@ -36,7 +36,8 @@ _MIN_CROSSING = 0.05
 
 
 def _error_label(results: Results) -> str:
-    return f"error (1 - {results.metric})" if results.scale == 100 else results.metric
+    highest = results.rule.range[1]
+    return results.metric if results.rule.better == "lower" else f"error ({highest or 0:g} - {results.metric})"
 
 
 def _how(fits: Sequence[CurveFit]) -> str:

@@ -68,7 +68,7 @@ def page(results: Results, drawings: Sequence[Drawing], files: Mapping[str, byte
     ]
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         title=results.collection.study or "runs",
-        metric=figures.metric_name(results.metric),
+        metric=figures.metric_name(results.metric, results.rule),
         summary=_summary(results),
         warnings=_warnings(results),
         figures=shown,
@@ -98,14 +98,16 @@ def _capital(text: str) -> str:
 def _warnings(results: Results) -> list[str]:
     warnings = [f"{fit.name}: {warning}." for fit in results.fits.values() for warning in fit.warnings]
     if not results.fits:
-        warnings.append(f"{results.metric} is neither a fraction nor a loss: nothing was fitted.")
+        warnings.append(
+            f"{results.metric} has no highest value that an error could be counted from: nothing was fitted."
+        )
     return warnings + [f"{remark}." for remark in results.collection.remarks]
 
 
 def _value(results: Results, value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value * 100:.1f}%" if results.scale == 100 else f"{value:.4g}"
+    return f"{value * 100:.1f}%" if results.rule.is_fraction else f"{value:.4g}"
 
 
 def _number(value: float | None) -> str:
@@ -135,10 +137,10 @@ def _tables(results: Results) -> list[Table]:
 
 def _means(results: Results) -> Table:
     labels = list(results.series)
-    rows = mean_rows(results.means, labels, scale=results.scale, digits=2 if results.scale == 100 else 4)
+    rows = mean_rows(results.means, labels, scale=results.scale, digits=2 if results.rule.is_fraction else 4)
     note = "Mean over seeds ± sample standard deviation [number of seeds]."
     head = ("examples", *labels)
-    title = f"{figures.metric_name(results.metric)} by examples"
+    title = f"{figures.metric_name(results.metric, results.rule)} by examples"
     return Table(title, head, rows, frozenset(range(len(head))), "means.csv", note)
 
 
@@ -221,7 +223,8 @@ def _compute(results: Results) -> Table:
     rows = []
     for label, members in results.series.items():
         total = sum(one.exaflops or 0.0 for one in members)
-        macs, best = members[0].macs, (min if results.scale == 1 else max)(one.value for one in members)
+        macs, values = members[0].macs, [one.value for one in members]
+        best = values[results.rule.best(values) or 0]
         rows.append(
             (
                 label,

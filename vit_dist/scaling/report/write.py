@@ -143,6 +143,8 @@ def to_json(results: Results) -> dict[str, Any]:
     return {
         "study": collection.study,
         "metric": collection.metric,
+        "better": collection.rule.better,
+        "range": list(collection.rule.range),
         "observations": [
             {**{name: getattr(one, name) for name in names}, "exaflops": one.exaflops}
             for one in collection.observations
@@ -197,7 +199,11 @@ def _fingerprint(collection: Collection) -> str:
     digest = hashlib.sha256()
     # Without the time of day: a set of logs that was copied or read again gives the same report.
     observations = [repr(dataclasses.replace(one, finished=0.0)) for one in collection.observations]
-    digest.update(json.dumps([collection.study, collection.metric, observations, collection.remarks]).encode())
+    digest.update(
+        json.dumps(
+            [collection.study, collection.metric, repr(collection.rule), observations, collection.remarks]
+        ).encode()
+    )
     digest.update(repr([(one, one.info) for one in collection.excluded]).encode())
     for directory in sorted(collection.curves):
         for tag, series in sorted(collection.curves[directory].items()):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import secrets
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vit_dist.core.run.checkpoints import MARKER, committed, partial, read_marker, step_name, step_of
+from vit_dist.core.metrics import ACCURACY, Metric
+from vit_dist.core.run.checkpoints import committed, leftovers, read_marker, removing_name, step_name, step_of
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
 from vit_dist.train.checkpoint.format import checksum
@@ -35,12 +38,14 @@ class Retention:
     Attributes:
         keep: so many of the newest.
         every_examples: the first at or past each multiple of this many examples, for ever; None: none.
-        best: the one with the best value of this metric ('loss' in its name: the lowest, else the highest).
+        best: the one with the best value of this metric, of those at which it was measured.
+        rule: how that metric is read; values that are not finite, or outside its range, are never the best.
     """
 
     keep: int = 2
     every_examples: int | None = None
     best: str = ""
+    rule: Metric = ACCURACY
 
     def steps_to_keep(self, saved: Sequence[Saved]) -> set[int]:
         """The steps that stay, of those given."""
@@ -52,10 +57,11 @@ class Retention:
                 if s.examples // self.every_examples > multiple:
                     steps.add(s.step)
                 multiple = s.examples // self.every_examples
-        rated = [s for s in ordered if self.best in s.metrics]
-        if self.best and rated:
-            sign = -1 if "loss" in self.best else 1
-            steps.add(max(rated, key=lambda s: (sign * s.metrics[self.best], s.step)).step)
+        measured = [s for s in ordered if self.best in s.metrics]
+        values = [s.metrics[self.best] for s in measured]
+        best = self.rule.best([math.nan if self.rule.problem(value) else value for value in values])
+        if best is not None:
+            steps.add(measured[best].step)
         return steps
 
 
@@ -106,11 +112,16 @@ def prune(root: Path, retention: Retention) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint."""
-    # Its marker first: half removed, it must not look committed.
+    """Remove a checkpoint, if it is there.
+
+    Raises:
+        OSError: it cannot be renamed. What cannot be removed after that is left for `sweep`.
+    """
+    # Renamed first: half removed, it must not look committed, nor be left where nobody looks for it.
+    doomed = path.with_name(removing_name(path.name, secrets.token_hex(4)))
     with contextlib.suppress(FileNotFoundError):
-        (path / MARKER).unlink()
-    shutil.rmtree(path)
+        path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def drop_after(root: Path, step: int) -> None:
@@ -121,8 +132,8 @@ def drop_after(root: Path, step: int) -> None:
 
 
 def sweep(root: Path) -> None:
-    """Remove what attempts left that died while they wrote."""
-    for old in (*partial(root), *root.glob(f"{FETCHING}*")):
+    """Remove what attempts left that died while they wrote, fetched or removed a checkpoint."""
+    for old in (*leftovers(root), *root.glob(f"{FETCHING}*")):
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -19,6 +19,9 @@ from vit_dist.models.weights.files import Weights, config_of
 from vit_dist.train.checkpoint.format import SliceSource
 from vit_dist.train.checkpoint.store import verify_files
 
+CLASSES = "classes"
+"""The marker's entry with the names of the head's classes in the order of its outputs, '' where one has none."""
+
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a directory is a checkpoint or a run."""
@@ -43,7 +46,8 @@ def checkpoint_weights(path: Path) -> Weights:
         recipe = load_recipe(str(recipe_file))
         facts |= {"name": recipe.name, "recipe": recipe_yaml(recipe), "recipe_hash": recipe_hash(recipe)}
     config = config_of(identity["model"], f"{path}: {MARKER}")
-    return Weights(state, config, int(identity["data"]["num_classes"]), int(identity["data"]["image_size"]), facts)
+    data, classes = identity["data"], tuple(map(str, marker.get(CLASSES, ())))
+    return Weights(state, config, int(data["num_classes"]), int(data["image_size"]), facts, classes)
 
 
 def checkpoint_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -52,16 +56,24 @@ def checkpoint_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: none is there, or none is intact.
     """
+    chosen, marker = intact_checkpoint(path)
+    source = SliceSource([chosen / name for name in sorted(marker["files"])])
+    return {name: source.tensor(kind, name) for kind, name in source.names() if kind in (WEIGHT, BUFFER)}, marker
+
+
+def intact_checkpoint(path: Path) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint, or the newest intact one of a run, and its marker.
+
+    Raises:
+        CheckpointError: none is there, or none is intact.
+    """
     problems = []
     for candidate in _candidates(path)[1]:
         marker, problem = read_marker(candidate)
         problem = problem or verify_files(candidate, marker, World())
-        if problem:
-            problems.append(f"{candidate.name}: {problem}")
-            continue
-        source = SliceSource([candidate / name for name in sorted(marker["files"])])
-        state = {name: source.tensor(kind, name) for kind, name in source.names() if kind in (WEIGHT, BUFFER)}
-        return state, marker
+        if not problem:
+            return candidate, marker
+        problems.append(f"{candidate.name}: {problem}")
     raise CheckpointError(f"{path}: no intact checkpoint in it{': ' if problems else ''}{'; '.join(problems)}")
 
 

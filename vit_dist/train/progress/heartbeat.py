@@ -41,7 +41,7 @@ class Heartbeat:
     def _work(self) -> None:
         while not self._closed.is_set() and not self.superseded:
             # A disk that is away or full may be back at the next beat; training decides about it at a checkpoint.
-            with contextlib.suppress(VitDistError, OSError):
+            with contextlib.suppress(VitDistError):
                 # Looked up before each beat: a process that was suspended wakes up here, and must not write over the
                 # heartbeat of the attempt that has superseded it meanwhile.
                 self.superseded = self._directory.superseded_by(self._token)

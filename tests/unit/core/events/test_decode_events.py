@@ -182,7 +182,7 @@ def log(directory: Path, value: float) -> Path:
 
 
 def cached(root: Path, tags: list[str]) -> list[Any]:
-    return list(read_cached([stamp for stamps in event_stamps(str(root)).values() for stamp in stamps], tags))
+    return list(read_cached([stamp for stamps in event_stamps(str(root))[0].values() for stamp in stamps], tags))
 
 
 def test_an_unchanged_file_comes_from_the_cache_and_a_changed_one_does_not(tmp_path: Path) -> None:

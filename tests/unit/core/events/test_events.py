@@ -262,10 +262,10 @@ def test_event_directories_are_relative_to_what_was_asked_for(tmp_path: Path, mo
     (tmp_path / "runs" / "a" / "status.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     for url in ("runs", "runs/", "./runs", str(tmp_path / "runs"), f"file://{tmp_path}/runs"):
-        stamps = event_stamps(url)
+        stamps, _ = event_stamps(url)
         assert list(stamps) == ["a/tb", "b/tb"]
         assert read_events(stamps["a/tb"][0].url).scalars["loss"].steps.tolist() == [1]
-    assert list(event_stamps("runs/a/tb")) == ["."]
+    assert list(event_stamps("runs/a/tb")[0]) == ["."]
 
 
 def test_logs_in_an_object_store_are_read_by_url(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_logs_in_an_object_store_are_read_by_url(tmp_path: Path) -> None:
     path = write(tmp_path, {1: {"loss": 1.0}})
     store = fsspec.filesystem("memory")
     store.pipe_file(f"/bucket/runs/a/tb/{path.name}", path.read_bytes())
-    assert list(event_stamps("memory://bucket/runs")) == ["a/tb"]
+    assert list(event_stamps("memory://bucket/runs")[0]) == ["a/tb"]
     assert read_run("memory://bucket/runs/a/tb").scalars["loss"].values.tolist() == [1.0]
 
 

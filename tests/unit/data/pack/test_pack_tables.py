@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +16,7 @@ from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.data.manifest import ShardManifest, read_manifest
 from vit_dist.data.pack.choose import SourceOptions, open_source
 from vit_dist.data.pack.items import Item
+from vit_dist.data.pack.keys import repeated_hashes
 from vit_dist.data.pack.run import PackOptions, merge, pack
 from vit_dist.data.pack.sources import Source
 
@@ -112,13 +114,16 @@ def test_given_classes_decide_the_numbers(images: Path) -> None:
         ('{"picture": "img/0.png", "label": 1}\n', {}, "which field is the image.*picture, label"),
         ('{"image": "img/0.png", "lable": 1}\n', {"label_field": "label"}, "no field 'label'.*did you mean 'lable'"),
         ('{"image": "img/0.png", "label": 1}\n{"image": "img/1.png"}\n', {}, r"list\.jsonl:2: no 'label'"),
-        ('{"image": "img/0.png", "label": "x"}\n', {"classes": ("y", "z")}, "label 'x' is no class"),
-        ('{"image": "img/0.png", "label": 5}\n', {"num_classes": 5}, "label 5 is no class number of 5 classes"),
-        ('{"image": "img/0.png", "label": -1}\n', {}, "label -1 is no class number"),
+        (
+            '{"image": "img/0.png", "label": "x"}\n',
+            {"classes": ("y", "z")},
+            r"list\.jsonl:1: this row has the label 'x', which is no class",
+        ),
+        ('{"image": "img/0.png", "label": 5}\n', {"num_classes": 5}, "the label 5, but there are 5 classes"),
+        ('{"image": "img/0.png", "label": -1}\n', {}, "the label -1, but class numbers begin at 0"),
         ('{"image": "img/0.png", "label": [1, "x"]}\n', {}, r"some labels are numbers and some are names \('x'\)"),
         ('{"image": "img/0.png", "label": [1], "weights": [1, 2]}\n', {}, "1 labels but weights"),
-        ('{"image": "img/0.png", "label": {"1": -0.5}}\n', {}, "the weight -0.5 is not a number of 0 or more"),
-        ('{"image": "img/0.png", "label": "1:0.5|2"}\n', {}, "some labels have a weight and some have none"),
+        ('{"image": "img/0.png", "label": {"1": -0.5}}\n', {}, "the weight -0.5, which is no number from 0 to 1"),
         ('{"image": 7, "label": 1}\n', {}, "'image' is 7, expected a path or a URL"),
         ("", {}, "no images in it"),
     ],
@@ -164,10 +169,62 @@ def test_an_address_that_is_none_is_a_bad_image_whose_secrets_stay_here(
     assert "s3cr3t" not in f"{line} {error.value} {capsys.readouterr()}"
 
 
-def test_a_key_given_twice_is_refused(images: Path) -> None:
-    rows = [{"image": f"img/{i}.png", "label": 1, "id": "same"} for i in (0, 1)]
-    with pytest.raises(DataError, match="its key 'same' is another image's too"):
-        run(write_jsonl(images / "list.jsonl", rows), images / "out", key_field="id")
+REPEATED = [["same", "same"], [7, 7, 8], ["a", "b", "c", "a"], ["a b", "x", "a b"], ["k" * 300, "k" * 300], [1, "1"]]
+
+
+@pytest.mark.parametrize("keys", REPEATED)
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_a_key_given_twice_is_refused_whichever_shards_it_falls_into(keys: list[Any], form: str, images: Path) -> None:
+    rows = [{"image": f"img/{i}.png", "label": 1, "id": key} for i, key in enumerate(keys)]
+    if form == "jsonl":
+        source = write_jsonl(images / "list.jsonl", rows)
+    elif form == "csv":
+        source = images / "list.csv"
+        source.write_text("image,label,id\n" + "".join(f"{r['image']},1,{r['id']}\n" for r in rows))
+    else:
+        content = [{"bytes": noise_bytes(i), "path": None} for i in range(len(rows))]
+        source = write_parquet(
+            images / "a.parquet", {"image": content, "label": [1] * len(rows), "id": [str(key) for key in keys]}
+        )
+    first, second = (i + 1 for i, key in enumerate(map(str, keys)) if list(map(str, keys)).count(key) > 1)
+    for per_shard in (100, 1):
+        with pytest.raises(DataError, match="keys must be unique in the whole set") as caught:
+            run(source, images / "out", key_field="id", per_shard=per_shard)
+        if form == "jsonl":
+            assert f"list.jsonl:{second}: img" in str(caught.value).partition("its key")[0]
+            assert f"list.jsonl:{first}: img" in str(caught.value).partition("its key")[2]
+        assert not list((images / "out").glob("*.tar"))
+
+
+def test_keys_that_differ_are_packed_into_any_number_of_shards(images: Path) -> None:
+    rows = [{"image": f"img/{i}.png", "label": 1, "id": key} for i, key in enumerate(["a", "A", "a.", "%61"])]
+    for per_shard in (100, 1):
+        found = samples(
+            run(write_jsonl(images / "list.jsonl", rows), images / f"{per_shard}", key_field="id", per_shard=per_shard)
+        )
+        assert sorted(found) == ["%2561", "A", "a", "a%2E"]
+
+
+@pytest.mark.parametrize("in_memory", [1, 7, 1000])
+def test_hashes_that_stand_twice_are_found_in_any_number_of_passes(
+    in_memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vit_dist.data.pack.keys._HASHES_IN_MEMORY", in_memory * 16)
+    draws = random.Random(0)
+    hashes = [draws.getrandbits(64) for _ in range(300)]
+    twice = {hashes[3], hashes[200]}
+    hashes += [hashes[3], hashes[3], hashes[200]]
+    draws.shuffle(hashes)
+    (tmp_path / "keys").write_bytes(b"".join(h.to_bytes(8, "little") for h in hashes))
+    assert repeated_hashes(tmp_path / "keys", len(hashes)) == twice
+    (tmp_path / "keys").write_bytes(b"")
+    assert repeated_hashes(tmp_path / "keys", 0) == set()
+
+
+def test_keys_of_one_hash_are_two_keys(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vit_dist.data.pack.items.key_hash", len)
+    rows = [{"image": f"img/{i}.png", "label": 1, "id": f"k{i}"} for i in range(3)]
+    assert len(samples(run(write_jsonl(images / "list.jsonl", rows), images / "out", key_field="id"))) == 3
 
 
 def write_parquet(path: Path, columns: dict[str, list[Any]], metadata: dict[str, Any] | None = None) -> Path:

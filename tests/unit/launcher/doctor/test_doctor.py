@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,13 +141,12 @@ def test_s3_is_measured_and_no_secret_is_shown(
 
 
 def test_with_nothing_at_all_it_says_so_quickly(vit_dist: Callable[..., Any], tmp_path: Path) -> None:
-    began = time.monotonic()
-    done = vit_dist("doctor", "--run-root", str(tmp_path), PATH=str(tmp_path), HOME=str(tmp_path))
+    # It takes 2 s on an idle machine; a minute would be one that waits for what is not there.
+    done = vit_dist("doctor", "--run-root", str(tmp_path), timeout=60, PATH=str(tmp_path), HOME=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no Slurm here" in done.stdout
     assert "no NVIDIA driver here" in done.stdout
     assert "\033" not in done.stdout
-    assert time.monotonic() - began < 20  # 2 s on an idle machine
 
 
 @pytest.mark.slurm
@@ -196,3 +194,27 @@ def test_lines_fit_the_terminal() -> None:
     found = [Finding("Files", "warn", "word " * 60, "do " * 60)]
     assert max(len(line) for line in lines(found, width=80)) <= 80
     assert "\033[33m" in "\n".join(lines(found, colour=True, width=80))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "variable", "verdict"),
+    [
+        ((), "SBATCH_ACCOUNT", "ok"),
+        (("account=a",), "SBATCH_ACCOUNT", "warn"),
+        (("sbatch_options=[-A a]",), "SBATCH_ACCOUNT", "warn"),
+        (("sbatch_options=['--qos=x']",), "SBATCH_QOS", "warn"),
+        (("account=a",), "SBATCH_QOS", "ok"),
+        (("memory=1G",), "SBATCH_MEM_PER_CPU", "warn"),
+        ((), "SBATCH_EXPORT", "warn"),
+    ],
+)
+def test_choices_of_the_shell_are_told_with_what_becomes_of_them(
+    overrides: tuple[str, ...], variable: str, verdict: str
+) -> None:
+    from launcher.doctor.slurm import shell_choices
+    from launcher.slurm.cluster import load_cluster
+
+    cluster = load_cluster("dev", ["partition=", "memory=", *overrides])
+    (finding,) = shell_choices(cluster, {variable: "x", "HOME": "/h"})
+    assert finding.verdict == verdict
+    assert f"{variable}=x in your shell is {'used' if verdict == 'ok' else 'not used'}" in finding.text

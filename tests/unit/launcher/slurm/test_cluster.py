@@ -52,6 +52,9 @@ def test_what_is_no_time_is_refused(given: object) -> None:
     [
         ("partion=gpu", "partion: unknown key; did you mean 'partition'?"),
         ("memory=lots", "expected a size such as 200G"),
+        ("memory=0", 'memory: must be text, got 0; write it in quotes, such as memory: "0"'),
+        ("account=12345", 'write it in quotes, such as account: "12345"'),
+        ("partition=1e3", "partition: must be text, got 1000.0; write it in quotes"),
         ("tasks_per_node=64", "fewer than the 64 tasks"),
         ("device_option=gpus_per_node", "did you mean 'gpus-per-node'"),
         ('account="a b"', "account"),

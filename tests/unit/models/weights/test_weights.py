@@ -17,16 +17,35 @@ from tests.plugins import model_config
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.registry import MODELS
 from vit_dist.models import ModelConfig
+from vit_dist.models.weights.adapt import shapes_of
 from vit_dist.models.weights.files import LoadOptions, Weights, read_weights, write_weights
+from vit_dist.models.weights.timm_form import timm_model, to_timm
 
+LARGE_STEM = {"stem": "imagenet", "backbone_width": 32, "groups": 32}
 MODELS_IN_NPZ: list[tuple[str, dict[str, Any]]] = [
     ("vit-test", {"representation": True}),
     ("vit-test", {"pool": "map"}),
     ("vit-test", {"position_embedding": "none", "pool": "mean"}),
-    ("hybrid-test", {}),
+    ("hybrid-test", LARGE_STEM),
+    ("hybrid-test", {**LARGE_STEM, "stages": (2, 1), "patch_size": 2}),
+    ("bit", {"blocks": (1, 1), "width": 32}),
+    ("bit", {"blocks": (2, 1), "width": 32}),
+]
+
+MODELS_IN_TIMM: list[tuple[str, dict[str, Any]]] = [
+    ("vit-test", {}),
+    ("vit-test", {"pool": "map", "mlp_dim": 40}),
+    ("vit-test", {"position_embedding": "none", "gelu": "exact"}),
+    ("vit-test", {"position_embedding": "sincos"}),
+    ("vit-test", {"position_embedding": "sincos", "pool": "map"}),
     ("hybrid-test", {"stem": "imagenet", "stages": (2, 1), "patch_size": 2}),
-    ("bit-test", {}),
-    ("bit-test", {"stem": "imagenet", "blocks": (2, 1)}),
+    ("bit-test", {"stem": "imagenet"}),
+    ("bit-test", {"stem": "imagenet", "block": "basic", "blocks": (2, 1)}),
+    ("timm:test_vit", {"args": {"patch_size": 8}}),
+    ("timm:test_convnext", {}),
+    ("timm:test_nfnet", {}),
+    ("timm:test_mambaout", {}),
+    ("timm:test_efficientnet_gn", {}),
 ]
 
 
@@ -34,7 +53,7 @@ def weights(name: str, size: int = 32, **changes: Any) -> Weights:
     config = model_config(name, **({"patch_size": 8} if name == "vit-test" else {}), **changes)
     torch.manual_seed(0)
     model = config.build(num_classes=10, image_size=size)
-    state = {n: torch.randn(t.shape) for n, t in model.state_dict().items()}
+    state = {n: 0.3 * torch.randn(t.shape) if t.is_floating_point() else t for n, t in model.state_dict().items()}
     return Weights(state, config, 10, size, {"recipe_hash": "abc", "examples": "1234"})
 
 
@@ -42,8 +61,15 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return list(a) == list(b) and all(torch.equal(a[n], b[n]) for n in a)
 
 
-@pytest.mark.parametrize("ending", ["npz", "safetensors", "timm.safetensors"])
-@pytest.mark.parametrize(("name", "changes"), MODELS_IN_NPZ)
+@pytest.mark.parametrize(
+    ("name", "changes", "ending"),
+    [
+        *((*model, ending) for model in MODELS_IN_NPZ for ending in ("npz", "safetensors")),
+        *((*model, "timm.safetensors") for model in MODELS_IN_TIMM),
+        ("hybrid-test", {}, "safetensors"),
+        ("bit-test", {}, "safetensors"),
+    ],
+)
 def test_weights_come_back_bit_for_bit(name: str, changes: dict[str, Any], ending: str, tmp_path: Path) -> None:
     before = weights(name, **changes)
     write_weights(before, tmp_path / f"w.{ending}")
@@ -111,14 +137,14 @@ def test_the_arrays_have_the_names_and_shapes_of_the_released_files(tmp_path: Pa
     assert shapes["Transformer/posembed_input/pos_embedding"] == (1, 17, 32)
     assert shapes["pre_logits/kernel"] == (32, 32)
     assert shapes["head/kernel"] == (32, 10)
-    write_weights(weights("hybrid-test"), tmp_path / "h.npz")
+    write_weights(weights("hybrid-test", **LARGE_STEM), tmp_path / "h.npz")
     with np.load(tmp_path / "h.npz") as opened:
-        assert opened["gn_root/scale"].shape == (1, 1, 1, 8)
-        assert opened["block2/unit1/conv_proj/kernel"].shape == (1, 1, 32, 64)
-    write_weights(weights("bit-test"), tmp_path / "b.npz")
+        assert opened["gn_root/scale"].shape == (1, 1, 1, 32)
+        assert opened["block2/unit1/conv_proj/kernel"].shape == (1, 1, 128, 256)
+    write_weights(weights("bit", blocks=(1, 1), width=32), tmp_path / "b.npz")
     with np.load(tmp_path / "b.npz") as opened:
-        assert opened["resnet/block1/unit01/a/standardized_conv2d/kernel"].shape == (1, 1, 8, 8)
-        assert opened["resnet/head/conv2d/kernel"].shape == (1, 1, 64, 10)
+        assert opened["resnet/block1/unit01/a/standardized_conv2d/kernel"].shape == (1, 1, 32, 32)
+        assert opened["resnet/head/conv2d/kernel"].shape == (1, 1, 256, 10)
 
 
 @pytest.mark.parametrize("scanned", [False, True])
@@ -143,6 +169,51 @@ def test_later_names_are_read_too(scanned: bool, tmp_path: Path) -> None:
     assert same(before.state, read_weights(tmp_path / "later.npz", LoadOptions(before.config)).state)
 
 
+@pytest.mark.parametrize(("name", "changes"), MODELS_IN_TIMM)
+def test_timms_own_model_loads_what_is_written_for_it_and_gives_our_logits(
+    name: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    from timm.models import load_checkpoint
+
+    ours = weights(name, 64 if "hybrid" in name else 32, **changes)
+    path = tmp_path / "w.timm.safetensors"
+    write_weights(ours, path)
+    theirs = timm_model(ours.config, 10, ours.image_size).eval()
+    load_checkpoint(theirs, str(path), strict=True)
+    with torch.no_grad():
+        torch.testing.assert_close(logits(ours), theirs(images(ours.image_size)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("vit-test", {"representation": True}, "representation=true"),
+        ("vit-test", {"positions_at": "shared"}, "positions_at=shared"),
+        ("vit-test", {"positions_at": "layers"}, "positions_at=layers"),
+        ("vit-test", {"position_embedding": "sincos", "positions_at": "shared"}, "positions_at=shared"),
+        ("vit-test", {"position_embedding": "learned-2d"}, "position_embedding=learned-2d"),
+        ("vit-test", {"position_embedding": "relative"}, "position_embedding=relative"),
+        ("vit-test", {"position_embedding": "conditional"}, "position_embedding=conditional"),
+        ("vit-test", {"pool": "mean"}, "pool=mean"),
+        ("hybrid-test", {}, "stem=small/2"),
+        ("hybrid-test", {**LARGE_STEM, "representation": True}, "representation=true"),
+        ("bit-test", {"stem": "small"}, "stem=small"),
+        ("timm:deit_tiny_distilled_patch16_224", {"args": {"patch_size": 8, "depth": 1}}, r"2 heads \(head, head_dist"),
+        ("timm:crossvit_9_240", {}, r"2 heads \(head\.0, head\.1\)"),
+        ("timm:caformer_s18", {}, r"cannot hold .* missing: head\.fc\.fc1\.weight"),
+    ],
+)
+def test_what_timms_model_cannot_be_is_refused_before_anything_is_written(
+    name: str, changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    config = model_config(name, **({"patch_size": 8} if name == "vit-test" else {}), **changes)
+    size = 240 if "crossvit" in name else 32
+    state = {n: torch.empty(shape, device="meta") for n, shape in shapes_of(config, 10, size).items()}
+    with pytest.raises(ConfigError, match=says):
+        write_weights(Weights(state, config, 10, size), tmp_path / "new" / "w.timm.safetensors")
+    assert not (tmp_path / "new").exists()
+
+
 def logits(of: Weights) -> Tensor:
     model = of.config.build(num_classes=of.num_classes, image_size=of.image_size).eval()
     model.load_state_dict(of.state)
@@ -155,11 +226,9 @@ def images(size: int = 32) -> Tensor:
 
 
 def test_timm_state_dicts_are_read_from_torch_files_and_nothing_else_in_them(tmp_path: Path) -> None:
-    before = weights("bit-test")
-    from vit_dist.models.weights.files import timm_names
-
+    before = weights("bit-test", stem="imagenet")
     for archive in (True, False):  # False: as torch wrote before 1.6
-        content = {"state_dict": timm_names(before.state, before.config)}
+        content = {"state_dict": to_timm(before.state, before.config, 10, 32)}
         torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=archive)
         assert same(before.state, read_weights(tmp_path / "w.pth", LoadOptions(before.config)).state)
 

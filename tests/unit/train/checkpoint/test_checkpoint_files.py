@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from vit_dist.config.schema import CheckpointConfig, GuardConfig
 from vit_dist.core.errors import CheckpointError
+from vit_dist.core.metrics import LOSS
 from vit_dist.core.run.checkpoints import FORMAT, MARKER, committed, read_marker
 from vit_dist.core.world import World
 from vit_dist.data.order import OrderIdentity
@@ -105,13 +106,13 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
 def checkpoint(root: Path, step: int, **extra: object) -> Path:
     path = root / f"step-{step:010d}"
     path.mkdir(parents=True)
-    (path / "f").write_bytes(b"content")
+    (path / "rank-00000.safetensors").write_bytes(b"content")
     marker = {
         "format": FORMAT,
         "layout": {},
         "recipe": {},
         "state": {"step": step, "position": step * 10},
-        "files": {"f": {"bytes": 7, "xxh128": checksum(path / "f")}},
+        "files": {"rank-00000.safetensors": {"bytes": 7, "xxh128": checksum(path / "rank-00000.safetensors")}},
     }
     (path / MARKER).write_text(json.dumps(marker | extra))
     return path
@@ -122,21 +123,21 @@ def test_verification_names_what_is_wrong(tmp_path: Path) -> None:
     marker, problem = read_marker(path)
     assert problem == ""
     assert verify_files(path, marker, World()) == ""
-    (path / "f").write_bytes(b"Content")
+    (path / "rank-00000.safetensors").write_bytes(b"Content")
     assert "does not match its checksum" in verify_files(path, marker, World())
-    (path / "f").write_bytes(b"cont")
+    (path / "rank-00000.safetensors").write_bytes(b"cont")
     assert "has 4 bytes, 7 were written" in verify_files(path, marker, World())
-    (path / "f").unlink()
-    assert "f is missing" in verify_files(path, marker, World())
+    (path / "rank-00000.safetensors").unlink()
+    assert "is missing" in verify_files(path, marker, World())
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("{", "cannot be read"),
+        ("{", "damaged: not JSON"),
         ('{"format": 1}', "format 1, this version reads 2"),
         ('{"format": 2, "layout": {}, "recipe": {}, "state": 3, "files": {}}', "state is not a mapping"),
-        ("[]", "cannot be read"),
+        ("[]", "not a JSON object"),
     ],
 )
 def test_a_marker_that_is_none_is_a_problem_not_a_crash(tmp_path: Path, content: str, says: str) -> None:
@@ -150,7 +151,7 @@ def test_retention_keeps_the_newest_every_nth_and_the_best() -> None:
     assert Retention(2).steps_to_keep(saved) == {9, 10}
     assert Retention(1, every_examples=35).steps_to_keep(saved) == {4, 7, 10}
     assert Retention(1, best="val/top1").steps_to_keep(saved) == {4, 10}
-    assert Retention(1, best="val/loss").steps_to_keep(saved) == {3, 10}
+    assert Retention(1, best="val/loss", rule=LOSS).steps_to_keep(saved) == {3, 10}
     assert Retention(3, best="val/none").steps_to_keep(saved) == {8, 9, 10}
 
 

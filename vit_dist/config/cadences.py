@@ -1,0 +1,62 @@
+"""Whether what is due every so often meets: evaluations and the checkpoints that they rate. No torch."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+from vit_dist.config.schema import Recipe
+
+
+def unrated_checkpoints(recipe: Recipe, num_samples: int | None = None) -> str:
+    """Why `checkpoint.keep_best` will rate the last checkpoint alone, in words for a warning; '' where it will not.
+
+    Args:
+        recipe: of a run.
+        num_samples: of the training set, where it is known; without it, cadences in epochs cannot be compared.
+    """
+    config, measured = recipe.checkpoint, recipe.eval.every
+    if not config.keep_best:
+        return ""
+    asked = f"checkpoint.keep_best={config.keep_best} rates checkpoints at whose step it was measured"
+    advice = "make checkpoint.every a multiple of eval.every"
+    if config.every == "auto" or "seconds" in (config.every.unit, measured.unit):
+        return (
+            f"{asked}; with eval.every={measured} and checkpoint.every={config.every}, one of them by the clock, "
+            f"that may be the last alone; give both in steps, examples or epochs, and {advice}"
+        )
+    units = {recipe.horizon.unit, config.every.unit, measured.unit}
+    if num_samples is None and "epochs" in units:
+        return ""
+    size = {"global_batch": recipe.global_batch, "epoch_examples": num_samples or 0}
+    last = recipe.horizon.steps(**size)
+    evaluated, saved = measured.examples(**size), config.every.examples(**size)
+    if (
+        not saved
+        or _first_step(saved, recipe.global_batch) >= last
+        or _meet(evaluated, saved, recipe.global_batch, last)
+    ):
+        return ""
+    return (
+        f"{asked}, and that is the last alone, which is then kept whatever it is worth: eval.every={measured} and "
+        f"checkpoint.every={config.every} meet at no step before the last, {last:,}; {advice}"
+    )
+
+
+def _first_step(period: Fraction, batch: int, times: int = 1) -> int:
+    """The step after which the n-th multiple of a period has been crossed."""
+    return math.ceil(times * period / batch)
+
+
+def _meet(a: Fraction, b: Fraction, batch: int, last: int) -> bool:
+    """Whether some step before the last crosses a multiple of both periods, in examples."""
+    rare, often = max(a, b), min(a, b)
+    if not often:
+        return False
+    times = 1
+    while (step := _first_step(rare, batch, times)) < last:
+        # The rule of Cadence.due.
+        if step * batch // often > (step - 1) * batch // often:
+            return True
+        times += 1
+    return False
