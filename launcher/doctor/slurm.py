@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from launcher import bad_nodes
 from launcher.doctor.finding import Finding, Subject
 from launcher.slurm import commands as slurm
+from launcher.slurm.choices import not_used, option_names
 from launcher.slurm.cluster import Cluster, slurm_seconds
 from launcher.slurm.parse import parse_duration, parse_fields
 from vit_dist.core.units import format_seconds
@@ -19,6 +20,7 @@ _TESTED = (22, 5)
 _OLDEST = (20, 11)
 _PATIENCE_S = 2.0
 _DEAD_NODE_S = 300
+_FIELDS = ("partition", "account", "qos", "constraint", "reservation")
 
 
 def slurm_settings(subject: Subject) -> Iterator[Finding]:
@@ -52,6 +54,7 @@ def slurm_settings(subject: Subject) -> Iterator[Finding]:
     )
     yield from settings(config)
     if subject.cluster is not None:
+        yield from shell_choices(subject.cluster, os.environ)
         yield from _partition(subject.cluster, config)
     yield from _nodes(subject)
 
@@ -126,8 +129,27 @@ def _preemption(kind: str, mode: str, parameters: str) -> Iterator[Finding]:
     )
 
 
+def shell_choices(cluster: Cluster, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Which of sbatch's variables in the shell a job on this cluster takes, and which not."""
+    given = option_names([*(f"--{field}" for field in _FIELDS if getattr(cluster, field)), *cluster.sbatch_options])
+    given |= {"--mem"} if cluster.memory else set()
+    unused = not_used(environ, given)
+    for name in sorted(name for name in environ if name.startswith("SBATCH_")):
+        shown = f"{name}={environ[name]} in your shell"
+        if name in unused:
+            yield Finding(
+                _AREA,
+                "warn",
+                f"{shown} is not used: {unused[name]}",
+                f"if it should be, say so in the cluster file {cluster.name}, or in its sbatch_options",
+            )
+        else:
+            yield Finding(_AREA, "ok", f"{shown} is used: cluster {cluster.name} leaves that open")
+
+
 def _partition(cluster: Cluster, config: Mapping[str, str]) -> Iterator[Finding]:
-    names = [name for name in cluster.partition.split(",") if name]
+    chosen = cluster.partition or os.environ.get("SBATCH_PARTITION", "")
+    names = [name for name in chosen.split(",") if name]
     for name in names or [""]:
         fields = partition_fields(name)
         if fields is None:

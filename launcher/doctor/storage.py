@@ -9,7 +9,7 @@ from launcher.doctor.finding import Finding, Subject
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import VitDistError
 from vit_dist.core.events.reader import read_run
-from vit_dist.core.files import exists, is_remote
+from vit_dist.core.files import exists, is_remote, is_s3
 from vit_dist.core.run import names
 from vit_dist.core.run.log import TRAIN_EXAMPLES_PER_S
 from vit_dist.core.units import format_bytes
@@ -30,7 +30,7 @@ def data(subject: Subject) -> Iterator[Finding]:
         yield from _credentials(needed=False)
         yield Finding(_AREA, "ok", "no recipe was named, so no dataset was looked at")
         return
-    remote = {url for url in _urls(recipe) if url.startswith("s3://")}
+    remote = {url for url in _urls(recipe) if is_s3(url)}
     if remote:
         yield from _credentials(needed=True)
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from vit_dist.core.errors import RunError
 from vit_dist.core.process import cli_command, parent_death_signal
 from vit_dist.core.run.directory import RunDir
+from vit_dist.core.world import without_world
 
 _POLL_S = 0.005
 
@@ -34,7 +35,7 @@ class Attempt:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **parent_death_signal()},
+            env={**without_world(os.environ), **parent_death_signal()},
             text=True,
             start_new_session=True,
         )

@@ -20,9 +20,10 @@ from vit_dist.config.schema import Recipe
 from vit_dist.core.exit_codes import PEER_LOST, SUPERSEDED, of_return_code, signal_of
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import ERROR, RANK_LOGS_VARIABLE, log
-from vit_dist.core.process import cli_command, handling, parent_death_signal, wait_until
+from vit_dist.core.process import STOP_SIGNALS, cli_command, handling, parent_death_signal, wait_until
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
+from vit_dist.core.world import without_world
 
 _POLL_S = 0.05
 _GRACE_S = 3.0
@@ -74,7 +75,7 @@ def run_ranks(arguments: Sequence[str], *, nproc: int, scratch: Path, logs: Path
     """
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     command = cli_command(*arguments)
-    environ = {**os.environ, **({RANK_LOGS_VARIABLE: str(logs)} if logs is not None else {})}
+    environ = {**without_world(os.environ), **({RANK_LOGS_VARIABLE: str(logs)} if logs is not None else {})}
     ranks = [
         subprocess.Popen(
             command, env=_rank_environment(environ, rank, nproc, address, scratch), stdin=subprocess.DEVNULL
@@ -102,7 +103,6 @@ def _rank_environment(
         "OMP_NUM_THREADS": threads,
         # The host's name, by which gloo would look for an interface, need not resolve on a laptop or in a container.
         "GLOO_SOCKET_IFNAME": "lo",
-        # After it: a shell inside another world must not lend its ranks and address to this one.
         **environ,
         **address,
         "RANK": str(rank),
@@ -154,7 +154,7 @@ def _forward_signals_to(ranks: Sequence[subprocess.Popen[bytes]]) -> contextlib.
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL if interrupts > 1 else passed_on)
 
-    return handling((signal.SIGTERM, signal.SIGUSR2, signal.SIGINT), forward)
+    return handling(STOP_SIGNALS, forward)
 
 
 def _close_status(directory: RunDir, code: int) -> None:

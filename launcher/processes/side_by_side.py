@@ -19,6 +19,7 @@ from vit_dist.config.load import recipe_yaml
 from vit_dist.config.schema import Recipe
 from vit_dist.core.process import cli_command, handling, parent_death_signal
 from vit_dist.core.run import names
+from vit_dist.core.world import without_world
 
 LOG = "train.log"
 
@@ -35,7 +36,7 @@ class SideBySide:
         self._nproc = nproc
         cpus = max(1, len(os.sched_getaffinity(0)) // jobs)
         limits = {"OMP_NUM_THREADS": str(max(1, cpus // nproc)), "VIT_DIST_CPUS": str(cpus)}
-        self._environ = {**limits, **os.environ, **parent_death_signal()}
+        self._environ = {**limits, **without_world(os.environ), **parent_death_signal()}
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._stop_requests = 0

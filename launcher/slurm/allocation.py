@@ -14,6 +14,7 @@ from launcher import bad_nodes
 from launcher.slurm import commands as slurm
 from vit_dist.core.errors import ConfigError, VitDistError
 from vit_dist.core.log import log
+from vit_dist.core.network import is_free
 
 LOST_KEEP_S = 3600.0
 """How long other jobs stay away from a node that was lost: Slurm itself keeps one that is down out of use."""
@@ -159,16 +160,6 @@ def to_avoid(run_root: Path, before: str, needed: int) -> list[str]:
     return bad
 
 
-def address_of(node: str) -> str:
-    """How other nodes reach a node: its name where that resolves, else the address that Slurm uses."""
-    try:
-        socket.getaddrinfo(node, None)
-    except OSError:
-        with contextlib.suppress(VitDistError):
-            return slurm.node_addresses(node, patience_s=10).get(node, (node, 0))[0]
-    return node
-
-
 def port_for(allocation: Allocation, attempt: int, first_node: str) -> int:
     """A port for rank 0, not that of the attempt before; one that is free where rank 0 will be on this very node."""
     # From the job's number, so that jobs which share a node differ; another for each attempt, for ranks of the attempt
@@ -176,8 +167,4 @@ def port_for(allocation: Allocation, attempt: int, first_node: str) -> int:
     port = 20000 + (allocation.number * 16 + attempt) % 10000
     if os.environ.get("SLURMD_NODENAME") != first_node:
         return port
-    for candidate in range(port, port + 200):
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("", candidate))
-            return candidate
-    return port
+    return next((candidate for candidate in range(port, port + 200) if is_free(candidate)), port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import re
@@ -10,14 +11,17 @@ import subprocess
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+from launcher.slurm.choices import is_open, not_used, option_names, options_of
 from launcher.slurm.parse import (
     ENDED,
     SACCT_FIELDS,
     SQUEUE_FORMAT,
     Job,
     parse_config,
+    parse_fields,
     parse_nodes,
     parse_sacct,
     parse_show_jobs,
@@ -26,6 +30,7 @@ from launcher.slurm.parse import (
 )
 from vit_dist.core.errors import ConfigError, RunError
 from vit_dist.core.files import redact
+from vit_dist.core.log import log
 
 __all__ = ["ENDED", "Job", "NoSlurmError", "SlurmAwayError", "Submission"]
 
@@ -34,6 +39,7 @@ USUAL_ARRAY = 1001
 PATIENCE_S = 20.0
 """How long a command is tried again while the controller does not answer."""
 _COMMAND_S = 90.0
+_SLURMD_PORT = 6818
 _KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_DEBUG_FLAGS"})
 _FOREIGN = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SCONTROL_", "SACCT_", "SCANCEL_", "SINFO_", "PMIX_")
 _AWAY = (
@@ -87,14 +93,18 @@ def available() -> bool:
     return shutil.which("squeue") is not None
 
 
-def environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+def environment(environ: Mapping[str, str] | None = None, given: Collection[str] = ()) -> dict[str, str]:
     """The environment for Slurm's commands: nothing of a surrounding job or of a person's formats gets through.
 
     Inside a job SLURM_* would become options of the job that is submitted; SQUEUE_FORMAT and its like change what the
-    commands print.
+    commands print. What a person has chosen by SBATCH_ACCOUNT and its like (choices.py) stays.
+
+    Args:
+        environ: of this process.
+        given: options of the submission, whose choices are no longer open.
     """
     environ = os.environ if environ is None else environ
-    return {k: v for k, v in environ.items() if k in _KEPT or not k.startswith(_FOREIGN)}
+    return {k: v for k, v in environ.items() if k in _KEPT or not k.startswith(_FOREIGN) or is_open(k, given)}
 
 
 def sbatch(script: Path, *, args: Sequence[str] = (), test_only: bool = False) -> Submission:
@@ -110,7 +120,11 @@ def sbatch(script: Path, *, args: Sequence[str] = (), test_only: bool = False) -
         NoSlurmError, SlurmAwayError: no Slurm here, or no answer.
     """
     command = ["sbatch", "--test-only" if test_only else "--parsable", *args, str(script)]
-    done = _call(command, env=environment())
+    given = option_names(args)
+    # One that cannot be read sbatch itself refuses, in its own words.
+    with contextlib.suppress(OSError):
+        given |= options_of(script.read_text())
+    done = _call(command, env=environment(given=given))
     text = (done.stdout + done.stderr).strip()
     if done.returncode:
         raise ConfigError(f"{script}: Slurm does not accept this job: {_words(text)}{_hint(text)}")
@@ -123,7 +137,15 @@ def sbatch(script: Path, *, args: Sequence[str] = (), test_only: bool = False) -
         raise RunError(
             f"{script}: sbatch printed no job number but {_words(text)!r}; look for the job with `squeue --me`"
         )
+    for name, why in not_used(os.environ, given).items():
+        _say_once(f"  {name}={os.environ[name]} in your shell is not used: {why}")
     return Submission(number[1], None, text)
+
+
+@cache
+def _say_once(line: str) -> None:
+    # A study submits many scripts.
+    log(line)
 
 
 def job(job_id: str, *, patience_s: float = PATIENCE_S) -> Job | None:
@@ -242,10 +264,10 @@ def node_addresses(nodelist: str, *, patience_s: float = PATIENCE_S) -> dict[str
         raise _failed(done, f"the nodes {nodelist!r} cannot be shown")
     addresses: dict[str, tuple[str, int]] = {}
     for line in done.stdout.splitlines():
-        fields: dict[str, str] = {m[1]: m[2] for m in re.finditer(r"(\w+)=(\S+)", line)}
-        if "NodeName" in fields:
-            name = fields["NodeName"]
-            addresses[name] = (fields.get("NodeAddr", name), int(fields.get("Port", "6818")))
+        fields = parse_fields(line)
+        name, port = fields.get("NodeName", ""), fields.get("Port", "")
+        if name:
+            addresses[name] = (fields.get("NodeAddr") or name, int(port) if port.isdigit() else _SLURMD_PORT)
     return addresses
 
 

@@ -21,8 +21,11 @@ SACCT_FIELDS = "JobIDRaw,JobID,State,ExitCode,NNodes,NodeList,Submit,Start,End,T
 
 _NOTHING = frozenset({"", "(null)", "N/A", "None", "NONE", "Unknown", "None assigned"})
 _KEY = re.compile(r"(?:^|\s)([A-Z][\w/:]*)=")
-_OWNER = re.compile(r"\sUserId=\S*\(\d+\)\sGroupId=\S*\(\d+\)\s")
-_NAME = re.compile(r"\sJobName=(.*?)(?=\sUserId=\S*\(\d+\)\sGroupId=\S*\(\d+\)\s)", re.DOTALL)
+# Names of people and groups may hold blanks and brackets (`domain users(513)`), but no further key.
+_PERSON = r"(?:(?!\s[A-Z][\w/:]*=)[^\n])*\(\d+\)"
+_OWNED = rf"\sUserId={_PERSON}\sGroupId={_PERSON}\s"
+_OWNER = re.compile(_OWNED)
+_NAME = re.compile(rf"\sJobName=(.*?)(?={_OWNED})", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ def _shown(line: str) -> Job:
         time_limit=parse_duration(fields.get("TimeLimit", "")),
         restarts=_int(fields["Restarts"]) if "Restarts" in fields else None,
         partition=fields.get("Partition", ""),
-        user=fields.get("UserId", "").partition("(")[0],
+        user=fields.get("UserId", "").rpartition("(")[0],
         exit_code=exit_code,
         exit_signal=exit_signal,
         array_id=fields.get("ArrayJobId", ""),

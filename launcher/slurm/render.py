@@ -22,8 +22,8 @@ import jinja2
 from launcher.slurm.cluster import Cluster, slurm_seconds
 from launcher.slurm.parse import consecutive
 from vit_dist.core.errors import ConfigError
-from vit_dist.core.files import redact
-from vit_dist.core.process import CLI_MODULE, code_root
+from vit_dist.core.files import holds_secret, redact
+from vit_dist.core.process import ADDRESS_MODULE, CLI_MODULE, code_root
 from vit_dist.core.run import names
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -272,6 +272,7 @@ def _context(site: Site, job_name: str, nodes: int, spares: int) -> dict[str, An
         "code": site.code,
         "python": site.python,
         "cli_module": CLI_MODULE,
+        "address_module": ADDRESS_MODULE,
         "inner_python": cluster.container.python if cluster.container else site.python,
         "apptainer": cluster.container is not None and cluster.container.runtime == "apptainer",
         "notes": [_one_line(line) for line in site.notes],
@@ -390,7 +391,7 @@ def check_no_secrets(words: Sequence[str]) -> None:
         ConfigError: a URL with a password, a signature or a token in it.
     """
     for word in words:
-        if redact(word) != word:
+        if holds_secret(word):
             raise ConfigError(
                 f"{redact(word)}: holds a secret, and job scripts are readable; give credentials through the "
                 f"environment or ~/.aws instead (jobs inherit the environment)"

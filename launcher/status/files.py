@@ -12,6 +12,7 @@ from vit_dist.core.errors import RunError
 from vit_dist.core.run import names, records
 from vit_dist.core.run.checkpoints import newest_checkpoint
 from vit_dist.core.small_files import DamagedError, read_record, read_small
+from vit_dist.core.text import decode_text
 
 _JSON = {
     "status": names.STATUS,
@@ -88,8 +89,8 @@ def read_run(path: Path) -> RunFiles:
 def pending_request(path: Path) -> str:
     """'save' or 'stop' where that is asked for and not yet served; else ''."""
     try:
-        request = read_small(path / names.REQUEST, 4096).decode(errors="replace").strip().lower()
-    except (OSError, DamagedError):
+        request = decode_text(read_small(path / names.REQUEST, 4096)).strip().lower()
+    except (OSError, ValueError):
         return ""
     return request if request in names.REQUESTS else ""
 

@@ -19,7 +19,7 @@ from launcher.slurm import commands as slurm
 from launcher.slurm.render import Site, render_pack
 from launcher.submit.snapshot import CODE_FOLDER, take_snapshot
 from vit_dist.core.errors import RunError
-from vit_dist.core.files import write_bytes
+from vit_dist.core.files import folder_url, is_remote, local_path, url_name, write_bytes
 from vit_dist.core.small_files import DamagedError, is_text, is_texts, read_record
 
 _JOBS = "jobs.json"
@@ -85,8 +85,8 @@ class PackJobs:
 def folder_of(run_root: Path, dest: str) -> Path:
     """Where scripts and logs of a packing lie: one place for each destination."""
     # A name alone would do for people; the digest keeps `a/train` and `b/train` apart.
-    where = dest if "://" in dest else str(Path(dest).resolve())
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", where.rstrip("/").rpartition("/")[2]).strip("-.") or "set"
+    where = folder_url(dest) if is_remote(dest) else str(local_path(dest).resolve())
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", url_name(where)).strip("-.") or "set"
     return run_root.absolute() / "pack" / f"{name}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
 
 

@@ -20,7 +20,7 @@ from vit_dist.config.load import recipe_hash, recipe_yaml, to_yaml
 from vit_dist.config.plugins import check_plugins, with_copies
 from vit_dist.config.schema import Recipe, dump
 from vit_dist.core.errors import ConfigError, RunError, VitDistError
-from vit_dist.core.files import write_bytes
+from vit_dist.core.files import local_path, write_bytes
 from vit_dist.core.process import code_root
 from vit_dist.core.run import names
 from vit_dist.core.run.checkpoints import measured_save_s
@@ -59,7 +59,7 @@ class SubmitRequest:
         """The shared directory of run directories, absolute."""
         if self.run_dir is not None and not self.cluster.run_root:
             return self.run_dir.absolute().parent
-        return Path(self.cluster.run_root or "runs").expanduser().absolute()
+        return local_path(self.cluster.run_root or "runs").expanduser().absolute()
 
     @property
     def directory(self) -> Path:

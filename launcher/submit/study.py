@@ -25,7 +25,7 @@ from vit_dist.config.load import recipe_yaml, to_yaml
 from vit_dist.config.plugins import with_copies
 from vit_dist.config.schema import dump
 from vit_dist.core.errors import ConfigError, VitDistError
-from vit_dist.core.files import write_bytes
+from vit_dist.core.files import local_path, write_bytes
 from vit_dist.core.process import code_root
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
@@ -64,7 +64,7 @@ class StudyJobs:
     def site(self, code: Path, cluster_file: Path | None = None) -> Site:
         """Where scripts run."""
         note = f"study {self.cells[0].study} on cluster {self.cluster.name}"
-        root = Path(self.cluster.run_root or self.directory.parent)
+        root = local_path(str(self.cluster.run_root or self.directory.parent))
         return Site.of(
             self.cluster,
             code,

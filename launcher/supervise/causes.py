@@ -15,6 +15,7 @@ from vit_dist.core.exit_codes import (
     NOT_THE_CAUSE,
     PEER_LOST,
     SUPERSEDED,
+    WARNED,
     of_signal,
     signal_of,
 )
@@ -106,6 +107,8 @@ def classify(evidence: ExitEvidence) -> tuple[str, str]:
 
 def _failed(code: int, status: Status | None, failure: Failure | None) -> tuple[str, str]:
     first = failure.code if failure is not None else code
+    if first == WARNED:
+        return "stopped", "before it had begun"
     detail = "" if failure is None else f"rank {failure.task} on {failure.node}: {failure.text}"
     if status is None:
         return "start_failed", detail or f"exit code {code} before training began"
@@ -122,6 +125,8 @@ def cause_of_code(code: int, status: Status | None) -> str:
         return "invalid"
     if code in BY_PERSON:
         return "cancelled"
+    if code == WARNED:
+        return "stopped"
     known = {PEER_LOST: "rank_lost", HUNG: "hung", SUPERSEDED: "superseded"}
     if code in known:
         return known[code]

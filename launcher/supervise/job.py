@@ -23,6 +23,7 @@ from launcher.supervise.postmortem import close_left_open
 from launcher.supervise.settings import ReceivedSignals, SupervisorSettings
 from launcher.supervise.step import POLL_S, HostGuard, Step
 from vit_dist.core.errors import ConfigError, RunError, VitDistError
+from vit_dist.core.exit_codes import WARNED
 from vit_dist.core.log import log
 from vit_dist.core.process import cli_command, wait_until
 from vit_dist.core.run import names
@@ -166,7 +167,8 @@ class JobSupervisor:
             return "none"
         # Stopped by a bare `scancel -s USR2`: a checkpoint was wanted, and not the run's end.
         if cause == "stopped":
-            return "respawn" if evidence.status is not None and evidence.status.reason == "SIGUSR2" else "none"
+            warned = evidence.status.reason == "SIGUSR2" if evidence.status is not None else evidence.code == WARNED
+            return "respawn" if warned else "none"
         if cause in {"time_limit", "preempted"} or evidence.requeued:
             return "requeue"
         # Slurm is ending the job, so nothing more can start in it; and it may do so since a person wants that.

@@ -22,6 +22,7 @@ from vit_dist.core.exit_codes import (
     PEER_LOST,
     SUPERSEDED,
     TERMINATED,
+    WARNED,
     signal_of,
 )
 from vit_dist.core.log import log
@@ -36,6 +37,7 @@ CODE_MEANINGS = {
     SUPERSEDED: "was superseded by a later attempt",
     INTERRUPTED: "was interrupted",
     TERMINATED: "was terminated before it could save",
+    WARNED: "was asked to stop before it had begun",
 }
 """What an exit code of an attempt means; of a signal it says which."""
 

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.slurm.allocation import Allocation, address_of, port_for
+from launcher.slurm.addresses import node_address
+from launcher.slurm.allocation import Allocation, port_for
 from launcher.supervise.ledger import LedgerEntry
 from launcher.supervise.settings import ReceivedSignals, SupervisorSettings
-from vit_dist.core.errors import RunError
+from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.exit_codes import of_return_code
 from vit_dist.core.log import log
 from vit_dist.core.process import HOST_GUARD_MODULE
@@ -112,8 +113,11 @@ class Step:
         """What the ranks inherit: where rank 0 is, and a place to agree on who prints a shared error."""
         scratch = self.logs / ".said"
         scratch.mkdir(exist_ok=True)
-        port = port_for(self.allocation, self.entry.attempt, self.nodes[0])
-        place = {"MASTER_ADDR": address_of(self.nodes[0]), "MASTER_PORT": str(port), "VIT_DIST_SCRATCH": str(scratch)}
+        port, address = port_for(self.allocation, self.entry.attempt, self.nodes[0]), self.nodes[0]
+        # Where it is not known, the ranks say so themselves, in the log where people look for it.
+        with contextlib.suppress(VitDistError):
+            address = node_address(address)
+        place = {"MASTER_ADDR": address, "MASTER_PORT": str(port), "VIT_DIST_SCRATCH": str(scratch)}
         return {**os.environ, **place}
 
     def _wait(self, process: subprocess.Popen[bytes]) -> int:

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import command, free_ports
+from vit_dist.core.exit_codes import TERMINATED
+from vit_dist.core.network import is_free
+from vit_dist.core.process import wait_until
 
 pytestmark = pytest.mark.distributed
 
@@ -84,3 +87,26 @@ def test_a_rank_whose_peers_do_not_come_says_so(tmp_path: Path, small_set: str, 
     }
     assert says[rank] in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_rank_that_waits_for_its_peers_hears_a_stop(tmp_path: Path, small_set: str, small_val: str) -> None:
+    recipe = recipe_file(tmp_path, small_set, small_val, "{name: plain}", "10min")
+    (port,) = free_ports(1)
+    world = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    world |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    with subprocess.Popen(
+        command("train", str(recipe), "--run-dir", str(tmp_path / "run")),
+        env={**os.environ, **world},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as rank:
+        try:
+            # Its store listens: it waits.
+            assert wait_until(lambda: not is_free(port), 120, 0.05)
+            rank.terminate()
+            _, said = rank.communicate(timeout=60)
+        finally:
+            rank.kill()
+    assert rank.returncode == TERMINATED, said
+    assert "rank 0 of 2: SIGTERM before all ranks had come together" in said
+    assert "Traceback" not in said

@@ -17,7 +17,7 @@ NAMES = {value for key, value in vars(names).items() if key.isupper() and isinst
 # Names that are words of everyday, and mean other things elsewhere: in paths alone, `x / "logs"`, they are ours.
 WORDS = {name for name in NAMES if "." not in name}
 CODES = {exit_codes.PEER_LOST, exit_codes.HUNG, exit_codes.SUPERSEDED, exit_codes.INTERRUPTED, exit_codes.TERMINATED}
-MODULES = {process.CLI_MODULE, process.NODE_PROBE_MODULE, process.HOST_GUARD_MODULE}
+MODULES = {process.CLI_MODULE, process.NODE_PROBE_MODULE, process.HOST_GUARD_MODULE, process.ADDRESS_MODULE}
 KINDS = filesystem.NEVER_SHARED | filesystem.ONE_MACHINE
 
 HOMES = {

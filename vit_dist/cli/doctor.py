@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from vit_dist.core.files import local_path
+
 SUMMARY = "check this machine, Slurm, files and data, and say what to do about what is not well"
 
 _EXAMPLES = """
@@ -57,13 +59,13 @@ def main(argv: list[str]) -> int:
     from vit_dist.core.errors import ConfigError
 
     cluster = load_cluster(args.cluster) if args.cluster else None
-    root = Path(args.run_root or (cluster.run_root if cluster else "") or "runs")
+    root = local_path(args.run_root or (cluster.run_root if cluster else "") or "runs")
     if args.bad_nodes or args.forget:
         return _bad_nodes(root, args.forget, as_json=args.json)
     if args.images_per_s is not None and args.images_per_s <= 0:
         raise ConfigError(f"--images-per-s={args.images_per_s:g}: a rate above 0 is needed")
     recipe = load_recipe(args.recipe, args.overrides) if args.recipe else None
-    run_dir = Path(args.run_dir) if args.run_dir else None
+    run_dir = local_path(args.run_dir) if args.run_dir else None
     if recipe is not None and run_dir is None:
         run_dir = root / default_run_dir(recipe).name
     findings = examine(Subject(recipe, cluster, root, run_dir, args.images_per_s))

@@ -75,11 +75,12 @@ def _runs(args: argparse.Namespace) -> int:
 def _shipped(args: argparse.Namespace) -> int:
     from vit_dist.config.load import config_dirs, read_mapping
     from vit_dist.core.errors import ConfigError
+    from vit_dist.core.text import read_text
 
     shipped = []
     for path in sorted({f.stem: f for d in reversed(config_dirs()) for f in (d / args.kind).glob("*.yaml")}.values()):
         try:
-            description = str(read_mapping(path).get("description") or "") or _comment(path.read_text())
+            description = str(read_mapping(path).get("description") or "") or _comment(read_text(path))
         except ConfigError as error:
             description = str(error)
         shipped.append({"name": path.stem, "path": str(path), "description": description})

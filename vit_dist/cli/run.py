@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from vit_dist.core.files import local_path
 
 SUMMARY = "train a recipe on this machine, starting again after failures"
 
@@ -41,23 +42,18 @@ def main(argv: list[str]) -> int:
     from vit_dist.core.errors import ConfigError
     from vit_dist.core.log import launcher_log
     from vit_dist.core.run import names
-    from vit_dist.core.world import World, launched_world
+    from vit_dist.core.world import World, starts_ranks
     from vit_dist.train.plan import open_training
     from vit_dist.train.profile import profile_options
 
-    if launched_world() is not None:
-        raise ConfigError(
-            "`vit-dist run` starts the ranks itself, but a launcher has started this process as one; use `vit-dist "
-            "train` there"
-        )
-    for name, value in (("--nproc", args.nproc), ("--give-up-after", args.give_up_after)):
-        if value < 1:
-            raise ConfigError(f"{name}={value}: at least 1 is needed")
+    starts_ranks("run", args.nproc)
+    if args.give_up_after < 1:
+        raise ConfigError(f"--give-up-after={args.give_up_after}: at least 1 is needed")
     options = profile_options(args.profile)
     recipe = load_recipe(args.recipe, args.overrides)
+    run_dir = local_path(args.run_dir) if args.run_dir else default_run_dir(recipe)
     # A batch that the ranks do not divide, or a set that cannot be opened, is an error before anything is started.
     open_training(recipe, World(size=args.nproc))
-    run_dir = Path(args.run_dir) if args.run_dir else default_run_dir(recipe)
     with launcher_log(run_dir / names.LOGS / names.BATCH_LOG):
         return supervise_local(
             recipe,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from vit_dist.core.files import local_path
 
 if TYPE_CHECKING:
     from launcher.submit.run import SubmitRequest, Submitted
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> int:
         nodes=args.nodes,
         spares=args.spares,
         time_limit=parse_time(args.time) if args.time else "",
-        run_dir=Path(args.run_dir) if args.run_dir else None,
+        run_dir=local_path(args.run_dir) if args.run_dir else None,
         words=(str(recipe_file.absolute()), *args.overrides),
         cluster_file=find_config(args.cluster, "clusters").absolute(),
         options=profile_options(args.profile),

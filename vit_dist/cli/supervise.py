@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from vit_dist.core.files import local_path
 
 SUMMARY = "inside a Slurm job: start the ranks of a run, and queue the job again where that helps"
 
@@ -51,10 +52,10 @@ def main(argv: list[str]) -> int:
 
     if not srun or not rank:
         raise ConfigError("expected `... -- srun OPTIONS -- COMMAND OF A RANK` at the end; see --help")
-    run_dir = Path(args.run_dir)
+    run_dir = local_path(args.run_dir)
     settings = SupervisorSettings(
         run_dir=run_dir,
-        run_root=Path(args.run_root) if args.run_root else run_dir.resolve().parent,
+        run_root=local_path(args.run_root) if args.run_root else run_dir.resolve().parent,
         cluster_file=args.cluster,
         nodes=args.nodes,
         tasks_per_node=args.tasks_per_node,

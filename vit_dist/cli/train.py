@@ -8,6 +8,8 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vit_dist.core.files import local_path
+
 if TYPE_CHECKING:
     from vit_dist.config.schema import Recipe
     from vit_dist.core.world import World
@@ -18,7 +20,8 @@ SUMMARY = "train a recipe on this machine, or as one rank of a job"
 _EXAMPLES = """
 Trains until the horizon, or until SIGTERM or Ctrl-C, which save and stop. Started again with the same run directory
 it resumes from the newest committed checkpoint. Started by `srun`, torchrun or anything that sets RANK and WORLD_SIZE,
-each process is one rank; else --nproc ranks are started here.
+each process is one rank; else --nproc ranks are started here. In a world of one, as a shell on a compute node is
+(`srun --pty bash`), --nproc starts ranks all the same.
 
 examples:
   vit-dist train demo --nproc 2
@@ -39,7 +42,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of one in configs/recipes")
     parser.add_argument("overrides", metavar="k=v", nargs="*", help="dotted overrides, applied last")
     parser.add_argument("--run-dir", metavar="DIR", help="default: runs/NAME-HASH")
-    parser.add_argument("--nproc", metavar="N", type=int, default=1, help="ranks to start on this machine (default 1)")
+    parser.add_argument(
+        "--nproc", metavar="N", type=int, help="ranks to start on this machine (default 1); also in a world of one rank"
+    )
     parser.add_argument(
         "--profile",
         metavar="STEPS",
@@ -49,18 +54,13 @@ def main(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)
 
     from vit_dist.config.load import load_recipe
-    from vit_dist.core.errors import ConfigError
     from vit_dist.core.world import World as Ranks
-    from vit_dist.core.world import launched_world
+    from vit_dist.core.world import world_or_ranks
     from vit_dist.train.profile import ProfileSteps, profile_options
 
-    world = launched_world()
-    if args.nproc < 1:
-        raise ConfigError(f"--nproc={args.nproc}: at least one rank is needed")
-    if world is not None and world.size > 1 and args.nproc not in (1, world.size):
-        raise ConfigError(f"--nproc={args.nproc}, but a launcher has started {world.size} ranks already; leave it out")
+    world, ranks = world_or_ranks(args.nproc)
     recipe = load_recipe(args.recipe, args.overrides)
-    run_dir = Path(args.run_dir) if args.run_dir else default_run_dir(recipe)
+    run_dir = local_path(args.run_dir) if args.run_dir else default_run_dir(recipe)
     profile = ProfileSteps.parse(args.profile) if args.profile else None
     if world is None:
         from launcher.processes.ranks import run_local
@@ -72,10 +72,10 @@ def main(argv: list[str]) -> int:
 
         check_plugins(recipe, RunDir(run_dir).read_json(names.RUN), run_dir)
         # A batch that the ranks do not divide, or a set that cannot be opened, is an error before anything is started.
-        open_training(recipe, Ranks(size=args.nproc))
+        open_training(recipe, Ranks(size=ranks))
         check_initial(recipe, run_dir)
         with launcher_log(run_dir / names.LOGS / names.BATCH_LOG):
-            return run_local(recipe, run_dir, nproc=args.nproc, options=profile_options(args.profile))
+            return run_local(recipe, run_dir, nproc=ranks, options=profile_options(args.profile))
     return _rank(recipe, run_dir, world, profile)
 
 
@@ -88,17 +88,22 @@ def default_run_dir(recipe: Recipe) -> Path:
 
 
 def _rank(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps | None) -> int:
-    # A stop request that comes while torch is imported stays pending until there is a handler (train/attempt.py), in
-    # place of killing the rank.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT))
     from vit_dist.core.exit_codes import PEER_LOST
     from vit_dist.core.log import ERROR, RANK_LOGS_VARIABLE, log, speak_as_rank
-    from vit_dist.core.process import heavy_imports
+    from vit_dist.core.process import STOP_SIGNALS, ended_by_stop_signals, heavy_imports
     from vit_dist.core.run.names import rank_log
+
+    # From here on a stop request kills no rank that could save: there is somebody who listens, or it waits until there
+    # is (train/process_group.py, then train/attempt.py).
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
     logs = os.environ.get(RANK_LOGS_VARIABLE)
     speak_as_rank(world.rank, Path(logs) / rank_log(world.rank) if logs else None)
-    with heavy_imports():
+
+    def say(name: str) -> None:
+        log(f"rank {world.rank} of {world.size}: {name} while it was being started: it ends")
+
+    with ended_by_stop_signals(say), heavy_imports():
         from vit_dist.train.attempt import attempt
         from vit_dist.train.failures import PeerLostError
 

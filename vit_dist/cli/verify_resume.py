@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vit_dist.core.files import local_path
 from vit_dist.core.run import names
 
 if TYPE_CHECKING:
@@ -60,8 +61,10 @@ def main(argv: list[str]) -> int:
 
     from vit_dist.config.load import load_recipe
     from vit_dist.core.errors import ConfigError
-    from vit_dist.core.world import World
+    from vit_dist.core.world import World, starts_ranks
 
+    for count in (args.nproc, *(args.worlds or ())):
+        starts_ranks("verify-resume", count)
     if args.steps < 6:
         raise ConfigError(f"--steps={args.steps}: two kills and what follows them need at least 6")
     worlds = args.worlds if args.worlds is not None else [w for w in (args.nproc // 2,) if w]
@@ -70,7 +73,7 @@ def main(argv: list[str]) -> int:
         World(size=size).rank_batch(recipe.global_batch)
     tolerance = args.tolerance or {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}[recipe.precision]
     with tempfile.TemporaryDirectory(prefix="vit-dist-verify-") as scratch:
-        base = Path(args.dir) if args.dir else Path(scratch)
+        base = local_path(args.dir) if args.dir else Path(scratch)
         comparisons = _kill_test(recipe, base, args.nproc, worlds, args.steps, tolerance)
     return _verdict(recipe, args.steps, comparisons)
 

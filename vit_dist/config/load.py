@@ -17,8 +17,9 @@ from pydantic import BaseModel, ValidationError
 from vit_dist.config.plugins import anchored, load_plugins
 from vit_dist.config.safe_yaml import BoundedLoader, parse_yaml
 from vit_dist.config.schema import DataConfig, Recipe, dump, dump_identity
-from vit_dist.core.errors import ConfigError, did_you_mean
+from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 from vit_dist.core.registry import ENGINES, EVALUATORS, MODELS, OPTIMIZERS, SCHEDULES, Plugin, Registry
+from vit_dist.core.text import read_text
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -76,9 +77,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
         ConfigError: unreadable, not YAML, or not a mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+        text = read_text(path)
+    except DataError as error:
+        raise ConfigError(str(error)) from None
     value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected a mapping of keys at the top, got {type(value).__name__}")

@@ -17,12 +17,14 @@ SIGNAL_BASE = 128
 """A shell, srun and our launcher tell a process that died of signal n as 128 + n."""
 INTERRUPTED = SIGNAL_BASE + signal.SIGINT
 TERMINATED = SIGNAL_BASE + signal.SIGTERM
+WARNED = SIGNAL_BASE + signal.SIGUSR2
+"""The time limit is near, or a checkpoint was wanted, and the run had not begun."""
 
 BY_PERSON = frozenset({INTERRUPTED, TERMINATED})
 """Ended because somebody asked for it, before it could save."""
 NOT_THE_CAUSE = frozenset({PEER_LOST, TERMINATED})
 """Codes of ranks that ended since another one had: what went wrong stands elsewhere."""
-FINAL = frozenset({INVALID, SUPERSEDED}) | BY_PERSON
+FINAL = frozenset({INVALID, SUPERSEDED, WARNED}) | BY_PERSON
 """Another attempt would end the same way, or is not wanted."""
 
 

@@ -11,16 +11,21 @@ import gc
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
+from vit_dist.core.exit_codes import of_signal
+
 CLI_MODULE = "vit_dist.cli.main"
 NODE_PROBE_MODULE = "vit_dist.train.health.node_probe"
 HOST_GUARD_MODULE = "launcher.supervise.host_guard"
+ADDRESS_MODULE = "launcher.slurm.addresses"
 """Modules that are started by name, `python -m`: no import says so."""
 
+_LISTEN_S = 0.1
 _PARENT_VARIABLE = "VIT_DIST_PARENT"
 _PR_SET_PDEATHSIG = 1
 
@@ -82,6 +87,46 @@ def handling(numbers: Sequence[int], handler: Callable[[int, FrameType | None], 
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
+
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+"""Ask a rank to save and stop."""
+
+
+@contextlib.contextmanager
+def ended_by_stop_signals(say: Callable[[str], None]) -> Iterator[None]:
+    """While this lasts a stop signal ends the process at once, with exit code 128 + n: there is nothing to save yet.
+
+    Also where the main thread waits in a library, where no handler of Python's would run. The signals stay blocked
+    after it as they were before: one that comes in between waits for whoever lets them in.
+
+    Args:
+        say: is told the name of the signal, in a thread, before the process ends.
+    """
+    # Python lets no other thread set handlers either: there signals are the business of the embedding program.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    over = threading.Event()
+
+    def listen() -> None:
+        while not over.is_set():
+            received = signal.sigtimedwait(STOP_SIGNALS, _LISTEN_S)
+            if received is not None:
+                number = signal.Signals(received.si_signo)
+                say(number.name)
+                # Without clean-up: the main thread may never come back from where it is.
+                os._exit(of_signal(number))
+
+    listener = threading.Thread(target=listen, name="stop signals", daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        over.set()
+        listener.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def parent_death_signal() -> dict[str, str]:

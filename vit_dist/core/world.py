@@ -11,6 +11,11 @@ from dataclasses import dataclass
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.units import nearest_multiples
 
+_OF_A_RANK = frozenset(
+    {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK"}
+    | {"ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID"}
+)
+
 
 @dataclass(frozen=True)
 class World:
@@ -64,6 +69,62 @@ def launched_world(environ: Mapping[str, str] | None = None) -> World | None:
     if not 0 <= world.rank < world.size:
         raise ConfigError(f"rank {world.rank} is outside a world of {world.size}; check RANK and WORLD_SIZE")
     return world
+
+
+def world_or_ranks(nproc: int | None, environ: Mapping[str, str] | None = None) -> tuple[World | None, int]:
+    """Whether this process is a rank, and else how many ranks it is to start on this machine.
+
+    A world of one, as in a shell on a compute node (`srun --pty bash`) or in a container that sets RANK and WORLD_SIZE,
+    does not keep `--nproc` from starting ranks: they form a world of their own.
+
+    Args:
+        nproc: as asked for; None: not at all.
+        environ: of this process.
+
+    Returns:
+        (its world, ranks in it) or (None, ranks to start).
+
+    Raises:
+        ConfigError: no number of ranks, or another one than a launcher has started.
+    """
+    if nproc is not None and nproc < 1:
+        raise ConfigError(f"--nproc={nproc}: at least one rank is needed")
+    world = launched_world(environ)
+    if world is None or (world.size == 1 and (nproc or 1) > 1):
+        return None, nproc or 1
+    if nproc not in (None, world.size):
+        raise ConfigError(
+            f"--nproc={nproc}, but a launcher has started {world.size} ranks already "
+            f"({_started_by(os.environ if environ is None else environ)}); leave it out"
+        )
+    return world, world.size
+
+
+def starts_ranks(verb: str, nproc: int, environ: Mapping[str, str] | None = None) -> None:
+    """Refuse to start ranks in a process that is itself one of several; a world of one is fine.
+
+    Raises:
+        ConfigError: it is, or no number of ranks is asked for.
+    """
+    if nproc < 1:
+        raise ConfigError(f"--nproc={nproc}: at least one rank is needed")
+    world = launched_world(environ)
+    if world is not None and world.size > 1:
+        raise ConfigError(
+            f"`vit-dist {verb}` starts the ranks itself, but a launcher has started this process as one of "
+            f"{world.size} ({_started_by(os.environ if environ is None else environ)}); start it once, or use "
+            f"`vit-dist train` there"
+        )
+
+
+def without_world(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a process that begins a world of its own: nothing of the one around it gets through."""
+    # torchrun's agent keeps a store that ranks of another world must not wait for.
+    return {k: v for k, v in environ.items() if k not in _OF_A_RANK and not k.startswith("TORCHELASTIC_")}
+
+
+def _started_by(env: Mapping[str, str]) -> str:
+    return "RANK, WORLD_SIZE" if "RANK" in env and "WORLD_SIZE" in env else "SLURM_PROCID, SLURM_STEP_NUM_TASKS"
 
 
 def rendezvous(environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -137,9 +198,7 @@ def array_element(environ: Mapping[str, str] | None = None) -> int | None:
 
 
 def first_host(nodelist: str) -> str:
-    """The first name of a SLURM node list: 'gpu[003-007,9]' -> 'gpu003', 'a1,b2' -> 'a1'."""
-    head, bracket, rest = nodelist.partition("[")
-    if not bracket or "," in head:
-        return head.split(",")[0] or "127.0.0.1"
-    first = rest.partition("]")[0].split(",")[0].split("-")[0]
-    return head + first + rest.partition("]")[2].split(",")[0]
+    """The first name of a SLURM node list: 'gpu[003-007,9]' -> 'gpu003', 'a1,b2' -> 'a1', 'r[1-2]n[4,7]' -> 'r1n4'."""
+    # Up to the first comma that is in no bracket; of each bracket its first number.
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodelist.strip())
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first[0] if first else "") or "127.0.0.1"

@@ -14,7 +14,18 @@ from typing import Any
 import numpy as np
 
 from vit_dist.core.errors import ConfigError, DataError
-from vit_dist.core.files import exists, is_remote, join_url, local_path, parent_url, read_bytes, redact, write_bytes
+from vit_dist.core.files import (
+    destination,
+    exists,
+    is_remote,
+    join_url,
+    local_path,
+    parent_url,
+    read_bytes,
+    redact,
+    url_name,
+    write_bytes,
+)
 from vit_dist.core.seeding import I64
 from vit_dist.data.index import encode_index, select_samples
 from vit_dist.data.manifest import ShardManifest, checksum, write_manifest
@@ -44,9 +55,10 @@ def write_selection(
         ConfigError: `out` is the other manifest.
         DataError: nothing is kept, or a file cannot be read or written.
     """
+    out = destination(out, "--out")
     if not out.endswith(".json"):
         out = join_url(out, "manifest.json")
-    base, stem = parent_url(out), out.rpartition("/")[2].removesuffix(".json")
+    base, stem = parent_url(out), url_name(out).removesuffix(".json")
     # The other's manifest may stand under another name or link: its fingerprint tells.
     if (
         exists(out)

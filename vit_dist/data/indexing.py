@@ -17,15 +17,19 @@ import numpy as np
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import (
+    destination,
     exists,
     explained,
     file_system,
+    identity,
     is_remote,
     join_url,
     local_path,
     parent_url,
     read_bytes,
     redact,
+    split_url,
+    url_name,
     write_bytes,
 )
 from vit_dist.core.progress import Progress
@@ -35,7 +39,8 @@ from vit_dist.data.grammar import GRAMMAR, check_pairs
 from vit_dist.data.index import encode_index
 from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import Shard, ShardManifest, checksum, write_manifest
-from vit_dist.data.scan import file_size, scan_tar
+from vit_dist.data.ranges import file_size
+from vit_dist.data.scan import scan_tar
 from vit_dist.data.tars import TarToIndex, find_tars
 
 
@@ -60,6 +65,7 @@ def index_tars(
     urls: Sequence[str],
     out: str,
     *,
+    split_name: str = "",
     shuffled: bool = False,
     rule: LabelRule | None = None,
     num_classes: int | None = None,
@@ -74,6 +80,7 @@ def index_tars(
     Args:
         urls: see `find_tars`.
         out: URL of the manifest; the indexes go into a directory of its name beside it.
+        split_name: of the split, where names of tars speak of several.
         shuffled: the tars' samples are known to lie in random order.
         rule: where labels stand.
         num_classes: of the label space; None: names of classes in the rule, or the largest label + 1.
@@ -91,10 +98,11 @@ def index_tars(
     if num_classes is not None and (leave_out or rule.classes):
         # Else a label outside is found when all is read, so that another number needs no second reading.
         rule = replace(rule, num_classes=num_classes)
+    out = destination(out, "--out")
     if not out.endswith(".json"):
         out = join_url(out, "manifest.json")
-    tars = find_tars(urls)
-    base, stem = parent_url(out), out.rpartition("/")[2].removesuffix(".json")
+    tars = find_tars(urls, split_name)
+    base, stem = parent_url(out), url_name(out).removesuffix(".json")
     job = _Job(join_url(base, f"{stem}.index"), rule, leave_out)
     entries, num_read = _cached_or_read(job, tars, num_workers, quiet, say)
     limit = num_classes if num_classes is not None else len(rule.classes) or None
@@ -179,13 +187,13 @@ def _relative(url: str, base: str) -> str:
     """`url` as the manifest in `base` says it: relative where it lies below, absolute elsewhere."""
     if base and url.startswith(f"{base}/"):
         return url[len(base) + 1 :]
-    if "://" in url or url.startswith("/"):
+    if split_url(url)[0] or url.startswith("/"):
         return url
     return url if not base else str(local_path(url).absolute())
 
 
 def _file_name(i: int, url: str) -> str:
-    return f"{i:06d}-{url.rpartition('/')[2].partition('?')[0].removesuffix('.tar')}"
+    return f"{i:06d}-{url_name(url).removesuffix('.tar')}"
 
 
 def _entry_url(job: _Job, i: int, url: str) -> str:
@@ -208,8 +216,9 @@ def _read_entry(job: _Job, i: int, tar: TarToIndex, size: int, rule_id: str) -> 
         return None
     try:
         entry: dict[str, Any] = json.loads(read_bytes(url))
-        same = (entry["tar"], entry["shard"]["num_bytes"], entry["rule"]) == (tar.url, size, rule_id)
-        same = same and entry["stamp"] == _stamp(tar.url)
+        same = (entry["shard"]["num_bytes"], entry["rule"]) == (size, rule_id)
+        # However it is spelled: a URL may be signed anew.
+        same = same and identity(entry["tar"]) == identity(tar.url) and entry["stamp"] == _stamp(tar.url)
         index = join_url(parent_url(job.folder), entry["shard"]["index_url"])
         return entry if same and exists(index) else None
     except (ValueError, KeyError, TypeError):

@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vit_dist.core.errors import ConfigError, DataError, did_you_mean
-from vit_dist.core.files import explained
+from vit_dist.core import text as user_text
+from vit_dist.core.errors import ConfigError, did_you_mean
 from vit_dist.data.grammar import (
     ClassSpace,
     LabelError,
@@ -78,13 +78,13 @@ class LabelRule:
 
     def _pairs(self, content: bytes, kind: str) -> Pairs:
         try:
-            if not _is_json(kind):
-                return read_text(content.decode("utf-8-sig"), names=self.space.numbers)
-            record = load_json(content)
-        except UnicodeDecodeError as error:
-            raise LabelError(f"has a .{kind} that is not text in UTF-8: {error}") from None
-        except LabelError:
-            raise
+            text = user_text.decode_text(content)
+        except ValueError as error:
+            raise LabelError(f"has a .{kind} that {error}") from None
+        if not _is_json(kind):
+            return read_text(text, names=self.space.numbers)
+        try:
+            record = load_json(text)
         except ValueError as error:
             raise LabelError(f"has a .{kind} that is not JSON: {error}") from None
         for name in [self.field] if self.field else ["labels", "label"]:
@@ -139,11 +139,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     Raises:
         DataError: unreadable, empty, or a name twice.
     """
-    with explained(str(path), "read"):
-        try:
-            names = path.read_text(encoding="utf-8-sig").split("\n")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not text in UTF-8: {error}") from None
+    names = user_text.read_text(path).split("\n")
     while names and not names[-1].strip():
         names.pop()
     return check_classes(names, str(path))

@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.files import join_url, parent_url, read_bytes, redact, write_bytes
+from vit_dist.core.files import join_url, parent_url, read_bytes, redact, url_name, write_bytes
 from vit_dist.core.seeding import I64
 from vit_dist.data.index import ShardIndex, decode_index
 from vit_dist.data.ranges import RangeReader
@@ -209,7 +209,7 @@ def read_manifest(url: str) -> ShardManifest:
     Raises:
         DataError: missing, not a manifest, or edited by hand.
     """
-    if not url.endswith(".json"):
+    if not url_name(url).endswith(".json"):
         url = join_url(url, "manifest.json")
     with contextlib.closing(RangeReader()) as reader:
         content = reader.read_all(url)

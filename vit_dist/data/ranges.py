@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import random
 import threading
@@ -11,22 +12,28 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from functools import cached_property, partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import urllib3
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.files import explained, file_system, is_remote, local_path, read_bytes, redact
+from vit_dist.core.files import (
+    explained,
+    file_system,
+    is_remote,
+    is_web,
+    local_path,
+    read_bytes,
+    redact,
+    refuse_web_page,
+)
+from vit_dist.core.store_errors import BUSY_STATUSES, wait_s
 
 _MAX_OPEN_FILES = 256
 # Of a store that hands over ranges whole: what a broken connection costs at most.
 _PART_BYTES = 8 << 20
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-_NEVER_BETTER = {"NoCredentialsError", "TypeError", "ValueError", "ImportError", "NotImplementedError"}
+_SNIFFED = 200
 _PAST_THE_END = ("InvalidRange", "not satisfiable")
-_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
-_SLOW_DOWN = ("SlowDown", "Slow Down", "reduce your request rate", "TooManyRequests", "RequestLimitExceeded", "503")
-_SLOW_DOWN_S = 2.0
 _MAX_WAIT_S = 60.0
 
 T = TypeVar("T")
@@ -87,9 +94,30 @@ class RangeReader:
         if not is_remote(url):
             return read_bytes(url)
         with explained(url, "read"):
-            if _is_http(url):
+            if is_web(url):
                 return self._insist(partial(self._http.get, url))
             return self._insist(partial(_ask_fsspec, url, None, None))
+
+    def web_size(self, url: str) -> int:
+        """Bytes of a file on a web server.
+
+        Raises:
+            OSError: as `read`, or the server does not say.
+        """
+        size, _ = self._insist(partial(self._http.size, url))
+        if size is None:
+            raise OSError("the server does not say how long the file is (no Content-Length)")
+        return size
+
+    def serves_ranges(self, url: str) -> bool:
+        """Whether a web server gives parts of a file, and says how long it is.
+
+        Raises:
+            DataError: as `read`.
+        """
+        with explained(url, "read"):
+            size, ranges = self._insist(partial(self._http.size, url))
+            return ranges and size is not None
 
     def stop(self) -> None:
         """Give up at once whatever waits to be tried again."""
@@ -133,7 +161,7 @@ class RangeReader:
     def _read_remote(self, url: str, start: int, end: int) -> memoryview:
         """The bytes of a range; fewer where the file ends before."""
         content, got = memoryview(bytearray(end - start)), 0
-        fetch = self._http.fetch if _is_http(url) else _fetch_with_fsspec
+        fetch = self._http.fetch if is_web(url) else _fetch_with_fsspec
         while got < len(content):
             taken = self._insist(partial(fetch, url, start + got, content[got:]))
             if not taken:
@@ -153,10 +181,6 @@ class RangeReader:
                     raise OSError(f"{error}, after {failures} tries") from error
                 wait = self._first_wait_s * 2 ** (failures - 1) * (0.5 + self._jitter.random())
                 self._stopped.wait(min(_MAX_WAIT_S, max(wait, error.wait_s)))
-
-
-def _is_http(url: str) -> bool:
-    return url.startswith(("http://", "https://"))
 
 
 class _Http:
@@ -184,18 +208,38 @@ class _Http:
             with self._open(url, {"Range": f"bytes={start}-{start + len(into) - 1}"}) as response:
                 if response.status == 416:
                     return 0
+                kind = response.headers.get("Content-Type", "")
                 if response.status != 206 and start:
-                    raise DataError(
-                        f"{redact(url)}: the server does not serve byte ranges (it answered {response.status}); copy "
-                        f"the shards to one that does"
-                    )
+                    refuse_web_page(url, response.read1(_SNIFFED), kind)
+                    raise _no_ranges(url, f"it answered {response.status}")
                 while got < len(into) and (chunk := response.read1(min(self._CHUNK, len(into) - got))):
                     into[got : got + len(chunk)] = chunk
                     got += len(chunk)
+                if not start:
+                    refuse_web_page(url, bytes(into[: min(got, _SNIFFED)]), kind)
         except urllib3.exceptions.HTTPError as error:
             if not got:
-                raise _Transient(_reason(error)) from error
+                raise _worth_waiting(error) from error
         return got
+
+    def size(self, url: str) -> tuple[int | None, bool]:
+        """Bytes of a file, if the server says so, and whether it gives parts of it.
+
+        Raises:
+            _Transient: no answer came, and may the next time.
+        """
+        try:
+            # Not HEAD: many servers, and whatever signed the URL, allow GET alone.
+            with self._open(url, {"Range": "bytes=0-0"}) as response:
+                begin = response.read1(_SNIFFED) if response.status == 200 else b""
+                refuse_web_page(url, begin, response.headers.get("Content-Type", ""))
+                if response.status == 200:
+                    length = response.headers.get("Content-Length", "")
+                    return (int(length) if length.isdigit() else None), False
+                total = response.headers.get("Content-Range", "").rpartition("/")[2]
+                return (int(total) if total.isdigit() else None), True
+        except urllib3.exceptions.HTTPError as error:
+            raise _worth_waiting(error) from error
 
     def get(self, url: str) -> bytes:
         """A whole file.
@@ -205,9 +249,11 @@ class _Http:
         """
         try:
             with self._open(url, {}) as response:
-                return response.read()
+                content = response.read()
+                refuse_web_page(url, content, response.headers.get("Content-Type", ""))
+                return content
         except urllib3.exceptions.HTTPError as error:
-            raise _Transient(_reason(error)) from error
+            raise _worth_waiting(error) from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -229,7 +275,7 @@ class _Http:
                 raise FileNotFoundError(plain)
             if status in {401, 403}:
                 raise PermissionError(f"HTTP {status}")
-            if status in _TRANSIENT:
+            if status in BUSY_STATUSES:
                 raise _Transient(f"HTTP {status} {response.reason or ''}".strip(), _retry_after(response.headers))
             if status not in {200, 206, 416}:
                 raise OSError(f"HTTP {status} {response.reason or ''}".strip())
@@ -243,10 +289,92 @@ class _Http:
                 response.close()
 
 
-def _reason(error: urllib3.exceptions.HTTPError) -> str:
-    if isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason is not None:
-        return str(error.reason)
-    return str(error)
+def _worth_waiting(error: urllib3.exceptions.HTTPError) -> Exception:
+    """What to raise for a request that failed: something to wait for, or what no waiting mends."""
+    told = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason is not None else error
+    wait = wait_s(error)
+    text = redact(str(told))
+    return OSError(text) if wait is None else _Transient(text, wait)
+
+
+def file_size(url: str) -> int:
+    """Bytes of a file.
+
+    Raises:
+        DataError: missing or not readable, or the store does not say.
+    """
+    with explained(url, "read"):
+        if not is_remote(url):
+            return local_path(url).stat().st_size
+        if is_web(url):
+            with contextlib.closing(RangeReader()) as reader:
+                return reader.web_size(url)
+        system, path = file_system(url)
+        return system.size(path)
+
+
+def open_file(url: str) -> io.BufferedReader:
+    """A file at a URL, open for reading; what lies in a store is read as patiently as by `RangeReader`.
+
+    From a web server that serves no ranges it is read whole, into memory.
+
+    Raises:
+        DataError: missing or not readable.
+    """
+    with explained(url, "read"):
+        if not is_remote(url):
+            return local_path(url).open("rb")
+    if is_web(url):
+        with contextlib.closing(RangeReader()) as reader:
+            if not reader.serves_ranges(url):
+                return io.BufferedReader(io.BytesIO(reader.read_all(url)))
+    return io.BufferedReader(_RemoteFile(url), _PART_BYTES)
+
+
+class _RemoteFile(io.RawIOBase):
+    """The bytes of a file at a URL, as a file that can be read from anywhere."""
+
+    def __init__(self, url: str) -> None:
+        self._url, self._size, self._at = url, file_size(url), 0
+        self._reader = RangeReader()
+
+    def readable(self) -> bool:
+        """See io.RawIOBase."""
+        return True
+
+    def seekable(self) -> bool:
+        """See io.RawIOBase."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """See io.RawIOBase."""
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        """See io.RawIOBase."""
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """See io.RawIOBase."""
+        into = memoryview(buffer).cast("B")
+        count = max(0, min(len(into), self._size - self._at))
+        if count:
+            into[:count] = self._reader.read(self._url, self._at, self._at + count)
+        self._at += count
+        return count
+
+    def close(self) -> None:
+        """See io.RawIOBase."""
+        if not self.closed:
+            self._reader.close()
+        super().close()
+
+
+def _no_ranges(url: str, how: str) -> DataError:
+    return DataError(
+        f"{redact(url)}: the server does not serve byte ranges ({how}); copy the files to one that does, or to a disk"
+    )
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
@@ -264,6 +392,14 @@ def _fetch_with_fsspec(url: str, start: int, into: memoryview) -> int:
     """As `_Http.fetch`, for every other scheme; at most 8 MiB at once, which is what a broken connection costs."""
     size = min(len(into), _PART_BYTES)
     content = _ask_fsspec(url, start, start + size)
+    if len(content) > size:
+        # The whole file, so that its first bytes are those that were asked for.
+        if start:
+            raise _no_ranges(url, f"asked for {size:,} bytes, it gave {len(content):,}")
+        content = content[:size]
+    elif len(content) < size:
+        # The file's end, unless somebody on the way shows a login.
+        refuse_web_page(url, content)
     into[: len(content)] = content
     return len(content)
 
@@ -271,13 +407,12 @@ def _fetch_with_fsspec(url: str, start: int, into: memoryview) -> int:
 def _ask_fsspec(url: str, start: int | None, end: int | None) -> bytes:
     system, path = file_system(url)
     try:
-        return bytes(system.cat_file(path, start=start, end=end))
-    except _FINAL:
-        raise
+        return system.cat_file(path, start=start, end=end)
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         if any(sign in text for sign in _PAST_THE_END):
             return b""
-        if type(error).__name__ in _NEVER_BETTER:
+        wait = wait_s(error)
+        if wait is None:
             raise
-        raise _Transient(redact(text), _SLOW_DOWN_S if any(sign in text for sign in _SLOW_DOWN) else 0.0) from error
+        raise _Transient(redact(text), wait) from error

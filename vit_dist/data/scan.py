@@ -7,28 +7,15 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from vit_dist.core.files import explained, file_system, is_remote, local_path, redact
+from vit_dist.core.files import explained, is_remote, local_path, redact
 from vit_dist.data.labels import LabelRule
-from vit_dist.data.ranges import RangeReader
+from vit_dist.data.ranges import RangeReader, file_size
 from vit_dist.data.tarheader import BLOCK
 from vit_dist.data.tarindex import Places, TarScan, TarScanner
 
 _CHUNK_BYTES = 8 << 20
 _LOCAL_CHUNK_BYTES = 4 << 20
 _REMOTE_IN_FLIGHT = 6
-
-
-def file_size(url: str) -> int:
-    """Bytes of a file.
-
-    Raises:
-        DataError: missing or not readable.
-    """
-    with explained(url, "read"):
-        if not is_remote(url):
-            return local_path(url).stat().st_size
-        system, path = file_system(url)
-        return int(system.size(path))
 
 
 def scan_tar(

@@ -6,13 +6,14 @@ Used are the shard list of `wids`, and the sample counts of open_clip's `sizes.j
 
 from __future__ import annotations
 
-import fnmatch
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, parent_url, read_bytes, redact
+from vit_dist.core.files import is_remote, join_url, parent_url, read_bytes, redact, url_name
+from vit_dist.data.names import is_directory, named, names_in, refuse_twice
+from vit_dist.data.splits import choose_urls
 
 
 @dataclass(frozen=True)
@@ -25,53 +26,39 @@ class TarToIndex:
     source: str = ""
 
 
-def find_tars(urls: Sequence[str]) -> list[TarToIndex]:
+def find_tars(urls: Sequence[str], split_name: str = "") -> list[TarToIndex]:
     """The tars that URLs name, in their order.
 
     A URL is a tar, a pattern with {000..123} or {a,b}, one with * or ?, a directory (its *.tar), or the JSON shard list
-    of `wids`. Hidden files (`._0.tar`) are left out, as shells do.
+    of `wids`; see names.py. Hidden files (`._0.tar`) are left out, as shells do.
+
+    Args:
+        urls: as the user wrote them.
+        split_name: of the split, where names of tars speak of several.
 
     Raises:
         DataError: nothing there, or a tar named twice.
+        ConfigError: a directory or pattern with tars of several splits.
     """
     tars: list[TarToIndex] = []
     for given in urls:
-        for url in expand_braces(given):
-            tars += _resolve(url)
-    seen: set[str] = set()
-    for tar in tars:
-        if tar.url in seen:
-            raise DataError(f"{redact(tar.url)}: named twice; each tar may stand once in a manifest")
-        seen.add(tar.url)
+        found = [tar for url in named(given) for tar in _resolve(url)]
+        # Braces and lists name each tar; a directory or a * takes what is there.
+        if split_name or (len(found) > 1 and "{" not in given and not url_name(given).endswith(".json")):
+            chosen = set(choose_urls(given, [tar.url for tar in found], split_name))
+            found = [tar for tar in found if tar.url in chosen]
+        tars += found
+    refuse_twice([tar.url for tar in tars])
     return _with_counts(tars)
 
 
-def expand_braces(text: str) -> list[str]:
-    """Every text that a pattern with {000..123} or {a,b} stands for.
-
-    Raises:
-        DataError: the braces do not fit together.
-    """
-    from braceexpand import braceexpand
-
-    try:
-        return list(braceexpand(text)) if "{" in text else [text]
-    except ValueError as error:
-        raise DataError(f"{redact(text)}: {error}; write ranges as {{00000..01023}}") from None
-
-
 def _resolve(url: str) -> list[TarToIndex]:
-    name = url.rstrip("/").rpartition("/")[2]
-    if name.endswith(".json"):
+    if url_name(url).endswith(".json"):
         return _from_wids(url)
-    if any(c in name for c in "*?["):
-        folder = parent_url(url)
-        tars = [n for n in _names(folder or ".") if fnmatch.fnmatchcase(n, name) and _is_shown(n, name)]
-        if not tars:
-            raise DataError(f"{redact(url)}: no file fits this pattern")
-        return [TarToIndex(join_url(folder, n)) for n in tars]
-    if _is_directory(url):
-        tars = [n for n in _names(url) if is_tar_name(n) and _is_shown(n)]
+    if is_tar_name(url_name(url)) and is_remote(url):
+        return [TarToIndex(url)]
+    if is_directory(url):
+        tars = [n for n in names_in(url) if is_tar_name(n)]
         if not tars:
             raise DataError(f"{redact(url)}: no .tar files in this directory")
         return [TarToIndex(join_url(url, n)) for n in tars]
@@ -79,30 +66,8 @@ def _resolve(url: str) -> list[TarToIndex]:
 
 
 def is_tar_name(name: str) -> bool:
-    """Whether a file or URL ends like a tar, in letters of any case."""
+    """Whether a file's name ends like a tar's, in letters of any case."""
     return name.lower().endswith(".tar")
-
-
-def _is_shown(name: str, pattern: str = "") -> bool:
-    return not name.startswith(".") or pattern.startswith(".")
-
-
-def _is_directory(url: str) -> bool:
-    with explained(url, "listed"):
-        if not is_remote(url):
-            return local_path(url).is_dir()
-        if is_tar_name(url):
-            return False
-        system, path = file_system(url)
-        return bool(system.isdir(path))
-
-
-def _names(folder: str) -> list[str]:
-    with explained(folder, "listed"):
-        if not is_remote(folder):
-            return sorted(p.name for p in local_path(folder).iterdir())
-        system, path = file_system(folder)
-        return sorted(e.rstrip("/").rpartition("/")[2] for e in system.ls(path, detail=False))
 
 
 def _from_wids(url: str) -> list[TarToIndex]:
@@ -127,7 +92,7 @@ def _with_counts(tars: list[TarToIndex]) -> list[TarToIndex]:
     folders: dict[str, dict[str, tuple[int, str]]] = {}
     filled = []
     for tar in tars:
-        folder, _, name = tar.url.rpartition("/")
+        folder, name = parent_url(tar.url), url_name(tar.url)
         if folder not in folders:
             folders[folder] = _known_counts(folder)
         count, source = folders[folder].get(name, (None, ""))
@@ -139,7 +104,7 @@ def _with_counts(tars: list[TarToIndex]) -> list[TarToIndex]:
 
 def _known_counts(folder: str) -> dict[str, tuple[int, str]]:
     try:
-        names = set(_names(folder or "."))
+        names = set(names_in(folder or "."))
     except DataError:
         # https:// has no listing; there is nothing beside the tars then.
         return {}

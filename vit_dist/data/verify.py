@@ -13,7 +13,8 @@ from vit_dist.data.describe import undecodable
 from vit_dist.data.index import ShardIndex
 from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import Shard, ShardManifest
-from vit_dist.data.scan import file_size, scan_tar
+from vit_dist.data.ranges import file_size
+from vit_dist.data.scan import scan_tar
 from vit_dist.data.tarindex import Places
 
 _SHOWN = 5

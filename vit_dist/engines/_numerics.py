@@ -27,8 +27,8 @@ _KERNELS = {
     "math": SDPBackend.MATH,
 }
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-# Of torch's two errors in deterministic mode, the first names the operation.
-_NOT_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")
+# Of torch's two errors in deterministic mode, the first names the operation, in one word or several.
+_NOT_DETERMINISTIC = re.compile(r"([^\n]*\S) does not have a deterministic implementation")
 _CUBLAS_NOT_DETERMINISTIC = "not deterministic because it uses CuBLAS"
 # With one kernel allowed and no other to fall back to, as CPUs and GPUs say it.
 _NO_ATTENTION = ("No viable backend for scaled_dot_product_attention", "No available kernel")
@@ -142,12 +142,23 @@ def _refused_by_torch(message: str, attention: str, inputs: EngineInputs) -> str
             f"engine.attention={attention}: torch has no such kernel for this model's attention in {inputs.precision} "
             f"on {inputs.device.type}; use engine.attention=auto, or math, which is always there"
         )
+    return not_deterministic(message, inputs.device.type)
+
+
+def not_deterministic(message: str, device: str, what: str = "model") -> str:
+    """What torch's error in deterministic mode means for the recipe; '' where the error is of another kind.
+
+    Args:
+        message: of torch.
+        device: on which it was computed: cpu, cuda.
+        what: asks for the operation.
+    """
     without = _NOT_DETERMINISTIC.search(message)
     if without is not None:
         return (
-            f"engine.deterministic=true: torch has no deterministic kernel for {without.group(1)} on "
-            f"{inputs.device.type}; use engine.deterministic=false, with which a resumed run may differ in last bits, "
-            f"or a model without this operation"
+            f"engine.deterministic=true: torch has no deterministic kernel for {without.group(1)} on {device}; use "
+            f"engine.deterministic=false, with which a resumed run may differ in last bits, or a {what} without this "
+            f"operation"
         )
     if _CUBLAS_NOT_DETERMINISTIC in message:
         return (

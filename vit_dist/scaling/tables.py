@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
-from vit_dist.core.files import read_bytes, redact
+from vit_dist.core.files import redact
+from vit_dist.core.text import read_text
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,7 @@ def read_points(
 
 def _rows(url: str, shown: str) -> Iterator[tuple[int, list[str]]]:
     """Line numbers and cells, the header first; blank lines are skipped."""
-    try:
-        text = read_bytes(url).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{shown}: not a text file in UTF-8 ({error}); give a CSV file") from error
+    text = read_text(url)
     first = text.partition("\n")[0]
     reader = csv.reader(io.StringIO(text), delimiter="\t" if "\t" in first and "," not in first else ",")
     width = 0

@@ -21,7 +21,7 @@ from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.metrics import ACCURACY
-from vit_dist.core.process import handling
+from vit_dist.core.process import STOP_SIGNALS, handling
 from vit_dist.core.run import log as runlog
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
@@ -42,7 +42,7 @@ from vit_dist.train.checkpoint.probe import make_probe
 from vit_dist.train.checkpoint.saver import Saver
 from vit_dist.train.checkpoint.store import Retention, sweep
 from vit_dist.train.failures import explained
-from vit_dist.train.health.monitor import Monitor, Watchdog, leave_after_grace
+from vit_dist.train.health.monitor import Monitor, Place, Watchdog, leave_after_grace
 from vit_dist.train.health.patience import Patience, patience
 from vit_dist.train.initial_weights import Initial
 from vit_dist.train.loop import train
@@ -79,11 +79,11 @@ def attempt(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps |
     with contextlib.ExitStack() as stack:
         if world.is_main:
             stack.enter_context(directory.locked())
-        stop = stack.enter_context(stop_requests())
         limits = patience(float(recipe.guards.hang.value))
         # First: cuBLAS reads its setting from the environment when CUDA starts.
         stack.enter_context(numerics(recipe))
         device = stack.enter_context(process_group(world, limits, directory.stacks))
+        stop = stack.enter_context(stop_requests())
         check_precision(recipe.precision, device)
         watchdog = stack.enter_context(watched(limits, directory, world, record))
         start.mark("process group")
@@ -122,8 +122,8 @@ def watched(limits: Patience, directory: RunDir, world: World, record: AttemptRe
         for link in monitor:
             link.send(message)
 
-    def exchange(address: tuple[str, int] | None) -> tuple[str, int]:
-        from_main = broadcast_object(address, world)
+    def exchange(place: Place | None) -> Place:
+        from_main = broadcast_object(place, world)
         assert from_main is not None, "rank 0 gives its address"
         return from_main
 
@@ -182,6 +182,7 @@ def open_run(
         initial.load(engine)
     else:
         state = TrainState.load(restored.state, data.identity, str(restored.path))
+        checkpoints.agree_on_place((state.step, state.position), restored.path, world)
     start.mark("restoring" if restored is not None else "probe")
     if world.is_main:
         _announce(recipe, data, plan, engine, world, num_params)
@@ -296,13 +297,12 @@ def stop_requests() -> Iterator[StopRequest]:
         stop.reason = signal.Signals(number).name
 
     # Python sets handlers in the main thread only; elsewhere (tests, an embedding program) signals are the caller's.
-    numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    with handling(numbers, ask):
-        # The command line holds them back while torch is imported: only now is there a handler that they can reach.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+    with handling(STOP_SIGNALS, ask):
+        # The command line has held them back: only now is there a handler that they can reach.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         yield stop
 
 

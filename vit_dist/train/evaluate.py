@@ -21,6 +21,7 @@ from vit_dist.engines._numerics import check_precision, numerics
 from vit_dist.evals import EvalContext, EvaluatorConfig
 from vit_dist.train.attempt import build_engine
 from vit_dist.train.checkpoint import restore as checkpoints
+from vit_dist.train.failures import explained
 from vit_dist.train.health.patience import patience
 from vit_dist.train.initial_weights import recorded
 from vit_dist.train.plan import open_training
@@ -46,8 +47,18 @@ def evaluate(
 
     Raises:
         RunError: there is no checkpoint, or an attempt of the run holds the directory.
-        VitDistError: what keeps a set from being read, or the checkpoint from being restored.
+        VitDistError: what keeps a set from being read, the checkpoint from being restored, or an evaluator from
+            running.
+        PeerLostError: another rank died (train/failures.py).
     """
+    try:
+        return _evaluate(recipe, run_dir, world, checkpoint, out)
+    except RuntimeError as error:
+        failure = explained(error, recipe, run_dir, world)
+        raise failure from (None if failure is error else error)
+
+
+def _evaluate(recipe: Recipe, run_dir: Path, world: World, checkpoint: str, out: Path | None) -> dict[str, float]:
     directory = RunDir(run_dir)
     with contextlib.ExitStack() as stack:
         if world.is_main:
@@ -61,8 +72,10 @@ def evaluate(
         data, val, plan = open_training(recipe, world)
         engine, _ = build_engine(recipe, plan, world, device)
         plugins = agreed_plugins(recipe, world)
-        check_plugins(recipe, directory.read_json(names.RUN), run_dir)
-        run_identity = {**identity(recipe), "fingerprint": data.fingerprint, **recorded(directory), **plugins}
+        # Rank 0 alone reads the run's directory: all ranks go on from one answer, whatever the file system shows.
+        began_as, of_run = checkpoints.on_main(lambda: (recorded(directory), directory.read_json(names.RUN)), world)
+        check_plugins(recipe, of_run, run_dir)
+        run_identity = {**identity(recipe), "fingerprint": data.fingerprint, **began_as, **plugins}
         restored: checkpoints.Restored | None
         if checkpoint:
             restored = checkpoints.restore_from(directory.checkpoints / checkpoint, engine, run_identity, world, None)
@@ -72,8 +85,10 @@ def evaluate(
             )
         if restored is None:
             raise RunError(f"{run_dir}: no checkpoint in it to evaluate; train it first")
-        step = TrainState.load(restored.state, data.identity, str(restored.path)).step
-        before = directory.evaluation([dump(e) for e in recipe.evaluators], step)
+        state = TrainState.load(restored.state, data.identity, str(restored.path))
+        checkpoints.agree_on_place((state.step, state.position), restored.path, world)
+        step, wanted = state.step, [dump(e) for e in recipe.evaluators]
+        before = checkpoints.on_main(lambda: directory.evaluation(wanted, step), world)
         if before is not None:
             if world.is_main:
                 log(f"  {run_dir}: these evaluators have seen step {step:,} already")

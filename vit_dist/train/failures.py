@@ -1,4 +1,7 @@
-"""What ended an attempt, in words: a peer that is gone, NCCL, too little memory. All else is left as it is."""
+"""What ended an attempt, in words: a peer that is gone, NCCL, too little memory, kernels that are not deterministic.
+
+All else is left as it is.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ from pathlib import Path
 import torch
 
 from vit_dist.config.schema import Recipe
-from vit_dist.core.errors import RunError, VitDistError
+from vit_dist.core.errors import ConfigError, RunError, VitDistError
 from vit_dist.core.run import names
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
+from vit_dist.engines._numerics import not_deterministic
 from vit_dist.train.plan import Plan
 
 # Neither gloo nor NCCL has an exception type for it: the text is all there is.
@@ -46,6 +50,10 @@ def explained(error: Exception, recipe: Recipe, run_dir: Path, world: World, pla
     if isinstance(error, torch.OutOfMemoryError):
         return RunError(_out_of_memory(error, recipe, run_dir, world, plan))
     message = str(error).strip()
+    # Of what an engine computes it says so itself (engines/_numerics.py); this is of all else, such as an evaluator.
+    refusal = not_deterministic(message, "cuda" if torch.cuda.is_available() else "cpu", "recipe")
+    if refusal:
+        return ConfigError(refusal)
     if asked := _CPU_ASKED.search(message):
         return RunError(
             f"rank {world.rank} on {world.node}: the machine's memory does not suffice: {format_bytes(int(asked[1]))} "

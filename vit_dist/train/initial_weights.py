@@ -27,7 +27,8 @@ from vit_dist.engines._protocol import Engine
 from vit_dist.models import ModelConfig
 from vit_dist.models.weights.adapt import fit
 from vit_dist.models.weights.files import LoadOptions, Weights, read_weights, with_rows
-from vit_dist.train.checkpoint.weights import CLASSES, checkpoint_state, is_checkpoint
+from vit_dist.train.checkpoint.restore import on_main
+from vit_dist.train.checkpoint.weights import CLASSES, checkpoint_state, intact_checkpoint, is_checkpoint
 from vit_dist.train.checkpoint.weights_remote import download, errors_naming
 
 _KEY = "initial_weights"
@@ -66,7 +67,7 @@ class Initial:
         self.identity = broadcast_object(recorded(directory) if world.is_main else {}, world)
         if not self.identity:
             self._weights = self._read()
-            self.identity = {_KEY: _digest(self._weights.state)}
+            self.identity = {_KEY: self._agreed(_digest(self._weights.state))}
 
     def load(self, engine: Engine) -> None:
         """Fill an engine whose run has no checkpoint yet.
@@ -113,10 +114,27 @@ class Initial:
         assert weights is not None
         return weights
 
+    def _agreed(self, digest: str) -> str:
+        """The digest, the same on every rank. A collective."""
+        digests = all_gather_object(digest, self._world)
+        other = next((rank for rank, there in enumerate(digests) if there != digests[0]), None)
+        if other is not None:
+            assert self._recipe.init is not None
+            raise RunError(
+                f"init.weights: {redact(self._recipe.init.weights)} holds other weights for rank {other} than for rank "
+                f"0; give one file that all ranks see"
+            )
+        return digest
+
     def _here(self, url: str) -> Path:
         """Where the weights lie on the file system: a remote URL's come into the run's directory first."""
         if not is_remote(url):
-            return local_path(url)
+            path = local_path(url)
+            # Of a run the newest checkpoint, which rank 0 chooses: another may be committed meanwhile.
+            try:
+                return on_main(lambda: intact_checkpoint(path)[0] if is_checkpoint(path) else path, self._world)
+            except VitDistError as error:
+                raise type(error)(f"init.weights: {error}") from None
         outcome: Path | VitDistError | None = None
         if self._world.is_main:
             try:

@@ -18,7 +18,10 @@ from typing import Any
 import torch
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+from launcher.slurm.addresses import node_address
 from vit_dist.core.errors import RunError
+from vit_dist.core.log import log
+from vit_dist.core.process import ended_by_stop_signals
 from vit_dist.core.units import format_seconds
 from vit_dist.core.world import World, gpu_of, rendezvous
 from vit_dist.engines._collectives import message_group
@@ -40,10 +43,27 @@ def process_group(world: World, patience: Patience = DEFAULT, stacks: Path | Non
         patience: its time-outs.
         stacks: where the flight recorder writes; None: nowhere.
 
+    Until it stands a stop signal ends the process at once: there is no run yet that could save.
+
     Raises:
-        ConfigError: more ranks than GPUs on this node.
+        ConfigError: more ranks than GPUs on this node, or the node of rank 0 has no address here.
         RunError: ranks did not come in time, or several came with one GPU.
     """
+
+    def say(name: str) -> None:
+        log(
+            f"rank {world.rank} of {world.size}: {name} before all ranks had come together: it ends; nothing has begun "
+            f"that could be saved"
+        )
+
+    with contextlib.ExitStack() as stack:
+        with ended_by_stop_signals(say):
+            device = stack.enter_context(_joined(world, patience, stacks))
+        yield device
+
+
+@contextlib.contextmanager
+def _joined(world: World, patience: Patience, stacks: Path | None) -> Iterator[torch.device]:
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", gpu_of(world.local_rank, torch.cuda.device_count())) if gpu else torch.device("cpu")
     if gpu:
@@ -51,6 +71,8 @@ def process_group(world: World, patience: Patience = DEFAULT, stacks: Path | Non
     # DeepSpeed takes its device from LOCAL_RANK. Where a task sees one GPU alone that is device 0 on every rank.
     local_rank = world.local_rank if device.index is None else device.index
     address = rendezvous()
+    # A name that leads nowhere would be tried for minutes.
+    address["MASTER_ADDR"] = node_address(address["MASTER_ADDR"])
     os.environ.update(address, RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(local_rank))
     flight_recorder.configure(stacks, patience)
     store = join(world, address["MASTER_ADDR"], int(address["MASTER_PORT"]), patience.join_s, gpu=_identity(device))

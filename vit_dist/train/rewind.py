@@ -6,7 +6,7 @@ from vit_dist.core.errors import RunError
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.run.checkpoints import committed
 from vit_dist.engines._collectives import broadcast_object
-from vit_dist.train.checkpoint.restore import restore_from
+from vit_dist.train.checkpoint.restore import agree_on_place, on_main, restore_from
 from vit_dist.train.run import Run
 from vit_dist.train.state import TrainState
 
@@ -32,10 +32,10 @@ def rewind(run: Run) -> None:
             f"(guards.max_rewinds): the trajectory itself diverges; try a lower optim.lr, a longer warm-up or clipping"
         )
     # Rank 0's listing decides: another node's view of a shared file system may be seconds old.
-    newest = broadcast_object(committed(run.directory.checkpoints)[0] if run.world.is_main else None, run.world)
-    assert newest is not None, "can_rewind has seen one"
-    restored = restore_from(newest, run.engine, run.identity, run.world, run.probe)
+    newest = on_main(lambda: committed(run.directory.checkpoints)[0].name, run.world)
+    restored = restore_from(run.directory.checkpoints / newest, run.engine, run.identity, run.world, run.probe)
     past = TrainState.load(restored.state, run.data.identity, str(restored.path))
+    agree_on_place((past.step, past.position), restored.path, run.world)
     # Checkpoints beyond it belong to the trajectory that is given up: a run that is killed now must not resume from
     # one.
     run.saver.rewind_to(past.step)

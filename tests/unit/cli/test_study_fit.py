@@ -97,7 +97,7 @@ def test_a_group_of_one_size_gets_a_line_and_a_warning(table: Path, capsys: pyte
         ),
         ("vit,4000,", "vit,4000,3,", r"results.csv, line 5: 5 cells, and the header has 4"),
         ("model,examples", "examples,examples", r"has 2 columns named 'examples'"),
-        ("model", "\xff\xfe", r"not a text file in UTF-8"),
+        ("model", "\xff\xfe", r"is text in UTF-16, expected UTF-8"),
         ("", None, r"an empty file"),
     ],
 )

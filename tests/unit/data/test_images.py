@@ -17,8 +17,8 @@ from torchvision.transforms.v2 import functional as tv
 from vit_dist.data.decode import Augment, centre, decode, squash
 from vit_dist.data.describe import size_of
 from vit_dist.data.images import FORMATS, MAX_SIDE, DecodeError, load
+from vit_dist.data.members import IMAGE_EXTENSIONS
 from vit_dist.data.pack.shards import BadImageError, ImageOptions, check_image
-from vit_dist.data.tarindex import IMAGE_EXTENSIONS
 
 PIXELS: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
 RAMP: NDArray[np.uint16] = np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(np.uint16)

@@ -21,9 +21,10 @@ from vit_dist.data.index import ShardIndex, build_index, decode_index, encode_in
 from vit_dist.data.indexing import index_tars
 from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import read_manifest
+from vit_dist.data.names import braces
 from vit_dist.data.scan import scan_tar
 from vit_dist.data.tarindex import TarScanner
-from vit_dist.data.tars import expand_braces, find_tars
+from vit_dist.data.tars import find_tars
 
 Member = tuple[str, bytes]
 
@@ -305,7 +306,7 @@ def test_tars_that_are_not_there_or_named_twice_are_refused(tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"no \.tar files"):
         find_tars([str(tmp_path / "empty")])
     with pytest.raises(DataError, match="write ranges as"):
-        expand_braces("{00..01.tar")
+        braces("{00..01.tar")
 
 
 def test_a_label_outside_the_classes_names_the_sample(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ import pytest
 from tests.shards import write_set
 from tests.streams import digest, global_batches, recipe
 from vit_dist.core.errors import DataError
-from vit_dist.data.ranges import RangeReader
+from vit_dist.core.files import read_bytes
+from vit_dist.data.ranges import RangeReader, file_size, open_file
 from vit_dist.data.segments import coalesce
 
 CONTENT = np.random.default_rng(0).bytes(1 << 20)
@@ -54,6 +55,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         name, asked = self.path.lstrip("/"), self.headers.get("Range", "")
+        self.kind = "text/html; charset=utf-8" if name.endswith(".html") else "application/octet-stream"
         with self.server.lock:
             self.server.asked.append((name, asked))
             self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
@@ -83,6 +85,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
+        self.send_header("Content-Type", self.kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
@@ -181,6 +184,51 @@ def test_a_file_that_is_too_short_and_a_server_without_ranges_are_told_apart(sto
     assert reader.read(f"{store.url}/a.tar", 0, 10) == CONTENT[:10]
     with pytest.raises(DataError, match="does not serve byte ranges"):
         reader.read(f"{store.url}/a.tar", 5, 10)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_redirects_in_a_circle_are_not_waited_out(store: Store, reader: RangeReader, whole: bool) -> None:
+    store.troubles = [f"redirect {store.url}/a.tar"] * 99
+    with pytest.raises(DataError, match="cannot be read: OSError: too many redirects"):
+        reader.read_all(f"{store.url}/a.tar") if whole else reader.read(f"{store.url}/a.tar", 0, 10)
+    assert len(store.asked) == 6
+
+
+@pytest.mark.parametrize("page", [b"<!doctype html>\n<title>Log in</title>", b"\n <HTML><body>403", b"<html>" * 999])
+def test_a_login_page_in_place_of_a_file_is_told(store: Store, reader: RangeReader, page: bytes) -> None:
+    store.files["login.html"] = page
+    for read in (lambda u: reader.read(u, 0, 5), lambda u: reader.read(u, 9, 12), reader.read_all, read_bytes):
+        store.troubles = [f"redirect {store.url}/login.html", "no-ranges"]
+        with pytest.raises(DataError, match=r"a\.tar: the server answered with a web page in place of the file"):
+            read(f"{store.url}/a.tar")
+
+
+def test_the_size_of_a_file_is_asked_patiently_and_without_head(store: Store) -> None:
+    store.troubles = ["503", "break 0"]
+    assert file_size(f"{store.url}/a.tar") == len(CONTENT)
+    store.troubles = ["no-ranges"]
+    assert file_size(f"{store.url}/a.tar") == len(CONTENT)
+    for trouble, message in (("403", "not allowed"), ("404", "no such file"), ("400", "HTTP 400")):
+        store.troubles = [trouble]
+        with pytest.raises(DataError, match=message):
+            file_size(f"{store.url}/a.tar")
+
+
+@pytest.mark.parametrize("troubles", [[], ["no-ranges"] * 9, ["503", "", "break 7", "503"]])
+def test_a_file_on_a_web_server_is_read_with_ranges_or_without(store: Store, troubles: list[str]) -> None:
+    store.troubles = list(troubles)
+    with open_file(f"{store.url}/a.tar") as file:
+        assert file.read(10) == CONTENT[:10]
+        file.seek(500_000)
+        assert file.read() == CONTENT[500_000:]
+
+
+@pytest.mark.parametrize("url", ["http://h.invalid:port/a.tar", "http://[/a.tar"])
+def test_an_address_that_is_none_is_not_asked_nine_times(url: str) -> None:
+    reader = RangeReader(first_wait_s=60)
+    with pytest.raises(DataError, match="cannot be read"):
+        reader.read(url, 0, 10)
+    reader.close()
 
 
 def test_small_files_are_read_as_patiently(store: Store, reader: RangeReader) -> None:

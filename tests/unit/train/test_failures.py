@@ -9,8 +9,9 @@ import torch
 
 from vit_dist.config.load import resolve
 from vit_dist.config.schema import Recipe
-from vit_dist.core.errors import DataError, RunError
+from vit_dist.core.errors import ConfigError, DataError, RunError
 from vit_dist.core.world import World
+from vit_dist.engines._numerics import numerics
 from vit_dist.train.failures import PeerLostError, explained
 from vit_dist.train.plan import Plan
 
@@ -64,6 +65,45 @@ def test_what_says_that_another_rank_is_gone_is_a_lost_peer(error: Exception, tm
     lost = explain(error, tmp_path)
     assert isinstance(lost, PeerLostError)
     assert str(error).splitlines()[-1] in str(lost)
+
+
+OPERATIONS = {
+    # As an evaluator, a guard or a solver may ask for them; none of them has a deterministic kernel, not even on a CPU.
+    "put_": lambda: torch.zeros(4).put_(torch.tensor([0, 0]), torch.ones(2), accumulate=False),
+    "put_ of doubles": lambda: torch.zeros(4, dtype=torch.float64).put_(torch.tensor([1]), torch.ones(1).double()),
+    "in no-grad": lambda: torch.no_grad()(lambda: torch.zeros(4).put_(torch.tensor([1]), torch.ones(1)))(),
+}
+WORDS = {
+    "kthvalue CUDA": "kthvalue CUDA does not have a deterministic implementation, but you set "
+    "'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this operation.",
+    "cumsum_cuda_kernel": "cumsum_cuda_kernel does not have a deterministic implementation, but you set it.",
+    "_histc_cuda": "_histc_cuda with floating point input does not have a deterministic implementation.",
+    "cuBLAS": "Deterministic behavior was enabled with either `torch.use_deterministic_algorithms(True)` or "
+    "`at::Context::setDeterministicAlgorithms(true)`, but this operation is not deterministic because it uses CuBLAS "
+    "and you have CUDA >= 10.2.",
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_of_an_evaluator_that_is_not_deterministic_is_named_with_the_option(
+    name: str, tmp_path: Path
+) -> None:
+    strict = recipe({"name": "plain", "deterministic": True})  # type: ignore[arg-type]
+    with numerics(strict), pytest.raises(RuntimeError) as raised:
+        OPERATIONS[name]()
+    told = explained(raised.value, strict, tmp_path, RANK_3)
+    assert type(told) is ConfigError
+    assert str(told).startswith("engine.deterministic=true: torch has no deterministic kernel for put_ on ")
+    assert "use engine.deterministic=false" in str(told)
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_gpus_words_for_what_is_not_deterministic_are_the_runs(name: str, tmp_path: Path) -> None:
+    told = explain(RuntimeError(WORDS[name]), tmp_path)
+    assert type(told) is ConfigError
+    assert str(told).startswith("engine.deterministic=true: ")
+    assert name in str(told)
+    assert "torch.use_deterministic_algorithms" not in str(told)
 
 
 def test_an_error_of_nccl_itself_is_whole_and_names_the_rank_that_has_the_cause(tmp_path: Path) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from vit_dist.cli.data.options import default_workers, out, parser, positive, say
+from vit_dist.core.files import local_path, redact
 from vit_dist.core.units import format_bytes
 
 _SHOWN = 20
@@ -29,6 +28,12 @@ docs/data.md says what a label may be. Tars that `vit-dist data pack` wrote keep
     )
     p.add_argument("urls", nargs="+", metavar="URL", help="tars, {000..123} or * patterns, directories, a wids list")
     p.add_argument("--out", required=True, metavar="MANIFEST", help="where the manifest goes; indexes go beside it")
+    p.add_argument(
+        "--split-name",
+        default="",
+        metavar="NAME",
+        help="of tars of several splits in a directory: train, test, ..., all",
+    )
     p.add_argument("--shuffled", action="store_true", help="the samples are known to lie in random order")
     p.add_argument(
         "--labels",
@@ -37,7 +42,7 @@ docs/data.md says what a label may be. Tars that `vit-dist data pack` wrote keep
         help="member with the labels: cls, json, txt, output.cls, ... or none",
     )
     p.add_argument("--label-field", default="", metavar="KEY", help="key in .json, dots go deeper (labels, then label)")
-    p.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes, one a line")
+    p.add_argument("--classes", type=local_path, metavar="FILE", help="names of the classes, one a line")
     p.add_argument("--num-classes", type=positive, metavar="N", help="size of the label space (largest label + 1)")
     p.add_argument(
         "--image", default="", metavar="EXT", help="member with the image, where there are several: left.jpg"
@@ -59,6 +64,7 @@ docs/data.md says what a label may be. Tars that `vit-dist data pack` wrote keep
     result = index_tars(
         args.urls,
         args.out,
+        split_name=args.split_name,
         shuffled=args.shuffled,
         rule=rule,
         num_classes=args.num_classes,
@@ -68,14 +74,14 @@ docs/data.md says what a label may be. Tars that `vit-dist data pack` wrote keep
         say=say,
     )
     for url, key, offset, reason in result.left_out[:_SHOWN]:
-        say(f"left out: {url}: at byte {offset}: sample {key!r} {reason}")
+        say(f"left out: {redact(url)}: at byte {offset}: sample {key!r} {reason}")
     if len(result.left_out) > _SHOWN:
         say(f"left out: {len(result.left_out) - _SHOWN:,} more")
     if result.ignored:
         say(f"{result.ignored:,} members are no part of a sample (no extension, hidden, or not a file)")
     manifest = result.manifest
     out(
-        f"{args.out}: {manifest.num_samples:,} examples of {manifest.num_classes:,} classes in "
+        f"{redact(args.out)}: {manifest.num_samples:,} examples of {manifest.num_classes:,} classes in "
         f"{len(manifest.shards):,} shards, {format_bytes(int(manifest.sizes.sum()))}, "
         f"{'shuffled' if manifest.shuffled else 'not shuffled'}, fingerprint {manifest.fingerprint}\n"
     )

@@ -8,6 +8,7 @@ import sys
 from fractions import Fraction
 
 from vit_dist.cli.verbs import verb_parser
+from vit_dist.core.files import redact
 from vit_dist.core.units import parse_bytes, parse_count
 
 
@@ -69,8 +70,8 @@ def default_workers() -> int:
 
 
 def say(line: str) -> None:
-    """A line for people, on stderr."""
-    sys.stderr.write(f"{line}\n")
+    """A line for people, on stderr, without secrets."""
+    sys.stderr.write(f"{redact(line)}\n")
     sys.stderr.flush()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from fractions import Fraction
-from pathlib import Path
 
 from vit_dist.cli.data.options import (
     count,
@@ -19,7 +18,7 @@ from vit_dist.cli.data.options import (
 )
 from vit_dist.cli.plugins import add_plugin, load_plugins
 from vit_dist.core.errors import ConfigError
-from vit_dist.core.files import is_remote, local_path
+from vit_dist.core.files import destination, lies_in, local_path, redact
 from vit_dist.core.units import format_bytes
 from vit_dist.data.pack.dest import BAD_LIST
 from vit_dist.data.pack.run import PackResult
@@ -31,12 +30,11 @@ def main(argv: list[str]) -> int:
     if args.quality is not None and args.quality > 100:
         raise ConfigError(f"--quality {args.quality}: JPEG quality goes from 1 to 100")
 
-    if not is_remote(args.source) and not is_remote(args.dest):
-        source, dest = local_path(args.source).resolve(), local_path(args.dest).resolve()
-        if dest == source or source in dest.parents:
-            raise ConfigError(
-                f"{args.dest}: lies inside {args.source}, from which it is packed; choose another directory"
-            )
+    args.dest = destination(args.dest, "DEST")
+    if lies_in(args.dest, args.source):
+        raise ConfigError(
+            f"{redact(args.dest)}: lies inside {redact(args.source)}, from which it is packed; choose another directory"
+        )
 
     load_plugins(args.plugin)
     if args.cluster:
@@ -155,14 +153,22 @@ docs/data.md says what a label may be. A label that is none is refused with its 
         "--skip-bad", action="store_true", help="tars: leave out samples without an image or a label, and list them"
     )
     p.add_argument(
-        "--classes", type=Path, metavar="FILE", help="folder, list, Parquet, tars: names of the classes, one a line"
+        "--classes",
+        type=local_path,
+        metavar="FILE",
+        help="folder, list, Parquet, tars: names of the classes, one a line",
     )
     p.add_argument("--num-classes", type=positive, metavar="N", help="list, Parquet, tars: size of the label space")
-    p.add_argument("--split-name", default="", metavar="NAME", help="which set of a folder of IDX files: train or test")
+    p.add_argument(
+        "--split-name",
+        default="",
+        metavar="NAME",
+        help="which split of a source that holds several: train, val, test, ...; of files also all, together",
+    )
     p.add_argument("--name", default="", help="of the dataset, in the manifest (that of SRC)")
     p.add_argument("--workers", type=positive, default=None, metavar="N", help="processes (one a core)")
     p.add_argument("--part", type=_part, metavar="I/N", help="pack one of N parts; then `vit-dist data merge DEST`")
-    p.add_argument("--work-dir", type=Path, metavar="DIR", help="local scratch folder (inside DEST, or /tmp)")
+    p.add_argument("--work-dir", type=local_path, metavar="DIR", help="local scratch folder (inside DEST, or /tmp)")
     p.add_argument("--force", action="store_true", help="replace another packing in DEST")
     on_slurm = p.add_argument_group(
         "as Slurm jobs",
@@ -199,6 +205,7 @@ def merge_main(argv: list[str]) -> int:
     p.add_argument("dest", metavar="DEST", help="the parts' common destination")
     _add_max_bad(p)
     args = p.parse_args(argv)
+    args.dest = destination(args.dest, "DEST")
 
     from vit_dist.data.pack.run import merge
 
@@ -210,11 +217,12 @@ def _report(result: PackResult, dest: str) -> None:
     if result.already_there:
         say("already packed from the same source with the same options; nothing to do")
     if result.num_bad:
-        say(f"left out {result.num_bad:,} unreadable images; see {dest.rstrip('/')}/{BAD_LIST}")
+        say(f"left out {result.num_bad:,} unreadable images; see {redact(dest)}/{BAD_LIST}")
     for url, manifest in result.manifests:
         out(
-            f"{url}: {manifest.num_samples:,} examples of {manifest.num_classes:,} classes in {len(manifest.shards):,} "
-            f"shards, {format_bytes(int(manifest.sizes.sum()))}, fingerprint {manifest.fingerprint}\n"
+            f"{redact(url)}: {manifest.num_samples:,} examples of {manifest.num_classes:,} classes in "
+            f"{len(manifest.shards):,} shards, {format_bytes(int(manifest.sizes.sum()))}, "
+            f"fingerprint {manifest.fingerprint}\n"
         )
 
 

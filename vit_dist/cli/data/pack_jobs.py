@@ -10,6 +10,7 @@ from typing import Any
 
 from vit_dist.cli.data.options import out, say
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.files import local_path
 from vit_dist.core.run import names
 
 _PARTS = 16
@@ -48,7 +49,7 @@ def submit_pack(args: argparse.Namespace, argv: list[str]) -> int:
     except ValueError as error:
         raise ConfigError(f"--time: {error}") from None
     cluster = load_cluster(args.cluster)
-    root = Path(args.run_root or cluster.run_root or "runs")
+    root = local_path(args.run_root or cluster.run_root or "runs")
     words = words_of_jobs(argv)
     check_no_secrets(words)
     parts = args.parts or _PARTS

@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from vit_dist.core.files import local_path
 from vit_dist.core.run import names
 
 SUMMARY = "evaluate a trained run: a checkpoint of it, the newest unless one is named, into its own log"
@@ -38,10 +39,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "words", metavar="RUN-DIR [k=v ...]", nargs="*", help="a run directory or one of its checkpoints, and overrides"
     )
-    parser.add_argument("--list", metavar="FILE", type=Path, help="in place of RUN-DIR: run directories, a line each")
+    parser.add_argument(
+        "--list", metavar="FILE", type=local_path, help="in place of RUN-DIR: run directories, a line each"
+    )
     parser.add_argument("--element", metavar="I", type=int, help="line of --list, from 0 (SLURM_ARRAY_TASK_ID)")
-    parser.add_argument("--nproc", metavar="N", type=int, default=1, help="ranks to start on this machine (1)")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="the result as JSON too")
+    parser.add_argument("--nproc", metavar="N", type=int, help="ranks to start on this machine (1)")
+    parser.add_argument("--out", metavar="FILE", type=local_path, help="the result as JSON too")
     jobs = parser.add_argument_group("as Slurm jobs")
     jobs.add_argument("--cluster", metavar="NAME", help="a YAML file, or the name of one in configs/clusters")
     jobs.add_argument("--nodes", metavar="N", type=int, help="of a job (1)")
@@ -54,14 +57,12 @@ def main(argv: list[str]) -> int:
 
     from vit_dist.config.load import load_recipe
     from vit_dist.core.errors import ConfigError
-    from vit_dist.core.world import array_element, launched_world
+    from vit_dist.core.world import array_element, world_or_ranks
 
     runs = [word for word in args.words if "=" not in word]
     overrides = [word for word in args.words if "=" in word]
     if len(runs) != (args.list is None):
         raise ConfigError(f"vit-dist evaluate: give one run directory or --list FILE, got {len(runs)} directories")
-    if args.nproc < 1:
-        raise ConfigError(f"--nproc {args.nproc}: at least one rank is needed")
     if args.cluster:
         from vit_dist.cli.evaluate.jobs import submit_evaluation
 
@@ -77,34 +78,42 @@ def main(argv: list[str]) -> int:
     recipe_file = run_dir / names.RECIPE
     if not recipe_file.is_file():
         raise ConfigError(f"{run_dir}: no recipe.yaml in it: not the directory of a run that has begun")
-    world = launched_world()
+    world, ranks = world_or_ranks(args.nproc)
     if world is None:
         from launcher.processes.ranks import run_ranks
 
         with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
             where = run_dir / names.CHECKPOINTS / checkpoint if checkpoint else run_dir
             words = ["evaluate", str(where), *overrides, *(["--out", str(args.out)] if args.out else [])]
-            return run_ranks(words, nproc=args.nproc, scratch=Path(scratch))
+            return run_ranks(words, nproc=ranks, scratch=Path(scratch))
+    from vit_dist.core.exit_codes import PEER_LOST
+    from vit_dist.core.log import ERROR, log
     from vit_dist.core.process import heavy_imports
 
     with heavy_imports():
         from vit_dist.train.evaluate import evaluate
+        from vit_dist.train.failures import PeerLostError
 
     # Nothing is saved, and other evaluators may not measure what the run keeps its best checkpoint by.
     recipe = load_recipe(str(recipe_file), [*overrides, "checkpoint.keep_best="])
-    evaluate(recipe, run_dir, world, checkpoint=checkpoint, out=args.out)
+    try:
+        evaluate(recipe, run_dir, world, checkpoint=checkpoint, out=args.out)
+    except PeerLostError as error:
+        log(f"vit-dist evaluate: rank {world.rank}: {error}", ERROR)
+        return PEER_LOST
     return 0
 
 
 def _line(path: Path, element: int | None) -> Path:
-    from vit_dist.core.errors import ConfigError
+    from vit_dist.core.errors import ConfigError, DataError
+    from vit_dist.core.text import read_text
 
     if element is None:
         raise ConfigError(f"--list {path}: give --element I, or run it as an element of a job array")
     try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise ConfigError(f"--list {path}: cannot be read: {error.strerror}") from None
+        lines = read_text(path).splitlines()
+    except DataError as error:
+        raise ConfigError(f"--list {error}") from None
     if not 0 <= element < len(lines):
         raise ConfigError(f"--element {element}: {path} has {len(lines)} lines")
     return Path(lines[element])

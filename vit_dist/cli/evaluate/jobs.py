@@ -7,8 +7,10 @@ import hashlib
 import time
 from pathlib import Path
 
-from vit_dist.core.errors import ConfigError
+from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.files import local_path
 from vit_dist.core.run import names
+from vit_dist.core.text import read_text
 
 
 def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list[str]) -> int:
@@ -27,7 +29,7 @@ def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list
     from vit_dist.core.files import write_bytes
     from vit_dist.core.process import code_root
 
-    if args.nproc != 1 or args.element is not None:
+    if args.nproc is not None or args.element is not None:
         raise ConfigError("--nproc and --element: mean nothing with --cluster; its jobs start a process a device")
     if args.list is not None and args.out is not None:
         raise ConfigError("--out: one file for many runs; look at evaluated.json in each run directory instead")
@@ -48,7 +50,7 @@ def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list
     folder = (where / names.LOGS) if args.list is None else subject.with_name(f"{subject.name}.evaluate")
     stamp = hashlib.sha256(f"{time.time_ns()}".encode()).hexdigest()[:6]
     code = code_root() if args.dry_run else folder / f"evaluate-{stamp}.code"
-    site = Site.of(cluster, code, run_root=Path(cluster.run_root or "runs"), time_limit=time_limit)
+    site = Site.of(cluster, code, run_root=local_path(cluster.run_root or "runs"), time_limit=time_limit)
     words = ["--list", str(subject)] if args.list else [str(subject)]
     script = render_evaluate(
         site,
@@ -79,9 +81,9 @@ def _elements(path: Path | None, *, begun: bool) -> int:
     if path is None:
         return 0
     try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise ConfigError(f"--list {path}: cannot be read: {error.strerror}") from None
+        lines = read_text(path).splitlines()
+    except DataError as error:
+        raise ConfigError(f"--list {error}") from None
     not_a_run = next((line for line in lines if begun and not (Path(line) / names.RECIPE).is_file()), None)
     if not lines or not_a_run is not None:
         problem = f"{not_a_run!r} is not the directory of a run that has begun" if lines else "no runs in it"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vit_dist.cli.study.options import add_runs, split_words, study_parser
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.files import local_path
 from vit_dist.core.run.names import is_plain_name
 from vit_dist.core.tables import make_console, show, table
 
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
     tag_map = load_tag_map(args.tag_map) if args.tag_map else None
     declared = study.metrics if study else {}
     collection = collect(logs, study=name, metric=metric, tag_map=tag_map, declared=declared)
-    out = Path(args.out) if args.out else _default_out(Path(args.runs), collection.study or "runs")
+    out = local_path(args.out) if args.out else _default_out(local_path(args.runs), collection.study or "runs")
     files = write_report(collection, out, cached=not args.no_cache)
     console = make_console()
     show(console, _means_table(collection))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vit_dist.cli.models.options import at_least_one
 from vit_dist.cli.study.options import add_runs, named_study, study_parser
 from vit_dist.core.tables import make_console
+from vit_dist.core.world import starts_ranks
 
 if TYPE_CHECKING:
     from vit_dist.study.grid import Cell
@@ -34,6 +35,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--keep-going", action="store_true", help="train the other cells when one fails")
     args = parser.parse_intermixed_args(argv)
     at_least_one(args, "nproc", "jobs")
+    starts_ranks("study run", args.nproc)
     study, console = named_study(args.words, parser.prog, args.runs), make_console()
 
     from launcher.processes.ranks import run_local, run_ranks

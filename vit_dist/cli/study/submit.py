@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vit_dist.cli.models.options import at_least_one
 from vit_dist.cli.study.options import named_study, study_parser
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.files import local_path
 from vit_dist.core.tables import make_console
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
 
     cluster = load_cluster(args.cluster, args.set)
     # Jobs start in directories of their own.
-    root = Path(args.runs or cluster.run_root or "runs").expanduser().absolute()
+    root = local_path(args.runs or cluster.run_root or "runs").expanduser().absolute()
     study = named_study(args.words, parser.prog, root)
     jobs = StudyJobs(
         cluster=cluster,

@@ -86,8 +86,7 @@ def event_stamps(url: str) -> tuple[dict[str, list[FileStamp]], list[str]]:
     """
     if not is_remote(url):
         return _local_stamps(local_path(url), url)
-    fs, root = file_system(url)
-    top = fs._strip_protocol(root)
+    _, top = file_system(url)
     prefix = f"{url.partition('://')[0]}://"
     directories: dict[str, list[FileStamp]] = {}
     for stamp in _list(url, deep=True):
@@ -264,10 +263,10 @@ def _blocks(url: str) -> Iterator[bytes]:
             return
         system, path = file_system(url)
         # Up to the size it has now: a run in progress may append while it is read.
-        begin, size = 0, int(system.size(path) or 0)
+        begin, size = 0, system.size(path)
         while begin < size:
             end = min(size, begin + _REMOTE_BLOCK_BYTES)
-            yield bytes(system.cat_file(path, start=begin, end=end))
+            yield system.cat_file(path, begin, end)
             begin = end
 
 
@@ -315,11 +314,11 @@ def _list(url: str, *, deep: bool) -> list[FileStamp]:
         fs.invalidate_cache()
         try:
             # `find` says nothing of what it may not see, `ls` does.
-            entries: Mapping[str, Mapping[str, object]] = {entry["name"]: entry for entry in fs.ls(root, detail=True)}
+            entries: Mapping[str, Mapping[str, object]] = {entry["name"]: entry for entry in fs.ls(root)}
         except FileNotFoundError:
             raise DataError(f"{redact(url)}: no such directory; give the one that holds the logs") from None
         if deep:
-            entries = fs.find(root, detail=True)
+            entries = fs.find(root)
     prefix = f"{url.partition('://')[0]}://" if is_remote(url) else ""
     events = {name: entry for name, entry in entries.items() if _is_event_file(name, entry)}
     if not is_remote(url):

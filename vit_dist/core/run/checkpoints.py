@@ -4,12 +4,14 @@ checkpoints/step-0000001000/  a checkpoint
   rank-00000.safetensors      a rank's part
   COMMITTED.json              the marker, written last: what the parts are, the train state, what wrote it
 checkpoints/.step-....partial/  one that is being written, or was when its attempt died
+checkpoints/.removing-step-.../  one that is being removed, or was when its attempt died
 No `latest` file exists to point at the wrong one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ MARKER = "COMMITTED.json"
 FORMAT = 2
 _STEP = "step-"
 _PARTIAL = ".partial"
+_REMOVING = ".removing-"
+_RANK_FILE = re.compile(r"rank-\d{5,9}\.safetensors", re.ASCII)
 _MAPPINGS = ("layout", "recipe", "state", "files")
 
 
@@ -39,6 +43,11 @@ def partial_name(step: int, token: str) -> str:
     return f".{step_name(step)}.{token[:8]}{_PARTIAL}"
 
 
+def removing_name(name: str, token: str) -> str:
+    """Name under which a checkpoint's directory is removed: from the rename on it does not count."""
+    return f"{_REMOVING}{name}.{token}"
+
+
 def rank_file(rank: int) -> str:
     """Name of a rank's part."""
     return f"rank-{rank:05d}.safetensors"
@@ -56,23 +65,45 @@ def partial(root: Path) -> list[Path]:
     return list(root.glob(f".{_STEP}*{_PARTIAL}"))
 
 
-def read_marker(path: Path) -> tuple[dict[str, Any], str]:
-    """A checkpoint's marker, and what is wrong with it or ''."""
+def leftovers(root: Path) -> list[Path]:
+    """What attempts left in the directory `root` that died while they wrote or removed a checkpoint."""
+    # A directory gets its name with its marker in it, by a rename: one without was half removed.
+    unmarked = (p for p in root.glob(f"{_STEP}*") if step_of(p.name) is not None and not (p / MARKER).exists())
+    return [*partial(root), *root.glob(f"{_REMOVING}{_STEP}*"), *unmarked]
+
+
+def parse_marker(content: str | bytes) -> tuple[dict[str, Any], str]:
+    """A marker from its text, wherever that came from, and what is wrong with it or ''.
+
+    The names of files in it are those of ranks' parts and nothing else: they become paths.
+    """
     try:
         # Losses and metrics that it holds may be NaN.
-        marker = checked(parse_json(read_small(path / MARKER), finite=False), {})
+        marker = checked(parse_json(content, finite=False), {})
         if marker["format"] != FORMAT:
             return {}, f"it is of format {marker['format']}, this version reads {FORMAT}"
         for key in _MAPPINGS:
             if not isinstance(marker[key], dict):
                 raise ValueError(f"{key} is not a mapping")
-    except OSError as error:
-        return {}, f"{MARKER} cannot be read: {error.strerror}"
+        foreign = next((name for name in marker["files"] if not _RANK_FILE.fullmatch(name)), None)
+        if foreign is not None:
+            raise ValueError(f"{foreign[:100]!r} is not the name of a rank's part, such as {rank_file(0)}")
     except KeyError as error:
         return {}, f"{MARKER} is damaged: it has no {error}"
     except ValueError as error:
         return {}, f"{MARKER} is damaged: {error}"
     return marker, ""
+
+
+def read_marker(path: Path) -> tuple[dict[str, Any], str]:
+    """A checkpoint's marker, and what is wrong with it or ''."""
+    try:
+        content = read_small(path / MARKER)
+    except OSError as error:
+        return {}, f"{MARKER} cannot be read: {error.strerror}"
+    except ValueError as error:
+        return {}, f"{MARKER} is damaged: {error}"
+    return parse_marker(content)
 
 
 def committed_steps(run_dir: Path) -> list[int]:

@@ -6,8 +6,6 @@ What lies in it: core/run/names.py.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import math
 import os
@@ -19,11 +17,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vit_dist.core import locks
 from vit_dist.core.errors import RunError
 from vit_dist.core.files import append_json, write_bytes
 from vit_dist.core.log import log
 from vit_dist.core.run import names, records
 from vit_dist.core.small_files import DamagedError, is_number, or_none, read_record, read_records, read_small
+from vit_dist.core.text import decode_text
 
 DYING_S = 5.0
 """How long the ranks of an attempt that was killed may take to let go of its directory."""
@@ -273,7 +273,8 @@ class RunDir:
         """
         path = self.path / names.REQUEST
         try:
-            asked = read_small(path, 4096).decode().strip().lower()
+            # Whoever writes it by hand may write it with a byte order mark.
+            asked = decode_text(read_small(path, 4096)).strip().lower()
         except FileNotFoundError:
             return ""
         except (OSError, ValueError):
@@ -295,13 +296,16 @@ class RunDir:
             RunError: one still does after `patience_s` (DYING_S), or the directory cannot be used.
         """
         deadline = time.monotonic() + (DYING_S if patience_s is None else patience_s)
-        while self.path.is_dir():
+        while True:
             try:
-                with self.locked():
-                    return
-            except RunError:
-                if time.monotonic() >= deadline:
-                    raise
+                # Looked at, not taken: an attempt that starts at this very moment must not find it held.
+                holder = locks.holder_of(self.path / names.LOCK)
+            except OSError as error:
+                raise self._unusable(error) from None
+            if holder is None:
+                return
+            if time.monotonic() >= deadline:
+                raise self._taken(holder)
             time.sleep(0.1)
 
     def is_free(self) -> bool:
@@ -319,25 +323,22 @@ class RunDir:
         Raises:
             RunError: another attempt runs here, or the directory cannot be made.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path / names.LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise RunError(f"{self.path}: the run directory cannot be used: {error.strerror}") from None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(handle, 200, 0).decode("utf-8", "replace").strip()
-            os.close(handle)
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise RunError(f"{self.path}: cannot be locked: {error.strerror}") from None
-            raise RunError(
-                f"{self.path}: another attempt is running in this directory ({holder or 'unknown process'}); wait "
-                f"for it, stop it, or give another --run-dir"
-            ) from None
-        try:
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        holder = f"process {os.getpid()} on {socket.gethostname()}\n"
+        with contextlib.ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locks.held(self.path / names.LOCK, holder))
+            except locks.LockHeldError as error:
+                raise self._taken(error.holder) from None
+            except OSError as error:
+                raise self._unusable(error) from None
             yield
-        finally:
-            os.close(handle)
+
+    def _taken(self, holder: str) -> RunError:
+        return RunError(
+            f"{self.path}: another attempt is running in this directory ({holder or 'unknown process'}); wait "
+            f"for it, stop it, or give another --run-dir"
+        )
+
+    def _unusable(self, error: OSError) -> RunError:
+        return RunError(f"{self.path}: the run directory cannot be used: {error.strerror}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from vit_dist.core.errors import ConfigError, DataError
-from vit_dist.core.files import is_remote, local_path, redact
+from vit_dist.core.files import folder_url, is_remote, join_url, local_path, redact, url_name
 from vit_dist.core.registry import SOURCES
+from vit_dist.data.names import named
 from vit_dist.data.pack.sources import (
     Source,
     SourceConfig,
@@ -15,13 +17,17 @@ from vit_dist.data.pack.sources import (
     find_idx,
     folder_source,
     idx_source,
+    is_image,
     list_directory,
 )
+from vit_dist.data.splits import choose_folder, split_of_folder, splits_among
 from vit_dist.data.tars import is_tar_name
 
 if TYPE_CHECKING:
     from vit_dist.data.pack.tables import TableOptions
 
+# Directories side by side, and one below the other, before it is decided what a folder is.
+_LOOKED_INTO = 4
 _LISTS = (".jsonl", ".ndjson", ".csv", ".tsv")
 
 
@@ -33,11 +39,13 @@ class FolderConfig(SourceConfig):
     """A directory per class."""
 
     title: ClassVar[str] = "a folder with a directory per class"
-    options: ClassVar[frozenset[str]] = frozenset({"classes"})
+    options: ClassVar[frozenset[str]] = frozenset({"classes", "split_name"})
 
     def open(self, url: str, scratch: Path, options: SourceOptions) -> Source:  # noqa: ARG002
         """See SourceConfig."""
-        return folder_source(url, options.classes)
+        # Whoever says --from folder and no split takes the directories for classes, whatever they are called.
+        as_it_is = bool(options.kind) and not options.split_name
+        return folder_source(url, options.classes, options.split_name, as_it_is=as_it_is)
 
 
 @SOURCES.register("idx")
@@ -71,7 +79,7 @@ class ParquetConfig(SourceConfig):
     """Tables with the images inside."""
 
     title: ClassVar[str] = "Parquet files"
-    options: ClassVar[frozenset[str]] = _TABLE
+    options: ClassVar[frozenset[str]] = _TABLE | {"split_name"}
 
     def open(self, url: str, scratch: Path, options: SourceOptions) -> Source:
         """See SourceConfig."""
@@ -86,7 +94,7 @@ class TarConfig(SourceConfig):
 
     title: ClassVar[str] = "WebDataset tars"
     options: ClassVar[frozenset[str]] = frozenset(
-        {"image_field", "label_field", "labels", "classes", "num_classes", "skip_bad"}
+        {"image_field", "label_field", "labels", "classes", "num_classes", "skip_bad", "split_name"}
     )
 
     def open(self, url: str, scratch: Path, options: SourceOptions) -> Source:  # noqa: ARG002
@@ -97,14 +105,19 @@ class TarConfig(SourceConfig):
         rule = label_rule(options.labels, options.label_field, options.classes, options.image_field)
         if rule.member == "none":
             raise ConfigError("--labels none: what is packed needs labels; index such tars instead")
-        return tar_source([url], rule, options.num_classes, skip_bad=options.skip_bad)
+        return tar_source([url], rule, options.num_classes, options.split_name, skip_bad=options.skip_bad)
 
 
 def _table(options: SourceOptions) -> TableOptions:
     from vit_dist.data.pack.tables import TableOptions
 
     return TableOptions(
-        options.image_field, options.label_field, options.key_field, options.classes, options.num_classes
+        options.image_field,
+        options.label_field,
+        options.key_field,
+        options.classes,
+        options.num_classes,
+        options.split_name,
     )
 
 
@@ -119,10 +132,20 @@ def open_source(url: str, scratch: Path, options: SourceOptions | None = None) -
 
     Raises:
         DataError: missing, or nothing that can be packed.
-        ConfigError: an option that does not fit, or several plug-ins that do.
+        ConfigError: an option that does not fit, several plug-ins that do, or several splits of which none is chosen.
     """
     options = options or SourceOptions()
-    kind = options.kind or _recognised(url) or _kind(url)
+    if not url.strip():
+        raise DataError("SRC is empty (is a variable empty?); name what is to be packed, '.' for this directory")
+    given, split = url, ""
+    kind = options.kind or _recognised(url)
+    if not kind and len(urls := named(url)) == 1:
+        url = urls[0]
+    if kind in {"", "folder"} and (not kind or options.split_name) and not _by_name(url):
+        url, split = _folder_of_one_split(url, options.split_name)
+    if split:
+        told, options = options.split_name, replace(options, split_name="")
+    kind = kind or _kind(url)
     try:
         source = _config(kind)
     except ConfigError as error:
@@ -132,7 +155,12 @@ def open_source(url: str, scratch: Path, options: SourceOptions | None = None) -
         if name != "kind" and name not in source.options and getattr(options, name) != getattr(plain, name):
             flag = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{flag}: {redact(url)} is read as {source.title}, where this option means nothing")
-    return source.open(url, scratch, options)
+    opened = source.open(url, scratch, options)
+    if split:
+        opened.name = f"{url_name(given) or opened.name}-{split_of_folder(split)}"
+        if not told:
+            opened.notes.append(f"{redact(given)} holds the split {split!r} alone: packed is {redact(url)}")
+    return opened
 
 
 def _config(kind: str) -> SourceConfig:
@@ -155,13 +183,9 @@ def _recognised(url: str) -> str:
 
 
 def _kind(url: str) -> str:
-    name = url.rstrip("/").rpartition("/")[2]
-    if name.endswith(_LISTS):
-        return "list"
-    if name.endswith(".parquet"):
-        return "parquet"
-    if is_tar_name(name) or name.endswith(".json") or "{" in name or "*" in name:
-        return "tar"
+    kind = _by_name(url)
+    if kind:
+        return kind
     if not is_remote(url):
         path = local_path(url)
         if not path.exists():
@@ -179,7 +203,58 @@ def _kind(url: str) -> str:
             return "tar"
         if any(n.endswith(".parquet") for n, _ in files):
             return "parquet"
-    elif "data" in directories and any(n.endswith(".parquet") for n, _ in list_directory(f"{url.rstrip('/')}/data")[1]):
-        # A dataset as it is cloned from a hub.
+    # A dataset as it is cloned from a hub: data/, or a folder for each configuration.
+    elif any(_holds_parquet(join_url(url, name)) for name in directories[:_LOOKED_INTO]):
         return "parquet"
     return "folder"
+
+
+def _by_name(url: str) -> str:
+    """The kind that the name of a file, or what a pattern names, tells; '' for a directory, and where it tells none."""
+    if not is_remote(url) and local_path(url).is_dir():
+        return ""
+    urls = named(url)
+    name = url_name(urls[0]).lower()
+    if name.endswith(_LISTS):
+        return "list"
+    if name.endswith(".parquet"):
+        return "parquet"
+    return "tar" if name.endswith((".tar", ".json")) or len(urls) > 1 else ""
+
+
+def _holds_parquet(url: str, depth: int = 2) -> bool:
+    """Whether the files that are met first below a directory are Parquet."""
+    directories, files = list_directory(url)
+    if any(name.endswith(".parquet") for name, _ in files):
+        return True
+    if depth == 0 or any(is_image(name) for name, _ in files):
+        return False
+    return any(_holds_parquet(join_url(url, name), depth - 1) for name in directories[:_LOOKED_INTO])
+
+
+def _folder_of_one_split(url: str, split_name: str) -> tuple[str, str]:
+    """The directory of the split that is packed, and its name, where a folder holds a directory for each; else the
+    folder itself, and ''.
+
+    Raises:
+        ConfigError: it holds several, and none is named; or not the one that is named.
+    """
+    if not is_remote(url) and not local_path(url).is_dir():
+        return url, ""
+
+    def inside(name: str) -> tuple[list[str], bool]:
+        directories, files = list_directory(join_url(where, name))
+        return directories, any(is_image(name) for name, _ in files)
+
+    where = folder_url(url)
+    for _ in range(_LOOKED_INTO):
+        directories, files = list_directory(where)
+        splits = splits_among(directories, inside)
+        if splits:
+            split = choose_folder(where, splits, split_name)
+            return join_url(where, split), split
+        if len(directories) != 1 or any(is_image(name) for name, _ in files):
+            break
+        # photos/images/{train,val}: one directory alone is no choice of classes.
+        where = join_url(where, directories[0])
+    return url, ""

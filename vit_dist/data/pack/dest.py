@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
+from vit_dist.core import locks
 from vit_dist.core.errors import RunError
-from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path
+from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, redact
 from vit_dist.data.pack.plan import PLAN_FILE
 from vit_dist.data.pack.shards import STATE_FOLDER
 
 BAD_LIST = "bad.jsonl"
+_TRIES = 100
 
 
 def remove_markers(dest: str) -> None:
@@ -23,7 +25,7 @@ def remove_markers(dest: str) -> None:
             system, path = file_system(join_url(dest, STATE_FOLDER))
             system.invalidate_cache()
             if system.exists(path):
-                system.rm(path, recursive=True)
+                system.rm_tree(path)
     else:
         shutil.rmtree(local_path(dest) / STATE_FOLDER, ignore_errors=True)
 
@@ -36,7 +38,7 @@ def clear(dest: str) -> None:
             path = f"{root}/{folder}".rstrip("/")
             if not system.isdir(path):
                 continue
-            names = [e.rstrip("/").rpartition("/")[2] for e in system.ls(path, detail=False)]
+            names = system.names(path)
             # The manifest first: a reader that comes in between finds no dataset, not one with shards missing.
             shards = [n for n in names if n.startswith("shard-") and n.endswith((".tar", ".idx.npz"))]
             for name in ["manifest.json", PLAN_FILE, BAD_LIST, *shards]:
@@ -62,25 +64,34 @@ def claimed(dest: str, label: str) -> Iterator[None]:
         return
     folder = local_path(dest) / STATE_FOLDER
     created = not folder.parent.exists()
-    with explained(dest, "written to"):
-        folder.mkdir(parents=True, exist_ok=True)
     lock = folder / f"lock-{label}"
-    with explained(str(lock), "written"):
-        handle = os.open(lock, os.O_CREAT | os.O_RDWR)
-    try:
-        # The kernel drops the lock when the process dies, however it dies: there is no stale one to clean up.
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise RunError(f"{dest}: another process is packing into it right now; wait for it, or stop it") from None
-    try:
-        yield
-    finally:
-        os.close(handle)
-        lock.unlink(missing_ok=True)
-        # Empty folders are left by a packing that failed before its first shard; rmdir spares the others.
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-        if created:
+    with contextlib.ExitStack() as stack:
+        with explained(str(lock), "written"):
+            _lock(stack, lock, dest)
+        try:
+            yield
+        finally:
+            stack.close()
+            # Empty folders are left by a packing that failed before its first shard; rmdir spares the others.
             with contextlib.suppress(OSError):
-                folder.parent.rmdir()
+                folder.rmdir()
+            if created:
+                with contextlib.suppress(OSError):
+                    folder.parent.rmdir()
+
+
+def _lock(stack: contextlib.ExitStack, lock: Path, dest: str) -> None:
+    for left in reversed(range(_TRIES)):
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locks.held(lock, f"process {os.getpid()}\n", remove=True))
+        except locks.LockHeldError as error:
+            raise RunError(
+                f"{redact(dest)}: another process is packing into it right now ({error}); wait for it, or stop it"
+            ) from None
+        except (FileNotFoundError, FileExistsError):
+            # A packing that ends removes its empty folder, perhaps just when another makes it.
+            if not left:
+                raise
+            continue
+        return

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, read_bytes, redact
+from vit_dist.core.files import is_remote, join_url
 from vit_dist.data.pack.items import Item
+from vit_dist.data.ranges import RangeReader
 
 _FETCHES_IN_FLIGHT = 16
-_FETCH_ATTEMPTS = 3
+# Some six seconds without a byte. Lists of URLs from the web name many servers that are gone for good, and such an
+# image is listed as unreadable, to be tried again when the command is.
+_TRIES = 6
 
 
 class Fetcher:
@@ -20,7 +22,7 @@ class Fetcher:
 
     def __init__(self, base: str) -> None:
         self.base = base
-        self._files: dict[str, int] = {}
+        self._reader = RangeReader(tries=_TRIES)
 
     def fetch_all(self, items: Iterable[Item]) -> Iterator[tuple[Item, bytes | DataError]]:
         """Items with their bytes, or with the error in their place, in the order given."""
@@ -29,7 +31,7 @@ class Fetcher:
         if first is None:
             return
         items = itertools.chain([first], iterator)
-        if not is_remote(join_url(self.base, first.url)):
+        if not self._is_remote(first):
             for item in items:
                 yield item, self._try(item)
             return
@@ -44,39 +46,21 @@ class Fetcher:
                 yield done, future.result()
 
     def _try(self, item: Item) -> bytes | DataError:
-        url = join_url(self.base, item.url)
-        attempts = _FETCH_ATTEMPTS if is_remote(url) else 1
-        for attempt in range(1, attempts + 1):
-            try:
-                return self._fetch(url, item)
-            except DataError as error:
-                # What is not there will not come; a store that stumbles may answer the next time.
-                if attempt == attempts or "no such file" in str(error):
-                    return error
-        raise AssertionError
+        try:
+            url = join_url(self.base, item.url)
+            if item.offset < 0:
+                return self._reader.read_all(url)
+            return bytes(self._reader.read(url, item.offset, item.offset + item.num_bytes))
+        except DataError as error:
+            return error
 
-    def _fetch(self, url: str, item: Item) -> bytes:
-        if item.offset < 0:
-            return read_bytes(url)
-        with explained(url, "read"):
-            if is_remote(url):
-                system, path = file_system(url)
-                content = bytes(system.cat_file(path, start=item.offset, end=item.offset + item.num_bytes))
-            else:
-                if url not in self._files:
-                    # Open files are limited, and items come in random order: of many tars any may be the next one.
-                    if len(self._files) >= 256:
-                        self.close()
-                    self._files[url] = os.open(local_path(url), os.O_RDONLY)
-                content = os.pread(self._files[url], item.num_bytes, item.offset)
-        if len(content) != item.num_bytes:
-            raise DataError(
-                f"{redact(url)}: ends before byte {item.offset + item.num_bytes}; it changed while it was read"
-            )
-        return content
+    def _is_remote(self, item: Item) -> bool:
+        try:
+            return is_remote(join_url(self.base, item.url))
+        except DataError:
+            # Told of this item when its turn comes.
+            return False
 
     def close(self) -> None:
-        """Close the files it holds open."""
-        for file in self._files.values():
-            os.close(file)
-        self._files.clear()
+        """Close what it holds open, and give up what waits."""
+        self._reader.close()

@@ -15,6 +15,7 @@ import numpy as np
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.seeding import I64, hash64
+from vit_dist.core.urls import redact
 from vit_dist.data.grammar import MAX_CLASSES, LabelError, check_labels
 from vit_dist.data.order import permute_array
 from vit_dist.data.pack.keys import key_hash, repeated_hashes
@@ -66,8 +67,9 @@ class Item:
 
     @property
     def place(self) -> str:
-        """Where it comes from, for messages."""
-        return self.where or self.url
+        """Where it comes from, for messages; a signed URL without what signs it."""
+        place = self.where or self.url
+        return redact(place) if ":/" in place else place
 
 
 def safe_key(text: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vit_dist.core.errors import ConfigError, DataError
-from vit_dist.core.files import exists, explained, file_system, is_remote, join_url, read_bytes, redact
+from vit_dist.core.files import exists, explained, file_system, folder_url, is_remote, join_url, read_bytes, redact
 from vit_dist.data.pack.shards import STATE_FOLDER, DoneMarker, Task
 
 PLAN_FILE = "pack.json"
@@ -99,7 +99,7 @@ def unpacked_parts(dest: str, parts: int, expected: Mapping[str, Any] | None = N
         ConfigError: another packing lies there.
         DataError: the store cannot be asked.
     """
-    dest = dest.rstrip("/")
+    dest = folder_url(dest)
     url = join_url(dest, PLAN_FILE)
     if not exists(url):
         if exists(join_url(dest, "manifest.json")):
@@ -137,8 +137,7 @@ def read_markers(dest: str, tasks: Sequence[Task]) -> dict[Task, DoneMarker]:
         if is_remote(folder):
             # fsspec remembers listings: markers that other parts wrote since would be missed.
             system.invalidate_cache()
-        paths = system.ls(path, detail=False) if system.isdir(path) else []
-    names = {name.rpartition("/")[2] for name in paths}
+        names = set(system.names(path)) if system.isdir(path) else set()
     there = [task for task in tasks if task.marker.rpartition("/")[2] in names]
     with ThreadPoolExecutor(_READS_IN_FLIGHT, thread_name_prefix="markers") as pool:
         read = pool.map(lambda task: _marker(dest, task), there)

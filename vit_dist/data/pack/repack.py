@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from vit_dist.core.files import redact
+from vit_dist.core.files import redact, url_name
 from vit_dist.data.classes import names_beside
 from vit_dist.data.labels import LabelRule
 from vit_dist.data.members import image_of, is_image, part_of_sample
@@ -16,7 +16,9 @@ from vit_dist.data.tarheader import TarFormatError, walk
 from vit_dist.data.tars import find_tars
 
 
-def tar_source(urls: Sequence[str], rule: LabelRule, num_classes: int | None, *, skip_bad: bool = False) -> Source:
+def tar_source(
+    urls: Sequence[str], rule: LabelRule, num_classes: int | None, split_name: str = "", *, skip_bad: bool = False
+) -> Source:
     """The samples of tars. Keys are the tar's name and the old key, since old keys may repeat from tar to tar.
 
     The label is written as `.cls`, or into `.json` where there are several; other members are kept (`split_sample`).
@@ -26,8 +28,8 @@ def tar_source(urls: Sequence[str], rule: LabelRule, num_classes: int | None, *,
     """
     if rule.classes:
         rule = replace(rule, num_classes=num_classes)
-    tars = find_tars(urls)
-    stems = [tar.url.rpartition("/")[2].removesuffix(".tar") for tar in tars]
+    tars = find_tars(urls, split_name)
+    stems = [url_name(tar.url).removesuffix(".tar") for tar in tars]
     if len(set(stems)) != len(stems):
         stems = [f"{i:05d}-{stem}" for i, stem in enumerate(stems)]
 
@@ -51,10 +53,11 @@ def tar_source(urls: Sequence[str], rule: LabelRule, num_classes: int | None, *,
                     where=f"{redact(tar.url)}: sample {key!r}",
                 )
 
-    name = urls[0].rstrip("/").rpartition("/")[2].removesuffix(".tar")
+    name = url_name(urls[0]).removesuffix(".tar")
     classes = names_beside((tar.url for tar in tars), urls, rule)
     num_classes = num_classes or len(rule.classes) or None
-    return Source("tar", name, "", items, classes, num_classes, image_member=rule.image)
+    source = Source("tar", name, "", items, classes, num_classes, image_member=rule.image)
+    return source
 
 
 def split_sample(content: bytes, image_member: str) -> tuple[bytes, dict[str, bytes]]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.files import (
+    destination,
     exists,
     is_remote,
     join_url,
@@ -99,7 +100,7 @@ def pack(
         ConfigError: `dest` holds something else.
         RunError: another process packs into `dest` right now.
     """
-    dest = dest.rstrip("/")
+    dest = destination(dest, "DEST")
     label = f"{part[0] % part[1]}-of-{part[1]}" if part else "all"
     with contextlib.ExitStack() as stack:
         stack.enter_context(claimed(dest, label))
@@ -172,7 +173,7 @@ def merge(dest: str, *, max_bad: Fraction = Fraction(1, 100)) -> PackResult:
     Raises:
         DataError: shards are missing, or too many images were unreadable.
     """
-    dest = dest.rstrip("/")
+    dest = destination(dest, "DEST")
     plan_url = join_url(dest, PLAN_FILE)
     if not exists(plan_url):
         raise DataError(f"{redact(dest)}: nothing was packed here (no {PLAN_FILE}); run `vit-dist data pack` first")
@@ -235,6 +236,8 @@ def _list(source: Source, scratch: Path, say: Callable[[str], None], quiet: bool
     check_pairs(redact(source.base or source.name), listing.count if pairs else 0, source.num_classes)
     if source.num_classes is None:
         source.num_classes = largest + 1
+    for note in source.notes:
+        say(note)
     if source.num_ignored:
         shown = ", ".join(source.ignored) + (", ..." if source.num_ignored > len(source.ignored) else "")
         say(f"ignored {source.num_ignored:,} files that do not end like images: {shown}")

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
-from vit_dist.core.files import explained, file_system, is_remote, local_path, redact
+from vit_dist.core.files import explained, file_system, folder_url, is_remote, local_path, redact
 from vit_dist.core.registry import Plugin
 from vit_dist.data.grammar import ClassSpace, check_classes, class_name
 from vit_dist.data.labels import read_classes
 from vit_dist.data.members import IMAGE_EXTENSIONS
 from vit_dist.data.pack.items import Item, safe_key
+from vit_dist.data.splits import choose_folder, split_of_folder
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Source:
         image_member: where items are samples of a tar: the extension of the image, '' for the only one; else None.
         ignored: names of files that are no images, at most 5, and how many there are.
         left_out: samples without an image or a label, at most 5, each with the reason, and how many there are.
+        notes: what was taken, for people.
         wanted: given how many images there are, which of them this packing will read; a source that must copy images
             before they can be drawn in random order copies these only. None: all.
     """
@@ -54,6 +56,7 @@ class Source:
     num_ignored: int = 0
     left_out: list[str] = field(default_factory=list)
     num_left_out: int = 0
+    notes: list[str] = field(default_factory=list)
     wanted: Callable[[int], NDArray[np.bool_]] | None = None
 
     def ignore(self, name: str) -> None:
@@ -75,7 +78,7 @@ class SourceOptions:
 
     Attributes:
         kind: a name of SOURCES; '' looks.
-        split_name: which part of a folder of IDX files.
+        split_name: which split of a source that holds several.
         image_field: list, Parquet: the field with the image; tars: the extension of the image member.
         label_field: list, Parquet: the field with the labels; tars: the key in `.json`.
         key_field: list, Parquet: the field with unique keys.
@@ -133,14 +136,14 @@ def list_directory(url: str) -> tuple[list[str], list[tuple[str, int]]]:
     with explained(url, "listed"):
         if is_remote(url):
             system, path = file_system(url)
-            for entry in system.ls(path, detail=True):
-                name = entry["name"].rstrip("/").rpartition("/")[2]
-                if name.startswith(".") or entry["name"].rstrip("/") == path.rstrip("/"):
+            for listed in system.ls(path):
+                name = listed["name"].rstrip("/").rpartition("/")[2]
+                if name.startswith(".") or listed["name"].rstrip("/") == path.rstrip("/"):
                     continue
-                if entry["type"] == "directory":
+                if listed["type"] == "directory":
                     directories.append(name)
                 else:
-                    files.append((name, int(entry["size"] or 0)))
+                    files.append((name, int(listed["size"] or 0)))
         else:
             with os.scandir(local_path(url)) as entries:
                 for entry in entries:
@@ -156,7 +159,7 @@ def list_directory(url: str) -> tuple[list[str], list[tuple[str, int]]]:
     return sorted(directories), sorted(files)
 
 
-def folder_source(url: str, classes: tuple[str, ...] = ()) -> Source:
+def folder_source(url: str, classes: tuple[str, ...] = (), split_name: str = "", *, as_it_is: bool = False) -> Source:
     """Images in one directory per class, at any depth below it; classes are numbered in the order of their names.
 
     A key is the path without its extension, relative to the folder; with it where two images would have the same.
@@ -164,18 +167,21 @@ def folder_source(url: str, classes: tuple[str, ...] = ()) -> Source:
     Args:
         url: of the folder.
         classes: names in the order of their numbers, of which the directories may be some; (): the directories'.
+        split_name: where a class holds a directory for each split: which of them; '' refuses to mix them.
+        as_it_is: mix them.
 
     Raises:
         DataError: missing, empty, or not of this shape; a directory that is none of the classes, or is one as another
             is; a class without images (when it is listed).
+        ConfigError: classes that hold several splits, or not the one that is named (when it is listed).
     """
-    url = url.rstrip("/")
+    url = folder_url(url)
     directories, files = list_directory(url)
     where = redact(url)
     if not directories and not files:
         raise DataError(f"{where}: the folder is empty; expected a directory per class with images in it")
     if not directories:
-        hint = "images lie in it directly" if any(_is_image(name) for name, _ in files) else "it holds files only"
+        hint = "images lie in it directly" if any(is_image(name) for name, _ in files) else "it holds files only"
         raise DataError(
             f"{where}: no class directories: {hint}; put each class into a directory of its own, "
             f"or give a list (.csv, .jsonl)"
@@ -191,11 +197,15 @@ def folder_source(url: str, classes: tuple[str, ...] = ()) -> Source:
             raise DataError(f"{where}: the directory {name!r} is no class of --classes{did_you_mean(name, names)}")
 
     def items() -> Iterator[Item]:
+        above = () if is_remote(url) else (os.path.realpath(local_path(url)),)
         for name, _ in files:
             source.ignore(name)
         for name in directories:
             count, label = 0, numbers[class_name(name)]
-            for item in _walk(source, url, name, label, (os.path.realpath(local_path(url)),)):
+            held = list_directory(f"{url}/{name}")
+            if not as_it_is:
+                held = _of_one_split(f"{url}/{name}", *held, split_name)
+            for item in _walk(source, url, name, label, above, held):
                 count += 1
                 yield item
             if not count:
@@ -208,22 +218,44 @@ def folder_source(url: str, classes: tuple[str, ...] = ()) -> Source:
     return source
 
 
-def _walk(source: Source, root: str, folder: str, label: int, above: tuple[str, ...]) -> Iterator[Item]:
+def _of_one_split(
+    where: str, directories: list[str], files: list[tuple[str, int]], split_name: str
+) -> tuple[list[str], list[tuple[str, int]]]:
+    """What a class's directory holds; where it holds a directory for each split, of these the one that is named."""
+    splits = [name for name in directories if split_of_folder(name)]
+    kinds = {split_of_folder(name) for name in splits}
+    # cat/{train,test,masks}: two of them leave no doubt, one alone only where nothing lies beside it.
+    in_splits = len(kinds) > 1 or (bool(split_name) and bool(splits) and len(splits) == len(directories))
+    if in_splits and not any(is_image(name) for name, _ in files):
+        return [choose_folder(where, splits, split_name)], files
+    if split_name:
+        raise ConfigError(f"--split-name {split_name!r}: {redact(where)} does not hold a directory for each split")
+    return directories, files
+
+
+def _walk(
+    source: Source,
+    root: str,
+    folder: str,
+    label: int,
+    above: tuple[str, ...],
+    held: tuple[list[str], list[tuple[str, int]]] | None = None,
+) -> Iterator[Item]:
     url = f"{root}/{folder}"
     if not is_remote(url):
         real = os.path.realpath(local_path(url))
         if real in above:
             raise DataError(f"{url}: a link leads back to a folder above it; remove the link")
         above = (*above, real)
-    directories, files = list_directory(url)
+    directories, files = held or list_directory(url)
     stems: dict[str, int] = {}
     names = {name for name, _ in files}
     for name, _ in files:
-        if _is_image(name):
+        if is_image(name):
             stem = name.rpartition(".")[0]
             stems[stem] = stems.get(stem, 0) + 1
     for name, num_bytes in files:
-        if not _is_image(name):
+        if not is_image(name):
             source.ignore(f"{folder}/{name}")
             continue
         stem = name.rpartition(".")[0]
@@ -244,7 +276,8 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file is named like an image."""
     return name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS and "." in name
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,10 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
-from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, parent_url, redact
+from vit_dist.core.files import (
+    explained,
+    folder_url,
+    join_url,
+    parent_url,
+    redact,
+    url_name,
+)
+from vit_dist.core.text import text_file
 from vit_dist.data.grammar import ClassSpace, LabelError, Pairs, load_json, read_text, read_value
+from vit_dist.data.names import is_directory, named
 from vit_dist.data.pack.items import Item, safe_key
 from vit_dist.data.pack.sources import Source, list_directory
+from vit_dist.data.ranges import open_file
+from vit_dist.data.splits import ALL, choose_urls
 
 IMAGE_FIELDS = ("image", "path", "file", "file_name", "filename", "url", "image_path", "image_url", "img", "jpg", "png")
 LABEL_FIELDS = ("labels", "label", "class", "cls", "target", "category", "fine_label")
@@ -32,6 +42,7 @@ class TableOptions:
         key: field with keys, which must be unique; '' numbers the samples.
         classes: names that labels may be given by.
         num_classes: of the label space; None: the names, or the largest label + 1.
+        split: Parquet: which split, where names of files speak of several.
     """
 
     image: str = ""
@@ -39,6 +50,7 @@ class TableOptions:
     key: str = ""
     classes: tuple[str, ...] = ()
     num_classes: int | None = None
+    split: str = ""
 
 
 def list_source(url: str, options: TableOptions) -> Source:
@@ -59,7 +71,7 @@ def list_source(url: str, options: TableOptions) -> Source:
             key = safe_key(str(meta.pop(options.key))) if options.key else f"{number:09d}"
             yield Item(key, path, -1, -1, labels, weights, meta or None, f"{where}: {path}")
 
-    name = url.rpartition("/")[2].rpartition(".")[0]
+    name = url_name(url).rpartition(".")[0]
     return Source("list", name, parent_url(url), items, space.names, space.num_classes or len(space.names) or None)
 
 
@@ -68,24 +80,23 @@ class _Table:
 
     def __init__(self, url: str, options: TableOptions) -> None:
         self.url, self.options = url, options
-        self._is_text = url.endswith((".csv", ".tsv"))
+        self._ending = Path(url_name(url)).suffix.lower()
+        self._is_text = self._ending in {".csv", ".tsv"}
         self._given = ClassSpace(options.classes, options.num_classes)
         self._fields: tuple[str, str] | None = None
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Rows with their places."""
         where = redact(self.url)
-        with explained(self.url, "read"):
-            if is_remote(self.url):
-                system, path = file_system(self.url)
-                raw = system.open(path, "rb")
-            else:
-                raw = local_path(self.url).open("rb")
-            with raw, io.TextIOWrapper(raw, encoding="utf-8", newline="") as text:
-                try:
-                    yield from self._csv(text) if self._is_text else self._jsonl(text)
-                except UnicodeDecodeError as error:
-                    raise DataError(f"{where}: not text in UTF-8: {error}; write the list in UTF-8") from None
+        with explained(self.url, "read"), open_file(self.url) as raw:
+            try:
+                text = text_file(raw)
+            except ValueError as error:
+                raise DataError(f"{where}: {error}") from None
+            try:
+                yield from self._csv(text) if self._is_text else self._jsonl(text)
+            except UnicodeDecodeError as error:
+                raise DataError(f"{where}: is not text in UTF-8 ({error}); save it as UTF-8") from None
 
     def _jsonl(self, text: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, line in enumerate(text, 1):
@@ -101,7 +112,7 @@ class _Table:
             yield where, row
 
     def _csv(self, text: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        reader = csv.DictReader(text, delimiter="\t" if self.url.endswith(".tsv") else ",", strict=True)
+        reader = csv.DictReader(text, delimiter="\t" if self._ending == ".tsv" else ",", strict=True)
         try:
             for row in reader:
                 where = f"{redact(self.url)}:{reader.line_num}"
@@ -218,7 +229,7 @@ def parquet_source(url: str, scratch: Path, options: TableOptions) -> Source:
         DataError: missing, damaged, or without such columns.
     """
     pq = _pyarrow()
-    files = _parquet_files(url)
+    files = _parquet_files(url, options.split)
     where = redact(files[0])
     with _opened(pq, files[0]) as first:
         columns = first.schema_arrow.names
@@ -253,7 +264,7 @@ def parquet_source(url: str, scratch: Path, options: TableOptions) -> Source:
                         end += len(content)
                     number += 1
 
-    name = url.rstrip("/").rpartition("/")[2].removesuffix(".parquet")
+    name = url_name(url).removesuffix(".parquet") + (f"-{options.split}" if options.split not in {"", ALL} else "")
     num_classes = space.num_classes or len(space.names) or None
     source = Source("parquet", name, "", items, space.names, num_classes)
     return source
@@ -309,9 +320,7 @@ def _pyarrow() -> Any:
     return pyarrow.parquet
 
 
-def _parquet_files(url: str) -> list[str]:
-    if url.endswith(".parquet"):
-        return [url]
+def _parquet_files(url: str, split: str) -> list[str]:
     urls: list[str] = []
 
     def walk(folder: str) -> None:
@@ -320,10 +329,14 @@ def _parquet_files(url: str) -> list[str]:
         for name in directories:
             walk(join_url(folder, name))
 
-    walk(url.rstrip("/"))
+    for each in named(url):
+        if url_name(each).endswith(".parquet") and not is_directory(each):
+            urls.append(each)
+        else:
+            walk(folder_url(each))
     if not urls:
         raise DataError(f"{redact(url)}: no .parquet files in it")
-    return urls
+    return choose_urls(url, urls, split) if split or len(urls) > 1 else urls
 
 
 class _opened:  # noqa: N801 - used as a function
@@ -334,8 +347,7 @@ class _opened:  # noqa: N801 - used as a function
 
     def __enter__(self) -> Any:
         with explained(self._url, "read"):
-            system, path = file_system(self._url)
-            self._file = system.open(path, "rb")
+            self._file = open_file(self._url)
             try:
                 return self._pq.ParquetFile(self._file)
             except Exception as error:

@@ -22,6 +22,7 @@ from vit_dist import __version__
 from vit_dist.config.load import validate
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.registry import MODELS
+from vit_dist.core.text import read_text
 from vit_dist.models import ModelConfig
 from vit_dist.models._positions import Resampling
 from vit_dist.models.weights.adapt import Head, fit, shapes_of
@@ -203,8 +204,8 @@ def _arrays(path: Path) -> State:
 
 def _read_hugging_face(path: Path, options: LoadOptions) -> Weights:
     try:
-        described = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError) as error:
+        described = json.loads(read_text(path / "config.json"))
+    except (DataError, ValueError) as error:
         raise DataError(f"{path}: no folder of Hugging Face: config.json: {error}") from None
     files = sorted(path.glob("*.safetensors"))
     if not files:

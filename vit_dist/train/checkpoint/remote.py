@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from vit_dist.core.errors import CheckpointError, DataError
-from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, read_bytes, redact, write_bytes
+from vit_dist.core.files import (
+    explained,
+    file_system,
+    folder_url,
+    is_remote,
+    join_url,
+    local_path,
+    read_bytes,
+    redact,
+    write_bytes,
+)
 from vit_dist.core.log import log
-from vit_dist.core.run.checkpoints import MARKER, step_of
-from vit_dist.train.checkpoint.store import FETCHING, Retention, Saved, saved_of, summaries
+from vit_dist.core.run.checkpoints import MARKER, parse_marker, step_of
+from vit_dist.train.checkpoint.store import FETCHING, Retention, Saved, remove, saved_of, summaries
 
 _IN_FLIGHT = 4
 
@@ -28,7 +36,7 @@ class Uploader:
     """
 
     def __init__(self, root: Path, remote: str, retention: Retention) -> None:
-        self._root, self._remote, self._retention = root, remote.rstrip("/"), retention
+        self._root, self._remote, self._retention = root, folder_url(remote), retention
         self._waiting: Path | None = None
         self._failed: Path | None = None
         self._wake = threading.Condition()
@@ -68,28 +76,34 @@ class Uploader:
                 # Retention has removed it meanwhile; a newer one is coming.
                 self._failed = None
             except Exception as error:
-                self._failed = checkpoint
-                log(
-                    f"  {redact(self._remote)}: {checkpoint.name} COULD NOT BE COPIED: {redact(str(error))}. Training "
-                    f"continues; the local checkpoint is complete, and the next one is tried again"
-                )
+                gone = not (checkpoint / MARKER).exists()
+                self._failed = None if gone else checkpoint
+                if not gone:
+                    log(
+                        f"  {redact(self._remote)}: {checkpoint.name} COULD NOT BE COPIED: {redact(str(error))}. "
+                        f"Training continues; the local checkpoint is complete, and the next one is tried again"
+                    )
             with self._wake:
                 self._busy = False
                 self._wake.notify_all()
 
     def _prune(self) -> None:
-        copies = {name: step for name in remote_steps(self._remote) if (step := step_of(name)) is not None}
+        copies = _copies(self._remote)
         local = {s.step: s for s in summaries(self._root)}
-        # Of what is no longer here the copy's own marker is read.
-        saved = [local.get(step) or _remote_summary(self._remote, name) for name, step in copies.items()]
-        keep = self._retention.steps_to_keep([s for s in saved if s is not None])
+        # Of what is no longer here the copy's own marker is read. One that cannot be read is left, as on the disk.
+        complete = [name for name, is_complete in copies.items() if is_complete]
+        found = {name: local.get(step_of(name) or 0) or _remote_summary(self._remote, name) for name in complete}
+        saved = {name: summary for name, summary in found.items() if summary is not None}
+        keep = self._retention.steps_to_keep(list(saved.values()))
+        newest = max(complete, default="")
+        # Without a marker, and older than what is complete: half sent, or half removed, by an attempt that died.
+        half = [name for name, is_complete in copies.items() if not is_complete and name < newest]
         fs, root = file_system(self._remote)
-        for name, step in copies.items():
-            if step not in keep:
-                # The marker first: half removed, a copy must not look complete.
-                with contextlib.suppress(FileNotFoundError):
-                    fs.rm_file(f"{root}/{name}/{MARKER}")
-                fs.rm(f"{root}/{name}", recursive=True)
+        for name in [*(name for name, s in saved.items() if s.step not in keep), *half]:
+            # The marker first: half removed, a copy must not look complete.
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm_file(f"{root}/{name}/{MARKER}")
+            fs.rm_tree(f"{root}/{name}")
 
 
 def upload(checkpoint: Path, remote: str) -> None:
@@ -99,7 +113,10 @@ def upload(checkpoint: Path, remote: str) -> None:
         DataError: the store refused, or is away.
         FileNotFoundError: the checkpoint has gone meanwhile.
     """
-    marker = json.loads((checkpoint / MARKER).read_text())
+    content = (checkpoint / MARKER).read_bytes()
+    marker, problem = parse_marker(content)
+    if problem:
+        raise CheckpointError(f"{checkpoint}: {problem}")
     base = join_url(remote, checkpoint.name)
     fs, root = file_system(base)
 
@@ -113,7 +130,7 @@ def upload(checkpoint: Path, remote: str) -> None:
         for done in [pool.submit(put, name) for name in sorted(marker["files"])]:
             done.result()
     # Last, as on the disk: a copy without its marker is not there.
-    write_bytes(join_url(base, MARKER), json.dumps(marker, indent=1).encode())
+    write_bytes(join_url(base, MARKER), content)
 
 
 def remote_steps(remote: str) -> list[str]:
@@ -122,15 +139,21 @@ def remote_steps(remote: str) -> list[str]:
     Raises:
         DataError: the store cannot be asked: that is not the same as holding nothing.
     """
-    fs, root = file_system(remote.rstrip("/"))
+    return sorted((name for name, is_complete in _copies(remote).items() if is_complete), reverse=True)
+
+
+def _copies(remote: str) -> dict[str, bool]:
+    """Names of the checkpoints that have files there, each with whether it has its marker."""
+    fs, root = file_system(folder_url(remote))
     with explained(remote, "listed"):
         fs.invalidate_cache()
         try:
             paths = fs.find(root)
         except FileNotFoundError:
-            return []
-    names = {path.split("/")[-2] for path in paths if path.endswith(f"/{MARKER}")}
-    return sorted((n for n in names if step_of(n) is not None), reverse=True)
+            return {}
+    places = [path.split("/")[-2:] for path in paths if "/" in path]
+    complete = {folder for folder, name in places if name == MARKER}
+    return {folder: folder in complete for folder, _ in places if step_of(folder) is not None}
 
 
 def fetch(remote: str, name: str, root: Path) -> Path:
@@ -140,12 +163,12 @@ def fetch(remote: str, name: str, root: Path) -> Path:
         DataError: the store cannot be read.
         CheckpointError: its marker is not one.
     """
-    base, partial, final = join_url(remote.rstrip("/"), name), root / f"{FETCHING}{name}", root / name
-    try:
-        content = read_bytes(join_url(base, MARKER))
-        files: dict[str, Any] = json.loads(content)["files"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{redact(base)}: its {MARKER} cannot be read: {error}") from None
+    base, partial, final = join_url(folder_url(remote), name), root / f"{FETCHING}{name}", root / name
+    content = read_bytes(join_url(base, MARKER))
+    # Whoever can write to the store could name any file in it: only names of ours become paths here.
+    marker, problem = parse_marker(content)
+    if problem:
+        raise CheckpointError(f"{redact(base)}: {problem}")
     partial.mkdir(parents=True, exist_ok=True)
     fs, remote_root = file_system(base)
 
@@ -154,15 +177,18 @@ def fetch(remote: str, name: str, root: Path) -> Path:
             fs.get_file(f"{remote_root}/{name}", str(partial / name))
 
     with ThreadPoolExecutor(_IN_FLIGHT, "fetch") as pool:
-        for done in [pool.submit(get, name) for name in sorted(files)]:
+        for done in [pool.submit(get, name) for name in sorted(marker["files"])]:
             done.result()
     write_bytes(str(partial / MARKER), content)
+    # Whatever lies there was found damaged, or is what a kill has left.
+    remove(final)
     partial.rename(final)
     return final
 
 
 def _remote_summary(remote: str, name: str) -> Saved | None:
     try:
-        return saved_of(json.loads(read_bytes(join_url(join_url(remote, name), MARKER))))
+        marker, problem = parse_marker(read_bytes(join_url(join_url(remote, name), MARKER)))
+        return None if problem else saved_of(marker)
     except (DataError, ValueError, KeyError, TypeError):
         return None

@@ -4,22 +4,24 @@ A checkpoint is verified before it is read (sizes, checksums) and judged after (
 is logged. Where there is none here and copies are kept elsewhere, the newest copy is fetched first. See saver.py for
 writing, store.py for what lies where.
 
-Every rank walks the same candidates and decides on each from gathered answers: a rank that took another one than its
-peers would train a mixture of two steps.
+Rank 0 lists the candidates and reads their markers, every rank walks that list and decides on each from gathered
+answers: a rank that took another one than its peers would train a mixture of two steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from vit_dist.config.load import differences
 from vit_dist.core.errors import CheckpointError, VitDistError
 from vit_dist.core.files import redact
 from vit_dist.core.log import WARNING, log
-from vit_dist.core.run.checkpoints import committed, read_marker
+from vit_dist.core.process import wait_until
+from vit_dist.core.run.checkpoints import MARKER, committed, read_marker
 from vit_dist.core.world import World
 from vit_dist.engines._collectives import all_gather_object, broadcast_object
 from vit_dist.engines._layout import completed
@@ -27,7 +29,12 @@ from vit_dist.engines._protocol import Engine
 from vit_dist.train.checkpoint.format import SliceSource
 from vit_dist.train.checkpoint.probe import Probe
 from vit_dist.train.checkpoint.remote import fetch, remote_steps
-from vit_dist.train.checkpoint.store import remove, verify_files
+from vit_dist.train.checkpoint.store import verify_files
+
+T = TypeVar("T")
+
+_VISIBLE_S = 30.0
+_POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -65,17 +72,19 @@ def restore(
         CheckpointError: of another recipe (says what differs), or all are damaged.
         DataError: there is none here and the copies cannot be asked for.
     """
-    candidates = committed(root)
-    for path in candidates:
-        restored = _restore_one(path, engine, identity, world, probe)
+    # Rank 0's listing decides: another node's view of a shared file system may be seconds old.
+    candidates = on_main(lambda: [path.name for path in committed(root)], world)
+    for name in candidates:
+        restored = _restore_one(root / name, engine, identity, world, probe)
         if restored is not None:
             return restored
-    copies = _on_main(lambda: remote_steps(remote), world) if remote else []
+    copies = on_main(lambda: remote_steps(remote), world) if remote else []
     for name in copies:
         if world.is_main:
             log(f"  fetching {name} from {redact(remote)}")
-        path = _on_main(lambda name=name: _replace(remote, name, root), world)
-        restored = _restore_one(path, engine, identity, world, probe)
+        # A local one of this name was verified a moment ago, and is damaged: it is replaced.
+        on_main(partial(fetch, remote, name, root), world)
+        restored = _restore_one(root / name, engine, identity, world, probe)
         if restored is not None:
             return restored
     if candidates or copies:
@@ -101,7 +110,9 @@ def restore_from(path: Path, engine: Engine, identity: dict[str, Any], world: Wo
 def _restore_one(
     path: Path, engine: Engine, identity: dict[str, Any], world: World, probe: Probe | None
 ) -> Restored | None:
-    marker, problem = read_marker(path)
+    marker, problem = on_main(lambda: read_marker(path), world)
+    # What rank 0 has just read may take its time to show on another node.
+    wait_until(lambda: bool(problem) or (path / MARKER).exists(), _VISIBLE_S, _POLL_S)
     problem = problem or verify_files(path, marker, world)
     # Each of the three stages ends in a collective, and the next begins only where no rank has a problem: loading and
     # the probe are collectives themselves, which a rank with a damaged file could not join.
@@ -134,9 +145,10 @@ def all_problems(problem: str, world: World) -> list[str]:
     return [p for p in all_gather_object(problem, world) if p]
 
 
-def _on_main(work: Any, world: World) -> Any:
+def on_main(work: Callable[[], T], world: World) -> T:
     """What a function returns on rank 0, on every rank; or what it raises there. A collective."""
-    value, error = None, None
+    value: T | None = None
+    error: VitDistError | None = None
     if world.is_main:
         try:
             value = work()
@@ -145,14 +157,7 @@ def _on_main(work: Any, world: World) -> Any:
     value, error = broadcast_object((value, error), world)
     if error is not None:
         raise error
-    return value
-
-
-def _replace(remote: str, name: str, root: Path) -> Path:
-    # A local one of this name was verified a moment ago, and is damaged.
-    if (root / name).exists():
-        remove(root / name)
-    return fetch(remote, name, root)
+    return cast(T, value)
 
 
 def _check_belongs(path: Path, marker: dict[str, Any], identity: dict[str, Any]) -> None:
@@ -161,6 +166,28 @@ def _check_belongs(path: Path, marker: dict[str, Any], identity: dict[str, Any])
         raise CheckpointError(
             f"{path}: a checkpoint of another recipe: {'; '.join(changes)}. Restore these settings, or start in "
             f"another --run-dir"
+        )
+
+
+def agree_on_place(place: tuple[int, int], path: Path, world: World) -> None:
+    """Refuse to go on where ranks stand at different places of a run. A collective.
+
+    Args:
+        place: (step, position) of this rank's train state, once the weights are loaded.
+        path: of the checkpoint it was restored from, on this rank.
+        world: this rank's place.
+
+    Raises:
+        CheckpointError: they differ; says which rank stands where.
+    """
+    places = all_gather_object((*place, path.name), world)
+    other = next((rank for rank, there in enumerate(places) if there != places[0]), None)
+    if other is not None:
+        here, there = places[0], places[other]
+        raise CheckpointError(
+            f"{path.parent}: rank 0 has restored step {here[0]}, position {here[1]} ({here[2]}), rank {other} step "
+            f"{there[0]}, position {there[1]} ({there[2]}): ranks see different files; see that the run directory is "
+            f"on one shared file system"
         )
 
 

@@ -26,18 +26,18 @@ from vit_dist.core.log import WARNING, log
 from vit_dist.core.memory import available_memory
 from vit_dist.core.run.checkpoints import FORMAT, MARKER, partial_name, rank_file, step_name
 from vit_dist.core.run.directory import RunDir
-from vit_dist.core.units import format_bytes, format_seconds
+from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
 from vit_dist.engines._collectives import all_gather_object, barrier, broadcast_object
 from vit_dist.engines._protocol import Engine
 from vit_dist.engines._slices import EngineState
 from vit_dist.train.checkpoint.format import Snapshot
 from vit_dist.train.checkpoint.host_memory import HostMemory, expected_bytes, pins, taken_bytes
+from vit_dist.train.checkpoint.parts import finish_part, forget_parts, wait_for_parts
 from vit_dist.train.checkpoint.remote import Uploader
 from vit_dist.train.checkpoint.store import Retention, drop_after, no_disk_headroom, prune, remove, sync_directory
 from vit_dist.train.health.patience import DEFAULT
 
-_POLL_S = 0.02
 # Fraction of a copy's size that is left to whatever else wants memory meanwhile.
 _HEADROOM = 0.1
 
@@ -255,15 +255,16 @@ class Saver:
         try:
             partial.mkdir(parents=True, exist_ok=True)
             digest = snapshot.write(partial / name)
-            done = {"bytes": snapshot.num_bytes, "xxh128": digest}
-            write_bytes(str(partial / f"{name}.done.json"), json.dumps(done).encode())
+            finish_part(partial, self._world.rank, snapshot.num_bytes, digest)
         # Whatever it was: in a thread it would be lost, and the other ranks would wait for this part.
         except Exception as error:
             self._write_error = f"rank {self._world.rank}: {type(error).__name__}: {error}"
 
     def _commit(self, partial: Path, contents: Contents, began: float) -> None:
         try:
-            files = self._wait_for_parts(partial, began)
+            files = wait_for_parts(
+                partial, self._world.size, self._abort, lambda: self._write_error, self._peers_s, began
+            )
             marker = {
                 "format": FORMAT,
                 "vit_dist": __version__,
@@ -275,15 +276,13 @@ class Saver:
                 **contents.extras,
             }
             write_bytes(str(partial / MARKER), json.dumps(marker, indent=1).encode())
-            for name in files:
-                (partial / f"{name}.done.json").unlink()
+            forget_parts(partial, self._world.size)
             final = self._root / step_name(int(contents.state["step"]))
             # As late as can be: between this look and the rename an attempt that was suspended here could still commit
             # over a newer one's, which is a moment in place of the minutes that writing takes.
             self._check_owner()
             # An attempt before this one got as far, and its checkpoint was skipped as damaged.
-            if final.exists():
-                remove(final) if (final / MARKER).exists() else shutil.rmtree(final)
+            remove(final)
             # The commit. Then the directory's entry: without it the rename may be lost with the machine's power though
             # the files are on the disk.
             partial.rename(final)
@@ -304,24 +303,6 @@ class Saver:
             log(f"  {self._root}: an old checkpoint could not be removed: {error}", WARNING)
         if self.uploader is not None:
             self.uploader.submit(final)
-
-    def _wait_for_parts(self, partial: Path, began: float) -> dict[str, dict[str, Any]]:
-        files: dict[str, dict[str, Any]] = {}
-        while len(files) < self._world.size:
-            for rank in range(self._world.size):
-                name = rank_file(rank)
-                done = partial / f"{name}.done.json"
-                if name not in files and done.exists():
-                    files[name] = json.loads(done.read_text())
-            if len(files) < self._world.size:
-                if self._abort.wait(_POLL_S) or self._write_error:
-                    raise RunError(self._write_error or "another rank could not write its part")
-                if time.monotonic() - began > self._peers_s:
-                    missing = [r for r in range(self._world.size) if rank_file(r) not in files]
-                    raise RunError(
-                        f"ranks {missing[:8]} have not written their parts in {format_seconds(self._peers_s)}"
-                    )
-        return files
 
     def _check_owner(self) -> None:
         superseded = self._directory.superseded_by(self._token)

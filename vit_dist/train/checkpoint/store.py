@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import secrets
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_dist.core.metrics import ACCURACY, Metric
-from vit_dist.core.run.checkpoints import MARKER, committed, partial, read_marker, step_name, step_of
+from vit_dist.core.run.checkpoints import committed, leftovers, read_marker, removing_name, step_name, step_of
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
 from vit_dist.train.checkpoint.format import checksum
@@ -111,11 +112,16 @@ def prune(root: Path, retention: Retention) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint."""
-    # Its marker first: half removed, it must not look committed.
+    """Remove a checkpoint, if it is there.
+
+    Raises:
+        OSError: it cannot be renamed. What cannot be removed after that is left for `sweep`.
+    """
+    # Renamed first: half removed, it must not look committed, nor be left where nobody looks for it.
+    doomed = path.with_name(removing_name(path.name, secrets.token_hex(4)))
     with contextlib.suppress(FileNotFoundError):
-        (path / MARKER).unlink()
-    shutil.rmtree(path)
+        path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def drop_after(root: Path, step: int) -> None:
@@ -126,8 +132,8 @@ def drop_after(root: Path, step: int) -> None:
 
 
 def sweep(root: Path) -> None:
-    """Remove what attempts left that died while they wrote."""
-    for old in (*partial(root), *root.glob(f"{FETCHING}*")):
+    """Remove what attempts left that died while they wrote, fetched or removed a checkpoint."""
+    for old in (*leftovers(root), *root.glob(f"{FETCHING}*")):
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -56,16 +56,24 @@ def checkpoint_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: none is there, or none is intact.
     """
+    chosen, marker = intact_checkpoint(path)
+    source = SliceSource([chosen / name for name in sorted(marker["files"])])
+    return {name: source.tensor(kind, name) for kind, name in source.names() if kind in (WEIGHT, BUFFER)}, marker
+
+
+def intact_checkpoint(path: Path) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint, or the newest intact one of a run, and its marker.
+
+    Raises:
+        CheckpointError: none is there, or none is intact.
+    """
     problems = []
     for candidate in _candidates(path)[1]:
         marker, problem = read_marker(candidate)
         problem = problem or verify_files(candidate, marker, World())
-        if problem:
-            problems.append(f"{candidate.name}: {problem}")
-            continue
-        source = SliceSource([candidate / name for name in sorted(marker["files"])])
-        state = {name: source.tensor(kind, name) for kind, name in source.names() if kind in (WEIGHT, BUFFER)}
-        return state, marker
+        if not problem:
+            return candidate, marker
+        problems.append(f"{candidate.name}: {problem}")
     raise CheckpointError(f"{path}: no intact checkpoint in it{': ' if problems else ''}{'; '.join(problems)}")
 
 

@@ -9,7 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vit_dist.core.errors import DataError, VitDistError
-from vit_dist.core.files import exists, explained, file_system, is_remote, join_url, local_path, redact
+from vit_dist.core.files import (
+    exists,
+    explained,
+    file_system,
+    folder_url,
+    is_remote,
+    join_url,
+    local_path,
+    parent_url,
+    redact,
+    url_name,
+)
 from vit_dist.core.log import log
 from vit_dist.core.run.checkpoints import MARKER
 from vit_dist.models.weights.files import FORMS
@@ -35,13 +46,13 @@ def uploaded(url: str) -> Iterator[str]:
         yield url
         return
     is_folder = url.endswith("/")
-    name = url.rstrip("/").rpartition("/")[2]
+    name = url_name(url)
     with tempfile.TemporaryDirectory(prefix="vit-dist-weights-") as folder:
         here = Path(folder) / name
         with errors_naming(url, here):
             yield f"{here}/" if is_folder else str(here)
         for path in sorted(here.iterdir()) if here.is_dir() else [here]:
-            target = join_url(url.rstrip("/"), path.name) if here.is_dir() else url
+            target = join_url(folder_url(url), path.name) if here.is_dir() else url
             fs, remote_path = file_system(target)
             with explained(target, "written"):
                 fs.put_file(str(path), remote_path)
@@ -64,11 +75,11 @@ def download(url: str, scratch: Path) -> Path:
     """
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    base, _, name = url.rstrip("/").rpartition("/")
+    base, name = parent_url(folder_url(url)), url_name(url)
     log(f"  fetching {redact(url)}")
-    if exists(join_url(url.rstrip("/"), MARKER)):
+    if exists(join_url(folder_url(url), MARKER)):
         return fetch(base, name, scratch)
-    if exists(join_url(url.rstrip("/"), "config.json")):
+    if exists(join_url(folder_url(url), "config.json")):
         _copy_folder(url, scratch)
         return scratch
     steps = remote_steps(url)
@@ -81,12 +92,12 @@ def download(url: str, scratch: Path) -> Path:
 
 
 def _copy_folder(url: str, to: Path) -> None:
-    fs, remote_path = file_system(url.rstrip("/"))
+    fs, remote_path = file_system(folder_url(url))
     with explained(url, "listed"):
-        names = [path.rpartition("/")[2] for path in fs.ls(remote_path, detail=False)]
+        names = fs.names(remote_path)
     for name in names:
         if name.endswith((".json", ".safetensors")):
-            _copy(join_url(url.rstrip("/"), name), to / name)
+            _copy(join_url(folder_url(url), name), to / name)
 
 
 def _copy(url: str, to: Path) -> None:

@@ -2,7 +2,8 @@
 
 Collectives wait for a dead peer for minutes. So every rank keeps one TCP connection to rank 0, on which hardly anything
 is ever sent: when a process dies its kernel closes the connection, when a node dies keep-alive finds out in some ten
-seconds. Rank 0 tells the others. Ranks that end as they should send `bye` before they close it.
+seconds. Rank 0 tells the others. Ranks that end as they should send `bye` before they close it. A connection counts as
+a rank's once it has said the token that rank 0 gave them over the process group; others harm nobody (strangers.py).
 This needs no parent process: it is the same under srun, torchrun or `vit-dist train --nproc`.
 """
 
@@ -11,24 +12,45 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
+import secrets
 import selectors
 import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vit_dist.core.exit_codes import HUNG, PEER_LOST
 from vit_dist.core.log import ERROR, WARNING, log
+from vit_dist.core.network import listen
 from vit_dist.core.units import format_seconds
 from vit_dist.core.world import World
 from vit_dist.train.health.flight_recorder import write_record
 from vit_dist.train.health.patience import Patience
+from vit_dist.train.health.strangers import Strangers, greeting
 
 # A rank that meets the same error as the one that is gone gets to log it itself before it is ended.
 _GRACE_S = 2.0
 _CONNECT_S = 60.0
+_TRIES = 5
+_PAUSE_S = 0.5
+_WELCOME = "welcome"
+# Beside one for each rank.
+_BACKLOG = 64
+
+Place = tuple[str, int, str]
+"""Where rank 0 listens, host and port, and the token by which it knows a rank."""
+
+
+@dataclass
+class _Peer:
+    """What rank 0 knows of a rank that is linked to it."""
+
+    name: str
+    leaving: bool = False
+    pending: bytes = b""
 
 
 class Monitor:
@@ -36,7 +58,7 @@ class Monitor:
 
     Args:
         world: this rank's place.
-        exchange: gives rank 0's (host, port) to every rank: a collective.
+        exchange: gives rank 0's (host, port, token) to every rank: a collective.
         lost: called once, from a thread, with what happened; it ends the process.
         dump_stacks: called from a thread when another rank hangs.
     """
@@ -44,7 +66,7 @@ class Monitor:
     def __init__(
         self,
         world: World,
-        exchange: Callable[[tuple[str, int] | None], tuple[str, int]],
+        exchange: Callable[[Place | None], Place],
         lost: Callable[[str], None],
         dump_stacks: Callable[[], None],
     ) -> None:
@@ -52,25 +74,17 @@ class Monitor:
         self._closing = False
         self._links: list[socket.socket] = []
         if world.is_main:
-            server = socket.create_server(("", 0), backlog=world.size)
-            exchange((os.environ.get("MASTER_ADDR", "127.0.0.1"), int(server.getsockname()[1])))
-            work: Callable[[], None] = lambda: self._serve(server)  # noqa: E731
+            server, token = listen(backlog=world.size + _BACKLOG), secrets.token_hex(16)
+            exchange((os.environ.get("MASTER_ADDR", "127.0.0.1"), int(server.getsockname()[1]), token))
+            work: Callable[[], None] = lambda: self._serve(server, token)  # noqa: E731
         else:
-            address = exchange(None)
+            place = exchange(None)
             try:
-                link = socket.create_connection(address, timeout=_CONNECT_S)
+                self._links.append(self._connect(place))
             except OSError as error:
-                log(
-                    f"rank {world.rank}: cannot reach rank 0 at {address[0]}:{address[1]} ({error}): it is not watched",
-                    WARNING,
-                )
+                self._not_watched(place, str(error))
                 return
-            # A read blocks for as long as all is well: that rank 0 is gone shows as its end, never as a time-out.
-            link.settimeout(None)
-            _keep_alive(link)
-            link.sendall(f"rank {world.rank}\n".encode())
-            self._links.append(link)
-            work = lambda: self._listen(link)  # noqa: E731
+            work = lambda: self._listen(place)  # noqa: E731
         threading.Thread(target=work, name="monitor", daemon=True).start()
 
     def send(self, message: str) -> None:
@@ -84,64 +98,112 @@ class Monitor:
         self._closing = True
         self.send("bye")
 
-    def _listen(self, link: socket.socket) -> None:
-        pending = b""
+    def _connect(self, place: Place) -> socket.socket:
+        host, port, token = place
+        link = socket.create_connection((host, port), timeout=_CONNECT_S)
+        # A read blocks for as long as all is well: that rank 0 is gone shows as its end, never as a time-out.
+        link.settimeout(None)
+        _keep_alive(link)
+        link.sendall(greeting(self._world.rank, token))
+        return link
+
+    def _not_watched(self, place: Place, why: str) -> None:
+        rank = self._world.rank
+        log(f"rank {rank}: cannot reach rank 0 at {place[0]}:{place[1]} ({why}): it is not watched", WARNING)
+
+    def _listen(self, place: Place) -> None:
+        for attempt in range(_TRIES):
+            if attempt:
+                # It was closed before rank 0 had taken it for a rank's: rank 0 had too many others at its door.
+                time.sleep(attempt * _PAUSE_S)
+                try:
+                    self._links[:] = [self._connect(place)]
+                except OSError:
+                    self._lost("rank 0 is gone")
+                    return
+            with self._links[0] as link:
+                if self._follow(link) or self._closing:
+                    return
+        self._not_watched(place, f"it has closed {_TRIES} connections")
+
+    def _follow(self, link: socket.socket) -> bool:
+        """Do what rank 0 says until it ends. Returns False where it never said that it knows this rank."""
+        pending, welcome = b"", False
         while True:
             try:
                 received = link.recv(4096)
             except OSError:
                 received = b""
             if not received:
-                if not self._closing:
+                if welcome and not self._closing:
                     self._lost("rank 0 is gone")
-                return
+                return welcome
             *lines, pending = (pending + received).split(b"\n")
             for line in lines:
-                kind, _, rest = line.decode().partition(" ")
-                if kind == "bye":
+                kind, _, rest = line.decode(errors="replace").partition(" ")
+                if kind == _WELCOME:
+                    welcome = True
+                elif kind == "bye":
                     self._closing = True
                 elif kind == "lost" and not self._closing:
                     self._lost(rest)
                 elif kind == "stacks":
                     self._dump_stacks()
 
-    def _serve(self, server: socket.socket) -> None:
-        names: dict[socket.socket, str] = {}
-        leaving: set[socket.socket] = set()
-        with selectors.DefaultSelector() as ready:
-            ready.register(server, selectors.EVENT_READ)
-            while True:
-                for key, _ in ready.select():
-                    if key.fileobj is server:
-                        link, _ = server.accept()
-                        _keep_alive(link)
-                        ready.register(link, selectors.EVENT_READ)
-                        names[link] = "a rank"
-                        self._links.append(link)
-                        continue
-                    link = key.fileobj  # type: ignore[assignment]
-                    try:
-                        received = link.recv(4096)
-                    except OSError:
-                        received = b""
-                    for line in received.decode(errors="replace").splitlines():
-                        self._handle_line(line, link, names, leaving)
-                    # Whoever closed its connection without a `bye` before has died.
-                    if not received:
+    def _serve(self, server: socket.socket, token: str) -> None:
+        ranks: dict[Any, _Peer] = {}
+        with server, selectors.DefaultSelector() as ready:
+            strangers = Strangers(server, self._world.size, token, ready)
+            while self._links or not self._closing:
+                for key, _ in ready.select(strangers.patience_s()):
+                    link: Any = key.fileobj
+                    if link is server:
+                        strangers.accept()
+                    elif link in strangers:
+                        known = strangers.hear(link)
+                        if known is not None:
+                            ranks[link] = self._welcome(link, *known)
+                    elif not self._hear(link, ranks[link]):
                         ready.unregister(link)
-                        self._links.remove(link)
-                        if link not in leaving and not self._closing:
-                            self.send(f"lost {names[link]} is gone")
-                            self._lost(f"{names[link]} is gone")
+                        link.close()
+                strangers.drop_overdue()
+            strangers.drop_all()
 
-    def _handle_line(self, line: str, link: Any, names: dict[Any, str], leaving: set[Any]) -> None:
-        if line.startswith("rank "):
-            names[link] = line
-        elif line == "bye":
-            leaving.add(link)
-        elif line == "stacks":
-            self.send("stacks")
-            self._dump_stacks()
+    def _welcome(self, link: socket.socket, rank: int, said: bytes) -> _Peer:
+        """Take a connection for a rank's: as of now, what becomes of it is the run's concern."""
+        link.settimeout(None)
+        _keep_alive(link)
+        self._links.append(link)
+        with contextlib.suppress(OSError):
+            link.sendall(f"{_WELCOME}\n".encode())
+        peer = _Peer(f"rank {rank}")
+        self._take(peer, said)
+        return peer
+
+    def _hear(self, link: socket.socket, peer: _Peer) -> bool:
+        """Read what a rank says. Returns False where it has ended."""
+        try:
+            received = link.recv(4096)
+        except OSError:
+            received = b""
+        self._take(peer, received)
+        if received:
+            return True
+        self._links.remove(link)
+        # Whoever closed its connection without a `bye` before has died.
+        if not peer.leaving and not self._closing:
+            self.send(f"lost {peer.name} is gone")
+            self._lost(f"{peer.name} is gone")
+        return False
+
+    def _take(self, peer: _Peer, received: bytes) -> None:
+        *lines, peer.pending = (peer.pending + received).split(b"\n")
+        for line in lines:
+            if line == b"bye":
+                peer.leaving = True
+            elif line == b"stacks":
+                self.send("stacks")
+                self._dump_stacks()
 
 
 def _keep_alive(link: socket.socket) -> None:

@@ -22,6 +22,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from launcher.slurm.addresses import node_address
+from vit_dist.core.errors import ConfigError
+from vit_dist.core.network import free_port, listen, own_address
 from vit_dist.core.process import heavy_imports
 from vit_dist.core.world import gpu_of
 
@@ -54,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         me.test("reads", lambda: _read(reads))
     me.test("device", lambda: _device(local_rank))
     me.test("gemm", lambda: _gemm(local_rank))
-    me.send("ready", address=_address(), port=listener.getsockname()[1], store_port=_free_port())
+    me.send("ready", address=_address(), port=listener.getsockname()[1], store_port=free_port())
     for command in _commands():
         if command["do"] == "end":
             break
@@ -125,22 +128,14 @@ def _boot_id() -> str:
 
 
 def _address() -> str:
-    """This machine's address towards others. Asks the routing table; nothing is sent."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))
-        return str(probe.getsockname()[0])
-    with contextlib.suppress(OSError):
-        return socket.gethostbyname(socket.gethostname())
+    """This machine's address towards others, or its name where no route leads out."""
+    with contextlib.suppress(ConfigError):
+        return own_address() or node_address(os.environ.get("SLURMD_NODENAME") or socket.gethostname())
     return "127.0.0.1"
 
 
-def _free_port() -> int:
-    with socket.create_server(("", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 def _listen() -> socket.socket:
-    listener = socket.create_server(("", 0), backlog=256)
+    listener = listen(backlog=256)
 
     def accept() -> None:
         while True:

@@ -155,6 +155,20 @@ def test_a_missing_file_of_a_list_is_a_bad_image_that_names_its_line(images: Pat
     assert "no such file" in line["reason"]
 
 
+@pytest.mark.parametrize(
+    "url", ["http:///x?sig=s3cr3t", "s3:///x?sig=s3cr3t", "no-such-scheme://k:s3cr3t@h/x", "s3:/x?sig=s3cr3t"]
+)
+def test_an_address_that_is_none_is_a_bad_image_whose_secrets_stay_here(
+    images: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"image": image, "label": 1} for image in ("img/0.png", url)]
+    with pytest.raises(DataError, match="1 of 2 images cannot be read") as error:
+        run(write_jsonl(images / "list.jsonl", rows), images / "out")
+    line = json.loads((images / "out" / "bad.jsonl").read_text())
+    assert "list.jsonl:2: " in line["image"]
+    assert "s3cr3t" not in f"{line} {error.value} {capsys.readouterr()}"
+
+
 REPEATED = [["same", "same"], [7, 7, 8], ["a", "b", "c", "a"], ["a b", "x", "a b"], ["k" * 300, "k" * 300], [1, "1"]]
 
 

@@ -194,3 +194,27 @@ def test_lines_fit_the_terminal() -> None:
     found = [Finding("Files", "warn", "word " * 60, "do " * 60)]
     assert max(len(line) for line in lines(found, width=80)) <= 80
     assert "\033[33m" in "\n".join(lines(found, colour=True, width=80))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "variable", "verdict"),
+    [
+        ((), "SBATCH_ACCOUNT", "ok"),
+        (("account=a",), "SBATCH_ACCOUNT", "warn"),
+        (("sbatch_options=[-A a]",), "SBATCH_ACCOUNT", "warn"),
+        (("sbatch_options=['--qos=x']",), "SBATCH_QOS", "warn"),
+        (("account=a",), "SBATCH_QOS", "ok"),
+        (("memory=1G",), "SBATCH_MEM_PER_CPU", "warn"),
+        ((), "SBATCH_EXPORT", "warn"),
+    ],
+)
+def test_choices_of_the_shell_are_told_with_what_becomes_of_them(
+    overrides: tuple[str, ...], variable: str, verdict: str
+) -> None:
+    from launcher.doctor.slurm import shell_choices
+    from launcher.slurm.cluster import load_cluster
+
+    cluster = load_cluster("dev", ["partition=", "memory=", *overrides])
+    (finding,) = shell_choices(cluster, {variable: "x", "HOME": "/h"})
+    assert finding.verdict == verdict
+    assert f"{variable}=x in your shell is {'used' if verdict == 'ok' else 'not used'}" in finding.text

@@ -6,6 +6,7 @@ ReqTRES and AllocTRES, Power went. The real 22.05 is called in tests/integration
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -86,6 +87,28 @@ def test_a_running_job_is_read_in_the_layout_of_any_version_whatever_its_name(ve
     assert (job.restarts, job.requeue, job.user, job.partition) == (2, True, "ann", "gpu")
     assert job.running
     assert not job.ended
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("user", "owner"),
+    [
+        ("ann", "UserId=ann(1001) GroupId=domain users(513)"),
+        ("ann smith", "UserId=ann smith(1001) GroupId=lab(1)"),
+        ("CORP\\ann", "UserId=CORP\\ann(1001) GroupId=CORP\\domain users(513)"),
+        ("ann (guest)", "UserId=ann (guest)(1001) GroupId=lab (a)(1)"),
+        ("(null)", "UserId=(null)(4294967294) GroupId=(null)(4294967294)"),
+        ("ann@site.org", "UserId=ann@site.org(1001) GroupId=a b  c(7)"),
+        ("1001", "UserId=1001(1001) GroupId=x=y(3)"),
+        ("", "UserId=(1001) GroupId=(513)"),
+    ],
+)
+@pytest.mark.parametrize("name", ["n", "x UserId=eve(0) JobState=FAILED", "n\nJobId=9 JobName=z"])
+def test_people_and_groups_may_be_called_anything(version: str, user: str, owner: str, name: str) -> None:
+    text = VERSIONS[version].replace("UserId=ann(1001) GroupId=lab(1001)", owner).format(name=name, comment="")
+    first, second = parse_show_jobs(f"{text}\n{text.replace('4711', '4712')}")
+    assert (first.id, second.id, first.user, first.name) == ("4711", "4712", user, name)
+    assert (first.state, first.nodelist, first.restarts) == ("RUNNING", "gpu[01-04]", 2)
 
 
 def test_a_comment_with_line_breaks_makes_no_second_job() -> None:
@@ -200,9 +223,53 @@ def test_a_controller_that_is_away_is_asked_again_and_then_named(
 
 
 def test_no_variable_of_a_surrounding_job_or_of_a_format_reaches_slurm() -> None:
-    environ = {"SLURM_JOB_ID": "1", "SBATCH_PARTITION": "x", "SQUEUE_FORMAT": "%i", "SACCT_FORMAT": "x", "HOME": "/h"}
+    environ = {"SLURM_JOB_ID": "1", "SBATCH_EXPORT": "x", "SQUEUE_FORMAT": "%i", "SACCT_FORMAT": "x", "HOME": "/h"}
     kept = {"SLURM_CONF": "/etc/slurm.conf", "SLURM_JWT": "t", "PATH": "/bin"}
     assert slurm.environment({**environ, **kept}) == {**kept, "HOME": "/h"}
+
+
+CHOICES = {
+    "SBATCH_ACCOUNT": ("proj-b", "#SBATCH --account=a"),
+    "SBATCH_PARTITION": ("hi", "#SBATCH -p debug"),
+    "SBATCH_QOS": ("long", "#SBATCH --qos=a"),
+    "SBATCH_CONSTRAINT": ("h100&ib", "#SBATCH -Ca100"),
+    "SBATCH_RESERVATION": ("r1", "#SBATCH --reservation=r2"),
+    "SBATCH_MEM_PER_NODE": ("9G", "#SBATCH --mem=1G"),
+    "SBATCH_MEM_PER_CPU": ("1G", "#SBATCH --mem=1G"),
+    "SBATCH_WCKEY": ("k", '#SBATCH --wckey="a b"'),
+}
+NOT_OURS = {"SBATCH_TIMELIMIT": "1:00", "SBATCH_EXPORT": "NONE", "SBATCH_CLUSTERS": "other", "SBATCH_GRES": "gpu:1"}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("where", ["open", "in the script", "as an argument", "behind a comment"])
+def test_a_choice_of_the_shell_holds_where_the_job_leaves_it_open_and_else_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, where: str
+) -> None:
+    _command(tmp_path, "sbatch", f'/usr/bin/env > {tmp_path}/seen; echo 12; [ -n "$*" ]')
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for other in [n for n in os.environ if n.startswith("SBATCH_")]:
+        monkeypatch.delenv(other)
+    value, line = CHOICES[name]
+    for variable, text in {**NOT_OURS, name: value}.items():
+        monkeypatch.setenv(variable, text)
+    head = {"in the script": line, "behind a comment": f"#SBATCH --nodes=1 # {line.removeprefix('#SBATCH ')}"}
+    script = tmp_path / "job.sbatch"
+    script.write_text(f"#!/bin/bash\n{head.get(where, '')}\n#SBATCH --comment='odd\necho {line}\n")
+    slurm._say_once.cache_clear()
+    slurm.sbatch(script, args=line.removeprefix("#SBATCH ").split() if where == "as an argument" else ())
+    seen = dict(text.partition("=")[::2] for text in (tmp_path / "seen").read_text().splitlines())
+    open_ = where in ("open", "behind a comment")
+    assert {k: v for k, v in seen.items() if k.startswith("SBATCH_")} == ({name: value} if open_ else {})
+    said = capfd.readouterr().err
+    assert (f"{name}={value} in your shell is not used: the job has -" in said) is not open_
+    for other, text in NOT_OURS.items():
+        assert f"{other}={text} in your shell is not used" in said
+
+
+def test_what_salloc_was_told_by_the_shell_stays_too() -> None:
+    told = {"SALLOC_ACCOUNT": "a", "SALLOC_PARTITION": "p", "SALLOC_TIMELIMIT": "3", "SRUN_DEBUG": "4"}
+    assert slurm.environment(told) == {"SALLOC_ACCOUNT": "a", "SALLOC_PARTITION": "p"}
 
 
 def test_a_refusal_says_what_slurm_said_and_where_to_look_without_secrets(

@@ -106,13 +106,13 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
 def checkpoint(root: Path, step: int, **extra: object) -> Path:
     path = root / f"step-{step:010d}"
     path.mkdir(parents=True)
-    (path / "f").write_bytes(b"content")
+    (path / "rank-00000.safetensors").write_bytes(b"content")
     marker = {
         "format": FORMAT,
         "layout": {},
         "recipe": {},
         "state": {"step": step, "position": step * 10},
-        "files": {"f": {"bytes": 7, "xxh128": checksum(path / "f")}},
+        "files": {"rank-00000.safetensors": {"bytes": 7, "xxh128": checksum(path / "rank-00000.safetensors")}},
     }
     (path / MARKER).write_text(json.dumps(marker | extra))
     return path
@@ -123,12 +123,12 @@ def test_verification_names_what_is_wrong(tmp_path: Path) -> None:
     marker, problem = read_marker(path)
     assert problem == ""
     assert verify_files(path, marker, World()) == ""
-    (path / "f").write_bytes(b"Content")
+    (path / "rank-00000.safetensors").write_bytes(b"Content")
     assert "does not match its checksum" in verify_files(path, marker, World())
-    (path / "f").write_bytes(b"cont")
+    (path / "rank-00000.safetensors").write_bytes(b"cont")
     assert "has 4 bytes, 7 were written" in verify_files(path, marker, World())
-    (path / "f").unlink()
-    assert "f is missing" in verify_files(path, marker, World())
+    (path / "rank-00000.safetensors").unlink()
+    assert "is missing" in verify_files(path, marker, World())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,216 @@
+"""What goes wrong with a store: in one line for people, whether waiting may mend it, whether credentials are to blame.
+
+The libraries (fsspec, s3fs, botocore, aiohttp, urllib3, those of Google and Azure) are known by name: none is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+
+from vit_dist.core.errors import DataError, VitDistError
+from vit_dist.core.urls import is_web, redact
+
+_LIBRARIES = frozenset(
+    {"fsspec", "s3fs", "botocore", "aiobotocore", "aiohttp", "urllib3", "yarl", "gcsfs", "google", "adlfs", "azure"}
+)
+SLOW_DOWN_S = 2.0
+_SLOW_DOWN = ("SlowDown", "Slow Down", "reduce your request rate", "TooManyRequests", "RequestLimitExceeded", "503")
+BUSY_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""HTTP statuses after which the same question may be answered."""
+
+# Amazon's, whatever status they come with.
+_BUSY_CODES = frozenset(
+    {"RequestTimeout", "RequestTimeoutException", "InternalError", "ServiceUnavailable", "SlowDown", "OperationAborted"}
+    | {"Throttling", "ThrottlingException", "RequestLimitExceeded", "IncompleteBody"}
+)
+
+# What may go better the next time, of each family of errors; the rest of the family is final.
+_MAY_PASS = {
+    "BotoCoreError": {
+        *("HTTPClientError", "ConnectionError", "IncompleteReadError", "ResponseStreamingError"),
+        *("MetadataRetrievalError", "CredentialRetrievalError", "FlexibleChecksumError", "ChecksumError"),
+    },
+    "OSError": {"ConnectionError", "TimeoutError", "InterruptedError", "BlockingIOError"},
+}
+_FINAL = {
+    # aiohttp, urllib3
+    *("InvalidURL", "TooManyRedirects", "ClientConnectorCertificateError", "ContentTypeError"),
+    *("LocationValueError", "URLSchemeUnknown", "ProxySchemeUnknown", "ResponseError", "InvalidHeader"),
+    # google, azure
+    *("RefreshError", "DefaultCredentialsError", "ClientAuthenticationError", "CredentialUnavailableError"),
+    # a question that makes no sense, or a library that is not there
+    *("ValueError", "TypeError", "LookupError", "AttributeError", "AssertionError", "ImportError"),
+    *("NotImplementedError", "MemoryError"),
+    # a store has answered
+    *("FileNotFoundError", "FileExistsError", "PermissionError", "IsADirectoryError", "NotADirectoryError"),
+    "VitDistError",
+}
+_FINAL_TEXTS = ("certificate verify failed", "certificate_verify_failed", "wrong_version_number")
+_MAY_PASS_NUMBERS = frozenset(
+    {errno.EBUSY, errno.EIO, errno.EAGAIN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ECONNRESET}
+    | {getattr(errno, "EREMOTEIO", errno.EIO)}
+)
+_EXPIRED = frozenset(
+    {
+        *("ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "RequestExpired"),
+        *("InvalidAccessKeyId", "InvalidClientTokenId", "UnrecognizedClientException", "SignatureDoesNotMatch"),
+        *("UnauthorizedSSOTokenError", "SSOTokenLoadError", "TokenRetrievalError"),
+    }
+)
+_UNTOLD = frozenset({"400", "401", "403"})
+_MOST_TEXT = 300
+
+
+@contextlib.contextmanager
+def explained(url: str, doing: str) -> Iterator[None]:
+    """Turn a storage error into one line that says what was done to which URL, and what to do.
+
+    Raises:
+        DataError: instead of any OSError, and of any error of the libraries that speak to stores.
+    """
+    try:
+        yield
+    except VitDistError:
+        raise
+    except FileNotFoundError:
+        raise DataError(
+            f"{redact(url)}: no such file, so it cannot be {doing}; check the path and its spelling"
+        ) from None
+    except PermissionError as error:
+        raise DataError(
+            f"{redact(url)}: not allowed: it cannot be {doing} ({_text(error)}); {_credentials_advice(url, error)}"
+        ) from None
+    except Exception as error:
+        if not isinstance(error, OSError) and not _is_of_a_library(error):
+            raise
+        advice = f"; {_credentials_advice(url, error)}" if is_expired(error) else ""
+        raise DataError(f"{redact(url)}: cannot be {doing}: {type(error).__name__}: {_text(error)}{advice}") from None
+
+
+def wait_s(error: BaseException) -> float | None:
+    """How long to wait at the least before a store is asked again; None where waiting mends nothing."""
+    chain = list(_chain(error))
+    texts = " ".join(f"{type(e).__name__}: {e}" for e in chain)
+    if any(sign in texts.lower() for sign in _FINAL_TEXTS):
+        return None
+    if any(_code(e) in _BUSY_CODES for e in chain):
+        return SLOW_DOWN_S if any(sign in texts for sign in _SLOW_DOWN) else 0.0
+    status = next((s for e in chain if (s := _status(e))), 0)
+    if any(sign in texts for sign in _SLOW_DOWN) and (not status or status in BUSY_STATUSES):
+        return SLOW_DOWN_S
+    if status:
+        return 0.0 if status in BUSY_STATUSES else None
+    return 0.0 if _may_pass(chain[0]) else None
+
+
+def is_expired(error: BaseException) -> bool:
+    """Whether a store refuses the credentials themselves, so that newer ones might do; it need not say so."""
+    # An answer to HEAD has no body that could say why.
+    return _says_expired(error) or any(_code(e) in _UNTOLD and _asked_for_the_head(e) for e in _chain(error))
+
+
+def _says_expired(error: BaseException) -> bool:
+    return any(type(e).__name__ in _EXPIRED or _code(e) in _EXPIRED for e in _chain(error))
+
+
+def refuse_web_page(url: str, begin: bytes, content_type: str | None = None) -> None:
+    """Refuse what begins like a page of HTML: a server that wants a login shows its form in place of the file.
+
+    Args:
+        url: of the file.
+        begin: its first bytes.
+        content_type: what the server calls it; None where that is not known.
+
+    Raises:
+        DataError: it does.
+    """
+    head = begin[:200].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    # Some servers call every file HTML, so that its bytes must look like it too.
+    begins = (b"<!doctype html", b"<html") if content_type is None else (b"<",)
+    if (content_type is None or "html" in content_type.lower()) and head.startswith(begins):
+        raise DataError(
+            f"{redact(url)}: the server answered with a web page in place of the file (a login, or a page about the "
+            f"file?); give the URL of the file itself, with what it takes to be let in"
+        )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        reason = getattr(error, "reason", None)
+        error = error.__cause__ or (reason if isinstance(reason, BaseException) else None)
+
+
+def _families(error: BaseException) -> set[str]:
+    return {cls.__name__ for cls in type(error).__mro__}
+
+
+def _may_pass(error: BaseException) -> bool:
+    families = _families(error)
+    if "BotoCoreError" in families:
+        return bool(families & _MAY_PASS["BotoCoreError"])
+    if families & _FINAL and not families & _MAY_PASS["OSError"]:
+        return False
+    if type(error).__module__.partition(".")[0] in _LIBRARIES:
+        reason = getattr(error, "reason", None)
+        return _may_pass(reason) if isinstance(reason, BaseException) else True
+    if isinstance(error, OSError):
+        return bool(families & _MAY_PASS["OSError"]) or error.errno is None or error.errno in _MAY_PASS_NUMBERS
+    return True
+
+
+def _code(error: BaseException) -> str:
+    """The word by which one of Amazon's stores names an error; '' of others."""
+    response = getattr(error, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+
+
+def _status(error: BaseException) -> int:
+    """The HTTP status that an error tells; 0 where it tells none."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        names = ("status", "status_code", "code")
+        status = next((getattr(error, name) for name in names if hasattr(error, name)), None)
+    return status if isinstance(status, int) and 400 <= status < 600 else 0
+
+
+def _asked_for_the_head(error: BaseException) -> bool:
+    return str(getattr(error, "operation_name", "")).startswith("Head")
+
+
+def _is_of_a_library(error: BaseException) -> bool:
+    """Whether an error was made, or was first raised, by a library that speaks to stores."""
+    if isinstance(error, MemoryError):
+        return False
+    if any(cls.__module__.partition(".")[0] in _LIBRARIES for cls in type(error).__mro__):
+        return True
+    trace = error.__traceback__
+    while trace is not None:
+        # botocore says `ValueError: Invalid endpoint` of an address without http://
+        if str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0] in _LIBRARIES:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _text(error: BaseException) -> str:
+    text = " ".join(redact(str(error)).split())
+    return text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}..."
+
+
+def _credentials_advice(url: str, error: BaseException) -> str:
+    if is_web(url):
+        return "check the password or signature in the URL; a signed URL is good for a while only"
+    if _says_expired(error):
+        return (
+            "the store takes these credentials no longer, and no others were found; renew them (such as by "
+            "`aws sso login`), or look at AWS_PROFILE and ~/.aws"
+        )
+    untold = " (the store does not say what is wrong: they may have expired)" if is_expired(error) else ""
+    return f"check permissions or credentials{untold}"

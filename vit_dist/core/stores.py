@@ -1,0 +1,207 @@
+"""File systems by URL, through fsspec: paths taken literally, expired credentials read anew."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, TypeVar
+
+from vit_dist.core.errors import DataError
+from vit_dist.core.store_errors import is_expired
+from vit_dist.core.urls import local_path, redact, split_url
+
+_REMOVALS_IN_FLIGHT = 16
+_TALKATIVE = ("botocore", "aiobotocore", "s3fs", "fsspec", "urllib3", "gcsfs", "google")
+
+T = TypeVar("T")
+
+
+def storage_options(scheme: str) -> dict[str, Any]:
+    """Options of the file system of a scheme, from the environment.
+
+    For s3:// the usual variables hold (AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_REGION, ...), and so do
+    AWS_ENDPOINT_URL[_S3], VIT_DIST_S3_PATH_STYLE=1 and VIT_DIST_S3_REQUESTER_PAYS=1.
+    """
+    if scheme not in {"s3", "s3a"}:
+        return {}
+    env = os.environ
+    options: dict[str, Any] = {}
+    endpoint = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        options["endpoint_url"] = endpoint
+    config: dict[str, Any] = {"max_pool_connections": 32}
+    # An own endpoint is seldom set up for names such as bucket.host: path style is what works there.
+    if env.get("VIT_DIST_S3_PATH_STYLE", "1" if endpoint else "0") == "1":
+        config["s3"] = {"addressing_style": "path"}
+    options["config_kwargs"] = config
+    if env.get("VIT_DIST_S3_REQUESTER_PAYS") == "1":
+        options["requester_pays"] = True
+    return options
+
+
+class Store:
+    """What is asked of a file system of fsspec. A path means the file of that very name, whatever stands in it.
+
+    fsspec takes the paths of many of its methods for patterns (`rm` of a folder, `get`, `put`, `cat`, `expand_path`);
+    none of them is here. Where a store refuses the credentials, they are read anew (another session, another
+    instance); only if they are the same as before is it an error.
+    """
+
+    def __init__(self, scheme: str) -> None:
+        self._scheme = scheme
+        self._system = self._opened()
+        self._renewing = threading.Lock()
+
+    def inside(self, url: str) -> str:
+        """The path that a URL has in it: what its listings begin with."""
+        return str(self._system._strip_protocol(url))
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        """The bytes of a file, or of a part of it."""
+        return bytes(self._ask(lambda system: system.cat_file(path, start=start, end=end)))
+
+    def pipe_file(self, path: str, content: bytes) -> None:
+        """Write a file."""
+        self._ask(lambda system: system.pipe_file(path, content))
+
+    def put_file(self, local: str, path: str) -> None:
+        """Write a file from one on a disk."""
+        self._ask(lambda system: system.put_file(local, path))
+
+    def get_file(self, path: str, local: str) -> None:
+        """Copy a file to a disk."""
+        self._ask(lambda system: system.get_file(path, local))
+
+    def info(self, path: str) -> dict[str, Any]:
+        """What the store says of a file or folder: name, type, size, ..."""
+        return dict(self._ask(lambda system: system.info(path)))
+
+    def size(self, path: str) -> int:
+        """Bytes of a file.
+
+        Raises:
+            OSError: the store does not say.
+        """
+        size = self.info(path).get("size")
+        if size is None:
+            raise OSError("the server does not say how long the file is (no Content-Length)")
+        return int(size)
+
+    def exists(self, path: str) -> bool:
+        """Whether a file or folder is there."""
+        return bool(self._ask(lambda system: system.exists(path)))
+
+    def isdir(self, path: str) -> bool:
+        """Whether a folder is there."""
+        return bool(self._ask(lambda system: system.isdir(path)))
+
+    def ls(self, path: str) -> list[dict[str, Any]]:
+        """What lies in a folder, as `info` has it."""
+        return list(self._ask(lambda system: system.ls(path, detail=True)))
+
+    def names(self, path: str) -> list[str]:
+        """The names of what lies in a folder, sorted."""
+        entries = (str(entry["name"]).rstrip("/") for entry in self.ls(path))
+        return sorted(name.rpartition("/")[2] for name in entries if name != path.rstrip("/"))
+
+    def find(self, path: str) -> dict[str, dict[str, Any]]:
+        """The files at any depth below a folder, by their paths, as `info` has them."""
+        return dict(self._ask(lambda system: system.find(path, detail=True)))
+
+    def mkdir(self, path: str) -> None:
+        """Make a folder, or a bucket."""
+        self._ask(lambda system: system.mkdir(path))
+
+    def rm_file(self, path: str) -> None:
+        """Remove a file."""
+        self._ask(lambda system: system.rm_file(path))
+
+    def rm_tree(self, path: str) -> None:
+        """Remove every file below a folder."""
+        with ThreadPoolExecutor(_REMOVALS_IN_FLIGHT, "remove") as pool:
+            list(pool.map(self.rm_file, self.find(path)))
+
+    def invalidate_cache(self) -> None:
+        """Forget listings: fsspec remembers them, and others write."""
+        self._system.invalidate_cache()
+
+    def _ask(self, question: Callable[[Any], T]) -> T:
+        while True:
+            system = self._system
+            try:
+                return question(system)
+            except Exception as error:
+                if not is_expired(error) or not self._renew(system):
+                    raise
+
+    def _opened(self) -> Any:
+        import fsspec
+
+        # What goes wrong is told in one line; without a handler of its own, the traceback that botocore logs of it
+        # beforehand would go to the terminal. Whoever sets up logging still gets it.
+        for name in _TALKATIVE:
+            logger = logging.getLogger(name)
+            if not logger.handlers:
+                logger.addHandler(logging.NullHandler())
+        # fsspec's own cache would give the instance with the old credentials.
+        return fsspec.filesystem(self._scheme, skip_instance_cache=True, **storage_options(self._scheme))
+
+    def _renew(self, refused: Any) -> bool:
+        """Whether there are other credentials than those that were refused; from then on they are used."""
+        if not hasattr(refused, "set_session"):
+            return False
+        with self._renewing:
+            if self._system is not refused:
+                # Another thread was first.
+                return True
+            fresh = self._opened()
+            try:
+                if _credentials(fresh) == _credentials(refused):
+                    return False
+            except Exception:
+                # None can be read: what the store has said is the better message.
+                return False
+            self._system = fresh
+            return True
+
+
+def _credentials(system: Any) -> tuple[Any, ...]:
+    """The credentials that an instance of s3fs signs with."""
+    from fsspec.asyn import sync
+
+    async def load() -> tuple[Any, ...]:
+        await system.set_session()
+        found = await system.session.get_credentials()
+        if found is None:
+            return ()
+        frozen = await found.get_frozen_credentials()
+        return frozen.access_key, frozen.secret_key, frozen.token
+
+    return tuple(sync(system.loop, load))
+
+
+@cache
+def _store(scheme: str, options: tuple[tuple[str, str], ...]) -> Store:  # noqa: ARG001 - the key of the cache
+    return Store(scheme)
+
+
+def file_system(url: str) -> tuple[Store, str]:
+    """The file system of a URL, and the path inside it; absolute where it is a local one.
+
+    Raises:
+        DataError: no file system for this scheme, or a URL without a bucket.
+    """
+    scheme, rest = split_url(url)
+    if scheme in {"", "file"}:
+        # Not resolved: a link is what it is called.
+        return _store("file", ()), os.path.abspath(local_path(url))  # noqa: PTH100
+    try:
+        options = tuple(sorted((k, repr(v)) for k, v in storage_options(scheme).items()))
+        store = _store(scheme, options)
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{redact(url)}: no file system for {scheme!r}: {redact(str(error))}") from None
+    return store, store.inside(f"{scheme}://{rest}")
