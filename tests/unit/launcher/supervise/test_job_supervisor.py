@@ -140,3 +140,20 @@ def test_the_cost_of_a_save_is_read_from_the_newest_checkpoint(tmp_path: Path) -
         marker = {"format": FORMAT, "wrote_s": wrote, "layout": {}, "recipe": {}, "state": {}, "files": {}}
         (path / MARKER).write_text(json.dumps(marker))
     assert measured_save_s(tmp_path) == 7.5
+
+
+def test_a_stop_before_the_ranks_had_met_is_told_as_one() -> None:
+    from launcher.supervise.causes import cause_of_code
+    from vit_dist.core.exit_codes import FINAL, INTERRUPTED, TERMINATED, WARNED
+
+    assert {INTERRUPTED, TERMINATED, WARNED} <= FINAL
+    assert [cause_of_code(code, None) for code in (INTERRUPTED, TERMINATED, WARNED)] == [
+        "cancelled",
+        "cancelled",
+        "stopped",
+    ]
+    first = Failure("n1", "0", WARNED, "exit code 140")
+    assert classify(ExitEvidence(WARNED, failure=first)) == ("stopped", "before it had begun")
+    assert classify(ExitEvidence(WARNED, failure=first, asked="time_limit"))[0] == "time_limit"
+    assert classify(ExitEvidence(WARNED, failure=first, preempted=True))[0] == "preempted"
+    assert classify(ExitEvidence(TERMINATED, failure=first, lost_nodes=(("n2", "is down"),)))[0] == "node_lost"
