@@ -71,8 +71,12 @@ def braces(text: str) -> list[str]:
         ) from None
 
 
-def names_in(folder: str) -> list[str]:
-    """Names in a directory, sorted; hidden ones are left out.
+def names_in(folder: str, *, hidden: bool = False) -> list[str]:
+    """Names in a directory, sorted.
+
+    Args:
+        folder: path or URL.
+        hidden: those that begin with a dot too.
 
     Raises:
         DataError: missing, or not to be listed.
@@ -83,7 +87,7 @@ def names_in(folder: str) -> list[str]:
         else:
             system, path = file_system(folder)
             names = system.names(path)
-    return sorted(name for name in names if not name.startswith("."))
+    return sorted(name for name in names if hidden or not name.startswith("."))
 
 
 def is_directory(url: str) -> bool:
@@ -161,7 +165,8 @@ def _expand(above: str, parts: Sequence[str], *, guessed: bool) -> list[str]:
 
 def _fitting(above: str, pattern: str) -> list[str]:
     folder = folder_url(above) or "."
-    names = names_in(folder) if is_directory(folder) else []
+    # As in a shell: only a pattern that begins with a dot means hidden names.
+    names = names_in(folder, hidden=pattern.startswith(".")) if is_directory(folder) else []
     return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
 
 import pytest
 
+from tests.cost import interpreters
 from tests.places import ROOT
 from vit_dist.cli.main import VERBS, main
 
@@ -24,20 +24,9 @@ def test_help_names_every_verb_and_loads_nothing_heavy() -> None:
     assert all(f"\n  {verb} " in done.stdout for verb in VERBS)
 
 
-def _cpu_seconds(*arguments: str) -> float:
-    """The least CPU time of an interpreter with these arguments in five runs: what else runs here adds none to it."""
-    spans = []
-    for _ in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spans.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return min(spans)
-
-
 def test_help_costs_little_more_than_the_interpreter() -> None:
     # Half a second would be some fifteen times as much.
-    assert _cpu_seconds("-m", "vit_dist.cli.main", "--help") < 8 * _cpu_seconds("-c", "pass")
+    assert interpreters([sys.executable, "-m", "vit_dist.cli.main", "--help"]) < 8
 
 
 @pytest.mark.parametrize("verb", VERBS)
