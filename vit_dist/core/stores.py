@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from vit_dist.core.errors import DataError
@@ -15,6 +16,7 @@ from vit_dist.core.store_errors import is_expired
 from vit_dist.core.urls import local_path, redact, split_url
 
 _REMOVALS_IN_FLIGHT = 16
+_WITH_FOLDERS = frozenset({"", "file", "local"})
 _TALKATIVE = ("botocore", "aiobotocore", "s3fs", "fsspec", "urllib3", "gcsfs", "google")
 
 T = TypeVar("T")
@@ -121,9 +123,12 @@ class Store:
         self._ask(lambda system: system.rm_file(path))
 
     def rm_tree(self, path: str) -> None:
-        """Remove every file below a folder."""
+        """Remove every file below a folder, and where the store has folders, that folder."""
         with ThreadPoolExecutor(_REMOVALS_IN_FLIGHT, "remove") as pool:
             list(pool.map(self.rm_file, self.find(path)))
+        if self._scheme in _WITH_FOLDERS:
+            for folder, _, _ in os.walk(path, topdown=False):
+                Path(folder).rmdir()
 
     def invalidate_cache(self) -> None:
         """Forget listings: fsspec remembers them, and others write."""

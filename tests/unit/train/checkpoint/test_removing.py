@@ -114,7 +114,7 @@ def test_copies_that_were_half_sent_or_half_removed_go_with_the_next(
         removed.append(place)
         Path(place).unlink()
 
-    def dying_folder(self: object, place: str, recursive: bool) -> None:
+    def dying_folder(self: object, place: str) -> None:
         for file in sorted(Path(place).iterdir()):
             dying(self, str(file))
         # A store has no folders.
@@ -122,7 +122,7 @@ def test_copies_that_were_half_sent_or_half_removed_go_with_the_next(
 
     with monkeypatch.context() as patched:
         patched.setattr(type(system), "rm_file", dying)
-        patched.setattr(type(system), "rm", dying_folder)
+        patched.setattr(type(system), "rm_tree", dying_folder)
         with pytest.raises(KillError):
             Uploader(root, store, Retention(1))._prune()
     assert remote_steps(store)[0] == "step-0000000003"
