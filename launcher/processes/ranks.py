@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,6 +19,7 @@ from vit_dist.config.schema import Recipe
 from vit_dist.core.exit_codes import PEER_LOST, SUPERSEDED, of_return_code, signal_of
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import ERROR, RANK_LOGS_VARIABLE, log
+from vit_dist.core.network import free_port
 from vit_dist.core.process import STOP_SIGNALS, cli_command, handling, parent_death_signal, wait_until
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
@@ -73,7 +73,8 @@ def run_ranks(arguments: Sequence[str], *, nproc: int, scratch: Path, logs: Path
     Returns:
         0, or the exit code of the rank that failed first (128 + n where it died of signal n).
     """
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    # Another process may take the port before rank 0 listens there; then this attempt fails, and the next gets another.
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = cli_command(*arguments)
     environ = {**without_world(os.environ), **({RANK_LOGS_VARIABLE: str(logs)} if logs is not None else {})}
     ranks = [
@@ -112,13 +113,6 @@ def _rank_environment(
         **parent_death_signal(),
         "VIT_DIST_SCRATCH": str(scratch),
     }
-
-
-def _free_port() -> int:
-    # Another process may take it before rank 0 listens there; then this attempt fails, and the next one gets another.
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
