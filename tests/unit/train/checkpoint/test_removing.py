@@ -70,6 +70,8 @@ def test_a_kill_amid_a_removal_leaves_a_whole_checkpoint_or_none_and_a_sweep_the
         codes.append(done.returncode)
         whole = doomed in committed(root)
         seen.add(whole)
+        # Nothing is left under its name for those who look at names alone.
+        assert doomed.exists() is whole
         assert not whole or {p.name for p in doomed.iterdir()} == {PART, "rank-00001.safetensors", MARKER}
         assert newest_step(root.parent) == (7 if whole else 5)
         assert steps_in_hand(root.parent) == ({5, 7} if whole else {5})
