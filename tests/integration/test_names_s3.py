@@ -13,13 +13,17 @@ from PIL import Image
 from vit_dist.cli import data as cli
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.files import exists, file_system, read_bytes, write_bytes
+from vit_dist.core.run.checkpoints import FORMAT, rank_file
 from vit_dist.data.manifest import read_manifest
 from vit_dist.data.names import named
 from vit_dist.data.tars import find_tars
+from vit_dist.train.checkpoint.format import checksum
 from vit_dist.train.checkpoint.remote import Uploader, fetch, remote_steps, upload
 from vit_dist.train.checkpoint.store import Retention
 
 pytestmark = pytest.mark.s3
+
+PART = rank_file(0)
 
 
 @pytest.fixture
@@ -106,8 +110,9 @@ def test_copies_of_checkpoints_are_removed_literally(folder: str, tmp_path: Path
     for step in (1, 2):
         checkpoint = tmp_path / f"step-{step:010d}"
         checkpoint.mkdir()
-        (checkpoint / "rank-0.safetensors").write_bytes(b"x" * step)
-        marker = {"state": {"step": step, "position": step}, "files": {"rank-0.safetensors": {}}}
+        (checkpoint / PART).write_bytes(b"x" * step)
+        marker = {"format": FORMAT, "layout": {}, "recipe": {}, "state": {"step": step, "position": step}}
+        marker["files"] = {PART: {"bytes": step, "xxh128": checksum(checkpoint / PART)}}
         (checkpoint / "COMMITTED.json").write_text(json.dumps(marker))
     upload(tmp_path / "step-0000000001", other)
     write_bytes(f"{folder}/run1/step-0000000001/beside", b"x")
@@ -117,5 +122,5 @@ def test_copies_of_checkpoints_are_removed_literally(folder: str, tmp_path: Path
     uploader.finish(30)
     assert remote_steps(remote) == ["step-0000000002"]
     assert remote_steps(other) == ["step-0000000001"]
-    assert (fetch(remote, "step-0000000002", tmp_path / "back") / "rank-0.safetensors").read_bytes() == b"xx"
-    assert read_bytes(f"{other}/step-0000000001/rank-0.safetensors") == b"x"
+    assert (fetch(remote, "step-0000000002", tmp_path / "back") / PART).read_bytes() == b"xx"
+    assert read_bytes(f"{other}/step-0000000001/{PART}") == b"x"

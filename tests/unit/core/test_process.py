@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import signal
 import subprocess
@@ -31,7 +32,9 @@ def test_handlers_are_restored_after_an_error() -> None:
     assert signal.getsignal(signal.SIGUSR1) is before
 
 
-def test_no_garbage_is_looked_for_during_heavy_imports_nor_among_what_they_made() -> None:
+def test_no_garbage_is_looked_for_during_heavy_imports_nor_among_what_they_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     before = gc.get_freeze_count()
     try:
         with heavy_imports():
@@ -39,6 +42,10 @@ def test_no_garbage_is_looked_for_during_heavy_imports_nor_among_what_they_made(
                 made = [[] for _ in range(1000)]  # type: ignore[var-annotated]
             assert not gc.isenabled()
         assert gc.isenabled()
+        assert gc.get_freeze_count() == before, "nothing was imported"
+        monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+        with heavy_imports():
+            importlib.import_module("colorsys")
         assert gc.get_freeze_count() >= before + len(made)
         with pytest.raises(ImportError), heavy_imports():
             import vit_dist.nothing  # noqa: F401
