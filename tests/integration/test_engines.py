@@ -30,7 +30,7 @@ def worst(a: dict[str, Any], b: dict[str, Any]) -> float:
     return max(losses, norms / NORMS)
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
+@pytest.mark.parametrize("nproc", [pytest.param(1, marks=pytest.mark.drill), 2])
 def test_zero_1_and_2_train_as_plain_torch_does(run_world: Callable[..., Any], nproc: int) -> None:
     plain = {model: f"plain:0:fp32:{model}:1" for model in TOLERANCE}
     sharded = {model: [f"deepspeed:{stage}:fp32:{model}:1" for stage in (1, 2)] for model in TOLERANCE}
@@ -55,7 +55,7 @@ def test_zero_1_and_2_train_as_plain_torch_does(run_world: Callable[..., Any], n
     assert found["deepspeed:1:bf16:vit-test:1"]["description"].endswith("ZeRO stage 1, bf16")
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
+@pytest.mark.parametrize("nproc", [pytest.param(1, marks=pytest.mark.drill), 2])
 def test_zero_3_trains_as_plain_torch_does(run_world: Callable[..., Any], nproc: int) -> None:
     # A process of its own: stage 3 replaces torch's linear function for good.
     cases = [f"{engine}:fp32:{model}:1" for model in TOLERANCE for engine in ("plain:0", "deepspeed:3")]

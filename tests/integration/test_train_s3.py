@@ -14,7 +14,9 @@ from vit_dist.core.files import write_bytes
 pytestmark = [pytest.mark.s3, pytest.mark.distributed]
 
 
-@pytest.mark.parametrize("lanes", ["null", "8"], ids=["whole shards", "lanes"])
+@pytest.mark.parametrize(
+    "lanes", [pytest.param("null", id="whole shards", marks=pytest.mark.drill), pytest.param("8", id="lanes")]
+)
 def test_a_run_from_s3_equals_the_run_from_disk(
     s3: str,
     small_set: str,
