@@ -43,7 +43,9 @@ class LogMap(Config):
     metric: str = Field(description="the tag that is read as the study's metric")
     scale: float = Field(1.0, allow_inf_nan=False, description="what its values are multiplied by")
     tags: dict[str, str] = Field(default_factory=dict, description="further tags: our name -> theirs")
-    examples_per_step: Annotated[float, Field(gt=0, le=1e12)] = Field(description="training examples between steps s and s + 1")
+    examples_per_step: Annotated[float, Field(gt=0, le=1e12)] = Field(
+        description="training examples between steps s and s + 1"
+    )
     steps: Annotated[int | None, Field(gt=0, le=2**53)] = Field(None, description="steps of a finished run")
     constants: dict[str, int | float | str] = Field(default_factory=dict)
 

@@ -104,7 +104,7 @@ def _load(stamp: FileStamp, tags: Collection[str]) -> EventFile | None:
     head, _, body = raw.partition(b"\n")
     try:
         entry = checked(parse_json(head), _FIELDS)
-        # Compared here and not part of the key: a file that grew then replaces its entry, in place of one for each size.
+        # Compared here and not part of the key: a file that grew replaces its entry, in place of one for each size.
         if entry.keys() != _FIELDS.keys() or entry["stamp"] != [stamp.size, stamp.mark]:
             return None
         return _event_file(stamp.url, entry, np.frombuffer(body, np.int64))

@@ -83,7 +83,7 @@ class Decoder:
     _rest: bytes = b""
     _skip: int = 0
     _learnt: int = 0
-    _left_out: dict[str, int] = field(default_factory=dict)
+    _left_out: list[str] = field(default_factory=list)
     _values: int = 0
     _text: int = 0
     _records: int = 0
@@ -128,9 +128,9 @@ class Decoder:
             self._rest = b""
 
     def _leave_out(self, what: str) -> None:
-        # Each reason counts on its own, and a forged file may bring any number of them.
-        if what in self._left_out or len(self._left_out) < _MOST_REMARKS:
-            self._left_out[what] = self._left_out.get(what, 0) + 1
+        # A forged file may bring any number of reasons.
+        if what not in self._left_out and len(self._left_out) < _MOST_REMARKS:
+            self._left_out.append(what)
 
     def finish(self) -> None:
         """The file has ended: say what was wrong with it."""
@@ -144,9 +144,8 @@ class Decoder:
         if self.damaged:
             left_out = f"{self.damaged} damaged record{'s' if self.damaged > 1 else ''} left out"
             self.problem = "; ".join(filter(None, [self.problem, left_out]))
-        for what, count in self._left_out.items():
-            many = f" ({count:,} times)" if count > 1 else ""
-            self.problem = "; ".join(filter(None, [self.problem, f"left out{many}: {what}"]))
+        for what in self._left_out:
+            self.problem = "; ".join(filter(None, [self.problem, f"left out: {what}"]))
         for tag, dtype in sorted(self.unread.items())[:_MOST_REMARKS]:
             self.problem = "; ".join(filter(None, [self.problem, f"values of {tag} are {dtype} and were left out"]))
         for tag, rows in self._singles.items():

@@ -79,9 +79,7 @@ def read_layout(payload: bytes) -> Layout:
         elif number == 7 and wire == _DELIMITED:
             # Of a field that is given twice, the last counts.
             statuses = [
-                payload[low]
-                for inner, kind, low, _ in _fields(payload, begin, end)
-                if inner == 1 and kind == _VARINT
+                payload[low] for inner, kind, low, _ in _fields(payload, begin, end) if inner == 1 and kind == _VARINT
             ]
             start = statuses[-1:] == [1]
     return Layout(wall, step, tuple(slots), tuple(texts), start, tuple(unread))
