@@ -207,6 +207,8 @@ def _check_bounds(entry: _Entry) -> None:
         if isinstance(value, str):
             # A reason has lines, and may be long. Where a name is shown, control characters in it become escapes.
             told = name == "reason"
+            if any("\ud800" <= letter <= "\udfff" for letter in value):
+                raise DamagedError(f"{name} is no text: {value[:60]!a} has half a character")
             if len(value) > (MAX_TEXT if told else _LONGEST_NAME) or not (told or len(value.splitlines()) <= 1):
                 raise DamagedError(f"{name} is no name: {value[:60]!a}, {len(value):,} characters")
         elif isinstance(value, int) and not (-(2**64) < value < 2**64 if name in _SEEDS else is_count(value)):
