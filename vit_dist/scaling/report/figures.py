@@ -183,7 +183,7 @@ def _line(
 
 def few_shot_figures(results: Results) -> list[Drawing]:
     """Figure 2: few-shot accuracy against subset size; seeds as whiskers from the lowest to the highest."""
-    drawings = []
+    drawings: list[Drawing] = []
     for tag, pairs in results.few_shot.items():
         figure, (axes,) = new_figure(3.5)
         values = {one.directory: value for one, value in pairs}
