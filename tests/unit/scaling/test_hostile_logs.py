@@ -206,7 +206,13 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VIT_DIST_CACHE", str(root / "cache"))
         for i, name in enumerate(NASTY):
-            changes: dict[str, Any] = {"model": name, "dataset": name, "engine": name, "macs_method": name, "code_version": name}
+            changes: dict[str, Any] = {
+                "model": name,
+                "dataset": name,
+                "engine": name,
+                "macs_method": name,
+                "code_version": name,
+            }
             log_run(root / "logs", name, 500 * (i % 2 + 1), folder=os.fsdecode(b"\x1b[31m%d\t=\xff" % i), **changes)
         log_run(root / "logs", "bit", 700, folder="left\x07out", status="failed")
         found = collect(str(root / "logs"))

@@ -203,7 +203,9 @@ def _fingerprint(collection: Collection) -> str:
     digest.update(repr([(one, one.info) for one in collection.excluded]).encode())
     for directory in sorted(collection.curves):
         for tag, series in sorted(collection.curves[directory].items()):
-            digest.update(f"{directory} {tag}".encode(errors="surrogatepass") + series.steps.tobytes() + series.values.tobytes())
+            digest.update(
+                f"{directory} {tag}".encode(errors="surrogatepass") + series.steps.tobytes() + series.values.tobytes()
+            )
     for path in sorted(Path(__file__).parent.parent.rglob("*")):
         if path.is_file() and path.suffix in {".py", ".j2", ".csv"}:
             digest.update(path.name.encode() + path.read_bytes())
