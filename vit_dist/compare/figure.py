@@ -8,7 +8,7 @@ from typing import Any
 
 from vit_dist.compare.rows import Row
 from vit_dist.core.errors import DataError
-from vit_dist.scaling.report.figure_style import plain_log_axis
+from vit_dist.scaling.report.figure_style import literal, plain_log_axis
 
 COLOURS = {"vit": "#0072B2", "bit": "#7F7F7F", "hybrid": "#D55E00"}
 MARKERS = {"vit": "o", "bit": "s", "hybrid": "D"}
@@ -50,6 +50,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         plain_log_axis(axis.yaxis)
         plain_log_axis(axis.xaxis)
     axes[0][0].legend(frameon=False)
+    literal(figure)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=160)

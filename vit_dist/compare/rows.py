@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.tables import csv_text
 from vit_dist.models.costs import FLOPS_PER_MAC, PASSES
 
 By = Literal["flops", "params", "throughput"]
@@ -118,9 +117,5 @@ def match(rows: Sequence[Row], by: By, reference: str = "vit") -> list[Match]:
 
 def to_csv(rows: Sequence[Row]) -> str:
     """Every row with every number, unrounded; empty: not measured."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: "" if value is None else value for key, value in asdict(row).items()})
-    return text.getvalue()
+    names = [field.name for field in fields(Row)]
+    return csv_text([names, *([getattr(row, name) for name in names] for row in rows)])

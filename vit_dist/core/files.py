@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vit_dist.core.small_files import MAX_WHOLE_BYTES
 from vit_dist.core.store_errors import explained, refuse_web_page
 from vit_dist.core.stores import file_system
 from vit_dist.core.urls import (
@@ -52,20 +53,39 @@ __all__ = [
     "write_bytes",
 ]
 
+_WEB_TIMEOUT_S = 30.0
 
-def read_bytes(url: str) -> bytes:
-    """All bytes of a file.
+
+def read_bytes(url: str, max_bytes: int | None = None) -> bytes:
+    """All bytes of a small file.
+
+    Args:
+        url: of the file.
+        max_bytes: that it may have; None: 256 MiB.
 
     Raises:
-        DataError: missing, forbidden or unreadable.
+        DataError: missing, forbidden, unreadable or too large.
     """
+    most = MAX_WHOLE_BYTES if max_bytes is None else max_bytes
     with explained(url, "read"):
-        if not is_remote(url):
-            return local_path(url).read_bytes()
-        system, path = file_system(url)
-        content = system.cat_file(path)
-    if is_web(url):
-        refuse_web_page(url, content)
+        if is_web(url):
+            from vit_dist.core.web import Transient, WebClient
+
+            client = WebClient(_WEB_TIMEOUT_S)
+            try:
+                return client.get(url, most)
+            except Transient as error:
+                raise OSError(str(error)) from error
+            finally:
+                client.close()
+        if is_remote(url):
+            system, path = file_system(url)
+            content = system.head(path, most + 1)
+        else:
+            with local_path(url).open("rb") as file:
+                content = file.read(most + 1)
+        if len(content) > most:
+            raise OSError(f"larger than the {most:,} bytes that such a file may have")
     return content
 
 

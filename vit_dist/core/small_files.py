@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 MAX_BYTES = 64 << 20
+MAX_WHOLE_BYTES = 256 << 20
+"""Of a file by URL that is read whole, such as a manifest or an index; that of a million shards has half of it."""
+
 MAX_DEPTH = 60
 MAX_DIGITS = 40
 MAX_TEXT = 100_000

@@ -59,6 +59,7 @@ _EXPIRED = frozenset(
         *("UnauthorizedSSOTokenError", "SSOTokenLoadError", "TokenRetrievalError"),
     }
 )
+_PAST_THE_END = ("InvalidRange", "not satisfiable")
 _UNTOLD = frozenset({"400", "401", "403"})
 _MOST_TEXT = 300
 
@@ -109,6 +110,12 @@ def is_expired(error: BaseException) -> bool:
     """Whether a store refuses the credentials themselves, so that newer ones might do; it need not say so."""
     # An answer to HEAD has no body that could say why.
     return _says_expired(error) or any(_code(e) in _UNTOLD and _asked_for_the_head(e) for e in _chain(error))
+
+
+def is_past_the_end(error: BaseException) -> bool:
+    """Whether a store says that a file has no bytes where some were asked for."""
+    text = f"{type(error).__name__}: {error}"
+    return any(sign in text for sign in _PAST_THE_END)
 
 
 def _says_expired(error: BaseException) -> bool:

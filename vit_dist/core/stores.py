@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.store_errors import is_expired
+from vit_dist.core.store_errors import is_expired, is_past_the_end
 from vit_dist.core.urls import local_path, redact, split_url
 
 _REMOVALS_IN_FLIGHT = 16
@@ -28,6 +28,10 @@ def storage_options(scheme: str) -> dict[str, Any]:
     For s3:// the usual variables hold (AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_REGION, ...), and so do
     AWS_ENDPOINT_URL[_S3], VIT_DIST_S3_PATH_STYLE=1 and VIT_DIST_S3_REQUESTER_PAYS=1.
     """
+    if scheme in {"http", "https"}:
+        from vit_dist.core.web import bounded_client
+
+        return {"get_client": bounded_client}
     if scheme not in {"s3", "s3a"}:
         return {}
     env = os.environ
@@ -65,6 +69,16 @@ class Store:
     def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """The bytes of a file, or of a part of it."""
         return bytes(self._ask(lambda system: system.cat_file(path, start=start, end=end)))
+
+    def head(self, path: str, size: int) -> bytes:
+        """The first `size` bytes of a file; all, where it has fewer."""
+        try:
+            return self.cat_file(path, 0, size)
+        except Exception as error:
+            # Of an empty file stores have no part that they could give.
+            if is_past_the_end(error):
+                return b""
+            raise
 
     def pipe_file(self, path: str, content: bytes) -> None:
         """Write a file."""

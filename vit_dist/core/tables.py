@@ -7,9 +7,10 @@ Numbers are never cut: in a narrow window the columns that say least are left ou
 
 from __future__ import annotations
 
+import csv
 import io
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from vit_dist.core.terminal import clean, steering
@@ -19,9 +20,29 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+# A spreadsheet takes a cell that begins so for a formula, and runs it.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _JUSTIFY: dict[str, Literal["left", "center", "right"]] = {"l": "left", "c": "center", "r": "right"}
 _GAP = 2
 _SHORTEST = 8
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Rows as CSV: numbers with every digit, None as an empty cell, tuples joined by blanks, the rest as text.
+
+    Text that a spreadsheet would take for a formula gets a ' before it, which it does not show; control characters are
+    escapes. Numbers are numbers, also those below zero.
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([_csv_cell(value) for value in row] for row in rows)
+    return text.getvalue()
+
+
+def _csv_cell(value: object) -> object:
+    if value is None or isinstance(value, bool | int | float):
+        return "" if value is None else value
+    text = clean(" ".join(map(str, value)) if isinstance(value, tuple) else str(value))
+    return f"'{text}" if text.startswith(_FORMULA) or text.lstrip().startswith(_FORMULA) else text
 
 
 def columns(

@@ -23,14 +23,16 @@ from vit_dist.core.files import (
     redact,
     refuse_web_page,
 )
-from vit_dist.core.store_errors import wait_s
-from vit_dist.data.web import Transient, WebClient, no_ranges
+from vit_dist.core.small_files import MAX_WHOLE_BYTES
+from vit_dist.core.store_errors import is_past_the_end, wait_s
+from vit_dist.core.web import Transient, WebClient, no_ranges
 
 _MAX_OPEN_FILES = 256
 # Of a store that hands over ranges whole: what a broken connection costs at most.
 _PART_BYTES = 8 << 20
-_PAST_THE_END = ("InvalidRange", "not satisfiable")
 _MAX_WAIT_S = 60.0
+# Of a file on a server that gives no parts of it: tables and tars, not small ones.
+_MOST_IN_MEMORY = 16 << 30
 
 T = TypeVar("T")
 
@@ -73,18 +75,21 @@ class RangeReader:
             )
         return content
 
-    def read_all(self, url: str) -> bytes:
+    def read_all(self, url: str, max_bytes: int = MAX_WHOLE_BYTES) -> bytes:
         """All bytes of a small file, such as an index; as patient as `read`.
 
         Raises:
-            DataError: as `read`.
+            DataError: as `read`, or the file is larger than `max_bytes`.
         """
         if not is_remote(url):
-            return read_bytes(url)
+            return read_bytes(url, max_bytes)
         with explained(url, "read"):
             if is_web(url):
-                return self._insist(partial(self._http.get, url))
-            return self._insist(partial(_ask_fsspec, url, None, None))
+                return self._insist(partial(self._http.get, url, max_bytes))
+            content = self._insist(partial(_ask_fsspec, url, 0, max_bytes + 1))
+            if len(content) > max_bytes:
+                raise OSError(f"larger than the {max_bytes:,} bytes that such a file may have")
+            return content
 
     def web_size(self, url: str) -> int:
         """Bytes of a file on a web server.
@@ -201,7 +206,7 @@ def open_file(url: str) -> io.BufferedReader:
     if is_web(url):
         with contextlib.closing(RangeReader()) as reader:
             if not reader.serves_ranges(url):
-                return io.BufferedReader(io.BytesIO(reader.read_all(url)))
+                return io.BufferedReader(io.BytesIO(reader.read_all(url, _MOST_IN_MEMORY)))
     return io.BufferedReader(_RemoteFile(url), _PART_BYTES)
 
 
@@ -266,10 +271,9 @@ def _ask_fsspec(url: str, start: int | None, end: int | None) -> bytes:
     try:
         return system.cat_file(path, start=start, end=end)
     except Exception as error:
-        text = f"{type(error).__name__}: {error}"
-        if any(sign in text for sign in _PAST_THE_END):
+        if is_past_the_end(error):
             return b""
         wait = wait_s(error)
         if wait is None:
             raise
-        raise Transient(redact(text), wait) from error
+        raise Transient(redact(f"{type(error).__name__}: {error}"), wait) from error

@@ -29,6 +29,9 @@ from vit_dist.core.run.log import (
 )
 from vit_dist.scaling.tagmap import TagMap, apply
 
+# The mean of such numbers and their squares are numbers too.
+_LARGEST = 1e30
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -127,21 +130,30 @@ def collect(
 
     Raises:
         ConfigError: nothing says whether higher or lower values of the metric are better.
-        DataError: nothing there to read, runs of several studies and none was named, or a value that the metric cannot
-            have.
+        DataError: nothing there to read, runs of several studies and none was named, or no run but such with values
+            that the metric cannot have.
     """
     observed: list[Observation] = []
     excluded: list[Excluded] = []
     curves: dict[str, Mapping[str, Series]] = {}
+    impossible: list[Excluded] = []
     logs, remarks = _read_all(url, metric, tag_map)
-    rule = _rule(logs, metric, tag_map, declared or {})
+    rule, damaged = _rule(logs, metric, tag_map, declared or {})
     for directory, raw in logs.items():
         outcome, log = _observe(raw, directory, study, metric, rule, tag_map)
         if isinstance(outcome, Excluded):
             excluded.append(outcome)
+        elif directory in damaged:
+            excluded.append(Excluded(outcome.run, directory, damaged[directory]))
+        elif problem := _impossible_value({**_few_shot_rules(log), metric: rule}, log, mapped=raw is not log):
+            impossible.append(Excluded(outcome.run, directory, problem))
         else:
             observed.append(outcome)
             curves[directory] = log.scalars
+    if impossible and not observed:
+        # One such run is that run's matter; where all are so, it is how they are read.
+        raise DataError(f"{impossible[0].directory}: {impossible[0].reason}")
+    excluded += impossible
     chosen = _choose_study(url, observed, excluded, study)
     observations, duplicates = _without_duplicates(observed)
     remarks += _shared_names(observations)
@@ -179,12 +191,26 @@ def _read_all(url: str, metric: str, tag_map: TagMap | None) -> tuple[dict[str, 
     return logs, remarks
 
 
-def _rule(logs: Mapping[str, RunLog], metric: str, tag_map: TagMap | None, declared: Mapping[str, Metric]) -> Metric:
-    """How the metric is read: as study and tag map say, else as the runs have logged, else as its name says."""
+def _rule(
+    logs: Mapping[str, RunLog], metric: str, tag_map: TagMap | None, declared: Mapping[str, Metric]
+) -> tuple[Metric, dict[str, str]]:
+    """How the metric is read: as study and tag map say, else as the runs have logged, else as its name says.
+
+    Also which directories' logs say it so that it cannot be understood, with the reason.
+    """
+    damaged: dict[str, str] = {}
     said = merged(("the study", declared), ("the tag map", tag_map.metrics if tag_map else {}))
     if metric not in said:
-        said = merged(*((f"the log in {directory}", logged_metrics(log)) for directory, log in logs.items()))
-    return find_metric(metric, said, "the study file or a tag map (--tag-map)")
+        logged: dict[str, dict[str, Metric]] = {}
+        for directory, log in logs.items():
+            try:
+                logged[directory] = logged_metrics(log)
+            except DataError as error:
+                damaged[directory] = str(error)
+        # What is said of tags that nobody asked for is no reason to stop.
+        asked = {directory: {metric: found[metric]} for directory, found in logged.items() if metric in found}
+        said = merged(*((f"the log in {directory}", found) for directory, found in asked.items()))
+    return find_metric(metric, said, "the study file or a tag map (--tag-map)"), damaged
 
 
 def _observe(
@@ -208,7 +234,6 @@ def _observe(
     reason = _why_not(info, status, series, metric)
     if reason is not None or series is None or status is None:
         return Excluded(info.name, directory, reason or "", info), log
-    _check_values({**_few_shot_rules(log), metric: rule}, log, directory, mapped=entry is not None)
     return _observation(info, status, series, directory, metric, rule), log
 
 
@@ -218,22 +243,19 @@ def _few_shot_rules(log: RunLog) -> dict[str, Metric]:
     return {tag: rule for tag, rule in found.items() if rule is not None}
 
 
-def _check_values(rules: Mapping[str, Metric], log: RunLog, directory: str, *, mapped: bool) -> None:
-    """Refuse values that a metric cannot have.
-
-    Raises:
-        DataError: names run, tag, step and value.
-    """
+def _impossible_value(rules: Mapping[str, Metric], log: RunLog, *, mapped: bool) -> str:
+    """The first value that a metric cannot have, with its tag and step, and what to do; '' where there is none."""
     for tag, rule in rules.items():
         steps, values, _ = log.scalars[tag]
         for step, value in zip(steps.tolist(), values.tolist(), strict=True):
             problem = rule.problem(value) if math.isfinite(value) else ""
             if problem:
                 scaled = "give the entry of the tag map `scale: 0.01`, or " if mapped else ""
-                raise DataError(
-                    f"{directory}: {tag} at step {step}: {problem}; {scaled}declare its range under `metrics` of the "
+                return (
+                    f"{tag} at step {step}: {problem}; {scaled}declare its range under `metrics` of the "
                     f"study file or the tag map"
                 )
+    return ""
 
 
 def _observation(
@@ -271,7 +293,7 @@ def _observation(
         recipe_hash=info.recipe_hash,
         status=status.status,
         directory=directory,
-        finished=float(series.wall_times[-1]),
+        finished=float(np.nan_to_num(series.wall_times[-1])),
     )
 
 
@@ -291,7 +313,7 @@ def _why_not(info: RunInfo, status: RunStatus | None, series: Series | None, met
         return f"{status.status} at step {status.step} of {info.planned_steps}{because}"
     if series is None:
         return f"has no values of {metric}"
-    if not math.isfinite(series.values[-1]):
+    if not abs(series.values[-1]) <= _LARGEST:
         return f"diverged: {metric} is {series.values[-1]}"
     if series.steps[-1] != status.step:
         return f"{metric} was last measured at step {series.steps[-1]}, not at its end, {status.step}"

@@ -29,6 +29,7 @@ from vit_dist.core.events.reader import RunLog, Series
 from vit_dist.core.metrics import Metric
 from vit_dist.core.registry import Config
 from vit_dist.core.run.log import RunInfo, RunStatus
+from vit_dist.core.small_files import is_count
 from vit_dist.core.units import parse_count
 
 _COUNTS = ("subset", "subset_seed", "seed", "num_params", "macs_per_image")
@@ -40,10 +41,12 @@ class LogMap(Config):
 
     directory: str = Field(".*", description="regular expression, searched in the directory's path below the logs")
     metric: str = Field(description="the tag that is read as the study's metric")
-    scale: float = Field(1.0, description="what its values are multiplied by")
+    scale: float = Field(1.0, allow_inf_nan=False, description="what its values are multiplied by")
     tags: dict[str, str] = Field(default_factory=dict, description="further tags: our name -> theirs")
-    examples_per_step: Annotated[float, Field(gt=0)] = Field(description="training examples between steps s and s + 1")
-    steps: Annotated[int | None, Field(gt=0)] = Field(None, description="steps of a finished run")
+    examples_per_step: Annotated[float, Field(gt=0, le=1e12)] = Field(
+        description="training examples between steps s and s + 1"
+    )
+    steps: Annotated[int | None, Field(gt=0, le=2**53)] = Field(None, description="steps of a finished run")
     constants: dict[str, int | float | str] = Field(default_factory=dict)
 
     @field_validator("directory")
@@ -116,10 +119,16 @@ def apply(entry: LogMap, log: RunLog, directory: str, metric: str) -> tuple[RunI
                 fields[name] = parse_count(fields[name])
             except ValueError:
                 raise DataError(f"tag map: {name} of {directory!r} is {fields[name]!r}, which is no count") from None
+        if name in fields and not is_count(fields[name]):
+            raise DataError(f"tag map: {name} of {directory!r} is {fields[name]}, which is no count of this world")
     scalars = _renamed(entry, log, metric)
     last = int(scalars[metric].steps[-1]) if metric in scalars else 0
     family = str(fields.get("family") or fields.get("model"))
     examples = round(last * entry.examples_per_step)
+    if not is_count(examples):
+        raise DataError(f"its last step, {last}, stands for {examples:,} examples")
+    if fields["subset"] == 0:
+        raise DataError(f"tag map: subset of {directory!r} is 0")
     info = RunInfo(
         name=directory,
         study=str(fields.get("study", "")),

@@ -11,18 +11,32 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from vit_dist.core.events.reader import EventFile, FileStamp, Series, read_many
 from vit_dist.core.files import is_remote, local_path
+from vit_dist.core.small_files import (
+    Check,
+    DamagedError,
+    checked,
+    is_count,
+    is_number,
+    is_text,
+    or_none,
+    parse_json,
+    read_small,
+)
 
 # Of what an entry looks like and of what the reader makes of a file: raised when either changes; old entries are then
 # never looked up again.
-_VERSION = 2
+_VERSION = 3
+_MOST_BYTES = 1 << 30
 
 
 def cache_directory() -> Path:
@@ -52,8 +66,8 @@ def read_cached(stamps: Sequence[FileStamp], tags: Collection[str]) -> Iterator[
 def load_entry(kind: str, key: str) -> bytes | None:
     """The bytes kept under a key, or None where there are none or they are damaged."""
     try:
-        raw = _path(kind, key).read_bytes()
-    except OSError:
+        raw = read_small(_path(kind, key), _MOST_BYTES)
+    except (OSError, DamagedError):
         return None
     return raw[16:] if len(raw) >= 16 and raw[:16] == xxhash.xxh3_128_digest(raw[16:]) else None
 
@@ -88,18 +102,57 @@ def _load(stamp: FileStamp, tags: Collection[str]) -> EventFile | None:
     if raw is None:
         return None
     head, _, body = raw.partition(b"\n")
-    entry = json.loads(head)
-    # Compared here and not part of the key: a file that grew then replaces its entry, in place of one for each size.
-    if [stamp.size, stamp.mark] != entry["stamp"]:
+    try:
+        entry = checked(parse_json(head), _FIELDS)
+        # Compared here and not part of the key: a file that grew replaces its entry, in place of one for each size.
+        if entry.keys() != _FIELDS.keys() or entry["stamp"] != [stamp.size, stamp.mark]:
+            return None
+        return _event_file(stamp.url, entry, np.frombuffer(body, np.int64))
+    except ValueError:
+        # The digest in front tells of an accident, but others may write there too: then the file itself is read.
         return None
-    numbers, at, scalars = np.frombuffer(body, np.int64), 0, {}
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
+def _is_columns(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, list) and len(one) == 2 and is_text(one[0]) and is_count(one[1]) for one in value
+    )
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(one, list) and len(one) == 2 and _is_step(one[0]) and isinstance(one[1], str)
+        for written in value.values()
+        for one in (written if isinstance(written, list) else [None])
+    )
+
+
+_FIELDS: Mapping[str, Check] = {
+    "stamp": lambda value: isinstance(value, list),
+    "started": or_none(is_number),
+    "purge_step": or_none(_is_step),
+    "problem": or_none(is_text),
+    "texts": _is_texts,
+    "scalars": _is_columns,
+}
+
+
+def _event_file(url: str, entry: dict[str, Any], numbers: NDArray[np.int64]) -> EventFile:
+    """What an entry says of a file; raises ValueError where its columns are not as long as it says."""
+    if len(numbers) != 3 * sum(count for _, count in entry["scalars"]):
+        raise ValueError("columns are missing")
+    at, scalars = 0, {}
     for tag, count in entry["scalars"]:
         steps, values, walls = (numbers[at + i * count : at + (i + 1) * count] for i in range(3))
         scalars[tag] = Series(steps, values.view(np.float64), walls.view(np.float64))
         at += 3 * count
-    texts = {tag: [(int(step), str(text)) for step, text in written] for tag, written in entry["texts"].items()}
+    texts = {tag: [(step, text) for step, text in written] for tag, written in entry["texts"].items()}
     started = float("inf") if entry["started"] is None else float(entry["started"])
-    return EventFile(stamp.url, started, scalars, texts, entry["purge_step"], entry["problem"])
+    return EventFile(url, started, scalars, texts, entry["purge_step"], entry["problem"])
 
 
 def _store(stamp: FileStamp, tags: Collection[str], file: EventFile) -> None:

@@ -12,6 +12,7 @@ readers goes (`benchmarks/read_events.py` measures it).
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Callable, Collection
@@ -38,9 +39,18 @@ _LONGEST_SHAPE = 1 << 14
 _FEW = 4
 # Shapes of one length.
 _MOST_SHAPES = 4096
+# Of all shapes together.
+_MOST_SHAPE_BYTES = 64 << 20
 # So many shapes of a length may fit next to no other record of it, before all are walked: where each record is of a
 # shape of its own, learning shapes costs more than it saves.
 _MOST_SPARSE = 8
+# What is kept of one file, so that a forged one fills no memory; TensorBoard itself takes no record of 2 GiB.
+_LONGEST_RECORD = 64 << 20
+_LONGEST_TEXT = 4 << 20
+_MOST_TEXT = 64 << 20
+_MOST_TAGS = 20_000
+_MOST_VALUES = 10_000_000
+_MOST_REMARKS = 5
 
 
 class Part(NamedTuple):
@@ -71,6 +81,11 @@ class Decoder:
     unread: dict[str, str] = field(default_factory=dict)
     size: int = 0
     _rest: bytes = b""
+    _skip: int = 0
+    _learnt: int = 0
+    _left_out: list[str] = field(default_factory=list)
+    _values: int = 0
+    _text: int = 0
     _records: int = 0
     _groups: dict[int, list[ShapeGroup]] = field(default_factory=dict)
     _singles: dict[str, list[tuple[int, int, float, float]]] = field(default_factory=dict)
@@ -80,6 +95,10 @@ class Decoder:
         self.size += len(block)
         if self.problem is not None:
             return
+        if self._skip:
+            passed = min(self._skip, len(block))
+            self._skip -= passed
+            block = block[passed:]
         data = self._rest + block
         starts, lengths, position = self._walk(data)
         offset = self.size - len(data)
@@ -93,8 +112,25 @@ class Decoder:
             # Not a record that is still to come: a length that points beyond the block because it is wrong.
             self.problem = f"damaged at byte {offset + position}"
         self._rest = data[position:]
+        if self.problem is None:
+            self._pass_over_giant()
         self._decode(data, starts, lengths)
         self._records += len(starts)
+
+    def _pass_over_giant(self) -> None:
+        """Do not wait for a record that is too long to be kept: its bytes are skipped as they come."""
+        if len(self._rest) < _HEADER_BYTES:
+            return
+        (length,) = struct.unpack_from("<Q", self._rest)
+        if length > _LONGEST_RECORD:
+            self._leave_out(f"a record of {length:,} bytes")
+            self._skip = length + _FRAME_BYTES - len(self._rest)
+            self._rest = b""
+
+    def _leave_out(self, what: str) -> None:
+        # A forged file may bring any number of reasons.
+        if what not in self._left_out and len(self._left_out) < _MOST_REMARKS:
+            self._left_out.append(what)
 
     def finish(self) -> None:
         """The file has ended: say what was wrong with it."""
@@ -102,12 +138,15 @@ class Decoder:
             self.problem += f" of {self.size}; the rest was left out"
         elif self.size == 0:
             self.problem = "is empty"
-        elif self._rest:
-            self.problem = f"the last record is cut short at byte {self.size - len(self._rest)} of {self.size}"
+        elif self._rest or self._skip:
+            cut = self.size - len(self._rest)
+            self.problem = f"the last record is cut short at byte {cut} of {self.size}"
         if self.damaged:
             left_out = f"{self.damaged} damaged record{'s' if self.damaged > 1 else ''} left out"
             self.problem = "; ".join(filter(None, [self.problem, left_out]))
-        for tag, dtype in sorted(self.unread.items()):
+        for what in self._left_out:
+            self.problem = "; ".join(filter(None, [self.problem, f"left out: {what}"]))
+        for tag, dtype in sorted(self.unread.items())[:_MOST_REMARKS]:
             self.problem = "; ".join(filter(None, [self.problem, f"values of {tag} are {dtype} and were left out"]))
         for tag, rows in self._singles.items():
             record, steps, values, walls = zip(*rows, strict=True)
@@ -176,7 +215,7 @@ class Decoder:
             pending = self._take(group, words, stored, records, pending, length)
         sparse = 0
         while len(pending):
-            too_many = sum(len(group.shapes) for group in groups) > _MOST_SHAPES
+            too_many = sum(len(group.shapes) for group in groups) > _MOST_SHAPES or self._learnt > _MOST_SHAPE_BYTES
             if len(pending) < _FEW or sparse > _MOST_SPARSE or too_many:
                 for row in pending.tolist():
                     self._single(data, int(starts[row]), length, int(records[row]))
@@ -201,6 +240,7 @@ class Decoder:
                 shape = self._shape(data, int(starts[row]), length, words[row])
                 if shape is None:
                     continue
+                self._learnt += length
                 mask, moving = fixed_bits(shape.layout, length, words.shape[1])
                 if learnt is None:
                     learnt = next((group for group in groups if np.array_equal(group.mask, mask)), None)
@@ -285,8 +325,22 @@ class Decoder:
         if layout.step is not None:
             steps = column_at(rows, "varint", *layout.step).astype(np.int64)
         for slot in slots:
+            if not self._has_room(str(slot.tag), len(rows)):
+                continue
             values = column_at(rows, slot.kind, slot.begin, slot.end).astype(np.float64)
             self.parts.setdefault(str(slot.tag), []).append(Part(records, steps, values, walls))
+
+    def _has_room(self, tag: str, count: int) -> bool:
+        """Whether more numbers of a tag are kept."""
+        if self._values + count > _MOST_VALUES:
+            self._leave_out(f"what comes after {_MOST_VALUES:,} values")
+            return False
+        known = tag in self.parts or tag in self._singles
+        if not known and len(self.parts) + len(self._singles) >= _MOST_TAGS:
+            self._leave_out(f"what is not of the first {_MOST_TAGS:,} tags")
+            return False
+        self._values += count
+        return True
 
     def _layout(self, payload: bytes) -> Layout:
         """The layout of a record; what is not wanted keeps its place and loses its tag."""
@@ -312,15 +366,31 @@ class Decoder:
             return
         wall = 0.0 if layout.wall is None else number_at(payload, "f8", layout.wall, layout.wall + 8)
         step = 0 if layout.step is None else signed(varint(payload, *layout.step)[0])
-        self.started = min(self.started, wall) if record == 0 else self.started
+        if record == 0 and math.isfinite(wall):
+            self.started = wall
         if layout.start:
             self.purges.append((record, step))
-        self.unread.update(layout.unread)
+        if len(self.unread) < _MOST_TAGS:
+            self.unread.update(layout.unread)
         for tag, low, high in layout.texts:
-            self.texts.setdefault(tag, []).append((record, step, str(payload[low:high], "utf-8", "replace")))
+            if self._keeps_text(tag, high - low):
+                self.texts.setdefault(tag, []).append((record, step, str(payload[low:high], "utf-8", "replace")))
         for slot in slots:
+            if not self._has_room(str(slot.tag), 1):
+                continue
             number = number_at(payload, slot.kind, slot.begin, slot.end)
             self._singles.setdefault(str(slot.tag), []).append((record, step, number, wall))
+
+    def _keeps_text(self, tag: str, length: int) -> bool:
+        if length > _LONGEST_TEXT:
+            self._leave_out(f"a text of {length:,} bytes of {tag}")
+            return False
+        if self._text + length > _MOST_TEXT or (tag not in self.texts and len(self.texts) >= _MOST_TAGS):
+            self._leave_out(f"texts after {_MOST_TEXT:,} bytes or {_MOST_TAGS:,} tags of them")
+            return False
+        # Each costs some memory of its own, also where it is empty.
+        self._text += length + 100
+        return True
 
 
 def tag_filter(tags: Collection[str] | None) -> Callable[[str], bool]:
@@ -334,6 +404,8 @@ def tag_filter(tags: Collection[str] | None) -> Callable[[str], bool]:
     def wanted(tag: str) -> bool:
         known = seen.get(tag)
         if known is None:
+            if len(seen) >= _MOST_TAGS:
+                seen.clear()
             known = seen[tag] = tag in exact or any(pattern.match(tag) for pattern in patterns)
         return known
 

@@ -22,6 +22,11 @@ _HIDDEN_PLUGINS = frozenset({b"hparams", b"custom_scalars"})
 
 _VARINT, _EIGHT_BYTES, _DELIMITED, _FOUR_BYTES = 0, 1, 2, 5
 
+# A writer puts some dozen numbers into a record; a forged one could hold as many fields as bytes, and take minutes.
+_MOST_FIELDS = 100_000
+LONGEST_TAG = 1000
+"""Bytes; the value of a longer one is damaged."""
+
 
 class Slot(NamedTuple):
     """Where one number of a record stands; the tag of one not wanted is None.
@@ -55,7 +60,7 @@ def read_layout(payload: bytes) -> Layout:
     """Walk one `Event`.
 
     Raises:
-        ValueError: the bytes are no event.
+        ValueError: the bytes are no event, or beyond what a writer puts into one.
     """
     wall, step, start = None, None, False
     slots: list[Slot] = []
@@ -73,7 +78,9 @@ def read_layout(payload: bytes) -> Layout:
                     _value(payload, low, high, slots, texts, unread)
         elif number == 7 and wire == _DELIMITED:
             # Of a field that is given twice, the last counts.
-            statuses = [payload[low] for inner, _, low, _ in _fields(payload, begin, end) if inner == 1]
+            statuses = [
+                payload[low] for inner, kind, low, _ in _fields(payload, begin, end) if inner == 1 and kind == _VARINT
+            ]
             start = statuses[-1:] == [1]
     return Layout(wall, step, tuple(slots), tuple(texts), start, tuple(unread))
 
@@ -90,6 +97,8 @@ def _value(
     tag, simple, tensor, plugin = "", None, None, b""
     for number, wire, low, high in _fields(payload, begin, end):
         if number == 1 and wire == _DELIMITED:
+            if high - low > LONGEST_TAG:
+                raise ValueError("a giant tag")
             tag = str(payload[low:high], "utf-8", "replace")
         elif number == 2 and wire == _FOUR_BYTES:
             simple = (low, high)
@@ -185,11 +194,12 @@ def _tensor(
 
 
 def _packed(payload: bytes, begin: int, end: int, kind: str) -> list[tuple[int, int]]:
+    """Where the first numbers of a packed field stand; two at the most, since more than one are none that is read."""
     if kind not in VARINTS:
         size = int(kind[1])
-        return [(at, at + size) for at in range(begin, end, size)] if (end - begin) % size == 0 else []
-    numbers = []
-    while begin < end:
+        return [(at, at + size) for at in range(begin, end, size)[:2]] if (end - begin) % size == 0 else []
+    numbers: list[tuple[int, int]] = []
+    while begin < end and len(numbers) < 2:
         _, after = varint(payload, begin, end)
         numbers.append((begin, after))
         begin = after
@@ -198,7 +208,11 @@ def _packed(payload: bytes, begin: int, end: int, kind: str) -> list[tuple[int, 
 
 def _fields(payload: bytes, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """The fields of a message: number, wire type, where the content begins and ends."""
+    count = 0
     while position < end:
+        count += 1
+        if count > _MOST_FIELDS:
+            raise ValueError("more fields than any record has")
         key, position = varint(payload, position, end)
         wire = key & 7
         if wire == _DELIMITED:

@@ -275,22 +275,37 @@ def _collected(url: str, blocks: Iterable[bytes], tags: Collection[str] | None) 
     for block in blocks:
         decoder.feed(block)
     decoder.finish()
-    purges = decoder.purges
-    scalars = {tag: _series(parts, purges) for tag, parts in decoder.parts.items()}
-    texts = {
-        tag: [(step, text) for record, step, text in written if not _is_void(record, step, purges)]
-        for tag, written in decoder.texts.items()
-    }
-    lowest = min((step for _, step in purges), default=None)
+    restarts = _Restarts(decoder.purges)
+    scalars = {tag: _series(parts, restarts) for tag, parts in decoder.parts.items()}
+    texts = {}
+    for tag, written in decoder.texts.items():
+        records, steps = (np.array([one[i] for one in written], np.int64) for i in range(2))
+        void = restarts.make_void(records, steps).tolist()
+        texts[tag] = [(step, text) for (_, step, text), dropped in zip(written, void, strict=True) if not dropped]
+    lowest = min((step for _, step in decoder.purges), default=None)
     return EventFile(url, decoder.started, scalars, texts, lowest, decoder.problem)
 
 
-def _is_void(record: int, step: int, purges: Iterable[tuple[int, int]]) -> bool:
-    """Whether a restart that was logged after a record says that its step is trained again."""
-    return any(record < at and step >= first for at, first in purges)
+class _Restarts:
+    """The restarts that one file tells of: (record, first step that is trained again), by ascending record."""
+
+    def __init__(self, purges: Sequence[tuple[int, int]]) -> None:
+        self._at = np.array([at for at, _ in purges], np.int64)
+        firsts = np.array([first for _, first in purges], np.int64)
+        # The lowest step of this restart and all later ones. A forged file may hold a million of them.
+        self._lowest = np.minimum.accumulate(firsts[::-1])[::-1]
+
+    def make_void(self, records: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether a restart that was logged after a record says that its step is trained again: bool [n]."""
+        void = np.zeros(len(records), np.bool_)
+        if len(self._at):
+            later = np.searchsorted(self._at, records, side="right")
+            followed = later < len(self._at)
+            void[followed] = steps[followed] >= self._lowest[later[followed]]
+        return void
 
 
-def _series(parts: Sequence[Part], purges: Iterable[tuple[int, int]]) -> Series:
+def _series(parts: Sequence[Part], restarts: _Restarts) -> Series:
     """The values of a tag in the order they were written, without those that a restart in the same file made void."""
     record, steps, values, walls = (
         parts[0] if len(parts) == 1 else (np.concatenate(c) for c in zip(*parts, strict=True))
@@ -299,10 +314,9 @@ def _series(parts: Sequence[Part], purges: Iterable[tuple[int, int]]) -> Series:
     if len(record) > 1 and not (record[1:] >= record[:-1]).all():
         order = np.argsort(record, kind="stable")
         record, steps, values, walls = record[order], steps[order], values[order], walls[order]
-    for at, first in purges:
-        if len(record) and record[0] < at:
-            keep = (record >= at) | (steps < first)
-            record, steps, values, walls = record[keep], steps[keep], values[keep], walls[keep]
+    void = restarts.make_void(record, steps)
+    if void.any():
+        steps, values, walls = steps[~void], values[~void], walls[~void]
     return Series(steps, values, walls)
 
 

@@ -8,19 +8,22 @@ at step 0, `RunStatus` at the last step. They are JSON and YAML, since the scala
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.events.reader import RunLog
 from vit_dist.core.events.writer import EventWriter, HParam
 from vit_dist.core.metrics import Metric
+from vit_dist.core.small_files import MAX_TEXT, DamagedError, is_count, is_number, parse_json
 
 SCHEMA = 1
+
+_LONGEST_NAME = 500
+_SEEDS = frozenset({"seed", "subset_seed"})
 
 RUN = "vit_dist/run"
 RECIPE = "vit_dist/recipe"
@@ -148,9 +151,9 @@ def logged_metrics(log: RunLog) -> dict[str, Metric]:
     found: dict[str, Metric] = {}
     for _, text in sorted(log.texts.get(METRICS, {}).items()):
         try:
-            found |= TypeAdapter(dict[str, Metric]).validate_python(json.loads(text))
+            found |= TypeAdapter(dict[str, Metric]).validate_python(parse_json(text))
         except ValueError as error:
-            raise DataError(f"{log.url}: {METRICS} cannot be understood: {str(error).splitlines()[0]}") from None
+            raise DataError(f"{METRICS} cannot be understood: {_first_lines(error, 1)}") from None
     return found
 
 
@@ -183,14 +186,39 @@ def _read(log: RunLog, tag: str, cls: type[E]) -> E | None:
     if text is None:
         return None
     try:
-        value: Any = json.loads(text)
+        value = parse_json(text)
         version = value.get("schema_version", SCHEMA) if isinstance(value, dict) else SCHEMA
         if isinstance(version, int) and version > SCHEMA:
             raise DataError(f"{tag} is of schema {version}; this version reads up to {SCHEMA}: update vit_dist")
-        return cls.model_validate(value)
-    except (json.JSONDecodeError, ValidationError) as error:
-        first = str(error).splitlines()
-        raise DataError(f"{tag} cannot be understood: {' '.join(line.strip() for line in first[:3])}") from None
+        entry = cls.model_validate(value)
+        _check_bounds(entry)
+    except ValueError as error:
+        raise DataError(f"{tag} cannot be understood: {_first_lines(error, 3)}") from None
+    return entry
+
+
+def _check_bounds(entry: _Entry) -> None:
+    """Refuse what no run of ours says, and what a page, a figure or a table could not hold.
+
+    Raises:
+        DamagedError: names the field.
+    """
+    for name, value in entry:
+        if isinstance(value, str):
+            # A reason has lines, and may be long. Where a name is shown, control characters in it become escapes.
+            told = name == "reason"
+            if any("\ud800" <= letter <= "\udfff" for letter in value):
+                raise DamagedError(f"{name} is no text: {value[:60]!a} has half a character")
+            if len(value) > (MAX_TEXT if told else _LONGEST_NAME) or not (told or len(value.splitlines()) <= 1):
+                raise DamagedError(f"{name} is no name: {value[:60]!a}, {len(value):,} characters")
+        elif isinstance(value, int) and not (-(2**64) < value < 2**64 if name in _SEEDS else is_count(value)):
+            raise DamagedError(f"{name} is {value}, which is no count")
+        elif isinstance(value, float) and not is_number(value):
+            raise DamagedError(f"{name} is {value}")
+
+
+def _first_lines(error: Exception, count: int) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines()[:count])[:_LONGEST_NAME]
 
 
 def _hparams(info: RunInfo) -> dict[str, HParam]:

@@ -6,10 +6,12 @@ import contextlib
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vit_dist.core.terminal import clean
 from vit_dist.core.units import format_count
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, TEXT, AXIS, GRID, PAPER, SURFACE = "#111111", "#4d4d4d", "#9a9a9a", "#e7e7e7", "#8c8c8c", "#ffffff"
 WIDTH = 5.4
 SMALL = 8.5
+_LONGEST_TEXT = 400
 
 # On a page, these colours are CSS variables, so that one drawing serves light, dark and print.
 _VARIABLES = {
@@ -234,15 +237,45 @@ def to_svg(figure: Figure) -> bytes:
 
 def _save(figure: Figure, kind: str, metadata: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
-    with style():
+    literal(figure)
+    with style(), warnings.catch_warnings():
+        # A name in letters that the font lacks is drawn as boxes; the table beside the figure has it.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure.savefig(buffer, format=kind, metadata=metadata)
     return buffer.getvalue()
+
+
+def literal(figure: Figure) -> None:
+    """Let every text of a figure be drawn as it is written: names come from logs, and `$` would make formulas of them.
+
+    Only what the axes themselves write at their ticks may be a formula: powers of ten.
+    """
+    from matplotlib.text import Text
+
+    ticks = {
+        id(text)
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for text in (*axis.get_majorticklabels(), *axis.get_minorticklabels(), axis.get_offset_text())
+    }
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and id(text) not in ticks:
+            text.set_text(drawable(text.get_text()))
+            text.set_parse_math(False)
+
+
+def drawable(text: str) -> str:
+    """A text as it may stand in a figure: without control characters, of bounded length."""
+    shown = clean(text)
+    return shown if len(shown) <= _LONGEST_TEXT else f"{shown[:_LONGEST_TEXT]}..."
 
 
 def for_page(svg: bytes, name: str, label: str) -> str:
     """An SVG to stand inside a page: ids of its own, colours as variables, scaled to the width it is given."""
     text = svg.decode()
     text = text[text.index("<svg") :]
+    # Comments hold the texts that are drawn; whatever stands in those is no element.
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(href="#|url\(#)', rf"\1{name}-", text)
@@ -250,13 +283,10 @@ def for_page(svg: bytes, name: str, label: str) -> str:
     text = re.sub(r"<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
     size = re.search(r'viewBox="([^"]+)"', text)
     box = size.group(1) if size else "0 0 400 300"
-    quoted = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return re.sub(
-        r"<svg[^>]*>",
-        f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}" role="img" aria-label="{quoted}">',
-        text,
-        count=1,
-    )
+    quoted = clean(label).replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    head = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}" role="img" aria-label="{quoted}">'
+    # Not as a pattern's replacement: a backslash in the label would mean something there.
+    return re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)
 
 
 def _variable(match: re.Match[str]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from vit_dist.core.metrics import ACCURACY, FEW_SHOT, Metric
 from vit_dist.core.run.log import VAL_TOP1
+from vit_dist.core.run.names import safe_name
 from vit_dist.core.units import format_count
 from vit_dist.scaling import paper
 from vit_dist.scaling.collect import Observation
@@ -27,6 +28,7 @@ from vit_dist.scaling.report.figure_style import (
     colours,
     compute_unit,
     count_axis,
+    drawable,
     legend,
     new_figure,
     paper_lines,
@@ -181,7 +183,7 @@ def _line(
 
 def few_shot_figures(results: Results) -> list[Drawing]:
     """Figure 2: few-shot accuracy against subset size; seeds as whiskers from the lowest to the highest."""
-    drawings = []
+    drawings: list[Drawing] = []
     for tag, pairs in results.few_shot.items():
         figure, (axes,) = new_figure(3.5)
         values = {one.directory: value for one, value in pairs}
@@ -215,7 +217,10 @@ def few_shot_figures(results: Results) -> list[Drawing]:
             f"squares on a few images of each class. Lines join the means over seeds, whiskers reach from the lowest "
             f"to the highest seed; ResNets are dashed. The numbers of the paper's Figure 4 were never published."
         )
-        drawings.append(Drawing(tag.replace("/", "_"), "Few-shot", caption, figure))
+        # The tag is from a log, and the name becomes a file's.
+        name = safe_name(tag.replace("/", "_"))[:100]
+        taken = [drawing.name for drawing in drawings]
+        drawings.append(Drawing(f"{name}-{len(taken)}" if name in taken else name, "Few-shot", caption, figure))
     return drawings
 
 
@@ -313,7 +318,7 @@ def coverage_figure(results: Results) -> Drawing:
         notes += [f"{count} {word}" for count, word in ((failed, "failed"), (unfinished, "open")) if count]
         axes.text(column, row, "\n".join(notes), ha="center", va="center", fontsize=7.5, color=INK, linespacing=1.1)
     axes.set_xticks(range(len(sizes)), [format_count(size) for size in sizes])
-    axes.set_yticks(range(len(rows)), rows, color=TEXT)
+    axes.set_yticks(range(len(rows)), [drawable(row) for row in rows], color=TEXT, parse_math=False)
     axes.set_xlim(-0.5, len(sizes) - 0.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.tick_params(length=0)

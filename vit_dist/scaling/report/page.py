@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vit_dist import __version__
+from vit_dist.core.terminal import clean
 from vit_dist.core.units import format_count, format_flops
 from vit_dist.scaling.fit.diagnostics import whereabouts
 from vit_dist.scaling.report import figures, figures_compute, figures_fit
@@ -55,7 +56,12 @@ def page(results: Results, drawings: Sequence[Drawing], files: Mapping[str, byte
     import jinja2
 
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        # All that is shown passes here: what comes from logs steers no reader's program.
+        finalize=lambda value: clean(value) if type(value) is str else value,
     )
     shown = [
         {

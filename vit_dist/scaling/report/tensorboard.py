@@ -6,6 +6,8 @@ count examples or FLOPs, into directories to be opened beside the logs: `by-exam
 
 from __future__ import annotations
 
+import hashlib
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +17,12 @@ from vit_dist.core.events.reader import Series, read_run
 from vit_dist.core.events.writer import EventWriter
 from vit_dist.core.files import join_url
 from vit_dist.core.run.log import LAYOUT
+from vit_dist.core.run.names import is_plain_name, safe_name
 from vit_dist.scaling.collect import Collection, Observation
 
 AXES = ("by-examples", "by-gigaflops")
+# TensorBoard's steps are 64 bits long.
+_LAST_STEP = 2.0**63
 _SHOWN = ("family", "model", "subset", "seed", "base_lr", "weight_decay", "global_batch", "num_params", "dataset")
 
 
@@ -35,15 +40,25 @@ def export_tensorboard(collection: Collection, directory: Path) -> list[Path]:
         shutil.rmtree(directory / axis, ignore_errors=True)
     made = []
     for one in collection.observations:
-        names = [o.run for o in collection.observations]
-        name = one.run if names.count(one.run) == 1 else one.directory.replace("/", "_")
+        name = _folder(one, collection)
         scalars = read_run(join_url(collection.url, one.directory)).scalars
         per_step = one.examples_seen / max(1, one.step)
         for axis, factor in zip(AXES, (per_step, per_step * 6 * (one.macs or 0) / 1e9), strict=True):
-            if factor > 0:
+            if 0 < factor < math.inf:
                 made.append(directory / axis / name)
                 _write(made[-1], one, scalars, factor)
     return made
+
+
+def _folder(one: Observation, collection: Collection) -> str:
+    """Name of a run's folder; both the run's name and its directory's were read from logs."""
+    taken = [name for o in collection.observations if (name := safe_name(o.run).lower())]
+    plain = is_plain_name(one.run) and taken.count(safe_name(one.run).lower()) == 1
+    if plain:
+        return one.run
+    other = safe_name(one.directory.replace("/", "_"))[:100]
+    # Two directories may differ in what is left out alone.
+    return f"{other}-{hashlib.sha256(one.directory.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 def _write(directory: Path, one: Observation, scalars: Mapping[str, Series], factor: float) -> None:
@@ -53,6 +68,8 @@ def _write(directory: Path, one: Observation, scalars: Mapping[str, Series], fac
     rows: dict[int, dict[str, float]] = {}
     for tag, (steps, values, _) in scalars.items():
         for step, value in zip(steps.tolist(), values.tolist(), strict=True):
+            if not 0 <= step * factor < _LAST_STEP:
+                continue
             rows.setdefault(step, {})[tag] = value
     for step in sorted(rows):
         writer.scalars(round(step * factor), rows[step])

@@ -6,14 +6,15 @@ The same logs give the same bytes on the same installation. What was made once i
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import importlib.metadata
 import io
 import json
 import math
+import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,12 +23,17 @@ from typing import Any
 from vit_dist.core.errors import DataError
 from vit_dist.core.events.cache import load_entry, store_entry
 from vit_dist.core.files import write_bytes
+from vit_dist.core.tables import csv_text
 from vit_dist.scaling.collect import Collection, Excluded, Observation
 from vit_dist.scaling.fit.curve import CurveFit
 from vit_dist.scaling.results import Results, analyse
 from vit_dist.scaling.summary import Mean
 
 HTML = "report.html"
+# What an entry of the cache may be.
+_FILE = re.compile(r"[a-z][A-Za-z0-9._+-]{0,150}\.(html|json|png|svg|csv)")
+_LARGEST_FILE = 256 << 20
+_MOST_FILES = 100
 _LIBRARIES = ("numpy", "scipy", "matplotlib", "Jinja2")
 
 
@@ -62,8 +68,9 @@ def write_report(collection: Collection, directory: Path, *, cached: bool = True
         raise DataError(_nothing(collection))
     key = _fingerprint(collection)
     entry = load_entry("reports", key) if cached else None
-    files = _unpack(entry) if entry else render(analyse(collection))
-    if not entry:
+    files = _unpack(entry) if entry else None
+    if files is None:
+        files = render(analyse(collection))
         store_entry("reports", key, _pack(files))
     for name, content in files.items():
         write_bytes(str(directory / name), content)
@@ -180,18 +187,7 @@ def table(names: Sequence[str], rows: Iterable[object]) -> bytes:
 
 
 def _csv(names: Sequence[str], rows: Iterable[Iterable[object]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    for row in rows:
-        writer.writerow([_cell(value) for value in row])
-    return text.getvalue().encode()
-
-
-def _cell(value: object) -> object:
-    if value is None:
-        return ""
-    return " ".join(map(str, value)) if isinstance(value, tuple) else value
+    return csv_text([names, *rows]).encode()
 
 
 def _fingerprint(collection: Collection) -> str:
@@ -207,7 +203,9 @@ def _fingerprint(collection: Collection) -> str:
     digest.update(repr([(one, one.info) for one in collection.excluded]).encode())
     for directory in sorted(collection.curves):
         for tag, series in sorted(collection.curves[directory].items()):
-            digest.update(f"{directory} {tag}".encode() + series.steps.tobytes() + series.values.tobytes())
+            digest.update(
+                f"{directory} {tag}".encode(errors="surrogatepass") + series.steps.tobytes() + series.values.tobytes()
+            )
     for path in sorted(Path(__file__).parent.parent.rglob("*")):
         if path.is_file() and path.suffix in {".py", ".j2", ".csv"}:
             digest.update(path.name.encode() + path.read_bytes())
@@ -224,9 +222,17 @@ def _pack(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def _unpack(content: bytes) -> dict[str, bytes]:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
+def _unpack(content: bytes) -> dict[str, bytes] | None:
+    """The files of a report; None where they are none: others may write into a cache too."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            entries = archive.infolist()
+            sound = all(_FILE.fullmatch(one.filename) and one.file_size <= _LARGEST_FILE for one in entries)
+            if not sound or len(entries) > _MOST_FILES or HTML not in archive.namelist():
+                return None
+            return {one.filename: archive.read(one) for one in entries}
+    except (zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, RuntimeError, EOFError):
+        return None
 
 
 def _nothing(collection: Collection) -> str:
