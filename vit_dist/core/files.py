@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vit_dist.core.errors import DataError
+from vit_dist.core.small_files import DamagedError, read_small
 from vit_dist.core.store_errors import explained, refuse_web_page
 from vit_dist.core.stores import file_system
 from vit_dist.core.urls import (
@@ -53,15 +55,22 @@ __all__ = [
 ]
 
 
-def read_bytes(url: str) -> bytes:
+def read_bytes(url: str, *, pipes: bool = False) -> bytes:
     """All bytes of a file.
 
+    Args:
+        url: of the file.
+        pipes: take what another process writes, too, as `<(command)` of a shell; else it is waited for by nobody.
+
     Raises:
-        DataError: missing, forbidden or unreadable.
+        DataError: missing, forbidden, unreadable, or no regular file.
     """
     with explained(url, "read"):
         if not is_remote(url):
-            return local_path(url).read_bytes()
+            try:
+                return local_path(url).read_bytes() if pipes else read_small(local_path(url), None)
+            except DamagedError as error:
+                raise DataError(f"{redact(url)}: cannot be read: {error}; give a file") from None
         system, path = file_system(url)
         content = system.cat_file(path)
     if is_web(url):
