@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.small_files import DamagedError, read_small
@@ -112,12 +115,39 @@ def append_json(path: Path, entry: Mapping[str, Any]) -> None:
         OSError: it cannot be written.
     """
     line = (json.dumps(entry) + "\n").encode()
-    with path.open("a+b") as file:
+    with open_append(path) as file:
         if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
             line = b"\n" + line
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
+
+
+def open_append(path: Path) -> IO[bytes]:
+    """A local file to read and to append to, made where it is not there; never through a symbolic link.
+
+    What a link leads to may be the record of another run.
+
+    Raises:
+        OSError: it is a link, or cannot be opened.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.fdopen(os.open(path, flags, 0o666), "a+b")
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            text = "a symbolic link, through which nothing is written; remove it"
+            raise OSError(errno.ELOOP, text, str(path)) from None
+        raise
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a local folder with all that is in it, as far as it can be; of a symbolic link the link alone."""
+    if path.is_symlink():
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def exists(url: str) -> bool:

@@ -197,7 +197,7 @@ def checked(value: Any, fields: Mapping[str, Check]) -> dict[str, Any]:
         raise DamagedError("not a JSON object")
     for name, check in fields.items():
         if name in value and not check(value[name]):
-            raise DamagedError(f"{name} is {_shown(value[name])}")
+            raise DamagedError(f"{name} is {shown(value[name])}")
     return value
 
 
@@ -218,11 +218,12 @@ def required(record: Any, name: str, check: Check, wanted: str) -> Any:
     if name not in record:
         raise DamagedError(f"{name}: missing; expected {wanted}")
     if not check(record[name]):
-        raise DamagedError(f"{name}: {_shown(record[name])}; expected {wanted}")
+        raise DamagedError(f"{name}: {shown(record[name])}; expected {wanted}")
     return record[name]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value out of JSON for a message, cut short."""
     text = json.dumps(value, ensure_ascii=True)
     return text if len(text) <= 60 else f"{text[:60]}..."
 
