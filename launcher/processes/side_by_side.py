@@ -17,6 +17,7 @@ from types import FrameType
 
 from vit_dist.config.load import recipe_yaml
 from vit_dist.config.schema import Recipe
+from vit_dist.core.files import open_append
 from vit_dist.core.process import cli_command, handling, parent_death_signal
 from vit_dist.core.run import names
 from vit_dist.core.world import without_world
@@ -52,7 +53,7 @@ class SideBySide:
         """`vit-dist ARGUMENTS --nproc N`, and its exit code; its output goes to `train.log` in the run directory."""
         run_dir.mkdir(parents=True, exist_ok=True)
         command = cli_command(*arguments, "--nproc", str(self._nproc))
-        with (run_dir / LOG).open("ab") as output:
+        with open_append(run_dir / LOG) as output:
             with self._lock:
                 # A session of its own: Ctrl-C in the terminal reaches it once, through `signals`, and not twice, which
                 # would kill it. Its parent-death signal comes when this thread ends, which waits for it below.

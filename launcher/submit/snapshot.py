@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 from vit_dist.core.errors import RunError
+from vit_dist.core.files import remove_tree
 from vit_dist.core.process import code_root
 
 CODE_FOLDER = "code"
@@ -32,15 +33,15 @@ def take_snapshot(target: Path) -> Path:
             source = code_root() / part
             if source.is_dir():
                 shutil.copytree(source, fresh / part, ignore=_LEFT_OUT, copy_function=_copy)
-        if target.exists():
+        if target.exists() or target.is_symlink():
             old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
             target.rename(old)
             fresh.rename(target)
-            shutil.rmtree(old, ignore_errors=True)
+            remove_tree(old)
         else:
             fresh.rename(target)
     except OSError as error:
-        shutil.rmtree(fresh, ignore_errors=True)
+        remove_tree(fresh)
         raise RunError(f"{target}: the code cannot be copied there: {error}") from None
     return target
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from vit_dist.core.run.checkpoints import FORMAT, MARKER, step_name
+from vit_dist.core.run.checkpoints import FORMAT, MARKER, seal_marker, step_name
 from vit_dist.core.world import World
 from vit_dist.engines._slices import EngineState, Slice
 from vit_dist.train.checkpoint.format import Snapshot, checksum
@@ -35,8 +34,10 @@ def checkpoint(root: Path, step: int) -> None:
     part = path / "rank-00000.safetensors"
     Snapshot(EngineState([Slice("weight", "w", (4,), 0, torch.full((4,), float(step)))], {}), None).write(part)
     entry = {"bytes": part.stat().st_size, "xxh128": checksum(part)}
-    marker = {"format": FORMAT, "layout": {}, "recipe": {}, "state": {"step": step}, "files": {part.name: entry}}
-    (path / MARKER).write_text(json.dumps(marker))
+    counts = dict.fromkeys(("position", "skipped", "bad_in_row", "spikes"), 0)
+    state = {"step": step, **counts, "quarantined": [], "losses": [], "passed_over": [], "order": {}}
+    marker = {"format": FORMAT, "layout": {}, "recipe": {}, "state": state, "files": {part.name: entry}}
+    (path / MARKER).write_bytes(seal_marker(marker))
 
 
 def test_ranks_that_see_different_checkpoints_take_the_same(run_world: Callable[..., Any], tmp_path: Path) -> None:

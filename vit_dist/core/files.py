@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from vit_dist.core.small_files import MAX_WHOLE_BYTES
+from vit_dist.core.errors import DataError
+from vit_dist.core.small_files import MAX_WHOLE_BYTES, DamagedError, read_small
 from vit_dist.core.store_errors import explained, refuse_web_page
 from vit_dist.core.stores import file_system
 from vit_dist.core.urls import (
@@ -56,15 +60,16 @@ __all__ = [
 _WEB_TIMEOUT_S = 30.0
 
 
-def read_bytes(url: str, max_bytes: int | None = None) -> bytes:
+def read_bytes(url: str, max_bytes: int | None = None, *, pipes: bool = False) -> bytes:
     """All bytes of a small file.
 
     Args:
         url: of the file.
         max_bytes: that it may have; None: 256 MiB.
+        pipes: take what another process writes, too, as `<(command)` of a shell; else it is waited for by nobody.
 
     Raises:
-        DataError: missing, forbidden, unreadable or too large.
+        DataError: missing, forbidden, unreadable, too large, or no regular file.
     """
     most = MAX_WHOLE_BYTES if max_bytes is None else max_bytes
     with explained(url, "read"):
@@ -78,14 +83,25 @@ def read_bytes(url: str, max_bytes: int | None = None) -> bytes:
                 raise OSError(str(error)) from error
             finally:
                 client.close()
-        if is_remote(url):
-            system, path = file_system(url)
-            content = system.head(path, most + 1)
-        else:
-            with local_path(url).open("rb") as file:
-                content = file.read(most + 1)
+        if not is_remote(url):
+            return _read_local(url, most, pipes=pipes)
+        system, path = file_system(url)
+        content = system.head(path, most + 1)
         if len(content) > most:
             raise OSError(f"larger than the {most:,} bytes that such a file may have")
+    return content
+
+
+def _read_local(url: str, max_bytes: int, *, pipes: bool) -> bytes:
+    try:
+        if not pipes:
+            return read_small(local_path(url), max_bytes)
+        with local_path(url).open("rb") as file:
+            content = file.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise DamagedError(f"larger than the {max_bytes:,} bytes that such a file may have")
+    except DamagedError as error:
+        raise DataError(f"{redact(url)}: cannot be read: {error}; give a file") from None
     return content
 
 
@@ -123,12 +139,39 @@ def append_json(path: Path, entry: Mapping[str, Any]) -> None:
         OSError: it cannot be written.
     """
     line = (json.dumps(entry) + "\n").encode()
-    with path.open("a+b") as file:
+    with open_append(path) as file:
         if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
             line = b"\n" + line
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
+
+
+def open_append(path: Path) -> IO[bytes]:
+    """A local file to read and to append to, made where it is not there; never through a symbolic link.
+
+    What a link leads to may be the record of another run.
+
+    Raises:
+        OSError: it is a link, or cannot be opened.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.fdopen(os.open(path, flags, 0o666), "a+b")
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            text = "a symbolic link, through which nothing is written; remove it"
+            raise OSError(errno.ELOOP, text, str(path)) from None
+        raise
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a local folder with all that is in it, as far as it can be; of a symbolic link the link alone."""
+    if path.is_symlink():
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def exists(url: str) -> bool:

@@ -54,7 +54,7 @@ def holder_of(path: Path) -> str | None:
         OSError: the file cannot be opened, or the file system knows no locks.
     """
     try:
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
@@ -66,7 +66,8 @@ def holder_of(path: Path) -> str | None:
 
 def _take(path: Path) -> int:
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        # Not through a symbolic link: what lies behind it may be another run's.
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             if _lock(handle, fcntl.LOCK_EX):
                 if _is_at(handle, path):

@@ -74,13 +74,32 @@ def is_objects(value: Any) -> bool:
     return isinstance(value, list) and all(map(is_mapping, value))
 
 
+def is_flag(value: Any) -> bool:
+    """True or false."""
+    return isinstance(value, bool)
+
+
+def is_name(value: Any) -> bool:
+    """A text that something can be called by: not empty, without NUL or line ends, of less than 8 KiB."""
+    return isinstance(value, str) and 0 < len(value) < 8192 and not any(c in value for c in "\0\r\n")
+
+
+def is_digest(digits: int) -> Check:
+    """Lower-case hexadecimal digits, so many."""
+    return lambda value: isinstance(value, str) and len(value) == digits and set(value) <= set("0123456789abcdef")
+
+
 def or_none(check: Check) -> Check:
     """The same, or null."""
     return lambda value: value is None or check(value)
 
 
-def read_small(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
+def read_small(path: Path, max_bytes: int | None = MAX_BYTES) -> bytes:
     """A file's content.
+
+    Args:
+        path: of the file.
+        max_bytes: that it may have; None: any number.
 
     Raises:
         OSError: it is not there, or cannot be read.
@@ -91,8 +110,8 @@ def read_small(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise DamagedError("not a regular file")
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
+        content = file.read(-1 if max_bytes is None else max_bytes + 1)
+    if max_bytes is not None and len(content) > max_bytes:
         raise DamagedError(f"larger than the {max_bytes:,} bytes that such a file may have")
     return content
 
@@ -181,11 +200,33 @@ def checked(value: Any, fields: Mapping[str, Check]) -> dict[str, Any]:
         raise DamagedError("not a JSON object")
     for name, check in fields.items():
         if name in value and not check(value[name]):
-            raise DamagedError(f"{name} is {_shown(value[name])}")
+            raise DamagedError(f"{name} is {shown(value[name])}")
     return value
 
 
-def _shown(value: Any) -> str:
+def required(record: Any, name: str, check: Check, wanted: str) -> Any:
+    """A field that a record must have.
+
+    Args:
+        record: out of JSON.
+        name: of the field.
+        check: what its value must be.
+        wanted: the same in words: 'a whole number from 0'.
+
+    Raises:
+        DamagedError: it is not there, or is something else; the message begins with its name.
+    """
+    if not isinstance(record, dict):
+        raise DamagedError(f"{name}: missing: there is no JSON object that could hold it")
+    if name not in record:
+        raise DamagedError(f"{name}: missing; expected {wanted}")
+    if not check(record[name]):
+        raise DamagedError(f"{name}: {shown(record[name])}; expected {wanted}")
+    return record[name]
+
+
+def shown(value: Any) -> str:
+    """A value out of JSON for a message, cut short."""
     text = json.dumps(value, ensure_ascii=True)
     return text if len(text) <= 60 else f"{text[:60]}..."
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -137,12 +139,14 @@ class Store:
         self._ask(lambda system: system.rm_file(path))
 
     def rm_tree(self, path: str) -> None:
-        """Remove every file below a folder, and where the store has folders, that folder."""
+        """Remove every file below a folder, and where the store has folders, that folder; never through a link."""
+        if self._scheme in _WITH_FOLDERS:
+            with contextlib.suppress(FileNotFoundError):
+                # shutil refuses to go through a link that lies inside; of one that is the folder the link goes.
+                Path(path).unlink() if Path(path).is_symlink() else shutil.rmtree(path)
+            return
         with ThreadPoolExecutor(_REMOVALS_IN_FLIGHT, "remove") as pool:
             list(pool.map(self.rm_file, self.find(path)))
-        if self._scheme in _WITH_FOLDERS:
-            for folder, _, _ in os.walk(path, topdown=False):
-                Path(folder).rmdir()
 
     def invalidate_cache(self) -> None:
         """Forget listings: fsspec remembers them, and others write."""

@@ -46,7 +46,7 @@ def read_text(path: str | Path) -> str:
         DataError: missing, not readable, or not text in UTF-8.
     """
     try:
-        return decode_text(read_bytes(str(path)))
+        return decode_text(read_bytes(str(path), pipes=True))
     except ValueError as error:
         raise DataError(f"{redact(str(path))}: {error}") from None
 

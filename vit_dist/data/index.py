@@ -6,7 +6,6 @@ A sidecar file beside the tar, an uncompressed .npz without pickles. Samples are
 from __future__ import annotations
 
 import io
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_dist.core.errors import DataError
+from vit_dist.core.npz import Arrays, NotAnArchiveError, open_arrays
 from vit_dist.core.seeding import I64
+from vit_dist.core.small_files import DamagedError
 
 F32 = NDArray[np.float32]
 _FORMAT = 1
-# numpy parses the headers of arrays with Python's `ast`, which in Python 3.11 now and then fails when two threads do so
-# at once ("AST constructor recursion depth mismatch").
-_ONE_AT_A_TIME = threading.Lock()
+_BLOCK = 512
+_TYPES = {"label_weights": np.dtype(np.float32), "key_bytes": np.dtype(np.uint8)}
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,10 @@ class ShardIndex:
             keys.append(text[start:end].decode("utf-8"))
             start = end
         return keys
+
+    def owner(self, place: int) -> int:
+        """The sample whose label stands at a place of `labels`."""
+        return int(np.searchsorted(self.label_ends, place, side="right"))
 
     def sample_labels(self, sample: int) -> tuple[I64, F32]:
         """Labels and weights of a sample: int64 [k], float32 [k]."""
@@ -140,26 +144,102 @@ def encode_index(index: ShardIndex) -> bytes:
     return buffer.getvalue()
 
 
-def decode_index(content: bytes, where: str) -> ShardIndex:
-    """Read the bytes of an index file.
+def decode_index(content: bytes, where: str, num_bytes: int | None = None) -> ShardIndex:
+    """Read the bytes of an index file; what comes back fits together, and within the tar.
+
+    Args:
+        content: of the file.
+        where: its name, for errors.
+        num_bytes: of the tar; None: not known.
 
     Raises:
-        DataError: not an index, of a newer format, or damaged.
+        DataError: not an index, of a newer format, or damaged: the message names the array.
     """
     try:
-        with _ONE_AT_A_TIME, np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            version = int(arrays["format"])
-            if version != _FORMAT:
-                raise DataError(
-                    f"{where}: index of format {version}; this version reads {_FORMAT}; index the tar again"
-                )
-            index = ShardIndex(**{name: arrays[name] for name in ShardIndex.__dataclass_fields__})
-    except DataError:
-        raise
-    except Exception as error:
+        with open_arrays(io.BytesIO(content)) as arrays:
+            index = _unfold(arrays, len(content))
+        _check_lengths(index)
+        _check_places(index, num_bytes)
+        _check_labels(index)
+        _check_keys(index)
+    except NotAnArchiveError as error:
         raise DataError(f"{where}: not a sample index, or damaged ({error}); make it anew from the tar") from None
-    n = index.num_samples
-    fits = len(index.offsets) == n + 1 and len(index.image_bytes) == len(index.label_ends) == len(index.key_ends) == n
-    if not fits or (n and int(index.label_ends[-1]) != len(index.labels)):
-        raise DataError(f"{where}: the arrays of the index do not fit together; make it anew from the tar")
+    except DamagedError as error:
+        raise DataError(f"{where}: damaged index: {error}; make it anew from the tar") from None
     return index
+
+
+def _unfold(arrays: Arrays, num_bytes: int) -> ShardIndex:
+    wanted = {name: (_TYPES.get(name, np.dtype(np.int64)), 1) for name in ShardIndex.__dataclass_fields__}
+    for name, (dtype, dimensions) in {"format": (np.dtype(np.int64), 0), **wanted}.items():
+        there = arrays.described.get(name)
+        if there is None:
+            raise DamagedError(f"{name}: missing")
+        if there.dtype != dtype or len(there.shape) != dimensions:
+            raise DamagedError(
+                f"{name}: {there.dtype} of {len(there.shape)} dimensions, where {dtype} of {dimensions} is wanted"
+            )
+        # Indexes are written as they are: what is larger than its file was compressed by somebody else.
+        if there.num_bytes > num_bytes:
+            raise DamagedError(f"{name}: {there.num_bytes:,} bytes in a file of {num_bytes:,}")
+    version = int(arrays.read("format"))
+    if version != _FORMAT:
+        raise DamagedError(f"format: {version}; this version reads {_FORMAT}")
+    return ShardIndex(**{name: arrays.read(name) for name in wanted})
+
+
+def _check_lengths(index: ShardIndex) -> None:
+    n = index.num_samples
+    lengths = {"offsets": n + 1, "image_bytes": n, "label_ends": n, "key_ends": n, "label_weights": len(index.labels)}
+    for name, wanted in lengths.items():
+        there = len(getattr(index, name))
+        if there != wanted:
+            raise DamagedError(f"{name}: {there:,} values, where the other arrays call for {wanted:,}")
+    for ends, whole in (("label_ends", "labels"), ("key_ends", "key_bytes")):
+        values, total = getattr(index, ends), len(getattr(index, whole))
+        # Differences of numbers this large may wrap around, so that order alone does not bound them.
+        _refuse(index, ends, (values < 0) | (values > total), f"is not within the {total:,} {whole}")
+        _refuse(index, ends, np.diff(values, prepend=0) < 0, "is below the one before it")
+        last = int(values[-1]) if n else 0
+        if last != total:
+            raise DamagedError(f"{ends}: the last is {last:,}, but there are {total:,} {whole}")
+
+
+def _check_places(index: ShardIndex, num_bytes: int | None) -> None:
+    begins, ends = index.offsets[:-1], index.offsets[1:]
+    limit = np.iinfo(np.int64).max if num_bytes is None else num_bytes
+    _refuse(index, "offsets", (begins < 0) | (begins % _BLOCK != 0), "is no multiple of 512, as places in a tar are")
+    _refuse(index, "offsets", (ends < 0) | (ends > limit), f"leads beyond the tar, which has {limit:,} bytes", ends)
+    _refuse(index, "offsets", ends <= begins, "is not below the next")
+    images, sizes = index.image_offsets, index.image_bytes
+    _refuse(index, "image_offsets", (images < begins) | (images > ends), "does not lie in its sample")
+    _refuse(index, "image_bytes", (sizes < 0) | (sizes > ends - images), "leads beyond its sample")
+
+
+def _check_labels(index: ShardIndex) -> None:
+    for name, wrong, why in (
+        ("labels", index.labels < 0, "is below 0"),
+        # A NaN is in no order with anything.
+        ("label_weights", ~((index.label_weights >= 0) & (index.label_weights <= 1)), "is no number from 0 to 1"),
+    ):
+        if wrong.any():
+            place = int(wrong.argmax())
+            raise DamagedError(f"{name}: {getattr(index, name)[place]} of sample {index.owner(place)} {why}")
+
+
+def _check_keys(index: ShardIndex) -> None:
+    try:
+        index.key_bytes.tobytes().decode()
+    except UnicodeDecodeError as error:
+        raise DamagedError(f"key_bytes: not UTF-8 at byte {error.start}") from None
+    # Where a key begins, and the whole is UTF-8, stands no byte that goes on with a letter.
+    begins = index.key_ends[index.key_ends < len(index.key_bytes)]
+    if len(begins) and bool(((index.key_bytes[begins] & 0xC0) == 0x80).any()):
+        raise DamagedError("key_ends: one lies in the middle of a letter")
+
+
+def _refuse(index: ShardIndex, name: str, wrong: NDArray[np.bool_], why: str, values: I64 | None = None) -> None:
+    if wrong.any():
+        sample = int(wrong.argmax())
+        values = getattr(index, name) if values is None else values
+        raise DamagedError(f"{name}: {int(values[sample]):,} of sample {sample} {why}")

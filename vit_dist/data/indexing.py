@@ -33,15 +33,50 @@ from vit_dist.core.files import (
     write_bytes,
 )
 from vit_dist.core.progress import Progress
+from vit_dist.core.small_files import (
+    Check,
+    DamagedError,
+    is_count,
+    is_flag,
+    is_mapping,
+    is_name,
+    is_text,
+    parse_json,
+    required,
+)
 from vit_dist.data import workers
 from vit_dist.data.classes import names_beside
-from vit_dist.data.grammar import GRAMMAR, check_pairs
+from vit_dist.data.grammar import GRAMMAR, MAX_CLASSES, check_pairs
 from vit_dist.data.index import encode_index
 from vit_dist.data.labels import LabelRule
-from vit_dist.data.manifest import Shard, ShardManifest, checksum, write_manifest
+from vit_dist.data.manifest import Shard, ShardManifest, checksum, decode_shard, write_manifest
 from vit_dist.data.ranges import file_size
 from vit_dist.data.scan import scan_tar
+from vit_dist.data.tarheader import BLOCK
 from vit_dist.data.tars import TarToIndex, find_tars
+
+
+def _is_left_out(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, list) and len(one) == 3 and is_text(one[0]) and is_count(one[1]) and is_text(one[2])
+        for one in value
+    )
+
+
+# Of a LabelRule: where a sample's labels stand. The names of its classes stand in the manifest.
+RULE_FIELDS = ("member", "field", "image")
+_ENTRY: dict[str, tuple[Check, str]] = {
+    "tar": (is_name, "the URL of a tar"),
+    "stamp": (is_text, "a text"),
+    "rule": (is_text, "a text"),
+    "shard": (is_mapping, "an object"),
+    "left_out": (_is_left_out, "a list of a key, an offset and a reason each"),
+    "ignored": (is_count, "a whole number from 0"),
+    "max_labels": (is_count, "a whole number from 0"),
+    "pairs": (is_flag, "true or false"),
+    "max_label": (lambda v: v == -1 or (is_count(v) and v < MAX_CLASSES), f"a whole number from -1 to {MAX_CLASSES:,}"),
+    "max_label_key": (is_text, "a text"),
+}
 
 
 @dataclass(frozen=True)
@@ -145,6 +180,10 @@ def _cached_or_read(
         done = 0
         for i, entry in _index_all(job, tars, missing, sizes, num_workers):
             entry["rule"] = rule_id
+            entry["labels"] = {
+                **{name: getattr(job.rule, name) for name in RULE_FIELDS},
+                "named": bool(job.rule.classes),
+            }
             write_bytes(_entry_url(job, i, tars[i].url), json.dumps(entry).encode())
             entries[i] = entry
             done += sizes[tars[i].url]
@@ -215,14 +254,33 @@ def _read_entry(job: _Job, i: int, tar: TarToIndex, size: int, rule_id: str) -> 
     if not exists(url):
         return None
     try:
-        entry: dict[str, Any] = json.loads(read_bytes(url))
+        entry = decode_entry(read_bytes(url))
         same = (entry["shard"]["num_bytes"], entry["rule"]) == (size, rule_id)
         # However it is spelled: a URL may be signed anew.
         same = same and identity(entry["tar"]) == identity(tar.url) and entry["stamp"] == _stamp(tar.url)
         index = join_url(parent_url(job.folder), entry["shard"]["index_url"])
         return entry if same and exists(index) else None
-    except (ValueError, KeyError, TypeError):
+    except DamagedError:
+        # The tar is read again.
         return None
+
+
+def decode_entry(content: bytes) -> dict[str, Any]:
+    """A cache entry out of its file.
+
+    Raises:
+        DamagedError: it is not what was written.
+    """
+    entry: dict[str, Any] = parse_json(content)
+    for name, (check, wanted) in _ENTRY.items():
+        required(entry, name, check, wanted)
+    # The tar's own URL stands in the entry, the manifest's way of saying it is found anew each time.
+    decode_shard({**entry["shard"], "url": entry["tar"]})
+    if len(entry["left_out"]) > entry["shard"]["num_bytes"] // BLOCK or entry["max_labels"] > max(
+        1, entry["max_label"] + 1
+    ):
+        raise DamagedError("left_out or max_labels: more than the tar can hold")
+    return entry
 
 
 def _index_one(job: _Job, i: int, url: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,11 +19,44 @@ import xxhash
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import join_url, parent_url, read_bytes, redact, url_name, write_bytes
 from vit_dist.core.seeding import I64
+from vit_dist.core.small_files import (
+    DamagedError,
+    NotJsonError,
+    is_count,
+    is_digest,
+    is_flag,
+    is_mapping,
+    is_name,
+    is_text,
+    is_texts,
+    or_none,
+    parse_json,
+    required,
+)
+from vit_dist.data.grammar import MAX_CLASSES, shown
 from vit_dist.data.index import ShardIndex, decode_index
 from vit_dist.data.ranges import RangeReader
+from vit_dist.data.tarheader import BLOCK
 
 _KIND = "wids-shard-index-v1"
 _VERSION = 1
+_MAX_TOTAL_BYTES = 2**60
+_FIELDS = {
+    "url": "url",
+    "nsamples": "num_samples",
+    "filesize": "num_bytes",
+    "xxh128": "checksum",
+    "index": "index_url",
+    "index_xxh128": "index_checksum",
+}
+_SHARD_FIELDS = {
+    "url": (is_name, "the URL of a tar"),
+    "num_samples": (is_count, "a whole number from 0"),
+    "num_bytes": (is_count, "a whole number from 0"),
+    "checksum": (is_digest(32), "32 hexadecimal digits"),
+    "index_url": (is_name, "the URL of an index"),
+    "index_checksum": (is_digest(32), "32 hexadecimal digits"),
+}
 
 
 @dataclass(frozen=True)
@@ -138,24 +171,34 @@ class ShardManifest:
                 f"{redact(url)}: the index has checksum {actual}, the manifest says {entry.index_checksum}: one of "
                 f"them was changed after the other; index the shard {entry.url} again"
             )
-        index = decode_index(content, redact(url))
+        index = decode_index(content, redact(url), entry.num_bytes)
         if index.num_samples != entry.num_samples:
             raise DataError(
                 f"{redact(url)}: the index holds {index.num_samples} samples, the manifest says {entry.num_samples} "
                 f"for {entry.url}; index the shard again"
             )
-        return index if self.numbers is None else self._counted(index, self.numbers, entry.url)
+        self._check_labels(index, redact(url), entry.url)
+        if self.numbers is None:
+            return index
+        return replace(index, labels=np.array(self.numbers, np.int64)[index.labels])
 
-    def _counted(self, index: ShardIndex, numbers: tuple[int, ...], url: str) -> ShardIndex:
-        known = len(numbers)
-        if len(index.labels) and not 0 <= int(index.labels.min()) <= int(index.labels.max()) < known:
-            wrong = int(np.argmax((index.labels < 0) | (index.labels >= known)))
-            owner = int(np.searchsorted(index.label_ends, wrong, side="right"))
+    def _check_labels(self, index: ShardIndex, where: str, url: str) -> None:
+        known = self.num_classes if self.numbers is None else len(self.numbers)
+        outside = index.labels >= known
+        if outside.any():
+            wrong = int(outside.argmax())
             raise DataError(
-                f"{redact(url)}: sample {index.key(owner)!r} has label {int(index.labels[wrong])}, but the set "
-                f"{self.name!r} has {known} classes; index the tars again with --num-classes"
+                f"{where}: damaged index: labels: sample {index.key(index.owner(wrong))!r} of {redact(url)} has label "
+                f"{int(index.labels[wrong])}, but the set {self.name!r} has {known} classes; index the tars again with "
+                f"--num-classes"
             )
-        return replace(index, labels=np.array(numbers, np.int64)[index.labels])
+        counts = np.diff(index.label_ends, prepend=0)
+        if len(counts) and int(counts.max()) > self.max_labels:
+            most = int(counts.argmax())
+            raise DataError(
+                f"{where}: damaged index: label_ends: sample {index.key(most)!r} of {redact(url)} has "
+                f"{int(counts[most])} labels, the manifest says at most {self.max_labels}; index the tars again"
+            )
 
 
 def checksum(content: bytes | memoryview) -> str:
@@ -215,12 +258,14 @@ def read_manifest(url: str) -> ShardManifest:
         content = reader.read_all(url)
     where = redact(url)
     try:
-        raw = json.loads(content)
-        kind = raw.get("__kind__")
-    except (ValueError, AttributeError) as error:
+        raw = parse_json(content)
+    except NotJsonError as error:
         raise DataError(f"{where}: not a manifest: {error}") from None
+    except DamagedError as error:
+        raise DataError(f"{where}: damaged manifest: {error}; make it anew with `vit-dist data index`") from None
+    kind = raw.get("__kind__") if isinstance(raw, dict) else None
     if kind != _KIND:
-        raise DataError(f"{where}: not a manifest: __kind__ is {kind!r}, expected {_KIND!r}")
+        raise DataError(f"{where}: not a manifest: __kind__ is {shown(kind)}, expected {_KIND!r}")
     section = raw.get("vit_dist")
     if not isinstance(section, dict):
         raise DataError(
@@ -228,28 +273,75 @@ def read_manifest(url: str) -> ShardManifest:
             f"`vit-dist data index`"
         )
     if section.get("version") != _VERSION:
-        raise DataError(f"{where}: manifest version {section.get('version')!r}; this vit_dist reads version {_VERSION}")
-    try:
-        manifest = ShardManifest(
-            base=parent_url(url),
-            name=str(raw["name"]),
-            shards=tuple(
-                Shard(s["url"], s["nsamples"], s["filesize"], s["xxh128"], s["index"], s["index_xxh128"])
-                for s in raw["shardlist"]
-            ),
-            shuffled=section["shuffled"],
-            num_classes=section["num_classes"],
-            classes=tuple(section["classes"]),
-            max_labels=section["max_labels"],
-            excluded=section["excluded"],
+        raise DataError(
+            f"{where}: manifest version {shown(section.get('version'))}; this vit_dist reads version {_VERSION}"
         )
+    try:
+        manifest = _decode(raw, section, parent_url(url))
         fingerprint, counted = manifest.fingerprint, manifest.num_samples
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{where}: damaged manifest: {type(error).__name__}: {error}") from None
-    if fingerprint != section.get("fingerprint") or counted != section.get("num_samples"):
+        said = required(section, "fingerprint", is_text, "16 hexadecimal digits")
+        said_samples = required(section, "num_samples", is_count, "a whole number from 0")
+    except DamagedError as error:
+        raise DataError(f"{where}: damaged manifest: {error}; make it anew with `vit-dist data index`") from None
+    if fingerprint != said or counted != said_samples:
         raise DataError(
             f"{where}: the manifest was edited by hand: its content has fingerprint {fingerprint} and "
-            f"{counted} samples, it says {section.get('fingerprint')} and {section.get('num_samples')}; make it "
-            f"anew with `vit-dist data index`"
+            f"{counted} samples, it says {shown(said)} and {said_samples}; make it anew with `vit-dist data index`"
         )
     return manifest
+
+
+def _decode(raw: dict[str, Any], section: dict[str, Any], base: str) -> ShardManifest:
+    name = required(raw, "name", is_text, "a text")
+    listed = required(raw, "shardlist", lambda v: isinstance(v, list) and bool(v), "a list of at least one shard")
+    shards = []
+    for number, record in enumerate(listed):
+        try:
+            shards.append(decode_shard(record, _FIELDS))
+        except DamagedError as error:
+            raise DamagedError(f"shardlist[{number}].{error}") from None
+    if sum(shard.num_bytes for shard in shards) > _MAX_TOTAL_BYTES:
+        raise DamagedError(f"filesize: the shards have more than {_MAX_TOTAL_BYTES:,} bytes together")
+    num_classes = required(
+        section, "num_classes", lambda v: is_count(v) and v <= MAX_CLASSES, f"a whole number from 0 to {MAX_CLASSES:,}"
+    )
+    most = max(1, num_classes)
+    return ShardManifest(
+        base=base,
+        name=name,
+        shards=tuple(shards),
+        shuffled=required(section, "shuffled", is_flag, "true or false"),
+        num_classes=num_classes,
+        classes=tuple(
+            required(
+                section,
+                "classes",
+                lambda v: is_texts(v) and len(v) <= num_classes,
+                f"a list of at most {num_classes:,} names, as many as there are classes",
+            )
+        ),
+        max_labels=required(
+            section, "max_labels", lambda v: is_count(v) and 0 < v <= most, f"a whole number from 1 to {most:,}"
+        ),
+        excluded=required(section, "excluded", or_none(is_mapping), "null or an object"),
+    )
+
+
+def decode_shard(record: Any, fields: Mapping[str, str] | None = None) -> Shard:
+    """A shard out of JSON, each of its fields what it should be.
+
+    Args:
+        record: out of JSON.
+        fields: of `Shard`, by the names that they have in the record; None: their own.
+
+    Raises:
+        DamagedError: it is not; the message begins with the field's name.
+    """
+    fields = fields or {field: field for field in _SHARD_FIELDS}
+    values = {field: required(record, name, *_SHARD_FIELDS[field]) for name, field in fields.items()}
+    shard = Shard(**values)
+    # A sample has a header of one block at the least.
+    if shard.num_samples > shard.num_bytes // BLOCK:
+        name = next(name for name, field in fields.items() if field == "num_samples")
+        raise DamagedError(f"{name}: {shard.num_samples:,} samples, which no tar of {shard.num_bytes:,} bytes holds")
+    return shard

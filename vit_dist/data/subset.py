@@ -111,7 +111,7 @@ def select_balanced(manifest: ShardManifest, num_samples: int, seed: int = 0) ->
             break
     if int((seen < each).sum()) or (over and int((seen > each).sum()) < over):
         poorest = int(seen.argmin())
-        name = f" ({manifest.classes[poorest]})" if manifest.classes else ""
+        name = f" ({manifest.classes[poorest]})" if poorest < len(manifest.classes) else ""
         raise ConfigError(
             f"{num_samples} examples cannot be balanced over {classes} classes in the set {manifest.name!r}: class "
             f"{poorest}{name} has only {int(seen[poorest])}; at most {int(seen[poorest]) * classes} can"
@@ -143,7 +143,7 @@ def select_shots(manifest: ShardManifest, shots: int, seed: int = 0) -> I64:
     classes, starts, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
     if counts.min() < shots:
         poorest = int(classes[counts.argmin()])
-        name = f" ({manifest.classes[poorest]})" if manifest.classes else ""
+        name = f" ({manifest.classes[poorest]})" if poorest < len(manifest.classes) else ""
         raise ConfigError(
             f"{shots} shots cannot be taken in the set {manifest.name!r}: class {poorest}{name} has only "
             f"{int(counts.min())} examples"
@@ -215,13 +215,17 @@ def _key_hashes(index: ShardIndex, state: int) -> U64:
     """hash64(state, length, words...) of every key, its bytes taken as little-endian 64-bit words. uint64 [n]."""
     lengths = np.diff(index.key_ends, prepend=0)
     num_words = (lengths + 7) // 8
-    padded = np.zeros((len(lengths), max(int(num_words.max(initial=0)), 1) * 8), np.uint8)
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    padded[rows, np.arange(len(index.key_bytes)) - np.repeat(index.key_ends - lengths, lengths)] = index.key_bytes
+    # End to end, each key on a word's boundary: memory goes with all keys together, not with the longest one.
+    firsts = np.cumsum(num_words) - num_words
+    padded = np.zeros(int(num_words.sum()) * 8, np.uint8)
+    places = np.arange(len(index.key_bytes)) - np.repeat(index.key_ends - lengths, lengths)
+    padded[np.repeat(firsts * 8, lengths) + places] = index.key_bytes
     words = padded.view("<u8").astype(np.uint64)
     golden = np.uint64(GOLDEN_GAMMA)
     hashed = mix64_array(lengths.astype(np.uint64) + golden + np.uint64(hash64(state)))
-    for column in range(words.shape[1]):
-        more = np.flatnonzero(num_words > column)
-        hashed[more] = mix64_array(hashed[more] + golden + words[more, column])
+    more, column = np.flatnonzero(num_words), 0
+    while len(more):
+        hashed[more] = mix64_array(hashed[more] + golden + words[firsts[more] + column])
+        column += 1
+        more = more[num_words[more] > column]
     return hashed

@@ -6,12 +6,13 @@ Used are the shard list of `wids`, and the sample counts of open_clip's `sizes.j
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import is_remote, join_url, parent_url, read_bytes, redact, url_name
+from vit_dist.core.small_files import DamagedError, checked, is_count, is_name, is_text, or_none, parse_json, required
 from vit_dist.data.names import is_directory, named, names_in, refuse_twice
 from vit_dist.data.splits import choose_urls
 
@@ -73,18 +74,24 @@ def is_tar_name(name: str) -> bool:
 def _from_wids(url: str) -> list[TarToIndex]:
     where = redact(url)
     try:
-        raw = json.loads(read_bytes(url))
-        shards = raw["shardlist"]
+        raw = checked(parse_json(read_bytes(url)), {"base": or_none(is_text)})
+        listed = required(raw, "shardlist", lambda value: isinstance(value, list), "a list of shards")
         base = raw.get("base") or parent_url(url)
-        tars = [
-            TarToIndex(join_url(base, s["url"]), s.get("nsamples"), s.get("filesize"), f"{where} (wids)")
-            for s in shards
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{where}: not a shard list of wids: {type(error).__name__}: {error}") from None
+        tars = [_listed(number, record, base, f"{where} (wids)") for number, record in enumerate(listed)]
+    except DamagedError as error:
+        raise DataError(f"{where}: not a shard list of wids, or damaged: {error}") from None
     if not tars:
         raise DataError(f"{where}: a shard list without shards")
     return tars
+
+
+def _listed(number: int, record: Any, base: str, source: str) -> TarToIndex:
+    try:
+        url = required(record, "url", is_name, "the URL of a tar")
+        checked(record, dict.fromkeys(("nsamples", "filesize"), or_none(is_count)))
+    except DamagedError as error:
+        raise DamagedError(f"shardlist[{number}].{error}") from None
+    return TarToIndex(join_url(base, url), record.get("nsamples"), record.get("filesize"), source)
 
 
 def _with_counts(tars: list[TarToIndex]) -> list[TarToIndex]:
@@ -121,17 +128,27 @@ def _known_counts(folder: str) -> dict[str, tuple[int, str]]:
 
 def _counts_in_json(url: str, name: str) -> Iterator[tuple[str, tuple[int, str]]]:
     try:
-        raw = json.loads(read_bytes(url))
+        raw = parse_json(read_bytes(url))
         if name.endswith("_stats.json"):  # img2dataset
-            yield name.replace("_stats.json", ".tar"), (int(raw["successes"]), name)
+            yield name.replace("_stats.json", ".tar"), (_count(raw["successes"]), name)
         elif name == "sizes.json":  # open_clip
             for tar, count in raw.items():
-                yield tar, (int(count), name)
+                yield tar, (_count(count), name)
         else:  # timm
             for split in raw.get("splits", {}).values():
                 lengths = split.get("shard_lengths") or []
                 for tar, count in zip(split.get("filenames", []), lengths, strict=False):
-                    yield tar, (int(count), name)
+                    yield str(tar), (_count(count), name)
     except (ValueError, KeyError, TypeError, AttributeError):
         # Some other file of this name.
         return
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
+        return int(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
+    if not is_count(value):
+        raise ValueError(f"{value!r} counts no samples")
+    return int(value)

@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.files import join_url, redact
+from vit_dist.core.files import exists, join_url, parent_url, read_bytes, redact
+from vit_dist.core.small_files import DamagedError, is_flag, is_mapping, is_text, required
 from vit_dist.data import workers
 from vit_dist.data.describe import undecodable
 from vit_dist.data.index import ShardIndex
+from vit_dist.data.indexing import RULE_FIELDS, decode_entry
 from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import Shard, ShardManifest
+from vit_dist.data.pack.plan import PLAN_FILE
 from vit_dist.data.ranges import file_size
 from vit_dist.data.scan import scan_tar
-from vit_dist.data.tarindex import Places
+from vit_dist.data.tarindex import Places, TarScan
 
 _SHOWN = 5
+
+
+def _rule_of(manifest: ShardManifest, shard: int) -> LabelRule | None:
+    """Where the labels of a shard were read when it was indexed or packed; None where nothing tells.
+
+    Raises:
+        DataError: the store cannot be asked.
+    """
+    index = join_url(manifest.base, manifest.shards[shard].index_url)
+    beside = f"{index.removesuffix('.idx.npz')}.json"
+    if not exists(beside):
+        folder = parent_url(index)
+        packed = any(exists(join_url(place, PLAN_FILE)) for place in (folder, parent_url(folder)) if place)
+        return LabelRule() if packed else None
+    try:
+        entry = decode_entry(read_bytes(beside))
+        labels = required(entry, "labels", is_mapping, "an object")
+        values = {name: required(labels, name, is_text, "a text") for name in RULE_FIELDS}
+        named = required(labels, "named", is_flag, "true or false")
+    except DamagedError:
+        return None
+    # The index may be another one by now.
+    same = entry["shard"]["index_checksum"] == manifest.shards[shard].index_checksum
+    return LabelRule(**values, classes=manifest.classes if named else ()) if same else None
 
 
 def verify_shard(manifest: ShardManifest, shard: int, *, fast: bool = False, images: bool = False) -> list[str]:
@@ -33,6 +61,7 @@ def verify_shard(manifest: ShardManifest, shard: int, *, fast: bool = False, ima
     where = redact(manifest.shard_url(shard))
     problems = []
     index: ShardIndex | None = None
+    rule: LabelRule | None = None
     try:
         index = manifest.read_index(shard)
     except DataError as error:
@@ -45,14 +74,15 @@ def verify_shard(manifest: ShardManifest, shard: int, *, fast: bool = False, ima
             problems.append(f"{where}: ends at byte {size:,}, its index reaches byte {int(index.offsets[-1]):,}")
         if fast:
             return problems
+        rule = None if index is None else _rule_of(manifest, shard)
         places: Places = {}
-        scan = scan_tar(manifest.shard_url(shard), LabelRule("none"), leave_out=True, places=places)
+        scan = scan_tar(manifest.shard_url(shard), rule or LabelRule("none"), leave_out=True, places=places)
     except DataError as error:
         return [*problems, str(error)]
     if size == entry.num_bytes and scan.checksum != entry.checksum:
         problems.append(f"{where}: has checksum {scan.checksum}, the manifest says {entry.checksum}: {_changed(entry)}")
     if index is not None:
-        problems += _differences(where, index, places)
+        problems += _differences(where, index, places) or (_other_labels(where, index, scan) if rule else [])
     return _bad_images(where, manifest, shard) if images and not problems else problems
 
 
@@ -65,9 +95,10 @@ def _changed(entry: Shard) -> str:
 
 def _differences(where: str, index: ShardIndex, places: Places) -> list[str]:
     """Samples that lie elsewhere than their index says; at most five are named."""
-    wrong = []
+    keys = index.keys()
+    wrong = [f"{where}: its index has the key {key!r} {n} times" for key, n in Counter(keys).items() if n > 1]
     columns = (index.offsets.tolist(), index.image_offsets.tolist(), index.image_bytes.tolist())
-    for key, offset, image, size in zip(index.keys(), *columns, strict=False):
+    for key, offset, image, size in zip(keys, *columns, strict=False):
         begin, members = places.get(key, (-1, frozenset()))
         if begin < 0:
             wrong.append(f"{where}: sample {key!r} of the index is not in the tar")
@@ -84,6 +115,30 @@ def _differences(where: str, index: ShardIndex, places: Places) -> list[str]:
     if wrong:
         wrong.append(f"{where}: {_what_to_do()}")
     return wrong
+
+
+def _other_labels(where: str, index: ShardIndex, scan: TarScan) -> list[str]:
+    """Samples whose index has other labels than the tar; at most five are named."""
+    there = {key: _labels_of(scan.index, i) for i, key in enumerate(scan.index.keys())}
+    reasons = {key: reason for key, _, reason in scan.left_out}
+    wrong = []
+    for i, key in enumerate(index.keys()):
+        own = _labels_of(index, i)
+        if key not in there:
+            wrong.append(f"{where}: sample {key!r} {reasons.get(key, 'has no label')}, its index says {own}")
+        elif there[key] != own:
+            wrong.append(f"{where}: sample {key!r} has the labels {there[key]}, its index says {own}")
+    if len(wrong) > _SHOWN:
+        wrong[_SHOWN:] = [f"{where}: and {len(wrong) - _SHOWN:,} more samples with other labels"]
+    if wrong:
+        wrong.append(f"{where}: {_what_to_do()}")
+    return wrong
+
+
+def _labels_of(index: ShardIndex, sample: int) -> str:
+    labels, weights = index.sample_labels(sample)
+    soft = [f"{n}:{w:g}" for n, w in zip(labels.tolist(), weights.tolist(), strict=True)]
+    return ", ".join(soft if (weights != 1).any() else map(str, labels.tolist())) or "none"
 
 
 def _bad_images(where: str, manifest: ShardManifest, shard: int) -> list[str]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vit_dist.core.errors import DataError
+from vit_dist.core.files import open_append
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.progress import Progress
 from vit_dist.core.run import log as runlog
@@ -223,8 +224,8 @@ def _trace(run: Run, batch: Batch) -> None:
     if run.recipe.log.order:
         path = run.directory.order / f"attempt-{run.attempt:05d}-rank-{run.world.rank:05d}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write(json.dumps({"step": run.state.step, "ordinals": batch.ordinals.tolist()}) + "\n")
+        with open_append(path) as file:
+            file.write((json.dumps({"step": run.state.step, "ordinals": batch.ordinals.tolist()}) + "\n").encode())
 
 
 def _quarantine(run: Run, replaced: list[Replacement], state: TrainState) -> None:
@@ -236,9 +237,9 @@ def _quarantine(run: Run, replaced: list[Replacement], state: TrainState) -> Non
     if not replaced:
         return
     if run.world.is_main:
-        with run.directory.quarantine.open("a") as file:
+        with open_append(run.directory.quarantine) as file:
             for r in replaced:
-                file.write(json.dumps({"step": state.step, **asdict(r)}) + "\n")
+                file.write((json.dumps({"step": state.step, **asdict(r)}) + "\n").encode())
         log(f"  quarantined {replaced[0].key!r} of {replaced[0].shard}: {replaced[0].reason}", WARNING)
     bad, allowed = len(state.quarantined), math.ceil(run.recipe.data.max_bad * run.data.num_samples)
     if bad > allowed:

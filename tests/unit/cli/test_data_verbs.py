@@ -6,10 +6,12 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +24,8 @@ from vit_dist.config.load import load_recipe
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.seeding import hash64
 from vit_dist.data.dedup import NearHashes
-from vit_dist.data.manifest import ShardManifest, encode_manifest, read_manifest
+from vit_dist.data.index import encode_index
+from vit_dist.data.manifest import ShardManifest, checksum, encode_manifest, read_manifest
 from vit_dist.data.order import GlobalOrder, resolve_lanes
 from vit_dist.data.sets import open_training_set
 from vit_dist.data.subset import Subset, _key_hashes, select, select_balanced
@@ -455,3 +458,56 @@ def test_dedup_without_imagehash_names_the_extra(packed: Path, tmp_path: Path, m
         cli.main(["dedup", str(packed), "--against", str(packed), "--out", str(tmp_path / "m.json")])
     with pytest.raises(ConfigError, match="--distance 16"):
         cli.main(["dedup", str(packed), "--against", "x", "--out", "y", "--distance", "16"])
+
+
+def _with_labels(folder: Path, name: str, labels: Any) -> None:
+    """Write the first shard's index anew with other labels, and a manifest that fits it."""
+    manifest = read_manifest(str(folder / name))
+    index = dataclasses.replace(manifest.read_index(0), labels=labels(manifest.read_index(0).labels))
+    (folder / "forged.npz").write_bytes(encode_index(index))
+    forged = dataclasses.replace(
+        manifest.shards[0], index_url="forged.npz", index_checksum=checksum(encode_index(index))
+    )
+    old = folder / manifest.shards[0].index_url
+    # What lies beside an index speaks of it only where the checksum fits.
+    beside = old.with_name(old.name.removesuffix(".idx.npz") + ".json")
+    if beside.exists():
+        entry = json.loads(beside.read_bytes())
+        entry["shard"]["index_checksum"] = forged.index_checksum
+        (folder / "forged.npz").rename(folder / "forged.idx.npz")
+        (folder / "forged.json").write_text(json.dumps(entry))
+        forged = dataclasses.replace(forged, index_url="forged.idx.npz")
+    changed = dataclasses.replace(manifest, shards=(forged, *manifest.shards[1:]))
+    (folder / name).write_bytes(encode_manifest(changed))
+
+
+def test_verify_compares_labels_with_those_of_packed_tars(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copy_set(packed, tmp_path / "set")
+    _with_labels(folder, "manifest.json", lambda labels: (labels + 1) % 2)
+    with pytest.raises(DataError, match="1 of 4 shards"):
+        cli.main(["verify", str(folder)])
+    text = capsys.readouterr().out
+    assert re.search(r"shard-000000\.tar: sample '.*' has the labels [01], its index says [01]", text)
+    assert "more samples with other labels" in text
+
+
+@pytest.mark.parametrize("labels", [("cls", b"%d"), ("json", b'{"labels": [%d]}'), ("y.txt", b"class%d")])
+def test_verify_compares_labels_by_the_rule_that_indexed_them(
+    labels: tuple[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extension, text = labels
+    members = [(f"{i}.{e}", c) for i in range(4) for e, c in (("jpg", b"x"), (extension, text % (i % 3)))]
+    write_tar(tmp_path / "t.tar", members)
+    (tmp_path / "names.txt").write_text("class0\nclass1\nclass2\n")
+    classes = ["--classes", str(tmp_path / "names.txt")] if extension == "y.txt" else []
+    out = str(tmp_path / "m.json")
+    assert cli.main(["index", str(tmp_path / "t.tar"), "--out", out, "--labels", extension, *classes]) == 0
+    assert "are right" in lines(capsys, "verify", out)[0]
+    _with_labels(tmp_path, "m.json", lambda labels: labels * 0)
+    with pytest.raises(DataError, match="1 of 1 shards"):
+        cli.main(["verify", out])
+    text_out = capsys.readouterr().out
+    assert "sample '1' has the labels 1, its index says 0" in text_out
+    assert "sample '0'" not in text_out

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 
 from vit_dist.core.errors import DataError
@@ -45,10 +44,3 @@ def test_damage_is_named(damage: bytes | None) -> None:
     whole = encode_index(build_index(SAMPLES, 6144))
     with pytest.raises(DataError, match=r"s3://b/x\.idx\.npz: not a sample index, or damaged"):
         decode_index(whole[: len(whole) // 2] if damage is None else damage, "s3://b/x.idx.npz")
-
-
-def test_arrays_that_do_not_fit_together_are_refused() -> None:
-    index = build_index(SAMPLES, 6144)
-    short = type(index)(**{**vars(index), "image_bytes": np.zeros(2, np.int64)})
-    with pytest.raises(DataError, match="do not fit together"):
-        decode_index(encode_index(short), "x")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from tests.plugins import model_config
 from tests.streams import recipe_of
 from vit_dist.cli import models
 from vit_dist.core.errors import ConfigError, DataError
-from vit_dist.core.run.checkpoints import MARKER, committed, read_marker
+from vit_dist.core.run.checkpoints import MARKER, committed, read_marker, seal_marker
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
 from vit_dist.models.weights.files import Weights, read_weights, write_weights
@@ -130,7 +129,7 @@ def test_a_checkpoint_says_the_names_of_its_classes_to_the_run_that_begins_from_
     bias = old.state["head.bias"].tolist()
     assert bias != bias[::-1]
     assert head(names[::-1]) == bias, "a checkpoint without names: its numbers are taken as they are"
-    (folder / MARKER).write_text(json.dumps({**marker, "classes": names}))
+    (folder / MARKER).write_bytes(seal_marker({**marker, "classes": names}))
     assert checkpoint_weights(folder).classes == names
     assert head(names) == bias
     assert head(names[::-1]) == bias[::-1]

@@ -77,7 +77,8 @@ def _print_classes(manifest: Any, counts: Any, *, everything: bool) -> None:
         out(f"             the {_LISTED} largest and the {_LISTED} smallest:\n")
         order = order[:_LISTED] + order[-_LISTED:]
     for c in order:
-        name = manifest.classes[c] if manifest.classes else ""
+        # There may be names of the first classes only.
+        name = manifest.classes[c] if c < len(manifest.classes) else ""
         out(f"             {per_class[c]:>12,}  {c} {name}".rstrip() + "\n")
 
 

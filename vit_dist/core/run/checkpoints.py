@@ -11,15 +11,20 @@ No `latest` file exists to point at the wrong one.
 from __future__ import annotations
 
 import contextlib
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vit_dist.core.run import records
 from vit_dist.core.run.names import CHECKPOINTS
-from vit_dist.core.small_files import checked, parse_json, read_small
+from vit_dist.core.small_files import DamagedError, checked, is_count, parse_json, read_small, shown
 
 MARKER = "COMMITTED.json"
 FORMAT = 2
+CHECKSUM = "xxh128"
+"""The marker's entry with a checksum of all others; markers of before there was one have none."""
 _STEP = "step-"
 _PARTIAL = ".partial"
 _REMOVING = ".removing-"
@@ -81,18 +86,72 @@ def parse_marker(content: str | bytes) -> tuple[dict[str, Any], str]:
         # Losses and metrics that it holds may be NaN.
         marker = checked(parse_json(content, finite=False), {})
         if marker["format"] != FORMAT:
-            return {}, f"it is of format {marker['format']}, this version reads {FORMAT}"
+            return {}, f"it is of format {shown(marker['format'])}, this version reads {FORMAT}"
         for key in _MAPPINGS:
             if not isinstance(marker[key], dict):
-                raise ValueError(f"{key} is not a mapping")
-        foreign = next((name for name in marker["files"] if not _RANK_FILE.fullmatch(name)), None)
-        if foreign is not None:
-            raise ValueError(f"{foreign[:100]!r} is not the name of a rank's part, such as {rank_file(0)}")
+                raise DamagedError(f"{key} is not a mapping")
+        if CHECKSUM in marker and marker[CHECKSUM] != _checksum(marker):
+            raise DamagedError("its checksum does not fit its content")
+        _check_files(marker["files"], marker["layout"])
+        checked(marker, records.MARKER)
+        _check_place(marker)
     except KeyError as error:
         return {}, f"{MARKER} is damaged: it has no {error}"
     except ValueError as error:
         return {}, f"{MARKER} is damaged: {error}"
     return marker, ""
+
+
+def seal_marker(marker: Mapping[str, Any]) -> bytes:
+    """The text of a marker, with a checksum over its content."""
+    return json.dumps({**marker, CHECKSUM: _checksum(marker)}, indent=1).encode()
+
+
+def _checksum(marker: Mapping[str, Any]) -> str:
+    """XXH128 of what a marker holds, however its text is spaced: of Python's own way to write it, sorted."""
+    import xxhash
+
+    rest = {key: value for key, value in marker.items() if key != CHECKSUM}
+    return xxhash.xxh3_128_hexdigest(json.dumps(rest, sort_keys=True).encode())
+
+
+def _check_files(files: dict[str, Any], layout: dict[str, Any]) -> None:
+    foreign = next((name for name in files if not _RANK_FILE.fullmatch(name)), None)
+    if foreign is not None:
+        raise DamagedError(f"{foreign[:100]!r} is not the name of a rank's part, such as {rank_file(0)}")
+    if not files:
+        raise DamagedError(f"files has no {rank_file(0)}")
+    if "world_size" not in layout:
+        return
+    ranks = layout["world_size"]
+    if ranks != len(files):
+        raise DamagedError(f"files has the parts of {len(files)} ranks, layout says world_size {shown(ranks)}")
+    missing = next((rank for rank in range(len(files)) if rank_file(rank) not in files), None)
+    if missing is not None:
+        raise DamagedError(f"files has no {rank_file(missing)}")
+
+
+def _check_place(marker: dict[str, Any]) -> None:
+    """Whether step, position and batch agree: examples are trained on in whole batches, or passed over by a rewind."""
+    try:
+        state = checked(marker["state"], records.STATE)
+    except DamagedError as error:
+        raise DamagedError(f"state: {error}") from None
+    batch = marker["recipe"].get("global_batch")
+    if batch is None or "step" not in state or "position" not in state:
+        return
+    skipped = sum(end - begin for begin, end in state.get("passed_over", ()))
+    if not is_count(batch) or state["step"] * batch + skipped != state["position"]:
+        raise DamagedError(
+            f"state: position {state['position']:,} is not step {state['step']:,} x global_batch {shown(batch)}"
+            + (f" + {skipped:,} that a rewind passed over" if skipped else "")
+        )
+
+
+def lacks(marker: Mapping[str, Any]) -> str:
+    """What a marker lacks for a run to go on from it, or ''."""
+    missing = next((name for name in records.STATE if name not in marker["state"]), None)
+    return "" if missing is None else f"{MARKER} is damaged: state has no {missing!r}"
 
 
 def read_marker(path: Path) -> tuple[dict[str, Any], str]:
@@ -103,7 +162,11 @@ def read_marker(path: Path) -> tuple[dict[str, Any], str]:
         return {}, f"{MARKER} cannot be read: {error.strerror}"
     except ValueError as error:
         return {}, f"{MARKER} is damaged: {error}"
-    return parse_marker(content)
+    marker, problem = parse_marker(content)
+    step, named = marker.get("state", {}).get("step"), step_of(path.name)
+    if step is not None and named is not None and step != named:
+        return {}, f"{MARKER} is damaged: it is of step {step:,}, in the place of step {named:,}"
+    return marker, problem
 
 
 def committed_steps(run_dir: Path) -> list[int]:
@@ -138,4 +201,4 @@ def measured_save_s(run_dir: Path) -> float | None:
     """Seconds that a run's newest checkpoint took to write, or None where that is not known."""
     newest = next(iter(committed(run_dir / CHECKPOINTS)), None)
     wrote = None if newest is None else read_marker(newest)[0].get("wrote_s")
-    return float(wrote) if isinstance(wrote, int | float) else None
+    return None if wrote is None else float(wrote)

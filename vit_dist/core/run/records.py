@@ -7,11 +7,13 @@ anything, since later versions write more.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from vit_dist.core.run import names
 from vit_dist.core.small_files import (
     Check,
     is_count,
+    is_digest,
     is_mapping,
     is_number,
     is_numbers,
@@ -89,6 +91,59 @@ LEDGER: Mapping[str, Check] = {
     "excluded": is_texts,
 }
 """A line of ledger.jsonl."""
+
+
+def _is_files(value: Any) -> bool:
+    """Entries of a marker's `files`."""
+    return isinstance(value, dict) and all(
+        is_mapping(entry) and is_count(entry.get("bytes")) and is_digest(32)(entry.get("xxh128"))
+        for entry in value.values()
+    )
+
+
+def _is_floats(value: Any) -> bool:
+    """A list of numbers of any kind: losses may be NaN."""
+    return isinstance(value, list) and all(map(_is_float, value))
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, float) or is_number(value)
+
+
+def _is_ranges(value: Any) -> bool:
+    """Pairs [begin, end) that follow one another."""
+    if not isinstance(value, list) or not all(isinstance(one, list) and len(one) == 2 for one in value):
+        return False
+    ends = [end for one in value for end in one]
+    return all(map(is_count, ends)) and ends == sorted(ends)
+
+
+STATE: Mapping[str, Check] = {
+    "step": is_count,
+    "position": is_count,
+    "skipped": is_count,
+    "quarantined": lambda value: isinstance(value, list) and all(map(is_count, value)),
+    "losses": _is_floats,
+    "bad_in_row": is_count,
+    "spikes": is_count,
+    "passed_over": _is_ranges,
+    "order": is_mapping,
+}
+"""The train state in a checkpoint's marker; who goes on from it needs every field."""
+MARKER: Mapping[str, Check] = {
+    "format": is_count,
+    "vit_dist": is_text,
+    "layout": is_mapping,
+    "recipe": is_mapping,
+    "state": is_mapping,
+    "files": _is_files,
+    "wrote_s": lambda value: is_number(value) and value >= 0,
+    "metrics": lambda value: isinstance(value, dict) and all(map(_is_float, value.values())),
+    "goodput": is_numbers,
+    "probe": lambda value: is_mapping(value) and is_count(value.get("examples")) and _is_float(value.get("loss")),
+    "classes": is_texts,
+}
+"""The marker of a checkpoint."""
 
 FIELDS: Mapping[str, Mapping[str, Check]] = {
     names.STATUS: STATUS,

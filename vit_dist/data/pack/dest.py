@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from vit_dist.core import locks
 from vit_dist.core.errors import RunError
-from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, redact
+from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, redact, remove_tree
 from vit_dist.data.pack.plan import PLAN_FILE
 from vit_dist.data.pack.shards import STATE_FOLDER
 
@@ -27,7 +26,7 @@ def remove_markers(dest: str) -> None:
             if system.exists(path):
                 system.rm_tree(path)
     else:
-        shutil.rmtree(local_path(dest) / STATE_FOLDER, ignore_errors=True)
+        remove_tree(local_path(dest) / STATE_FOLDER)
 
 
 def clear(dest: str) -> None:
@@ -57,12 +56,14 @@ def claimed(dest: str, label: str) -> Iterator[None]:
     """Hold a local destination for this process.
 
     Raises:
-        RunError: another process packs into it.
+        RunError: another process packs into it, or its state lies behind a link.
     """
     if is_remote(dest):
         yield
         return
     folder = local_path(dest) / STATE_FOLDER
+    if folder.is_symlink():
+        raise RunError(f"{folder}: a symbolic link, through which nothing is written or removed; remove it")
     created = not folder.parent.exists()
     lock = folder / f"lock-{label}"
     with contextlib.ExitStack() as stack:

@@ -10,11 +10,41 @@ from typing import Any
 
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.files import exists, explained, file_system, folder_url, is_remote, join_url, read_bytes, redact
+from vit_dist.core.small_files import (
+    Check,
+    DamagedError,
+    is_count,
+    is_flag,
+    is_mapping,
+    is_text,
+    is_texts,
+    or_none,
+    parse_json,
+    required,
+)
+from vit_dist.data.grammar import MAX_CLASSES
 from vit_dist.data.pack.shards import STATE_FOLDER, DoneMarker, Task
 
 PLAN_FILE = "pack.json"
 _VERSION = 1
 _READS_IN_FLIGHT = 16
+_MAX_SHARDS = 10_000_000
+_COUNT = (is_count, "a whole number from 0")
+_FIELDS: dict[str, tuple[Check, str]] = {
+    "kind": (is_text, "a text"),
+    "digest": (is_text, "a text"),
+    "name": (is_text, "a text"),
+    "num_images": _COUNT,
+    "num_val": _COUNT,
+    "samples_per_shard": (lambda value: is_count(value) and value > 0, "a whole number from 1"),
+    "seed": (lambda value: type(value) is int, "a whole number"),
+    "images": (
+        lambda value: is_mapping(value) and all(map(or_none(lambda v: is_flag(v) or is_count(v)), value.values())),
+        "an object of whole numbers, true, false and null",
+    ),
+    "num_classes": (lambda value: is_count(value) and value <= MAX_CLASSES, f"a whole number up to {MAX_CLASSES:,}"),
+    "classes": (is_texts, "a list of names"),
+}
 
 
 @dataclass(frozen=True)
@@ -61,16 +91,20 @@ class PackPlan:
             DataError: damaged, or of another version.
         """
         try:
-            raw = json.loads(content)
-            version = raw.pop("version")
+            raw = parse_json(content)
+            version = required(raw, "version", is_count, f"{_VERSION}")
             if version != _VERSION:
                 raise DataError(f"{where}: a plan of version {version!r}; this vit_dist reads {_VERSION}")
-            raw["classes"] = tuple(raw["classes"])
-            # Plans of before there was a choice.
-            raw["images"].setdefault("upright", False)
-            return cls(**raw)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            values = {name: required(raw, name, *field) for name, field in _FIELDS.items()}
+            if values["num_val"] > values["num_images"] or len(values["classes"]) > values["num_classes"]:
+                raise DamagedError("num_val or classes: more than num_images or num_classes")
+            if values["num_images"] > values["samples_per_shard"] * _MAX_SHARDS:
+                raise DamagedError(f"num_images: {values['num_images']:,}, more than {_MAX_SHARDS:,} shards hold")
+        except DamagedError as error:
             raise DataError(f"{where}: damaged plan of a packing: {error}; pack again with --force") from None
+        # Plans of before there was a choice.
+        values["images"].setdefault("upright", False)
+        return cls(**{**values, "classes": tuple(values["classes"])})
 
 
 def outputs_of(num_images: int, num_val: int) -> list[tuple[str, int, int]]:
@@ -147,6 +181,6 @@ def read_markers(dest: str, tasks: Sequence[Task]) -> dict[Task, DoneMarker]:
 def _marker(dest: str, task: Task) -> DoneMarker | None:
     try:
         return DoneMarker.decode(read_bytes(join_url(dest, task.marker)))
-    except (ValueError, KeyError, TypeError):
+    except DamagedError:
         # Damaged: the shard is packed again.
         return None

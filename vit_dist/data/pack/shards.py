@@ -15,10 +15,11 @@ from typing import IO, Any, NoReturn
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, redact, write_bytes
+from vit_dist.core.small_files import is_count, is_mapping, is_texts, parse_json, required
 from vit_dist.data.images import FORMATS, DecodeError, load
 from vit_dist.data.index import encode_index
 from vit_dist.data.labels import LabelRule
-from vit_dist.data.manifest import Shard, checksum
+from vit_dist.data.manifest import Shard, checksum, decode_shard
 from vit_dist.data.pack.fetch import Fetcher
 from vit_dist.data.pack.items import Item, Listing, finite, shuffled_ordinals
 from vit_dist.data.pack.repack import split_sample
@@ -100,10 +101,21 @@ class DoneMarker:
 
     @classmethod
     def decode(cls, content: bytes) -> DoneMarker:
-        """From JSON. Raises ValueError, KeyError or TypeError where it is damaged."""
-        raw = json.loads(content)
-        bad = tuple((place, reason) for place, reason in raw["bad"])
-        return cls(Shard(**raw["shard"]), bad, raw["max_labels"], raw["max_label"])
+        """From JSON.
+
+        Raises:
+            DamagedError: it is not what was written.
+        """
+        raw = parse_json(content)
+        shard = decode_shard(required(raw, "shard", is_mapping, "an object"))
+        bad = required(raw, "bad", _is_pairs, "a list of pairs of texts")
+        max_labels = required(raw, "max_labels", is_count, "a whole number from 0")
+        max_label = required(raw, "max_label", lambda v: v == -1 or is_count(v), "a whole number from -1")
+        return cls(shard, tuple((place, reason) for place, reason in bad), max_labels, max_label)
+
+
+def _is_pairs(value: Any) -> bool:
+    return isinstance(value, list) and all(is_texts(pair) and len(pair) == 2 for pair in value)
 
 
 class BadImageError(Exception):

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.events.reader import Series, read_run
 from vit_dist.core.events.writer import EventWriter
-from vit_dist.core.files import join_url
+from vit_dist.core.files import join_url, remove_tree
 from vit_dist.core.run.log import LAYOUT
 from vit_dist.core.run.names import is_plain_name, safe_name
 from vit_dist.scaling.collect import Collection, Observation
@@ -37,7 +36,7 @@ def export_tensorboard(collection: Collection, directory: Path) -> list[Path]:
     if others:
         raise ConfigError(f"{directory}: holds {others[0]!r}, which is no such export; give a new directory")
     for axis in AXES:
-        shutil.rmtree(directory / axis, ignore_errors=True)
+        remove_tree(directory / axis)
     made = []
     for one in collection.observations:
         name = _folder(one, collection)

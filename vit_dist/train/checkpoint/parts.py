@@ -18,6 +18,7 @@ from typing import Any
 from vit_dist.core.errors import RunError
 from vit_dist.core.files import write_bytes
 from vit_dist.core.run.checkpoints import rank_file
+from vit_dist.core.small_files import checked, is_count, is_text, parse_json
 from vit_dist.core.units import format_seconds
 
 _FIRST_S = 0.02
@@ -57,7 +58,9 @@ def wait_for_parts(
     pause = _FIRST_S
     while True:
         for name in _listed(folder) & wanted.keys():
-            files[wanted.pop(name)] = json.loads((folder / name).read_text())
+            files[wanted.pop(name)] = checked(
+                parse_json((folder / name).read_text()), {"bytes": is_count, "xxh128": is_text}
+            )
         if not wanted:
             return {name: files[name] for name in sorted(files)}
         if abort.wait(pause) or problem():

@@ -21,6 +21,7 @@ from vit_dist.core.files import (
 )
 from vit_dist.core.log import log
 from vit_dist.core.run.checkpoints import MARKER, parse_marker, step_of
+from vit_dist.core.small_files import read_small
 from vit_dist.train.checkpoint.store import FETCHING, Retention, Saved, remove, saved_of, summaries
 
 _IN_FLIGHT = 4
@@ -113,7 +114,7 @@ def upload(checkpoint: Path, remote: str) -> None:
         DataError: the store refused, or is away.
         FileNotFoundError: the checkpoint has gone meanwhile.
     """
-    content = (checkpoint / MARKER).read_bytes()
+    content = read_small(checkpoint / MARKER)
     marker, problem = parse_marker(content)
     if problem:
         raise CheckpointError(f"{checkpoint}: {problem}")

@@ -21,7 +21,7 @@ from vit_dist.core.errors import CheckpointError, VitDistError
 from vit_dist.core.files import redact
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.process import wait_until
-from vit_dist.core.run.checkpoints import MARKER, committed, read_marker
+from vit_dist.core.run.checkpoints import MARKER, committed, lacks, read_marker
 from vit_dist.core.world import World
 from vit_dist.engines._collectives import all_gather_object, broadcast_object
 from vit_dist.engines._layout import completed
@@ -83,7 +83,11 @@ def restore(
         if world.is_main:
             log(f"  fetching {name} from {redact(remote)}")
         # A local one of this name was verified a moment ago, and is damaged: it is replaced.
-        on_main(partial(fetch, remote, name, root), world)
+        problem = on_main(partial(_fetched, remote, name, root), world)
+        if problem:
+            if world.is_main:
+                log(f"copy {redact(remote)}/{name} is damaged and skipped: {problem}", WARNING)
+            continue
         restored = _restore_one(root / name, engine, identity, world, probe)
         if restored is not None:
             return restored
@@ -93,6 +97,15 @@ def restore(
             f"start in another --run-dir"
         )
     return None
+
+
+def _fetched(remote: str, name: str, root: Path) -> str:
+    """Fetch a copy; what is wrong with its marker, or ''."""
+    try:
+        fetch(remote, name, root)
+    except CheckpointError as error:
+        return str(error)
+    return ""
 
 
 def restore_from(path: Path, engine: Engine, identity: dict[str, Any], world: World, probe: Probe | None) -> Restored:
@@ -113,7 +126,7 @@ def _restore_one(
     marker, problem = on_main(lambda: read_marker(path), world)
     # What rank 0 has just read may take its time to show on another node.
     wait_until(lambda: bool(problem) or (path / MARKER).exists(), _VISIBLE_S, _POLL_S)
-    problem = problem or verify_files(path, marker, world)
+    problem = problem or lacks(marker) or verify_files(path, marker, world)
     # Each of the three stages ends in a collective, and the next begins only where no rank has a problem: loading and
     # the probe are collectives themselves, which a rank with a damaged file could not join.
     problems = all_problems(problem, world)

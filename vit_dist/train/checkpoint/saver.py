@@ -9,8 +9,6 @@ headroom for the copies, all ranks write before they continue.
 
 from __future__ import annotations
 
-import json
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -21,10 +19,10 @@ from typing import Any
 from vit_dist import __version__
 from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.exit_codes import SUPERSEDED
-from vit_dist.core.files import write_bytes
+from vit_dist.core.files import remove_tree, write_bytes
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.memory import available_memory
-from vit_dist.core.run.checkpoints import FORMAT, MARKER, partial_name, rank_file, step_name
+from vit_dist.core.run.checkpoints import FORMAT, MARKER, partial_name, rank_file, seal_marker, step_name
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
@@ -275,7 +273,7 @@ class Saver:
                 "wrote_s": round(time.monotonic() - began, 3),
                 **contents.extras,
             }
-            write_bytes(str(partial / MARKER), json.dumps(marker, indent=1).encode())
+            write_bytes(str(partial / MARKER), seal_marker(marker))
             forget_parts(partial, self._world.size)
             final = self._root / step_name(int(contents.state["step"]))
             # As late as can be: between this look and the rename an attempt that was suspended here could still commit
@@ -290,11 +288,11 @@ class Saver:
             self.wrote_s = time.monotonic() - began
         except SupersededError as error:
             self._superseded, self._commit_error = True, str(error)
-            shutil.rmtree(partial, ignore_errors=True)
+            remove_tree(partial)
             return
         except Exception as error:
             self._commit_error = f"{error}" if isinstance(error, VitDistError) else f"{type(error).__name__}: {error}"
-            shutil.rmtree(partial, ignore_errors=True)
+            remove_tree(partial)
             return
         try:
             prune(self._root, self._retention)

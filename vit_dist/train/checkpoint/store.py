@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vit_dist.core.files import remove_tree
 from vit_dist.core.metrics import ACCURACY, Metric
 from vit_dist.core.run.checkpoints import committed, leftovers, read_marker, removing_name, step_name, step_of
 from vit_dist.core.units import format_bytes
@@ -112,7 +113,7 @@ def prune(root: Path, retention: Retention) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint, if it is there.
+    """Remove a checkpoint, if it is there; of a symbolic link the link, and nothing of what it leads to.
 
     Raises:
         OSError: it cannot be renamed. What cannot be removed after that is left for `sweep`.
@@ -121,7 +122,7 @@ def remove(path: Path) -> None:
     doomed = path.with_name(removing_name(path.name, secrets.token_hex(4)))
     with contextlib.suppress(FileNotFoundError):
         path.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    remove_tree(doomed)
 
 
 def drop_after(root: Path, step: int) -> None:
@@ -134,7 +135,7 @@ def drop_after(root: Path, step: int) -> None:
 def sweep(root: Path) -> None:
     """Remove what attempts left that died while they wrote, fetched or removed a checkpoint."""
     for old in (*leftovers(root), *root.glob(f"{FETCHING}*")):
-        shutil.rmtree(old, ignore_errors=True)
+        remove_tree(old)
 
 
 def no_disk_headroom(root: Path, needed: int) -> str:

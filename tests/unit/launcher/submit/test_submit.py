@@ -90,7 +90,8 @@ def test_a_name_is_made_fit_for_directories_and_queues() -> None:
 def test_a_grace_time_shorter_than_a_save_is_warned_of(tmp_path: Path) -> None:
     path = tmp_path / "run" / "checkpoints" / "step-0000000010"
     path.mkdir(parents=True)
-    marker = {"format": FORMAT, "wrote_s": 42.0, "layout": {}, "recipe": {}, "state": {}, "files": {}}
+    files = {"rank-00000.safetensors": {"bytes": 7, "xxh128": "0" * 32}}
+    marker = {"format": FORMAT, "wrote_s": 42.0, "layout": {}, "recipe": {}, "state": {}, "files": files}
     (path / MARKER).write_text(json.dumps(marker))
     one = request(tmp_path, words=("demo",))
     (warning,) = warnings(one)

@@ -137,7 +137,8 @@ def test_the_cost_of_a_save_is_read_from_the_newest_checkpoint(tmp_path: Path) -
     for step, wrote in ((10, 3.0), (20, 7.5)):
         path = tmp_path / CHECKPOINTS / step_name(step)
         path.mkdir(parents=True)
-        marker = {"format": FORMAT, "wrote_s": wrote, "layout": {}, "recipe": {}, "state": {}, "files": {}}
+        files = {"rank-00000.safetensors": {"bytes": 7, "xxh128": "0" * 32}}
+        marker = {"format": FORMAT, "wrote_s": wrote, "layout": {}, "recipe": {}, "state": {}, "files": files}
         (path / MARKER).write_text(json.dumps(marker))
     assert measured_save_s(tmp_path) == 7.5
 

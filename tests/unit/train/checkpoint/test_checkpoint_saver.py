@@ -41,8 +41,13 @@ class TinyEngine:
         self.moment.copy_(source.read("exp_avg", "w", 0, 1000))
 
 
+def state_at(step: int) -> dict[str, Any]:
+    counts = {"step": step, "position": step * 10, "skipped": 0, "bad_in_row": 0, "spikes": 0}
+    return {**counts, "quarantined": [], "losses": [], "passed_over": [], "order": {}}
+
+
 def contents(step: int, recipe: dict[str, Any] | None = None, **extras: Any) -> Contents:
-    return Contents({"step": step, "position": step * 10}, recipe or {"lr": 1.0}, TinyEngine.layout, extras)
+    return Contents(state_at(step), recipe or {"lr": 1.0}, TinyEngine.layout, extras)
 
 
 def make(tmp_path: Path, token: str = "mine", **options: Any) -> Saver:
@@ -81,7 +86,7 @@ def test_training_continues_while_a_checkpoint_is_written(tmp_path: Path, monkey
     gate.set()
     saver.finish()
     engine, restored = load(tmp_path / "checkpoints")
-    assert restored.state == {"step": 5, "position": 50}
+    assert restored.state == state_at(5)
     assert torch.equal(engine.weight, torch.full((1000,), 5.0))
     assert torch.equal(engine.moment, torch.full((1000,), -5.0))
     assert sorted(p.name for p in restored.path.iterdir()) == [MARKER, "rank-00000.safetensors"]

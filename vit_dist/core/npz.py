@@ -1,0 +1,154 @@
+"""Archives of arrays (.npz): what they say they hold is looked at before a byte of it is unfolded. No torch.
+
+A header of a few bytes can promise more than any memory holds, and compressed zeros are a thousandth of what they
+unfold to. So names, types and shapes come first, held against the bytes that are there; then arrays, one at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from vit_dist.core.small_files import DamagedError
+
+_PIECE_BYTES = 1 << 20
+_MAX_DIMENSIONS = 32
+_MOST_NAME = 80
+# Booleans, whole and real numbers, and bytes: what JAX stores a bfloat16 as.
+_KINDS = "?biufV"
+# numpy parses the headers of arrays with Python's `ast`, which in Python 3.11 now and then fails when two threads do so
+# at once ("AST constructor recursion depth mismatch").
+_ONE_AT_A_TIME = threading.Lock()
+
+
+class NotAnArchiveError(DamagedError):
+    """Something else, or cut short."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """What an archive says of one of its arrays."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    in_columns: bool
+    begin: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the array, unfolded."""
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+class Arrays:
+    """An open archive. `described` has what it says of each array, by name."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self._archive = archive
+        self._members = _members(archive)
+        self.described: dict[str, Described] = {}
+        with _ONE_AT_A_TIME:
+            for name, info in self._members.items():
+                self.described[name] = _described(archive, name, info)
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Unfold one array.
+
+        Raises:
+            DamagedError: its bytes are not those that were written.
+        """
+        described = self.described[name]
+        content = np.empty(described.num_bytes, np.uint8)
+        try:
+            with self._archive.open(self._members[name]) as member:
+                member.read(described.begin)
+                at = 0
+                # In pieces: a damaged size must not unfold the whole at once.
+                while at < len(content):
+                    piece = member.read(min(len(content) - at, _PIECE_BYTES))
+                    if not piece:
+                        raise DamagedError(f"{_shown(name)}: ends early")
+                    content[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+                    at += len(piece)
+        except DamagedError:
+            raise
+        except Exception as error:
+            raise DamagedError(f"{_shown(name)}: {error}") from None
+        return content.view(described.dtype).reshape(described.shape, order="F" if described.in_columns else "C")
+
+
+@contextlib.contextmanager
+def open_arrays(file: IO[bytes]) -> Iterator[Arrays]:
+    """An archive whose directory and headers have been looked at.
+
+    Raises:
+        NotAnArchiveError: no .npz at all.
+        DamagedError: a name that stands twice, Python objects, a shape that its bytes do not hold.
+    """
+    try:
+        archive = zipfile.ZipFile(file)
+    except Exception as error:
+        # zipfile says of damage whatever struct, codecs and seek say.
+        raise NotAnArchiveError(f"no archive of arrays: {error}") from None
+    with archive:
+        yield Arrays(archive)
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    members: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        name = info.filename.removesuffix(".npy")
+        if name in members:
+            raise DamagedError(f"{_shown(name)}: stands twice in the archive")
+        if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED} or info.flag_bits & 1:
+            raise DamagedError(f"{_shown(name)}: packed in a way that numpy does not write")
+        if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
+            raise DamagedError(
+                f"{_shown(name)}: has {info.compress_size:,} bytes in the archive, which says {info.file_size:,}"
+            )
+        members[name] = info
+    return members
+
+
+def _described(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> Described:
+    try:
+        with archive.open(info) as member:
+            version = npy.read_magic(member)
+            if version not in {(1, 0), (2, 0)}:
+                raise DamagedError(f"{_shown(name)}: of version {version} of numpy's format")
+            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, in_columns, dtype = read(member)
+            begin = member.tell()
+    except DamagedError:
+        raise
+    except Exception as error:
+        # Of a damaged header numpy, ast and tokenize raise all sorts of errors, and warn of none that matters.
+        text = str(error).split("\n")[0][:_MOST_NAME]
+        raise DamagedError(f"{_shown(name)}: no array of numpy: {text or type(error).__name__}") from None
+    if dtype.hasobject or dtype.fields or dtype.subdtype or dtype.kind not in _KINDS or not dtype.itemsize:
+        kind = (
+            "Python objects, which are never read" if dtype.hasobject else f"values of type {str(dtype)[:_MOST_NAME]}"
+        )
+        raise DamagedError(f"{_shown(name)}: holds {kind}; plain numbers are wanted")
+    if len(shape) > _MAX_DIMENSIONS or any(type(n) is not int or n < 0 for n in shape):
+        raise DamagedError(f"{_shown(name)}: has the shape {str(shape)[:_MOST_NAME]}, which is none")
+    described = Described(dtype, shape, bool(in_columns), begin)
+    if described.num_bytes + begin != info.file_size:
+        raise DamagedError(
+            f"{_shown(name)}: its shape {str(shape)[:_MOST_NAME]} of {dtype} takes {described.num_bytes:,} bytes, it "
+            f"has {info.file_size - begin:,}"
+        )
+    return described
+
+
+def _shown(name: str) -> str:
+    return name[:_MOST_NAME] if name.isidentifier() else ascii(name[:_MOST_NAME])
