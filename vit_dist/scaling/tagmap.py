@@ -35,6 +35,31 @@ from vit_dist.core.units import parse_count
 _COUNTS = ("subset", "subset_seed", "seed", "num_params", "macs_per_image")
 _WORDS = ("family", "model", "study", "dataset")
 
+_LONGEST_PATTERN = 500
+_FEW_TIMES = 4
+# Below the logs; what is longer is of no entry.
+_LONGEST_DIRECTORY = 500
+
+
+def _explodes(tree: Any, *, repeated: bool) -> bool:
+    """Whether a parsed expression may try exponentially many ways: Python's engine tries all, and cannot be stopped."""
+    for code, argument in tree:
+        name = str(code)
+        if name in {"MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"}:
+            _, most, inner = argument
+            # A few times, as in (\\d+)?, is as good as written out.
+            many = most > _FEW_TIMES
+            if (many and repeated) or _explodes(inner, repeated=repeated or many):
+                return True
+        elif name == "BRANCH":
+            if repeated or any(_explodes(one, repeated=repeated) for one in argument[1]):
+                return True
+        elif isinstance(argument, tuple | list):
+            inner = [part for part in argument if isinstance(part, re._parser.SubPattern)]  # type: ignore[attr-defined]
+            if any(_explodes(one, repeated=repeated) for one in inner):
+                return True
+    return False
+
 
 class LogMap(Config):
     """How one kind of log is read."""
@@ -52,10 +77,18 @@ class LogMap(Config):
     @field_validator("directory")
     @classmethod
     def _compiles(cls, value: str) -> str:
+        if len(value) > _LONGEST_PATTERN:
+            raise ValueError(f"a regular expression of {len(value):,} characters; at most {_LONGEST_PATTERN} are taken")
         try:
             re.compile(value)
-        except re.error as error:
+            explodes = _explodes(re._parser.parse(value), repeated=False)  # type: ignore[attr-defined]
+        except (re.error, RecursionError, OverflowError) as error:
             raise ValueError(f"not a regular expression: {error}") from None
+        if explodes:
+            raise ValueError(
+                "a repetition or a choice inside a repetition, as in (a+)+ or (a|b)+, may take for ever; "
+                "write it without"
+            )
         return value
 
     @model_validator(mode="after")
@@ -92,6 +125,8 @@ class TagMap(Config):
 
     def entry(self, directory: str) -> LogMap | None:
         """The entry for the logs in a directory, or None."""
+        if len(directory) > _LONGEST_DIRECTORY:
+            return None
         return next((one for one in self.logs if re.search(one.directory, directory)), None)
 
 

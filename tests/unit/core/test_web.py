@@ -107,9 +107,9 @@ def test_a_range_that_drips_counts_as_one_that_does_not_come(monkeypatch: pytest
     monkeypatch.setattr(web, "_PATIENCE_S", 0.2)
     reader = RangeReader(tries=2, first_wait_s=0.01, timeout_s=0.2)
     headers = {"Content-Range": "bytes 0-99999/100000", "Content-Length": "100000"}
-    with serving(say(206, headers, b" ", forever=True, pause_s=0.02)) as (url, _):
-        with pytest.raises(DataError, match=r"too slowly: .* after 2 tries"):
-            reader.read(f"{url}/a.tar", 0, 100_000)
+    answer = say(206, headers, b" ", forever=True, pause_s=0.02)
+    with serving(answer) as (url, _), pytest.raises(DataError, match=r"too slowly: .* after 2 tries"):
+        reader.read(f"{url}/a.tar", 0, 100_000)
     reader.close()
 
 
@@ -149,9 +149,9 @@ def test_retry_after_is_a_time_or_nothing(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("length", ["\xb2", "-1", "1e3", "9" * 30, "ten", "0x10"])
 def test_a_size_that_is_no_number_is_none(length: str) -> None:
-    with serving(say(206, {"Content-Range": f"bytes 0-0/{length}"}, b"x")) as (url, _):
-        with pytest.raises(DataError, match="does not say how long"):
-            file_size(f"{url}/a.tar")
+    answer = say(206, {"Content-Range": f"bytes 0-0/{length}"}, b"x")
+    with serving(answer) as (url, _), pytest.raises(DataError, match="does not say how long"):
+        file_size(f"{url}/a.tar")
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 410, 500, 503])
@@ -162,9 +162,9 @@ def test_a_listing_that_is_not_to_be_had_is_one_line(status: int) -> None:
 
 def test_a_listing_that_pours_or_is_compressed_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "MAX_WHOLE_BYTES", 1 << 20)
-    with serving(say(200, {"Content-Type": "text/html"}, b"<a href='x'>" * 5000, forever=True)) as (url, _):
-        with pytest.raises(DataError, match="sends more than 1,048,576 bytes"):
-            names_in(f"{url}/folder/")
+    answer = say(200, {"Content-Type": "text/html"}, b"<a href='x'>" * 5000, forever=True)
+    with serving(answer) as (url, _), pytest.raises(DataError, match="sends more than 1,048,576 bytes"):
+        names_in(f"{url}/folder/")
     packed = zlib.compress(b"<a href='b.tar'>" * 100_000)
     with serving(say(200, {"Content-Type": "text/html", "Content-Encoding": "deflate"}, packed)) as (url, _):
         assert "b.tar" not in names_in(f"{url}/folder/")

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import random
 import re
 import struct
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from tests.unit.scaling.logged_runs import info, log_run
 from vit_dist.core.events.crc import masked_crc
@@ -25,6 +27,7 @@ from vit_dist.scaling.report.figures import few_shot_figures
 from vit_dist.scaling.report.tensorboard import export_tensorboard
 from vit_dist.scaling.report.write import write_report
 from vit_dist.scaling.results import analyse
+from vit_dist.scaling.tagmap import LogMap
 
 
 def forged(root: Path, run: object = None, status: object = None, *, value: float = 0.5, step: int = 10) -> None:
@@ -293,3 +296,43 @@ def test_a_forged_cache_entry_of_a_report_is_made_again(
     files = write_report(found, tmp_path / "b")
     assert files.html.read_bytes() == first
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "logs"]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+$", "(.*)*x", "((a|aa)+)$", "(?:\\w+_?)*!", "(?P<family>(x{1,99}){1,99})", "a" * 501]
+)
+def test_patterns_that_may_take_for_ever_are_refused(pattern: str) -> None:
+    with pytest.raises(ValidationError, match=r"may take for ever|501 characters"):
+        LogMap(directory=pattern, metric="m", examples_per_step=1.0, constants={"family": "x", "subset": 1})
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"timm/(?P<family>\w+)_(?P<subset>\d+k?)_s(?P<seed>\d+)", "(vit|bit)-.*", r"x(_\d+)?$"]
+)
+def test_patterns_as_people_write_them_are_taken(pattern: str) -> None:
+    LogMap(directory=pattern, metric="m", examples_per_step=1.0, constants={"family": "x", "subset": 1})
+
+
+def test_an_event_file_with_any_damage_is_read_or_told(tmp_path: Path) -> None:
+    draw, raw = random.Random(0), log_run(tmp_path / "a").read_bytes()
+    for _ in range(400):
+        content = bytearray(raw)
+        for _ in range(draw.randint(1, 4)):
+            at, width = draw.randrange(len(content)), draw.randint(1, 30)
+            kind = draw.randrange(4)
+            if kind == 0:
+                content[at] ^= 1 << draw.randrange(8)
+            elif kind == 1 and len(content) > 100:
+                del content[at : at + width]
+            elif kind == 2:
+                content[at:at] = draw.randbytes(width)
+            else:
+                other = draw.randrange(len(content))
+                content[at : at + width] = content[other : other + width]
+        # With checksums that hold, so that the damage reaches what lies within.
+        records = [bytes(content[i : i + 90]) for i in range(0, len(content), 90)]
+        for form in (bytes(content), b"".join(map(record, records))):
+            path = tmp_path / "events.out.tfevents.1.x"
+            path.write_bytes(form)
+            read = read_events(str(path))
+            assert read.problem or read.scalars
