@@ -81,7 +81,9 @@ def save(engine, world, to: str, number: int) -> None:
     if world.is_main:
         RunDir(Path(to)).write_json("owner.json", {"token": "token"})
     torch.distributed.barrier()
-    saver.save(engine, Contents({"step": number, "position": 0}, {}, engine.layout, {}))
+    state = {"step": number, "position": 0, "skipped": 0, "bad_in_row": 0, "spikes": 0}
+    state |= {"quarantined": [], "losses": [], "passed_over": [], "order": {}}
+    saver.save(engine, Contents(state, {}, engine.layout, {}))
     saver.finish()
 
 

@@ -17,6 +17,7 @@ import torch
 from tests.conftest import command, free_ports
 from tests.laws.test_resume import assert_same_bits, finish, recipe_file, start
 from vit_dist.core.events.reader import read_run
+from vit_dist.core.run.checkpoints import seal_marker
 from vit_dist.core.run.directory import RunDir, Status
 from vit_dist.train.progress.goodput import BUCKETS
 
@@ -269,7 +270,8 @@ def test_a_run_killed_after_its_last_checkpoint_trains_no_further_step(
     assert status_json is not None
     RunDir(run_dir).write_json("status.json", {**status_json, "time": status_json["time"] + 86400})
     marker = run_dir / "checkpoints" / "step-0000000010" / "COMMITTED.json"
-    marker.write_text(marker.read_text().replace(f'"torch": "{torch.__version__}"', '"torch": "1.0"'))
+    changed = json.loads(marker.read_text().replace(f'"torch": "{torch.__version__}"', '"torch": "1.0"'))
+    marker.write_bytes(seal_marker(changed))
     output = finish(start(recipe, run_dir, "engine.name=plain", nproc=1))
     assert "the last attempt's clock was 23h5" in output
     assert f"written by another layout: torch: '{torch.__version__}' here, '1.0' there" in output

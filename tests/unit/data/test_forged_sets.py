@@ -8,6 +8,7 @@ import os
 import tracemalloc
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ def test_indexes_of_few_samples_and_of_none_are_whole() -> None:
 def test_an_index_is_held_against_its_manifest(changes: dict[str, Any], message: str) -> None:
     content = saved()
     shard = Shard("x.tar", 3, END, "0" * 32, "x.idx.npz", checksum(content))
-    manifest = ShardManifest(**{**vars(WHOLE), "shards": (shard,), **changes})
+    manifest = replace(WHOLE, shards=(shard,), **changes)
     with pytest.raises(DataError, match=f"^x.idx.npz: damaged index: .*{message}"):
         manifest.read_index(0, lambda _: content)
 
