@@ -79,7 +79,8 @@ class Arrays:
                         raise DamagedError(f"{_shown(name)}: ends early")
                     content[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
                     at += len(piece)
-        except DamagedError:
+        except (DamagedError, MemoryError):
+            # Want of memory is the machine's trouble, not the file's.
             raise
         except Exception as error:
             raise DamagedError(f"{_shown(name)}: {error}") from None
