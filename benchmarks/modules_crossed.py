@@ -71,7 +71,7 @@ global_batch: 16
 horizon: {steps} steps
 model: vit-test
 precision: fp32
-data: {{num_classes: 4, train: {manifest}, image_size: 28, prefetch_batches: 1}}
+data: {{num_classes: 4, train: {manifest}, val: {manifest}, image_size: 28, prefetch_batches: 1}}
 optim: {{name: adamw, lr: 1e-3}}
 schedule: {{name: constant, warmup: 0 steps}}
 engine: {{name: deepspeed, zero_stage: 1}}
