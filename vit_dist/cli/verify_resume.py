@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_dist.core.files import local_path
+from vit_dist.core.files import local_path, write_bytes
 from vit_dist.core.run import names
 
 if TYPE_CHECKING:
@@ -97,9 +97,8 @@ def _kill_test(
     from vit_dist.core.log import log
     from vit_dist.core.run.checkpoints import newest_step
 
-    base.mkdir(parents=True, exist_ok=True)
     file = base / names.RECIPE
-    file.write_text(recipe_yaml(recipe))
+    write_bytes(str(file), recipe_yaml(recipe).encode())
     kills = (max(1, steps // 4), max(3, steps // 2 + 1))
 
     def disturbed(name: str, sizes: Sequence[int]) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
 
 from vit_dist.core.errors import DataError, VitDistError
@@ -59,6 +60,15 @@ _EXPIRED = frozenset(
         *("UnauthorizedSSOTokenError", "SSOTokenLoadError", "TokenRetrievalError"),
     }
 )
+_DISK_PROBLEMS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "the file would be larger than its file system, or a limit of this process (ulimit -f), allows",
+    errno.EROFS: "the file system is read-only",
+}
+_MAKE_ROOM = "free some space, or name another place"
+_DISK_ADVICE = {errno.EROFS: "mount it for writing, or name another place"}
+_NO_SCRATCH = "No usable temporary directory"
 _PAST_THE_END = ("InvalidRange", "not satisfiable")
 _UNTOLD = frozenset({"400", "401", "403"})
 _MOST_TEXT = 300
@@ -86,8 +96,20 @@ def explained(url: str, doing: str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSError) and not _is_of_a_library(error):
             raise
+        if isinstance(error, OSError) and (problem := disk_problem(error)):
+            raise DataError(f"{redact(url)}: cannot be {doing}: {problem}") from None
         advice = f"; {_credentials_advice(url, error)}" if is_expired(error) else ""
         raise DataError(f"{redact(url)}: cannot be {doing}: {type(error).__name__}: {_text(error)}{advice}") from None
+
+
+def disk_problem(error: OSError) -> str:
+    """What is wrong with a disk that takes no more, and what to do; '' where the error is of another kind."""
+    if _NO_SCRATCH in str(error):
+        return f"there is no directory for temporary files that takes any ({error.strerror}); free some, or set TMPDIR"
+    if error.errno not in _DISK_PROBLEMS:
+        return ""
+    advice = _DISK_ADVICE.get(error.errno, _MAKE_ROOM)
+    return f"{_DISK_PROBLEMS[error.errno]} ({error.strerror or os.strerror(error.errno)}); {advice}"
 
 
 def wait_s(error: BaseException) -> float | None:

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from vit_dist.core.events.reader import EventFile, FileStamp, Series, read_many
-from vit_dist.core.files import is_remote, local_path
+from vit_dist.core.files import is_remote, local_path, replacing
 from vit_dist.core.small_files import (
     Check,
     DamagedError,
@@ -75,16 +74,10 @@ def load_entry(kind: str, key: str) -> bytes | None:
 def store_entry(kind: str, key: str, content: bytes) -> None:
     """Keep bytes under a key. Where nothing can be kept (a full or read-only disk), nothing is."""
     path = _path(kind, key)
-    # Renamed into place, so that another reader never sees half an entry. No fsync: after a crash of the machine the
-    # digest in front of the content tells that an entry is damaged, and it is made again.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(xxhash.xxh3_128_digest(content) + content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    # Not through to the disk: after a crash of the machine the digest in front of the content tells that an entry is
+    # damaged, and it is made again.
+    with contextlib.suppress(OSError), replacing(path, sync=False) as temporary:
+        temporary.write_bytes(xxhash.xxh3_128_digest(content) + content)
 
 
 def _path(kind: str, key: str) -> Path:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 from vit_dist import __version__
 from vit_dist.config.load import validate
 from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.files import explained, replacing, replacing_folder, write_bytes
 from vit_dist.core.registry import MODELS
 from vit_dist.core.text import read_text
 from vit_dist.models import ModelConfig
@@ -33,6 +33,8 @@ from vit_dist.models.weights.numbers import as_float32, from_array
 from vit_dist.models.weights.timm_form import from_timm, kind_of, to_timm
 
 State = dict[str, Tensor]
+CONFIG = "config.json"
+"""Of a folder of Hugging Face: which model it holds."""
 FORMS = ".npz (Google), .safetensors (ours), .timm.safetensors (timm's names), or a folder (Hugging Face)"
 PICKLED = (".pth", ".pt", ".bin", ".ckpt")
 # Where checkpoints of trainers hold the state of a model.
@@ -112,37 +114,35 @@ def write_weights(weights: Weights, out: Path | str) -> None:
         DataError: it cannot be written.
     """
     text, path = str(out), Path(out)
-    try:
+    with explained(text, "written"):
         if text.endswith(".npz"):
             _write_npz(weights, path)
         elif text.endswith(".timm.safetensors"):
             renamed = to_timm(weights.state, weights.config, weights.num_classes, weights.image_size)
-            path.parent.mkdir(parents=True, exist_ok=True)
             _save(renamed, path, {"format": "pt"})
         elif text.endswith(".safetensors"):
-            path.parent.mkdir(parents=True, exist_ok=True)
             _save(weights.state, path, _metadata(weights))
         elif text.endswith("/") or path.is_dir() or not path.suffix:
             _write_hugging_face(weights, path)
         else:
             pickled = "; a pickle runs code when it is loaded" if path.suffix in PICKLED else ""
             raise ConfigError(f"{out}: no form of weights has this ending{pickled}; known: {FORMS}")
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written: {error.strerror or error}") from None
 
 
 def _write_hugging_face(weights: Weights, path: Path) -> None:
     tensors, described, images = to_hugging_face(
         weights.state, weights.config, weights.num_classes, weights.image_size, weights.classes
     )
-    texts = {"config.json": described, "preprocessor_config.json": images}
+    texts = {CONFIG: described, "preprocessor_config.json": images}
     others = sorted({p.name for p in path.iterdir()} - {*texts, "model.safetensors"}) if path.is_dir() else []
     if others:
         raise DataError(f"{path}: there is something else in it ({', '.join(others[:3])}); name a new folder")
-    path.mkdir(parents=True, exist_ok=True)
-    _save(tensors, path / "model.safetensors", {"format": "pt"})
-    for name, content in texts.items():
-        (path / name).write_text(json.dumps(content, indent=2) + "\n")
+    # All of the old or all of the new: weights beside the config of others would load as what they are not. Where a
+    # link leads to it, the folder itself is replaced.
+    with replacing_folder(path.resolve()) as fresh:
+        _save(tensors, fresh / "model.safetensors", {"format": "pt"})
+        for name, content in texts.items():
+            write_bytes(str(fresh / name), (json.dumps(content, indent=2) + "\n").encode())
 
 
 def heads_of(config: ModelConfig) -> int:
@@ -204,7 +204,7 @@ def _arrays(path: Path) -> State:
 
 def _read_hugging_face(path: Path, options: LoadOptions) -> Weights:
     try:
-        described = json.loads(read_text(path / "config.json"))
+        described = json.loads(read_text(path / CONFIG))
     except (DataError, ValueError) as error:
         raise DataError(f"{path}: no folder of Hugging Face: config.json: {error}") from None
     files = sorted(path.glob("*.safetensors"))
@@ -385,7 +385,7 @@ def _save(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> 
         at += 4 * tensor.numel()
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with _replacing(path) as partial, partial.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in state.values():
             file.write(tensor.contiguous().numpy().data)
@@ -396,19 +396,7 @@ def _write_npz(weights: Weights, path: Path) -> None:
     if kind not in RULES:
         raise ConfigError(f"Google's .npz files hold ViT, hybrid and BiT models, not {weights.config.name}")
     check_google(weights.config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as partial, zipfile.ZipFile(partial, "w") as opened:
+    with replacing(path) as partial, zipfile.ZipFile(partial, "w") as opened:
         for name, array in to_google(weights.state, kind, heads_of(weights.config)):
             with opened.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to: takes its place once it is complete, and is gone if it never is."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
