@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from vit_dist.config.load import find_config, merge, parse_overrides, read_mapping, validate
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.registry import Config
-from vit_dist.core.units import Duration, Span, is_bare, no_unit
+from vit_dist.core.units import Duration, Span, no_unit
 
 _TIME = re.compile(r"^(?:(\d+)-)?(\d+)(?::(\d{1,2}))?(?::(\d{1,2}))?$")
 _MEMORY = re.compile(r"^\d+[KMGT]?$")
@@ -77,7 +77,7 @@ def _plain_text(value: object) -> object:
 
 
 def _memory(value: object) -> object:
-    if is_bare(value) and str(value) != "0":
+    if not isinstance(value, bool) and re.fullmatch(r"0*[1-9]\d*", str(value)):
         raise ValueError(f"{no_unit(value, ('G', 'M'))}: Slurm reads it as megabytes")
     if isinstance(value, str) and value and not _MEMORY.match(value):
         raise ValueError(f"expected a size such as 200G or 64000M, or '0' for all of a node, got {value!r}")

@@ -92,7 +92,10 @@ def test_bad_yaml_is_named_with_its_place(text: str, says: str) -> None:
         (["checkpoint.mtbf=3 steps"], "checkpoint.mtbf: '3 steps' is not a span of time"),
         (["guards.hang=10"], "guards.hang: 10 has no unit; write '10min' or '10h'"),
         (["checkpoint.keep_every=1h"], "checkpoint.keep_every: '1h' is a span of time; give steps, examples or epochs"),
-        (["eval.every=10"], "eval.every: 10 has no unit; write '10 steps', '10 examples', '10 epochs', '10min' or '10h'"),
+        (
+            ["eval.every=10"],
+            "eval.every: 10 has no unit; write '10 steps', '10 examples', '10 epochs', '10min' or '10h'",
+        ),
         (["log.norms=1k"], "log.norms: 1k has no unit"),
         (["data.memory_limit=4"], "data.memory_limit: 4 has no unit; write '4 MiB', '4 GiB' or '4 B'"),
         (["engine.reduce_bucket=100 MiB"], "engine.reduce_bucket: expected a count such as 30000 or '30k'"),

@@ -68,6 +68,11 @@ def test_what_is_no_time_is_refused(given: object) -> None:
         slurm_time(given)
 
 
+@pytest.mark.parametrize("given", ["200G", "64000M", "1T", "512K", "0", ""])
+def test_a_memory_with_its_unit_is_taken_as_slurm_takes_it(given: str) -> None:
+    assert load_cluster("generic", [f'memory="{given}"']).memory == given
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
