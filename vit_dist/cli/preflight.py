@@ -52,9 +52,9 @@ def main(argv: list[str]) -> int:
         "--slow", metavar="FRACTION", type=float, default=0.7, help="of the median; below it a node is slow (0.7)"
     )
     parser.add_argument(
-        "--timeout", metavar="S", type=float, default=180, help="for a node's own tests, and for the links"
+        "--timeout", metavar="SECONDS", type=float, default=180, help="for a node's own tests, and for the links"
     )
-    parser.add_argument("--silence", metavar="S", type=float, default=15, help="without a heartbeat: dead (15)")
+    parser.add_argument("--silence", metavar="SECONDS", type=float, default=15, help="without a heartbeat: dead (15)")
     parser.add_argument("--keep", metavar="SPAN", default="24h", help="how long bad nodes stay on the list (24h)")
     parser.add_argument("--run-root", metavar="DIR", help="where the list lies (the cluster's run_root, or runs)")
     parser.add_argument("--no-list", action="store_true", help="put nothing on the list")
@@ -137,12 +137,9 @@ def _reads(recipe: str | None, data: str | None) -> tuple[tuple[str, int], ...]:
 
 def _span(text: str) -> float:
     from vit_dist.core.errors import ConfigError
-    from vit_dist.core.units import Duration
+    from vit_dist.core.units import parse_span
 
     try:
-        span = Duration.parse(text)
-        if span.unit == "seconds":
-            return float(span.value)
-    except ValueError:
-        pass
-    raise ConfigError(f"--keep={text!r}: expected a span of time such as 24h or 30min")
+        return float(parse_span(text).value)
+    except ValueError as error:
+        raise ConfigError(f"--keep: {error}") from None

@@ -37,9 +37,9 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--tasks-per-node", metavar="N", type=int, required=True, help="ranks on each")
     parser.add_argument(
-        "--lead", metavar="S", type=float, default=300.0, help="end so long before the time limit (300)"
+        "--lead", metavar="SECONDS", type=float, default=300.0, help="end so long before the time limit (300)"
     )
-    parser.add_argument("--margin", metavar="S", type=float, default=60.0, help="added to a measured save (60)")
+    parser.add_argument("--margin", metavar="SECONDS", type=float, default=60.0, help="added to a measured save (60)")
     parser.add_argument("--give-up-after", metavar="N", type=int, default=3, help="attempts without progress (3)")
     parser.add_argument("--preflight", action="store_true", help="test the nodes first")
     own, srun, rank = _split(argv)

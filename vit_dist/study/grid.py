@@ -28,7 +28,7 @@ from vit_dist.core.errors import ConfigError, did_you_mean
 from vit_dist.core.metrics import Metric
 from vit_dist.core.registry import Config, Plugin
 from vit_dist.core.run.log import VAL_TOP1
-from vit_dist.core.units import Duration, Flops, parse_count
+from vit_dist.core.units import Duration, Flops, is_bare, no_unit, parse_count
 from vit_dist.models.costs import model_cost, training_flops
 
 _OF_THE_GRID = ("name", "study", "family", "seed", "data.subset")
@@ -51,6 +51,8 @@ Overrides = dict[str, Any]
 
 
 def _length(value: object) -> Duration | Flops:
+    if is_bare(value):
+        raise ValueError(no_unit(value, (" epochs", " examples", " exaFLOPs")))
     return (
         Flops.parse(value) if isinstance(value, Flops | str) and "flop" in str(value).lower() else Duration.parse(value)
     )

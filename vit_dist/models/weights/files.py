@@ -28,7 +28,7 @@ from vit_dist.models._positions import Resampling
 from vit_dist.models.weights.adapt import Head, fit, shapes_of
 from vit_dist.models.weights.google import RULES, check_google, from_google, to_google
 from vit_dist.models.weights.huggingface import from_hugging_face, to_hugging_face
-from vit_dist.models.weights.names import without_prefix
+from vit_dist.models.weights.names import OPTIONS, Wording, without_prefix
 from vit_dist.models.weights.numbers import as_float32, from_array
 from vit_dist.models.weights.timm_form import from_timm, kind_of, to_timm
 
@@ -72,6 +72,7 @@ class LoadOptions:
         classes: names of the head's classes, in place of those that the file gives.
         rows: given the names that the file gives its classes, which of these a head that is kept has, in order; None:
             all as they are.
+        wording: of advice in errors.
     """
 
     config: ModelConfig | None = None
@@ -81,6 +82,7 @@ class LoadOptions:
     positions: Resampling = "public"
     classes: tuple[str, ...] = ()
     rows: Callable[[tuple[str, ...]], Sequence[int] | None] | None = None
+    wording: Wording = OPTIONS
 
 
 def read_weights(path: Path, options: LoadOptions = LoadOptions()) -> Weights:
@@ -164,7 +166,9 @@ def _from_named(tensors: State, metadata: Mapping[str, str], path: Path, options
     if not size and getattr(config, "position_embedding", "") == "sincos" and "pos_embed" in tensors:
         # timm's form has the fixed table, which is left out below and alone says the image size.
         size = _size_of(tensors, config)
-    state = from_timm(as_float32(tensors, str(path)), config, str(path), new_head=options.head == "new")
+    state = from_timm(
+        as_float32(tensors, str(path)), config, str(path), new_head=options.head == "new", wording=options.wording
+    )
     return _fitted(state, config, path, options, facts, stated_size=size, classes=classes)
 
 
@@ -218,7 +222,7 @@ def _read_hugging_face(path: Path, options: LoadOptions) -> Weights:
             raise DataError(f"{path}: {len(twice)} tensors are in more than one of its files: {', '.join(twice[:5])}")
         tensors |= found
     state, config, classes, stated_size = from_hugging_face(
-        as_float32(tensors, str(path)), described, str(path), new_head=options.head == "new"
+        as_float32(tensors, str(path)), described, str(path), new_head=options.head == "new", wording=options.wording
     )
     return _fitted(state, options.config or config, path, options, {}, stated_size=stated_size, classes=classes)
 
@@ -242,7 +246,7 @@ def _fitted(
     # A file of another model: the error of `fit` names all that is wrong.
     ours = missing is not None or shapes_of(config, 1, _smallest(config)).keys() & state.keys()
     if not num_classes and not others and ours:
-        raise ConfigError(f"{path}: has no head; give --num-classes and --head new")
+        raise ConfigError(f"{path}: has no head; give {options.wording.num_classes} {options.wording.new_head}")
     position_size = _size_of(state, config)
     if stated_size and options.config is None and "pos_embed" in state and position_size != stated_size:
         raise DataError(
@@ -260,6 +264,7 @@ def _fitted(
         positions=options.positions,
         missing=missing or [],
         extra=extra or [],
+        wording=options.wording,
     )
     if options.classes and len(options.classes) != num_classes:
         raise ConfigError(f"--classes: {len(options.classes):,} names, but {path} has {num_classes:,} classes")
