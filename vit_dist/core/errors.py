@@ -27,6 +27,10 @@ class DataError(VitDistError):
     """Images, shards, manifests or indexes that are missing, damaged or do not fit together."""
 
 
+class MissingError(DataError):
+    """A file that is not there."""
+
+
 class CheckpointError(VitDistError):
     """A checkpoint that is missing, damaged or belongs to something else."""
 

@@ -9,7 +9,7 @@ import contextlib
 import errno
 from collections.abc import Iterator
 
-from vit_dist.core.errors import DataError, VitDistError
+from vit_dist.core.errors import DataError, MissingError, VitDistError
 from vit_dist.core.urls import is_web, redact
 
 _LIBRARIES = frozenset(
@@ -69,14 +69,15 @@ def explained(url: str, doing: str) -> Iterator[None]:
     """Turn a storage error into one line that says what was done to which URL, and what to do.
 
     Raises:
-        DataError: instead of any OSError, and of any error of the libraries that speak to stores.
+        MissingError: the file is not there.
+        DataError: instead of any other OSError, and of any error of the libraries that speak to stores.
     """
     try:
         yield
     except VitDistError:
         raise
     except FileNotFoundError:
-        raise DataError(
+        raise MissingError(
             f"{redact(url)}: no such file, so it cannot be {doing}; check the path and its spelling"
         ) from None
     except PermissionError as error:
