@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from vit_dist.core.events.reader import EventFile, FileStamp, Series, read_many
 from vit_dist.core.files import is_remote, local_path, replacing
+from vit_dist.core.places import check_local
 from vit_dist.core.small_files import (
     Check,
     DamagedError,
@@ -39,10 +40,14 @@ _MOST_BYTES = 1 << 30
 
 
 def cache_directory() -> Path:
-    """Where entries are kept."""
+    """Where entries are kept.
+
+    Raises:
+        DataError: VIT_DIST_CACHE is no path on this machine.
+    """
     root = os.environ.get("VIT_DIST_CACHE")
     if root:
-        return Path(root)
+        return check_local(root, "VIT_DIST_CACHE")
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit_dist"
 
 
