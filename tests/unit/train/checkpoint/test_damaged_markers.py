@@ -29,7 +29,13 @@ PART = {"bytes": 7, "xxh128": "0" * 32}
 
 
 def whole(step: int = 4, **changes: Any) -> dict[str, Any]:
-    state = {"step": step, "position": step * 16, "skipped": 0, "quarantined": [3], "losses": [1.5, float("nan")]}
+    state = {
+        "step": step,
+        "position": step * 16,
+        "skipped": 0,
+        "quarantined": [3],
+        "losses": [1.5, float("nan")][:step],
+    }
     state |= {"bad_in_row": 0, "spikes": 1, "passed_over": [], "order": {"seed": 0}}
     marker: dict[str, Any] = {"format": FORMAT, "layout": {"world_size": 2}, "recipe": {"global_batch": 16}}
     files = {"rank-00000.safetensors": PART, "rank-00001.safetensors": PART}
