@@ -191,7 +191,9 @@ def newest_checkpoint(run_dir: Path) -> tuple[int | None, float]:
 
 
 def measured_save_s(run_dir: Path) -> float | None:
-    """Seconds that a run's newest checkpoint took to write, or None where that is not known."""
-    newest = next(iter(committed(run_dir / CHECKPOINTS)), None)
-    wrote = None if newest is None else read_marker(newest)[0].get("wrote_s")
-    return None if wrote is None else float(wrote)
+    """Seconds that a run's newest checkpoint with a whole marker took to write, or None where that is not known."""
+    for path in committed(run_dir / CHECKPOINTS):
+        marker, problem = read_marker(path)
+        if not problem:
+            return float(marker["wrote_s"]) if "wrote_s" in marker else None
+    return None

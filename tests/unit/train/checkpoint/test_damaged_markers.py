@@ -17,11 +17,13 @@ from vit_dist.core.run.checkpoints import (
     MARKER,
     committed,
     lacks,
+    measured_save_s,
     parse_marker,
     read_marker,
     seal_marker,
     step_name,
 )
+from vit_dist.core.run.names import CHECKPOINTS
 from vit_dist.core.stores import file_system
 from vit_dist.train.checkpoint.store import Retention, prune, remove, sweep
 
@@ -144,6 +146,25 @@ def test_a_marker_in_the_place_of_another_step_is_damaged(tmp_path: Path) -> Non
     path.mkdir()
     (path / MARKER).write_bytes(seal_marker(whole()))
     assert "it is of step 4, in the place of step 8" in read_marker(path)[1]
+
+
+def test_a_damaged_newest_marker_does_not_hide_what_the_one_before_says(tmp_path: Path) -> None:
+    for step in (3, 4):
+        path = tmp_path / CHECKPOINTS / step_name(step)
+        path.mkdir(parents=True)
+        (path / MARKER).write_bytes(seal_marker(whole(step, wrote_s=float(step))))
+    assert measured_save_s(tmp_path) == 4.0
+    (path / MARKER).write_bytes(seal_marker(whole(3)))
+    assert measured_save_s(tmp_path) == 3.0
+    (tmp_path / CHECKPOINTS / step_name(3) / MARKER).write_text("{")
+    assert measured_save_s(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["step-4", "step-00000000004", "step-0000000004.bak", "step-4000000000000000000000"])
+def test_a_name_that_is_not_how_a_step_is_written_is_no_checkpoint(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / MARKER).write_bytes(seal_marker(whole()))
+    assert committed(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", sorted(whole()["state"]))
