@@ -190,6 +190,8 @@ def open_run(
         _announce_restored(restored, state, engine)
     saver, attempt_number = _make_saver(recipe, data, directory, world, record)
     saver.last_step = state.step if restored is not None else None
+    if restored is not None:
+        saver.distrust(restored.damaged, restored.damaged_copies)
     saver.prepare(engine, recipe.optim.moments if restored is None else 0)  # type: ignore[attr-defined]
     sums = carried(restored.marker.get("goodput", {}) if restored else {}, before.goodput, before.time, now)
     goodput = Goodput(sums, start.began)

@@ -22,9 +22,9 @@ from vit_dist.core.files import (
     write_bytes,
 )
 from vit_dist.core.log import log
-from vit_dist.core.run.checkpoints import MARKER, parse_marker, step_of
+from vit_dist.core.run.checkpoints import MARKER, marker_in_place, parse_marker, step_of
 from vit_dist.core.small_files import read_small
-from vit_dist.train.checkpoint.store import FETCHING, Retention, Saved, remove, saved_of, summaries
+from vit_dist.train.checkpoint.store import FETCHING, Retention, Saved, missing_part, remove, saved_of, summaries
 
 _IN_FLIGHT = 4
 
@@ -40,6 +40,8 @@ class Uploader:
 
     def __init__(self, root: Path, remote: str, retention: Retention) -> None:
         self._root, self._remote, self._retention = root, folder_url(remote), retention
+        self.damaged: set[int] = set()
+        """Steps of copies that were found damaged: they count for nothing, and are left."""
         self._waiting: Path | None = None
         self._failed: Path | None = None
         self._wake = threading.Condition()
@@ -73,6 +75,7 @@ class Uploader:
             assert checkpoint is not None
             try:
                 upload(checkpoint, self._remote)
+                self.damaged.discard(step_of(checkpoint.name) or 0)
                 self._prune()
                 self._failed = None
             except FileNotFoundError:
@@ -93,14 +96,20 @@ class Uploader:
     def _prune(self) -> None:
         copies = _copies(self._remote)
         local = {s.step: s for s in summaries(self._root)}
-        # Of what is no longer here the copy's own marker is read. One that cannot be read is left, as on the disk.
-        complete = [name for name, is_complete in copies.items() if is_complete]
+        complete = [name for name, files in copies.items() if MARKER in files]
+        # Of what is no longer here the copy's own marker is read. One that is damaged is left, as on the disk.
         found = {name: local.get(step_of(name) or 0) or _remote_summary(self._remote, name) for name in complete}
-        saved = {name: summary for name, summary in found.items() if summary is not None}
+        saved = {
+            name: summary
+            for name, summary in found.items()
+            if summary is not None
+            and summary.step not in self.damaged
+            and not missing_part(summary.parts, copies[name])
+        }
         keep = self._retention.steps_to_keep(list(saved.values()))
-        newest = max(complete, default="")
+        newest = max(saved, default="")
         # Without a marker, and older than what is complete: half sent, or half removed, by an attempt that died.
-        half = [name for name, is_complete in copies.items() if not is_complete and name < newest]
+        half = [name for name, files in copies.items() if MARKER not in files and name < newest]
         fs, root = file_system(self._remote)
         for name in [*(name for name, s in saved.items() if s.step not in keep), *half]:
             # The marker first: half removed, a copy must not look complete.
@@ -142,21 +151,25 @@ def remote_steps(remote: str) -> list[str]:
     Raises:
         DataError: the store cannot be asked: that is not the same as holding nothing.
     """
-    return sorted((name for name, is_complete in _copies(remote).items() if is_complete), reverse=True)
+    return sorted((name for name, files in _copies(remote).items() if MARKER in files), reverse=True)
 
 
-def _copies(remote: str) -> dict[str, bool]:
-    """Names of the checkpoints that have files there, each with whether it has its marker."""
+def _copies(remote: str) -> dict[str, dict[str, int | None]]:
+    """Names of the checkpoints that have files there, each with the bytes of its files, as far as the store says."""
     fs, root = file_system(folder_url(remote))
     with explained(remote, "listed"):
         fs.invalidate_cache()
         try:
-            paths = fs.find(root)
+            found = fs.find(root)
         except FileNotFoundError:
             return {}
-    places = [path.split("/")[-2:] for path in paths if "/" in path]
-    complete = {folder for folder, name in places if name == MARKER}
-    return {folder: folder in complete for folder, _ in places if step_of(folder) is not None}
+    copies: dict[str, dict[str, int | None]] = {}
+    for path, entry in found.items():
+        *_, folder, name = ("", *path.split("/"))
+        if step_of(folder) is not None:
+            size = entry.get("size")
+            copies.setdefault(folder, {})[name] = None if size is None else int(size)
+    return copies
 
 
 def fetch(remote: str, name: str, root: Path) -> Path:
@@ -164,17 +177,26 @@ def fetch(remote: str, name: str, root: Path) -> Path:
 
     Raises:
         DataError: the store cannot be read.
-        CheckpointError: its marker is not one.
+        CheckpointError: its marker is not one, or a part is missing or of another size.
     """
     base, partial, final = join_url(folder_url(remote), name), root / f"{FETCHING}{name}", root / name
     content = read_bytes(join_url(base, MARKER))
     # Whoever can write to the store could name any file in it: only names of ours become paths here.
-    marker, problem = parse_marker(content)
+    marker, problem = marker_in_place(content, name)
     if problem:
         raise CheckpointError(f"{redact(base)}: {problem}")
     make_folder(partial)
 
     def get(name: str) -> None:
+        path, size = f"{remote_root}/{name}", marker["files"][name]["bytes"]
+        with explained(join_url(base, name), "read"):
+            # Asked first: what is larger than it should be must not fill the disk.
+            found: dict[str, int | None] = {}
+            with contextlib.suppress(FileNotFoundError):
+                found[name] = fs.info(path).get("size")
+            problem = missing_part({name: size}, found)
+            if problem:
+                raise CheckpointError(f"{redact(base)}: {problem}")
         copy_here(join_url(base, name), partial / name)
 
     with ThreadPoolExecutor(_IN_FLIGHT, "fetch") as pool:
@@ -190,7 +212,7 @@ def fetch(remote: str, name: str, root: Path) -> Path:
 
 def _remote_summary(remote: str, name: str) -> Saved | None:
     try:
-        marker, problem = parse_marker(read_bytes(join_url(join_url(remote, name), MARKER)))
+        marker, problem = marker_in_place(read_bytes(join_url(join_url(remote, name), MARKER)), name)
         return None if problem else saved_of(marker)
     except (DataError, ValueError, KeyError, TypeError):
         return None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,9 +103,21 @@ class Saver:
         self._superseded = False
         self._abort = threading.Event()
         self._pending: int | None = None
+        self._damaged: set[int] = set()
         self.last_step: int | None = None
         self.blocked_s = self.wrote_s = 0.0
         self.uploader = Uploader(self._root, remote, retention) if remote and world.is_main else None
+
+    def distrust(self, steps: Collection[int], copies: Collection[int]) -> None:
+        """Let no checkpoint that was found damaged, nor a copy that was, take the place of one that is whole.
+
+        Args:
+            steps: of checkpoints here.
+            copies: steps of copies.
+        """
+        self._damaged = set(steps)
+        if self.uploader is not None:
+            self.uploader.damaged = set(copies)
 
     def prepare(self, engine: Engine, moments: int) -> None:
         """Begin to take the memory of the first copy, in a thread, where that takes seconds. A collective.
@@ -297,7 +309,9 @@ class Saver:
             remove_tree(partial)
             return
         try:
-            prune(self._root, self._retention)
+            # Written anew a step is whole, whatever lay there.
+            self._damaged.discard(int(contents.state["step"]))
+            prune(self._root, self._retention, self._damaged)
         # The checkpoint is there: an old one too many is no failure of it.
         except OSError as error:
             log(f"  {self._root}: an old checkpoint could not be removed: {error}", WARNING)

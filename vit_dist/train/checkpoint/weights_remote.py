@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vit_dist.core.errors import DataError, VitDistError
+from vit_dist.core.errors import CheckpointError, DataError, VitDistError
 from vit_dist.core.files import (
     copy_here,
     exists,
@@ -22,10 +22,11 @@ from vit_dist.core.files import (
     redact,
     url_name,
 )
-from vit_dist.core.log import log
+from vit_dist.core.log import WARNING, log
 from vit_dist.core.run.checkpoints import MARKER
 from vit_dist.models.weights.files import CONFIG, FORMS
 from vit_dist.train.checkpoint.remote import fetch, remote_steps
+from vit_dist.train.checkpoint.weights import intact_checkpoint
 
 
 @contextlib.contextmanager
@@ -85,6 +86,7 @@ def download(url: str, scratch: Path) -> Path:
 
     Raises:
         DataError: there is none of these, or the store cannot be read.
+        CheckpointError: copies are there, and none of them is whole.
     """
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -97,11 +99,26 @@ def download(url: str, scratch: Path) -> Path:
         return scratch
     steps = remote_steps(url)
     if steps:
-        return fetch(url, steps[0], scratch)
+        return _newest_intact(url, steps, scratch)
     if not exists(url) or not Path(name).suffix:
         raise DataError(f"{redact(url)}: no weights there: no checkpoint, no run's copies, and none of {FORMS}")
     copy_here(url, scratch / name)
     return scratch / name
+
+
+def _newest_intact(url: str, steps: Sequence[str], scratch: Path) -> Path:
+    """Fetch the newest copy of a run's checkpoints that is whole; of those that are not, say so."""
+    problems = []
+    for name in steps:
+        try:
+            return intact_checkpoint(fetch(url, name, scratch))
+        except CheckpointError as error:
+            problem = str(error).replace(str(scratch), redact(url))
+        problems.append(f"{name}: {problem}")
+        log(f"copy {redact(url)}/{name} is damaged and skipped: {problem}", WARNING)
+        # Disks of a node seldom hold two.
+        shutil.rmtree(scratch / name, ignore_errors=True)
+    raise CheckpointError(f"{redact(url)}: none of the {len(steps):,} copies is intact: {'; '.join(problems)}")
 
 
 def _copy_folder(url: str, to: Path) -> None:
