@@ -300,6 +300,14 @@ def open_append(path: Path) -> IO[bytes]:
         raise
 
 
+def open_output(path: Path) -> IO[bytes]:
+    """Where what a child process prints is appended; nowhere, where that cannot be: it is worth no run."""
+    try:
+        return open_append(path)
+    except OSError:
+        return Path(os.devnull).open("ab")
+
+
 def remove_tree(path: Path) -> None:
     """Remove a local folder with all that is in it, as far as it can be; of a symbolic link the link alone."""
     if path.is_symlink():

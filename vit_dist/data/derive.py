@@ -60,10 +60,7 @@ def write_selection(
     base, stem = parent_url(out), url_name(out).removesuffix(".json")
     # The other's manifest may stand under another name or link: its fingerprint tells.
     replaces = exists(out)
-    if (
-        replaces
-        and f'"fingerprint": "{manifest.fingerprint}"'.encode() in read_bytes(out).partition(b'"excluded"')[0]
-    ):
+    if replaces and f'"fingerprint": "{manifest.fingerprint}"'.encode() in read_bytes(out).partition(b'"excluded"')[0]:
         raise ConfigError(f"{redact(out)}: would overwrite the manifest that it is made from; choose another name")
     shards = []
     for ordinal, samples in kept:

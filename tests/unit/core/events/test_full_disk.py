@@ -116,3 +116,41 @@ def test_nothing_is_kept_of_a_log_that_is_whole_nor_read_from_what_is_no_log(tmp
     for unwritten in broken:
         EventWriter(tmp_path, purge_step=2, unwritten=unwritten).close()
     assert steps(tmp_path) == [1]
+
+
+def test_of_a_step_that_is_half_written_all_goes_on(tmp_path: Path) -> None:
+    first = EventWriter(tmp_path, patient=True)
+    log(first, 1, 2)
+    first.scalars(2, {"rate": 0.5})
+    with room_for(size(tmp_path)):
+        first.scalars(2, {"top1": 0.25})
+        kept = first.unwritten()
+    first.close()
+    second = EventWriter(tmp_path, purge_step=3, patient=True, unwritten=kept)
+    log(second, 3)
+    second.close()
+    found = read_run(str(tmp_path)).scalars
+    assert {tag: series.steps.tolist() for tag, series in found.items()} == {
+        "loss": [1, 2, 3],
+        "rate": [2],
+        "top1": [2],
+    }
+
+
+@pytest.mark.parametrize("room", [0, 60, 100, 150, 200])
+def test_what_was_kept_is_kept_again(tmp_path: Path, room: int) -> None:
+    first = EventWriter(tmp_path / "a", patient=True)
+    log(first, 1)
+    with room_for(0):
+        log(first, 2, 3)
+        kept = first.unwritten()
+    first.close()
+    with room_for(room):
+        second = EventWriter(tmp_path / "a", purge_step=4, patient=True, unwritten=kept)
+        log(second, 4)
+        kept = second.unwritten()
+    second.close()
+    third = EventWriter(tmp_path / "a", purge_step=5, patient=True, unwritten=kept)
+    log(third, 5)
+    third.close()
+    assert steps(tmp_path / "a") == [1, 2, 3, 4, 5]
