@@ -131,7 +131,9 @@ def write_bytes(url: str, content: bytes, *, sync: bool = True) -> None:
             return
         target = local_path(url)
         if _is_stream(target):
-            target.write_bytes(content)
+            # Appended: /dev/stdout may be a file that has lines already.
+            with target.open("ab") as stream:
+                stream.write(content)
             return
         with replacing(target, sync=sync) as temporary:
             temporary.write_bytes(content)

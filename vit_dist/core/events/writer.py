@@ -108,11 +108,15 @@ class EventWriter:
         if kept is not None:
             purge_step = min(kept.purge_step, purge_step or kept.purge_step)
         self._purge_step = purge_step or 0
-        self._write(wall_time=started, file_version="brain.Event:2")
-        if purge_step is not None:
-            self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
-        for frame in kept.frames if kept is not None else ():
-            self._add(_Waiting(self._purge_step, frame))
+        try:
+            self._write(wall_time=started, file_version="brain.Event:2")
+            if purge_step is not None:
+                self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+            for frame in kept.frames if kept is not None else ():
+                self._add(_Waiting(self._purge_step, frame))
+        except RunError:
+            self.close()
+            raise
 
     def unwritten(self) -> dict[str, Any] | None:
         """What a run that goes on from here must write first, as plain data; None where nothing waits."""

@@ -75,6 +75,11 @@ def test_a_writer_that_is_not_patient_says_so_at_once_and_leaves_whole_events(tm
     assert steps(tmp_path) == [1]
 
 
+def test_a_log_that_cannot_begin_says_so(tmp_path: Path) -> None:
+    with room_for(0), pytest.raises(RunError, match=rf"{tmp_path}/.*the log cannot be written: the file would be"):
+        EventWriter(tmp_path)
+
+
 def test_what_waits_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_WAITING", 200)
     writer = EventWriter(tmp_path, patient=True)
