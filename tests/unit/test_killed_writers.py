@@ -35,7 +35,7 @@ def test_what_is_read_after_a_kill_or_on_a_full_disk_is_the_old_or_the_new(
     assert len(trials) == writers
     for name, trial in trials.items():
         assert trial["looks"] >= 1, name
-        assert trial["bytes"] >= 2, name
-        assert trial["refused"] >= 2, name
+        assert trial["bytes"] >= 1, name
+        assert trial["refused"] >= 1, name
     # Mounting needs root, and a container may forbid it to root too: then it was tried by none.
     assert len({trial["read_only"] for trial in trials.values()}) == 1
