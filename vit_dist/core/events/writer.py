@@ -60,7 +60,10 @@ class _Unwritten:
 
     def encode(self) -> dict[str, Any]:
         """As plain data."""
-        return {"purge_step": self.purge_step, "events": [base64.b64encode(frame).decode() for frame in self.frames]}
+        return {
+            "purge_step": self.purge_step,
+            "events": [str(base64.b64encode(frame), "ascii") for frame in self.frames],
+        }
 
     @classmethod
     def decode(cls, raw: Any) -> _Unwritten | None:
