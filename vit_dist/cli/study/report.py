@@ -33,6 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--logs", metavar="URL", help="directory that holds the event files (DIR/<study>)")
     parser.add_argument("--out", metavar="DIR", help="where the page and its files go (DIR/<study>/report)")
     parser.add_argument("--metric", metavar="TAG", help="scalar tag to draw (the study's, or val/top1)")
+    parser.add_argument(
+        "--val-set", metavar="NAME", help="name or fingerprint of the set it was measured on (that of most runs)"
+    )
     parser.add_argument("--tag-map", metavar="FILE", help="YAML file that says how to read logs of other frameworks")
     parser.add_argument(
         "--tensorboard", metavar="DIR", help="also write the runs for TensorBoard with examples and GFLOPs as step axes"
@@ -56,7 +59,7 @@ def main(argv: list[str]) -> int:
     metric = args.metric or (study.metric if study else VAL_TOP1)
     tag_map = load_tag_map(args.tag_map) if args.tag_map else None
     declared = study.metrics if study else {}
-    collection = collect(logs, study=name, metric=metric, tag_map=tag_map, declared=declared)
+    collection = collect(logs, study=name, metric=metric, tag_map=tag_map, declared=declared, val_set=args.val_set)
     out = local_path(args.out) if args.out else _default_out(local_path(args.runs), collection.study or "runs")
     files = write_report(collection, out, cached=not args.no_cache)
     console = make_console()
