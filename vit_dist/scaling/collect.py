@@ -174,6 +174,7 @@ def collect(
     ]
     observations, duplicates = _without_duplicates(one for one in observed if one.directory not in of_others)
     remarks += said
+    shown = comparable({o.directory: curves[o.directory] for o in observations}, measured, metric, remarks)
     remarks += _shared_names(observations)
     fingerprints = sorted({o.dataset_fingerprint for o in observations if o.dataset_fingerprint})
     if len(fingerprints) > 1:
@@ -186,7 +187,7 @@ def collect(
         tuple(sorted(observations, key=lambda o: (o.cell, o.directory))),
         tuple(sorted([*excluded, *duplicates], key=lambda e: e.directory)),
         tuple(remarks),
-        comparable({o.directory: curves[o.directory] for o in observations}, measured, metric, remarks),
+        shown,
     )
 
 

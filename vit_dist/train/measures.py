@@ -91,10 +91,13 @@ class Measures:
 
     def announce(self, level: int) -> None:
         """Say on rank 0 what will be measured on another set than the run's, and where it goes."""
+        by_set: dict[str, dict[str, str]] = {}
         for metric, tag in self.others().items() if self.context.world.is_main else ():
             owner = self.tags.owners[metric]
             of_run = owner.words() if owner is not None else "a set that an older version did not record"
-            log(f"  {metric} of this run is of {of_run}; measured on another one, it is logged as {tag}", level)
+            by_set.setdefault(of_run, {})[metric] = tag
+        for of_run, tags in by_set.items():
+            log(f"  of this run, {', '.join(tags)} are of {of_run}; of another set: {', '.join(tags.values())}", level)
 
     def rules(self) -> dict[str, Metric]:
         """How the values of each tag that was measured are read, as far as anybody says it."""

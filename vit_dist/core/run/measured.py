@@ -101,8 +101,8 @@ class Tags:
             measured: on what; None where the evaluator looks at no set: its tags are nobody's.
         """
         name = self.place(tag, measured)
-        if measured is not None and name == tag:
-            self.owners.setdefault(tag, measured)
+        if measured is not None:
+            self.owners.setdefault(name, measured)
         return name
 
     def place(self, tag: str, measured: MeasuredOn | None) -> str:
@@ -110,7 +110,11 @@ class Tags:
         if measured is None or tag not in self.owners:
             return tag
         owner = self.owners[tag]
-        return tag if owner is not None and owner.key == measured.key else measured.tag(tag)
+        if owner is not None and owner.key == measured.key:
+            return tag
+        # The same set may have been called otherwise when it was measured first.
+        others = (one.tag(tag) for one in self.owners.values() if one is not None and one.key == measured.key)
+        return next((other for other in others if other in self.owners), measured.tag(tag))
 
     def plain(self) -> dict[str, Any]:
         """Ready for JSON."""
