@@ -47,7 +47,8 @@ def checkpoint_weights(path: Path) -> Weights:
         facts |= {"name": recipe.name, "recipe": recipe_yaml(recipe), "recipe_hash": recipe_hash(recipe)}
     config = config_of(identity["model"], f"{path}: {MARKER}")
     data, classes = identity["data"], tuple(map(str, marker.get(CLASSES, ())))
-    return Weights(state, config, int(data["num_classes"]), int(data["image_size"]), facts, classes)
+    crop = float(data.get("val_crop", 0.875))
+    return Weights(state, config, int(data["num_classes"]), int(data["image_size"]), facts, classes, crop)
 
 
 def checkpoint_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -24,6 +24,7 @@ from vit_dist.core.files import (
 from vit_dist.core.log import log
 from vit_dist.core.run.checkpoints import MARKER
 from vit_dist.models.weights.files import FORMS
+from vit_dist.models.weights.notes import sidecar_of
 from vit_dist.train.checkpoint.remote import fetch, remote_steps
 
 
@@ -51,8 +52,10 @@ def uploaded(url: str) -> Iterator[str]:
         here = Path(folder) / name
         with errors_naming(url, here):
             yield f"{here}/" if is_folder else str(here)
-        for path in sorted(here.iterdir()) if here.is_dir() else [here]:
-            target = join_url(folder_url(url), path.name) if here.is_dir() else url
+        # A file's notes stand beside it, and go first: where the file is, all of it is there.
+        beside = sorted(Path(folder).iterdir(), key=lambda path: (path == here, path))
+        for path in sorted(here.iterdir()) if here.is_dir() else beside:
+            target = join_url(folder_url(url) if here.is_dir() else parent_url(url), path.name)
             fs, remote_path = file_system(target)
             with explained(target, "written"):
                 fs.put_file(str(path), remote_path)
@@ -88,6 +91,8 @@ def download(url: str, scratch: Path) -> Path:
     if not exists(url) or not Path(name).suffix:
         raise DataError(f"{redact(url)}: no weights there: no checkpoint, no run's copies, and none of {FORMS}")
     _copy(url, scratch / name)
+    if name.endswith(".npz") and exists(join_url(base, sidecar_of(Path(name)).name)):
+        _copy(join_url(base, sidecar_of(Path(name)).name), sidecar_of(scratch / name))
     return scratch / name
 
 
