@@ -13,7 +13,8 @@ from pydantic import Field
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.metrics import ACCURACY, FEW_SHOT, Metric
 from vit_dist.core.registry import EVALUATORS, AnyPlace
-from vit_dist.evals import EvalContext, EvaluatorConfig
+from vit_dist.core.run.measured import MeasuredOn
+from vit_dist.evals import EvalContext, EvaluatorConfig, whole_set
 
 if TYPE_CHECKING:
     from vit_dist.config.schema import Recipe
@@ -88,6 +89,12 @@ class FewShotConfig(EvaluatorConfig):
         train, test = (read_manifest(url) for url in self.sources(recipe))
         known = Classes.of(train, "its train set")
         return train, counted_as(test, known, f"evaluators: fewshot of {self.set!r}: its test set")
+
+    def measures_on(self, recipe: Recipe, val: ShardManifest | None) -> MeasuredOn | None:  # noqa: ARG002
+        """See EvaluatorConfig. How many shots there are is said by the tags, where its sets lie does not matter."""
+        train, test = self.open_sets(recipe)
+        settings = {"shots_from": train.fingerprint, "seeds": self.seeds, "l2": self.l2, "crop": self.crop}
+        return whole_set(test, recipe.data.image_size, self.crop, settings, train)
 
     def metrics(self, recipe: Recipe) -> Mapping[str, Metric]:  # noqa: ARG002
         """See EvaluatorConfig."""

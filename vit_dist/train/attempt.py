@@ -48,6 +48,7 @@ from vit_dist.train.health.patience import Patience, patience
 from vit_dist.train.initial_weights import Initial
 from vit_dist.train.loop import train
 from vit_dist.train.losses import make_loss
+from vit_dist.train.measures import MEASURED, open_measures
 from vit_dist.train.plan import Plan, open_training
 from vit_dist.train.plugin_code import agreed_plugins
 from vit_dist.train.process_group import limit_collectives, process_group
@@ -198,7 +199,8 @@ def open_run(
     record.start_heartbeat(goodput)
     clock = Clock(recipe, data, world, goodput, watchdog, start, engine.timer)
     info = _run_info(recipe, data, plan, engine, world, num_params, model_config)
-    context = EvalContext(engine, recipe, world, val)
+    measures = open_measures(EvalContext(engine, recipe, world, val), directory, world)
+    measures.announce(WARNING)
     return Run(
         recipe,
         world,
@@ -206,7 +208,7 @@ def open_run(
         engine,
         data,
         plan,
-        context,
+        measures,
         run_identity,
         info,
         state,
@@ -332,6 +334,7 @@ def _claim(directory: RunDir, recipe: Recipe, run_identity: dict[str, Any]) -> N
                 "recipe_hash": recipe_hash(recipe),
                 "identity": run_identity,
                 "vit_dist": __version__,
+                MEASURED: {},
             },
         )
     except VitDistError as error:

@@ -25,7 +25,6 @@ from vit_dist.data.reader import Batch, Replacement
 from vit_dist.data.stream import TrainStream
 from vit_dist.engines._collectives import all_gather_object, any_rank
 from vit_dist.engines._protocol import StepResult
-from vit_dist.evals import EvaluatorConfig
 from vit_dist.optim import OptimizerConfig, ScheduleConfig
 from vit_dist.train.bad_steps import record_bad_step
 from vit_dist.train.checkpoint.saver import SupersededError
@@ -277,20 +276,18 @@ def _log(run: Run, state: TrainState, result: StepResult, progress: Progress) ->
 
 
 def _evaluate(run: Run, state: TrainState, progress: Progress) -> None:
-    values: dict[str, float] = {}
     run.clock.enter("eval")
     # Every rank evaluates its part and gets the reduced values. They go into the marker of the next checkpoint, so
     # they must be known on all ranks and not on the one that logs.
-    for evaluator in run.recipe.evaluators:
-        assert isinstance(evaluator, EvaluatorConfig)
-        values.update(evaluator.run(run.evaluation))
+    values = run.evaluation.run()
     run.clock.enter("train")
     if run.world.is_main:
+        run.evaluation.keep()
         _warn_of_values(run, state, values)
     run.metrics = (state.step, values)
     run.record.metrics.update({name.removeprefix("val/"): value for name, value in values.items()})
     if values and run.writer is not None:
-        run.writer.scalars(state.step, values)
+        run.evaluation.write(run.writer, state.step, values)
         shown = {name.removeprefix("val/"): value for name, value in values.items()}
         epoch = state.position / run.data.num_samples
         progress.update(state.step, metrics={"epoch": epoch, **shown}, force=True)
@@ -299,7 +296,7 @@ def _evaluate(run: Run, state: TrainState, progress: Progress) -> None:
 def _warn_of_values(run: Run, state: TrainState, values: dict[str, float]) -> None:
     """Say which values cannot be, or that what the best checkpoint is kept by was not measured."""
     recipe = run.recipe
-    rules, best = recipe.measured()[0] | recipe.metrics, recipe.checkpoint.keep_best
+    rules, best = run.evaluation.rules(), recipe.checkpoint.keep_best
     for tag, value in values.items():
         problem = rules[tag].problem(value) if tag in rules and math.isfinite(value) else ""
         if problem:

@@ -17,9 +17,9 @@ from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet
 from vit_dist.engines._protocol import Engine
-from vit_dist.evals import EvalContext
 from vit_dist.train.checkpoint.probe import Probe
 from vit_dist.train.checkpoint.saver import Saver
+from vit_dist.train.measures import Measures
 from vit_dist.train.plan import Plan
 from vit_dist.train.profile import Profiler
 from vit_dist.train.progress.attempt_record import AttemptRecord
@@ -52,7 +52,7 @@ class Run:
     engine: Engine
     data: TrainingSet
     plan: Plan
-    evaluation: EvalContext
+    evaluation: Measures
     identity: dict[str, Any]
     info: runlog.RunInfo
     state: TrainState
@@ -84,6 +84,7 @@ class Run:
                 unwritten=self.unwritten,
             )
             runlog.write_start(self.writer, self.info, recipe_yaml(self.recipe))
+            self.evaluation.begin_file()
             runlog.write_metrics(self.writer, self.recipe.measured()[0] | self.recipe.metrics)
         self.write_status()
 

@@ -38,6 +38,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--metric", metavar="TAG", help="scalar tag to draw (the study's, or val/top1)")
     parser.add_argument(
+        "--val-set", metavar="NAME", help="name or fingerprint of the set it was measured on (that of most runs)"
+    )
+    parser.add_argument(
         "--tag-map", type=local_option, metavar="FILE", help="YAML file that says how to read logs of other frameworks"
     )
     parser.add_argument(
@@ -65,7 +68,7 @@ def main(argv: list[str]) -> int:
     metric = args.metric or (study.metric if study else VAL_TOP1)
     tag_map = load_tag_map(args.tag_map) if args.tag_map else None
     declared = study.metrics if study else {}
-    collection = collect(logs, study=name, metric=metric, tag_map=tag_map, declared=declared)
+    collection = collect(logs, study=name, metric=metric, tag_map=tag_map, declared=declared, val_set=args.val_set)
     out = args.out or _default_out(args.runs, collection.study or "runs")
     files = write_report(collection, out, cached=not args.no_cache)
     console = make_console()

@@ -45,7 +45,13 @@ OWNER: Mapping[str, Check] = {
     "pid": is_count,
     "time": is_time,
 }
-RUN: Mapping[str, Check] = {"name": is_text, "recipe_hash": is_text, "identity": is_mapping, "vit_dist": is_text}
+RUN: Mapping[str, Check] = {
+    "name": is_text,
+    "recipe_hash": is_text,
+    "identity": is_mapping,
+    "vit_dist": is_text,
+    "measured": is_mapping,
+}
 JOB: Mapping[str, Check] = {
     "job": is_text,
     "cluster": is_text,

@@ -9,7 +9,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from vit_dist.config.load import validate
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.files import explained, replacing, replacing_folder, write_bytes
 from vit_dist.core.registry import MODELS
+from vit_dist.core.small_files import parse_json
 from vit_dist.core.text import read_text
 from vit_dist.models import ModelConfig
 from vit_dist.models._positions import Resampling
@@ -29,6 +30,14 @@ from vit_dist.models.weights.adapt import Head, fit, shapes_of
 from vit_dist.models.weights.google import RULES, check_google, from_google, to_google
 from vit_dist.models.weights.huggingface import from_hugging_face, to_hugging_face
 from vit_dist.models.weights.names import OPTIONS, Wording, without_prefix
+from vit_dist.models.weights.notes import (
+    clean_classes,
+    labels,
+    read_sidecar,
+    timm_config,
+    timm_notes,
+    write_sidecar,
+)
 from vit_dist.models.weights.numbers import as_float32, from_array
 from vit_dist.models.weights.timm_form import from_timm, kind_of, to_timm
 
@@ -49,6 +58,7 @@ class Weights:
         state: every tensor of the model's state, float32, by our names.
         facts: where they come from: recipe, recipe_hash, step, examples, as far as is known.
         classes: names of the classes of the head, in the order of its outputs; '' or nothing where there is none.
+        crop: fraction of the shorter side that evaluation's centre crop keeps.
     """
 
     state: State
@@ -57,6 +67,7 @@ class Weights:
     image_size: int
     facts: dict[str, str] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    crop: float = 0.875
 
 
 @dataclass(frozen=True)
@@ -116,12 +127,16 @@ def write_weights(weights: Weights, out: Path | str) -> None:
         DataError: it cannot be written.
     """
     text, path = str(out), Path(out)
+    weights = replace(weights, classes=clean_classes(weights.classes, weights.num_classes, text))
     with explained(text, "written"):
         if text.endswith(".npz"):
             _write_npz(weights, path)
         elif text.endswith(".timm.safetensors"):
             renamed = to_timm(weights.state, weights.config, weights.num_classes, weights.image_size)
-            _save(renamed, path, {"format": "pt"})
+            said = (weights.config, weights.num_classes, weights.image_size, weights.crop, weights.classes)
+            # The notes first: where the file is, all of it is there.
+            write_bytes(str(path.with_name(f"{path.name}.md")), timm_notes(path.name, *said).encode())
+            _save(renamed, path, {**_metadata(weights), "timm": json.dumps(timm_config(*said))})
         elif text.endswith(".safetensors"):
             _save(weights.state, path, _metadata(weights))
         elif text.endswith("/") or path.is_dir() or not path.suffix:
@@ -133,7 +148,11 @@ def write_weights(weights: Weights, out: Path | str) -> None:
 
 def _write_hugging_face(weights: Weights, path: Path) -> None:
     tensors, described, images = to_hugging_face(
-        weights.state, weights.config, weights.num_classes, weights.image_size, weights.classes
+        weights.state,
+        weights.config,
+        weights.num_classes,
+        weights.image_size,
+        labels(weights.classes, weights.num_classes),
     )
     texts = {CONFIG: described, "preprocessor_config.json": images}
     others = sorted({p.name for p in path.iterdir()} - {*texts, "model.safetensors"}) if path.is_dir() else []
@@ -156,8 +175,8 @@ def _from_named(tensors: State, metadata: Mapping[str, str], path: Path, options
     config, facts = options.config, {k: v for k, v in metadata.items() if k in FACTS}
     try:
         described, size = json.loads(metadata.get("model", "null")), int(metadata.get("image_size", 0))
-        classes = tuple(map(str, json.loads(metadata.get("classes", "[]"))))
-    except (ValueError, TypeError) as error:
+        classes = parse_json(metadata.get("classes", "[]"))
+    except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: what its header says of the model is damaged: {error}") from None
     if config is None:
         if described is None:
@@ -183,11 +202,12 @@ def _read_npz(path: Path, options: LoadOptions) -> Weights:
         raise ConfigError(f"{path}: Google's .npz files hold ViT, hybrid and BiT models, not {config.name}")
     names = shapes_of(config, 1, _smallest(config))
     arrays = _arrays(path)
+    named = read_sidecar(path)
     try:
         state, missing, extra = from_google(arrays, names, kind, heads_of(config))
     except DataError as error:
         raise DataError(f"{path}: not the weights of {config.name}: {error}") from None
-    return _fitted(state, config, path, options, {}, missing=missing, extra=extra)
+    return _fitted(state, config, path, options, {}, classes=named, missing=missing, extra=extra)
 
 
 def _arrays(path: Path) -> State:
@@ -239,7 +259,9 @@ def _fitted(
     missing: list[str] | None = None,
     extra: list[str] | None = None,
 ) -> Weights:
-    state, classes = with_rows(state, () if options.head == "new" else classes, options.rows)
+    there = next((len(state[name]) for name in ("head.bias", "head.weight") if name in state), 0)
+    classes = () if options.head == "new" or not there else clean_classes(classes, there, str(path))
+    state, classes = with_rows(state, classes, options.rows)
     there = next((len(state[name]) for name in ("head.bias", "head.weight") if name in state), 0)
     num_classes: int = options.num_classes or there
     others = [name for name in missing or () if "head" not in name]
@@ -405,3 +427,6 @@ def _write_npz(weights: Weights, path: Path) -> None:
         for name, array in to_google(weights.state, kind, heads_of(weights.config)):
             with opened.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
+    model = weights.config.model_dump(mode="json")
+    said = {"model": model, "num_classes": weights.num_classes, "image_size": weights.image_size}
+    write_sidecar(path, {**said, "classes": list(weights.classes)})

@@ -188,13 +188,13 @@ def fetch(remote: str, name: str, root: Path) -> Path:
     make_folder(partial)
 
     def get(name: str) -> None:
-        path, size = f"{remote_root}/{name}", marker["files"][name]["bytes"]
+        fs, path = file_system(join_url(base, name))
         with explained(join_url(base, name), "read"):
             # Asked first: what is larger than it should be must not fill the disk.
             found: dict[str, int | None] = {}
             with contextlib.suppress(FileNotFoundError):
                 found[name] = fs.info(path).get("size")
-            problem = missing_part({name: size}, found)
+            problem = missing_part({name: marker["files"][name]["bytes"]}, found)
             if problem:
                 raise CheckpointError(f"{redact(base)}: {problem}")
         copy_here(join_url(base, name), partial / name)

@@ -14,7 +14,7 @@ from vit_dist.core.errors import CheckpointError, ConfigError, DataError
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.run import names
 from vit_dist.core.run.checkpoints import MARKER, committed, read_marker
-from vit_dist.core.small_files import DamagedError, is_count, is_mapping, required
+from vit_dist.core.small_files import DamagedError, is_count, is_mapping, is_number, required
 from vit_dist.core.world import World
 from vit_dist.engines._fit import Wanted, tensors_of
 from vit_dist.engines._slices import BUFFER, WEIGHT
@@ -57,7 +57,10 @@ def checkpoint_weights(path: Path) -> Weights:
         except CheckpointError as error:
             _skip(path, chosen, str(error), problems)
             continue
-        return Weights(_state(source), config, num_classes, image_size, _facts(path, marker), _classes(marker))
+        crop = marker["recipe"]["data"].get("val_crop")
+        crop = float(crop) if is_number(crop) and 0 < crop <= 1 else 0.875
+        facts = _facts(path, marker)
+        return Weights(_state(source), config, num_classes, image_size, facts, _classes(marker), crop)
     raise foreign or _none_intact(path, problems)
 
 

@@ -25,6 +25,7 @@ from vit_dist.core.files import (
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.run.checkpoints import MARKER
 from vit_dist.models.weights.files import CONFIG, FORMS
+from vit_dist.models.weights.notes import sidecar_of
 from vit_dist.train.checkpoint.remote import fetch, remote_steps
 from vit_dist.train.checkpoint.weights import intact_checkpoint
 
@@ -54,7 +55,9 @@ def uploaded(url: str) -> Iterator[str]:
         with errors_naming(url, here):
             yield f"{here}/" if is_folder else str(here)
         if not here.is_dir():
-            _put(here, url)
+            # A file's notes stand beside it, and go first: where the file is, all of it is there.
+            for path in sorted(Path(folder).iterdir(), key=lambda path: (path == here, path)):
+                _put(path, join_url(parent_url(url), path.name))
             return
         # Without its config a folder is none: gone first and sent last, it never stands beside the weights of others.
         config = join_url(folder_url(url), CONFIG)
@@ -103,6 +106,8 @@ def download(url: str, scratch: Path) -> Path:
     if not exists(url) or not Path(name).suffix:
         raise DataError(f"{redact(url)}: no weights there: no checkpoint, no run's copies, and none of {FORMS}")
     copy_here(url, scratch / name)
+    if name.endswith(".npz") and exists(join_url(base, sidecar_of(Path(name)).name)):
+        copy_here(join_url(base, sidecar_of(Path(name)).name), sidecar_of(scratch / name))
     return scratch / name
 
 
