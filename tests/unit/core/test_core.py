@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from vit_dist.core.errors import ConfigError, DataError, RunError, did_you_mean
 from vit_dist.core.files import explained, join_url, parent_url, read_bytes, redact, write_bytes
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.seeding import hash64, mix64, mix64_array, permutation, uniform
-from vit_dist.core.units import Duration, format_bytes, format_count, format_seconds, parse_bytes, parse_count
+from vit_dist.core.units import Duration, Flops, format_bytes, format_count, format_seconds, parse_bytes, parse_count
 from vit_dist.core.world import World, first_host, launched_world, rank_cpus, rendezvous
 
 
@@ -219,3 +220,13 @@ def test_hints() -> None:
     assert did_you_mean("optm", ["optim", "model"]) == "; did you mean 'optim'?"
     assert did_you_mean("zzz", ["optim", "model"]) == "; valid names: model, optim"
     assert did_you_mean("zzz", []) == ""
+
+
+@pytest.mark.parametrize(
+    "number", ["1e999999999", "1e100", "1" + " " * 300_000 + "x", "1" * 300_000, "1" + ",1" * 300_000 + "?"]
+)
+@pytest.mark.parametrize("read", [parse_count, parse_bytes, Duration.parse, Flops.parse])
+def test_a_number_that_would_fill_the_memory_is_none(read: Callable[[object], object], number: str) -> None:
+    for unit in ("", " steps", "k epochs", " FLOPs", " MiB"):
+        with pytest.raises(ValueError, match="expected"):
+            read(number + unit)
