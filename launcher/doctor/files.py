@@ -171,7 +171,8 @@ def _needed(subject: Subject) -> int:
     for path in committed(subject.run_dir / CHECKPOINTS):
         marker, problem = read_marker(path)
         if not problem:
-            return (subject.recipe.checkpoint.keep + 1) * sum(entry["bytes"] for entry in marker["files"].values())
+            size: int = sum(entry["bytes"] for entry in marker["files"].values())
+            return (subject.recipe.checkpoint.keep + 1) * size
     return _SPACE_WANTED
 
 

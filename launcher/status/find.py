@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,6 @@ from vit_dist.core.small_files import DamagedError, read_record, read_records
 
 _DEPTH = 3
 """ROOT/RUN, ROOT/STUDY/CELL, and one more for folders of a person's own."""
-_JOB = re.compile(r"\d{1,10}(_\d{1,9})?")
 
 
 def run_roots(given: Sequence[Path] = ()) -> list[Path]:
@@ -68,7 +66,7 @@ def find_run(wanted: str, roots: Sequence[Path]) -> Path:
                 f"{wanted!r}: a directory, but not of a run: it has none of {', '.join(sorted(names.MARKS_OF_A_RUN))}"
             )
     runs = find_runs(roots)
-    if _JOB.fullmatch(wanted):
+    if records.is_job_number(wanted):
         with_job = [run for run in runs if wanted in jobs_of(run)]
         if with_job:
             return _only(wanted, with_job, "more than one run has had this job number")

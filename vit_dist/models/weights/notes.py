@@ -110,11 +110,12 @@ def timm_code(file: str, config: ModelConfig, num_classes: int, image_size: int,
     """Four lines of Python that load a file into timm's own model, and images as they were seen here."""
     imports, model = timm_constructor(config, num_classes, image_size)
     images = f"input_size=(3, {image_size}, {image_size}), mean=(0.5,) * 3, std=(0.5,) * 3"
+    shown = f"crop_pct={_crop_pct(image_size, crop)!r}, interpolation='bilinear'"
     lines = [
         f"import safetensors.torch, timm, torch{imports}",
         f"model = {model}",
         f"model.load_state_dict(safetensors.torch.load_file({file!r})); model.eval()",
-        f"images = timm.data.create_transform({images}, crop_pct={_crop_pct(image_size, crop)!r}, interpolation='bilinear')",
+        f"images = timm.data.create_transform({images}, {shown})",
     ]
     return "\n".join(lines)
 
