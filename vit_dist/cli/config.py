@@ -29,13 +29,13 @@ def main(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)
 
     from vit_dist.config.cadences import unrated_checkpoints
-    from vit_dist.config.load import load_recipe, recipe_hash, recipe_yaml
+    from vit_dist.config.load import dropped, load_recipe, recipe_hash, recipe_yaml
     from vit_dist.core.log import WARNING, log
 
     recipe = load_recipe(args.recipe, args.overrides)
-    remark = unrated_checkpoints(recipe, recipe.data.subset)
-    if remark:
-        log(remark, WARNING)
+    for remark in dropped(args.recipe, args.overrides, recipe), unrated_checkpoints(recipe, recipe.data.subset):
+        if remark:
+            log(remark, WARNING)
     digest = recipe_hash(recipe)
     sys.stdout.write(f"{digest}\n" if args.hash else f"{recipe_yaml(recipe)}# hash: {digest}\n")
     return 0

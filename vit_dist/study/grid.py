@@ -24,6 +24,7 @@ from vit_dist.config.load import (
 )
 from vit_dist.config.plugins import anchored
 from vit_dist.config.schema import Recipe
+from vit_dist.config.sections import layer
 from vit_dist.core.errors import ConfigError, did_you_mean
 from vit_dist.core.metrics import Metric
 from vit_dist.core.registry import Config, Plugin
@@ -337,11 +338,7 @@ def _resolve(
 
 def _layer(below: Mapping[str, Any], overrides: Overrides, where: str) -> dict[str, Any]:
     """Overrides, nested or dotted, over a raw recipe; keys that the grid itself sets are refused."""
-    tree: dict[str, Any] = {}
-    for key, value in overrides.items():
-        for part in reversed(key.split(".")[1:]):
-            value = {part: value}
-        tree = merge(tree, {key.split(".")[0]: value})
+    tree = layer(overrides.items())
     for key in _OF_THE_GRID:
         node: Any = tree
         for part in key.split("."):

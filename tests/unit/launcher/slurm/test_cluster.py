@@ -54,7 +54,7 @@ def test_times_are_read_as_slurm_and_people_write_them(given: object, written: s
     ],
 )
 def test_a_time_that_may_be_minutes_or_hours_is_refused_with_both(given: object, readings: str) -> None:
-    with pytest.raises(ValueError, match="Slurm|time") as caught:
+    with pytest.raises(ValueError, match=r"Slurm|time") as caught:
         slurm_time(given)
     assert readings in str(caught.value)
     # What is advised is read, and the two are two.
