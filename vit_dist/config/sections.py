@@ -123,7 +123,13 @@ def value_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
+def meaning_of(cls: type[BaseModel], name: str) -> str:
+    """What a key means: what its class says, or a class that it inherits; '' where none does."""
+    fields = (getattr(base, "model_fields", {}).get(name) for base in cls.__mro__)
+    return next((field.description for field in fields if field is not None and field.description), "")
+
+
 def meaning(cls: type[BaseModel], name: str) -> str:
-    """What a key means, for behind an error; '' where nothing says it."""
-    field = cls.model_fields.get(name)
-    return f" ({field.description})" if field is not None and field.description else ""
+    """What a key means, in brackets for behind an error; '' where nothing says it."""
+    said = meaning_of(cls, name)
+    return f" ({said})" if said else ""
