@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from vit_dist.core.errors import ConfigError
@@ -17,6 +15,9 @@ from vit_dist.core.run.measured import MeasuredOn
 from vit_dist.evals import EvalContext, EvaluatorConfig, whole_set
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from vit_dist.config.schema import Recipe
     from vit_dist.data.manifest import ShardManifest
 
@@ -38,7 +39,9 @@ class FewShotConfig(EvaluatorConfig):
         "", description="URL of the manifest that shots are drawn from; empty: the recipe's data.train"
     )
     test: AnyPlace = Field("", description="URL of the manifest that is classified; empty: the recipe's data.val")
-    shots: Annotated[tuple[Shots, ...], Field(strict=False, min_length=1)] = (1, 5, 10, 25)
+    shots: Annotated[tuple[Shots, ...], Field(strict=False, min_length=1)] = Field(
+        (1, 5, 10, 25), description="examples of each class that the classifier is fitted to; a metric each"
+    )
     seeds: Annotated[int, Field(ge=1)] = Field(3, description="draws of the shots that are averaged")
     l2: Annotated[float, Field(gt=0)] = Field(1024.0, description="lambda of |XW - Y|^2 + lambda |W|^2")
     crop: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -119,6 +122,8 @@ def draw(train: str, shots: int, seeds: int) -> NDArray[np.int64]:
         ConfigError: a class has too few examples.
         DataError: the manifest or an index cannot be read.
     """
+    import numpy as np
+
     from vit_dist.data.manifest import read_manifest
     from vit_dist.data.subset import select_shots
 
