@@ -25,6 +25,7 @@ from vit_dist.config.load import (
 from vit_dist.config.plugins import anchored
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError, did_you_mean
+from vit_dist.core.files import join_url
 from vit_dist.core.metrics import Metric
 from vit_dist.core.registry import Config, LocalPath, Plugin
 from vit_dist.core.run.log import VAL_TOP1
@@ -328,6 +329,10 @@ def _resolve(
     raw = merge({"metrics": {tag: metric.model_dump() for tag, metric in study.metrics.items()}}, raw)
     identity = {"name": name, "study": study.name, "family": family, "seed": seed, "data": {"subset": subset}}
     recipe = resolve(merge(raw, identity), where=f"study {study.name}, {name}")
+    if recipe.checkpoint.remote:
+        # Copies of two runs in one place would take each other's for old ones.
+        own = recipe.checkpoint.model_copy(update={"remote": join_url(recipe.checkpoint.remote, name)})
+        recipe = recipe.model_copy(update={"checkpoint": own})
     if study.duration is not None and study.duration.equal == "compute":
         recipe = recipe.model_copy(update={"horizon": study.duration.horizon(recipe)})
     return recipe

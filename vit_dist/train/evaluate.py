@@ -9,11 +9,12 @@ from pathlib import Path
 from vit_dist.config.load import identity
 from vit_dist.config.plugins import check_plugins
 from vit_dist.config.schema import Recipe, dump
-from vit_dist.core.errors import RunError
+from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.events.writer import EventWriter
 from vit_dist.core.files import write_bytes
-from vit_dist.core.log import log
+from vit_dist.core.log import WARNING, log
 from vit_dist.core.run import names
+from vit_dist.core.run.copies import Copies
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.run.log import write_metrics
 from vit_dist.core.world import World
@@ -102,7 +103,19 @@ def _evaluate(recipe: Recipe, run_dir: Path, world: World, checkpoint: str, out:
         if world.is_main:
             _write(directory, recipe, step, values)
             _write_out(out, run_dir, recipe, step, values)
+            _send_logs(recipe, run_dir)
         return values
+
+
+def _send_logs(recipe: Recipe, run_dir: Path) -> None:
+    if not recipe.checkpoint.remote:
+        return
+    try:
+        Copies(run_dir, recipe.checkpoint.remote).send()
+    except VitDistError as error:
+        log(
+            f"  the values COULD NOT BE COPIED beside the checkpoints: {error}. They are complete in {run_dir}", WARNING
+        )
 
 
 def _write_out(out: Path | None, run_dir: Path, recipe: Recipe, step: int, values: dict[str, float]) -> None:

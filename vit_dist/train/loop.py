@@ -139,6 +139,7 @@ def _end(run: Run, stopping: str) -> None:
     # The status says `done` or `stopped` only of what is on the disk: all ranks wait for the last commit first.
     run.saver.finish()
     run.finish("stopped" if stopping else "done", stopping)
+    run.saver.send_logs()
     if stopping and run.world.is_main:
         log(f"  stopped at step {run.state.step:,} on {stopping}; the same command resumes from here")
 
