@@ -23,7 +23,7 @@ from vit_dist.config.load import (
     validate,
 )
 from vit_dist.config.plugins import anchored
-from vit_dist.config.schema import Recipe
+from vit_dist.config.schema import CheckpointConfig, Recipe
 from vit_dist.core.errors import ConfigError, did_you_mean
 from vit_dist.core.files import join_url
 from vit_dist.core.metrics import Metric
@@ -284,7 +284,8 @@ def plan(study: StudyConfig) -> list[Cell]:
                     unmeasured |= _unmeasured(study, resolved[family, rules], evaluations)
                 recipe = resolved[family, rules]
                 data = recipe.data.model_copy(update={"subset": subset})
-                recipe = recipe.model_copy(update={"name": name, "seed": seed, "data": data})
+                copies = _own_copies(recipe, name)
+                recipe = recipe.model_copy(update={"name": name, "seed": seed, "data": data, "checkpoint": copies})
                 cells[name] = Cell(study.name, family, subset, seed, recipe, evaluations)
     if unmeasured:
         raise ConfigError("\n".join(unmeasured))
@@ -309,6 +310,12 @@ def _evaluations(study: StudyConfig, raw: dict[str, Any]) -> tuple[Plugin, ...]:
     return resolve(raw, where=f"study {study.name}, evaluations as").evaluators
 
 
+def _own_copies(recipe: Recipe, name: str) -> CheckpointConfig:
+    """Where a cell's copies go: in one place two runs would take each other's for old ones of their own."""
+    remote = recipe.checkpoint.remote
+    return recipe.checkpoint.model_copy(update={"remote": join_url(remote, name) if remote else ""})
+
+
 def _slug(family: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+]+", "-", family).strip("-") or "family"
 
@@ -329,10 +336,6 @@ def _resolve(
     raw = merge({"metrics": {tag: metric.model_dump() for tag, metric in study.metrics.items()}}, raw)
     identity = {"name": name, "study": study.name, "family": family, "seed": seed, "data": {"subset": subset}}
     recipe = resolve(merge(raw, identity), where=f"study {study.name}, {name}")
-    if recipe.checkpoint.remote:
-        # Copies of two runs in one place would take each other's for old ones.
-        own = recipe.checkpoint.model_copy(update={"remote": join_url(recipe.checkpoint.remote, name)})
-        recipe = recipe.model_copy(update={"checkpoint": own})
     if study.duration is not None and study.duration.equal == "compute":
         recipe = recipe.model_copy(update={"horizon": study.duration.horizon(recipe)})
     return recipe
