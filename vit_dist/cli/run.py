@@ -45,6 +45,7 @@ def main(argv: list[str]) -> int:
     from vit_dist.core.log import launcher_log
     from vit_dist.core.run import names
     from vit_dist.core.run.copies import bring_back
+    from vit_dist.core.run.directory import wait_for_stores
     from vit_dist.core.world import World, starts_ranks
     from vit_dist.train.plan import open_training
     from vit_dist.train.profile import profile_options
@@ -56,6 +57,7 @@ def main(argv: list[str]) -> int:
     recipe = load_recipe(args.recipe, args.overrides)
     run_dir = args.run_dir or default_run_dir(recipe)
     # A batch that the ranks do not divide, or a set that cannot be opened, is an error before anything is started.
+    wait_for_stores(run_dir)
     data, _, _ = open_training(recipe, World(size=args.nproc))
     # Before the ledger counts its attempts: of a run whose directory is lost it lies on the store.
     bring_back(run_dir, recipe.checkpoint.remote, {**identity(recipe), "fingerprint": data.fingerprint})

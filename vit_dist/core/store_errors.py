@@ -10,6 +10,7 @@ import errno
 from collections.abc import Iterator
 
 from vit_dist.core.errors import DataError, MissingError, VitDistError
+from vit_dist.core.store_patience import asked_at
 from vit_dist.core.urls import is_web, redact
 
 _LIBRARIES = frozenset(
@@ -87,7 +88,7 @@ def explained(url: str, doing: str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSError) and not _is_of_a_library(error):
             raise
-        advice = f"; {_credentials_advice(url, error)}" if is_expired(error) else ""
+        advice = f"; {_credentials_advice(url, error)}" if is_expired(error) else _address_advice(url, error)
         raise DataError(f"{redact(url)}: cannot be {doing}: {type(error).__name__}: {_text(error)}{advice}") from None
 
 
@@ -105,6 +106,12 @@ def wait_s(error: BaseException) -> float | None:
     if status:
         return 0.0 if status in BUSY_STATUSES else None
     return 0.0 if _may_pass(chain[0]) else None
+
+
+def is_answer(error: BaseException) -> bool:
+    """Whether an error is what a store has said, so that it is there."""
+    told = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+    return any(isinstance(e, told) or _status(e) or _code(e) for e in _chain(error))
 
 
 def is_expired(error: BaseException) -> bool:
@@ -210,6 +217,13 @@ def _is_of_a_library(error: BaseException) -> bool:
 def _text(error: BaseException) -> str:
     text = " ".join(redact(str(error)).split())
     return text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}..."
+
+
+def _address_advice(url: str, error: BaseException) -> str:
+    if is_answer(error) or wait_s(error) is None:
+        return ""
+    at = asked_at(url)
+    return f"; it was looked for at {at}: check that address, or the network" if at else ""
 
 
 def _credentials_advice(url: str, error: BaseException) -> str:

@@ -24,7 +24,8 @@ from vit_dist.core.files import (
     refuse_web_page,
 )
 from vit_dist.core.small_files import MAX_WHOLE_BYTES
-from vit_dist.core.store_errors import is_past_the_end, wait_s
+from vit_dist.core.store_errors import is_answer, is_past_the_end, wait_s
+from vit_dist.core.store_patience import NoAnswerError, failed, has_answered
 from vit_dist.core.web import Transient, WebClient, no_ranges
 
 _MAX_OPEN_FILES = 256
@@ -85,8 +86,8 @@ class RangeReader:
             return read_bytes(url, max_bytes)
         with explained(url, "read"):
             if is_web(url):
-                return self._insist(partial(self._http.get, url, max_bytes))
-            content = self._insist(partial(_ask_fsspec, url, 0, max_bytes + 1))
+                return self._insist(url, partial(self._http.get, url, max_bytes))
+            content = self._insist(url, partial(_ask_fsspec, url, 0, max_bytes + 1))
             if len(content) > max_bytes:
                 raise OSError(f"larger than the {max_bytes:,} bytes that such a file may have")
             return content
@@ -97,7 +98,7 @@ class RangeReader:
         Raises:
             OSError: as `read`, or the server does not say.
         """
-        size, _ = self._insist(partial(self._http.size, url))
+        size, _ = self._insist(url, partial(self._http.size, url))
         if size is None:
             raise OSError("the server does not say how long the file is (no Content-Length)")
         return size
@@ -109,7 +110,7 @@ class RangeReader:
             DataError: as `read`.
         """
         with explained(url, "read"):
-            size, ranges = self._insist(partial(self._http.size, url))
+            size, ranges = self._insist(url, partial(self._http.size, url))
             return ranges and size is not None
 
     def stop(self) -> None:
@@ -156,24 +157,34 @@ class RangeReader:
         content, got = memoryview(bytearray(end - start)), 0
         fetch = self._http.fetch if is_web(url) else _fetch_with_fsspec
         while got < len(content):
-            taken = self._insist(partial(fetch, url, start + got, content[got:]))
+            taken = self._insist(url, partial(fetch, url, start + got, content[got:]))
             if not taken:
                 break
             got += taken
         return content[:got]
 
-    def _insist(self, attempt: Callable[[], T]) -> T:
-        """Call until it succeeds, fails for good, or has failed too often."""
-        failures = 0
+    def _insist(self, url: str, attempt: Callable[[], T]) -> T:
+        """Call until it succeeds, fails for good, or has failed too often.
+
+        Of a server that has never answered that is soon: the address may be wrong (core/store_patience.py).
+        """
+        failures, problem = 0, ""
         while True:
             try:
-                return attempt()
+                result = attempt()
+                has_answered(url)
+                return result
             except Transient as error:
                 failures += 1
-                if failures >= self._tries or self._stopped.is_set():
-                    raise OSError(f"{error}, after {failures} tries") from error
+                if error.answered:
+                    has_answered(url)
+                # That there was no time left for a later try says less than what went wrong before.
+                problem = problem if problem and isinstance(error.__cause__, NoAnswerError) else str(error)
+                left = failed(url, problem, f"up to {self._tries} times")
+                if failures >= self._tries or self._stopped.is_set() or left <= 0:
+                    raise OSError(f"{problem}, after {failures} {'try' if failures == 1 else 'tries'}") from error
                 wait = self._first_wait_s * 2 ** (failures - 1) * (0.5 + self._jitter.random())
-                self._stopped.wait(min(_MAX_WAIT_S, max(wait, error.wait_s)))
+                self._stopped.wait(min(_MAX_WAIT_S, max(wait, error.wait_s), left))
 
 
 def file_size(url: str) -> int:
@@ -276,4 +287,4 @@ def _ask_fsspec(url: str, start: int | None, end: int | None) -> bytes:
         wait = wait_s(error)
         if wait is None:
             raise
-        raise Transient(redact(f"{type(error).__name__}: {error}"), wait) from error
+        raise Transient(redact(f"{type(error).__name__}: {error}"), wait, answered=is_answer(error)) from error

@@ -25,7 +25,7 @@ from vit_dist.core.process import STOP_SIGNALS, handling
 from vit_dist.core.run import log as runlog
 from vit_dist.core.run import names
 from vit_dist.core.run.copies import bring_back
-from vit_dist.core.run.directory import RunDir
+from vit_dist.core.run.directory import RunDir, wait_for_stores
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet
@@ -75,6 +75,7 @@ def attempt(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps |
     """
     start = StartUp()
     start.mark("imports")
+    wait_for_stores(run_dir)
     directory = RunDir(run_dir)
     record = AttemptRecord(directory, world)
     with contextlib.ExitStack() as stack:
