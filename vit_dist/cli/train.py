@@ -69,9 +69,10 @@ def main(argv: list[str]) -> int:
         from vit_dist.config.plugins import check_plugins
         from vit_dist.core.log import launcher_log
         from vit_dist.core.run import names
-        from vit_dist.core.run.directory import RunDir
+        from vit_dist.core.run.directory import RunDir, wait_for_stores
         from vit_dist.train.plan import check_initial, open_training
 
+        wait_for_stores(run_dir)
         check_plugins(recipe, RunDir(run_dir).read_json(names.RUN), run_dir)
         # A batch that the ranks do not divide, or a set that cannot be opened, is an error before anything is started.
         open_training(recipe, Ranks(size=ranks))

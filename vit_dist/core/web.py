@@ -39,11 +39,17 @@ _GRACE_S = 10.0
 
 
 class Transient(Exception):  # noqa: N818 - not an error yet
-    """What may go better the next time; `wait_s` is what the store asked for, if it did."""
+    """What may go better the next time.
 
-    def __init__(self, reason: str, wait_s: float = 0.0) -> None:
+    Args:
+        reason: what went wrong.
+        wait_s: what the store asked for, if it did.
+        answered: whether it was the store that said so; else nobody may be there.
+    """
+
+    def __init__(self, reason: str, wait_s: float = 0.0, *, answered: bool = False) -> None:
         super().__init__(reason)
-        self.wait_s = wait_s
+        self.wait_s, self.answered = wait_s, answered
 
 
 class _NeverEndsError(OSError):
@@ -155,7 +161,7 @@ class WebClient:
                     into[got : got + len(chunk)] = chunk
                     got += len(chunk)
                     if _is_slow(got, began, max(self._timeout_s, _PATIENCE_S)):
-                        raise Transient(_slowness(got, began))
+                        raise Transient(_slowness(got, began), answered=got > 0)
                 if not start:
                     refuse_web_page(url, bytes(into[: min(got, _SNIFFED)]), kind)
         except urllib3.exceptions.HTTPError as error:
@@ -220,7 +226,9 @@ class WebClient:
             if status in {401, 403}:
                 raise PermissionError(f"HTTP {status}")
             if status in BUSY_STATUSES:
-                raise Transient(f"HTTP {status} {response.reason or ''}".strip(), _retry_after(response.headers))
+                raise Transient(
+                    f"HTTP {status} {response.reason or ''}".strip(), _retry_after(response.headers), answered=True
+                )
             if status not in {200, 206, 416}:
                 raise OSError(f"HTTP {status} {response.reason or ''}".strip())
             coding = response.headers.get("Content-Encoding", "identity").strip().lower()

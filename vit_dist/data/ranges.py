@@ -26,7 +26,8 @@ from vit_dist.core.files import (
 )
 from vit_dist.core.log import log
 from vit_dist.core.small_files import MAX_WHOLE_BYTES
-from vit_dist.core.store_errors import is_past_the_end, wait_s
+from vit_dist.core.store_errors import is_answer, is_past_the_end, wait_s
+from vit_dist.core.store_patience import NoAnswerError, failed, has_answered
 from vit_dist.core.web import Transient, WebClient, no_ranges
 
 _MAX_OPEN_FILES = 256
@@ -168,17 +169,27 @@ class RangeReader:
         return content[:got]
 
     def _insist(self, url: str, attempt: Callable[[], T]) -> T:
-        """Call until it succeeds, fails for good, or has failed too often. Whoever waits for long is told for what."""
-        failures = 0
+        """Call until it succeeds, fails for good, or has failed too often.
+
+        Of a server that has never answered that is soon: the address may be wrong (core/store_patience.py).
+        """
+        failures, problem = 0, ""
         while True:
             try:
-                return attempt()
+                result = attempt()
+                has_answered(url)
+                return result
             except Transient as error:
                 failures += 1
-                if failures >= self._tries or self._stopped.is_set():
-                    raise OSError(f"{error}, after {failures} tries") from error
+                if error.answered:
+                    has_answered(url)
+                # That there was no time left for a later try says less than what went wrong before.
+                problem = problem if problem and isinstance(error.__cause__, NoAnswerError) else str(error)
+                left = failed(url, problem, f"up to {self._tries} times")
+                if failures >= self._tries or self._stopped.is_set() or left <= 0:
+                    raise OSError(f"{problem}, after {failures} {'try' if failures == 1 else 'tries'}") from error
                 wait = self._first_wait_s * 2 ** (failures - 1) * (0.5 + self._jitter.random())
-                wait = min(_MAX_WAIT_S, max(wait, error.wait_s))
+                wait = min(_MAX_WAIT_S, max(wait, error.wait_s), left)
                 if wait >= _TOLD_S and time.monotonic() >= self._told + _TOLD_S:
                     self._told = time.monotonic()
                     log(f"  {redact(url)}: {error}; asked again in {wait:.0f} s, try {failures + 1} of {self._tries}")
@@ -285,4 +296,4 @@ def _ask_fsspec(url: str, start: int | None, end: int | None) -> bytes:
         wait = wait_s(error)
         if wait is None:
             raise
-        raise Transient(redact(f"{type(error).__name__}: {error}"), wait) from error
+        raise Transient(redact(f"{type(error).__name__}: {error}"), wait, answered=is_answer(error)) from error

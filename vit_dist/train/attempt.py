@@ -18,14 +18,15 @@ from vit_dist.config.load import differences, identity, recipe_hash, recipe_yaml
 from vit_dist.config.plugins import check_plugins, with_copies
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import RunError, VitDistError
-from vit_dist.core.files import write_bytes
+from vit_dist.core.files import redact, write_bytes
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.metrics import ACCURACY
 from vit_dist.core.process import STOP_SIGNALS, handling
 from vit_dist.core.run import log as runlog
 from vit_dist.core.run import names
 from vit_dist.core.run.checkpoints import LOG
-from vit_dist.core.run.directory import RunDir
+from vit_dist.core.run.copies import bring_back
+from vit_dist.core.run.directory import RunDir, wait_for_stores
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet
@@ -76,6 +77,7 @@ def attempt(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps |
     """
     start = StartUp()
     start.mark("imports")
+    wait_for_stores(run_dir)
     directory = RunDir(run_dir)
     record = AttemptRecord(directory, world)
     with contextlib.ExitStack() as stack:
@@ -158,6 +160,7 @@ def open_run(
     assert isinstance(model_config, ModelConfig)
     assert isinstance(recipe.schedule, ScheduleConfig)
     data, val, plan = open_training(recipe, world)
+    _bring_back(recipe, data, directory, world)
     initial = Initial(recipe, directory, world, data.class_names)
     plugins = agreed_plugins(recipe, world)
     run_identity = {**identity(recipe), "fingerprint": data.fingerprint, **initial.identity, **plugins}
@@ -220,6 +223,17 @@ def open_run(
         attempt_number,
         unwritten=restored.marker.get(LOG) if restored is not None else None,
     )
+
+
+def _bring_back(recipe: Recipe, data: TrainingSet, directory: RunDir, world: World) -> None:
+    """Fetch logs and records of a run whose directory is lost, before anything is written there. A collective."""
+    remote = recipe.checkpoint.remote
+    if not remote:
+        return
+    known = {**identity(recipe), "fingerprint": data.fingerprint}
+    count = checkpoints.on_main(lambda: bring_back(directory.path, remote, known), world)
+    if count and world.is_main:
+        log(f"  {directory.path}: {count} files of logs and records were brought back from {redact(remote)}")
 
 
 def build_engine(recipe: Recipe, plan: Plan, world: World, device: torch.device) -> tuple[Engine, int]:
@@ -323,10 +337,12 @@ def _claim(directory: RunDir, recipe: Recipe, run_identity: dict[str, Any]) -> N
                 f"{directory.path}: holds another run: {'; '.join(changes)}. Restore these settings to resume it, "
                 f"or give another --run-dir"
             )
+        # Of a run whose directory was lost, all but this was brought back.
+        if not (directory.path / names.RECIPE).exists():
+            _write_recipe(directory, recipe)
         return
     try:
-        text = recipe_yaml(with_copies(recipe, directory.path))
-        write_bytes(str(directory.path / names.RECIPE), text.encode())
+        _write_recipe(directory, recipe)
         directory.write_json(
             names.RUN,
             {
@@ -339,6 +355,11 @@ def _claim(directory: RunDir, recipe: Recipe, run_identity: dict[str, Any]) -> N
         )
     except VitDistError as error:
         raise RunError(f"{directory.path}: the run directory cannot be written: {error}") from None
+
+
+def _write_recipe(directory: RunDir, recipe: Recipe) -> None:
+    text = recipe_yaml(with_copies(recipe, directory.path))
+    write_bytes(str(directory.path / names.RECIPE), text.encode())
 
 
 def _is_done(run: Run) -> bool:

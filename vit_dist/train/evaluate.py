@@ -10,11 +10,12 @@ from pathlib import Path
 from vit_dist.config.load import identity
 from vit_dist.config.plugins import check_plugins
 from vit_dist.config.schema import Recipe, dump
-from vit_dist.core.errors import RunError
+from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.events.writer import EventWriter
 from vit_dist.core.files import write_bytes
-from vit_dist.core.log import INFO, log
+from vit_dist.core.log import INFO, WARNING, log
 from vit_dist.core.run import names
+from vit_dist.core.run.copies import Copies
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
 from vit_dist.engines._numerics import check_precision, numerics
@@ -100,7 +101,19 @@ def _evaluate(recipe: Recipe, run_dir: Path, world: World, checkpoint: str, out:
                 place = {"run": recipe.name, "directory": str(run_dir), "step": state.step}
                 payload = {**place, **told, **measures.record()}
                 write_bytes(str(out), (json.dumps(payload, indent=1) + "\n").encode())
+            _send_logs(recipe, run_dir)
         return values
+
+
+def _send_logs(recipe: Recipe, run_dir: Path) -> None:
+    if not recipe.checkpoint.remote:
+        return
+    try:
+        Copies(run_dir, recipe.checkpoint.remote).send()
+    except VitDistError as error:
+        log(
+            f"  the values COULD NOT BE COPIED beside the checkpoints: {error}. They are complete in {run_dir}", WARNING
+        )
 
 
 def _write(measures: Measures, step: int, values: dict[str, float], known: Mapping[str, float]) -> None:

@@ -20,6 +20,7 @@ from vit_dist.core.log import WARNING, log
 from vit_dist.core.progress import Progress
 from vit_dist.core.run import log as runlog
 from vit_dist.core.seeding import hash64
+from vit_dist.core.store_patience import run_has_begun
 from vit_dist.data.mixup import draw_mix, mix_micro_batches
 from vit_dist.data.reader import Batch, Replacement
 from vit_dist.data.stream import TrainStream
@@ -50,6 +51,7 @@ def train(run: Run) -> None:
         SupersededError: a later attempt owns the run directory.
     """
     run.start_log()
+    run_has_begun()
     # The attempt before was killed between its last checkpoint and the line that the run is done.
     if run.state.step >= run.plan.total_steps:
         _end(run, "")
@@ -136,6 +138,7 @@ def _end(run: Run, stopping: str) -> None:
     # The status says `done` or `stopped` only of what is on the disk: all ranks wait for the last commit first.
     run.saver.finish()
     run.finish("stopped" if stopping else "done", stopping)
+    run.saver.send_logs()
     if stopping and run.world.is_main:
         log(f"  stopped at step {run.state.step:,} on {stopping}; the same command resumes from here")
 

@@ -24,7 +24,7 @@ from vit_dist.core.registry import ENGINES, EVALUATORS, MODELS, OPTIMIZERS, SCHE
 from vit_dist.study.grid import StudyConfig, load_study
 
 LOCAL = {places.local_option, places.local_or_name, places.local_or_override}
-TYPES = {*LOCAL, places.any_option}
+TYPES = {*LOCAL, places.any_option, places.any_or_override}
 
 # What takes a text that names no place.
 TEXTS = {

@@ -24,7 +24,7 @@ ODD_VALUES: list[Any] = [
     *("²", "٣", "9" * 5000, "${HOME}", "$(id)", "-rf", "~", ".", "..", "s3://", "http://"),
     *("é" * 200, "1e5", "NaN", "null"),
     *([], {}, [[]], [{}], {"": None}, [0] * 300, {"x": {"x": {"x": []}}}),
-]  # fmt: skip
+]
 """Values of JSON, or nearly, that are seldom what is wanted."""
 
 ODD_PIECES = [
@@ -34,7 +34,7 @@ ODD_PIECES = [
     *(b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf"),
     *("²".encode(), "٣".encode(), "\u2028".encode(), b"\x1b[2J", b"9" * 25, b"9" * 5000, b"-1", b"0", b"NaN", b"1e999"),
     *(b"(null)", b"N/A", b"Unknown", b"x" * 300, b"[" * 70, b"a" * 20_000, b" =" * 3000, b"(1)" * 1000, b"\n" * 1000),
-]  # fmt: skip
+]
 """Bytes that mean something to some parser."""
 
 

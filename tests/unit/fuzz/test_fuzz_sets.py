@@ -159,10 +159,41 @@ def test_any_tar_is_an_index_or_one_error(folder: Path, data: st.DataObject) -> 
             return
 
 
-NAMES = [b"a.jpg", b"a.cls", b"b.png", b"d/a.jpg", b"../a.jpg", b"/a.jpg", b".jpg", b"a", b"__x__/a.jpg", b"\xff.jpg", b"a\nb.jpg",
-         b"a.jpg\n", b"._a.jpg", b"a" * 100, b"a/" * 50, b"a." * 49, b"", b"a.b.c.jpg", b"\xc3\xa9.jpg", b"a//b.jpg"]  # fmt: skip
-PAX = [b"path=c.jpg", b"size=3", b"size=99999999999999999999", b"size=-1", b"path=", b"GNU.sparse.major=1", b"mtime=1", b"path=" + b"a/" * 400_000,
-       b"path=" + b"a/" * 2000 + b"x.jpg", b"path=" + b"." * 900_000, b"x"]  # fmt: skip
+NAMES = [
+    b"a.jpg",
+    b"a.cls",
+    b"b.png",
+    b"d/a.jpg",
+    b"../a.jpg",
+    b"/a.jpg",
+    b".jpg",
+    b"a",
+    b"__x__/a.jpg",
+    b"\xff.jpg",
+    b"a\nb.jpg",
+    b"a.jpg\n",
+    b"._a.jpg",
+    b"a" * 100,
+    b"a/" * 50,
+    b"a." * 49,
+    b"",
+    b"a.b.c.jpg",
+    b"\xc3\xa9.jpg",
+    b"a//b.jpg",
+]
+PAX = [
+    b"path=c.jpg",
+    b"size=3",
+    b"size=99999999999999999999",
+    b"size=-1",
+    b"path=",
+    b"GNU.sparse.major=1",
+    b"mtime=1",
+    b"path=" + b"a/" * 400_000,
+    b"path=" + b"a/" * 2000 + b"x.jpg",
+    b"path=" + b"." * 900_000,
+    b"x",
+]
 
 
 @st.composite

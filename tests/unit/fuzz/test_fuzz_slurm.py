@@ -30,10 +30,39 @@ from vit_dist.core.world import first_host
 
 REAL = {path.stem: path.read_text() for path in (Path(__file__).parent / "slurm-22.05").glob("*.txt")}
 PIECES = [
-    *("JobId=", "\nJobId=7 JobName=", " JobName=", " UserId=", " UserId=a(1) GroupId=b(2) ", " GroupId=", "(1)", "=(((", "+"),
-    *("TimeLimit=", "NodeName=", "Port=99999999", "NodeAddr=\ufffd", "-", "1-", "9:", "99999999999:00:00", "%4", ":2", ","),
-    *(" JobName=" * 3000, " UserId=(" * 3000, "0" * 3000, " A" * 3000, "UserId=" + "(1" * 3000, "\nJobId=1 JobName=" * 2000),
-]  # fmt: skip
+    *(
+        "JobId=",
+        "\nJobId=7 JobName=",
+        " JobName=",
+        " UserId=",
+        " UserId=a(1) GroupId=b(2) ",
+        " GroupId=",
+        "(1)",
+        "=(((",
+        "+",
+    ),
+    *(
+        "TimeLimit=",
+        "NodeName=",
+        "Port=99999999",
+        "NodeAddr=\ufffd",
+        "-",
+        "1-",
+        "9:",
+        "99999999999:00:00",
+        "%4",
+        ":2",
+        ",",
+    ),
+    *(
+        " JobName=" * 3000,
+        " UserId=(" * 3000,
+        "0" * 3000,
+        " A" * 3000,
+        "UserId=" + "(1" * 3000,
+        "\nJobId=1 JobName=" * 2000,
+    ),
+]
 
 
 def texts(name: str) -> st.SearchStrategy[str]:

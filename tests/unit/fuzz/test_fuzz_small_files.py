@@ -25,9 +25,20 @@ from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
 
 NOW = 1_795_690_000.0
-STATUS = {"status": "running", "step": 40, "examples": 640, "reason": "", "host": "n1", "pid": 77, "time": NOW - 9,
-          "attempt": 1, "goodput": {"train": 9.5, "wait": 0.5}, "total_steps": 100, "examples_per_s": 64.0,
-          "metrics": {"val/top1": 0.5}}  # fmt: skip
+STATUS = {
+    "status": "running",
+    "step": 40,
+    "examples": 640,
+    "reason": "",
+    "host": "n1",
+    "pid": 77,
+    "time": NOW - 9,
+    "attempt": 1,
+    "goodput": {"train": 9.5, "wait": 0.5},
+    "total_steps": 100,
+    "examples_per_s": 64.0,
+    "metrics": {"val/top1": 0.5},
+}
 REAL = {
     names.STATUS: STATUS,
     names.HEARTBEAT: {"attempt": 1, "time": NOW - 2, "goodput": {"train": 12.0}},
@@ -38,12 +49,23 @@ REAL = {
         "identity": {"global_batch": 16, "horizon": "7 epochs", "data": {"subset": 500}},
         "vit_dist": "1.0",
     },
-    names.JOB: {"job": "120_3", "cluster": "generic", "cluster_file": "job/cluster.yaml", "script": "job/train.sbatch",
-                "recipe": "recipe.yaml", "cwd": "/home/ann", "nodes": 2, "devices_per_node": 8, "spares": 0,
-                "submitted_at": NOW - 99},
+    names.JOB: {
+        "job": "120_3",
+        "cluster": "generic",
+        "cluster_file": "job/cluster.yaml",
+        "script": "job/train.sbatch",
+        "recipe": "recipe.yaml",
+        "cwd": "/home/ann",
+        "nodes": 2,
+        "devices_per_node": 8,
+        "spares": 0,
+        "submitted_at": NOW - 99,
+    },
     names.CANCEL: {"job": "120_3", "time": NOW - 1},
-    names.EVALUATED: {"evaluations": [{"step": 40, "evaluators": [{"name": "classification"}], "values": {"val/top1": 0.5}}]},
-}  # fmt: skip
+    names.EVALUATED: {
+        "evaluations": [{"step": 40, "evaluators": [{"name": "classification"}], "values": {"val/top1": 0.5}}]
+    },
+}
 ODD = [
     "1 epochs",
     "1" + " " * 200_000 + "x",

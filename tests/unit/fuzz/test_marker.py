@@ -33,7 +33,7 @@ ODD: list[Any] = [
     *(float("nan"), float("inf"), "", " ", "0", "\0", "\ud800", "a\nb", "../../x", "/etc/passwd", "x" * 9000),
     *("9" * 5000, "weight:fc.weight", "exp_avg:x", "F32", "I8", "4 steps", "1e9 epochs", "vit-test", "timm"),
     *([], {}, [[]], [{}], {"": None}, [0] * 300, [2**40, 2**40], [1, 0], [0, 0], [16, 3], {"x": {"x": {"x": []}}}),
-]  # fmt: skip
+]
 GOLDEN_STEP = committed(GOLDEN / "checkpoint")[0]
 MARKER_TEXT = (GOLDEN_STEP / MARKER).read_bytes()
 

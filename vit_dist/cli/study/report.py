@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from vit_dist.cli.study.options import add_runs, split_words, study_parser
 from vit_dist.core.errors import ConfigError
-from vit_dist.core.places import any_option, local_option
+from vit_dist.core.files import redact
+from vit_dist.core.places import any_option, any_or_override, local_option
 from vit_dist.core.run.names import is_plain_name
 from vit_dist.core.tables import make_console, show, table
 
@@ -26,8 +27,9 @@ def _parser() -> argparse.ArgumentParser:
         "Read the event files of a study's runs; fit curves; write one HTML page with figures and tables beside it.",
         "demo                                               # runs/demo/report/report.html",
         "demo --out /tmp/report --metric fewshot/mini_5shot",
-        "--logs s3://bucket/tensorboard/demo --out report   # no study file needed",
+        "s3://bucket/copies/demo --out report               # no study file needed; --logs where it is a path",
         "--logs logs/ --tag-map timm.yaml --out report      # other frameworks' logs too: see docs/study.md",
+        word=any_or_override,
     )
     add_runs(parser)
     parser.add_argument(
@@ -63,6 +65,11 @@ def main(argv: list[str]) -> int:
     from vit_dist.scaling.report.write import write_report
     from vit_dist.scaling.tagmap import load_tag_map
 
+    # The URL of logs may stand in the place of a study, which has none.
+    urls = [word for word in args.words if "://" in word and "=" not in word.partition("://")[0]]
+    if urls and (args.logs or len(urls) > 1):
+        raise ConfigError(f"{parser.prog}: give the logs once: {', '.join(map(redact, [*urls, args.logs or '']))}")
+    args.logs, args.words = (urls or [args.logs])[0], [word for word in args.words if word not in urls]
     name, study = _study(args, parser.prog)
     logs = args.logs or str(args.runs / str(name))
     metric = args.metric or (study.metric if study else VAL_TOP1)

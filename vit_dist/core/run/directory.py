@@ -23,6 +23,7 @@ from vit_dist.core.files import append_json, write_bytes
 from vit_dist.core.log import log
 from vit_dist.core.run import names, records
 from vit_dist.core.small_files import DamagedError, is_number, is_text, or_none, read_record, read_records, read_small
+from vit_dist.core.store_patience import run_has_begun
 from vit_dist.core.text import decode_text
 
 DYING_S = 5.0
@@ -58,6 +59,12 @@ class Status:
     total_steps: int = 0
     examples_per_s: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+def wait_for_stores(run_dir: Path) -> None:
+    """Where a run has begun in a directory, stores are waited for as while it trains: an outage is not to end it."""
+    if (run_dir / names.RUN).exists():
+        run_has_begun()
 
 
 @dataclass(frozen=True)

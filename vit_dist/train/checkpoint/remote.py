@@ -1,9 +1,13 @@
-"""Copies of checkpoints on object storage: sent in the background, marker last; fetched where there is no local one."""
+"""Copies of checkpoints on object storage: sent in the background, marker last; fetched where there is no local one.
+
+Logs and records of the run go with them (core/run/copies.py), before the marker: no copy is ahead of its log.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +27,7 @@ from vit_dist.core.files import (
 )
 from vit_dist.core.log import log
 from vit_dist.core.run.checkpoints import MARKER, marker_in_place, parse_marker, step_of
+from vit_dist.core.run.copies import Copies
 from vit_dist.core.small_files import read_small
 from vit_dist.train.checkpoint.store import FETCHING, Retention, Saved, missing_part, remove, saved_of, summaries
 
@@ -44,6 +49,8 @@ class Uploader:
         """Steps of copies that were found damaged: they count for nothing, and are left."""
         self._waiting: Path | None = None
         self._failed: Path | None = None
+        self._logs = Copies(root.parent, remote)
+        self._logs_wanted = False
         self._wake = threading.Condition()
         self._busy = False
         self._thread: threading.Thread | None = None
@@ -52,46 +59,75 @@ class Uploader:
         """Copy this checkpoint when the one on its way is there."""
         with self._wake:
             self._waiting = checkpoint
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="upload", daemon=True)
-                self._thread.start()
-            self._wake.notify_all()
+            self._begin()
+
+    def _begin(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="upload", daemon=True)
+            self._thread.start()
+        self._wake.notify_all()
 
     def finish(self, timeout_s: float = 600.0) -> None:
         """Wait until nothing is on its way. A copy that failed is tried once more, then left."""
         with self._wake:
-            self._wake.wait_for(lambda: not self._busy and self._waiting is None, timeout_s)
+            self._wake.wait_for(self._idle, timeout_s)
             again = self._failed
         if again is not None:
             self.submit(again)
             with self._wake:
-                self._wake.wait_for(lambda: not self._busy and self._waiting is None, timeout_s)
+                self._wake.wait_for(self._idle, timeout_s)
+
+    def send_logs(self, timeout_s: float = 600.0) -> None:
+        """Copy what logs and records say since the last checkpoint, and wait until it is there."""
+        with self._wake:
+            self._logs_wanted = True
+            self._begin()
+            self._wake.wait_for(self._idle, timeout_s)
+
+    def _idle(self) -> bool:
+        return not self._busy and self._waiting is None and not self._logs_wanted
 
     def _work(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._waiting is not None)
+                self._wake.wait_for(lambda: self._waiting is not None or self._logs_wanted)
                 checkpoint, self._waiting, self._busy = self._waiting, None, True
-            assert checkpoint is not None
-            try:
-                upload(checkpoint, self._remote)
-                self.damaged.discard(step_of(checkpoint.name) or 0)
-                self._prune()
-                self._failed = None
-            except FileNotFoundError:
-                # Retention has removed it meanwhile; a newer one is coming.
-                self._failed = None
-            except Exception as error:
-                gone = not (checkpoint / MARKER).exists()
-                self._failed = None if gone else checkpoint
-                if not gone:
-                    log(
-                        f"  {redact(self._remote)}: {checkpoint.name} COULD NOT BE COPIED: {redact(str(error))}. "
-                        f"Training continues; the local checkpoint is complete, and the next one is tried again"
-                    )
+                self._logs_wanted = False
+            if checkpoint is None:
+                self._copy_logs()
+            else:
+                self._copy(checkpoint)
             with self._wake:
                 self._busy = False
                 self._wake.notify_all()
+
+    def _copy(self, checkpoint: Path) -> None:
+        try:
+            upload(checkpoint, self._remote, self._logs.send)
+            self.damaged.discard(step_of(checkpoint.name) or 0)
+            self._prune()
+            self._failed = None
+        except FileNotFoundError:
+            # Retention has removed it meanwhile; a newer one is coming.
+            self._failed = None
+        except Exception as error:
+            gone = not (checkpoint / MARKER).exists()
+            self._failed = None if gone else checkpoint
+            if not gone:
+                log(
+                    f"  {redact(self._remote)}: {checkpoint.name} COULD NOT BE COPIED: {redact(str(error))}. "
+                    f"Training continues; the local checkpoint is complete, and the next one is tried again"
+                )
+
+    def _copy_logs(self) -> None:
+        try:
+            self._logs.send()
+        # Whatever it was: what was trained is on the disk, and lost logs of an end are no reason to fail.
+        except Exception as error:
+            log(
+                f"  {redact(self._remote)}: the end of the logs COULD NOT BE COPIED: {redact(str(error))}. They are "
+                f"complete in {self._root.parent}"
+            )
 
     def _prune(self) -> None:
         copies = _copies(self._remote)
@@ -118,8 +154,13 @@ class Uploader:
             fs.rm_tree(f"{root}/{name}")
 
 
-def upload(checkpoint: Path, remote: str) -> None:
+def upload(checkpoint: Path, remote: str, before_marker: Callable[[], None] = lambda: None) -> None:
     """Copy a checkpoint, several files in flight, its marker last.
+
+    Args:
+        checkpoint: a committed one.
+        remote: URL of the directory that holds the copies.
+        before_marker: called once the parts are there; what it raises keeps the copy from counting.
 
     Raises:
         DataError: the store refused, or is away.
@@ -141,6 +182,7 @@ def upload(checkpoint: Path, remote: str) -> None:
     with ThreadPoolExecutor(_IN_FLIGHT, "upload") as pool:
         for done in [pool.submit(put, name) for name in sorted(marker["files"])]:
             done.result()
+    before_marker()
     # Last, as on the disk: a copy without its marker is not there.
     write_bytes(join_url(base, MARKER), content)
 

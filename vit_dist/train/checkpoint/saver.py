@@ -220,6 +220,11 @@ class Saver:
                 f"Free space or repair the storage and start the run again"
             )
 
+    def send_logs(self) -> None:
+        """Copy what logs and records say since the last checkpoint to where copies are kept; on rank 0."""
+        if self.uploader is not None:
+            self.uploader.send_logs()
+
     def covers(self, step: int) -> bool:
         """Whether the state after this step is saved, or on its way."""
         return step in (self._pending, self.last_step)

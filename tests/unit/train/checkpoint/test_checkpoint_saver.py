@@ -273,6 +273,24 @@ def test_an_upload_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
     assert load(tmp_path / "b" / "checkpoints", remote=str(remote))[1].state["step"] == 1
 
 
+def test_a_copy_counts_only_once_the_logs_of_its_step_are_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remote, log = tmp_path / "remote", tmp_path / "a" / "tb" / "events.out.tfevents.1.h.1"
+    log.parent.mkdir(parents=True)
+    log.write_bytes(b"as far as step 1")
+    # Something lies where the log is to go.
+    (remote / "tb" / log.name).mkdir(parents=True)
+    saved(tmp_path / "a", 1, remote=str(remote))
+    assert "step-0000000001 COULD NOT BE COPIED" in capsys.readouterr().err
+    assert (remote / "step-0000000001" / "rank-00000.safetensors").exists()
+    assert remote_steps(str(remote)) == []
+    (remote / "tb" / log.name).rmdir()
+    saved(tmp_path / "a", 2, remote=str(remote))
+    assert remote_steps(str(remote)) == ["step-0000000002"]
+    assert (remote / "tb" / log.name).read_bytes() == log.read_bytes()
+
+
 @pytest.mark.s3
 def test_copies_live_on_object_storage(s3: str, tmp_path: Path) -> None:
     remote = f"{s3}/runs/copies"
