@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vit_dist.core.errors import ConfigError, did_you_mean
-from vit_dist.core.run import names, records
-from vit_dist.core.small_files import DamagedError, read_record, read_records
+from vit_dist.core.run import history, names
 
 _DEPTH = 3
 """ROOT/RUN, ROOT/STUDY/CELL, and one more for folders of a person's own."""
@@ -91,12 +89,8 @@ def is_run(path: Path) -> bool:
 
 def jobs_of(run: Path) -> set[str]:
     """Numbers of all jobs that a run has had: `120`, and for an array's elements `120_3` too."""
-    jobs = set[str]()
-    with contextlib.suppress(OSError, DamagedError):
-        jobs.add(read_record(run / names.JOB, records.JOB).get("job", ""))
-    with contextlib.suppress(OSError, DamagedError):
-        jobs |= {line.get("job", "") for line in read_records(run / names.LEDGER, records.LEDGER)}
-    return jobs - {""}
+    state = history.read(run, forgiving=True)
+    return {state.submitted_job, *(one.job for one in state.attempts)} - {""}
 
 
 def _only(wanted: str, matches: Sequence[Path], why: str) -> Path:

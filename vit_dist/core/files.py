@@ -133,7 +133,8 @@ def write_bytes(url: str, content: bytes) -> None:
 def append_json(path: Path, entry: Mapping[str, Any]) -> None:
     """Append a line of JSON to a local file, through to the disk; after a line that a crash cut short, on a new one.
 
-    Where another writes at the same moment, its line may look cut short: then an empty line comes between.
+    Where another writes at the same moment, its line may look cut short: then an empty line comes between. What cannot
+    be written whole is taken back.
 
     Raises:
         OSError: it cannot be written.
@@ -142,9 +143,19 @@ def append_json(path: Path, entry: Mapping[str, Any]) -> None:
     with open_append(path) as file:
         if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
             line = b"\n" + line
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+        handle, begun = file.fileno(), os.fstat(file.fileno()).st_size
+        try:
+            # By its own: a buffer would be written once more when the file is closed.
+            written = os.write(handle, line)
+            if written < len(line):
+                os.write(handle, line[written:])
+            os.fsync(handle)
+        except OSError:
+            # A line that lacks its end alone would count, though its writer was told that it is not there.
+            with contextlib.suppress(OSError):
+                if os.fstat(handle).st_size <= begun + len(line):
+                    os.ftruncate(handle, begun)
+            raise
 
 
 def open_append(path: Path) -> IO[bytes]:

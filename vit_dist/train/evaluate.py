@@ -13,7 +13,7 @@ from vit_dist.core.errors import RunError
 from vit_dist.core.events.writer import EventWriter
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import log
-from vit_dist.core.run import names
+from vit_dist.core.run import history, names
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.run.log import write_metrics
 from vit_dist.core.world import World
@@ -35,7 +35,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Values of a recipe's evaluators on a checkpoint of a run, the newest unless one is named. A collective.
 
-    The values go to a new event file of the run, at the step of the checkpoint, and to `evaluated.json`; where that
+    The values go to a new event file of the run, at the step of the checkpoint, and into its history; where that
     says that the same evaluators have seen this step already, nothing is done.
 
     Args:
@@ -88,7 +88,7 @@ def _evaluate(recipe: Recipe, run_dir: Path, world: World, checkpoint: str, out:
         state = TrainState.load(restored.state, data.identity, str(restored.path))
         checkpoints.agree_on_place((state.step, state.position), restored.path, world)
         step, wanted = state.step, [dump(e) for e in recipe.evaluators]
-        before = checkpoints.on_main(lambda: directory.evaluation(wanted, step), world)
+        before = checkpoints.on_main(lambda: history.evaluation(run_dir, wanted, step), world)
         if before is not None:
             if world.is_main:
                 log(f"  {run_dir}: these evaluators have seen step {step:,} already")
@@ -117,6 +117,6 @@ def _write(directory: RunDir, recipe: Recipe, step: int, values: dict[str, float
     with contextlib.closing(EventWriter(directory.events)) as writer:
         write_metrics(writer, recipe.measured()[0] | recipe.metrics, step)
         writer.scalars(step, values)
-    directory.record_evaluation([dump(e) for e in recipe.evaluators], step, values)
+    history.evaluated(directory.path, [dump(e) for e in recipe.evaluators], step, values)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     log(f"  {directory.path}, step {step:,}: {shown}")

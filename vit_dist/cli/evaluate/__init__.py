@@ -22,7 +22,7 @@ examples:
   vit-dist evaluate --list runs.txt --cluster dgx-h100 --max-parallel 8       # an array, an element a run
   srun vit-dist evaluate --list runs.txt --element 3            # the run in line 4 of a list: an array's element
 
-Results go to a new event file in RUN-DIR/tb, at the step of the checkpoint, and to RUN-DIR/evaluated.json. What the
+Results go to a new event file in RUN-DIR/tb, at the step of the checkpoint, and into its history. What the
 same evaluators have evaluated already is not evaluated again. Overrides may change where things are and what
 is evaluated, not what was trained.
 """

@@ -17,7 +17,7 @@ def test_what_is_read_after_a_kill_or_on_a_full_disk_is_the_old_or_the_new(tmp_p
     done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     kills = json.loads(done.stdout)
-    assert len(kills) == 11
+    assert len(kills) == 13
     for name, counts in kills.items():
         assert counts["looks"] >= 1, name
         assert counts["bytes"] >= 3, name
