@@ -20,7 +20,7 @@ from tests.laws.test_resume import assert_same_bits, finish, recipe_file, start
 from vit_dist.core.events.reader import read_run
 from vit_dist.core.run import history
 from vit_dist.core.run.checkpoints import seal_marker
-from vit_dist.core.run.directory import Status
+from vit_dist.core.run.history import Status
 from vit_dist.train.progress.goodput import BUCKETS
 
 pytestmark = pytest.mark.distributed
@@ -344,7 +344,7 @@ def test_run_starts_again_after_a_kill_until_it_is_done(tmp_path: Path, small_se
     assert process.returncode == 0, output
     assert "attempt 1: killed by signal 9" in output
     assert "attempt 2: done" in output
-    assert [(e.told, e.cause) for e in history.read(run_dir).attempts] == [("killed", "rank_lost"), ("done", "done")]
+    assert [(e.told, e.cause) for e in history.read(run_dir).attempts] == [("failed", "rank_lost"), ("done", "done")]
 
 
 @pytest.mark.s3
