@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,33 +17,43 @@ from pathlib import Path
 from typing import Any
 
 from launcher import bad_nodes
-from launcher.supervise.ledger import append_begin, append_end, read_ledger
 from tests.killed_writers import Writer, tried
 from vit_dist.core.events.cache import load_entry, store_entry
 from vit_dist.core.events.reader import read_run
 from vit_dist.core.events.writer import EventWriter
 from vit_dist.core.files import explained, replacing_folder, write_bytes
 from vit_dist.core.lines import Lines
-from vit_dist.core.run import names
-from vit_dist.core.run.directory import RunDir
-from vit_dist.core.small_files import read_record, read_records
+from vit_dist.core.run import history
+from vit_dist.core.run.history import Progress
+from vit_dist.core.small_files import read_records
 
 
-def _status(step: int) -> Callable[[Path], Any]:
-    return lambda folder: RunDir(folder).write_status("running", step, 10 * step, "x" * 200, metrics={"loss": 1.5})
+def _attempts(folder: Path) -> list[tuple[Any, ...]]:
+    return [
+        (one.attempt, one.opened, one.trained, one.told, one.saved, one.cause) for one in history.read(folder).attempts
+    ]
 
 
-def _attempt(number: int) -> Callable[[Path], Any]:
-    return lambda folder: RunDir(folder).append_attempt({"event": "start", "attempt": number})
+def _begin(folder: Path) -> None:
+    history.begin(folder, launcher="local", devices=2, step=0)
 
 
-def _evaluation(step: int) -> Callable[[Path], Any]:
-    return lambda folder: RunDir(folder).record_evaluation([{"name": "c"}], step, {"top1": step / 10})
+def _take(folder: Path) -> None:
+    history.take(folder, ranks=2, saved=0)
 
 
-def _end(folder: Path) -> None:
-    (begun,) = read_ledger(folder)
-    append_end(folder, begun, cause="done", action="none", code=0, reached=5, saved=5, at=9.0)
+def _close(folder: Path) -> None:
+    begun = history.read(folder).last
+    assert begun is not None
+    history.close(folder, begun, cause="done", action="none", code=0, reached=5, saved=5, at=9.0)
+
+
+def _submit(job: str) -> Callable[[Path], None]:
+    return lambda folder: history.submitted(folder, job, history.submitting(folder, {"script": job * 50}))
+
+
+def _progress(step: int) -> Progress:
+    return Progress(1, 5.0, step, 10 * step, 100, 2.5, {"train": 1.0}, {"loss": 1.5})
 
 
 def _logged(steps: int, *, patient: bool = False) -> Callable[[Path], Any]:
@@ -88,38 +99,57 @@ def _line(*numbers: int) -> Callable[[Path], Any]:
 
 
 RUN = {
-    "status": Writer(_status(1), _status(2), lambda folder: RunDir(folder).status().step),
     "heartbeat": Writer(
-        lambda folder: RunDir(folder).write_heartbeat(1, {"train": 1.0}),
-        lambda folder: RunDir(folder).write_heartbeat(2, {"train": 2.0}),
-        lambda folder: read_record(folder / names.HEARTBEAT)["attempt"],
+        lambda folder: history.beat(folder, _progress(1)),
+        lambda folder: history.beat(folder, _progress(2)),
+        lambda folder: history.read(folder).progress.step,
     ),
-    "owner": Writer(
-        lambda folder: RunDir(folder).take_ownership(1),
-        lambda folder: RunDir(folder).take_ownership(2),
-        lambda folder: RunDir(folder).owner()["attempt"],
-    ),
-    "job": Writer(
-        lambda folder: RunDir(folder).write_json(names.JOB, {"job": "1"}),
-        lambda folder: RunDir(folder).write_json(names.JOB, {"job": "2", "script": "s" * 500}),
-        lambda folder: RunDir(folder).read_json(names.JOB)["job"],
-    ),
-    "evaluation": Writer(
-        _evaluation(1), _evaluation(2), lambda folder: [RunDir(folder).evaluation([{"name": "c"}], n) for n in (1, 2)]
-    ),
-    "attempts": Writer(
-        _attempt(1), _attempt(2), lambda folder: [line["attempt"] for line in RunDir(folder).attempts()], appends=True
-    ),
-    "ledger's begin": Writer(
-        lambda folder: append_begin(folder, attempt=1, launcher="local", devices=2, step=0, at=1.0),
-        lambda folder: append_begin(folder, attempt=2, launcher="local", devices=2, step=5, at=2.0),
-        lambda folder: [entry.attempt for entry in read_ledger(folder)],
+    "an attempt's ranks": Writer(
+        lambda folder: (_begin(folder), _take(folder)),
+        lambda folder: history.training(folder, 1),
+        _attempts,
         appends=True,
     ),
-    "ledger's end": Writer(
-        lambda folder: append_begin(folder, attempt=1, launcher="local", devices=2, step=0, at=1.0),
-        _end,
-        lambda folder: [(entry.ended, entry.saved) for entry in read_ledger(folder)],
+    "ranks' end": Writer(
+        lambda folder: (_begin(folder), _take(folder), history.training(folder, 1)),
+        lambda folder: history.end(folder, "stopped", _progress(7), reason="SIGTERM", saved=7),
+        _attempts,
+        appends=True,
+    ),
+    "a beginning": Writer(_begin, _begin, _attempts, appends=True),
+    "a closing": Writer(_begin, _close, _attempts, appends=True),
+    "a submission's number": Writer(
+        lambda folder: history.submitting(folder, {}),
+        lambda folder: history.submitted(folder, "7", 0),
+        lambda folder: history.read(folder).job_id,
+        appends=True,
+    ),
+    "a requeue": Writer(
+        lambda folder: (_submit("7")(folder), _begin(folder)),
+        lambda folder: history.requeue(folder, "7"),
+        lambda folder: history.read(folder).requeues,
+        appends=True,
+    ),
+    "a cancel": Writer(
+        lambda folder: history.ask_cancel(folder, "7"),
+        lambda folder: history.ask_cancel(folder, "8"),
+        lambda folder: history.read(folder).cancel,
+    ),
+    "a directory that is taken": Writer(
+        _take,
+        _take,
+        lambda folder: (
+            [
+                *re.findall(r"attempt (\d+) on", history.superseded_by(folder, "another")),
+                len(history.read(folder).findings),
+            ]
+        ),
+        also=(["2", 0],),
+    ),
+    "evaluation": Writer(
+        lambda folder: history.evaluated(folder, [{"name": "c"}], 1, {"top1": 0.1}),
+        lambda folder: history.evaluated(folder, [{"name": "c"}], 2, {"top1": 0.2}),
+        lambda folder: [history.evaluation(folder, [{"name": "c"}], n) for n in (1, 2)],
         appends=True,
     ),
     "bad nodes": Writer(

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from launcher.supervise.attempts import number_in_hand
 from vit_dist.config.load import recipe_yaml
 from vit_dist.config.plugins import with_copies
 from vit_dist.config.schema import Recipe
@@ -22,7 +21,8 @@ from vit_dist.core.files import write_bytes
 from vit_dist.core.log import ERROR, RANK_LOGS_VARIABLE, log
 from vit_dist.core.network import free_port
 from vit_dist.core.process import STOP_SIGNALS, cli_command, handling, parent_death_signal, wait_until
-from vit_dist.core.run import names
+from vit_dist.core.run import history, names
+from vit_dist.core.run.checkpoints import newest_step
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import without_world
 
@@ -40,7 +40,7 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int, options: Sequence[st
         options: further words of `vit-dist train`.
 
     Returns:
-        0 where the run is done or was stopped on request (status.json says which), else the exit code of the rank
+        0 where the run is done or was stopped on request (its history says which), else the exit code of the rank
         that failed first.
     """
     RunDir(run_dir).check_free()
@@ -53,10 +53,10 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int, options: Sequence[st
     with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
         recipe_file = Path(scratch) / names.RECIPE
         write_bytes(str(recipe_file), recipe_yaml(recipe).encode())
-        logs = run_dir / names.LOGS / names.attempt_folder(number_in_hand(run_dir))
+        logs = run_dir / names.LOGS / names.attempt_folder(history.read(run_dir).next_opened)
         words = ["train", str(recipe_file), "--run-dir", str(run_dir), *options]
         code = run_ranks(words, nproc=nproc, scratch=Path(scratch), logs=logs)
-    _close_status(RunDir(run_dir), code)
+    _close_attempt(RunDir(run_dir), code)
     return code
 
 
@@ -152,25 +152,17 @@ def _forward_signals_to(ranks: Sequence[subprocess.Popen[bytes]]) -> contextlib.
     return handling(STOP_SIGNALS, forward)
 
 
-def _close_status(directory: RunDir, code: int) -> None:
-    """Turn a status `running` that a killed rank has left behind into `failed`.
+def _close_attempt(directory: RunDir, code: int) -> None:
+    """Write the end of an attempt whose rank was killed.
 
     Not where it may be another attempt's: one that superseded this one, or one that holds the directory's lock.
     """
-    status, number = directory.status(), signal_of(code)
-    if code and code != SUPERSEDED and status is not None and status.status == "running" and directory.is_free():
+    status, number = history.read(directory.path).status, signal_of(code)
+    began = status is not None and status.status in {"running", "starting"}
+    if code and code != SUPERSEDED and status is not None and began and directory.is_free():
         reason = (
             f"a rank was killed by signal {number}" if number is not None else f"a rank ended with exit code {code}"
         )
         # The disk may be what the rank failed of: its own exit code says more.
         with contextlib.suppress(VitDistError):
-            directory.write_status(
-                "failed",
-                status.step,
-                status.examples,
-                reason,
-                attempt=status.attempt,
-                goodput=status.goodput,
-                total_steps=status.total_steps,
-                metrics=status.metrics,
-            )
+            history.end(directory.path, "failed", status, reason=reason, saved=newest_step(directory.path))

@@ -30,7 +30,7 @@ examples:
   vit-dist train demo --profile 10:13          a trace of steps 10 to 13 in RUN-DIR/profile, for ui.perfetto.dev
   srun --ntasks-per-node=8 vit-dist train vit-l16-jft300m --run-dir /shared/runs/l16
 
-a run directory holds recipe.yaml, status.json, tb/ (TensorBoard event files), logs/ and checkpoints/
+a run directory holds recipe.yaml, tb/ (TensorBoard event files), logs/, checkpoints/ and its history
 """
 
 

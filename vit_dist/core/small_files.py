@@ -128,6 +128,33 @@ def read_small(path: Path, max_bytes: int | None = MAX_BYTES) -> bytes:
     return content
 
 
+def read_end(path: Path, most: int | None) -> tuple[bytes, bool]:
+    """The whole lines at the end of a file that only grows.
+
+    Args:
+        path: of the file.
+        most: bytes from its end; None: all, up to MAX_BYTES.
+
+    Returns:
+        The bytes, and whether lines before them were left out.
+
+    Raises:
+        OSError, DamagedError: as `read_small`.
+    """
+    if most is None:
+        return read_small(path), False
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            raise DamagedError("not a regular file")
+        if about.st_size <= most:
+            return file.read(most), False
+        file.seek(about.st_size - most)
+        content = file.read(most)
+    return content.partition(b"\n")[2], True
+
+
 def parse_json(content: str | bytes, *, finite: bool = True, unique: bool = False) -> Any:
     """Plain values out of JSON: numbers have a bounded number of digits, nothing is nested deeply.
 
@@ -269,7 +296,14 @@ def read_records(
         OSError: the file is not there, or cannot be read.
         DamagedError: no regular file, or too large.
     """
-    for number, line in enumerate(read_small(path).splitlines(), 1):
+    yield from parse_records(read_small(path), fields, findings)
+
+
+def parse_records(
+    content: bytes, fields: Mapping[str, Check] | None = None, findings: list[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """As `read_records`, of the content of such a file."""
+    for number, line in enumerate(content.splitlines(), 1):
         try:
             record = checked(parse_json(line), fields or {})
         except NotJsonError:

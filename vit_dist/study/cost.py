@@ -10,7 +10,7 @@ from vit_dist.config.cadences import unrated_checkpoints
 from vit_dist.config.schema import Recipe
 from vit_dist.core.devices import Device
 from vit_dist.core.errors import DataError
-from vit_dist.core.run import names
+from vit_dist.core.run import history, names
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_bytes, format_flops
 from vit_dist.data.manifest import read_manifest
@@ -176,14 +176,15 @@ def measured_throughput(estimates: Sequence[CostEstimate], directory: Path) -> d
     sums: dict[str, tuple[float, float, int]] = {}
     for estimate in estimates:
         files = RunDir(directory / estimate.cell.name)
-        status, run = files.status(), files.read_json(names.RUN)
+        state, run = history.read(files.path), files.read_json(names.RUN)
+        status = state.status
         if status is None or status.status != "done" or estimate.flops is None:
             continue
         if run is None or run.get("recipe_hash") != estimate.cell.hash:
             continue
         # Without the time a run was down between attempts: no device was held then.
         busy = sum(status.goodput.get(bucket, 0.0) for bucket in ("train", "wait", "eval", "save", "start", "lost"))
-        ranks = next((int(line["ranks"]) for line in reversed(files.attempts()) if line.get("ranks")), 1)
+        ranks = state.last.devices if state.last is not None else 1
         precision = estimate.cell.recipe.precision
         flops, seconds, runs = sums.get(precision, (0.0, 0.0, 0))
         sums[precision] = flops + estimate.flops, seconds + busy * ranks, runs + 1

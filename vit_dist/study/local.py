@@ -6,7 +6,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,9 @@ from vit_dist.config.schema import Recipe, dump
 from vit_dist.core.errors import ConfigError, RunError
 from vit_dist.core.exit_codes import INTERRUPTED
 from vit_dist.core.files import redact
-from vit_dist.core.run import names
+from vit_dist.core.run import history, names
 from vit_dist.core.run.directory import RunDir
+from vit_dist.core.run.history import JobWord
 from vit_dist.core.units import format_seconds
 from vit_dist.study.grid import Cell
 
@@ -32,7 +33,17 @@ Evaluation = Callable[[Cell, Path], int]
 State = Literal["missing", "started", "running", "stopped", "failed", "done"]
 
 
-_ENDED: tuple[State, ...] = ("stopped", "failed", "done")
+_STATES: Mapping[str, State] = {
+    "running": "running",
+    "starting": "running",
+    "ending": "running",
+    "done": "done",
+    "stopped": "stopped",
+    "cancelled": "stopped",
+    "failed": "failed",
+    "given up": "failed",
+}
+"""Of how a run stands; all others have not begun, or will resume."""
 
 
 class StudyStoppedError(RunError):
@@ -45,8 +56,8 @@ class StudyStoppedError(RunError):
 class CellState:
     """How far a cell is, by the files in its run directory.
 
-    missing: never begun; running: its last heartbeat is recent; started: an attempt began and is gone, killed or on a
-    machine that is; stopped: saved and ended on request; failed; done.
+    missing: never begun; running: its process lives, or its last heartbeat is recent; started: an attempt began and is
+    gone, killed or on a machine that is; stopped: ended on request; failed; done.
     """
 
     state: State
@@ -59,20 +70,19 @@ def cell_state(run_dir: Path) -> CellState:
     """How far the run in a directory is.
 
     Raises:
-        RunError: its `run.json` or `status.json` is damaged.
+        RunError: its `run.json` is damaged, or its history cannot be read.
     """
-    files = RunDir(run_dir)
-    run, status = files.read_json(names.RUN), files.status()
+    run, state = RunDir(run_dir).read_json(names.RUN), history.read(run_dir)
     recipe_hash = None if run is None else str(run.get("recipe_hash"))
-    if status is None:
-        return CellState("missing" if run is None else "started", recipe_hash)
-    for ended in _ENDED:
-        if status.status == ended:
-            return CellState(ended, recipe_hash, status.step, status.reason)
-    # A killed run cannot say that it was: its status stays "running", and only the heartbeat tells.
-    if time.time() - files.with_heartbeat(status).time < names.SILENT_S:
-        return CellState("running", recipe_hash, status.step, status.reason)
-    return CellState("started", recipe_hash, status.step)
+    standing, reason = history.stands(state, JobWord(), time.time())
+    word = _STATES.get(standing, "started")
+    if word == "started":
+        reason = ""
+    if state.status is None:
+        if word == "started":
+            word = "missing" if run is None else "started"
+        return CellState(word, recipe_hash, reason=reason)
+    return CellState(word, recipe_hash, state.progress.step, reason)
 
 
 def evaluation_words(cell: Cell, run_dir: Path) -> list[str]:
@@ -83,8 +93,7 @@ def evaluation_words(cell: Cell, run_dir: Path) -> list[str]:
 
 def evaluated(cell: Cell, run_dir: Path) -> bool:
     """Whether the study's evaluations have seen the last step of a run that is done."""
-    files = RunDir(run_dir)
-    status, wanted = files.status(), [dump(e) for e in cell.evaluations]
+    status, wanted = history.read(run_dir).status, [dump(e) for e in cell.evaluations]
     if status is None:
         return False
     # With the run's own validation set: whoever has evaluated it on another one has answered another question.
@@ -92,7 +101,7 @@ def evaluated(cell: Cell, run_dir: Path) -> bool:
     with contextlib.suppress(ConfigError):
         data = read_mapping(run_dir / names.RECIPE).get("data")
     val = redact(str(data.get("val", ""))) if isinstance(data, dict) else None
-    return files.evaluation(wanted, status.step, val) is not None
+    return history.evaluation(run_dir, wanted, status.step, val) is not None
 
 
 def check_directories(cells: Sequence[Cell], directory: Path) -> None:

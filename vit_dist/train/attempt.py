@@ -277,7 +277,7 @@ def _make_saver(
     config = recipe.checkpoint
     if world.is_main:
         sweep(directory.checkpoints)
-    # Rank 0 alone wrote owner.json, but every rank names its partial directory by the token. The broadcast also makes
+    # Rank 0 alone took the directory, but every rank names its partial directory by the token. The broadcast also makes
     # the sweep come before any rank's first write.
     token, attempt_number = broadcast_object((record.token, record.attempt), world)
     every = config.keep_every

@@ -18,6 +18,7 @@ from torch import Tensor
 from vit_dist.core.errors import DataError
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.progress import Progress
+from vit_dist.core.run import history
 from vit_dist.core.run import log as runlog
 from vit_dist.core.seeding import hash64
 from vit_dist.core.store_patience import run_has_begun
@@ -194,7 +195,7 @@ class _Requests:
         if not run.world.is_main or now < self._next:
             return ""
         self._next = now + _REQUESTS_EVERY_S
-        return run.directory.take_request()
+        return history.take_request(run.directory.path)
 
 
 def _agree(run: Run, replaced: list[Replacement], requests: _Requests) -> _Agreed:

@@ -39,7 +39,7 @@ class Run:
     """Everything that takes part in an attempt.
 
     Attributes:
-        record: status.json and attempts.jsonl of this attempt.
+        record: what this attempt writes into the history of the run.
         attempt: attempt number (1-based).
         profiler: of this rank; None where it profiles nothing.
         metrics: the last evaluation's values, and the step after which they were measured.
@@ -89,12 +89,12 @@ class Run:
         self.write_status()
 
     def write_status(self) -> None:
-        """Write to status.json that the attempt runs, and where it stands."""
+        """Write into the history that the attempt trains, and how far it is."""
         if self.world.is_main:
             self.record.running(self.state.step, self.state.position, self.clock.goodput.sums())
 
     def finish(self, status: Literal["done", "stopped", "failed"], reason: str = "") -> None:
-        """Write to the log, then to status.json, how the attempt ended.
+        """Write to the log, then into the history, how the attempt ended.
 
         Raises:
             RunError: the log of a run that is done cannot be completed: its report would be without it.

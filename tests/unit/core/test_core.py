@@ -16,8 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.histories import speak
 from vit_dist.core.errors import ConfigError, DataError, RunError, did_you_mean
 from vit_dist.core.files import explained, join_url, parent_url, read_bytes, redact, write_bytes
+from vit_dist.core.run import history
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.seeding import hash64, mix64, mix64_array, permutation, uniform
 from vit_dist.core.units import (
@@ -246,14 +248,14 @@ def test_a_directory_in_use_is_refused_and_freed_by_death(tmp_path: Path) -> Non
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
     with run.locked():
-        run.write_status("running", 3, 12)
-    status = run.status()
+        speak(run.path, "running", 3, 12)
+    status = history.read(run.path).status
     assert status is not None
     assert (status.status, status.step, status.examples, status.pid) == ("running", 3, 12, os.getpid())
     assert abs(status.time - time.time()) < 60
-    (tmp_path / "run" / "status.json").write_text("{")
-    with pytest.raises(RunError, match=r"status\.json: damaged: not JSON"):
-        run.status()
+    (tmp_path / "run" / "run.json").write_text("{")
+    with pytest.raises(RunError, match=r"run\.json: damaged: not JSON"):
+        run.read_json("run.json")
 
 
 def test_hints() -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from launcher.supervise.ledger import append_begin, append_end, read_ledger
 
 from launcher import bad_nodes
 from launcher.slurm.commands import check_id
 from launcher.status.files import read_run
 from launcher.status.find import find_runs, is_run, jobs_of
 from launcher.status.view import look, view
-from launcher.supervise.ledger import append_begin, append_end, read_ledger
 from tests.unit.fuzz.budget import fuzz
 from tests.unit.fuzz.damage import bounded, damaged, damaged_json
 from vit_dist.cli.runs import facts

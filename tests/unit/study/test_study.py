@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.histories import speak
 from tests.unit.scaling.logged_runs import log_run
 from vit_dist.cli.study import main
 from vit_dist.config.schema import Recipe
@@ -173,7 +175,7 @@ class Trainer:
         code, status = self.endings.get(recipe.name, (0, "done"))
         files = RunDir(run_dir)
         files.write_json("run.json", {"recipe_hash": recipe_hash(recipe)})
-        files.write_status(status, 10, 640, "told to")
+        speak(run_dir, status, 10, 640, "told to")
         if code == -2:
             raise KeyboardInterrupt
         return code
@@ -245,12 +247,19 @@ def test_the_time_left_is_told_from_the_second_cell_on(
     assert [line.partition("about ")[2] for line in lines] == ["", "7m30s left", "6m40s left", "3m20s left"]
 
 
-def test_a_directory_that_was_never_trained_in_is_missing_and_a_killed_one_started(tmp_path: Path) -> None:
+def test_a_directory_that_was_never_trained_in_is_missing_and_a_killed_one_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert cell_state(tmp_path / "none").state == "missing"
     RunDir(tmp_path / "some").write_json("run.json", {"recipe_hash": "x"})
     assert cell_state(tmp_path / "some").state == "started"
-    RunDir(tmp_path / "some").write_status("running", 3, 192)
-    assert cell_state(tmp_path / "some").state == "running"
+    speak(tmp_path / "some", "running", 3, 192)
+    assert cell_state(tmp_path / "some").state == "started", "this process trains nothing"
+    # On another machine, which cannot be asked whether its process lives.
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+    speak(tmp_path / "there", "running", 3, 192)
+    monkeypatch.undo()
+    assert cell_state(tmp_path / "there").state == "running"
 
 
 # The command line

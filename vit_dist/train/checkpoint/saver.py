@@ -22,6 +22,7 @@ from vit_dist.core.exit_codes import SUPERSEDED
 from vit_dist.core.files import disk_problem, explained, remove_tree, sync_path, write_bytes
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.memory import available_memory
+from vit_dist.core.run import history
 from vit_dist.core.run.checkpoints import FORMAT, MARKER, partial_name, rank_file, seal_marker, step_name
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_bytes
@@ -69,7 +70,7 @@ class Saver:
     Args:
         directory: of the run, shared by all ranks.
         world: this rank's place.
-        token: fencing token of the attempt; see RunDir.take_ownership.
+        token: fencing token of the attempt; see core/run/history.
         retention: which checkpoints stay.
         max_failures: so many failed saves in a row end the run.
         remote: URL under which checkpoints are copied, or ''.
@@ -330,7 +331,7 @@ class Saver:
         return f"{self._root}: {problem}" if problem else f"{type(error).__name__}: {error}"
 
     def _check_owner(self) -> None:
-        superseded = self._directory.superseded_by(self._token)
+        superseded = history.superseded_by(self._directory.path, self._token)
         if superseded:
             raise SupersededError(superseded)
 

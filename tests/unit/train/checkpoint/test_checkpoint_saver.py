@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.histories import speak
 from vit_dist.core.errors import CheckpointError, DataError, RunError
 from vit_dist.core.run.checkpoints import MARKER, committed
 from vit_dist.core.run.directory import RunDir
@@ -154,7 +155,9 @@ def test_an_orphaned_attempt_cannot_commit(tmp_path: Path) -> None:
     saver = make(tmp_path)
     saver.save(TinyEngine(1), contents(1))  # type: ignore[arg-type]
     saver.settle()
-    RunDir(tmp_path).take_ownership(3)  # another attempt has begun
+    speak(tmp_path, "stopped")
+    speak(tmp_path, "stopped")
+    speak(tmp_path, "running")  # another attempt has begun
     saver.save(TinyEngine(2), contents(2))  # type: ignore[arg-type]
     with pytest.raises(SupersededError, match=r"attempt 3 on .* has superseded this attempt"):
         saver.settle()
