@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from vit_dist.core.events.reader import read_run
+from vit_dist.core.run import history
 from vit_dist.core.run.checkpoints import LOG, MARKER, step_name
-from vit_dist.core.run.directory import RunDir
 from vit_dist.core.small_files import read_records
 
 pytestmark = pytest.mark.distributed
@@ -97,7 +97,7 @@ log: {{every: 1 step, order: true}}
     train = ("train", str(tmp_path / "recipe.yaml"), "--run-dir", str(run_dir))
     first = vit_dist(*train)
     assert first.returncode == 128 + signal.SIGKILL, first.stderr
-    assert first.stderr.count(f"{run_dir}/status.json: cannot be written: the file would be larger") == 1
+    assert first.stderr.count(f"{run_dir}/alive.json: cannot be written: the file would be larger") == 1
     assert first.stderr.count("order/attempt-00001-rank-00000.jsonl: cannot be written") == 1
     assert first.stderr.count("the log cannot be written: the file would be larger") == 1
     assert first.stderr.count("the log cannot be written: Bad file descriptor") == 1
@@ -112,7 +112,7 @@ log: {{every: 1 step, order: true}}
     assert second.returncode == 0, second.stderr
     assert "resumed from step 8" in second.stderr
     assert "Traceback" not in first.stderr + second.stderr
-    status = RunDir(run_dir).status()
+    status = history.read(run_dir).status
     assert status is not None
     assert (status.status, status.step) == ("done", 12)
     log = read_run(str(run_dir / "tb"))

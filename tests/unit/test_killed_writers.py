@@ -12,7 +12,7 @@ import pytest
 
 from tests.places import ROOT
 
-_RUN, _SETS = 14, 8
+_RUN, _SETS = 16, 8
 
 
 @pytest.mark.parametrize(

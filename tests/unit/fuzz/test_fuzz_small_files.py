@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from launcher.supervise.ledger import append_begin, append_end, read_ledger
 
 from launcher import bad_nodes
 from launcher.slurm.commands import check_id
@@ -21,7 +20,7 @@ from tests.unit.fuzz.budget import fuzz
 from tests.unit.fuzz.damage import bounded, damaged, damaged_json
 from vit_dist.cli.runs import facts
 from vit_dist.core.errors import RunError
-from vit_dist.core.run import names
+from vit_dist.core.run import history, names
 from vit_dist.core.run.directory import RunDir
 
 NOW = 1_795_690_000.0
@@ -40,7 +39,7 @@ STATUS = {
     "metrics": {"val/top1": 0.5},
 }
 REAL = {
-    names.STATUS: STATUS,
+    names.FORMER_STATUS: STATUS,
     names.HEARTBEAT: {"attempt": 1, "time": NOW - 2, "goodput": {"train": 12.0}},
     names.OWNER: {"token": "5f", "attempt": 1, "host": "n1", "pid": 77, "time": NOW - 20},
     names.RUN: {
@@ -49,7 +48,7 @@ REAL = {
         "identity": {"global_batch": 16, "horizon": "7 epochs", "data": {"subset": 500}},
         "vit_dist": "1.0",
     },
-    names.JOB: {
+    names.FORMER_JOB: {
         "job": "120_3",
         "cluster": "generic",
         "cluster_file": "job/cluster.yaml",
@@ -62,7 +61,7 @@ REAL = {
         "submitted_at": NOW - 99,
     },
     names.CANCEL: {"job": "120_3", "time": NOW - 1},
-    names.EVALUATED: {
+    names.FORMER_EVALUATED: {
         "evaluations": [{"step": 40, "evaluators": [{"name": "classification"}], "values": {"val/top1": 0.5}}]
     },
 }
@@ -88,12 +87,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run.mkdir()
     for name, value in REAL.items():
         (run / name).write_text(json.dumps(value))
-    append_begin(run, attempt=1, launcher="slurm", devices=16, step=0, job="120_3", nodes=["n1", "n2"], at=NOW - 80)
-    append_end(
-        run, read_ledger(run)[0], cause="preempted", action="requeue", code=75, reached=22, saved=20, at=NOW - 60
-    )
-    append_begin(run, attempt=2, launcher="slurm", devices=16, step=20, job="120_3", nodes=["n1", "n2"], at=NOW - 50)
-    RunDir(run).append_attempt({"event": "begin", "attempt": 1, "ranks": 16, "step": 0})
+    lines = [{"event": "begin", "attempt": 1, "at": NOW - 90, "job": "120_3", "nodes": ["n1"]}]
+    lines += [{"event": "end", "attempt": 1, "at": NOW - 85, "cause": "preempted", "action": "requeue", "saved": 20}]
+    (run / names.FORMER_LEDGER).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [{"event": "start", "attempt": 1, "time": NOW - 89, "host": "n1", "pid": 7, "ranks": 16}]
+    (run / names.FORMER_ATTEMPTS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    history.submitted(run, "121", history.submitting(run, {"nodes": 2, "devices_per_node": 8}))
+    begun = history.begin(run, launcher="slurm", devices=16, step=20, job="121", nodes=["n1", "n2"])
+    number, _, _ = history.take(run, ranks=16, saved=20)
+    history.training(run, number)
+    history.requeue(run, "121")
+    history.close(run, begun, cause="preempted", action="requeue", code=75, reached=22, saved=20)
+    history.begin(run, launcher="slurm", devices=16, step=20, job="121", nodes=["n1", "n2"])
+    history.evaluated(run, [{"name": "classification"}], 20, {"val/top1": 0.25})
     bad_nodes.add(root, "n7", "lost by run good", now=NOW)
     shutil.copytree(run, root / "bad")
     return root
@@ -101,20 +107,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def use(run: Path) -> None:
     """Everything that verbs ask of a run's small files."""
-    directory = RunDir(run)
     for ask in (
-        directory.status,
-        directory.owner,
-        directory.attempts,
-        lambda: directory.superseded_by("5f"),
-        lambda: directory.evaluation([{"name": "classification"}], 40),
+        lambda: history.read(run),
+        lambda: history.superseded_by(run, "5f"),
+        lambda: history.evaluation(run, [{"name": "classification"}], 40),
+        lambda: history.evaluations(run, 20),
+        lambda: RunDir(run).read_json(names.RUN),
     ):
         with contextlib.suppress(RunError):
             ask()
-    with contextlib.suppress(RunError):
-        status = directory.status()
-        if status is not None:
-            directory.with_heartbeat(status)
+    history.read(run, forgiving=True, most=history.TAIL_BYTES)
     assert is_run(run)
     for job in jobs_of(run):
         check_id(job)
@@ -149,7 +151,7 @@ def test_a_file_with_anything_in_it_harms_its_own_run_alone(runs: Path, name: st
 
 
 @fuzz
-@given(st.sampled_from([names.LEDGER, names.ATTEMPTS]), st.data())
+@given(st.sampled_from([*names.HISTORY, names.FORMER_LEDGER, names.FORMER_ATTEMPTS]), st.data())
 def test_a_list_of_attempts_with_anything_in_it_harms_its_own_run_alone(
     runs: Path, name: str, data: st.DataObject
 ) -> None:

@@ -25,15 +25,14 @@ def run_of(folder: Path, **identity: Any) -> Path:
         names.RECIPE: "name: r\n",
         EVENTS: "log",
         f"{names.PLUGINS}/mine-12345678.py": "1",
-        names.ATTEMPTS: '{"event": "start", "attempt": 1}\n',
-        names.LEDGER: "{}\n",
-        names.STATUS: '{"status": "running"}\n',
+        names.BY_RANKS: '{"event": "opened", "attempt": 1}\n',
+        names.BY_SUPERVISOR: "{}\n",
+        names.BY_PEOPLE: "{}\n",
+        names.HEARTBEAT: '{"step": 1}\n',
         names.QUARANTINE: "{}\n",
         names.NONFINITE: "{}\n",
-        names.EVALUATED: "{}\n",
+        names.BY_EVALUATORS: "{}\n",
         names.OWNER: "{}",
-        names.HEARTBEAT: "{}",
-        names.JOB: "{}",
         f"{names.LOGS}/attempt-0001/rank-0.log": "talk",
     }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -75,15 +74,15 @@ def test_what_grows_is_sent_again_and_what_does_not_is_left(
     first = Copies(run, remote)
     first.send()
     assert sent[0] == names.RUN
-    assert sent[-1] == names.STATUS
+    assert sent[-1] == names.HEARTBEAT
     sent.clear()
     first.send()
     assert sent == []
     with (run / EVENTS).open("a") as file:
         file.write(" and more")
-    (run / names.STATUS).write_text('{"status": "done"}\n')
+    (run / names.HEARTBEAT).write_text('{"step": 2}\n')
     first.send()
-    assert sent == [Path(EVENTS).name, names.STATUS]
+    assert sent == [Path(EVENTS).name, names.HEARTBEAT]
     # The next attempt sends no log of the one before a second time.
     sent.clear()
     (run / f"{EVENTS}0").write_text("second")
@@ -99,10 +98,10 @@ def test_a_log_alone_that_is_lost_comes_back_and_the_rest_stays(tmp_path: Path) 
     run, remote = run_of(tmp_path / "run"), str(tmp_path / "store")
     Copies(run, remote).send()
     (run / EVENTS).unlink()
-    (run / names.STATUS).write_text('{"status": "stopped"}\n')
+    (run / names.HEARTBEAT).write_text('{"step": 3}\n')
     assert bring_back(run, remote, WHO) == 1
     assert (run / EVENTS).read_text() == "log"
-    assert "stopped" in (run / names.STATUS).read_text()
+    assert '"step": 3' in (run / names.HEARTBEAT).read_text()
 
 
 @pytest.mark.parametrize("after", range(8))
@@ -176,8 +175,8 @@ def test_of_a_store_only_what_is_carried_is_taken(make: Callable[[Path], None], 
 def test_nothing_is_sent_through_a_link(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run")
     (tmp_path / "secret").write_text("secret")
-    (run / names.LEDGER).unlink()
-    for name in (names.LEDGER, f"{names.EVENTS}/events.out.tfevents.2"):
+    (run / names.BY_SUPERVISOR).unlink()
+    for name in (names.BY_SUPERVISOR, f"{names.EVENTS}/events.out.tfevents.2"):
         (run / name).symlink_to(tmp_path / "secret")
     Copies(run, str(tmp_path / "store")).send()
     assert "secret" not in files(tmp_path / "store").values()
