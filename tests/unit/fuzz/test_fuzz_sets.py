@@ -1,5 +1,8 @@
 """Manifests, sample indexes and tars with anything changed: a set within bounds, or one DataError."""
 
+# Tables of odd pieces are easier to look over in long lines.
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import io

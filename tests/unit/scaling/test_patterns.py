@@ -16,8 +16,8 @@ ENDLESS = [
     *("(?i)a*A*a*A*x", "(?=.*.*.*.*x)a", r"\s*\s*\s*\s*x", r"(\d+|\w+)*x", r"(a|ab|b)*c", "(?P<x>a*)*b", "(.|a)*x"),
 ]  # fmt: skip
 FINE = [
-    *(".*", "", r"timm/(?P<family>\w+)_(?P<subset>\d+k?)_s(?P<seed>\d+)", "(ab|cd)+x", r"(\d+,)+x", r"\s*\s*x", ".*.*.*x"),
-    *(r".*/(.+)-(\w+)-s(\d+)", r"(.+)_(\w+)_s(\d+)/tb", r"^[^/]+/[^/]+/[^/]+/s\d+$", ".+/.+/.+/.+", "(?i)a*A*x*X*y"),
+    *(".*", "", r"timm/(?P<family>\w+)_(?P<subset>\d+k?)_s(?P<seed>\d+)", "(ab|cd)+x", r"(\d+,)+x", r"\s*\s*x"),
+    *(".*.*.*x", r".*/(.+)-(\w+)-s(\d+)", r"(.+)_(\w+)_s(\d+)/tb", r"^[^/]+/[^/]+/[^/]+/s\d+$", ".+/.+/.+/.+"),
     *("(?:foo|bar)/.*", r"a{3}b?c?", r"(?<!x)run-(\d+)", r"\bseed(\d+)\b", "[^a]*[^b]*x"),
 ]  # fmt: skip
 
@@ -40,7 +40,7 @@ def test_what_is_taken_is_done_in_time_on_the_worst_of_texts(pattern: str) -> No
 
 @pytest.mark.parametrize("pattern", ["(a", "*", "(?P<1>a)", "a{9999999999}", "(" * 5000, "[z-a]"])
 def test_what_is_no_expression_is_told_so(pattern: str) -> None:
-    with pytest.raises(ValueError, match="not a regular expression|at most 500"):
+    with pytest.raises(ValueError, match=r"not a regular expression|at most 500"):
         LogMap(directory=pattern, metric="m", examples_per_step=1.0, constants={"family": "x", "subset": 1})
 
 
