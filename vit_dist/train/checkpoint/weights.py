@@ -15,7 +15,8 @@ from vit_dist.core.world import World
 from vit_dist.engines._slices import BUFFER, WEIGHT
 from vit_dist.models import ModelConfig
 from vit_dist.models._base import seed_weights
-from vit_dist.models.weights.files import Weights, config_of
+from vit_dist.models.weights.described import config_of
+from vit_dist.models.weights.files import Weights
 from vit_dist.train.checkpoint.format import SliceSource
 from vit_dist.train.checkpoint.store import verify_files
 
