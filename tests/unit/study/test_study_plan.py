@@ -207,7 +207,7 @@ def test_sizes_are_those_of_the_manifests_and_unknown_where_there_is_none(
 ) -> None:
     manifest = read_manifest(small_set)
     known = cells_of(study_file, f"data.train={small_set}")
-    assert dataset_sizes(known) == {small_set: DatasetSize(manifest.num_samples, int(manifest.sizes.sum()))}
+    assert dataset_sizes(known) == {small_set: DatasetSize(manifest.num_samples, int(manifest.sizes.sum()), 4)}
     assert dataset_sizes(cells_of(study_file)) == {}
     assert dataset_sizes(cells_of(study_file, f"data.train={tmp_path}/nowhere")) == {}
 
