@@ -11,6 +11,8 @@ from launcher.submit.run import SubmitRequest, warnings
 from vit_dist.config.load import load_recipe
 from vit_dist.data.sets import idle_outputs, open_training_set
 
+MIXTURE = "data.mixture={{a: {{train: {url}}}, b: {{train: {url}, label_offset: 4}}}}"
+
 
 @pytest.mark.parametrize(
     ("head", "known", "said"),
@@ -37,7 +39,7 @@ def test_many_more_outputs_than_classes_are_said(head: int, known: int, said: bo
         (
             [
                 "data.train=",
-                "data.mixture={{a: {{train: {url}}}, b: {{train: {url}, label_offset: 4}}}}",
+                MIXTURE,
                 "horizon=9 steps",
             ],
             8,
