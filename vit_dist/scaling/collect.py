@@ -171,12 +171,10 @@ def collect(
         raise DataError(f"{impossible[0].directory}: {impossible[0].reason}")
     excluded += impossible
     chosen = _choose_study(url, observed, excluded, study)
-    of_others, said = compared(metric, {d: sets.get(metric) for d, sets in measured.items()}, val_set)
-    excluded += [
-        Excluded(one.run, one.directory, of_others[one.directory]) for one in observed if one.directory in of_others
-    ]
-    observations, duplicates = _without_duplicates(one for one in observed if one.directory not in of_others)
+    same_set, others, said = _of_one_set(observed, measured, metric, val_set)
+    excluded += others
     remarks += said
+    observations, duplicates = _without_duplicates(same_set)
     shown = comparable({o.directory: curves[o.directory] for o in observations}, measured, metric, remarks)
     remarks += _shared_names(observations)
     fingerprints = sorted({o.dataset_fingerprint for o in observations if o.dataset_fingerprint})
@@ -192,6 +190,18 @@ def collect(
         tuple(remarks),
         shown,
     )
+
+
+def _of_one_set(
+    observed: Iterable[Observation],
+    measured: Mapping[str, Mapping[str, MeasuredOn]],
+    metric: str,
+    wanted: str | None,
+) -> tuple[list[Observation], list[Excluded], list[str]]:
+    """The observations that can be compared, the others as excluded, and remarks."""
+    reasons, said = compared(metric, {d: sets.get(metric) for d, sets in measured.items()}, wanted)
+    others = [Excluded(o.run, o.directory, reasons[o.directory]) for o in observed if o.directory in reasons]
+    return [o for o in observed if o.directory not in reasons], others, said
 
 
 def _read_all(url: str, metric: str, tag_map: TagMap | None) -> tuple[dict[str, RunLog], list[str]]:
