@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from vit_dist.config.load import find_config, merge, parse_overrides, read_mapping, validate
 from vit_dist.core.errors import ConfigError
-from vit_dist.core.registry import Config
+from vit_dist.core.registry import Config, LocalPath
 from vit_dist.core.units import Duration, Span, no_unit
 
 _TIME = re.compile(r"^(?:(\d+)-)?(\d+)(?::(\d{1,2}))?(?::(\d{1,2}))?$")
@@ -89,6 +89,8 @@ Word = Annotated[str, BeforeValidator(_plain_text), Field(pattern=r"^\S*$")]
 TimeLimit = Annotated[str, BeforeValidator(slurm_time)]
 Memory = Annotated[Word, BeforeValidator(_memory)]
 Lines = Annotated[tuple[Line, ...], Field(strict=False)]
+PathLine = Annotated[LocalPath, BeforeValidator(_plain_text)]
+PathLines = Annotated[tuple[PathLine, ...], Field(strict=False)]
 
 
 class Container(Config):
@@ -96,8 +98,10 @@ class Container(Config):
 
     runtime: Literal["pyxis", "apptainer"] = Field(description="pyxis: `srun --container-image` (enroot); or apptainer")
     image: Annotated[Line, Field(min_length=1)] = Field(description="a .sqsh or .sif file, or a registry's URL")
-    mounts: Lines = Field((), description="HOST or HOST:INSIDE; the run root and the code are mounted by themselves")
-    python: Annotated[Line, Field(min_length=1)] = Field("python3", description="the interpreter inside")
+    mounts: PathLines = Field(
+        (), description="HOST or HOST:INSIDE; the run root and the code are mounted by themselves"
+    )
+    python: Annotated[PathLine, Field(min_length=1)] = Field("python3", description="the interpreter inside")
     options: Lines = Field((), description="further options of srun (pyxis) or of `apptainer exec`, each one word")
 
 
@@ -145,9 +149,9 @@ class Cluster(Config):
     give_up_after: Annotated[int, Field(ge=1)] = Field(3, description="attempts in a row that save nothing new")
     preflight: bool = Field(False, description="test the nodes before training starts on them")
 
-    run_root: Line = Field("", description="shared directory for run directories; empty: `runs` where one is")
-    scratch: Line = Field("", description="node-local directory for temporary files; must exist on every node")
-    python: Line = Field("", description="interpreter on the nodes; empty: the one that submits")
+    run_root: PathLine = Field("", description="shared directory for run directories; empty: `runs` where one is")
+    scratch: PathLine = Field("", description="node-local directory for temporary files; must exist on every node")
+    python: PathLine = Field("", description="interpreter on the nodes; empty: the one that submits")
     setup: Lines = Field((), description="lines of shell before everything else: module load, source, ulimit")
     env: dict[str, Line] = Field({}, description="environment variables: NCCL, EFA, proxies. No secrets")
     container: Container | None = Field(None, description="in what the ranks run; left out: on the node itself")

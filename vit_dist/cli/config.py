@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from vit_dist.core.places import local_or_name
+
 SUMMARY = "print a resolved recipe and its hash"
 
 _EXAMPLES = """
@@ -31,7 +33,11 @@ def main(argv: list[str]) -> int:
         "vit-dist config", description=SUMMARY, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "recipe", metavar="RECIPE", nargs="?", help="a YAML file, or the name of one in configs/recipes"
+        "recipe",
+        type=local_or_name,
+        metavar="RECIPE",
+        nargs="?",
+        help="a YAML file, or the name of one in configs/recipes",
     )
     parser.add_argument("overrides", metavar="k=v", nargs="*", help="dotted overrides, applied last")
     shown = parser.add_mutually_exclusive_group()

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from vit_dist.core.metrics import Metric, known_metric, nearest, undeclared
-from vit_dist.core.registry import Config, Plugin
+from vit_dist.core.registry import AnyPlace, Config, LocalPath, Plugin
 from vit_dist.core.units import Duration, Length, Span, parse_bytes, parse_count
 
 
@@ -34,7 +34,9 @@ Floats = Annotated[tuple[float, ...], Field(strict=False)]
 class ComponentConfig(Config):
     """One set of a mixture. All sets share the labels of the head; `label_offset` moves a set to a range of its own."""
 
-    train: Annotated[str, Field(min_length=1), NON_IDENTITY] = Field(description="URL of the set's training manifest")
+    train: Annotated[AnyPlace, Field(min_length=1), NON_IDENTITY] = Field(
+        description="URL of the set's training manifest"
+    )
     weight: Annotated[int, Field(ge=1, le=4096)] = Field(
         1, description="of the set in the stream, relative to the other sets'"
     )
@@ -71,8 +73,10 @@ class DataConfig(Config):
 
     dataset: str = Field("custom", description="name of a file in configs/data, which fills in the keys below")
     num_classes: Annotated[int, Field(gt=0)] = Field(description="outputs of the head; no fewer than the set has")
-    train: Annotated[str, NON_IDENTITY] = Field("", description="URL of the training manifest")
-    val: Annotated[str, NON_IDENTITY] = Field("", description="URL of the validation manifest; empty: no validation")
+    train: Annotated[AnyPlace, NON_IDENTITY] = Field("", description="path or URL of the training manifest")
+    val: Annotated[AnyPlace, NON_IDENTITY] = Field(
+        "", description="path or URL of the validation manifest; empty: no validation"
+    )
     mixture: dict[str, ComponentConfig] = Field(
         {}, description="several training sets by name, in place of `train`: {web: {train: URL, weight: 3}, ...}"
     )
@@ -134,7 +138,7 @@ class DataConfig(Config):
 class InitConfig(Config):
     """Weights to begin from in place of the seed's. Their content is part of a run's identity, their place is not."""
 
-    weights: Annotated[str, Field(min_length=1), NON_IDENTITY] = Field(
+    weights: Annotated[AnyPlace, Field(min_length=1), NON_IDENTITY] = Field(
         description="path or URL of a file or folder that `vit-dist models import` reads, of a checkpoint, or of a run"
     )
     head: Literal["keep", "new"] = Field("keep", description="new: zeros and model.head_bias, for other classes")
@@ -185,8 +189,8 @@ class CheckpointConfig(Config):
         None, description="the first at or past each multiple of this stays for ever"
     )
     keep_best: Annotated[str, NON_IDENTITY] = Field("", description="the best by this metric stays, such as val/top1")
-    remote: Annotated[str, NON_IDENTITY] = Field(
-        "", description="URL under which copies are kept, such as s3://b/run-7"
+    remote: Annotated[AnyPlace, NON_IDENTITY] = Field(
+        "", description="path or URL under which copies are kept, such as s3://b/run-7"
     )
     max_failures: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(
         3, description="failed saves in a row that end a run"
@@ -283,7 +287,7 @@ class Recipe(Config):
     metrics: Annotated[dict[str, Metric], NON_IDENTITY] = Field(
         {}, description="how metrics are read that no evaluator declares: {TAG: {better: lower, range: [0, 1]}}"
     )
-    plugins: Annotated[tuple[str, ...], Field(strict=False), NON_IDENTITY] = Field(
+    plugins: Annotated[tuple[LocalPath, ...], Field(strict=False), NON_IDENTITY] = Field(
         (), description="files that bring models, optimizers, evaluators, ...; a path, from the recipe's folder"
     )
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
 
 from vit_dist.core.errors import AwayError, DataError, MissingError, RefusedError, VitDistError
+from vit_dist.core.store_patience import asked_at
 from vit_dist.core.urls import is_remote, is_web, redact
 
 _LIBRARIES = frozenset(
@@ -59,6 +61,15 @@ _EXPIRED = frozenset(
         *("UnauthorizedSSOTokenError", "SSOTokenLoadError", "TokenRetrievalError"),
     }
 )
+_DISK_PROBLEMS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "the file would be larger than its file system, or a limit of this process (ulimit -f), allows",
+    errno.EROFS: "the file system is read-only",
+}
+_MAKE_ROOM = "free some space, or name another place"
+_DISK_ADVICE = {errno.EROFS: "mount it for writing, or name another place"}
+_NO_SCRATCH = "No usable temporary directory"
 _NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ConfigParseError"})
 _NAME_CREDENTIALS = (
     "set AWS_PROFILE to one of ~/.aws/config, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a role"
@@ -93,12 +104,24 @@ def explained(url: str, doing: str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSError) and not _is_of_a_library(error):
             raise
+        if isinstance(error, OSError) and (problem := disk_problem(error)):
+            raise DataError(f"{redact(url)}: cannot be {doing}: {problem}") from None
         text = f"{redact(url)}: cannot be {doing}: {type(error).__name__}: {_text(error)}"
         if is_expired(error):
             raise RefusedError(f"{text}; {_credentials_advice(url, error)}") from None
         if any(type(e).__name__ in _NO_CREDENTIALS for e in _chain(error)):
             raise RefusedError(f"{text}; {_NAME_CREDENTIALS}") from None
-        raise (AwayError if is_remote(url) else DataError)(text) from None
+        raise (AwayError if is_remote(url) else DataError)(text + _address_advice(url, error)) from None
+
+
+def disk_problem(error: OSError) -> str:
+    """What is wrong with a disk that takes no more, and what to do; '' where the error is of another kind."""
+    if _NO_SCRATCH in str(error):
+        return f"there is no directory for temporary files that takes any ({error.strerror}); free some, or set TMPDIR"
+    if error.errno not in _DISK_PROBLEMS:
+        return ""
+    advice = _DISK_ADVICE.get(error.errno, _MAKE_ROOM)
+    return f"{_DISK_PROBLEMS[error.errno]} ({error.strerror or os.strerror(error.errno)}); {advice}"
 
 
 def wait_s(error: BaseException) -> float | None:
@@ -115,6 +138,12 @@ def wait_s(error: BaseException) -> float | None:
     if status:
         return 0.0 if status in BUSY_STATUSES else None
     return 0.0 if _may_pass(chain[0]) else None
+
+
+def is_answer(error: BaseException) -> bool:
+    """Whether an error is what a store has said, so that it is there."""
+    told = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+    return any(isinstance(e, told) or _status(e) or _code(e) for e in _chain(error))
 
 
 def is_expired(error: BaseException) -> bool:
@@ -220,6 +249,13 @@ def _is_of_a_library(error: BaseException) -> bool:
 def _text(error: BaseException) -> str:
     text = " ".join(redact(str(error)).split())
     return text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}..."
+
+
+def _address_advice(url: str, error: BaseException) -> str:
+    if is_answer(error) or wait_s(error) is None:
+        return ""
+    at = asked_at(url)
+    return f"; it was looked for at {at}: check that address, or the network" if at else ""
 
 
 def _credentials_advice(url: str, error: BaseException) -> str:

@@ -10,8 +10,9 @@ from pydantic import Field
 
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.metrics import ACCURACY, FEW_SHOT, Metric
-from vit_dist.core.registry import EVALUATORS
-from vit_dist.evals import EvalContext, EvaluatorConfig
+from vit_dist.core.registry import EVALUATORS, AnyPlace
+from vit_dist.core.run.measured import MeasuredOn
+from vit_dist.evals import EvalContext, EvaluatorConfig, whole_set
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,8 +35,10 @@ class FewShotConfig(EvaluatorConfig):
     scores_head: ClassVar[bool] = False
 
     set: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(description="its name in the tags")
-    train: str = Field("", description="URL of the manifest that shots are drawn from; empty: the recipe's data.train")
-    test: str = Field("", description="URL of the manifest that is classified; empty: the recipe's data.val")
+    train: AnyPlace = Field(
+        "", description="URL of the manifest that shots are drawn from; empty: the recipe's data.train"
+    )
+    test: AnyPlace = Field("", description="URL of the manifest that is classified; empty: the recipe's data.val")
     shots: Annotated[tuple[Shots, ...], Field(strict=False, min_length=1)] = Field(
         (1, 5, 10, 25), description="examples of each class that the classifier is fitted to; a metric each"
     )
@@ -89,6 +92,12 @@ class FewShotConfig(EvaluatorConfig):
         train, test = (read_manifest(url) for url in self.sources(recipe))
         known = Classes.of(train, "its train set")
         return train, counted_as(test, known, f"evaluators: fewshot of {self.set!r}: its test set")
+
+    def measures_on(self, recipe: Recipe, val: ShardManifest | None) -> MeasuredOn | None:  # noqa: ARG002
+        """See EvaluatorConfig. How many shots there are is said by the tags, where its sets lie does not matter."""
+        train, test = self.open_sets(recipe)
+        settings = {"shots_from": train.fingerprint, "seeds": self.seeds, "l2": self.l2, "crop": self.crop}
+        return whole_set(test, recipe.data.image_size, self.crop, settings, train)
 
     def metrics(self, recipe: Recipe) -> Mapping[str, Metric]:  # noqa: ARG002
         """See EvaluatorConfig."""

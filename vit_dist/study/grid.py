@@ -23,11 +23,12 @@ from vit_dist.config.load import (
     validate,
 )
 from vit_dist.config.plugins import anchored
-from vit_dist.config.schema import Recipe
+from vit_dist.config.schema import CheckpointConfig, Recipe
 from vit_dist.config.sections import layer
 from vit_dist.core.errors import ConfigError, did_you_mean
+from vit_dist.core.files import join_url
 from vit_dist.core.metrics import Metric
-from vit_dist.core.registry import Config, Plugin
+from vit_dist.core.registry import Config, LocalPath, Plugin
 from vit_dist.core.run.log import VAL_TOP1
 from vit_dist.core.units import Duration, Flops, is_bare, no_unit, parse_count
 from vit_dist.models.costs import model_cost, training_flops
@@ -125,7 +126,7 @@ class StudyConfig(Config):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=60)] = Field(
         description="of the study, and of its directory of runs"
     )
-    recipe: str = Field(description="name of a recipe in configs/recipes, or a path")
+    recipe: LocalPath = Field(description="name of a recipe in configs/recipes, or a path")
     models: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         (), description="names of models, each a family of its own; short for families: {NAME: {model: NAME}}"
     )
@@ -294,7 +295,8 @@ def plan(study: StudyConfig) -> list[Cell]:
                     unmeasured |= _unmeasured(study, resolved[family, rules], evaluations)
                 recipe = resolved[family, rules]
                 data = recipe.data.model_copy(update={"subset": subset})
-                recipe = recipe.model_copy(update={"name": name, "seed": seed, "data": data})
+                copies = _own_copies(recipe, name)
+                recipe = recipe.model_copy(update={"name": name, "seed": seed, "data": data, "checkpoint": copies})
                 cells[name] = Cell(study.name, family, subset, seed, recipe, evaluations)
     if unmeasured:
         raise ConfigError("\n".join(unmeasured))
@@ -317,6 +319,12 @@ def _evaluations(study: StudyConfig, raw: dict[str, Any]) -> tuple[Plugin, ...]:
     alone = {"evaluators": list(study.evaluations), "data": {"subset": None}, "checkpoint": {"keep_best": ""}}
     raw = merge(raw, alone)
     return resolve(raw, where=f"study {study.name}, evaluations as").evaluators
+
+
+def _own_copies(recipe: Recipe, name: str) -> CheckpointConfig:
+    """Where a cell's copies go: in one place two runs would take each other's for old ones of their own."""
+    remote = recipe.checkpoint.remote
+    return recipe.checkpoint.model_copy(update={"remote": join_url(remote, name) if remote else ""})
 
 
 def _slug(family: str) -> str:

@@ -133,7 +133,7 @@ class Initial:
             path = local_path(url)
             # Of a run the newest checkpoint, which rank 0 chooses: another may be committed meanwhile.
             try:
-                return on_main(lambda: intact_checkpoint(path)[0] if is_checkpoint(path) else path, self._world)
+                return on_main(lambda: intact_checkpoint(path) if is_checkpoint(path) else path, self._world)
             except VitDistError as error:
                 raise type(error)(f"init.weights: {error}") from None
         outcome: Path | VitDistError | None = None

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from vit_dist.core.run.directory import RunDir
 from vit_dist.core.seeding import hash64, mix64, mix64_array, permutation, uniform
 from vit_dist.core.units import (
     Duration,
+    Flops,
     format_bytes,
     format_count,
     format_seconds,
@@ -258,3 +260,13 @@ def test_hints() -> None:
     assert did_you_mean("optm", ["optim", "model"]) == "; did you mean 'optim'?"
     assert did_you_mean("zzz", ["optim", "model"]) == "; valid names: model, optim"
     assert did_you_mean("zzz", []) == ""
+
+
+@pytest.mark.parametrize(
+    "number", ["1e999999999", "1e100", "1" + " " * 300_000 + "x", "1" * 300_000, "1" + ",1" * 300_000 + "?"]
+)
+@pytest.mark.parametrize("read", [parse_count, parse_bytes, Duration.parse, Flops.parse])
+def test_a_number_that_would_fill_the_memory_is_none(read: Callable[[object], object], number: str) -> None:
+    for unit in ("", " steps", "k epochs", " FLOPs", " MiB"):
+        with pytest.raises(ValueError, match="expected"):
+            read(number + unit)

@@ -22,7 +22,8 @@ from vit_dist.core.errors import RunError
 from vit_dist.core.files import append_json, write_bytes
 from vit_dist.core.log import log
 from vit_dist.core.run import names, records
-from vit_dist.core.small_files import DamagedError, is_number, or_none, read_record, read_records, read_small
+from vit_dist.core.small_files import DamagedError, is_number, is_text, or_none, read_record, read_records, read_small
+from vit_dist.core.store_patience import run_has_begun
 from vit_dist.core.text import decode_text
 
 DYING_S = 5.0
@@ -58,6 +59,12 @@ class Status:
     total_steps: int = 0
     examples_per_s: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+def wait_for_stores(run_dir: Path) -> None:
+    """Where a run has begun in a directory, stores are waited for as while it trains: an outage is not to end it."""
+    if (run_dir / names.RUN).exists():
+        run_has_begun()
 
 
 @dataclass(frozen=True)
@@ -242,28 +249,58 @@ class RunDir:
         except OSError as error:
             raise RunError(f"{path}: cannot be written: {error.strerror}") from None
 
-    def evaluation(self, evaluators: Sequence[Mapping[str, Any]], step: int) -> dict[str, float] | None:
+    def evaluation(
+        self, evaluators: Sequence[Mapping[str, Any]], step: int, val: str | None = None
+    ) -> dict[str, float] | None:
         """What these evaluators, as plain data, measured at this step; None where they have not run.
+
+        Args:
+            evaluators: those of a recipe.
+            step: of the checkpoint.
+            val: with this validation set alone, or where an old entry does not say with which; None: with any.
 
         Raises:
             RunError: the record is damaged.
         """
+        for entry, values in self._evaluations(step):
+            if entry.get("evaluators") == list(evaluators) and (val is None or entry.get("val", val) == val):
+                return values
+        return None
+
+    def evaluations(self, step: int) -> dict[str, float]:
+        """What evaluations measured at this step, by tag; nothing of those that do not say on which sets they did.
+
+        Raises:
+            RunError: the record is damaged.
+        """
+        found: dict[str, float] = {}
+        for entry, values in self._evaluations(step):
+            tags = entry.get("tags", {})
+            if not isinstance(tags, dict) or not all(map(is_text, tags.values())):
+                raise RunError(f"{self.path / names.EVALUATED}: damaged: the tags of step {step:,}")
+            found |= {tags[metric]: value for metric, value in values.items() if metric in tags}
+        return found
+
+    def _evaluations(self, step: int) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
         for entry in (self.read_json(names.EVALUATED) or {}).get("evaluations", []):
-            if entry.get("evaluators") == list(evaluators) and entry.get("step") == step:
+            if entry.get("step") == step:
                 values = entry.get("values")
                 if not isinstance(values, dict) or not all(map(or_none(is_number), values.values())):
                     raise RunError(f"{self.path / names.EVALUATED}: damaged: the values of step {step:,}")
-                return {name: math.nan if value is None else float(value) for name, value in values.items()}
-        return None
+                yield entry, {name: math.nan if value is None else float(value) for name, value in values.items()}
 
     def record_evaluation(
-        self, evaluators: Sequence[Mapping[str, Any]], step: int, values: Mapping[str, float]
+        self,
+        evaluators: Sequence[Mapping[str, Any]],
+        step: int,
+        values: Mapping[str, float],
+        more: Mapping[str, Any] | None = None,
     ) -> None:
-        """Add to the record that `evaluation` reads."""
+        """Add to the record that `evaluation` reads; `more` has further fields: the sets, tags, the validation set."""
         record = self.read_json(names.EVALUATED) or {"evaluations": []}
         # JSON has no NaN.
         shown = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        entry = {"step": step, "evaluators": list(evaluators), "values": shown}
+        entry = {"step": step, "evaluators": list(evaluators), "values": shown, **(more or {})}
         self.write_json(names.EVALUATED, {"evaluations": [*record.get("evaluations", []), entry]})
 
     def take_request(self) -> str:

@@ -58,6 +58,12 @@ QUARANTINE = "quarantine.jsonl"
 NONFINITE = "nonfinite.jsonl"
 LOCK = "lock"
 
+CARRIED_FOLDERS = frozenset({EVENTS, PLUGINS})
+CARRIED = (RUN, RECIPE, PLUGINS, EVENTS, EVALUATED, QUARANTINE, NONFINITE, ATTEMPTS, LEDGER, STATUS)
+"""What `checkpoint.remote` holds beside the checkpoints, in the order it is sent; of folders the files in them."""
+MADE_ANEW = frozenset({RECIPE, PLUGINS})
+"""Of these, what is not brought back: it holds paths, and is written anew from the recipe."""
+
 BAD_NODES = ".bad-nodes.jsonl"
 """Beside the runs: the nodes that jobs stay away from."""
 

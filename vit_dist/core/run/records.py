@@ -6,6 +6,7 @@ anything, since later versions write more.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,29 @@ from vit_dist.core.small_files import (
     is_texts,
     is_time,
 )
+
+_JOB_NUMBER = re.compile(r"[0-9]{1,10}(_[0-9]{1,9})?")
+_NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,254}")
+
+
+def is_job_number(value: Any) -> bool:
+    """The number of a Slurm job, or of an array's element: '123', '120_3'. Such become arguments of commands."""
+    return isinstance(value, str) and _JOB_NUMBER.fullmatch(value) is not None
+
+
+def _is_job(value: Any) -> bool:
+    """A job's number, or '' for a run without one."""
+    return value == "" or is_job_number(value)
+
+
+def is_node_name(value: Any) -> bool:
+    """A machine's name or address, and no list, option or path: such become arguments of commands."""
+    return isinstance(value, str) and _NODE_NAME.fullmatch(value) is not None
+
+
+def _is_nodes(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_node_name, value))
+
 
 STATUS: Mapping[str, Check] = {
     "status": is_text,
@@ -45,9 +69,15 @@ OWNER: Mapping[str, Check] = {
     "pid": is_count,
     "time": is_time,
 }
-RUN: Mapping[str, Check] = {"name": is_text, "recipe_hash": is_text, "identity": is_mapping, "vit_dist": is_text}
+RUN: Mapping[str, Check] = {
+    "name": is_text,
+    "recipe_hash": is_text,
+    "identity": is_mapping,
+    "vit_dist": is_text,
+    "measured": is_mapping,
+}
 JOB: Mapping[str, Check] = {
-    "job": is_text,
+    "job": _is_job,
     "cluster": is_text,
     "cluster_file": is_text,
     "script": is_text,
@@ -75,9 +105,9 @@ LEDGER: Mapping[str, Check] = {
     "attempt": is_count,
     "at": is_time,
     "launcher": is_text,
-    "job": is_text,
+    "job": _is_job,
     "restart": is_count,
-    "nodes": is_texts,
+    "nodes": _is_nodes,
     "devices": is_count,
     "step": is_count,
     "cause": is_text,
@@ -88,7 +118,7 @@ LEDGER: Mapping[str, Check] = {
     "lost": is_count,
     "device_hours": is_number,
     "action": is_text,
-    "excluded": is_texts,
+    "excluded": _is_nodes,
 }
 """A line of ledger.jsonl."""
 

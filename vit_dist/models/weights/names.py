@@ -1,4 +1,4 @@
-"""Names in files of others, and in advice about them: prefixes of tensors, what belongs to a head."""
+"""Names in files of others and in advice about them: prefixes of tensors, what belongs to a head, how to ask for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Wording:
-    """How whoever reads weights asks for what he wants, for advice: by options of a command, by keys of a recipe."""
+    """How whoever reads weights asks for what is wanted, for advice in errors: options of a verb, keys of a recipe."""
 
     new_head: str
     num_classes: str

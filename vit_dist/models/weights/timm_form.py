@@ -77,24 +77,6 @@ def timm_shapes(config: ModelConfig, num_classes: int, image_size: int) -> dict[
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def constructor(config: ModelConfig, image_size: int) -> str:
-    """What a state dict does not say of timm's model, in words, '' for models that go by a name of timm's."""
-    if isinstance(config, ViTConfig):
-        said = [f"img_size={image_size}", f"patch_size={config.patch_size}", f"embed_dim={config.width}"]
-        said += [
-            f"depth={config.depth}",
-            f"num_heads={config.num_heads}",
-            f"mlp_ratio={config.hidden / config.width:g}",
-        ]
-        said += ["act_layer=partial(nn.GELU, approximate='tanh')"] if config.gelu == "tanh" else []
-        said += ["pos_embed='none'"] if config.position_embedding == "none" else []
-        said += ["global_pool='map', class_token=False"] if config.pool == "map" else []
-        return f"timm.models.VisionTransformer({', '.join(said)})"
-    if isinstance(config, BiTConfig) and config.groups != 32:
-        return f"timm.models.ResNetV2 with norm_layer=partial(GroupNormAct, num_groups={config.groups})"
-    return ""
-
-
 def _unsayable(config: ModelConfig) -> list[str]:
     """Settings that timm's model does not have, though some of them leave no trace in the names."""
     wrong = []
