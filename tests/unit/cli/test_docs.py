@@ -77,7 +77,8 @@ def problem(command: Command, folder: Path) -> str:
                 model_config(name, values.get("settings") or [])
         if isinstance(cluster, str) and cluster and not OWN.fullmatch(cluster) and not is_placeholder(cluster):
             find_config(cluster, "clusters")
-        if isinstance(study, str) and not is_placeholder(study):
+        # `study report` takes event files too, wherever they lie.
+        if isinstance(study, str) and not is_placeholder(study) and "://" not in study:
             plan(load_study(str(folder / "study.yaml") if OWN.fullmatch(study) else study, overrides))
         elif isinstance(recipe, str) and not is_placeholder(recipe):
             load_recipe(str(folder / "recipe.yaml") if OWN.fullmatch(recipe) else recipe, overrides)
