@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import tempfile
 from functools import partial
@@ -39,8 +38,6 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--stop-on-failure", action="store_true", help="train no other cell once one has failed")
     parser.add_argument("--anyway", action="store_true", help="begin although the plan says that cells will not fit")
-    # What is done without being asked now.
-    parser.add_argument("--keep-going", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_intermixed_args(argv)
     at_least_one(args, "nproc", "jobs")
     starts_ranks("study run", args.nproc)
