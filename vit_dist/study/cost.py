@@ -163,6 +163,21 @@ def _problems(
     return problems
 
 
+def problem_lines(estimates: Iterable[CostEstimate], *, remarks: bool = False) -> list[str]:
+    """Which cells will not fit and why, a line a reason; with what is worth a remark, where that is wanted."""
+    reasons: dict[str, list[str]] = {}
+    for estimate in estimates:
+        for problem in estimate.problems:
+            reasons.setdefault(f"will not fit: {{}}: {problem}", []).append(estimate.cell.name)
+        if remarks and estimate.remark:
+            reasons.setdefault(f"note: {{}}: {estimate.remark}", []).append(estimate.cell.name)
+    lines = []
+    for text, cells in reasons.items():
+        shown = ", ".join(cells[:4]) + (f" and {len(cells) - 4} more" if len(cells) > 4 else "")
+        lines.append(text.replace("{}", shown, 1))
+    return lines
+
+
 @dataclass(frozen=True)
 class Throughput:
     """What the finished runs of a study achieved: FLOP/s a device, all their time counted, and how many runs say so."""
