@@ -15,6 +15,7 @@ from types import FrameType
 from vit_dist.config.load import recipe_yaml
 from vit_dist.config.plugins import with_copies
 from vit_dist.config.schema import Recipe
+from vit_dist.core.errors import VitDistError
 from vit_dist.core.exit_codes import PEER_LOST, SUPERSEDED, of_return_code, signal_of
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import ERROR, RANK_LOGS_VARIABLE, log
@@ -51,7 +52,7 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int, options: Sequence[st
         write_bytes(str(resolved), recipe_yaml(with_copies(recipe, run_dir)).encode())
     with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
         recipe_file = Path(scratch) / names.RECIPE
-        recipe_file.write_text(recipe_yaml(recipe))
+        write_bytes(str(recipe_file), recipe_yaml(recipe).encode())
         logs = run_dir / names.LOGS / names.attempt_folder(history.read(run_dir).next_opened)
         words = ["train", str(recipe_file), "--run-dir", str(run_dir), *options]
         code = run_ranks(words, nproc=nproc, scratch=Path(scratch), logs=logs)
@@ -162,4 +163,6 @@ def _close_attempt(directory: RunDir, code: int) -> None:
         reason = (
             f"a rank was killed by signal {number}" if number is not None else f"a rank ended with exit code {code}"
         )
-        history.end(directory.path, "failed", status, reason=reason, saved=newest_step(directory.path))
+        # The disk may be what the rank failed of: its own exit code says more.
+        with contextlib.suppress(VitDistError):
+            history.end(directory.path, "failed", status, reason=reason, saved=newest_step(directory.path))

@@ -24,7 +24,7 @@ FUTILE = frozenset({"time_limit", "crashed", "hung", "rank_lost", "start_failed"
 """Causes that count against a run when nothing new was saved. Losing a node or being preempted is not its fault."""
 _ENDED_TASK = re.compile(
     r"^srun: error: (?P<node>[^:\s]+): tasks? (?P<tasks>[\d,\-\[\] ]+): "
-    r"(?:Exited with exit code (?P<code>\d+)|(?P<signal>[A-Z][\w ]*?)(?: \(core dumped\))?)$",
+    r"(?:Exited with exit code (?P<code>[0-9]{1,9})|(?P<signal>[A-Z][\w ]*?)(?: \(core dumped\))?)$",
     re.MULTILINE,
 )
 _SIGNALS = {"Killed": 9, "Terminated": 15, "Aborted": 6, "Segmentation fault": 11, "Bus error": 7, "Out Of Memory": 9}

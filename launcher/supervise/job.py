@@ -22,7 +22,7 @@ from launcher.supervise.settings import ReceivedSignals, SupervisorSettings
 from launcher.supervise.step import POLL_S, HostGuard, Step
 from vit_dist.core.errors import ConfigError, VitDistError
 from vit_dist.core.exit_codes import WARNED
-from vit_dist.core.files import open_append
+from vit_dist.core.files import open_output
 from vit_dist.core.log import log
 from vit_dist.core.process import cli_command, wait_until
 from vit_dist.core.run import history, names
@@ -232,7 +232,7 @@ class JobSupervisor:
         command = cli_command("preflight", "--run-root", str(self.settings.run_root), safe_path=True)
         command += ["--cluster", self.settings.cluster_file] if self.settings.cluster_file else []
         path = self.settings.run_dir / names.LOGS / "preflight.log"
-        with open_append(path) as out:
+        with open_output(path) as out:
             code = subprocess.call(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         log(f"  supervisor: preflight {'passed' if code == 0 else f'has findings (exit code {code})'}; see {path}")
 

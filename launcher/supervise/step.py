@@ -17,7 +17,7 @@ from launcher.slurm.allocation import Allocation, port_for
 from launcher.supervise.settings import ReceivedSignals, SupervisorSettings
 from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.exit_codes import of_return_code
-from vit_dist.core.files import open_append
+from vit_dist.core.files import open_output
 from vit_dist.core.log import log
 from vit_dist.core.process import HOST_GUARD_MODULE
 from vit_dist.core.run import history, names
@@ -82,7 +82,7 @@ class Step:
 
     def run(self) -> int:
         """Start the ranks and wait for their end. Returns srun's exit code (128 + n where it died of signal n)."""
-        with open_append(self.logs / "srun.log") as messages:
+        with open_output(self.logs / "srun.log") as messages:
             process = subprocess.Popen(
                 self.command(), env=self.environment(), stdin=subprocess.DEVNULL, stdout=messages, stderr=messages
             )

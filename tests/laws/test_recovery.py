@@ -21,6 +21,8 @@ from vit_dist.core.events.reader import read_run
 from vit_dist.core.run import history
 from vit_dist.core.run.checkpoints import seal_marker
 from vit_dist.core.run.history import Status
+from vit_dist.core.run.log import run_status
+from vit_dist.train.checkpoint.remote import remote_steps
 from vit_dist.train.progress.goodput import BUCKETS
 
 pytestmark = pytest.mark.distributed
@@ -348,16 +350,40 @@ def test_run_starts_again_after_a_kill_until_it_is_done(tmp_path: Path, small_se
 
 
 @pytest.mark.s3
-def test_a_machine_without_the_run_directory_resumes_from_object_storage(
+def test_a_run_whose_directory_is_lost_resumes_from_the_store_with_its_weights_and_all_its_curves(
     tmp_path: Path, small_set: str, small_val: str, s3: str
 ) -> None:
-    recipe, run_dir = recipe_file(tmp_path, small_set, small_val), tmp_path / "run"
-    options = ["engine.name=plain", "checkpoint.every=4 steps", f"checkpoint.remote={s3}/runs/moved"]
-    finish(start(recipe, run_dir, *options, nproc=1))
-    shutil.move(run_dir, tmp_path / "gone")
-    output = finish(start(recipe, run_dir, *options, nproc=1))
-    assert "fetching step-0000000010 from" in output
-    assert "resumed from step 10" in output
+    recipe, run_dir, straight = recipe_file(tmp_path, small_set, small_val), tmp_path / "run", tmp_path / "straight"
+    options = ["engine.name=plain", "horizon=60 steps", "checkpoint.every=4 steps"]
+    remote = f"{s3}/runs/moved"
+    finish(start(recipe, straight, *options, nproc=1))
+
+    first = start(recipe, run_dir, *options, f"checkpoint.remote={remote}", nproc=1)
+    deadline = time.monotonic() + 100
+    while not remote_steps(remote):
+        assert time.monotonic() < deadline
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.01)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate(timeout=10)
+    assert not (run_dir / "checkpoints" / "step-0000000060").exists(), "the run ended before it could be killed"
+    shutil.rmtree(run_dir)
+
+    output = finish(start(recipe, run_dir, *options, f"checkpoint.remote={remote}", nproc=1))
+    assert "files of logs and records were brought back from" in output
+    assert f"fetching {remote_steps(remote)[-1][:7]}" in output
+    assert "resumed from step" in output
+    assert_same_bits(straight / "checkpoints/step-0000000060", run_dir / "checkpoints/step-0000000060")
+    assert [one.told for one in history.read(run_dir).attempts] == ["killed", "done"]
+    # Here, and on the store alone, to its end.
+    undisturbed = read_run(str(straight / "tb")).scalars
+    for log in (read_run(str(run_dir / "tb")), read_run(f"{remote}/tb")):
+        for tag in ("train/loss", "train/lr", "train/grad_norm", "train/epoch", "val/top1", "val/loss"):
+            assert log.scalars[tag].steps.tolist() == undisturbed[tag].steps.tolist(), tag
+            assert log.scalars[tag].values.tolist() == undisturbed[tag].values.tolist(), tag
+        status = run_status(log)
+        assert status is not None
+        assert (status.status, status.step) == ("done", 60)
 
 
 def test_storage_that_is_away_is_logged_at_a_save_and_refused_at_a_restore(
@@ -374,7 +400,7 @@ def test_storage_that_is_away_is_logged_at_a_save_and_refused_at_a_restore(
     refused = start(recipe, run_dir, *options, nproc=1)
     output = refused.communicate(timeout=200)[0]
     assert refused.returncode == 1
-    assert "s3://bucket/runs/away: cannot be listed" in output
+    assert "s3://bucket/runs/away/run.json: cannot be read" in output
     assert "Traceback" not in output
 
     finish(start(recipe, run_dir, "engine.name=plain", "horizon=10 steps", nproc=1))

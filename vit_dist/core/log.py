@@ -18,8 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from vit_dist.core.files import redact
 from vit_dist.core.terminal import clean, cut
+from vit_dist.core.urls import redact
 
 INFO, WARNING, ERROR = logging.INFO, logging.WARNING, logging.ERROR
 

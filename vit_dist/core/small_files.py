@@ -10,9 +10,10 @@ import json
 import math
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 MAX_BYTES = 64 << 20
 MAX_WHOLE_BYTES = 256 << 20
@@ -94,6 +95,21 @@ def or_none(check: Check) -> Check:
     return lambda value: value is None or check(value)
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """A file, open to be read.
+
+    Raises:
+        OSError: it is not there, or cannot be opened.
+        DamagedError: a pipe, a device, a folder.
+    """
+    # A FIFO would wait for its writer for ever, and some devices have no end.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DamagedError("not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
 def read_small(path: Path, max_bytes: int | None = MAX_BYTES) -> bytes:
     """A file's content.
 
@@ -105,11 +121,7 @@ def read_small(path: Path, max_bytes: int | None = MAX_BYTES) -> bytes:
         OSError: it is not there, or cannot be read.
         DamagedError: no regular file, or too large to be one of ours.
     """
-    # A FIFO would wait for its writer for ever, and some devices have no end.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise DamagedError("not a regular file")
+    with open_regular(path) as file:
         content = file.read(-1 if max_bytes is None else max_bytes + 1)
     if max_bytes is not None and len(content) > max_bytes:
         raise DamagedError(f"larger than the {max_bytes:,} bytes that such a file may have")
@@ -143,12 +155,13 @@ def read_end(path: Path, most: int | None) -> tuple[bytes, bool]:
     return content.partition(b"\n")[2], True
 
 
-def parse_json(content: str | bytes, *, finite: bool = True) -> Any:
+def parse_json(content: str | bytes, *, finite: bool = True, unique: bool = False) -> Any:
     """Plain values out of JSON: numbers have a bounded number of digits, nothing is nested deeply.
 
     Args:
         content: the text, in UTF-8.
         finite: refuse NaN and what is beyond all numbers.
+        unique: refuse objects in which a key stands twice, of which other readers may take the other.
 
     Raises:
         DamagedError: not JSON, or beyond a bound.
@@ -156,10 +169,13 @@ def parse_json(content: str | bytes, *, finite: bool = True) -> Any:
     try:
         # Of bytes json would guess at the encoding.
         content = content.decode() if isinstance(content, bytes) else content
+        pairs = _unique if unique else None
         if finite:
-            value = json.loads(content, parse_constant=_no_number, parse_int=_int, parse_float=_finite)
+            value = json.loads(
+                content, parse_constant=_no_number, parse_int=_int, parse_float=_finite, object_pairs_hook=pairs
+            )
         else:
-            value = json.loads(content, parse_int=_int)
+            value = json.loads(content, parse_int=_int, object_pairs_hook=pairs)
     except RecursionError:
         raise DamagedError("nested too deeply") from None
     except DamagedError:
@@ -170,6 +186,14 @@ def parse_json(content: str | bytes, *, finite: bool = True) -> Any:
         raise NotJsonError(f"not JSON: {error}") from None
     _check_depth(value)
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise DamagedError(f"{shown(twice)} stands twice")
+    return found
 
 
 def _no_number(text: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -11,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vit_dist.config.load import read_mapping
 from vit_dist.config.plugins import check_plugins
 from vit_dist.config.schema import Recipe, dump
 from vit_dist.core.errors import ConfigError, RunError
 from vit_dist.core.exit_codes import INTERRUPTED
+from vit_dist.core.files import redact
 from vit_dist.core.run import history, names
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.run.history import JobWord
@@ -91,7 +94,14 @@ def evaluation_words(cell: Cell, run_dir: Path) -> list[str]:
 def evaluated(cell: Cell, run_dir: Path) -> bool:
     """Whether the study's evaluations have seen the last step of a run that is done."""
     status, wanted = history.read(run_dir).status, [dump(e) for e in cell.evaluations]
-    return status is not None and history.evaluation(run_dir, wanted, status.step) is not None
+    if status is None:
+        return False
+    # With the run's own validation set: whoever has evaluated it on another one has answered another question.
+    data = None
+    with contextlib.suppress(ConfigError):
+        data = read_mapping(run_dir / names.RECIPE).get("data")
+    val = redact(str(data.get("val", ""))) if isinstance(data, dict) else None
+    return history.evaluation(run_dir, wanted, status.step, val) is not None
 
 
 def check_directories(cells: Sequence[Cell], directory: Path) -> None:

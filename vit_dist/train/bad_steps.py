@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
 
-from vit_dist.core.files import open_append
 from vit_dist.core.log import WARNING, log
 from vit_dist.data.reader import Batch
 from vit_dist.data.sets import TrainingSet
@@ -50,8 +48,7 @@ def record_bad_step(run: Run, batch: Batch, result: StepResult, *, limit: float)
             "keys": _keys(run.data, ordinals[:_MOST_KEYS]),
             "ordinals": ordinals,
         }
-        with open_append(run.directory.nonfinite) as file:
-            file.write((json.dumps(entry) + "\n").encode())
+        run.lines(run.directory.nonfinite).add(entry)
     check_in_row(run.recipe.guards, state, run.directory)
 
 

@@ -7,7 +7,6 @@ sample that cannot be decoded, a clock) goes through `_agree` or `Clock.due` fir
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -17,18 +16,17 @@ import torch
 from torch import Tensor
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.files import open_append
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.progress import Progress
 from vit_dist.core.run import history
 from vit_dist.core.run import log as runlog
 from vit_dist.core.seeding import hash64
+from vit_dist.core.store_patience import run_has_begun
 from vit_dist.data.mixup import draw_mix, mix_micro_batches
 from vit_dist.data.reader import Batch, Replacement
 from vit_dist.data.stream import TrainStream
 from vit_dist.engines._collectives import all_gather_object, any_rank
 from vit_dist.engines._protocol import StepResult
-from vit_dist.evals import EvaluatorConfig
 from vit_dist.optim import OptimizerConfig, ScheduleConfig
 from vit_dist.train.bad_steps import record_bad_step
 from vit_dist.train.checkpoint.saver import SupersededError
@@ -54,6 +52,7 @@ def train(run: Run) -> None:
         SupersededError: a later attempt owns the run directory.
     """
     run.start_log()
+    run_has_begun()
     # The attempt before was killed between its last checkpoint and the line that the run is done.
     if run.state.step >= run.plan.total_steps:
         _end(run, "")
@@ -140,6 +139,7 @@ def _end(run: Run, stopping: str) -> None:
     # The status says `done` or `stopped` only of what is on the disk: all ranks wait for the last commit first.
     run.saver.finish()
     run.finish("stopped" if stopping else "done", stopping)
+    run.saver.send_logs()
     if stopping and run.world.is_main:
         log(f"  stopped at step {run.state.step:,} on {stopping}; the same command resumes from here")
 
@@ -224,9 +224,7 @@ def _trace(run: Run, batch: Batch) -> None:
     """Write down what this step was trained on, where the recipe asks for it."""
     if run.recipe.log.order:
         path = run.directory.order / f"attempt-{run.attempt:05d}-rank-{run.world.rank:05d}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open_append(path) as file:
-            file.write((json.dumps({"step": run.state.step, "ordinals": batch.ordinals.tolist()}) + "\n").encode())
+        run.lines(path).add({"step": run.state.step, "ordinals": batch.ordinals.tolist()})
 
 
 def _quarantine(run: Run, replaced: list[Replacement], state: TrainState) -> None:
@@ -238,9 +236,7 @@ def _quarantine(run: Run, replaced: list[Replacement], state: TrainState) -> Non
     if not replaced:
         return
     if run.world.is_main:
-        with open_append(run.directory.quarantine) as file:
-            for r in replaced:
-                file.write((json.dumps({"step": state.step, **asdict(r)}) + "\n").encode())
+        run.lines(run.directory.quarantine).add(*({"step": state.step, **asdict(r)} for r in replaced))
         log(f"  quarantined {replaced[0].key!r} of {replaced[0].shard}: {replaced[0].reason}", WARNING)
     bad, allowed = len(state.quarantined), math.ceil(run.recipe.data.max_bad * run.data.num_samples)
     if bad > allowed:
@@ -284,20 +280,18 @@ def _log(run: Run, state: TrainState, result: StepResult, progress: Progress) ->
 
 
 def _evaluate(run: Run, state: TrainState, progress: Progress) -> None:
-    values: dict[str, float] = {}
     run.clock.enter("eval")
     # Every rank evaluates its part and gets the reduced values. They go into the marker of the next checkpoint, so
     # they must be known on all ranks and not on the one that logs.
-    for evaluator in run.recipe.evaluators:
-        assert isinstance(evaluator, EvaluatorConfig)
-        values.update(evaluator.run(run.evaluation))
+    values = run.evaluation.run()
     run.clock.enter("train")
     if run.world.is_main:
+        run.evaluation.keep()
         _warn_of_values(run, state, values)
     run.metrics = (state.step, values)
     run.record.metrics.update({name.removeprefix("val/"): value for name, value in values.items()})
     if values and run.writer is not None:
-        run.writer.scalars(state.step, values)
+        run.evaluation.write(run.writer, state.step, values)
         shown = {name.removeprefix("val/"): value for name, value in values.items()}
         epoch = state.position / run.data.num_samples
         progress.update(state.step, metrics={"epoch": epoch, **shown}, force=True)
@@ -306,7 +300,7 @@ def _evaluate(run: Run, state: TrainState, progress: Progress) -> None:
 def _warn_of_values(run: Run, state: TrainState, values: dict[str, float]) -> None:
     """Say which values cannot be, or that what the best checkpoint is kept by was not measured."""
     recipe = run.recipe
-    rules, best = recipe.measured()[0] | recipe.metrics, recipe.checkpoint.keep_best
+    rules, best = run.evaluation.rules(), recipe.checkpoint.keep_best
     for tag, value in values.items():
         problem = rules[tag].problem(value) if tag in rules and math.isfinite(value) else ""
         if problem:

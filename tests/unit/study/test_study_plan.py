@@ -82,6 +82,14 @@ def test_a_list_of_models_is_a_family_each(study_file: Path) -> None:
     assert len({c.name for c in cells}) == len({c.hash for c in cells}) == 16
 
 
+@pytest.mark.parametrize("remote", ["s3://bucket/copies", "s3://bucket/copies/", "/shared/copies", "file:///copies"])
+def test_each_cell_s_copies_lie_in_a_folder_of_its_own(study_file: Path, remote: str) -> None:
+    without, cells = cells_of(study_file), cells_of(study_file, f"checkpoint.remote={remote}")
+    assert [c.recipe.checkpoint.remote for c in cells] == [f"{remote.rstrip('/')}/{c.name}" for c in cells]
+    # Where copies lie is not of a run's identity.
+    assert [c.hash for c in cells] == [c.hash for c in without]
+
+
 def test_cells_are_the_recipes_that_would_be_resolved_one_by_one(study_file: Path) -> None:
     from vit_dist.config.load import load_recipe, recipe_hash
 

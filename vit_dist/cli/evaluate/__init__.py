@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vit_dist.core.files import local_path
+from vit_dist.core.places import local_option, local_or_name, local_or_override
 from vit_dist.core.run import names
+
+if TYPE_CHECKING:
+    from vit_dist.config.schema import Recipe
 
 SUMMARY = "evaluate a trained run: a checkpoint of it, the newest unless one is named, into its own log"
 
@@ -16,15 +20,17 @@ examples:
   vit-dist evaluate runs/demo/vit-2000-s0                       # the evaluators of its recipe, once more
   vit-dist evaluate runs/l16 --nproc 8 \\
       'evaluators=[{name: fewshot, set: inet, train: s3://b/inet/train, test: s3://b/inet/val, shots: [1, 5, 10]}]'
-  vit-dist evaluate runs/l16 data.val=s3://b/other/manifest.json --out l16.json
+  vit-dist evaluate runs/l16 data.val=s3://b/other/manifest.json --out l16.json     # another set: tags of its own
   vit-dist evaluate runs/l16/checkpoints/step-0000010000
   vit-dist evaluate runs/l16 --cluster dgx-h100                 # a Slurm job; --after JOB waits for another
   vit-dist evaluate --list runs.txt --cluster dgx-h100 --max-parallel 8       # an array, an element a run
   srun vit-dist evaluate --list runs.txt --element 3            # the run in line 4 of a list: an array's element
 
-Results go to a new event file in RUN-DIR/tb, at the step of the checkpoint, and into its history. What the
-same evaluators have evaluated already is not evaluated again. Overrides may change where things are and what
-is evaluated, not what was trained.
+Results go to a new event file in RUN-DIR/tb, at the step of the checkpoint, and into its history. A tag such
+as val/top1 is of one set for the whole run, the first that was measured under it: the run's own. What is measured on
+another set, or with other settings of an evaluator, is logged as val@NAME-FINGERPRINT/top1, and reports of studies
+leave it out. The history and --out name the set beside the values. The same metric of the same set at the same step
+is not measured again. Overrides may change where things are and what is evaluated, not what was trained.
 """
 
 
@@ -37,16 +43,22 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "words", metavar="RUN-DIR [k=v ...]", nargs="*", help="a run directory or one of its checkpoints, and overrides"
+        "words",
+        type=local_or_override,
+        metavar="RUN-DIR [k=v ...]",
+        nargs="*",
+        help="a run directory or one of its checkpoints, and overrides",
     )
     parser.add_argument(
-        "--list", metavar="FILE", type=local_path, help="in place of RUN-DIR: run directories, a line each"
+        "--list", metavar="FILE", type=local_option, help="in place of RUN-DIR: run directories, a line each"
     )
     parser.add_argument("--element", metavar="I", type=int, help="line of --list, from 0 (SLURM_ARRAY_TASK_ID)")
     parser.add_argument("--nproc", metavar="N", type=int, help="ranks to start on this machine (1)")
-    parser.add_argument("--out", metavar="FILE", type=local_path, help="the result as JSON too")
+    parser.add_argument("--out", metavar="FILE", type=local_option, help="the result as JSON too")
     jobs = parser.add_argument_group("as Slurm jobs")
-    jobs.add_argument("--cluster", metavar="NAME", help="a YAML file, or the name of one in configs/clusters")
+    jobs.add_argument(
+        "--cluster", type=local_or_name, metavar="NAME", help="a YAML file, or the name of one in configs/clusters"
+    )
     jobs.add_argument("--nodes", metavar="N", type=int, help="of a job (1)")
     jobs.add_argument("--devices", metavar="N", type=int, help="GPUs, or processes, on a node (all)")
     jobs.add_argument("--time", metavar="LIMIT", help="time limit of a job (the cluster's)")
@@ -78,6 +90,10 @@ def main(argv: list[str]) -> int:
     recipe_file = run_dir / names.RECIPE
     if not recipe_file.is_file():
         raise ConfigError(f"{run_dir}: no recipe.yaml in it: not the directory of a run that has begun")
+    # Nothing is saved, and other evaluators may not measure what the run keeps its best checkpoint by.
+    recipe = load_recipe(str(recipe_file), [*overrides, "checkpoint.keep_best="])
+    if recipe.measured() == ({}, False):
+        raise ConfigError(f"{run_dir}: {_nothing(recipe)}")
     world, ranks = world_or_ranks(args.nproc)
     if world is None:
         from launcher.processes.ranks import run_ranks
@@ -94,14 +110,19 @@ def main(argv: list[str]) -> int:
         from vit_dist.train.evaluate import evaluate
         from vit_dist.train.failures import PeerLostError
 
-    # Nothing is saved, and other evaluators may not measure what the run keeps its best checkpoint by.
-    recipe = load_recipe(str(recipe_file), [*overrides, "checkpoint.keep_best="])
     try:
         evaluate(recipe, run_dir, world, checkpoint=checkpoint, out=args.out)
     except PeerLostError as error:
         log(f"vit-dist evaluate: rank {world.rank}: {error}", ERROR)
         return PEER_LOST
     return 0
+
+
+def _nothing(recipe: Recipe) -> str:
+    named = ", ".join(evaluator.name for evaluator in recipe.evaluators)
+    if not named:
+        return "nothing to evaluate: evaluators is empty; give 'evaluators=[classification]', or others"
+    return f"nothing to evaluate: data.val is empty, and {named} needs it; name a set with data.val=URL"
 
 
 def _line(path: Path, element: int | None) -> Path:

@@ -20,9 +20,16 @@ from vit_dist.core.errors import RunError
 from vit_dist.core.files import write_bytes
 from vit_dist.core.run import names, records
 from vit_dist.core.small_files import DamagedError, read_record
+from vit_dist.core.store_patience import run_has_begun
 
 DYING_S = 5.0
 """How long the ranks of an attempt that was killed may take to let go of its directory."""
+
+
+def wait_for_stores(run_dir: Path) -> None:
+    """Where a run has begun in a directory, stores are waited for as while it trains: an outage is not to end it."""
+    if (run_dir / names.RUN).exists():
+        run_has_begun()
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,6 @@ QUARANTINE = "quarantine.jsonl"
 NONFINITE = "nonfinite.jsonl"
 LOCK = "lock"
 
-BAD_NODES = ".bad-nodes.jsonl"
-"""Beside the runs: the nodes that jobs stay away from."""
-
 FORMER_STATUS = "status.json"
 FORMER_ATTEMPTS = "attempts.jsonl"
 FORMER_LEDGER = "ledger.jsonl"
@@ -73,10 +70,17 @@ FORMER_EVALUATED = "evaluated.json"
 
 HISTORY = (BY_RANKS, BY_SUPERVISOR, BY_PEOPLE, BY_EVALUATORS)
 """The record of a run, as far as it only grows; a file that is not there has no event yet."""
-STATE_FILES = (RUN, RECIPE, *HISTORY, OWNER, HEARTBEAT)
-"""All small files that say what a run is and how it stands: who copies a run copies these beside logs and events."""
 FORMER = (FORMER_STATUS, FORMER_ATTEMPTS, FORMER_LEDGER, FORMER_JOB, FORMER_EVALUATED)
 """What a former version wrote in place of HISTORY."""
+
+CARRIED_FOLDERS = frozenset({EVENTS, PLUGINS})
+CARRIED = (RUN, RECIPE, PLUGINS, EVENTS, QUARANTINE, NONFINITE, *FORMER, *HISTORY, HEARTBEAT)
+"""What `checkpoint.remote` holds beside the checkpoints, in the order it is sent; of folders the files in them."""
+MADE_ANEW = frozenset({RECIPE, PLUGINS})
+"""Of these, what is not brought back: it holds paths, and is written anew from the recipe."""
+
+BAD_NODES = ".bad-nodes.jsonl"
+"""Beside the runs: the nodes that jobs stay away from."""
 
 MARKS_OF_A_RUN = frozenset({RUN, *HISTORY[:3], *FORMER[:4]})
 """A directory that holds any of these is a run's."""

@@ -8,6 +8,7 @@ anything, since later versions write more.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,37 @@ from vit_dist.core.small_files import (
     is_texts,
 )
 
-RUN: Mapping[str, Check] = {"name": is_text, "recipe_hash": is_text, "identity": is_mapping, "vit_dist": is_text}
+_JOB_NUMBER = re.compile(r"[0-9]{1,10}(_[0-9]{1,9})?")
+_NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,254}")
+
+
+def is_job_number(value: Any) -> bool:
+    """The number of a Slurm job, or of an array's element: '123', '120_3'. Such become arguments of commands."""
+    return isinstance(value, str) and _JOB_NUMBER.fullmatch(value) is not None
+
+
+def is_job(value: Any) -> bool:
+    """A job's number, or '' for a run without one."""
+    return value == "" or is_job_number(value)
+
+
+def is_node_name(value: Any) -> bool:
+    """A machine's name or address, and no list, option or path: such become arguments of commands."""
+    return isinstance(value, str) and _NODE_NAME.fullmatch(value) is not None
+
+
+def is_nodes(value: Any) -> bool:
+    """A list of names of machines."""
+    return isinstance(value, list) and all(map(is_node_name, value))
+
+
+RUN: Mapping[str, Check] = {
+    "name": is_text,
+    "recipe_hash": is_text,
+    "identity": is_mapping,
+    "vit_dist": is_text,
+    "measured": is_mapping,
+}
 
 
 def _is_files(value: Any) -> bool:

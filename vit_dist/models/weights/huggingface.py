@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from vit_dist.config.load import validate
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.registry import MODELS
 from vit_dist.models.vit import ViTConfig
-from vit_dist.models.weights.names import is_of_head, without_prefix
+from vit_dist.models.weights.names import OPTIONS, Wording, is_of_head, without_prefix
 
 State = dict[str, Tensor]
 
@@ -46,9 +46,9 @@ def names_of(parameter: str) -> list[str]:
 
 
 def to_hugging_face(
-    state: Mapping[str, Tensor], config: Any, num_classes: int, image_size: int, classes: tuple[str, ...] = ()
+    state: Mapping[str, Tensor], config: Any, num_classes: int, image_size: int, labels: Sequence[str]
 ) -> tuple[State, dict[str, Any], dict[str, Any]]:
-    """A state -> tensors, config.json and preprocessor_config.json, which names the classes, as far as they have names.
+    """A state -> tensors, config.json, which has a label for each class, and preprocessor_config.json.
 
     Raises:
         ConfigError: `ViTForImageClassification` cannot be this model.
@@ -64,8 +64,11 @@ def to_hugging_face(
         keys = names_of(name)
         for key, part in zip(keys, tensor.chunk(len(keys)), strict=True):
             tensors[key] = part.contiguous()
-    names = [name or f"{_NAMELESS}{i}" for i, name in enumerate(classes)]
-    names += [f"{_NAMELESS}{i}" for i in range(len(names), num_classes)]
+    assert len(labels) == num_classes
+    numbers: dict[str, int] = {}
+    for i, label in enumerate(labels):
+        # Of two classes of one name the first.
+        numbers.setdefault(label, i)
     described = {
         "architectures": ["ViTForImageClassification"],
         "model_type": "vit",
@@ -81,12 +84,14 @@ def to_hugging_face(
         "image_size": image_size,
         "patch_size": config.patch_size,
         "num_channels": 3,
-        "id2label": {str(i): name for i, name in enumerate(names)},
-        "label2id": {name: i for i, name in enumerate(names)},
+        "id2label": {str(i): name for i, name in enumerate(labels)},
+        "label2id": numbers,
     }
     images = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
+        # Pillow's BILINEAR.
+        "resample": 2,
         "size": {"height": image_size, "width": image_size},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -98,7 +103,12 @@ def to_hugging_face(
 
 
 def from_hugging_face(
-    tensors: Mapping[str, Tensor], described: object, where: str, *, new_head: bool = False
+    tensors: Mapping[str, Tensor],
+    described: object,
+    where: str,
+    *,
+    new_head: bool = False,
+    wording: Wording = OPTIONS,
 ) -> tuple[State, ViTConfig, tuple[str, ...], int]:
     """Tensors and config.json -> a state, its model, names of the classes ('' where there is none), the images' size.
 
@@ -109,6 +119,7 @@ def from_hugging_face(
         described: what config.json says.
         where: the folder, for errors.
         new_head: leave out classifier and pooler: the model gets another head.
+        wording: of advice.
 
     Raises:
         ConfigError: of a shape that no ViT has.
@@ -134,7 +145,7 @@ def from_hugging_face(
             if names
         ]
         new = (
-            "; --head new leaves out classifier and pooler"
+            f"; {wording.new_head} leaves out classifier and pooler"
             if any(is_of_head(n.removeprefix(_TRUNK)) for n in more)
             else ""
         )

@@ -14,6 +14,7 @@ from vit_dist.models import ModelConfig
 from vit_dist.models.bit import BiTConfig
 from vit_dist.models.hybrid import HybridConfig
 from vit_dist.models.vit import ViTConfig
+from vit_dist.models.weights.names import OPTIONS, Wording
 
 State = dict[str, Tensor]
 _SHOWN = 4
@@ -74,24 +75,6 @@ def timm_shapes(config: ModelConfig, num_classes: int, image_size: int) -> dict[
     with torch.device("meta"):
         model = timm_model(config, num_classes, image_size)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-def constructor(config: ModelConfig, image_size: int) -> str:
-    """What a state dict does not say of timm's model, in words, '' for models that go by a name of timm's."""
-    if isinstance(config, ViTConfig):
-        said = [f"img_size={image_size}", f"patch_size={config.patch_size}", f"embed_dim={config.width}"]
-        said += [
-            f"depth={config.depth}",
-            f"num_heads={config.num_heads}",
-            f"mlp_ratio={config.hidden / config.width:g}",
-        ]
-        said += ["act_layer=partial(nn.GELU, approximate='tanh')"] if config.gelu == "tanh" else []
-        said += ["pos_embed='none'"] if config.position_embedding == "none" else []
-        said += ["global_pool='map', class_token=False"] if config.pool == "map" else []
-        return f"timm.models.VisionTransformer({', '.join(said)})"
-    if isinstance(config, BiTConfig) and config.groups != 32:
-        return f"timm.models.ResNetV2 with norm_layer=partial(GroupNormAct, num_groups={config.groups})"
-    return ""
 
 
 def _unsayable(config: ModelConfig) -> list[str]:
@@ -161,7 +144,9 @@ def _vision_transformer(config: ViTConfig, num_classes: int, image_size: int) ->
     return model
 
 
-def from_timm(tensors: Mapping[str, Tensor], config: ModelConfig, where: str, *, new_head: bool) -> State:
+def from_timm(
+    tensors: Mapping[str, Tensor], config: ModelConfig, where: str, *, new_head: bool, wording: Wording = OPTIONS
+) -> State:
     """Tensors by timm's names, or by ours -> a state by our names.
 
     Args:
@@ -169,6 +154,7 @@ def from_timm(tensors: Mapping[str, Tensor], config: ModelConfig, where: str, *,
         config: the model.
         where: the file, for errors.
         new_head: leave out whatever is a head there: the model gets another.
+        wording: of advice.
 
     Raises:
         DataError: a fixed table of positions that is another one; a head that is none of ours, unless it is left out.
@@ -180,7 +166,7 @@ def from_timm(tensors: Mapping[str, Tensor], config: ModelConfig, where: str, *,
         if len(heads) > 1 and not new_head and any(name.startswith(f"{heads[1]}.") for name in state):
             raise DataError(
                 f"{where}: {config.name} has {len(heads)} heads there ({', '.join(heads)}), and the model here has "
-                f"one; start a new head of zeros (--head new)"
+                f"one; start a new head of zeros ({wording.new_head})"
             )
         if new_head:
             of_head = _names_of_head(config)

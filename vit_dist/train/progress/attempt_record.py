@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from vit_dist.core.errors import VitDistError
-from vit_dist.core.log import log
+from vit_dist.core.log import WARNING, log
 from vit_dist.core.run import history
 from vit_dist.core.run.checkpoints import newest_step
 from vit_dist.core.run.directory import RunDir
@@ -44,6 +44,7 @@ class AttemptRecord:
         self._heartbeat: Heartbeat | None = None
         # Loop and heartbeat write one file: of two at once the older would win as often as not.
         self._writing = threading.Lock()
+        self._failing = False
 
     def begin(self) -> None:
         """Supersede the attempt before, and write that this one has begun.
@@ -85,20 +86,24 @@ class AttemptRecord:
         return ""
 
     def running(self, step: int, examples: int, goodput: Mapping[str, float]) -> None:
-        """Write that the attempt trains, and how far it is.
-
-        Raises:
-            RunError: the run directory cannot be written.
-        """
+        """Write that the attempt trains, and how far it is."""
         self._step, self._examples, self._goodput = step, examples, goodput
         # Of a superseded attempt nothing is written: the later one's word stands there.
         if not self._world.is_main or not self.attempt or self.look_up_owner():
             return
-        # First: who reads that it trains must not find the heartbeat of the attempt before beside that.
-        self._beat()
-        if not self._trains:
-            history.training(self._path, self.attempt)
-            self._trains = True
+        try:
+            # First: who reads that it trains must not find the heartbeat of the attempt before beside that.
+            self._beat()
+            if not self._trains:
+                history.training(self._path, self.attempt)
+                self._trains = True
+        except VitDistError as error:
+            # A run that can still save is worth more than its word, which the next save or log writes anew.
+            if not self._failing:
+                log(f"  {error}. Training goes on, and how it stands is written once it can be", WARNING)
+            self._failing = True
+        else:
+            self._failing = False
 
     def end(
         self,

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vit_dist.core.run.records import is_job, is_job_number, is_nodes
 from vit_dist.core.small_files import (
     Check,
     is_count,
     is_mapping,
-    is_name,
     is_number,
     is_numbers,
     is_objects,
     is_text,
-    is_texts,
     is_time,
 )
 
@@ -130,14 +129,14 @@ FIELDS: Mapping[str, Mapping[str, Check]] = {
         "devices_per_node": is_count,
         "spares": is_count,
     },
-    "submitted": {"after": is_count, "job": is_name},
-    "requeue": {"attempt": is_count, "job": is_name},
+    "submitted": {"after": is_count, "job": is_job_number},
+    "requeue": {"attempt": is_count, "job": is_job_number},
     "begun": {
         "attempt": is_count,
         "launcher": is_text,
-        "job": is_text,
+        "job": is_job,
         "restart": is_count,
-        "nodes": is_texts,
+        "nodes": is_nodes,
         "devices": is_count,
         "step": is_count,
         "host": is_text,
@@ -164,9 +163,9 @@ FIELDS: Mapping[str, Mapping[str, Check]] = {
         "lost": is_count,
         "device_hours": is_number,
         "action": is_one_of(*CLOSING),
-        "excluded": is_texts,
+        "excluded": is_nodes,
     },
-    "evaluated": {"step": is_count, "evaluators": is_objects, "values": is_mapping},
+    "evaluated": {"step": is_count, "evaluators": is_objects, "values": is_mapping, "tags": is_mapping},
 }
 """Fields of an event, by its kind; each may be missing, and those of later versions may stand beside them."""
 NEEDS: Mapping[str, tuple[str, ...]] = {"submitting": ("after",), "submitted": ("after", "job"), "evaluated": ()}

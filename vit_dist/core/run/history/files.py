@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from vit_dist.core.small_files import (
     DamagedError,
     checked,
     is_number,
+    is_text,
     is_time,
     or_none,
     parse_records,
@@ -236,17 +236,10 @@ def beat(path: Path, progress: Progress) -> None:
     """Write the heartbeat: that an attempt runs, how far it is, and where its time went.
 
     Raises:
-        RunError: it cannot be written.
+        DataError: it cannot be written.
     """
-    file, temporary = path / names.HEARTBEAT, path / f".{names.HEARTBEAT}.tmp"
-    # Renamed, so that no reader sees half of it; not flushed to the disk, since the next one comes in two seconds.
-    try:
-        temporary.write_text(json.dumps(_plain(progress)))
-        temporary.replace(file)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise RunError(f"{file}: cannot be written: {error.strerror}") from None
+    # Not flushed to the disk, since the next one comes in two seconds.
+    write_bytes(str(path / names.HEARTBEAT), json.dumps(_plain(progress)).encode(), sync=False)
 
 
 def end(path: Path, status: str, progress: Progress, *, reason: str = "", saved: int = 0) -> None:
@@ -390,12 +383,42 @@ def requeue(path: Path, job: str) -> None:
 # Evaluators
 
 
-def evaluation(path: Path, evaluators: Sequence[Mapping[str, Any]], step: int) -> dict[str, float] | None:
+def evaluation(
+    path: Path, evaluators: Sequence[Mapping[str, Any]], step: int, val: str | None = None
+) -> dict[str, float] | None:
     """What these evaluators, as plain data, measured at this step; None where they have not run.
+
+    Args:
+        path: of the run.
+        evaluators: those of a recipe.
+        step: of the checkpoint.
+        val: with this validation set alone, or where an old entry does not say with which; None: with any.
 
     Raises:
         RunError: the record cannot be read, or what they measured is damaged.
     """
+    for entry, values in _evaluations(path, step):
+        if entry.get("evaluators") == list(evaluators) and (val is None or entry.get("val", val) == val):
+            return values
+    return None
+
+
+def evaluations(path: Path, step: int) -> dict[str, float]:
+    """What evaluations measured at this step, by tag; nothing of those that do not say on which sets they did.
+
+    Raises:
+        RunError: the record cannot be read, or what they measured is damaged.
+    """
+    found: dict[str, float] = {}
+    for entry, values in _evaluations(path, step):
+        tags = entry.get("tags", {})
+        if not isinstance(tags, dict) or not all(map(is_text, tags.values())):
+            raise RunError(f"{path / names.BY_EVALUATORS}: damaged: the tags of step {step:,}")
+        found |= {tags[metric]: value for metric, value in values.items() if metric in tags}
+    return found
+
+
+def _evaluations(path: Path, step: int) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
     file = path / names.BY_EVALUATORS
     findings: list[str] = []
     try:
@@ -405,12 +428,11 @@ def evaluation(path: Path, evaluators: Sequence[Mapping[str, Any]], step: int) -
     if any("cannot be read" in text for text in findings):
         raise RunError(f"{path}: {findings[0]}")
     for entry in entries:
-        if entry.get("evaluators") == list(evaluators) and entry.get("step") == step:
+        if entry.get("step") == step:
             values = entry.get("values")
             if not isinstance(values, dict) or not all(map(or_none(is_number), values.values())):
                 raise RunError(f"{file}: damaged: the values of step {step:,}")
-            return {name: math.nan if value is None else float(value) for name, value in values.items()}
-    return None
+            yield entry, {name: math.nan if value is None else float(value) for name, value in values.items()}
 
 
 def _content_lines(file: Path, findings: list[str]) -> list[dict[str, Any]]:
@@ -418,12 +440,19 @@ def _content_lines(file: Path, findings: list[str]) -> list[dict[str, Any]]:
     return list(parse_records(content, FIELDS["evaluated"], findings))
 
 
-def evaluated(path: Path, evaluators: Sequence[Mapping[str, Any]], step: int, values: Mapping[str, float]) -> None:
-    """Write what evaluators measured, for `evaluation` to read.
+def evaluated(
+    path: Path,
+    evaluators: Sequence[Mapping[str, Any]],
+    step: int,
+    values: Mapping[str, float],
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Write what evaluators measured, for `evaluation` to read; `more` has further fields: sets, tags, validation set.
 
     Raises:
         RunError: it cannot be written.
     """
     # JSON has no NaN.
     shown = {name: value if math.isfinite(value) else None for name, value in values.items()}
-    _append(path, names.BY_EVALUATORS, "evaluated", step=step, evaluators=list(evaluators), values=shown)
+    facts = {**(more or {}), "step": step, "evaluators": list(evaluators), "values": shown}
+    _append(path, names.BY_EVALUATORS, "evaluated", **facts)

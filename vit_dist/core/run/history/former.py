@@ -15,6 +15,7 @@ from typing import Any
 from vit_dist.core.run import names
 from vit_dist.core.run.history.events import FIELDS, OWNER, PROGRESS, TOLD, Event, is_one_of
 from vit_dist.core.run.history.state import Progress
+from vit_dist.core.run.records import is_job
 from vit_dist.core.small_files import Check, DamagedError, is_objects, is_text, is_time, read_record, read_records
 
 _STATUS: Mapping[str, Check] = {
@@ -24,7 +25,7 @@ _STATUS: Mapping[str, Check] = {
     "host": is_text,
     "pid": OWNER["pid"],
 }
-_JOB: Mapping[str, Check] = {**FIELDS["submitting"], "job": is_text, "submitted_at": is_time}
+_JOB: Mapping[str, Check] = {**FIELDS["submitting"], "job": is_job, "submitted_at": is_time}
 _ATTEMPT: Mapping[str, Check] = {**FIELDS["opened"], **PROGRESS, **TOLD, "event": is_text, "last_seen": is_time}
 _LEDGER: Mapping[str, Check] = {**FIELDS["begun"], **FIELDS["closed"], "event": is_text, "at": is_time}
 _CLOCKS_S = 5.0

@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from vit_dist.core.files import write_bytes
+from vit_dist.core.files import explained, write_bytes
 from vit_dist.core.log import log
 from vit_dist.core.run import names
 from vit_dist.core.run.history.state import is_asked_for
@@ -67,9 +67,14 @@ def withdraw(path: Path, *requests: str) -> None:
 
 
 def forget(path: Path) -> None:
-    """Remove what a person asked of the job before: it is not meant for the next one."""
+    """Remove what a person asked of the job before: it is not meant for the next one.
+
+    Raises:
+        DataError: it cannot be removed.
+    """
     for leftover in (names.CANCEL, names.REQUEST):
-        (path / leftover).unlink(missing_ok=True)
+        with explained(str(path / leftover), "removed"):
+            (path / leftover).unlink(missing_ok=True)
 
 
 def ask_cancel(path: Path, job: str) -> None:
