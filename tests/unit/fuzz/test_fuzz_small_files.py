@@ -94,7 +94,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     line(run, names.BY_SUPERVISOR, "begun", NOW - 50, attempt=2, **supervised, step=20)
     line(run, names.BY_RANKS, "opened", NOW - 45, attempt=2, host="n1", pid=77, ranks=16, step=20)
     line(run, names.BY_RANKS, "training", NOW - 44, attempt=2)
-    submit(run, "120_3", NOW - 30, after=2, **REAL[names.FORMER_JOB])
+    facts = {name: value for name, value in REAL[names.FORMER_JOB].items() if name != "job"}
+    submit(run, "120_3", NOW - 30, after=2, **facts)
     line(run, names.BY_PEOPLE, "requeue", NOW - 20, attempt=2, job="120_3")
     history.evaluated(run, [{"name": "classification"}], 40, {"val/top1": 0.5})
     bad_nodes.add(root, "n7", "lost by run good", now=NOW)
