@@ -85,7 +85,7 @@ def settings(config: Mapping[str, str]) -> Iterator[Finding]:
     yield from _preemption(value("PreemptType"), value("PreemptMode"), value("SlurmctldParameters"))
     accounting = value("AccountingStorageType")
     none = not accounting or accounting.endswith("none") or accounting == "(null)"
-    without = "no accounting: what a job was once Slurm forgot it (MinJobAge) is known from the run's ledger alone"
+    without = "no accounting: what a job was once Slurm forgot it (MinJobAge) is known from the run's history alone"
     yield Finding(_AREA, "ok", without if none else f"accounting: {accounting.rpartition('/')[2]}")
     largest = whole_number(value("MaxArraySize"))
     if largest is not None:

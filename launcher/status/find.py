@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vit_dist.core.errors import ConfigError, did_you_mean
-from vit_dist.core.run import history, names
-from vit_dist.core.run.records import is_job_number
+from vit_dist.core.run import history, names, records
 
 _DEPTH = 3
 """ROOT/RUN, ROOT/STUDY/CELL, and one more for folders of a person's own."""
@@ -65,7 +64,7 @@ def find_run(wanted: str, roots: Sequence[Path]) -> Path:
                 f"{wanted!r}: a directory, but not of a run: it has none of {', '.join(sorted(names.MARKS_OF_A_RUN))}"
             )
     runs = find_runs(roots)
-    if is_job_number(wanted):
+    if records.is_job_number(wanted):
         with_job = [run for run in runs if wanted in jobs_of(run)]
         if with_job:
             return _only(wanted, with_job, "more than one run has had this job number")

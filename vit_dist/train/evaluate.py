@@ -38,8 +38,8 @@ def evaluate(
     """Values of a recipe's evaluators on a checkpoint of a run, the newest unless one is named. A collective.
 
     The values go to a new event file of the run, at the step of the checkpoint, and into its history. What is
-    measured on another set than the run's own has tags of its own (core/run/measured.py). What the history says of the
-    same metrics, sets and step is not measured again.
+    measured on another set than the run's own has tags of its own (core/run/measured.py). What the history says of
+    the same metrics, sets and step is not measured again.
 
     Args:
         recipe: of the run; its evaluators and places may be others than those it was trained with.

@@ -108,7 +108,7 @@ def _train_until_rewind(run: Run) -> bool:
             _quarantine(run, agreed.replaced, state)
             # `spike` and `applied` come from the all-reduced loss and gradient norm: every rank enters here, or none.
             if spike or not result.applied:
-                record_bad_step(run, batch, result, spike=spike)
+                record_bad_step(run, batch, result, limit=limit)
                 if spike and config.spike == "rewind" and can_rewind(run):
                     return False
             done = state.step >= plan.total_steps

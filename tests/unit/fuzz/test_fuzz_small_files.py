@@ -18,12 +18,12 @@ from launcher.slurm.commands import check_id
 from launcher.status.files import read_run
 from launcher.status.find import find_runs, is_run, jobs_of
 from launcher.status.view import look, view
+from tests.histories import line, submit
 from tests.unit.fuzz.budget import fuzz
 from tests.unit.fuzz.damage import bounded, damaged, damaged_json
 from vit_dist.cli.runs import facts
 from vit_dist.core.errors import RunError
 from vit_dist.core.run import history, names
-from vit_dist.core.run.directory import RunDir
 
 NOW = 1_795_690_000.0
 STATUS = {
@@ -89,19 +89,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run.mkdir()
     for name, value in REAL.items():
         (run / name).write_text(json.dumps(value))
-    lines = [{"event": "begin", "attempt": 1, "at": NOW - 90, "job": "120_3", "nodes": ["n1"]}]
-    lines += [{"event": "end", "attempt": 1, "at": NOW - 85, "cause": "preempted", "action": "requeue", "saved": 20}]
-    (run / names.FORMER_LEDGER).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    lines = [{"event": "start", "attempt": 1, "time": NOW - 89, "host": "n1", "pid": 7, "ranks": 16}]
-    (run / names.FORMER_ATTEMPTS).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    history.submitted(run, "121", history.submitting(run, {"nodes": 2, "devices_per_node": 8}))
-    begun = history.begin(run, launcher="slurm", devices=16, step=20, job="121", nodes=["n1", "n2"])
-    number, _, _ = history.take(run, ranks=16, saved=20)
-    history.training(run, number)
-    history.requeue(run, "121")
-    history.close(run, begun, cause="preempted", action="requeue", code=75, reached=22, saved=20)
-    history.begin(run, launcher="slurm", devices=16, step=20, job="121", nodes=["n1", "n2"])
-    history.evaluated(run, [{"name": "classification"}], 20, {"val/top1": 0.25})
+    supervised = {"launcher": "slurm", "devices": 16, "job": "120_3", "nodes": ["n1", "n2"]}
+    ended = {"cause": "preempted", "action": "requeue", "code": 75, "step": 22, "saved": 20, "excluded": ["n2"]}
+    line(run, names.BY_SUPERVISOR, "begun", NOW - 80, attempt=1, **supervised)
+    line(run, names.BY_SUPERVISOR, "closed", NOW - 60, attempt=1, **ended)
+    line(run, names.BY_SUPERVISOR, "begun", NOW - 50, attempt=2, **supervised, step=20)
+    line(run, names.BY_RANKS, "opened", NOW - 45, attempt=2, host="n1", pid=77, ranks=16, step=20)
+    line(run, names.BY_RANKS, "training", NOW - 44, attempt=2)
+    facts = {name: value for name, value in REAL[names.FORMER_JOB].items() if name != "job"}
+    submit(run, "120_3", NOW - 30, after=2, **facts)
+    line(run, names.BY_PEOPLE, "requeue", NOW - 20, attempt=2, job="120_3")
+    history.evaluated(run, [{"name": "classification"}], 40, {"val/top1": 0.5})
     bad_nodes.add(root, "n7", "lost by run good", now=NOW)
     shutil.copytree(run, root / "bad")
     return root
@@ -111,14 +109,15 @@ def use(run: Path) -> None:
     """Everything that verbs ask of a run's small files."""
     for ask in (
         lambda: history.read(run),
+        lambda: history.read(run, most=300),
         lambda: history.superseded_by(run, "5f"),
         lambda: history.evaluation(run, [{"name": "classification"}], 40),
-        lambda: history.evaluations(run, 20),
-        lambda: RunDir(run).read_json(names.RUN),
+        lambda: history.evaluations(run, 40),
+        lambda: history.is_cancelled(run, {"120_3"}),
     ):
         with contextlib.suppress(RunError):
             ask()
-    history.read(run, forgiving=True, most=history.TAIL_BYTES)
+    history.read(run, forgiving=True)
     assert is_run(run)
     for job in jobs_of(run):
         check_id(job)
@@ -153,10 +152,8 @@ def test_a_file_with_anything_in_it_harms_its_own_run_alone(runs: Path, name: st
 
 
 @fuzz
-@given(st.sampled_from([*names.HISTORY, names.FORMER_LEDGER, names.FORMER_ATTEMPTS]), st.data())
-def test_a_list_of_attempts_with_anything_in_it_harms_its_own_run_alone(
-    runs: Path, name: str, data: st.DataObject
-) -> None:
+@given(st.sampled_from(names.HISTORY), st.data())
+def test_a_history_with_anything_in_it_harms_its_own_run_alone(runs: Path, name: str, data: st.DataObject) -> None:
     real = (runs / "good" / name).read_bytes()
     lines = [json.loads(line) for line in real.splitlines()]
     forged = data.draw(damaged_json([lines], ODD) | damaged([real]))

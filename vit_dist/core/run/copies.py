@@ -20,6 +20,9 @@ from vit_dist.core.small_files import DamagedError, checked, parse_json, read_sm
 
 # Not named after the file: what a kill leaves of an event file must not be read as one.
 _PARTIAL = ".being-copied"
+_COUNTED = {names.BY_RANKS, names.BY_SUPERVISOR, names.BY_PEOPLE, names.HEARTBEAT, *names.FORMER} - {
+    names.FORMER_EVALUATED
+}
 
 
 class Copies:
@@ -104,12 +107,15 @@ def bring_back(directory: Path, remote: str, identity: Mapping[str, Any]) -> int
     changed = [key for key, value in identity.items() if key in theirs and theirs[key] != value]
     if changed:
         raise RunError(_of_another(remote, f" (they differ in {', '.join(sorted(changed))})"))
-    count = 0
+    count, begun = 0, os.path.lexists(directory / names.BY_SUPERVISOR)
     # The run's name last: where a kill comes in between, all that is missing is fetched by the next attempt.
     there = sorted(_listed(remote), key=lambda name: (name == names.RUN, name))
     for name in there:
         target = directory / name
         if name.partition("/")[0] in names.MADE_ANEW or os.path.lexists(target):
+            continue
+        # A supervisor has begun to count attempts here: two counts of one run would be taken for one.
+        if begun and name in _COUNTED:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(_PARTIAL)

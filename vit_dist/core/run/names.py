@@ -62,9 +62,6 @@ QUARANTINE = "quarantine.jsonl"
 NONFINITE = "nonfinite.jsonl"
 LOCK = "lock"
 
-BAD_NODES = ".bad-nodes.jsonl"
-"""Beside the runs: the nodes that jobs stay away from."""
-
 FORMER_STATUS = "status.json"
 FORMER_ATTEMPTS = "attempts.jsonl"
 FORMER_LEDGER = "ledger.jsonl"
@@ -77,12 +74,13 @@ FORMER = (FORMER_STATUS, FORMER_ATTEMPTS, FORMER_LEDGER, FORMER_JOB, FORMER_EVAL
 """What a former version wrote in place of HISTORY."""
 
 CARRIED_FOLDERS = frozenset({EVENTS, PLUGINS})
-_RECORDS = (*FORMER[:3], FORMER_EVALUATED, BY_EVALUATORS, BY_SUPERVISOR, BY_RANKS, HEARTBEAT)
-CARRIED = (RUN, RECIPE, PLUGINS, EVENTS, QUARANTINE, NONFINITE, *_RECORDS)
-"""What `checkpoint.remote` holds beside the checkpoints, in the order it is sent; of folders the files in them.
-Jobs are of the cluster that they were submitted to, and the fence of the directory: they stay."""
+CARRIED = (RUN, RECIPE, PLUGINS, EVENTS, QUARANTINE, NONFINITE, *FORMER, *HISTORY, HEARTBEAT)
+"""What `checkpoint.remote` holds beside the checkpoints, in the order it is sent; of folders the files in them."""
 MADE_ANEW = frozenset({RECIPE, PLUGINS})
 """Of these, what is not brought back: it holds paths, and is written anew from the recipe."""
+
+BAD_NODES = ".bad-nodes.jsonl"
+"""Beside the runs: the nodes that jobs stay away from."""
 
 MARKS_OF_A_RUN = frozenset({RUN, *HISTORY[:3], *FORMER[:4]})
 """A directory that holds any of these is a run's."""

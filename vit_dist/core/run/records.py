@@ -44,7 +44,7 @@ def is_node_name(value: Any) -> bool:
 
 
 def is_nodes(value: Any) -> bool:
-    """A list of machines' names."""
+    """A list of names of machines."""
     return isinstance(value, list) and all(map(is_node_name, value))
 
 

@@ -101,8 +101,9 @@ class AttemptRecord:
                 history.training(self._path, self.attempt)
                 self._trains = True
         except VitDistError as error:
+            # A run that can still save is worth more than its word, which the next save or log writes anew.
             if not self._failing:
-                log(f"  {error}. Training goes on, and how far it is is written once it can be", WARNING)
+                log(f"  {error}. Training goes on, and how it stands is written once it can be", WARNING)
             self._failing = True
         else:
             self._failing = False

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vit_dist.core.errors import DataError, RunError
-from vit_dist.core.run import copies, names
+from vit_dist.core.run import copies, history, names
 from vit_dist.core.run.copies import Copies, bring_back
 
 WHO = {"seed": 0, "fingerprint": "f" * 16}
@@ -25,14 +25,14 @@ def run_of(folder: Path, **identity: Any) -> Path:
         names.RECIPE: "name: r\n",
         EVENTS: "log",
         f"{names.PLUGINS}/mine-12345678.py": "1",
-        names.BY_RANKS: '{"event": "opened", "attempt": 1}\n',
+        names.BY_RANKS: '{"event": "opened", "attempt": 1, "at": 1}\n',
         names.BY_SUPERVISOR: "{}\n",
-        names.BY_PEOPLE: "{}\n",
-        names.HEARTBEAT: '{"step": 1}\n',
+        names.FORMER_STATUS: '{"status": "running"}\n',
         names.QUARANTINE: "{}\n",
         names.NONFINITE: "{}\n",
         names.BY_EVALUATORS: "{}\n",
         names.OWNER: "{}",
+        names.HEARTBEAT: "{}",
         f"{names.LOGS}/attempt-0001/rank-0.log": "talk",
     }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def test_what_was_sent_comes_back_whole_and_nothing_else(remote: str, tmp_path: 
         if name.partition("/")[0] in names.MADE_ANEW:
             del wanted[name]
     assert files(tmp_path / "again") == wanted
-    assert count == len(wanted) == 8
+    assert count == len(wanted) == 9
     # Once it is there the store is not asked.
     assert bring_back(tmp_path / "again", "s3://nobody.invalid/x", WHO) == 0
 
@@ -80,9 +80,9 @@ def test_what_grows_is_sent_again_and_what_does_not_is_left(
     assert sent == []
     with (run / EVENTS).open("a") as file:
         file.write(" and more")
-    (run / names.HEARTBEAT).write_text('{"step": 2}\n')
+    (run / names.BY_RANKS).write_text("{}\n{}\n")
     first.send()
-    assert sent == [Path(EVENTS).name, names.HEARTBEAT]
+    assert sent == [Path(EVENTS).name, names.BY_RANKS]
     # The next attempt sends no log of the one before a second time.
     sent.clear()
     (run / f"{EVENTS}0").write_text("second")
@@ -98,10 +98,10 @@ def test_a_log_alone_that_is_lost_comes_back_and_the_rest_stays(tmp_path: Path) 
     run, remote = run_of(tmp_path / "run"), str(tmp_path / "store")
     Copies(run, remote).send()
     (run / EVENTS).unlink()
-    (run / names.HEARTBEAT).write_text('{"step": 3}\n')
+    (run / names.BY_RANKS).write_text("stopped")
     assert bring_back(run, remote, WHO) == 1
     assert (run / EVENTS).read_text() == "log"
-    assert '"step": 3' in (run / names.HEARTBEAT).read_text()
+    assert "stopped" in (run / names.BY_RANKS).read_text()
 
 
 @pytest.mark.parametrize("after", range(8))
@@ -175,8 +175,8 @@ def test_of_a_store_only_what_is_carried_is_taken(make: Callable[[Path], None], 
 def test_nothing_is_sent_through_a_link(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run")
     (tmp_path / "secret").write_text("secret")
-    (run / names.BY_SUPERVISOR).unlink()
-    for name in (names.BY_SUPERVISOR, f"{names.EVENTS}/events.out.tfevents.2"):
+    (run / names.BY_RANKS).unlink()
+    for name in (names.BY_RANKS, f"{names.EVENTS}/events.out.tfevents.2"):
         (run / name).symlink_to(tmp_path / "secret")
     Copies(run, str(tmp_path / "store")).send()
     assert "secret" not in files(tmp_path / "store").values()
@@ -186,3 +186,13 @@ def test_a_damaged_name_of_a_run_on_the_store_is_told(tmp_path: Path) -> None:
     plant(names.RUN)(tmp_path / "store")
     with pytest.raises(DataError, match=r"run\.json: damaged"):
         bring_back(tmp_path / "again", str(tmp_path / "store"), WHO)
+
+
+def test_a_history_that_is_counted_anew_here_is_not_mixed_with_the_one_there(tmp_path: Path) -> None:
+    """A supervisor has begun an attempt 1 in the empty directory; that of the store is another one."""
+    Copies(run_of(tmp_path / "run"), str(tmp_path / "store")).send()
+    history.begin(tmp_path / "again", launcher="slurm", devices=1, step=0, job="7")
+    assert bring_back(tmp_path / "again", str(tmp_path / "store"), WHO) == 5
+    assert not (tmp_path / "again" / names.BY_RANKS).exists()
+    assert history.read(tmp_path / "again").next_opened == 1
+    assert (tmp_path / "again" / names.BY_EVALUATORS).exists()

@@ -100,19 +100,14 @@ def test_a_long_record_takes_no_more_than_its_length(line: str) -> None:
 def test_a_forged_job_number_is_a_finding_of_its_run_alone(job: str, tmp_path: Path) -> None:
     for name, number in (("good", "77"), ("bad", job)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / names.BY_PEOPLE).write_text(
-            json.dumps({"event": "submitting", "at": 0.5, "after": 0})
-            + "\n"
-            + json.dumps({"event": "submitted", "at": 1.0, "after": 0, "job": number})
-            + "\n"
-        )
-    (tmp_path / "bad" / names.BY_SUPERVISOR).write_text(
-        json.dumps({"event": "begun", "attempt": 1, "at": 1.0, "job": job}) + "\n"
+        (tmp_path / name / names.FORMER_JOB).write_text(json.dumps({"job": number}))
+    (tmp_path / "bad" / names.FORMER_LEDGER).write_text(
+        json.dumps({"event": "begin", "attempt": 1, "at": 1.0, "job": job}) + "\n"
     )
     good, bad = read_run(tmp_path / "good"), read_run(tmp_path / "bad")
     assert (good.state.job_id, good.problems) == ("77", ())
     assert bad.state.job_id == ""
-    assert [problem.partition(":")[0] for problem in bad.problems] == [names.BY_SUPERVISOR, names.BY_PEOPLE]
+    assert [problem.partition(":")[0] for problem in bad.problems] == [names.FORMER_LEDGER, names.FORMER_JOB]
     assert jobs_of(tmp_path / "bad") == set()
     views, _ = look([tmp_path / "good", tmp_path / "bad"], ask_slurm=False)
     assert [view.job_id for view in views] == ["77", ""]
@@ -124,10 +119,10 @@ def test_a_forged_node_is_on_no_list(node: str, tmp_path: Path) -> None:
     bad_nodes.add(tmp_path, "n7", "slow", now=1.0)
     bad_nodes.add(tmp_path, node, "slow", now=1.0)
     assert list(bad_nodes.active(tmp_path, 2.0)) == ["n7"]
-    (tmp_path / names.BY_SUPERVISOR).write_text(
-        json.dumps({"event": "begun", "attempt": 1, "at": 1.0, "nodes": ["n1", node]}) + "\n"
+    (tmp_path / names.FORMER_LEDGER).write_text(
+        json.dumps({"event": "begin", "attempt": 1, "at": 1.0, "nodes": ["n1", node]}) + "\n"
     )
-    assert [problem.partition(":")[0] for problem in read_run(tmp_path).problems] == [names.BY_SUPERVISOR]
+    assert [problem.partition(":")[0] for problem in read_run(tmp_path).problems] == [names.FORMER_LEDGER]
 
 
 @pytest.mark.parametrize(

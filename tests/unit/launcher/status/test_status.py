@@ -209,7 +209,7 @@ def test_where_a_run_stands_is_computed_from_its_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"status": 5, "step": "x", "goodput": 3, "time": null}', "\x00"])
 def test_damaged_files_are_findings_and_hide_no_other_run(tmp_path: Path, content: str) -> None:
     bad, good = make_run(tmp_path / "bad"), make_run(tmp_path / "good", "done")
-    for name in (*names.STATE_FILES, *names.FORMER, names.CANCEL, names.REQUEST):
+    for name in (*names.HISTORY, *names.FORMER, names.RUN, names.OWNER, names.HEARTBEAT, names.CANCEL, names.REQUEST):
         (bad / name).write_text(content)
     views, silence = look([bad, good])
     assert [v.state for v in views][1] == "done"

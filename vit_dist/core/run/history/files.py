@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -237,17 +236,10 @@ def beat(path: Path, progress: Progress) -> None:
     """Write the heartbeat: that an attempt runs, how far it is, and where its time went.
 
     Raises:
-        RunError: it cannot be written.
+        DataError: it cannot be written.
     """
-    file, temporary = path / names.HEARTBEAT, path / f".{names.HEARTBEAT}.tmp"
-    # Renamed, so that no reader sees half of it; not flushed to the disk, since the next one comes in two seconds.
-    try:
-        temporary.write_text(json.dumps(_plain(progress)))
-        temporary.replace(file)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise RunError(f"{file}: cannot be written: {error.strerror}") from None
+    # Not flushed to the disk, since the next one comes in two seconds.
+    write_bytes(str(path / names.HEARTBEAT), json.dumps(_plain(progress)).encode(), sync=False)
 
 
 def end(path: Path, status: str, progress: Progress, *, reason: str = "", saved: int = 0) -> None:
@@ -415,7 +407,7 @@ def evaluations(path: Path, step: int) -> dict[str, float]:
     """What evaluations measured at this step, by tag; nothing of those that do not say on which sets they did.
 
     Raises:
-        RunError: the record cannot be read, or what it says of this step is damaged.
+        RunError: the record cannot be read, or what they measured is damaged.
     """
     found: dict[str, float] = {}
     for entry, values in _evaluations(path, step):
@@ -455,7 +447,7 @@ def evaluated(
     values: Mapping[str, float],
     more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write what evaluators measured, for `evaluation` to read.
+    """Write what evaluators measured, for `evaluation` to read; `more` has further fields: sets, tags, validation set.
 
     Args:
         path: of the run.
@@ -469,6 +461,5 @@ def evaluated(
     """
     # JSON has no NaN.
     shown = {name: value if math.isfinite(value) else None for name, value in values.items()}
-    _append(
-        path, names.BY_EVALUATORS, "evaluated", step=step, evaluators=list(evaluators), values=shown, **(more or {})
-    )
+    facts = {**(more or {}), "step": step, "evaluators": list(evaluators), "values": shown}
+    _append(path, names.BY_EVALUATORS, "evaluated", **facts)

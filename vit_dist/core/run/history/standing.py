@@ -155,7 +155,7 @@ def _by_its_word(state: State) -> tuple[str, str]:
         return "new", "not yet started"
     # Where nobody supervises it, its ranks have said all that there is to say.
     if not last.cause or not last.launcher:
-        return ("failed" if last.told == "killed" else last.told), last.reason
+        return ("failed" if last.told in {"killed", ""} else last.told), last.reason
     words = last.detail or last.reason or last.cause.replace("_", " ")
     if last.action == "give_up":
         return "given up", words
