@@ -31,8 +31,8 @@ from vit_dist.core.small_files import (
     read_record,
 )
 
-TAIL_BYTES = 16 << 10
-"""Of each file, where only the last attempts are asked for: some thirty of them."""
+TAIL_BYTES = 4 << 10
+"""Of each file, where only the last attempts are asked for: some ten of them."""
 _BEGINNINGS = {names.BY_RANKS: "opened", names.BY_SUPERVISOR: "begun", names.BY_PEOPLE: "submitting"}
 """The files that make up the state, and the event that the end of one must reach back to."""
 

@@ -230,21 +230,22 @@ def fold(events: Iterable[Event], heartbeat: Progress | None = None) -> State:
         events: in any order; of equal place (see Event) in that of their lines.
         heartbeat: the last one.
     """
-    state, findings = State(), list[str]()
+    phase, known, findings = NEW, dict[str, Any](), list[str]()
     attempts = dict[int, Attempt]()
     for event in sorted(events, key=lambda event: event.place):
-        phase = _phase_after(state.phase, attempts, event)
-        if phase is None:
-            findings.append(f"{event.kind!r} of attempt {event.attempt} cannot have been: the run was {state.phase!r}")
+        after = _phase_after(phase, attempts, event)
+        if after is None:
+            findings.append(f"{event.kind!r} of attempt {event.attempt} cannot have been: the run was {phase!r}")
             continue
-        state = replace(_with(state, attempts, event), phase=phase)
-    progress = _furthest(state.progress, heartbeat, max(attempts, default=0), attempts)
-    return replace(state, attempts=tuple(attempts.values()), progress=progress, findings=tuple(findings))
+        _learn(known, attempts, phase, event)
+        phase = after
+    known["progress"] = _furthest(known.get("progress", Progress()), heartbeat, attempts)
+    return State(phase=phase, attempts=tuple(attempts.values()), findings=tuple(findings), **known)
 
 
-def _phase_after(phase: str, attempts: Mapping[int, Attempt], event: Event) -> str | None:
+def _phase_after(phase: str, attempts: dict[int, Attempt], event: Event) -> str | None:
     """The phase that an event leads to; None where it cannot come now."""
-    last = max(attempts, default=0)
+    last = next(reversed(attempts), 0)
     if event.kind in OF_THE_RUN:
         return OF_THE_RUN[event.kind]
     if event.attempt > last and event.kind in LATER:
@@ -258,27 +259,26 @@ def _phase_after(phase: str, attempts: Mapping[int, Attempt], event: Event) -> s
     return leads_to[0] if leads_to is not None else None
 
 
-def _with(state: State, attempts: dict[int, Attempt], event: Event) -> State:
-    """The state with what an event says, apart from the phase; attempts are changed in place."""
+def _learn(known: dict[str, Any], attempts: dict[int, Attempt], phase: str, event: Event) -> None:
+    """Take in what an event says, into fields of the state and into its attempt."""
     facts, number = event.facts, event.attempt
     if event.kind == "submitting":
-        return replace(state, submission=facts, submitted_at=event.at, submitted_job="")
-    if event.kind == "submitted":
-        return replace(state, submitted_job=str(facts["job"]))
-    if event.kind == "requeue":
-        return replace(state, requeues=(*state.requeues, (number, str(facts.get("job", "")))))
-    if event.kind == "begun":
+        known |= {"submission": facts, "submitted_at": event.at, "submitted_job": ""}
+    elif event.kind == "submitted":
+        known["submitted_job"] = str(facts["job"])
+    elif event.kind == "requeue":
+        known["requeues"] = (*known.get("requeues", ()), (number, str(facts.get("job", ""))))
+    elif event.kind == "begun":
         attempts[number] = _begun(event)
     elif event.kind == "opened":
         attempts[number] = _opened(attempts.get(number), event)
     elif event.kind == "training":
         attempts[number] = replace(attempts[number], trained=True)
-    elif event.kind == "ended" and state.phase != ENDED:
+    elif event.kind == "ended" and phase != ENDED:
         attempts[number] = _ended(attempts[number], event)
-        return replace(state, progress=Progress.of({**facts, "attempt": number}))
-    elif event.kind == "closed" and state.phase not in CLOSING.values():
+        known["progress"] = Progress.of({**facts, "attempt": number})
+    elif event.kind == "closed" and phase not in CLOSING.values():
         attempts[number] = _closed(attempts[number], event)
-    return state
 
 
 def _begun(event: Event) -> Attempt:
@@ -359,11 +359,11 @@ def _closed(one: Attempt, event: Event) -> Attempt:
     )
 
 
-def _furthest(known: Progress, heartbeat: Progress | None, number: int, attempts: Mapping[int, Attempt]) -> Progress:
+def _furthest(known: Progress, heartbeat: Progress | None, attempts: Mapping[int, Attempt]) -> Progress:
     """What is known last: the heartbeat of an attempt that has not ended by its own word, else what that word says."""
     if heartbeat is None:
         return known
-    told = attempts[number].told if number in attempts else ""
+    told = attempts[known.attempt].told if known.attempt in attempts else ""
     # It ended as it should: the sums it wrote then are exact, those of the heartbeat before are not.
     if heartbeat.attempt < known.attempt or (heartbeat.attempt == known.attempt and told not in {"", "killed"}):
         return known
