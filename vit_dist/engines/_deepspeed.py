@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vit_dist.data.decode import normalize
 from vit_dist.engines._layout import layout
 from vit_dist.engines._numerics import computed
-from vit_dist.engines._protocol import EngineInputs, OnGradients, StepResult, mean_over_ranks, nan_if_over, set_lr
+from vit_dist.engines._protocol import EngineInputs, OnGradients, PendingStep, mean_over_ranks, nan_if_over, set_lr
 from vit_dist.engines._slices import EngineState, Source
 from vit_dist.engines._zero import gathered, load_zero_state, master_mismatch, write_masters, zero_state
 from vit_dist.engines.deepspeed import DeepSpeedConfig
@@ -117,7 +117,7 @@ class DeepSpeedEngine:
         *,
         skip_over: float = math.inf,
         on_gradients: OnGradients | None = None,
-    ) -> StepResult:
+    ) -> PendingStep:
         """See Engine."""
         assert len(micro_batches) == self._in.accumulation
         self._engine.train()
@@ -149,9 +149,7 @@ class DeepSpeedEngine:
         # Both are the same on every rank: DeepSpeed reduces the norm and the check for overflow over all of them.
         norm = self._engine.get_global_grad_norm()
         applied = bool(self._engine.was_step_applied())
-        return StepResult(
-            mean_over_ranks(total, self._in.world), float("nan") if norm is None else float(norm), applied
-        )
+        return PendingStep(mean_over_ranks(total, self._in.world), math.nan if norm is None else norm, applied)
 
     def _gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Each gradient as a whole, between the last backward pass and the step. A collective a parameter."""

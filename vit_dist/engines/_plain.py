@@ -17,7 +17,7 @@ from vit_dist.data.decode import normalize
 from vit_dist.engines import EngineConfig
 from vit_dist.engines._layout import layout
 from vit_dist.engines._numerics import computed
-from vit_dist.engines._protocol import EngineInputs, OnGradients, StepResult, mean_over_ranks, nan_if_over, set_lr
+from vit_dist.engines._protocol import EngineInputs, OnGradients, PendingStep, mean_over_ranks, nan_if_over, set_lr
 from vit_dist.engines._slices import (
     BUFFER,
     WEIGHT,
@@ -40,7 +40,7 @@ class PlainEngine:
         self.module: nn.Module = inputs.model.to(inputs.device)
         self.device, self.timer = inputs.device, inputs.timer
         self._ddp = _replicated(self.module, config.reduce_dtype) if inputs.world.size > 1 else None
-        self._optimizer = inputs.optimizer
+        self._optimizer, self._stepped = inputs.optimizer, False
         self.layout: dict[str, Any] = {"engine": "plain", **layout(config, inputs)}
         self.description = f"plain torch {torch.__version__.partition('+')[0]} (DDP), {inputs.precision}"
 
@@ -52,7 +52,7 @@ class PlainEngine:
         *,
         skip_over: float = math.inf,
         on_gradients: OnGradients | None = None,
-    ) -> StepResult:
+    ) -> PendingStep:
         """See Engine."""
         self.module.train()
         net = self._ddp if self._ddp is not None else self.module
@@ -80,12 +80,18 @@ class PlainEngine:
         with self.timer.phase("optimizer"):
             norm = torch.nn.utils.clip_grad_norm_([p for _, p in named], clip if clip is not None else float("inf"))
             # Gradients are averaged over ranks by now, so that the norm and this decision are the same on every rank.
-            # Reading it waits for the device; the step must not be taken before it is known.
-            applied = bool(torch.isfinite(norm))
-            if applied:
-                set_lr(self._optimizer, lr)
+            finite = torch.isfinite(norm)
+            set_lr(self._optimizer, lr)
+            # Told as torch's GradScaler tells it, a fused kernel itself leaves weights, moments and counters as they
+            # are. Not in the first step: there fused SGD makes its momentum, and counts on the kernel to write it.
+            if self._stepped and getattr(self._optimizer, "_step_supports_amp_scaling", False):
+                self._optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
                 self._optimizer.step()
-        return StepResult(mean_over_ranks(total, self._in.world), float(norm), applied)
+            # This waits for the device; the step must not be taken before it is known.
+            elif bool(finite):
+                self._optimizer.step()
+                self._stepped = True
+        return PendingStep(mean_over_ranks(total, self._in.world), norm, finite)
 
     @computed
     def predict(self, images: Tensor) -> Tensor:
@@ -111,6 +117,7 @@ class PlainEngine:
 
     def load(self, source: Source) -> None:
         """See Engine."""
+        self._stepped = False
         for name, p in self.module.named_parameters():
             load_whole(p, source, WEIGHT, name)
             state = self._optimizer.state[p] if p.requires_grad else {}

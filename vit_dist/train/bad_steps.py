@@ -9,7 +9,6 @@ import numpy as np
 
 from vit_dist.core.files import open_append
 from vit_dist.core.log import WARNING, log
-from vit_dist.data.reader import Batch
 from vit_dist.data.sets import TrainingSet
 from vit_dist.engines._collectives import all_gather_object
 from vit_dist.engines._protocol import StepResult
@@ -19,33 +18,40 @@ from vit_dist.train.run import Run
 _MOST_KEYS = 64
 
 
-def record_bad_step(run: Run, batch: Batch, result: StepResult, *, spike: bool) -> None:
+def record_bad_step(run: Run, step: int, ordinals: list[int], result: StepResult, *, spike: bool) -> None:
     """Write down which examples a bad step was made of; stop where it is one too many. A collective.
+
+    Args:
+        run: of which it was a step.
+        step: its number.
+        ordinals: of this rank's examples.
+        result: of the step.
+        spike: whether it was a loss spike.
 
     Raises:
         RunError: too many steps in a row were not applied.
     """
-    world, state = run.world, run.state
+    world = run.world
     # Each rank knows the examples of its own rank batch only, and one rank writes the file.
-    gathered = all_gather_object(batch.ordinals.tolist(), world)
+    gathered = all_gather_object(ordinals, world)
     if world.is_main:
-        ordinals = sorted(ordinal for part in gathered for ordinal in part)
+        everyone = sorted(ordinal for part in gathered for ordinal in part)
         what = "loss spike" if spike else "the loss or a gradient is not finite"
         left_out = "" if result.applied else ", the step was not applied"
         numbers = f"loss {result.loss:.6g}, gradient norm {result.grad_norm:.6g}"
-        log(f"  step {state.step:,}: {what}{left_out} ({numbers})", WARNING)
+        log(f"  step {step:,}: {what}{left_out} ({numbers})", WARNING)
         entry = {
-            "step": state.step,
+            "step": step,
             "reason": "spike" if spike else "not finite",
             "loss": _json_number(result.loss),
             "grad_norm": _json_number(result.grad_norm),
             "applied": result.applied,
-            "keys": _keys(run.data, ordinals[:_MOST_KEYS]),
-            "ordinals": ordinals,
+            "keys": _keys(run.data, everyone[:_MOST_KEYS]),
+            "ordinals": everyone,
         }
         with open_append(run.directory.nonfinite) as file:
             file.write((json.dumps(entry) + "\n").encode())
-    check_in_row(run.recipe.guards, state, run.directory)
+    check_in_row(run.recipe.guards, run.state, step, run.directory)
 
 
 def _json_number(value: float) -> float | str:

@@ -134,9 +134,14 @@ def _check_files(files: dict[str, Any], layout: dict[str, Any]) -> None:
 def _check_place(marker: dict[str, Any]) -> None:
     """Whether step, position and batch agree: examples are trained on in whole batches, or passed over by a rewind."""
     try:
-        state = checked(marker["state"], records.STATE)
+        state = checked(marker["state"], {**records.STATE, **records.STATE_SINCE})
     except DamagedError as error:
         raise DamagedError(f"state: {error}") from None
+    steps = state.get("loss_steps")
+    if steps is not None and (
+        len(steps) != len(state.get("losses", ())) or steps != sorted(set(steps)) or steps[-1:] > [state.get("step", 0)]
+    ):
+        raise DamagedError(f"state: loss_steps {shown(steps)} are not the steps of {len(state.get('losses', ()))} losses")
     batch = marker["recipe"].get("global_batch")
     if batch is None or "step" not in state or "position" not in state:
         return

@@ -40,7 +40,8 @@ class Probe:
     def measure(self, engine: Engine) -> float:
         """The loss of the batch with the engine's weights as they are. A collective."""
         logits = engine.predict(self.images)
-        return mean_over_ranks(self.loss(logits.float(), self.targets.to(logits.device)), self.world)
+        loss = self.loss(logits.float(), self.targets.to(logits.device))
+        return float(mean_over_ranks(loss, self.world))
 
     def tolerance(self, wrote: dict[str, Any], reads: dict[str, Any]) -> float:
         """Greatest relative difference that rounding explains, between the layout that wrote and the one that reads.
