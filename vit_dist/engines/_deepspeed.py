@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from vit_dist.data.decode import normalize
 from vit_dist.engines._layout import layout
 from vit_dist.engines._numerics import computed
-from vit_dist.engines._protocol import EngineInputs, OnGradients, PendingStep, mean_over_ranks, nan_if_over, set_lr
+from vit_dist.engines._protocol import (
+    EngineInputs,
+    MicroBatches,
+    OnGradients,
+    PendingStep,
+    mean_over_ranks,
+    nan_if_over,
+    set_lr,
+)
 from vit_dist.engines._slices import EngineState, Source
 from vit_dist.engines._zero import gathered, load_zero_state, master_mismatch, write_masters, zero_state
 from vit_dist.engines.deepspeed import DeepSpeedConfig
@@ -112,7 +120,7 @@ class DeepSpeedEngine:
     @computed
     def train_step(
         self,
-        micro_batches: Sequence[tuple[Tensor, Tensor]],
+        micro_batches: MicroBatches,
         lr: float,
         *,
         skip_over: float = math.inf,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,7 +17,15 @@ from vit_dist.data.decode import normalize
 from vit_dist.engines import EngineConfig
 from vit_dist.engines._layout import layout
 from vit_dist.engines._numerics import computed
-from vit_dist.engines._protocol import EngineInputs, OnGradients, PendingStep, mean_over_ranks, nan_if_over, set_lr
+from vit_dist.engines._protocol import (
+    EngineInputs,
+    MicroBatches,
+    OnGradients,
+    PendingStep,
+    mean_over_ranks,
+    nan_if_over,
+    set_lr,
+)
 from vit_dist.engines._slices import (
     BUFFER,
     WEIGHT,
@@ -47,7 +55,7 @@ class PlainEngine:
     @computed
     def train_step(
         self,
-        micro_batches: Sequence[tuple[Tensor, Tensor]],
+        micro_batches: MicroBatches,
         lr: float,
         *,
         skip_over: float = math.inf,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,6 +16,15 @@ from vit_dist.engines._timer import StepTimer
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """(logits [B, K], targets [B, K]) -> scalar mean over the batch."""
+
+
+class MicroBatches(Protocol):
+    """(uint8 images [b, 3, S, S], targets [b, K]) each, on the device or on their way; a list will do."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
 
 OnGradients = Callable[[Iterator[tuple[str, Tensor]]], None]
 """Looks at the gradients of a step: (parameter, its gradient as a whole, mean over the global batch), one at a time."""
@@ -89,13 +98,13 @@ class Engine(Protocol):
 
     def train_step(
         self,
-        micro_batches: Sequence[tuple[Tensor, Tensor]],
+        micro_batches: MicroBatches,
         lr: float,
         *,
         skip_over: float = math.inf,
         on_gradients: OnGradients | None = None,
     ) -> PendingStep:
-        """One optimizer step over micro-batches of (uint8 images [b, 3, S, S], targets [b, K]). A collective.
+        """One optimizer step over micro-batches. A collective.
 
         Args:
             micro_batches: of this rank.

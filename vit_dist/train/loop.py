@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -25,7 +25,6 @@ from vit_dist.core.log import WARNING, log
 from vit_dist.core.progress import Progress
 from vit_dist.core.run import log as runlog
 from vit_dist.core.seeding import hash64
-from vit_dist.data.mixup import draw_mix, mix_micro_batches
 from vit_dist.data.reader import Batch, Replacement
 from vit_dist.data.stream import StreamState, TrainStream
 from vit_dist.engines._protocol import PendingStep, StepResult
@@ -34,8 +33,8 @@ from vit_dist.optim import OptimizerConfig, ScheduleConfig
 from vit_dist.train.agreement import Agreement, Requests
 from vit_dist.train.bad_steps import record_bad_step
 from vit_dist.train.checkpoint.saver import SupersededError
+from vit_dist.train.feed import Feed, MicroBatches
 from vit_dist.train.health import guards
-from vit_dist.train.losses import make_targets
 from vit_dist.train.norms import StepNorms
 from vit_dist.train.progress.performance import measure
 from vit_dist.train.rewind import can_rewind, rewind
@@ -67,8 +66,9 @@ def _train_until_rewind(run: Run) -> bool:
     """Train from the run's state. True: the attempt has ended; False: rewind, then call again. A collective."""
     plan, clock, config = run.plan, run.clock, run.recipe.guards
     requests, flight = Requests(), None
+    feed = Feed(run.recipe, plan.micro_batch, run.engine.device)
     with (
-        TrainStream(run.data, run.recipe, run.world, run.state.position) as stream,
+        TrainStream(run.data, run.recipe, run.world, run.state.position, reuse=True) as stream,
         Progress(
             "  training", plan.total_steps, "steps", quiet=not run.world.is_main, done=run.state.step, summary=False
         ) as progress,
@@ -78,7 +78,7 @@ def _train_until_rewind(run: Run) -> bool:
             clock.enter("train")
             before = run.state
             agreement = Agreement(run, batch.replaced, requests)
-            step = _queue(run, batch, after)
+            step = _queue(run, feed.micro_batches(batch), batch.ordinals, after)
             agreed = agreement.wait()
             # Before the state moves on: a superseded attempt writes neither log nor checkpoint from here.
             if agreed.superseded:
@@ -140,7 +140,7 @@ class _Step:
     norms: Mapping[str, float]
 
 
-def _queue(run: Run, batch: Batch, after: StreamState) -> _Step:
+def _queue(run: Run, batch: MicroBatches, ordinals: Tensor, after: StreamState) -> _Step:
     """Begin the next step. A collective.
 
     Its collectives are those of gradients (and of weights under ZeRO-3), and the mean loss, which is the same float on
@@ -153,7 +153,7 @@ def _queue(run: Run, batch: Batch, after: StreamState) -> _Step:
     _seed_step(run, state.step)
     limit = guards.loss_limit(config, state)
     pending = run.engine.train_step(
-        _micro_batches(run, batch),
+        batch,
         _lr(run, state.step),
         skip_over=limit if config.spike == "skip" else math.inf,
         on_gradients=norms.on_gradients if norms is not None else None,
@@ -161,7 +161,7 @@ def _queue(run: Run, batch: Batch, after: StreamState) -> _Step:
     if run.profiler is not None:
         run.profiler.after(state.step + 1)
     values = norms.finish() if norms is not None else {}
-    return _Step(state.step + 1, pending, limit, batch.ordinals, values)
+    return _Step(state.step + 1, pending, limit, ordinals, values)
 
 
 def _settle(run: Run, step: _Step | None) -> bool:
@@ -203,16 +203,6 @@ def _lr(run: Run, step: int) -> float:
 def _seed_step(run: Run, step: int) -> None:
     # Dropout and stochastic depth draw from a generator that is a function of the step: there is no state to save.
     torch.manual_seed(hash64(run.recipe.seed, _TAG_STEP, step, run.world.rank))
-
-
-def _micro_batches(run: Run, batch: Batch) -> Sequence[tuple[Tensor, Tensor]]:
-    targets = make_targets(batch, run.recipe.data.num_classes, run.recipe.loss)
-    size, mixup = run.plan.micro_batch, run.recipe.data.mixup
-    if mixup is not None:
-        firsts = batch.positions[: len(batch.positions) // 2].tolist()
-        mixes = [draw_mix(mixup, run.recipe.seed, position, batch.images.shape[-1]) for position in firsts]
-        return mix_micro_batches(batch.images, targets, mixes, size, run.engine.device)
-    return [(batch.images[i : i + size], targets[i : i + size]) for i in range(0, len(batch.images), size)]
 
 
 def _trace(run: Run, batch: Batch) -> None:

@@ -141,7 +141,9 @@ def _check_place(marker: dict[str, Any]) -> None:
     if steps is not None and (
         len(steps) != len(state.get("losses", ())) or steps != sorted(set(steps)) or steps[-1:] > [state.get("step", 0)]
     ):
-        raise DamagedError(f"state: loss_steps {shown(steps)} are not the steps of {len(state.get('losses', ()))} losses")
+        raise DamagedError(
+            f"state: loss_steps {shown(steps)} are not the steps of {len(state.get('losses', ()))} losses"
+        )
     batch = marker["recipe"].get("global_batch")
     if batch is None or "step" not in state or "position" not in state:
         return

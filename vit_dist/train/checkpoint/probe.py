@@ -76,5 +76,5 @@ def make_probe(recipe: Recipe, manifest: ShardManifest, world: World, examples: 
     with contextlib.closing(iter(EvalBatches(manifest, recipe.data, World(), examples))) as batches:  # type: ignore[type-var]
         batch = next(batches)
     assert batch is not None, "a training set is never empty"
-    targets = make_targets(batch, recipe.data.num_classes, recipe.loss)
+    targets = make_targets(batch.labels, batch.weights, recipe.data.num_classes, recipe.loss)
     return Probe(batch.images, targets, make_loss(recipe.loss), world, recipe.precision)
