@@ -16,6 +16,7 @@ from launcher.supervise.attempts import number_in_hand
 from vit_dist.config.load import recipe_yaml
 from vit_dist.config.plugins import with_copies
 from vit_dist.config.schema import Recipe
+from vit_dist.core.errors import VitDistError
 from vit_dist.core.exit_codes import PEER_LOST, SUPERSEDED, of_return_code, signal_of
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import ERROR, RANK_LOGS_VARIABLE, log
@@ -51,7 +52,7 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int, options: Sequence[st
         write_bytes(str(resolved), recipe_yaml(with_copies(recipe, run_dir)).encode())
     with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
         recipe_file = Path(scratch) / names.RECIPE
-        recipe_file.write_text(recipe_yaml(recipe))
+        write_bytes(str(recipe_file), recipe_yaml(recipe).encode())
         logs = run_dir / names.LOGS / names.attempt_folder(number_in_hand(run_dir))
         words = ["train", str(recipe_file), "--run-dir", str(run_dir), *options]
         code = run_ranks(words, nproc=nproc, scratch=Path(scratch), logs=logs)
@@ -161,13 +162,15 @@ def _close_status(directory: RunDir, code: int) -> None:
         reason = (
             f"a rank was killed by signal {number}" if number is not None else f"a rank ended with exit code {code}"
         )
-        directory.write_status(
-            "failed",
-            status.step,
-            status.examples,
-            reason,
-            attempt=status.attempt,
-            goodput=status.goodput,
-            total_steps=status.total_steps,
-            metrics=status.metrics,
-        )
+        # The disk may be what the rank failed of: its own exit code says more.
+        with contextlib.suppress(VitDistError):
+            directory.write_status(
+                "failed",
+                status.step,
+                status.examples,
+                reason,
+                attempt=status.attempt,
+                goodput=status.goodput,
+                total_steps=status.total_steps,
+                metrics=status.metrics,
+            )

@@ -18,7 +18,7 @@ _DEPTH = 3
 _JOB = re.compile(r"\d{1,10}(_\d{1,9})?")
 
 
-def run_roots(given: Sequence[str] = ()) -> list[Path]:
+def run_roots(given: Sequence[Path] = ()) -> list[Path]:
     """Directories in which runs are looked for.
 
     Args:
@@ -30,10 +30,13 @@ def run_roots(given: Sequence[str] = ()) -> list[Path]:
     """
     if given:
         for root in given:
-            if not Path(root).is_dir():
+            if not root.is_dir():
                 raise ConfigError(f"--runs {root}: no such directory")
-        return _distinct(Path(root) for root in given)
-    named = [Path("runs"), *(Path(p) for p in os.environ.get("VIT_DIST_RUNS", "").split(":") if p)]
+        return _distinct(given)
+    listed = os.environ.get("VIT_DIST_RUNS", "")
+    if "://" in listed:
+        raise ConfigError(f"VIT_DIST_RUNS={listed}: holds a URL; give paths on this machine with ':' between them")
+    named = [Path("runs"), *(Path(p) for p in listed.split(":") if p)]
     return _distinct(path for path in (*named, *_cluster_roots()) if path.is_dir())
 
 

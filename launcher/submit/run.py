@@ -20,7 +20,7 @@ from vit_dist.config.load import recipe_hash, recipe_yaml, to_yaml
 from vit_dist.config.plugins import check_plugins, with_copies
 from vit_dist.config.schema import Recipe, dump
 from vit_dist.core.errors import ConfigError, RunError, VitDistError
-from vit_dist.core.files import local_path, write_bytes
+from vit_dist.core.files import explained, local_path, make_folder, write_bytes
 from vit_dist.core.process import code_root
 from vit_dist.core.run import names
 from vit_dist.core.run.checkpoints import measured_save_s
@@ -129,12 +129,9 @@ def submit(request: SubmitRequest, *, args: Sequence[str] = ()) -> Submitted:
     _check_free(request, directory)
     noted = [*warnings(request), *_check_shared(request.root)]
     script, job_dir = directory / names.JOB_FOLDER / "train.sbatch", directory / names.JOB_FOLDER
-    try:
-        # Slurm fails a job in silence where the directory of its output is missing.
-        (directory / names.LOGS).mkdir(parents=True, exist_ok=True)
-        job_dir.mkdir(exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{directory}: the run directory cannot be made: {error.strerror}") from None
+    # Slurm fails a job in silence where the directory of its output is missing.
+    for folder in (directory / names.LOGS, job_dir):
+        make_folder(folder)
     cluster_file = job_dir / names.CLUSTER
     site = _site(request, job_dir / CODE_FOLDER, cluster_file)
     text = render_train(
@@ -158,7 +155,8 @@ def submit(request: SubmitRequest, *, args: Sequence[str] = ()) -> Submitted:
         write_bytes(str(directory / names.RECIPE), recipe)
     # What a person asked of the job before is not meant for this one.
     for leftover in (names.CANCEL, names.REQUEST):
-        (directory / leftover).unlink(missing_ok=True)
+        with explained(str(directory / leftover), "removed"):
+            (directory / leftover).unlink(missing_ok=True)
     facts = _facts(request, script)
     # First without a number: where sbatch fails here, that of the job before must not stand beside the new facts.
     RunDir(directory).write_json(names.JOB, {"job": "", **facts})

@@ -25,7 +25,7 @@ from vit_dist.config.load import recipe_yaml, to_yaml
 from vit_dist.config.plugins import with_copies
 from vit_dist.config.schema import dump
 from vit_dist.core.errors import ConfigError, VitDistError
-from vit_dist.core.files import local_path, write_bytes
+from vit_dist.core.files import explained, local_path, make_folder, write_bytes
 from vit_dist.core.process import code_root
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
@@ -192,7 +192,7 @@ def submit(jobs: StudyJobs, left: Todo) -> dict[str, Any]:
         return entry
     folder = jobs.directory / "jobs" / datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     planned = arrays(jobs, left, folder, largest=slurm.largest_array(), code=folder / CODE_FOLDER)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     take_snapshot(folder / CODE_FOLDER)
     write_bytes(str(folder / names.CLUSTER), to_yaml(dump(jobs.cluster)).encode())
     for array in planned:
@@ -235,7 +235,7 @@ def _prepare(jobs: StudyJobs, cell: Cell, folder: Path) -> None:
     """The run directory of an element, as its script and the tools that look at runs expect it."""
     directory = jobs.run_dir(cell)
     for name in (names.LOGS, names.JOB_FOLDER):
-        (directory / name).mkdir(parents=True, exist_ok=True)
+        make_folder(directory / name)
     text = recipe_yaml(with_copies(cell.recipe, directory)).encode()
     write_bytes(str(directory / names.JOB_FOLDER / names.RECIPE), text)
     write_bytes(str(directory / names.JOB_FOLDER / names.CLUSTER), (folder / names.CLUSTER).read_bytes())
@@ -243,7 +243,8 @@ def _prepare(jobs: StudyJobs, cell: Cell, folder: Path) -> None:
         write_bytes(str(directory / names.RECIPE), text)
     # What a person asked of the job before is not meant for this one.
     for leftover in (names.CANCEL, names.REQUEST):
-        (directory / leftover).unlink(missing_ok=True)
+        with explained(str(directory / leftover), "removed"):
+            (directory / leftover).unlink(missing_ok=True)
 
 
 def _facts(jobs: StudyJobs, folder: Path, array: Array) -> dict[str, object]:

@@ -173,7 +173,7 @@ def test_the_batch_hosts_death_is_told_by_the_next_start(slurm: Any, tmp_path: P
 @pytest.mark.drill
 def test_time_limits_are_met_again_and_again(slurm: Any, tmp_path: Path) -> None:
     run_dir = prepare(tmp_path / "run", steps=700, pace_s=0.1, save_every=1000)
-    job = submit_run(tmp_path, run_dir, "time_limit=1", "signal_lead=20s")
+    job = submit_run(tmp_path, run_dir, "time_limit=1min", "signal_lead=20s")
     entries = ended(job, run_dir, 300)
     assert [e.cause for e in entries[:-1]] == ["time_limit"] * (len(entries) - 1)
     assert len(entries) >= 2

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from vit_dist.core.places import local_or_name
+
 SUMMARY = "print a resolved recipe and its hash"
 
 _EXAMPLES = """
@@ -23,7 +25,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "vit-dist config", description=SUMMARY, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of one in configs/recipes")
+    parser.add_argument(
+        "recipe", type=local_or_name, metavar="RECIPE", help="a YAML file, or the name of one in configs/recipes"
+    )
     parser.add_argument("overrides", metavar="k=v", nargs="*", help="dotted overrides, applied last")
     parser.add_argument("--hash", action="store_true", help="print the hash alone")
     args = parser.parse_intermixed_args(argv)

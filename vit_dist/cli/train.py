@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_dist.core.files import local_path
+from vit_dist.core.places import local_option, local_or_name
 
 if TYPE_CHECKING:
     from vit_dist.config.schema import Recipe
@@ -39,9 +39,11 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "vit-dist train", description=SUMMARY, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of one in configs/recipes")
+    parser.add_argument(
+        "recipe", type=local_or_name, metavar="RECIPE", help="a YAML file, or the name of one in configs/recipes"
+    )
     parser.add_argument("overrides", metavar="k=v", nargs="*", help="dotted overrides, applied last")
-    parser.add_argument("--run-dir", metavar="DIR", help="default: runs/NAME-HASH")
+    parser.add_argument("--run-dir", type=local_option, metavar="DIR", help="default: runs/NAME-HASH")
     parser.add_argument(
         "--nproc", metavar="N", type=int, help="ranks to start on this machine (default 1); also in a world of one rank"
     )
@@ -60,7 +62,7 @@ def main(argv: list[str]) -> int:
 
     world, ranks = world_or_ranks(args.nproc)
     recipe = load_recipe(args.recipe, args.overrides)
-    run_dir = local_path(args.run_dir) if args.run_dir else default_run_dir(recipe)
+    run_dir = args.run_dir or default_run_dir(recipe)
     profile = ProfileSteps.parse(args.profile) if args.profile else None
     if world is None:
         from launcher.processes.ranks import run_local

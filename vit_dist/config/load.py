@@ -18,8 +18,10 @@ from vit_dist.config.plugins import anchored, load_plugins
 from vit_dist.config.safe_yaml import BoundedLoader, parse_yaml
 from vit_dist.config.schema import DataConfig, Recipe, dump, dump_identity
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
+from vit_dist.core.places import Place, Takes
 from vit_dist.core.registry import ENGINES, EVALUATORS, MODELS, OPTIMIZERS, SCHEDULES, Plugin, Registry
 from vit_dist.core.text import read_text
+from vit_dist.core.urls import local_path
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -46,7 +48,11 @@ def find_config(name: str, kind: str) -> Path:
     Raises:
         ConfigError: no such file; the nearest names are given.
     """
-    path = Path(name)
+    what = {"recipes": "recipe", "studies": "study", "clusters": "cluster", "data": "dataset"}[kind]
+    try:
+        path = local_path(Place(Takes.LOCAL, empty=True)(name))
+    except ValueError as error:
+        raise ConfigError(f"{what}: {error}") from None
     if path.suffix in {".yaml", ".yml"} and _exists(path.is_file):
         return path
     for base in config_dirs():
@@ -56,7 +62,6 @@ def find_config(name: str, kind: str) -> Path:
     if _exists(path.is_dir):
         raise ConfigError(f"{name} is a directory; give a YAML file or the name of a file in configs/{kind}")
     known = [p.stem for base in config_dirs() for p in sorted((base / kind).glob("*.yaml"))]
-    what = {"recipes": "recipe", "studies": "study", "clusters": "cluster", "data": "dataset"}[kind]
     raise ConfigError(
         f"no {what} {name[:200]!r}: not a file, and not in configs/{kind}{did_you_mean(path.stem, known)}"
     )

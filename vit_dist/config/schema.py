@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from vit_dist.core.metrics import Metric, known_metric, nearest, undeclared
-from vit_dist.core.registry import Config, Plugin
-from vit_dist.core.units import Duration, parse_bytes, parse_count
+from vit_dist.core.registry import AnyPlace, Config, LocalPath, Plugin
+from vit_dist.core.units import Duration, Length, Span, parse_bytes, parse_count
 
 
 class NonIdentity:
@@ -27,7 +27,9 @@ Floats = Annotated[tuple[float, ...], Field(strict=False)]
 class ComponentConfig(Config):
     """One set of a mixture. All sets share the labels of the head; `label_offset` moves a set to a range of its own."""
 
-    train: Annotated[str, Field(min_length=1), NON_IDENTITY] = Field(description="URL of the set's training manifest")
+    train: Annotated[AnyPlace, Field(min_length=1), NON_IDENTITY] = Field(
+        description="URL of the set's training manifest"
+    )
     weight: Annotated[int, Field(ge=1, le=4096)] = Field(
         1, description="of the set in the stream, relative to the other sets'"
     )
@@ -61,8 +63,10 @@ class DataConfig(Config):
 
     dataset: str = Field("custom", description="name of a file in configs/data, which fills in the keys below")
     num_classes: Annotated[int, Field(gt=0)]
-    train: Annotated[str, NON_IDENTITY] = Field("", description="URL of the training manifest")
-    val: Annotated[str, NON_IDENTITY] = Field("", description="URL of the validation manifest; empty: no validation")
+    train: Annotated[AnyPlace, NON_IDENTITY] = Field("", description="path or URL of the training manifest")
+    val: Annotated[AnyPlace, NON_IDENTITY] = Field(
+        "", description="path or URL of the validation manifest; empty: no validation"
+    )
     mixture: dict[str, ComponentConfig] = Field(
         {}, description="several training sets by name, in place of `train`: {web: {train: URL, weight: 3}, ...}"
     )
@@ -120,7 +124,7 @@ class DataConfig(Config):
 class InitConfig(Config):
     """Weights to begin from in place of the seed's. Their content is part of a run's identity, their place is not."""
 
-    weights: Annotated[str, Field(min_length=1), NON_IDENTITY] = Field(
+    weights: Annotated[AnyPlace, Field(min_length=1), NON_IDENTITY] = Field(
         description="path or URL of a file or folder that `vit-dist models import` reads, of a checkpoint, or of a run"
     )
     head: Literal["keep", "new"] = Field("keep", description="new: zeros and model.head_bias, for other classes")
@@ -159,16 +163,16 @@ class CheckpointConfig(Config):
         Duration.parse("1 epoch"),
         description="steps, examples, epochs or a span of time; auto: from the measured cost of a save and `mtbf`",
     )
-    mtbf: Annotated[Duration, NON_IDENTITY] = Field(
+    mtbf: Annotated[Span, NON_IDENTITY] = Field(
         Duration.parse("24h"), description="assumed time between failures of the whole job, for `every: auto`"
     )
     keep: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(2, description="so many of the newest stay")
-    keep_every: Annotated[Duration | None, NON_IDENTITY] = Field(
+    keep_every: Annotated[Length | None, NON_IDENTITY] = Field(
         None, description="the first at or past each multiple of this stays for ever"
     )
     keep_best: Annotated[str, NON_IDENTITY] = Field("", description="the best by this metric stays, such as val/top1")
-    remote: Annotated[str, NON_IDENTITY] = Field(
-        "", description="URL under which copies are kept, such as s3://b/run-7"
+    remote: Annotated[AnyPlace, NON_IDENTITY] = Field(
+        "", description="path or URL under which copies are kept, such as s3://b/run-7"
     )
     max_failures: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(
         3, description="failed saves in a row that end a run"
@@ -179,10 +183,10 @@ class CheckpointConfig(Config):
 
     @model_validator(mode="after")
     def _units(self) -> CheckpointConfig:
-        if self.mtbf.unit != "seconds" or self.mtbf.value == 0:
+        if self.mtbf.value == 0:
             raise ValueError(f"mtbf: '{self.mtbf}' is not a span of time such as 24h")
-        if self.keep_every is not None and (self.keep_every.unit == "seconds" or self.keep_every.value == 0):
-            raise ValueError(f"keep_every: '{self.keep_every}'; give examples, steps or epochs")
+        if self.keep_every is not None and self.keep_every.value == 0:
+            raise ValueError(f"keep_every: '{self.keep_every}'; give more than none, or leave it out")
         return self
 
 
@@ -204,15 +208,10 @@ class GuardConfig(Config):
         Duration.parse("1k steps"),
         description="how often replicated weights are compared over the ranks; 0 steps: never",
     )
-    hang: Annotated[Duration, NON_IDENTITY] = Field(
-        Duration.parse("10 min"), description="a step that takes longer ends the run; ten times that for other work"
+    hang: Annotated[Span, NON_IDENTITY] = Field(
+        Duration.parse("10 min"),
+        description="a step that takes longer ends the run, ten times that for other work; 0s: no watchdog",
     )
-
-    @model_validator(mode="after")
-    def _units(self) -> GuardConfig:
-        if self.hang.unit != "seconds":
-            raise ValueError(f"hang: '{self.hang}' is not a span of time such as 10min; 0s switches the watchdog off")
-        return self
 
 
 class LogConfig(Config):
@@ -243,7 +242,7 @@ class Recipe(Config):
     family: Annotated[str, NON_IDENTITY] = Field("", description="label of the model family in a study's figures")
     seed: Annotated[int, Field(ge=0)] = 0
     global_batch: Annotated[Count, Field(ge=1)] = 4096
-    horizon: Duration
+    horizon: Length
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         "bf16", description="of products of a model's blocks; sums, head and loss are fp32; tf32: fp32 on CPUs"
     )
@@ -262,14 +261,12 @@ class Recipe(Config):
     metrics: Annotated[dict[str, Metric], NON_IDENTITY] = Field(
         {}, description="how metrics are read that no evaluator declares: {TAG: {better: lower, range: [0, 1]}}"
     )
-    plugins: Annotated[tuple[str, ...], Field(strict=False), NON_IDENTITY] = Field(
+    plugins: Annotated[tuple[LocalPath, ...], Field(strict=False), NON_IDENTITY] = Field(
         (), description="files that bring models, optimizers, evaluators, ...; a path, from the recipe's folder"
     )
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
-        if self.horizon.unit == "seconds":
-            raise ValueError(f"horizon: '{self.horizon}' is a span of time; a recipe is trained for examples or epochs")
         if self.horizon.value == 0:
             raise ValueError("horizon: a run of length 0 trains nothing")
         if self.data.mixture:

@@ -14,17 +14,24 @@ import importlib.metadata
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from vit_dist.core.errors import ConfigError, did_you_mean
+from vit_dist.core.places import Place, Takes
 
 
 class Config(BaseModel):
     """Base of everything read from YAML: frozen, strict, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+LocalPath = Annotated[str, AfterValidator(Place(Takes.LOCAL, empty=True))]
+"""A key that takes a path on this machine; empty: none."""
+AnyPlace = Annotated[str, AfterValidator(Place(Takes.EITHER, empty=True))]
+"""A key that takes a path or a URL; empty: none."""
 
 
 class Plugin(Config):

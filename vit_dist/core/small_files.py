@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 MAX_BYTES = 64 << 20
 MAX_WHOLE_BYTES = 256 << 20
@@ -105,15 +105,26 @@ def read_small(path: Path, max_bytes: int | None = MAX_BYTES) -> bytes:
         OSError: it is not there, or cannot be read.
         DamagedError: no regular file, or too large to be one of ours.
     """
-    # A FIFO would wait for its writer for ever, and some devices have no end.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise DamagedError("not a regular file")
+    with open_regular(path) as file:
         content = file.read(-1 if max_bytes is None else max_bytes + 1)
     if max_bytes is not None and len(content) > max_bytes:
         raise DamagedError(f"larger than the {max_bytes:,} bytes that such a file may have")
     return content
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file, open to be read.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+        DamagedError: it is something else.
+    """
+    # A FIFO would wait for its writer for ever, and some devices have no end.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DamagedError("not a regular file")
+    return os.fdopen(descriptor, "rb")
 
 
 def parse_json(content: str | bytes, *, finite: bool = True) -> Any:

@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vit_dist.core.errors import DataError
+from vit_dist.core.errors import DataError, did_you_mean
 from vit_dist.core.store_errors import is_expired, is_past_the_end
-from vit_dist.core.urls import local_path, redact, split_url
+from vit_dist.core.urls import SCHEMES, local_path, redact, split_url
 
 _REMOVALS_IN_FLIGHT = 16
 _WITH_FOLDERS = frozenset({"", "file", "local"})
@@ -226,5 +226,6 @@ def file_system(url: str) -> tuple[Store, str]:
         options = tuple(sorted((k, repr(v)) for k, v in storage_options(scheme).items()))
         store = _store(scheme, options)
     except (ImportError, ValueError) as error:
-        raise DataError(f"{redact(url)}: no file system for {scheme!r}: {redact(str(error))}") from None
+        hint = did_you_mean(scheme, SCHEMES) if scheme not in SCHEMES else ""
+        raise DataError(f"{redact(url)}: no file system for {scheme!r}: {redact(str(error))}{hint}") from None
     return store, store.inside(f"{scheme}://{rest}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import BeforeValidator, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 Unit = Literal["epochs", "examples", "steps", "seconds"]
@@ -46,6 +47,29 @@ _BYTES = {
     "GiB": 2**30,
     "TiB": 2**40,
 }
+
+
+_FEWEST_BYTES = 1 << 20
+"""Of a bare number that counts as bytes, as resolved recipes are written; fewer are a slip: `4` for 4 GiB."""
+
+
+def no_unit(value: object, units: Sequence[str]) -> str:
+    """What to say of a bare number where a unit is needed, with the ways to read it.
+
+    Args:
+        value: what was given.
+        units: that may be meant, as they are written behind a number: ' steps', 'h'.
+    """
+    number = str(value).strip()
+    *most, last = (f"'{number}{unit}'" for unit in units)
+    return f"{number} has no unit; write {', '.join(most)} or {last}"
+
+
+def is_bare(value: object) -> bool:
+    """Whether a value is a number and nothing else, as YAML or as text."""
+    if isinstance(value, int | float):
+        return not isinstance(value, bool)
+    return isinstance(value, str) and _NUMBER.match(value) is not None
 
 
 def _fraction(text: str) -> Fraction | None:
@@ -90,17 +114,18 @@ def nearest_multiples(value: int, of: int) -> str:
 
 
 def parse_bytes(value: object) -> int:
-    """Bytes from `1048576`, `"256 MiB"` or `"1.5GB"`.
+    """Bytes from `"256 MiB"`, `"1.5GB"` or `1048576`; a bare number counts bytes, from 1 MiB on.
 
     Raises:
-        ValueError: the text is not a size.
+        ValueError: the text is not a size, or a number so small that its unit was forgotten.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
     match = re.match(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*$", str(value))
     if match is None or match.group(2) not in _BYTES:
         raise ValueError(f"expected a size such as '256 MiB', got {value!r}")
-    return int(Fraction(match.group(1)) * _BYTES[match.group(2)])
+    size = int(Fraction(match.group(1)) * _BYTES[match.group(2)])
+    if not match.group(2) and size < _FEWEST_BYTES:
+        raise ValueError(no_unit(value, (" MiB", " GiB", " B")))
+    return size
 
 
 def format_bytes(size: int | float) -> str:
@@ -142,8 +167,8 @@ class Duration:
         """
         if isinstance(text, Duration):
             return text
-        if isinstance(text, int | float) and not isinstance(text, bool):
-            raise ValueError(f"{text!r} has no unit; write '{text} steps', '{text} examples' or '{text} epochs'")
+        if is_bare(text):
+            raise ValueError(no_unit(text, (*_LENGTHS, *_SPANS)))
         match = _DURATION.match(text) if isinstance(text, str) else None
         number = _fraction(match.group(1)) if match else None
         unit = _UNITS.get(match.group(2).lower()) if match else None
@@ -182,6 +207,43 @@ class Duration:
             cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
         )
 
+
+_LENGTHS, _SPANS = (" steps", " examples", " epochs"), ("min", "h")
+
+
+def parse_length(value: object) -> Duration:
+    """A duration in steps, examples or epochs.
+
+    Raises:
+        ValueError: no duration, or a span of time.
+    """
+    if is_bare(value):
+        raise ValueError(no_unit(value, _LENGTHS))
+    duration = Duration.parse(value)
+    if duration.unit == "seconds":
+        raise ValueError(f"'{duration}' is a span of time; give steps, examples or epochs")
+    return duration
+
+
+def parse_span(value: object) -> Duration:
+    """A duration that is a span of time.
+
+    Raises:
+        ValueError: no duration, or one in steps, examples or epochs.
+    """
+    if is_bare(value):
+        raise ValueError(no_unit(value, _SPANS))
+    try:
+        duration = Duration.parse(value)
+    except ValueError:
+        raise ValueError(f"expected a span of time such as '90s', '10min' or '24h', got {value!r}") from None
+    if duration.unit != "seconds":
+        raise ValueError(f"'{duration}' is not a span of time such as '90s', '10min' or '24h'")
+    return duration
+
+
+Length = Annotated[Duration, BeforeValidator(parse_length)]
+Span = Annotated[Duration, BeforeValidator(parse_span)]
 
 _FLOPS = re.compile(
     r"^\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:e\+?[0-9]+)?)\s*(|mega|giga|tera|peta|exa|zetta|[MGTPEZ])flops?\s*$", re.I

@@ -14,8 +14,10 @@ from vit_dist.core.errors import DataError
 
 _WEB = frozenset({"http", "https"})
 _BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "r2"})
+SCHEMES = _BUCKETS | _WEB | {"file", "hdfs"}
+"""Of URLs that people write."""
 # `s3:`, `s3:/photos`: what is left of a URL whose bucket was an empty variable, or a slash that was forgotten.
-_BROKEN = re.compile(rf"(?i)({'|'.join(sorted(_BUCKETS | _WEB | {'file', 'hdfs'}))}):(?:/(?!/)|$)")
+_BROKEN = re.compile(rf"(?i)({'|'.join(sorted(SCHEMES))}):(?:/(?!/)|$)")
 _PORTS = {"http": 80, "https": 443}
 _SIGNING = re.compile(
     # Amazon, Google, Azure, CloudFront

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from vit_dist.core.errors import DataError
+from vit_dist.core.errors import DataError, MissingError
 from vit_dist.core.files import join_url, parent_url, read_bytes, redact, url_name, write_bytes
 from vit_dist.core.seeding import I64
 from vit_dist.core.small_files import (
@@ -35,6 +35,7 @@ from vit_dist.core.small_files import (
 )
 from vit_dist.data.grammar import MAX_CLASSES, shown
 from vit_dist.data.index import ShardIndex, decode_index
+from vit_dist.data.not_a_set import MANIFEST, NotASetError, refuse_other_files, what_is_there
 from vit_dist.data.ranges import RangeReader
 from vit_dist.data.tarheader import BLOCK
 
@@ -250,12 +251,20 @@ def read_manifest(url: str) -> ShardManifest:
     A store that stumbles is asked again, as patiently as for shards: a whole job starts with this file.
 
     Raises:
+        NotASetError: something else is there; the message says what, and how a set is made of it.
         DataError: missing, not a manifest, or edited by hand.
     """
-    if not url_name(url).endswith(".json"):
-        url = join_url(url, "manifest.json")
-    with contextlib.closing(RangeReader()) as reader:
-        content = reader.read_all(url)
+    refuse_other_files(url)
+    folder = "" if url_name(url).endswith(".json") else url
+    url = join_url(folder, MANIFEST) if folder else url
+    try:
+        with contextlib.closing(RangeReader()) as reader:
+            content = reader.read_all(url)
+    except MissingError:
+        there = what_is_there(folder) if folder else ""
+        if not there:
+            raise
+        raise NotASetError(f"{redact(folder)}: no {MANIFEST} in it; {there}") from None
     where = redact(url)
     try:
         raw = parse_json(content)

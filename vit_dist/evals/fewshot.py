@@ -12,7 +12,7 @@ from pydantic import Field
 
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.metrics import ACCURACY, FEW_SHOT, Metric
-from vit_dist.core.registry import EVALUATORS
+from vit_dist.core.registry import EVALUATORS, AnyPlace
 from vit_dist.evals import EvalContext, EvaluatorConfig
 
 if TYPE_CHECKING:
@@ -33,8 +33,10 @@ class FewShotConfig(EvaluatorConfig):
     scores_head: ClassVar[bool] = False
 
     set: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(description="its name in the tags")
-    train: str = Field("", description="URL of the manifest that shots are drawn from; empty: the recipe's data.train")
-    test: str = Field("", description="URL of the manifest that is classified; empty: the recipe's data.val")
+    train: AnyPlace = Field(
+        "", description="URL of the manifest that shots are drawn from; empty: the recipe's data.train"
+    )
+    test: AnyPlace = Field("", description="URL of the manifest that is classified; empty: the recipe's data.val")
     shots: Annotated[tuple[Shots, ...], Field(strict=False, min_length=1)] = (1, 5, 10, 25)
     seeds: Annotated[int, Field(ge=1)] = Field(3, description="draws of the shots that are averaged")
     l2: Annotated[float, Field(gt=0)] = Field(1024.0, description="lambda of |XW - Y|^2 + lambda |W|^2")

@@ -130,13 +130,13 @@ class TagMap(Config):
         return next((one for one in self.logs if re.search(one.directory, directory)), None)
 
 
-def load_tag_map(path: str) -> TagMap:
+def load_tag_map(path: str | Path) -> TagMap:
     """Read a tag map.
 
     Raises:
         ConfigError: unreadable, or with mistakes.
     """
-    return validate(TagMap, read_mapping(Path(path)), path)
+    return validate(TagMap, read_mapping(Path(path)), str(path))
 
 
 def apply(entry: LogMap, log: RunLog, directory: str, metric: str) -> tuple[RunInfo, RunStatus, RunLog]:

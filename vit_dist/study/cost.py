@@ -14,6 +14,7 @@ from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_bytes, format_flops
 from vit_dist.data.manifest import read_manifest
+from vit_dist.data.not_a_set import NotASetError
 from vit_dist.data.order import SMALL_SET_BYTES
 from vit_dist.models.costs import Cost, model_cost, state_bytes, training_flops
 from vit_dist.study.grid import Cell
@@ -74,11 +75,17 @@ def estimate_costs(
 
 
 def dataset_sizes(cells: Iterable[Cell]) -> dict[str, DatasetSize]:
-    """The sizes of the cells' training sets by URL, each manifest read once; without those that are not there."""
+    """The sizes of the cells' training sets by URL, each manifest read once; without those that are not there.
+
+    Raises:
+        NotASetError: something else than a set is there.
+    """
     sizes = {}
     for url in dict.fromkeys(_dataset_url(cell.recipe) for cell in cells):
         try:
             manifest = read_manifest(url) if url else None
+        except NotASetError:
+            raise
         except DataError:
             # A study may be planned before its data is packed, or far from it.
             manifest = None

@@ -26,9 +26,9 @@ from vit_dist.config.plugins import anchored
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError, did_you_mean
 from vit_dist.core.metrics import Metric
-from vit_dist.core.registry import Config, Plugin
+from vit_dist.core.registry import Config, LocalPath, Plugin
 from vit_dist.core.run.log import VAL_TOP1
-from vit_dist.core.units import Duration, Flops, parse_count
+from vit_dist.core.units import Duration, Flops, is_bare, no_unit, parse_count
 from vit_dist.models.costs import model_cost, training_flops
 
 _OF_THE_GRID = ("name", "study", "family", "seed", "data.subset")
@@ -51,6 +51,8 @@ Overrides = dict[str, Any]
 
 
 def _length(value: object) -> Duration | Flops:
+    if is_bare(value):
+        raise ValueError(no_unit(value, (" epochs", " examples", " exaFLOPs")))
     return (
         Flops.parse(value) if isinstance(value, Flops | str) and "flop" in str(value).lower() else Duration.parse(value)
     )
@@ -116,7 +118,7 @@ class StudyConfig(Config):
     """A grid over a recipe. Later overrides win: `overrides`, then the family's, then matching `cells`, in order."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=60)]
-    recipe: str = Field(description="name of a recipe in configs/recipes, or a path")
+    recipe: LocalPath = Field(description="name of a recipe in configs/recipes, or a path")
     models: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         (), description="names of models, each a family of its own; short for families: {NAME: {model: NAME}}"
     )

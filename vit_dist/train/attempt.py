@@ -24,6 +24,7 @@ from vit_dist.core.metrics import ACCURACY
 from vit_dist.core.process import STOP_SIGNALS, handling
 from vit_dist.core.run import log as runlog
 from vit_dist.core.run import names
+from vit_dist.core.run.checkpoints import LOG
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
@@ -91,7 +92,7 @@ def attempt(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps |
             run = stack.enter_context(
                 contextlib.closing(open_run(recipe, directory, world, device, stop, record, watchdog, start))
             )
-        except (VitDistError, RuntimeError) as error:
+        except (VitDistError, RuntimeError, OSError) as error:
             failure = explained(error, recipe, run_dir, world)
             record.end("failed", str(failure))
             raise failure from (None if failure is error else error)
@@ -104,7 +105,7 @@ def attempt(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps |
                 if profile is not None and world.is_main:
                     run.profiler = Profiler(profile, directory.profile, world.rank, run.state.step)
                 train(run)
-        except (VitDistError, RuntimeError) as error:
+        except (VitDistError, RuntimeError, OSError) as error:
             failure = explained(error, recipe, run_dir, world, run.plan)
             run.fail(str(failure) if isinstance(failure, VitDistError) else f"{type(error).__name__}: {failure}")
             raise failure from (None if failure is error else error)
@@ -213,6 +214,7 @@ def open_run(
         probe,
         clock,
         attempt_number,
+        unwritten=restored.marker.get(LOG) if restored is not None else None,
     )
 
 

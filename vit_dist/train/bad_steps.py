@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
 
-from vit_dist.core.files import open_append
 from vit_dist.core.log import WARNING, log
 from vit_dist.data.sets import TrainingSet
 from vit_dist.engines._collectives import all_gather_object
@@ -49,8 +47,7 @@ def record_bad_step(run: Run, step: int, ordinals: list[int], result: StepResult
             "keys": _keys(run.data, everyone[:_MOST_KEYS]),
             "ordinals": everyone,
         }
-        with open_append(run.directory.nonfinite) as file:
-            file.write((json.dumps(entry) + "\n").encode())
+        run.lines(run.directory.nonfinite).add(entry)
     check_in_row(run.recipe.guards, run.state, step, run.directory)
 
 

@@ -27,6 +27,7 @@ from vit_dist.engines._protocol import Engine
 from vit_dist.models import ModelConfig
 from vit_dist.models.weights.adapt import fit
 from vit_dist.models.weights.files import LoadOptions, Weights, read_weights, with_rows
+from vit_dist.models.weights.names import KEYS
 from vit_dist.train.checkpoint.restore import on_main
 from vit_dist.train.checkpoint.weights import CLASSES, checkpoint_state, intact_checkpoint, is_checkpoint
 from vit_dist.train.checkpoint.weights_remote import download, errors_naming
@@ -160,7 +161,7 @@ def _fitting(path: Path, init: InitConfig, model: ModelConfig, head: Classes, im
 
     num_classes = head.num_classes
     if not is_checkpoint(path):
-        options = LoadOptions(model, num_classes, image_size, init.head, init.positions, rows=rows)
+        options = LoadOptions(model, num_classes, image_size, init.head, init.positions, rows=rows, wording=KEYS)
         return read_weights(path, options)
     saved, marker = checkpoint_state(path)
     if init.head == "keep":
@@ -173,6 +174,7 @@ def _fitting(path: Path, init: InitConfig, model: ModelConfig, head: Classes, im
         source=str(path),
         head=init.head,
         positions=init.positions,
+        wording=KEYS,
     )
     return Weights(state, model, num_classes, image_size, {"examples": str(marker["state"]["position"])})
 

@@ -11,7 +11,6 @@ looks back one step further, and is the same whether something was read early or
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,7 +19,6 @@ import torch
 from torch import Tensor
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.files import open_append
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.progress import Progress
 from vit_dist.core.run import log as runlog
@@ -209,9 +207,7 @@ def _trace(run: Run, batch: Batch) -> None:
     """Write down what this step was trained on, where the recipe asks for it."""
     if run.recipe.log.order:
         path = run.directory.order / f"attempt-{run.attempt:05d}-rank-{run.world.rank:05d}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open_append(path) as file:
-            file.write((json.dumps({"step": run.state.step, "ordinals": batch.ordinals.tolist()}) + "\n").encode())
+        run.lines(path).add({"step": run.state.step, "ordinals": batch.ordinals.tolist()})
 
 
 def _quarantine(run: Run, replaced: list[Replacement], state: TrainState) -> None:
@@ -223,9 +219,7 @@ def _quarantine(run: Run, replaced: list[Replacement], state: TrainState) -> Non
     if not replaced:
         return
     if run.world.is_main:
-        with open_append(run.directory.quarantine) as file:
-            for r in replaced:
-                file.write((json.dumps({"step": state.step, **asdict(r)}) + "\n").encode())
+        run.lines(run.directory.quarantine).add(*({"step": state.step, **asdict(r)} for r in replaced))
         log(f"  quarantined {replaced[0].key!r} of {replaced[0].shard}: {replaced[0].reason}", WARNING)
     bad, allowed = len(state.quarantined), math.ceil(run.recipe.data.max_bad * run.data.num_samples)
     if bad > allowed:

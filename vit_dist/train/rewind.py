@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vit_dist.core.errors import RunError
 from vit_dist.core.log import WARNING, log
-from vit_dist.core.run.checkpoints import committed
+from vit_dist.core.run.checkpoints import LOG, committed
 from vit_dist.engines._collectives import broadcast_object
 from vit_dist.train.checkpoint.restore import agree_on_place, on_main, restore_from
 from vit_dist.train.run import Run
@@ -40,6 +40,7 @@ def rewind(run: Run) -> None:
     # one.
     run.saver.rewind_to(past.step)
     run.state = past.rewound(given_up)
+    run.unwritten = restored.marker.get(LOG)
     run.clock.goodput.rewound(restored.marker.get("goodput", {}))
     if run.world.is_main:
         log(

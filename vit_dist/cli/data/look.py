@@ -8,6 +8,7 @@ from typing import Any
 
 from vit_dist.cli.data.options import count, default_workers, out, parser, positive, say
 from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.places import any_option
 from vit_dist.core.units import format_bytes
 
 _LISTED = 10
@@ -23,8 +24,8 @@ def info_main(argv: list[str]) -> int:
         "  vit-dist data info s3://bucket/pets --grid pets.png        # 64 random images\n"
         "  vit-dist data info runs/data/pets --all-classes",
     )
-    p.add_argument("manifest", help="URL of a manifest.json, or of the directory that holds it")
-    p.add_argument("--grid", metavar="PNG", help="draw random images into this file")
+    p.add_argument("manifest", type=any_option, help="URL of a manifest.json, or of the directory that holds it")
+    p.add_argument("--grid", type=any_option, metavar="PNG", help="draw random images into this file")
     p.add_argument(
         "--columns", type=positive, default=8, metavar="N", help="pictures in a row, and rows of the grid (8)"
     )
@@ -116,7 +117,7 @@ def verify_main(argv: list[str]) -> int:
         "  vit-dist data verify runs/data/pets --fast     # sizes and indexes only\n"
         "  vit-dist data verify s3://bucket/pets --images # decode every image too",
     )
-    p.add_argument("manifest", help="URL of a manifest.json, or of the directory that holds it")
+    p.add_argument("manifest", type=any_option, help="URL of a manifest.json, or of the directory that holds it")
     how = p.add_mutually_exclusive_group()
     how.add_argument("--fast", action="store_true", help="compare sizes and read the indexes, not the tars")
     how.add_argument("--images", action="store_true", help="decode every image too")
@@ -163,11 +164,11 @@ same. --balanced takes equally many of each class, and is nested too; it needs a
         "  vit-dist data subset s3://bucket/pets 30k --out s3://bucket/pets-30k/manifest.json\n"
         "  vit-dist data subset runs/data/pets 1000 --balanced --out runs/data/pets-1000.json",
     )
-    p.add_argument("manifest", help="URL of a manifest.json, or of the directory that holds it")
+    p.add_argument("manifest", type=any_option, help="URL of a manifest.json, or of the directory that holds it")
     p.add_argument("num", type=positive, metavar="N", help="examples (30k, 1.5M)")
     p.add_argument("--subset-seed", type=count, default=0, metavar="S", help="which nested family of subsets (0)")
     p.add_argument("--balanced", action="store_true", help="equally many of each class, give or take one")
-    p.add_argument("--out", metavar="MANIFEST", help="write a manifest instead of printing keys")
+    p.add_argument("--out", type=any_option, metavar="MANIFEST", help="write a manifest instead of printing keys")
     args = p.parse_args(argv)
 
     from vit_dist.data.derive import write_subset
@@ -202,9 +203,11 @@ What was left out stands in a list beside the new manifest. The tars stay as the
         "  vit-dist data dedup s3://bucket/train --against s3://bucket/val --out s3://bucket/train-dedup.json\n"
         "  vit-dist data dedup train.json --against a/val.json b/test.json --out train-dedup.json --distance 2",
     )
-    p.add_argument("manifest", help="of the training set")
-    p.add_argument("--against", nargs="+", required=True, metavar="MANIFEST", help="of the evaluation sets")
-    p.add_argument("--out", required=True, metavar="MANIFEST", help="where the new manifest goes")
+    p.add_argument("manifest", type=any_option, help="of the training set")
+    p.add_argument(
+        "--against", type=any_option, nargs="+", required=True, metavar="MANIFEST", help="of the evaluation sets"
+    )
+    p.add_argument("--out", type=any_option, required=True, metavar="MANIFEST", help="where the new manifest goes")
     p.add_argument("--distance", type=count, default=4, metavar="BITS", help="bits of 64 that may differ (4)")
     p.add_argument("--workers", type=positive, metavar="N", help="processes (one a core)")
     return p

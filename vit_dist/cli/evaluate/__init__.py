@@ -6,7 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from vit_dist.core.files import local_path
+from vit_dist.core.places import local_option, local_or_name, local_or_override
 from vit_dist.core.run import names
 
 SUMMARY = "evaluate a trained run: a checkpoint of it, the newest unless one is named, into its own log"
@@ -37,16 +37,22 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "words", metavar="RUN-DIR [k=v ...]", nargs="*", help="a run directory or one of its checkpoints, and overrides"
+        "words",
+        type=local_or_override,
+        metavar="RUN-DIR [k=v ...]",
+        nargs="*",
+        help="a run directory or one of its checkpoints, and overrides",
     )
     parser.add_argument(
-        "--list", metavar="FILE", type=local_path, help="in place of RUN-DIR: run directories, a line each"
+        "--list", metavar="FILE", type=local_option, help="in place of RUN-DIR: run directories, a line each"
     )
     parser.add_argument("--element", metavar="I", type=int, help="line of --list, from 0 (SLURM_ARRAY_TASK_ID)")
     parser.add_argument("--nproc", metavar="N", type=int, help="ranks to start on this machine (1)")
-    parser.add_argument("--out", metavar="FILE", type=local_path, help="the result as JSON too")
+    parser.add_argument("--out", metavar="FILE", type=local_option, help="the result as JSON too")
     jobs = parser.add_argument_group("as Slurm jobs")
-    jobs.add_argument("--cluster", metavar="NAME", help="a YAML file, or the name of one in configs/clusters")
+    jobs.add_argument(
+        "--cluster", type=local_or_name, metavar="NAME", help="a YAML file, or the name of one in configs/clusters"
+    )
     jobs.add_argument("--nodes", metavar="N", type=int, help="of a job (1)")
     jobs.add_argument("--devices", metavar="N", type=int, help="GPUs, or processes, on a node (all)")
     jobs.add_argument("--time", metavar="LIMIT", help="time limit of a job (the cluster's)")

@@ -26,7 +26,7 @@ def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list
     from launcher.slurm.render import Site, check_no_secrets, render_evaluate
     from launcher.submit.run import parse_time
     from launcher.submit.snapshot import take_snapshot
-    from vit_dist.core.files import write_bytes
+    from vit_dist.core.files import make_folder, write_bytes
     from vit_dist.core.process import code_root
 
     if args.nproc is not None or args.element is not None:
@@ -65,7 +65,7 @@ def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list
     if args.dry_run:
         print(script, end="")  # noqa: T201 - the result
         return 0
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     take_snapshot(code)
     path = folder / f"evaluate-{stamp}.sbatch"
     write_bytes(str(path), script.encode())

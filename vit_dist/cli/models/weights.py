@@ -13,6 +13,7 @@ from vit_dist.cli.plugins import add_plugin, load_plugins
 from vit_dist.cli.verbs import verb_parser
 from vit_dist.core.errors import ConfigError, did_you_mean
 from vit_dist.core.files import redact
+from vit_dist.core.places import any_option, local_option
 
 if TYPE_CHECKING:
     from vit_dist.models.weights.files import Weights
@@ -59,7 +60,7 @@ def import_main(argv: list[str]) -> int:
     )
     parser.add_argument("--model", metavar="NAME", help="needed where the file does not say its model")
     parser.add_argument("--num-classes", metavar="K", type=int, help="default: as many as the file has")
-    parser.add_argument("--classes", metavar="FILE", type=Path, help="names of the head's classes, one a line")
+    parser.add_argument("--classes", metavar="FILE", type=local_option, help="names of the head's classes, one a line")
     parser.add_argument("--image-size", metavar="S", type=int, help="positions are resampled to it")
     parser.add_argument(
         "--head",
@@ -145,8 +146,8 @@ def export_main(argv: list[str]) -> int:
 def _parser(verb: str, description: str, epilog: str, *, source: str, settings: str) -> argparse.ArgumentParser:
     """The parser of a verb that turns SOURCE into OUT, with the help of its arguments."""
     parser = verb_parser(f"vit-dist models {verb}", description, epilog)
-    parser.add_argument("source", metavar="SOURCE", help=source)
-    parser.add_argument("out", metavar="OUT", help="what to write; its ending says the form")
+    parser.add_argument("source", type=any_option, metavar="SOURCE", help=source)
+    parser.add_argument("out", type=any_option, metavar="OUT", help="what to write; its ending says the form")
     parser.add_argument("settings", metavar="k=v", nargs="*", help=settings)
     return parser
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vit_dist.core.places import local_or_name
 from vit_dist.core.run import names
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--nodes", metavar="N", type=int, help="nodes that train (as before)")
     parser.add_argument("--spares", metavar="N", type=int, help="nodes more, in place of lost ones (as before)")
     parser.add_argument("--time", metavar="SPAN", default="", help="limit of the job (as before)")
-    parser.add_argument("--cluster", metavar="NAME", default="", help="another site (as before)")
+    parser.add_argument("--cluster", type=local_or_name, metavar="NAME", default="", help="another site (as before)")
     parser.add_argument("--site", metavar="k=v", action="append", default=[], help="override a key of the cluster")
     parser.add_argument("--nproc", metavar="N", type=int, help="on this machine: processes (as before)")
     args = parser.parse_intermixed_args(argv)

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vit_dist.core.places import local_or_name
+
 if TYPE_CHECKING:
     from launcher.status.run_view import RunView
 
@@ -43,7 +45,7 @@ def main(argv: list[str]) -> int:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", metavar="RUN", nargs="?", help=RUN_HELP)
+    parser.add_argument("run", type=local_or_name, metavar="RUN", nargs="?", help=RUN_HELP)
     parser.add_argument("--watch", action="store_true", help="refresh in place; in a pipe: a line at each change")
     parser.add_argument("--every", metavar="SECONDS", type=float, default=3.0, help="with --watch (default 3)")
     parser.add_argument("--json", action="store_true", help="everything, for programs")

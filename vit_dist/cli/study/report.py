@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vit_dist.cli.study.options import add_runs, split_words, study_parser
 from vit_dist.core.errors import ConfigError
-from vit_dist.core.files import local_path
+from vit_dist.core.places import any_option, local_option
 from vit_dist.core.run.names import is_plain_name
 from vit_dist.core.tables import make_console, show, table
 
@@ -30,12 +30,21 @@ def _parser() -> argparse.ArgumentParser:
         "--logs logs/ --tag-map timm.yaml --out report      # other frameworks' logs too: see docs/study.md",
     )
     add_runs(parser)
-    parser.add_argument("--logs", metavar="URL", help="directory that holds the event files (DIR/<study>)")
-    parser.add_argument("--out", metavar="DIR", help="where the page and its files go (DIR/<study>/report)")
-    parser.add_argument("--metric", metavar="TAG", help="scalar tag to draw (the study's, or val/top1)")
-    parser.add_argument("--tag-map", metavar="FILE", help="YAML file that says how to read logs of other frameworks")
     parser.add_argument(
-        "--tensorboard", metavar="DIR", help="also write the runs for TensorBoard with examples and GFLOPs as step axes"
+        "--logs", type=any_option, metavar="URL", help="directory that holds the event files (DIR/<study>)"
+    )
+    parser.add_argument(
+        "--out", type=local_option, metavar="DIR", help="where the page and its files go (DIR/<study>/report)"
+    )
+    parser.add_argument("--metric", metavar="TAG", help="scalar tag to draw (the study's, or val/top1)")
+    parser.add_argument(
+        "--tag-map", type=local_option, metavar="FILE", help="YAML file that says how to read logs of other frameworks"
+    )
+    parser.add_argument(
+        "--tensorboard",
+        type=local_option,
+        metavar="DIR",
+        help="also write the runs for TensorBoard with examples and GFLOPs as step axes",
     )
     parser.add_argument("--no-cache", action="store_true", help="fit and draw again, also where nothing has changed")
     return parser
@@ -52,12 +61,12 @@ def main(argv: list[str]) -> int:
     from vit_dist.scaling.tagmap import load_tag_map
 
     name, study = _study(args, parser.prog)
-    logs = args.logs or str(Path(args.runs) / str(name))
+    logs = args.logs or str(args.runs / str(name))
     metric = args.metric or (study.metric if study else VAL_TOP1)
     tag_map = load_tag_map(args.tag_map) if args.tag_map else None
     declared = study.metrics if study else {}
     collection = collect(logs, study=name, metric=metric, tag_map=tag_map, declared=declared)
-    out = local_path(args.out) if args.out else _default_out(local_path(args.runs), collection.study or "runs")
+    out = args.out or _default_out(args.runs, collection.study or "runs")
     files = write_report(collection, out, cached=not args.no_cache)
     console = make_console()
     show(console, _means_table(collection))
@@ -68,7 +77,7 @@ def main(argv: list[str]) -> int:
     if args.tensorboard:
         from vit_dist.scaling.report.tensorboard import export_tensorboard
 
-        export_tensorboard(collection, Path(args.tensorboard))
+        export_tensorboard(collection, args.tensorboard)
         console.print(f"by examples and by GFLOPs: tensorboard --logdir {args.tensorboard}", markup=False)
     return 0
 

@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
                 evaluate=lambda cell, run_dir: side_by_side.run(evaluation_words(cell, run_dir), run_dir),
                 last_error_line=side_by_side.last_error_line,
             )
-    options = [] if args.runs == "runs" else ["--runs", args.runs]
+    options = [] if args.runs == Path("runs") else ["--runs", str(args.runs)]
     report = shlex.join(["vit-dist", "study", "report", *args.words, *options])
     console.print(f"study {study.config.name}: all {len(study.cells)} cells are done; next: {report}", markup=False)
     return 0

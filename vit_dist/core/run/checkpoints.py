@@ -22,6 +22,8 @@ from vit_dist.core.run.names import CHECKPOINTS
 from vit_dist.core.small_files import DamagedError, checked, is_count, parse_json, read_small, shown
 
 MARKER = "COMMITTED.json"
+LOG = "log"
+"""Entry of a marker: events that could not be written to the log before it; only there if there are some."""
 FORMAT = 2
 CHECKSUM = "xxh128"
 """The marker's entry with a checksum of all others; markers of before there was one have none."""

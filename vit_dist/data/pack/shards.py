@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import itertools
 import json
@@ -14,7 +13,16 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, redact, write_bytes
+from vit_dist.core.files import (
+    disk_problem,
+    explained,
+    file_system,
+    is_remote,
+    join_url,
+    local_path,
+    redact,
+    write_bytes,
+)
 from vit_dist.core.small_files import is_count, is_mapping, is_texts, parse_json, required
 from vit_dist.data.images import FORMATS, DecodeError, load
 from vit_dist.data.index import encode_index
@@ -51,6 +59,7 @@ class Job:
     """What all shards of one packing share.
 
     Attributes:
+        work: where a tar is written until it is complete; on the disk of a local destination.
         pixels: (rows, columns) where items are raw pixels.
         image_member: where items are samples of a tar: the extension of the image, '' for the only one; else None.
     """
@@ -231,14 +240,14 @@ def pack_shard(job: Job, task: Task, listing: Listing, tick: Callable[[int], Non
 @contextlib.contextmanager
 def _temporary(job: Job, task: Task) -> Iterator[Path]:
     """Where the tar is written first; gone afterwards, whatever happens."""
-    scratch = job.work if is_remote(job.dest) else local_path(job.dest) / STATE_FOLDER
-    path = scratch / f"{task.stem.replace('/', '-')}.{os.getpid()}.tar.tmp"
+    path = job.work / f"{task.stem.replace('/', '-')}.{os.getpid()}.tar.tmp"
     try:
         with _explained_disk(path):
-            scratch.mkdir(parents=True, exist_ok=True)
+            job.work.mkdir(parents=True, exist_ok=True)
             yield path
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _write_samples(
@@ -328,9 +337,9 @@ def _explained_disk(path: Path) -> Iterator[None]:
 
 def explain_full_disk(path: Path, error: OSError) -> NoReturn:
     """Raise the DataError for a failed write."""
-    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+    if problem := disk_problem(error):
         raise DataError(
-            f"{path}: the disk is full or the quota is used up ({error.strerror}); the unfinished shard was removed. "
-            f"Free some space and start the same command again: it resumes where it stopped"
+            f"{path}: cannot be written: {problem}, and start the same command again: it resumes where it stopped. "
+            f"The unfinished shard was removed"
         ) from None
     raise DataError(f"{path}: cannot be written: {error}") from None

@@ -12,11 +12,12 @@ from torch import Tensor
 from vit_dist.core.errors import DataError
 from vit_dist.models import ModelConfig
 from vit_dist.models._positions import Grid, Resampling, resize_positions
-from vit_dist.models.weights.names import is_of_head, prefix_hint
+from vit_dist.models.weights.names import OPTIONS, Wording, is_of_head, prefix_hint
 
 State = dict[str, Tensor]
 Head = Literal["keep", "new"]
 _SHOWN = 5
+
 # The name that timm and Google have for it too.
 _REPRESENTATION = "pre_logits"
 
@@ -39,6 +40,7 @@ def fit(
     positions: Resampling = "public",
     missing: Sequence[str] = (),
     extra: Sequence[str] = (),
+    wording: Wording = OPTIONS,
 ) -> State:
     """A state whose tensors have the shapes of the model.
 
@@ -53,6 +55,7 @@ def fit(
         positions: how position embeddings are resampled where the number of patches differs.
         missing: names that the source should have had.
         extra: names that it should not have.
+        wording: of advice.
 
     Raises:
         DataError: says which tensors are missing, too many, or of another shape; or that the classes differ.
@@ -72,8 +75,9 @@ def fit(
         fitted["head.bias"] = torch.full(shapes["head.bias"], config.head_bias)
     elif "head.bias" in state and len(state["head.bias"]) != num_classes:
         raise DataError(
-            f"{source}: has {len(state['head.bias']):,} classes, {num_classes:,} are asked for; leave the number "
-            f"out, or start a new head of zeros (--head new)"
+            f"{source}: has {len(state['head.bias']):,} classes, {num_classes:,} are asked for; give "
+            f"{wording.num_classes.removesuffix('N')}{len(state['head.bias'])}, or start a new head of zeros "
+            f"({wording.new_head})"
         )
     prefix = 1 if "cls_token" in shapes else 0
     for name, shape in shapes.items():
@@ -97,6 +101,8 @@ def fit(
     ]
     if complaints:
         hint = prefix_hint(state, shapes) if absent else ""
+        if absent and not more and not wrong and all("head" in name for name in absent):
+            hint = f"; it has no head: start a new one of zeros ({wording.new_head})"
         raise DataError(f"{source}: not the weights of {config.name}: {'; '.join(complaints)}{hint}")
     return {name: fitted[name] for name in shapes}
 

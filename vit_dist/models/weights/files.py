@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 from vit_dist import __version__
 from vit_dist.config.load import validate
 from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.files import explained, replacing, replacing_folder, write_bytes
 from vit_dist.core.registry import MODELS
 from vit_dist.core.text import read_text
 from vit_dist.models import ModelConfig
@@ -28,11 +28,13 @@ from vit_dist.models._positions import Resampling
 from vit_dist.models.weights.adapt import Head, fit, shapes_of
 from vit_dist.models.weights.google import RULES, check_google, from_google, to_google
 from vit_dist.models.weights.huggingface import from_hugging_face, to_hugging_face
-from vit_dist.models.weights.names import without_prefix
+from vit_dist.models.weights.names import OPTIONS, Wording, without_prefix
 from vit_dist.models.weights.numbers import as_float32, from_array
 from vit_dist.models.weights.timm_form import from_timm, kind_of, to_timm
 
 State = dict[str, Tensor]
+CONFIG = "config.json"
+"""Of a folder of Hugging Face: which model it holds."""
 FORMS = ".npz (Google), .safetensors (ours), .timm.safetensors (timm's names), or a folder (Hugging Face)"
 PICKLED = (".pth", ".pt", ".bin", ".ckpt")
 # Where checkpoints of trainers hold the state of a model.
@@ -70,6 +72,7 @@ class LoadOptions:
         classes: names of the head's classes, in place of those that the file gives.
         rows: given the names that the file gives its classes, which of these a head that is kept has, in order; None:
             all as they are.
+        wording: of advice in errors.
     """
 
     config: ModelConfig | None = None
@@ -79,6 +82,7 @@ class LoadOptions:
     positions: Resampling = "public"
     classes: tuple[str, ...] = ()
     rows: Callable[[tuple[str, ...]], Sequence[int] | None] | None = None
+    wording: Wording = OPTIONS
 
 
 def read_weights(path: Path, options: LoadOptions = LoadOptions()) -> Weights:
@@ -112,37 +116,35 @@ def write_weights(weights: Weights, out: Path | str) -> None:
         DataError: it cannot be written.
     """
     text, path = str(out), Path(out)
-    try:
+    with explained(text, "written"):
         if text.endswith(".npz"):
             _write_npz(weights, path)
         elif text.endswith(".timm.safetensors"):
             renamed = to_timm(weights.state, weights.config, weights.num_classes, weights.image_size)
-            path.parent.mkdir(parents=True, exist_ok=True)
             _save(renamed, path, {"format": "pt"})
         elif text.endswith(".safetensors"):
-            path.parent.mkdir(parents=True, exist_ok=True)
             _save(weights.state, path, _metadata(weights))
         elif text.endswith("/") or path.is_dir() or not path.suffix:
             _write_hugging_face(weights, path)
         else:
             pickled = "; a pickle runs code when it is loaded" if path.suffix in PICKLED else ""
             raise ConfigError(f"{out}: no form of weights has this ending{pickled}; known: {FORMS}")
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written: {error.strerror or error}") from None
 
 
 def _write_hugging_face(weights: Weights, path: Path) -> None:
     tensors, described, images = to_hugging_face(
         weights.state, weights.config, weights.num_classes, weights.image_size, weights.classes
     )
-    texts = {"config.json": described, "preprocessor_config.json": images}
+    texts = {CONFIG: described, "preprocessor_config.json": images}
     others = sorted({p.name for p in path.iterdir()} - {*texts, "model.safetensors"}) if path.is_dir() else []
     if others:
         raise DataError(f"{path}: there is something else in it ({', '.join(others[:3])}); name a new folder")
-    path.mkdir(parents=True, exist_ok=True)
-    _save(tensors, path / "model.safetensors", {"format": "pt"})
-    for name, content in texts.items():
-        (path / name).write_text(json.dumps(content, indent=2) + "\n")
+    # All of the old or all of the new: weights beside the config of others would load as what they are not. Where a
+    # link leads to it, the folder itself is replaced.
+    with replacing_folder(path.resolve()) as fresh:
+        _save(tensors, fresh / "model.safetensors", {"format": "pt"})
+        for name, content in texts.items():
+            write_bytes(str(fresh / name), (json.dumps(content, indent=2) + "\n").encode())
 
 
 def heads_of(config: ModelConfig) -> int:
@@ -164,7 +166,9 @@ def _from_named(tensors: State, metadata: Mapping[str, str], path: Path, options
     if not size and getattr(config, "position_embedding", "") == "sincos" and "pos_embed" in tensors:
         # timm's form has the fixed table, which is left out below and alone says the image size.
         size = _size_of(tensors, config)
-    state = from_timm(as_float32(tensors, str(path)), config, str(path), new_head=options.head == "new")
+    state = from_timm(
+        as_float32(tensors, str(path)), config, str(path), new_head=options.head == "new", wording=options.wording
+    )
     return _fitted(state, config, path, options, facts, stated_size=size, classes=classes)
 
 
@@ -204,7 +208,7 @@ def _arrays(path: Path) -> State:
 
 def _read_hugging_face(path: Path, options: LoadOptions) -> Weights:
     try:
-        described = json.loads(read_text(path / "config.json"))
+        described = json.loads(read_text(path / CONFIG))
     except (DataError, ValueError) as error:
         raise DataError(f"{path}: no folder of Hugging Face: config.json: {error}") from None
     files = sorted(path.glob("*.safetensors"))
@@ -218,7 +222,7 @@ def _read_hugging_face(path: Path, options: LoadOptions) -> Weights:
             raise DataError(f"{path}: {len(twice)} tensors are in more than one of its files: {', '.join(twice[:5])}")
         tensors |= found
     state, config, classes, stated_size = from_hugging_face(
-        as_float32(tensors, str(path)), described, str(path), new_head=options.head == "new"
+        as_float32(tensors, str(path)), described, str(path), new_head=options.head == "new", wording=options.wording
     )
     return _fitted(state, options.config or config, path, options, {}, stated_size=stated_size, classes=classes)
 
@@ -242,7 +246,7 @@ def _fitted(
     # A file of another model: the error of `fit` names all that is wrong.
     ours = missing is not None or shapes_of(config, 1, _smallest(config)).keys() & state.keys()
     if not num_classes and not others and ours:
-        raise ConfigError(f"{path}: has no head; give --num-classes and --head new")
+        raise ConfigError(f"{path}: has no head; give {options.wording.num_classes} {options.wording.new_head}")
     position_size = _size_of(state, config)
     if stated_size and options.config is None and "pos_embed" in state and position_size != stated_size:
         raise DataError(
@@ -260,6 +264,7 @@ def _fitted(
         positions=options.positions,
         missing=missing or [],
         extra=extra or [],
+        wording=options.wording,
     )
     if options.classes and len(options.classes) != num_classes:
         raise ConfigError(f"--classes: {len(options.classes):,} names, but {path} has {num_classes:,} classes")
@@ -385,7 +390,7 @@ def _save(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> 
         at += 4 * tensor.numel()
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with _replacing(path) as partial, partial.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in state.values():
             file.write(tensor.contiguous().numpy().data)
@@ -396,19 +401,7 @@ def _write_npz(weights: Weights, path: Path) -> None:
     if kind not in RULES:
         raise ConfigError(f"Google's .npz files hold ViT, hybrid and BiT models, not {weights.config.name}")
     check_google(weights.config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as partial, zipfile.ZipFile(partial, "w") as opened:
+    with replacing(path) as partial, zipfile.ZipFile(partial, "w") as opened:
         for name, array in to_google(weights.state, kind, heads_of(weights.config)):
             with opened.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to: takes its place once it is complete, and is gone if it never is."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

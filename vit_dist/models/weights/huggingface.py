@@ -13,7 +13,7 @@ from vit_dist.config.load import validate
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.registry import MODELS
 from vit_dist.models.vit import ViTConfig
-from vit_dist.models.weights.names import is_of_head, without_prefix
+from vit_dist.models.weights.names import OPTIONS, Wording, is_of_head, without_prefix
 
 State = dict[str, Tensor]
 
@@ -98,7 +98,12 @@ def to_hugging_face(
 
 
 def from_hugging_face(
-    tensors: Mapping[str, Tensor], described: object, where: str, *, new_head: bool = False
+    tensors: Mapping[str, Tensor],
+    described: object,
+    where: str,
+    *,
+    new_head: bool = False,
+    wording: Wording = OPTIONS,
 ) -> tuple[State, ViTConfig, tuple[str, ...], int]:
     """Tensors and config.json -> a state, its model, names of the classes ('' where there is none), the images' size.
 
@@ -109,6 +114,7 @@ def from_hugging_face(
         described: what config.json says.
         where: the folder, for errors.
         new_head: leave out classifier and pooler: the model gets another head.
+        wording: of advice.
 
     Raises:
         ConfigError: of a shape that no ViT has.
@@ -134,7 +140,7 @@ def from_hugging_face(
             if names
         ]
         new = (
-            "; --head new leaves out classifier and pooler"
+            f"; {wording.new_head} leaves out classifier and pooler"
             if any(is_of_head(n.removeprefix(_TRUNK)) for n in more)
             else ""
         )

@@ -14,6 +14,7 @@ from vit_dist.models import ModelConfig
 from vit_dist.models.bit import BiTConfig
 from vit_dist.models.hybrid import HybridConfig
 from vit_dist.models.vit import ViTConfig
+from vit_dist.models.weights.names import OPTIONS, Wording
 
 State = dict[str, Tensor]
 _SHOWN = 4
@@ -161,7 +162,9 @@ def _vision_transformer(config: ViTConfig, num_classes: int, image_size: int) ->
     return model
 
 
-def from_timm(tensors: Mapping[str, Tensor], config: ModelConfig, where: str, *, new_head: bool) -> State:
+def from_timm(
+    tensors: Mapping[str, Tensor], config: ModelConfig, where: str, *, new_head: bool, wording: Wording = OPTIONS
+) -> State:
     """Tensors by timm's names, or by ours -> a state by our names.
 
     Args:
@@ -169,6 +172,7 @@ def from_timm(tensors: Mapping[str, Tensor], config: ModelConfig, where: str, *,
         config: the model.
         where: the file, for errors.
         new_head: leave out whatever is a head there: the model gets another.
+        wording: of advice.
 
     Raises:
         DataError: a fixed table of positions that is another one; a head that is none of ours, unless it is left out.
@@ -180,7 +184,7 @@ def from_timm(tensors: Mapping[str, Tensor], config: ModelConfig, where: str, *,
         if len(heads) > 1 and not new_head and any(name.startswith(f"{heads[1]}.") for name in state):
             raise DataError(
                 f"{where}: {config.name} has {len(heads)} heads there ({', '.join(heads)}), and the model here has "
-                f"one; start a new head of zeros (--head new)"
+                f"one; start a new head of zeros ({wording.new_head})"
             )
         if new_head:
             of_head = _names_of_head(config)

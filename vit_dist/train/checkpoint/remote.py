@@ -9,12 +9,14 @@ from pathlib import Path
 
 from vit_dist.core.errors import CheckpointError, DataError
 from vit_dist.core.files import (
+    copy_here,
     explained,
     file_system,
     folder_url,
     is_remote,
     join_url,
     local_path,
+    make_folder,
     read_bytes,
     redact,
     write_bytes,
@@ -170,20 +172,19 @@ def fetch(remote: str, name: str, root: Path) -> Path:
     marker, problem = parse_marker(content)
     if problem:
         raise CheckpointError(f"{redact(base)}: {problem}")
-    partial.mkdir(parents=True, exist_ok=True)
-    fs, remote_root = file_system(base)
+    make_folder(partial)
 
     def get(name: str) -> None:
-        with explained(join_url(base, name), "read"):
-            fs.get_file(f"{remote_root}/{name}", str(partial / name))
+        copy_here(join_url(base, name), partial / name)
 
     with ThreadPoolExecutor(_IN_FLIGHT, "fetch") as pool:
         for done in [pool.submit(get, name) for name in sorted(marker["files"])]:
             done.result()
     write_bytes(str(partial / MARKER), content)
-    # Whatever lies there was found damaged, or is what a kill has left.
-    remove(final)
-    partial.rename(final)
+    with explained(str(final), "written"):
+        # Whatever lies there was found damaged, or is what a kill has left.
+        remove(final)
+        partial.rename(final)
     return final
 
 

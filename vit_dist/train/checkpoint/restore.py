@@ -127,15 +127,19 @@ def _restore_one(
     # What rank 0 has just read may take its time to show on another node.
     wait_until(lambda: bool(problem) or (path / MARKER).exists(), _VISIBLE_S, _POLL_S)
     problem = problem or lacks(marker) or verify_files(path, marker, world)
-    # Each of the three stages ends in a collective, and the next begins only where no rank has a problem: loading and
-    # the probe are collectives themselves, which a rank with a damaged file could not join.
+    # Each of the stages ends in a collective, and the next begins only where no rank has a problem: loading and the
+    # probe are collectives themselves, which a rank with a damaged file could not join.
     problems = all_problems(problem, world)
+    source: SliceSource | None = None
     if not problems:
         _check_belongs(path, marker, identity)
-        problems = all_problems(_load(path, marker, engine), world)
+        source, problem = _fitting(path, marker, engine)
+        problems = all_problems(problem, world)
     recorded = marker.get("probe")
-    if not problems and probe is not None and recorded is not None and recorded["examples"] == len(probe.images):
-        problems = all_problems(probe.judge(engine, float(recorded["loss"]), marker["layout"]), world)
+    if source is not None and not problems:
+        engine.load(source)
+        if probe is not None and recorded is not None and recorded["examples"] == len(probe.images):
+            problems = all_problems(probe.judge(engine, float(recorded["loss"]), marker["layout"]), world)
     if problems:
         if world.is_main:
             log(f"checkpoint {path} is damaged and skipped: {problems[0]}", WARNING)
@@ -143,14 +147,13 @@ def _restore_one(
     return Restored(path, marker["state"], marker)
 
 
-def _load(path: Path, marker: dict[str, Any], engine: Engine) -> str:
+def _fitting(path: Path, marker: dict[str, Any], engine: Engine) -> tuple[SliceSource | None, str]:
+    """The tensors of a checkpoint, or what keeps them from being those of the engine. No collective."""
     try:
         source = SliceSource([path / name for name in sorted(marker["files"])])
     except CheckpointError as error:
-        return str(error)
-    # Not caught: all files were verified, so an error here (another model's tensors) is the same on every rank.
-    engine.load(source)
-    return ""
+        return None, str(error)
+    return source, source.misfit(engine.wanted())
 
 
 def all_problems(problem: str, world: World) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 from vit_dist import __version__
 from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.exit_codes import SUPERSEDED
-from vit_dist.core.files import remove_tree, write_bytes
+from vit_dist.core.files import disk_problem, explained, remove_tree, sync_path, write_bytes
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.memory import available_memory
 from vit_dist.core.run.checkpoints import FORMAT, MARKER, partial_name, rank_file, seal_marker, step_name
@@ -33,7 +33,7 @@ from vit_dist.train.checkpoint.format import Snapshot
 from vit_dist.train.checkpoint.host_memory import HostMemory, expected_bytes, pins, taken_bytes
 from vit_dist.train.checkpoint.parts import finish_part, forget_parts, wait_for_parts
 from vit_dist.train.checkpoint.remote import Uploader
-from vit_dist.train.checkpoint.store import Retention, drop_after, no_disk_headroom, prune, remove, sync_directory
+from vit_dist.train.checkpoint.store import Retention, drop_after, no_disk_headroom, prune, remove
 from vit_dist.train.health.patience import DEFAULT
 
 # Fraction of a copy's size that is left to whatever else wants memory meanwhile.
@@ -215,7 +215,9 @@ class Saver:
     def rewind_to(self, step: int) -> None:
         """Forget the checkpoints beyond `step`. A collective."""
         if self._world.is_main:
-            drop_after(self._root, step)
+            # A run that resumed from what cannot be removed would go on along the trajectory that is given up.
+            with explained(str(self._root), "cleared of the checkpoints after the rewind"):
+                drop_after(self._root, step)
         self.last_step = step
         # No rank writes a checkpoint of the new trajectory while rank 0 still removes those of the old one.
         barrier(self._world)
@@ -256,7 +258,7 @@ class Saver:
             finish_part(partial, self._world.rank, snapshot.num_bytes, digest)
         # Whatever it was: in a thread it would be lost, and the other ranks would wait for this part.
         except Exception as error:
-            self._write_error = f"rank {self._world.rank}: {type(error).__name__}: {error}"
+            self._write_error = f"rank {self._world.rank}: {self._told(error)}"
 
     def _commit(self, partial: Path, contents: Contents, began: float) -> None:
         try:
@@ -284,14 +286,14 @@ class Saver:
             # The commit. Then the directory's entry: without it the rename may be lost with the machine's power though
             # the files are on the disk.
             partial.rename(final)
-            sync_directory(self._root)
+            sync_path(self._root)
             self.wrote_s = time.monotonic() - began
         except SupersededError as error:
             self._superseded, self._commit_error = True, str(error)
             remove_tree(partial)
             return
         except Exception as error:
-            self._commit_error = f"{error}" if isinstance(error, VitDistError) else f"{type(error).__name__}: {error}"
+            self._commit_error = self._told(error)
             remove_tree(partial)
             return
         try:
@@ -301,6 +303,12 @@ class Saver:
             log(f"  {self._root}: an old checkpoint could not be removed: {error}", WARNING)
         if self.uploader is not None:
             self.uploader.submit(final)
+
+    def _told(self, error: Exception) -> str:
+        if isinstance(error, VitDistError):
+            return str(error)
+        problem = isinstance(error, OSError) and disk_problem(error)
+        return f"{self._root}: {problem}" if problem else f"{type(error).__name__}: {error}"
 
     def _check_owner(self) -> None:
         superseded = self._directory.superseded_by(self._token)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import secrets
 import shutil
 from collections.abc import Sequence
@@ -146,12 +145,3 @@ def no_disk_headroom(root: Path, needed: int) -> str:
     except OSError as error:
         return f"{root}: {error.strerror}"
     return f"{format_bytes(free)} are free, {format_bytes(needed)} are needed" if free < needed else ""
-
-
-def sync_directory(path: Path) -> None:
-    """Write a directory's entries through to the disk: a rename is in the directory, not in the file."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

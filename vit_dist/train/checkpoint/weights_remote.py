@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vit_dist.core.errors import DataError, VitDistError
 from vit_dist.core.files import (
+    copy_here,
     exists,
     explained,
     file_system,
@@ -23,7 +24,7 @@ from vit_dist.core.files import (
 )
 from vit_dist.core.log import log
 from vit_dist.core.run.checkpoints import MARKER
-from vit_dist.models.weights.files import FORMS
+from vit_dist.models.weights.files import CONFIG, FORMS
 from vit_dist.train.checkpoint.remote import fetch, remote_steps
 
 
@@ -51,11 +52,23 @@ def uploaded(url: str) -> Iterator[str]:
         here = Path(folder) / name
         with errors_naming(url, here):
             yield f"{here}/" if is_folder else str(here)
-        for path in sorted(here.iterdir()) if here.is_dir() else [here]:
-            target = join_url(folder_url(url), path.name) if here.is_dir() else url
-            fs, remote_path = file_system(target)
-            with explained(target, "written"):
-                fs.put_file(str(path), remote_path)
+        if not here.is_dir():
+            _put(here, url)
+            return
+        # Without its config a folder is none: gone first and sent last, it never stands beside the weights of others.
+        config = join_url(folder_url(url), CONFIG)
+        if exists(config):
+            fs, remote_path = file_system(config)
+            with explained(config, "replaced"):
+                fs.rm_file(remote_path)
+        for path in sorted(here.iterdir(), key=lambda path: path.name == CONFIG):
+            _put(path, join_url(folder_url(url), path.name))
+
+
+def _put(path: Path, url: str) -> None:
+    fs, remote_path = file_system(url)
+    with explained(url, "written"):
+        fs.put_file(str(path), remote_path)
 
 
 @contextlib.contextmanager
@@ -79,7 +92,7 @@ def download(url: str, scratch: Path) -> Path:
     log(f"  fetching {redact(url)}")
     if exists(join_url(folder_url(url), MARKER)):
         return fetch(base, name, scratch)
-    if exists(join_url(folder_url(url), "config.json")):
+    if exists(join_url(folder_url(url), CONFIG)):
         _copy_folder(url, scratch)
         return scratch
     steps = remote_steps(url)
@@ -87,7 +100,7 @@ def download(url: str, scratch: Path) -> Path:
         return fetch(url, steps[0], scratch)
     if not exists(url) or not Path(name).suffix:
         raise DataError(f"{redact(url)}: no weights there: no checkpoint, no run's copies, and none of {FORMS}")
-    _copy(url, scratch / name)
+    copy_here(url, scratch / name)
     return scratch / name
 
 
@@ -97,10 +110,4 @@ def _copy_folder(url: str, to: Path) -> None:
         names = fs.names(remote_path)
     for name in names:
         if name.endswith((".json", ".safetensors")):
-            _copy(join_url(folder_url(url), name), to / name)
-
-
-def _copy(url: str, to: Path) -> None:
-    fs, remote_path = file_system(url)
-    with explained(url, "read"):
-        fs.get_file(remote_path, str(to))
+            copy_here(join_url(folder_url(url), name), to / name)

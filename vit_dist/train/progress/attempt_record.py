@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_dist.core.errors import VitDistError
-from vit_dist.core.log import log
+from vit_dist.core.log import WARNING, log
 from vit_dist.core.run.directory import RunDir, Status
 from vit_dist.core.units import format_seconds
 from vit_dist.core.world import World
@@ -38,6 +38,7 @@ class AttemptRecord:
         self._goodput: Mapping[str, float] = {}
         self.total_steps, self.examples_per_s, self.metrics = 0, 0.0, dict[str, float]()
         self._heartbeat: Heartbeat | None = None
+        self._failing = False
 
     def begin(self) -> None:
         """Supersede the attempt before, and write the first line.
@@ -89,8 +90,17 @@ class AttemptRecord:
         """Write that the attempt runs, and where it stands."""
         self._step, self._examples, self._goodput = step, examples, goodput
         # Of a superseded attempt nothing is written: the later one's status stands there.
-        if not self.look_up_owner():
+        if self.look_up_owner():
+            return
+        try:
             self._write_status("running", "")
+        except VitDistError as error:
+            # A run that can still save is worth more than its status, which the next save or log writes anew.
+            if not self._failing:
+                log(f"  {error}. Training goes on, and its status is written once it can be", WARNING)
+            self._failing = True
+        else:
+            self._failing = False
 
     def end(self, status: str, reason: str = "", *, goodput: Mapping[str, float] | None = None) -> None:
         """Write how the attempt ended; the first write wins. Never raises: the disk may be what has failed."""

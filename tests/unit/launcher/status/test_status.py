@@ -97,7 +97,7 @@ def test_roots_are_those_given_else_the_usual_ones(tmp_path: Path, monkeypatch: 
     (tmp_path / "configs/clusters/mine.yaml").write_text(f"run_root: {tmp_path}/site\n")
     assert run_roots() == [Path("runs"), tmp_path / "more", tmp_path / "site"]
     with pytest.raises(ConfigError, match="--runs nowhere: no such directory"):
-        run_roots(["nowhere"])
+        run_roots([Path("nowhere")])
 
 
 def test_a_job_that_is_cancelled_before_it_begins_leaves_a_cancelled_run(tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ def test_a_vit_model_of_hugging_face_is_read_with_a_new_head(
 @pytest.mark.parametrize(
     ("change", "rename", "more", "says"),
     [
-        ({"architectures": ["ViTModel"]}, trunk_alone, {}, "has no head; give --num-classes and --head new"),
+        ({"architectures": ["ViTModel"]}, trunk_alone, {}, "has no head; give --num-classes N --head new"),
         (
             {"architectures": ["ViTModel"]},
             trunk_alone,

@@ -16,6 +16,7 @@ from vit_dist.core.errors import CheckpointError, DataError, RunError
 from vit_dist.core.run.checkpoints import MARKER, committed
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
+from vit_dist.engines._fit import Kept, Wanted
 from vit_dist.engines._slices import WEIGHT, EngineState, Slice, Source
 from vit_dist.train.checkpoint.format import Snapshot
 from vit_dist.train.checkpoint.remote import remote_steps
@@ -30,11 +31,16 @@ class TinyEngine:
     layout: dict[str, Any] = {"engine": "tiny", "world_size": 1}  # noqa: RUF012
 
     def __init__(self, value: float = 0.0) -> None:
-        self.weight, self.moment = torch.full((1000,), value), torch.full((1000,), -value)
+        self.weight = torch.full((1000,), float(value))
+        self.moment = -self.weight
 
     def state(self) -> EngineState:
         slices = [Slice(WEIGHT, "w", (1000,), 0, self.weight), Slice("exp_avg", "w", (1000,), 0, self.moment)]
         return EngineState(slices, {"w": {"step": float(self.weight[0])}})
+
+    def wanted(self) -> Wanted:
+        tensors = {(WEIGHT, "w"): ((1000,), frozenset({torch.float32}))}
+        return Wanted(tensors, frozenset({"w"}), Kept(frozenset({"exp_avg"}), frozenset({"step"})), True)
 
     def load(self, source: Source) -> None:
         self.weight.copy_(source.read(WEIGHT, "w", 0, 1000))
@@ -109,7 +115,8 @@ def test_a_failed_save_is_logged_and_training_continues_until_too_many(
         saver.save(TinyEngine(step), contents(step))  # type: ignore[arg-type]
         saver.settle()
     logged = capsys.readouterr().err
-    assert "CHECKPOINT FAILED at step 3: rank 0: OSError: [Errno 28] No space left on device" in logged
+    root = tmp_path / "checkpoints"
+    assert f"CHECKPOINT FAILED at step 3: rank 0: {root}: the disk is full (No space left on device); free" in logged
     assert "Failure 2 of 3 in a row" in logged
     monkeypatch.setattr(Snapshot, "write", write)
     saver.save(TinyEngine(4), contents(4))  # type: ignore[arg-type]
