@@ -16,7 +16,7 @@ from vit_dist.train.run import Run
 _MOST_KEYS = 64
 
 
-def record_bad_step(run: Run, step: int, ordinals: list[int], result: StepResult, *, spike: bool) -> None:
+def record_bad_step(run: Run, step: int, ordinals: list[int], result: StepResult, limit: float, *, spike: bool) -> None:
     """Write down which examples a bad step was made of; stop where it is one too many. A collective.
 
     Args:
@@ -24,6 +24,7 @@ def record_bad_step(run: Run, step: int, ordinals: list[int], result: StepResult
         step: its number.
         ordinals: of this rank's examples.
         result: of the step.
+        limit: above which its loss is a spike.
         spike: whether it was a loss spike.
 
     Raises:
@@ -34,10 +35,9 @@ def record_bad_step(run: Run, step: int, ordinals: list[int], result: StepResult
     gathered = all_gather_object(ordinals, world)
     if world.is_main:
         everyone = sorted(ordinal for part in gathered for ordinal in part)
-        what = "loss spike" if spike else "the loss or a gradient is not finite"
-        left_out = "" if result.applied else ", the step was not applied"
-        numbers = f"loss {result.loss:.6g}, gradient norm {result.grad_norm:.6g}"
-        log(f"  step {step:,}: {what}{left_out} ({numbers})", WARNING)
+        what = f"loss spike, {result.loss:.6g} over its limit {limit:.6g}" if spike else _what_is_not_finite(result)
+        left_out = "" if result.applied else "; the step was not applied"
+        log(f"  step {step:,}: {what}; gradient norm {result.grad_norm:.6g}{left_out}", WARNING)
         entry = {
             "step": step,
             "reason": "spike" if spike else "not finite",
@@ -49,6 +49,12 @@ def record_bad_step(run: Run, step: int, ordinals: list[int], result: StepResult
         }
         run.lines(run.directory.nonfinite).add(entry)
     check_in_row(run.recipe.guards, run.state, step, run.directory)
+
+
+def _what_is_not_finite(result: StepResult) -> str:
+    if not math.isfinite(result.loss):
+        return f"the loss is not finite ({result.loss:g})"
+    return f"a gradient is not finite, at loss {result.loss:.6g}"
 
 
 def _json_number(value: float) -> float | str:

@@ -11,8 +11,10 @@ looks back one step further, and is the same whether something was read early or
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -41,6 +43,8 @@ from vit_dist.train.saving import save
 from vit_dist.train.state import TrainState
 
 _TAG_STEP = 0x53544550  # "STEP"
+_COLLECT_EVERY = 1000
+"""Steps, where nothing is due for longer."""
 
 
 def train(run: Run) -> None:
@@ -56,8 +60,25 @@ def train(run: Run) -> None:
     if run.state.step >= run.plan.total_steps:
         _end(run, "")
         return
-    while not _train_until_rewind(run):
-        rewind(run)
+    with _collecting_by_hand():
+        while not _train_until_rewind(run):
+            rewind(run)
+
+
+@contextlib.contextmanager
+def _collecting_by_hand() -> Iterator[None]:
+    """Python looks for garbage when the loop says so, on all ranks at once: else each stops the others in turn."""
+    enabled = gc.isenabled()
+    gc.collect()
+    # What is there now stays: modules, model and engine need not be walked through again.
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()
 
 
 def _train_until_rewind(run: Run) -> bool:
@@ -108,6 +129,8 @@ def _train_until_rewind(run: Run) -> bool:
                 guards.check_replicas(run.engine, run.world, state.step)
             if logs:
                 _log(run, step.pending.read(), progress)
+            if logs or evaluates or saves or state.step % _COLLECT_EVERY == 0:
+                gc.collect()
             if evaluates:
                 _evaluate(run, run.state, progress)
             if saves:
@@ -175,7 +198,7 @@ def _settle(run: Run, step: _Step | None) -> bool:
     run.clock.step_done(result)
     # `spike` and `applied` come from the all-reduced loss and gradient norm: every rank enters here, or none.
     if spike or not result.applied:
-        record_bad_step(run, step.number, step.ordinals.tolist(), result, spike=spike)
+        record_bad_step(run, step.number, step.ordinals.tolist(), result, step.limit, spike=spike)
     return spike
 
 
@@ -200,7 +223,11 @@ def _lr(run: Run, step: int) -> float:
 
 def _seed_step(run: Run, step: int) -> None:
     # Dropout and stochastic depth draw from a generator that is a function of the step: there is no state to save.
-    torch.manual_seed(hash64(run.recipe.seed, _TAG_STEP, step, run.world.rank))
+    seed, device = hash64(run.recipe.seed, _TAG_STEP, step, run.world.rank), run.engine.device
+    # Not torch.manual_seed, which goes through all devices and backends that there are, in each step.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
 
 
 def _trace(run: Run, batch: Batch) -> None:
