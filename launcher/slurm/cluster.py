@@ -111,13 +111,13 @@ class Cluster(Config):
     name: Annotated[Line, Field(min_length=1, max_length=100)] = Field(
         "cluster", description="default: the file's name"
     )
-    description: Line = ""
+    description: Line = Field("", description="for `vit-dist list clusters`")
 
-    partition: Word = Field("", description="or several, 'a,b'")
-    account: Word = ""
-    qos: Word = ""
+    partition: Word = Field("", description="that jobs go to, or several: 'a,b'")
+    account: Word = Field("", description="that jobs are charged to")
+    qos: Word = Field("", description="quality of service")
     constraint: Line = Field("", description="features of nodes, such as 'h100&ib'")
-    reservation: Word = ""
+    reservation: Word = Field("", description="in which jobs run")
     exclude: Word = Field("", description="nodes never to use, such as 'n[7-9]'")
 
     devices_per_node: Annotated[int, Field(ge=0, le=64)] = Field(description="GPUs a job uses on a node; 0: none")
@@ -131,7 +131,7 @@ class Cluster(Config):
     cpus_per_node: Annotated[int, Field(ge=1)] = Field(
         description="CPUs that a job uses on a node, shared by its tasks"
     )
-    memory: Memory = Field("", description="of a node, such as 200G; '0': all of it")
+    memory: Memory = Field("", description="of a node, such as 200G, which a job takes; '0': all of it")
     exclusive: bool = Field(False, description="no other job on the nodes")
     time_limit: TimeLimit = Field(description="of one job; a run that needs longer is queued again, again and again")
 
@@ -154,7 +154,7 @@ class Cluster(Config):
     python: PathLine = Field("", description="interpreter on the nodes; empty: the one that submits")
     setup: Lines = Field((), description="lines of shell before everything else: module load, source, ulimit")
     env: dict[str, Line] = Field({}, description="environment variables: NCCL, EFA, proxies. No secrets")
-    container: Container | None = None
+    container: Container | None = Field(None, description="in what the ranks run; left out: on the node itself")
     sbatch_options: Lines = Field((), description="further lines for the head of scripts, such as '--switches=1'")
     srun_options: Lines = Field((), description="further options of srun, each one word, such as '--mpi=none'")
 

@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import free_ports
 from tests.laws.test_resume import recipe_file
 from vit_dist.config.load import load_recipe
+from vit_dist.core.run import history
 from vit_dist.core.run.checkpoints import committed, read_marker
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
@@ -108,7 +109,7 @@ def test_a_stop_that_is_asked_for_in_a_step_comes_after_the_next_one(
     monkeypatch.setattr(loop, "_queue", ask)
     for stands in (5, 18):
         train(recipe, tmp_path / "stopped")
-        status = RunDir(tmp_path / "stopped").status()
+        status = history.read(tmp_path / "stopped").status
         assert status is not None
         assert (status.status, status.step) == ("stopped", stands)
     train(recipe, tmp_path / "stopped")

@@ -12,7 +12,7 @@ _EXAMPLES = """
 `vit-dist submit` writes this line into the job script; nobody types it. It starts the ranks with srun, one process a
 device, and when they have ended finds out why: done, stopped, time limit, preempted, a node lost, a rank lost, crashed.
 Then it ends the job, starts the ranks again on the job's own nodes, or queues the job again without the bad node. After
---give-up-after attempts in a row that saved nothing new it gives up. All of it is in RUN-DIR/ledger.jsonl.
+--give-up-after attempts in a row that saved nothing new it gives up. `vit-dist status RUN` shows all of it.
 
 examples (in a job script):
   vit-dist supervise --run-dir /shared/runs/l16 --nodes 2 --tasks-per-node 8 \\

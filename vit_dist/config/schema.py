@@ -18,6 +18,13 @@ class NonIdentity:
 
 NON_IDENTITY = NonIdentity()
 
+
+class Layout:
+    """Marks a field that a checkpoint's layout says, since it decides how results are rounded."""
+
+
+LAYOUT = Layout()
+
 Count = Annotated[int, BeforeValidator(parse_count)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 AnyPlugin = SerializeAsAny[Plugin]
@@ -34,7 +41,7 @@ class ComponentConfig(Config):
         1, description="of the set in the stream, relative to the other sets'"
     )
     subset: Annotated[Count, Field(ge=1)] | None = Field(None, description="the first n examples of its nested order")
-    subset_seed: Annotated[int, Field(ge=0)] = 0
+    subset_seed: Annotated[int, Field(ge=0)] = Field(0, description="which nested family of subsets")
     label_offset: Annotated[int, Field(ge=0)] = Field(0, description="added to each of the set's labels")
 
 
@@ -59,10 +66,13 @@ class MixupConfig(Config):
 
 
 class DataConfig(Config):
-    """Which examples, in which order, and how an image becomes a tensor."""
+    """Which examples, in which order, and how an image becomes a tensor.
+
+    Models get RGB in [-1, 1]: uint8 / 127.5 - 1, the same for every model and set; no mean or deviation is taken off.
+    """
 
     dataset: str = Field("custom", description="name of a file in configs/data, which fills in the keys below")
-    num_classes: Annotated[int, Field(gt=0)]
+    num_classes: Annotated[int, Field(gt=0)] = Field(description="outputs of the head; no fewer than the set has")
     train: Annotated[AnyPlace, NON_IDENTITY] = Field("", description="path or URL of the training manifest")
     val: Annotated[AnyPlace, NON_IDENTITY] = Field(
         "", description="path or URL of the validation manifest; empty: no validation"
@@ -71,15 +81,19 @@ class DataConfig(Config):
         {}, description="several training sets by name, in place of `train`: {web: {train: URL, weight: 3}, ...}"
     )
     subset: Count | None = Field(None, description="train on the first n examples of the nested order")
-    subset_seed: Annotated[int, Field(ge=0)] = 0
-    lanes: Annotated[Count, Field(ge=1)] | None = None
-    window: Annotated[Count, Field(ge=1)] | None = None
-    image_size: Annotated[int, Field(ge=1)] = 224
+    subset_seed: Annotated[int, Field(ge=0)] = Field(0, description="which nested family of subsets")
+    lanes: Annotated[Count, Field(ge=1)] | None = Field(
+        None, description="runs of samples that are read side by side; left out: by the size of the set"
+    )
+    window: Annotated[Count, Field(ge=1)] | None = Field(
+        None, description="samples of a lane that are shuffled among each other; left out: 32, or all of a small set"
+    )
+    image_size: Annotated[int, Field(ge=1)] = Field(224, description="side of the square that a model gets, in pixels")
     augment: Literal["inception", "flip", "none"] = Field(
         "inception", description="inception: random area crop and flip; flip: resize and flip; none: resize only"
     )
     crop_area: Floats = Field((0.05, 1.0), description="range of the crop's area, as a fraction of the image's")
-    crop_aspect: Floats = (3 / 4, 4 / 3)
+    crop_aspect: Floats = Field((3 / 4, 4 / 3), description="range of the crop's width over its height")
     mixup: MixupConfig | None = Field(None, description="mix pairs of training examples; left out: none")
     val_crop: Annotated[float, Field(gt=0, le=1)] = Field(
         0.875, description="fraction of the shorter side that evaluation's centre crop keeps"
@@ -90,8 +104,8 @@ class DataConfig(Config):
     decode_threads: Annotated[int | None, Field(ge=1), NON_IDENTITY] = Field(
         None, description="left out: the CPUs of a rank less two, 2 to 32"
     )
-    read_threads: Annotated[int, Field(ge=1), NON_IDENTITY] = 4
-    prefetch_batches: Annotated[int, Field(ge=1), NON_IDENTITY] = 4
+    read_threads: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(4, description="byte ranges asked for at once")
+    prefetch_batches: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(4, description="batches made ready ahead")
     memory_limit: Annotated[Bytes, NON_IDENTITY] = Field(4 << 30, description="read-ahead a rank may hold")
 
     @property
@@ -136,14 +150,18 @@ class InitConfig(Config):
 class LossConfig(Config):
     """Softmax cross-entropy, or the sigmoid one that the paper pretrains with (summed over classes)."""
 
-    name: Literal["softmax", "sigmoid"] = "softmax"
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    name: Literal["softmax", "sigmoid"] = Field("softmax", description="cross-entropy over classes, or of each class")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the target that is spread over all classes"
+    )
 
 
 class EvalConfig(Config):
     """When to evaluate; what is evaluated is the list `evaluators`."""
 
-    every: Annotated[Duration, NON_IDENTITY] = Duration.parse("1 epoch")
+    every: Annotated[Duration, NON_IDENTITY] = Field(
+        Duration.parse("1 epoch"), description="how often, and at the end; 0 steps: at the end alone"
+    )
     batch: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(256, description="examples a rank evaluates at once")
 
 
@@ -203,7 +221,7 @@ class GuardConfig(Config):
         8.0, description="robust z-score (median, 1.4826 MAD) from which a loss is a spike"
     )
     spike_window: Annotated[int, Field(ge=8, le=4096)] = Field(128, description="losses that it is measured against")
-    max_rewinds: Annotated[int, Field(ge=0), NON_IDENTITY] = 3
+    max_rewinds: Annotated[int, Field(ge=0), NON_IDENTITY] = Field(3, description="after so many a run ends")
     checksum_every: Annotated[Duration, NON_IDENTITY] = Field(
         Duration.parse("1k steps"),
         description="how often replicated weights are compared over the ranks; 0 steps: never",
@@ -217,7 +235,9 @@ class GuardConfig(Config):
 class LogConfig(Config):
     """How often training metrics are written."""
 
-    every: Annotated[Duration, NON_IDENTITY] = Duration.parse("10 steps")
+    every: Annotated[Duration, NON_IDENTITY] = Field(
+        Duration.parse("10 steps"), description="how often loss, rate and the like are written"
+    )
     order: Annotated[bool, NON_IDENTITY] = Field(
         False, description="write the ordinals of every step's examples to RUN-DIR/order, a file an attempt and rank"
     )
@@ -237,27 +257,33 @@ class LogConfig(Config):
 class Recipe(Config):
     """What to train: one resolved recipe and a seed are one run."""
 
-    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$"), NON_IDENTITY] = "run"
+    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$"), NON_IDENTITY] = Field(
+        "run", description="for people, and of the run's directory"
+    )
     study: Annotated[str, NON_IDENTITY] = Field("", description="the study that this run is a cell of")
     family: Annotated[str, NON_IDENTITY] = Field("", description="label of the model family in a study's figures")
-    seed: Annotated[int, Field(ge=0)] = 0
-    global_batch: Annotated[Count, Field(ge=1)] = 4096
-    horizon: Length
-    precision: Literal["fp32", "tf32", "bf16"] = Field(
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of initial weights, order, augmentation and dropout")
+    global_batch: Annotated[Count, Field(ge=1)] = Field(
+        4096, description="examples of one optimizer step, on all ranks"
+    )
+    horizon: Length = Field(description="how long a run trains")
+    precision: Annotated[Literal["fp32", "tf32", "bf16"], LAYOUT] = Field(
         "bf16", description="of products of a model's blocks; sums, head and loss are fp32; tf32: fp32 on CPUs"
     )
-    model: AnyPlugin
+    model: AnyPlugin = Field(description="what is trained: `vit-dist models list` has the names")
     init: InitConfig | None = Field(None, description="weights to begin from; left out: those of the seed")
-    data: DataConfig
-    loss: LossConfig = LossConfig()
-    optim: AnyPlugin
-    schedule: AnyPlugin
-    engine: Annotated[AnyPlugin, NON_IDENTITY]
-    evaluators: Annotated[tuple[AnyPlugin, ...], Field(strict=False), NON_IDENTITY] = ()
-    eval: Annotated[EvalConfig, NON_IDENTITY] = EvalConfig()
-    checkpoint: Annotated[CheckpointConfig, NON_IDENTITY] = CheckpointConfig()
-    guards: GuardConfig = GuardConfig()
-    log: Annotated[LogConfig, NON_IDENTITY] = LogConfig()
+    data: DataConfig = Field(description="what it is trained on; a text is short for {dataset: NAME}")
+    loss: LossConfig = Field(LossConfig(), description="what is minimised")
+    optim: AnyPlugin = Field(description="the optimizer")
+    schedule: AnyPlugin = Field(description="the learning rate over the run")
+    engine: Annotated[AnyPlugin, NON_IDENTITY] = Field(description="what computes and shards a step")
+    evaluators: Annotated[tuple[AnyPlugin, ...], Field(strict=False), NON_IDENTITY] = Field(
+        (), description="what is measured at each `eval.every`; each a name, or a mapping with `name`"
+    )
+    eval: Annotated[EvalConfig, NON_IDENTITY] = Field(EvalConfig(), description="when the evaluators look")
+    checkpoint: Annotated[CheckpointConfig, NON_IDENTITY] = Field(CheckpointConfig(), description="saves and copies")
+    guards: GuardConfig = Field(GuardConfig(), description="what stops, skips or rewinds a run that goes wrong")
+    log: Annotated[LogConfig, NON_IDENTITY] = Field(LogConfig(), description="how often training metrics are written")
     metrics: Annotated[dict[str, Metric], NON_IDENTITY] = Field(
         {}, description="how metrics are read that no evaluator declares: {TAG: {better: lower, range: [0, 1]}}"
     )

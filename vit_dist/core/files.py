@@ -131,7 +131,9 @@ def write_bytes(url: str, content: bytes, *, sync: bool = True) -> None:
             return
         target = local_path(url)
         if _is_stream(target):
-            target.write_bytes(content)
+            # Appended: /dev/stdout may be a file that has lines already.
+            with target.open("ab") as stream:
+                stream.write(content)
             return
         with replacing(target, sync=sync) as temporary:
             temporary.write_bytes(content)
@@ -244,39 +246,41 @@ def copy_here(url: str, to: Path) -> None:
 
 
 def append_json(path: Path, entry: Mapping[str, Any]) -> None:
-    """Append a line of JSON to a local file, through to the disk; after a line that a crash cut short, on a new one.
-
-    Where another writes at the same moment, its line may look cut short: then an empty line comes between.
+    """Append a line of JSON to a local file, through to the disk; see `append_whole`.
 
     Raises:
         OSError: it cannot be written.
     """
-    line = (json.dumps(entry) + "\n").encode()
-    with open_append(path) as file:
-        if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-            line = b"\n" + line
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+    append_whole(path, (json.dumps(entry) + "\n").encode(), sync=True)
 
 
-def append_whole(path: Path, content: bytes) -> None:
-    """Append to a local file that this process alone writes, all of it or nothing; made where it is not there.
+def append_whole(path: Path, content: bytes, *, sync: bool = False) -> None:
+    """Append lines to a local file, all of them or none; after a line that a crash cut short, on a new one.
+
+    Where another writes at the same moment, its line may look cut short: then an empty line comes between.
+
+    Args:
+        path: of the file; made where it is not there.
+        content: lines.
+        sync: wait until they are on the disk.
 
     Raises:
-        OSError: it cannot be written; it is as long as it was.
+        OSError: they cannot be written; the file is as it was.
     """
     with open_append(path) as file:
         handle, end = file.fileno(), file.seek(0, os.SEEK_END)
-        # A line that a kill has cut short must not swallow the next one.
         cut = end > 0 and os.pread(handle, 1, end - 1) != b"\n"
-        rest = memoryview(b"\n" * cut + content)
+        content, done = b"\n" * cut + content, 0
         try:
-            while rest:
-                rest = rest[os.write(handle, rest) :]
+            while done < len(content):
+                done += os.write(handle, content[done:])
+            if sync:
+                os.fsync(handle)
         except OSError:
+            # Not where another has appended meanwhile: what is left of ours is a line cut short then.
             with contextlib.suppress(OSError):
-                os.ftruncate(handle, end)
+                if os.fstat(handle).st_size == end + done:
+                    os.ftruncate(handle, end)
             raise
 
 
@@ -296,6 +300,14 @@ def open_append(path: Path) -> IO[bytes]:
             text = "a symbolic link, through which nothing is written; remove it"
             raise OSError(errno.ELOOP, text, str(path)) from None
         raise
+
+
+def open_output(path: Path) -> IO[bytes]:
+    """Where what a child process prints is appended; nowhere, where that cannot be: it is worth no run."""
+    try:
+        return open_append(path)
+    except OSError:
+        return Path(os.devnull).open("ab")
 
 
 def remove_tree(path: Path) -> None:

@@ -128,6 +128,11 @@ def local_or_override(text: str) -> str:
     return text if "=" in text else local_or_name(text)
 
 
+def any_or_override(text: str) -> str:
+    """Type of words that are paths, URLs or names, or overrides: key=value."""
+    return text if "=" in text and "://" not in text.partition("=")[0] else any_option(text)
+
+
 def any_option(text: str) -> str:
     """Type of an option that takes a path or a URL."""
     return _option(text, Place(Takes.EITHER))
@@ -154,4 +159,4 @@ def check_server(url: str, setting: str) -> str:
     try:
         return Place(Takes.SERVER)(url)
     except ValueError as error:
-        raise DataError(f"{setting}={error}") from None
+        raise DataError(f"{setting}: {error}") from None

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from vit_dist.core.errors import ConfigError, did_you_mean
 from vit_dist.core.places import Place, Takes
@@ -37,7 +37,7 @@ AnyPlace = Annotated[str, AfterValidator(Place(Takes.EITHER, empty=True))]
 class Plugin(Config):
     """Base of the config of one plug-in; `name` says which."""
 
-    name: str
+    name: str = Field(description="of the plug-in that brings the section's other keys")
 
 
 P = TypeVar("P", bound=Plugin)
@@ -107,6 +107,16 @@ class Registry:
         """Every registered name, in the order of registration."""
         self._discover()
         return list(self._entries)
+
+    def classes(self) -> dict[type[Plugin], list[str]]:
+        """The config classes -> the names of each, in the order of registration; a prefix ends in '...'."""
+        self._discover()
+        found: dict[type[Plugin], list[str]] = {}
+        for name, (cls, _) in self._entries.items():
+            found.setdefault(cls, []).append(name)
+        for prefix, cls in self._prefixes.items():
+            found.setdefault(cls, []).append(f"{prefix}...")
+        return found
 
     def from_outside(self) -> dict[str, str]:
         """The names, and prefixes with '...' behind, that no file of ours has registered -> who has, for people."""

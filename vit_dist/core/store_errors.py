@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 
 from vit_dist.core.errors import AwayError, DataError, MissingError, RefusedError, VitDistError
+from vit_dist.core.store_patience import asked_at
 from vit_dist.core.urls import is_remote, is_web, redact
 
 _LIBRARIES = frozenset(
@@ -110,7 +111,7 @@ def explained(url: str, doing: str) -> Iterator[None]:
             raise RefusedError(f"{text}; {_credentials_advice(url, error)}") from None
         if any(type(e).__name__ in _NO_CREDENTIALS for e in _chain(error)):
             raise RefusedError(f"{text}; {_NAME_CREDENTIALS}") from None
-        raise (AwayError if is_remote(url) else DataError)(text) from None
+        raise (AwayError if is_remote(url) else DataError)(text + _address_advice(url, error)) from None
 
 
 def disk_problem(error: OSError) -> str:
@@ -137,6 +138,12 @@ def wait_s(error: BaseException) -> float | None:
     if status:
         return 0.0 if status in BUSY_STATUSES else None
     return 0.0 if _may_pass(chain[0]) else None
+
+
+def is_answer(error: BaseException) -> bool:
+    """Whether an error is what a store has said, so that it is there."""
+    told = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+    return any(isinstance(e, told) or _status(e) or _code(e) for e in _chain(error))
 
 
 def is_expired(error: BaseException) -> bool:
@@ -242,6 +249,13 @@ def _is_of_a_library(error: BaseException) -> bool:
 def _text(error: BaseException) -> str:
     text = " ".join(redact(str(error)).split())
     return text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}..."
+
+
+def _address_advice(url: str, error: BaseException) -> str:
+    if is_answer(error) or wait_s(error) is None:
+        return ""
+    at = asked_at(url)
+    return f"; it was looked for at {at}: check that address, or the network" if at else ""
 
 
 def _credentials_advice(url: str, error: BaseException) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 
 from vit_dist.core.errors import DataError, MissingError
-from vit_dist.core.files import join_url, parent_url, read_bytes, redact, url_name, write_bytes
+from vit_dist.core.files import exists, join_url, parent_url, read_bytes, redact, url_name, write_bytes
 from vit_dist.core.seeding import I64
 from vit_dist.core.small_files import (
     DamagedError,
@@ -190,8 +190,8 @@ class ShardManifest:
             wrong = int(outside.argmax())
             raise DataError(
                 f"{where}: damaged index: labels: sample {index.key(index.owner(wrong))!r} of {redact(url)} has label "
-                f"{int(index.labels[wrong])}, but the set {self.name!r} has {known} classes; index the tars again with "
-                f"--num-classes"
+                f"{int(index.labels[wrong])}, but the set {self.name!r} has {known} classes; index the tars again by "
+                f"`vit-dist data index --num-classes N`"
             )
         counts = np.diff(index.label_ends, prepend=0)
         if len(counts) and int(counts.max()) > self.max_labels:
@@ -243,6 +243,29 @@ def encode_manifest(manifest: ShardManifest) -> bytes:
 def write_manifest(manifest: ShardManifest, url: str) -> None:
     """Write a manifest; last of all files of a dataset, so that where it is, the dataset is complete."""
     write_bytes(url, encode_manifest(manifest))
+
+
+def write_index(base: str, name: str, content: bytes, *, replaces: bool) -> str:
+    """Write a sample index, before the manifest that names it.
+
+    Where a manifest is replaced, an index of this name with another content is left to it, under which it is whole
+    until the new manifest takes its place: whatever ends the writer before.
+
+    Args:
+        base: URL of the manifest's folder.
+        name: of the index, seen from there.
+        content: of the index.
+        replaces: whether a manifest lies where the new one is going to.
+
+    Returns:
+        The name that it got: another one where an index was left.
+    """
+    url = join_url(base, name)
+    if replaces and exists(url) and read_bytes(url) != content:
+        name = f"{name.removesuffix('.idx.npz')}-{checksum(content)[:8]}.idx.npz"
+        url = join_url(base, name)
+    write_bytes(url, content)
+    return name
 
 
 def read_manifest(url: str) -> ShardManifest:

@@ -122,18 +122,21 @@ def wanted_of(module: nn.Module, optimizer: Any, *, masters: torch.dtype | None)
         masters: dtype of the weights that are trained; None: they are the model's, and moments may have shapes of
             their own where the optimizer gives them such.
     """
-    tensors: dict[tuple[str, str], tuple[tuple[int, ...], frozenset[torch.dtype]]] = {}
-    trained = set()
+    trained = frozenset(name for name, p in module.named_parameters() if p.requires_grad)
+    tensors = tensors_of(module)
     for name, p in module.named_parameters():
-        # A partitioned parameter is empty between steps, and says its shape itself.
-        shape = tuple(getattr(p, "ds_shape", p.shape))
-        dtypes = frozenset({masters or p.dtype}) if p.requires_grad else _stored(p)
-        tensors[WEIGHT, name] = shape, dtypes
         if p.requires_grad:
-            trained.add(name)
-    for name, buffer in buffers(module):
-        tensors[BUFFER, name] = tuple(buffer.shape), _stored(buffer)
-    return Wanted(tensors, frozenset(trained), _kept_by(optimizer), whole=masters is not None)
+            tensors[WEIGHT, name] = tensors[WEIGHT, name][0], frozenset({masters or p.dtype})
+    return Wanted(tensors, trained, _kept_by(optimizer), whole=masters is not None)
+
+
+def tensors_of(module: nn.Module) -> dict[tuple[str, str], tuple[tuple[int, ...], frozenset[torch.dtype]]]:
+    """Weights and buffers of a model: the shape of each, and dtypes in which some engine may store it."""
+    # A partitioned parameter is empty between steps, and says its shape itself.
+    tensors = {
+        (WEIGHT, name): (tuple(getattr(p, "ds_shape", p.shape)), _stored(p)) for name, p in module.named_parameters()
+    }
+    return tensors | {(BUFFER, name): (tuple(buffer.shape), _stored(buffer)) for name, buffer in buffers(module)}
 
 
 def _stored(tensor: Tensor) -> frozenset[torch.dtype]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vit_dist.core.metrics import Metric
 from vit_dist.core.registry import Plugin
+from vit_dist.core.run.measured import MeasuredOn, digest_of
 
 if TYPE_CHECKING:
     from vit_dist.config.schema import Recipe
@@ -57,6 +58,53 @@ class EvaluatorConfig(Plugin):
         """
         return None
 
+    def measures_on(self, recipe: Recipe, val: ShardManifest | None) -> MeasuredOn | None:
+        """What `run` will look at: its values have tags of their own where the run's are of something else.
+
+        Here: `EvalContext.val`, and all fields of the evaluator as settings. None: no set.
+
+        Raises:
+            ConfigError, DataError: as `check_sets`.
+        """
+        from vit_dist.config.schema import dump_identity
+
+        if val is None:
+            return None
+        settings = {name: value for name, value in dump_identity(self).items() if name != "name"}
+        return whole_set(val, recipe.data.image_size, recipe.data.val_crop, settings)
+
     def run(self, context: EvalContext) -> Iterator[tuple[str, float]]:
         """Names and values, the same on every rank. A collective."""
         raise NotImplementedError
+
+
+def whole_set(
+    manifest: ShardManifest, image_size: int, crop: float, settings: Mapping[str, Any], *shots: ShardManifest
+) -> MeasuredOn:
+    """All of a set as what is measured on.
+
+    Args:
+        manifest: of the set.
+        image_size: what its images become, in pixels a side.
+        crop: fraction of an image's side that is kept.
+        settings: what else the values depend on.
+        shots: further sets that do not count as measured on, but whose class names matter.
+    """
+    names = [name for one in (manifest, *shots) for name in _own_names(one)]
+    return MeasuredOn(
+        name=manifest.name,
+        fingerprint=manifest.fingerprint,
+        classes=digest_of(names),
+        examples=manifest.num_samples,
+        image_size=image_size,
+        crop=crop,
+        settings=dict(settings),
+    )
+
+
+def _own_names(manifest: ShardManifest) -> Sequence[str]:
+    """The names of a set's classes in its own order, also where labels are read as another counts them."""
+    if manifest.numbers is None:
+        return manifest.classes
+    known = dict(enumerate(manifest.classes))
+    return [known.get(number, "") for number in manifest.numbers]

@@ -16,29 +16,38 @@ from vit_dist.core.events.reader import RunLog, Series, event_stamps, merge_file
 from vit_dist.core.files import redact
 from vit_dist.core.metrics import FEW_SHOT, Metric, find_metric, known_metric, merged
 from vit_dist.core.run.log import (
+    MEASURED_ON,
     METRICS,
+    METRICS_OF,
     RUN,
     STATUS,
     VAL_LOSS,
     VAL_TOP1,
     RunInfo,
     RunStatus,
+    logged_measured,
     logged_metrics,
     run_info,
     run_status,
 )
+from vit_dist.core.run.measured import MeasuredOn
+from vit_dist.scaling.sets import comparable, compared, measured_of
 from vit_dist.scaling.tagmap import TagMap, apply
 
 # The mean of such numbers and their squares are numbers too.
 _LARGEST = 1e30
+# Of a report: what a machine holds, and a page can show. Names and numbers of both come from anybody's logs.
+_MOST_RUNS = 20_000
+_MOST_POINTS = 30_000_000
 
 
 @dataclass(frozen=True)
 class Observation:
     """One point of a study: a finished run and the value of the metric at its last step.
 
-    `best` is the best value on the way, at `best_step`. `macs` are those of one forward pass of one image.
-    `directory` is relative to the logs that were read.
+    `best` is the best value on the way, at `best_step`. `macs` are those of one forward pass of one image. `directory`
+    is relative to the logs that were read. `measured_on` is the name of the set on which the metric was measured, ''
+    where the log does not say.
     """
 
     study: str
@@ -54,6 +63,8 @@ class Observation:
     value: float
     best: float
     best_step: int
+    measured_on: str
+    measured_on_fingerprint: str
     step: int
     examples_seen: int
     planned_examples: int
@@ -118,6 +129,7 @@ def collect(
     metric: str = VAL_TOP1,
     tag_map: TagMap | None = None,
     declared: Mapping[str, Metric] | None = None,
+    val_set: str | None = None,
 ) -> Collection:
     """Read every run under a directory.
 
@@ -127,13 +139,16 @@ def collect(
         metric: scalar tag to observe.
         tag_map: how to read logs that are not ours.
         declared: how metrics are read, as a study says it; over what the runs have logged of them.
+        val_set: name or fingerprint of the set on which the metric was measured; None: that of most runs. Runs
+            that were measured on another one are left out.
 
     Raises:
         ConfigError: nothing says whether higher or lower values of the metric are better.
         DataError: nothing there to read, runs of several studies and none was named, or no run but such with values
-            that the metric cannot have.
+            that the metric cannot have; no such set.
     """
     observed: list[Observation] = []
+    measured: dict[str, dict[str, MeasuredOn]] = {}
     excluded: list[Excluded] = []
     curves: dict[str, Mapping[str, Series]] = {}
     impossible: list[Excluded] = []
@@ -150,12 +165,17 @@ def collect(
         else:
             observed.append(outcome)
             curves[directory] = log.scalars
+            measured[directory] = measured_of(log)
     if impossible and not observed:
         # One such run is that run's matter; where all are so, it is how they are read.
         raise DataError(f"{impossible[0].directory}: {impossible[0].reason}")
     excluded += impossible
     chosen = _choose_study(url, observed, excluded, study)
-    observations, duplicates = _without_duplicates(observed)
+    same_set, others, said = _of_one_set(observed, measured, metric, val_set)
+    excluded += others
+    remarks += said
+    observations, duplicates = _without_duplicates(same_set)
+    shown = comparable({o.directory: curves[o.directory] for o in observations}, measured, metric, remarks)
     remarks += _shared_names(observations)
     fingerprints = sorted({o.dataset_fingerprint for o in observations if o.dataset_fingerprint})
     if len(fingerprints) > 1:
@@ -168,8 +188,20 @@ def collect(
         tuple(sorted(observations, key=lambda o: (o.cell, o.directory))),
         tuple(sorted([*excluded, *duplicates], key=lambda e: e.directory)),
         tuple(remarks),
-        {o.directory: curves[o.directory] for o in observations},
+        shown,
     )
+
+
+def _of_one_set(
+    observed: Iterable[Observation],
+    measured: Mapping[str, Mapping[str, MeasuredOn]],
+    metric: str,
+    wanted: str | None,
+) -> tuple[list[Observation], list[Excluded], list[str]]:
+    """The observations that can be compared, the others as excluded, and remarks."""
+    reasons, said = compared(metric, {d: sets.get(metric) for d, sets in measured.items()}, wanted)
+    others = [Excluded(o.run, o.directory, reasons[o.directory]) for o in observed if o.directory in reasons]
+    return [o for o in observed if o.directory not in reasons], others, said
 
 
 def _read_all(url: str, metric: str, tag_map: TagMap | None) -> tuple[dict[str, RunLog], list[str]]:
@@ -180,14 +212,25 @@ def _read_all(url: str, metric: str, tag_map: TagMap | None) -> tuple[dict[str, 
         raise DataError(
             f"{redact(url)}: no TensorBoard event files in it{because}; give the directory that holds the runs' logs"
         )
-    tags = {RUN, STATUS, METRICS, metric, VAL_TOP1, VAL_LOSS, f"{FEW_SHOT}*", *(tag_map.all_tags if tag_map else ())}
+    if len(directories) > _MOST_RUNS:
+        raise DataError(
+            f"{redact(url)}: {len(directories):,} directories with event files; a report takes {_MOST_RUNS:,} runs: "
+            f"give a directory further down"
+        )
+    tags = {RUN, STATUS, METRICS, f"{METRICS_OF}*", f"{MEASURED_ON}*", metric, VAL_TOP1, VAL_LOSS, f"{FEW_SHOT}*"}
+    tags |= tag_map.all_tags if tag_map else set()
     files = read_cached([stamp for stamps in directories.values() for stamp in stamps], sorted(tags))
-    logs = {}
+    logs, points = {}, 0
     for directory, stamps in directories.items():
         of_run = list(itertools.islice(files, len(stamps)))
         names = (posixpath.join(directory, posixpath.basename(file.url)) for file in of_run)
         remarks += [f"{name}: {file.problem}" for name, file in zip(names, of_run, strict=True) if file.problem]
-        logs[directory] = merge_files(directory, of_run)
+        log = merge_files(directory, of_run)
+        points += sum(len(series.steps) for series in log.scalars.values())
+        if points > _MOST_POINTS:
+            remarks.append(f"{directory}: left out with all after it: a report takes {_MOST_POINTS:,} values")
+            break
+        logs[directory] = log
     return logs, remarks
 
 
@@ -234,7 +277,11 @@ def _observe(
     reason = _why_not(info, status, series, metric)
     if reason is not None or series is None or status is None:
         return Excluded(info.name, directory, reason or "", info), log
-    return _observation(info, status, series, directory, metric, rule), log
+    try:
+        measured = logged_measured(log, metric)
+    except DataError as error:
+        return Excluded(info.name, directory, str(error), info), log
+    return _observation(info, status, series, directory, metric, rule, measured), log
 
 
 def _few_shot_rules(log: RunLog) -> dict[str, Metric]:
@@ -259,7 +306,13 @@ def _impossible_value(rules: Mapping[str, Metric], log: RunLog, *, mapped: bool)
 
 
 def _observation(
-    info: RunInfo, status: RunStatus, series: Series, directory: str, metric: str, rule: Metric
+    info: RunInfo,
+    status: RunStatus,
+    series: Series,
+    directory: str,
+    metric: str,
+    rule: Metric,
+    measured: MeasuredOn | None,
 ) -> Observation:
     # `_why_not` has seen that the last value is finite.
     best = rule.best(series.values.tolist()) or 0
@@ -277,6 +330,8 @@ def _observation(
         value=_as_logged(series.values[-1]),
         best=_as_logged(series.values[best]),
         best_step=int(series.steps[best]),
+        measured_on=measured.name if measured is not None else "",
+        measured_on_fingerprint=measured.fingerprint if measured is not None else "",
         step=status.step,
         examples_seen=status.examples,
         planned_examples=info.planned_examples,

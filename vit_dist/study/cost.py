@@ -10,12 +10,13 @@ from vit_dist.config.cadences import unrated_checkpoints
 from vit_dist.config.schema import Recipe
 from vit_dist.core.devices import Device
 from vit_dist.core.errors import DataError
-from vit_dist.core.run import names
+from vit_dist.core.run import history, names
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_bytes, format_flops
 from vit_dist.data.manifest import read_manifest
 from vit_dist.data.not_a_set import NotASetError
 from vit_dist.data.order import SMALL_SET_BYTES
+from vit_dist.data.sets import idle_outputs
 from vit_dist.models.costs import Cost, model_cost, state_bytes, training_flops
 from vit_dist.study.grid import Cell
 
@@ -26,6 +27,7 @@ class DatasetSize:
 
     samples: int
     num_bytes: int
+    classes: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def dataset_sizes(cells: Iterable[Cell]) -> dict[str, DatasetSize]:
             # A study may be planned before its data is packed, or far from it.
             manifest = None
         if manifest is not None:
-            sizes[url] = DatasetSize(manifest.num_samples, int(manifest.sizes.sum()))
+            sizes[url] = DatasetSize(manifest.num_samples, int(manifest.sizes.sum()), manifest.num_classes)
     return sizes
 
 
@@ -117,7 +119,8 @@ def _estimate(
         bytes_read = subset_bytes if small else dataset.num_bytes * examples // dataset.samples
     epochs = examples / subset if subset and examples is not None else None
     problems = tuple(_problems(cell, cost, dataset, subset, steps, devices, device))
-    remark = unrated_checkpoints(recipe, subset)
+    idle = idle_outputs(recipe.data.num_classes, dataset.classes) if dataset is not None and dataset.classes else ""
+    remark = "; ".join(filter(None, (unrated_checkpoints(recipe, subset), idle)))
     return CostEstimate(cell, examples, steps, epochs, cost, flops, bytes_read, problems, remark)
 
 
@@ -160,6 +163,21 @@ def _problems(
     return problems
 
 
+def problem_lines(estimates: Iterable[CostEstimate], *, remarks: bool = False) -> list[str]:
+    """Which cells will not fit and why, a line a reason; with what is worth a remark, where that is wanted."""
+    reasons: dict[str, list[str]] = {}
+    for estimate in estimates:
+        for problem in estimate.problems:
+            reasons.setdefault(f"will not fit: {{}}: {problem}", []).append(estimate.cell.name)
+        if remarks and estimate.remark:
+            reasons.setdefault(f"note: {{}}: {estimate.remark}", []).append(estimate.cell.name)
+    lines = []
+    for text, cells in reasons.items():
+        shown = ", ".join(cells[:4]) + (f" and {len(cells) - 4} more" if len(cells) > 4 else "")
+        lines.append(text.replace("{}", shown, 1))
+    return lines
+
+
 @dataclass(frozen=True)
 class Throughput:
     """What the finished runs of a study achieved: FLOP/s a device, all their time counted, and how many runs say so."""
@@ -176,14 +194,15 @@ def measured_throughput(estimates: Sequence[CostEstimate], directory: Path) -> d
     sums: dict[str, tuple[float, float, int]] = {}
     for estimate in estimates:
         files = RunDir(directory / estimate.cell.name)
-        status, run = files.status(), files.read_json(names.RUN)
+        state, run = history.read(files.path), files.read_json(names.RUN)
+        status = state.status
         if status is None or status.status != "done" or estimate.flops is None:
             continue
         if run is None or run.get("recipe_hash") != estimate.cell.hash:
             continue
         # Without the time a run was down between attempts: no device was held then.
         busy = sum(status.goodput.get(bucket, 0.0) for bucket in ("train", "wait", "eval", "save", "start", "lost"))
-        ranks = next((int(line["ranks"]) for line in reversed(files.attempts()) if line.get("ranks")), 1)
+        ranks = state.last.devices if state.last is not None else 1
         precision = estimate.cell.recipe.precision
         flops, seconds, runs = sums.get(precision, (0.0, 0.0, 0))
         sums[precision] = flops + estimate.flops, seconds + busy * ranks, runs + 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from vit_dist.core.run import history
 from vit_dist.data.reader import Replacement
 from vit_dist.engines._collectives import PendingFlags, all_gather_object
 from vit_dist.train.run import Run
@@ -45,7 +46,7 @@ class Requests:
         if not run.world.is_main or now < self._next:
             return ""
         self._next = now + _REQUESTS_EVERY_S
-        return run.directory.take_request()
+        return history.take_request(run.directory.path)
 
 
 class Agreement:

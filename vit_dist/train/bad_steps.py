@@ -16,16 +16,15 @@ from vit_dist.train.run import Run
 _MOST_KEYS = 64
 
 
-def record_bad_step(run: Run, step: int, ordinals: list[int], result: StepResult, limit: float, *, spike: bool) -> None:
+def record_bad_step(run: Run, step: int, ordinals: list[int], result: StepResult, *, limit: float) -> None:
     """Write down which examples a bad step was made of; stop where it is one too many. A collective.
 
     Args:
-        run: of which it was a step.
+        run: it was a step of.
         step: its number.
         ordinals: of this rank's examples.
-        result: of the step.
-        limit: above which its loss is a spike.
-        spike: whether it was a loss spike.
+        result: what it did.
+        limit: the loss above which it was a spike.
 
     Raises:
         RunError: too many steps in a row were not applied.
@@ -35,12 +34,15 @@ def record_bad_step(run: Run, step: int, ordinals: list[int], result: StepResult
     gathered = all_gather_object(ordinals, world)
     if world.is_main:
         everyone = sorted(ordinal for part in gathered for ordinal in part)
-        what = f"loss spike, {result.loss:.6g} over its limit {limit:.6g}" if spike else _what_is_not_finite(result)
-        left_out = "" if result.applied else "; the step was not applied"
-        log(f"  step {step:,}: {what}; gradient norm {result.grad_norm:.6g}{left_out}", WARNING)
+        remembered = len(run.state.losses)
+        reason, what = describe_bad_step(result, limit, remembered, skips=run.recipe.guards.spike == "skip")
+        left_out = "" if result.applied else ", the step was not applied"
+        numbers = f"loss {result.loss:.6g}, gradient norm {result.grad_norm:.6g}"
+        log(f"  step {step:,}: {what[0]}{left_out} ({'; '.join([numbers, *what[1:]])})", WARNING)
         entry = {
             "step": step,
-            "reason": "spike" if spike else "not finite",
+            "reason": reason,
+            "limit": _json_number(limit),
             "loss": _json_number(result.loss),
             "grad_norm": _json_number(result.grad_norm),
             "applied": result.applied,
@@ -51,10 +53,27 @@ def record_bad_step(run: Run, step: int, ordinals: list[int], result: StepResult
     check_in_row(run.recipe.guards, run.state, step, run.directory)
 
 
-def _what_is_not_finite(result: StepResult) -> str:
-    if not math.isfinite(result.loss):
-        return f"the loss is not finite ({result.loss:g})"
-    return f"a gradient is not finite, at loss {result.loss:.6g}"
+def describe_bad_step(result: StepResult, limit: float, remembered: int, *, skips: bool) -> tuple[str, list[str]]:
+    """Why a step is a bad one: a word for programs, and for people what it is and what tells that.
+
+    A spike is one against the losses before it, however small its loss is; and where spikes are not skipped, it is a
+    gradient that kept a step from being applied.
+    """
+    words, what, why = list[str](), list[str](), list[str]()
+    if math.isfinite(result.loss) and result.loss > limit:
+        words.append("spike")
+        what.append("loss spike")
+        why.append(f"the loss is above {limit:.6g}, which guards.spike makes of the last {remembered} losses")
+    # A spike is skipped by making its gradients NaN: that these are not finite is then no finding of its own.
+    broken = ["the loss"] if not math.isfinite(result.loss) else []
+    if not result.applied and not math.isfinite(result.grad_norm) and not (words and skips):
+        broken.append("a gradient")
+    if broken:
+        words.append("not finite")
+        what.append(f"{' and '.join(broken)} {'are' if len(broken) > 1 else 'is'} not finite")
+    if not words:
+        words, what = ["not applied"], ["its engine has left it out, though loss and gradient norm are finite"]
+    return ", ".join(words), [" and ".join(what), *why]
 
 
 def _json_number(value: float) -> float | str:

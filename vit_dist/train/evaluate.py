@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from vit_dist.config.load import identity
 from vit_dist.config.plugins import check_plugins
 from vit_dist.config.schema import Recipe, dump
-from vit_dist.core.errors import RunError
+from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.events.writer import EventWriter
 from vit_dist.core.files import write_bytes
-from vit_dist.core.log import log
-from vit_dist.core.run import names
+from vit_dist.core.log import INFO, WARNING, log
+from vit_dist.core.run import history, names
+from vit_dist.core.run.copies import Copies
 from vit_dist.core.run.directory import RunDir
-from vit_dist.core.run.log import write_metrics
 from vit_dist.core.world import World
 from vit_dist.engines._numerics import check_precision, numerics
-from vit_dist.evals import EvalContext, EvaluatorConfig
+from vit_dist.evals import EvalContext
 from vit_dist.train.attempt import build_engine
 from vit_dist.train.checkpoint import restore as checkpoints
 from vit_dist.train.failures import explained
 from vit_dist.train.health.patience import patience
 from vit_dist.train.initial_weights import recorded
+from vit_dist.train.measures import Measures, open_measures
 from vit_dist.train.plan import open_training
 from vit_dist.train.plugin_code import agreed_plugins
 from vit_dist.train.process_group import process_group
@@ -35,8 +37,9 @@ def evaluate(
 ) -> dict[str, float]:
     """Values of a recipe's evaluators on a checkpoint of a run, the newest unless one is named. A collective.
 
-    The values go to a new event file of the run, at the step of the checkpoint, and to `evaluated.json`; where that
-    says that the same evaluators have seen this step already, nothing is done.
+    The values go to a new event file of the run, at the step of the checkpoint, and into its history. What is
+    measured on another set than the run's own has tags of its own (core/run/measured.py). What the history says of
+    the same metrics, sets and step is not measured again.
 
     Args:
         recipe: of the run; its evaluators and places may be others than those it was trained with.
@@ -87,36 +90,44 @@ def _evaluate(recipe: Recipe, run_dir: Path, world: World, checkpoint: str, out:
             raise RunError(f"{run_dir}: no checkpoint in it to evaluate; train it first")
         state = TrainState.load(restored.state, data.identity, str(restored.path))
         checkpoints.agree_on_place((state.step, state.position), restored.path, world)
-        step, wanted = state.step, [dump(e) for e in recipe.evaluators]
-        before = checkpoints.on_main(lambda: directory.evaluation(wanted, step), world)
-        if before is not None:
-            if world.is_main:
-                log(f"  {run_dir}: these evaluators have seen step {step:,} already")
-                _write_out(out, run_dir, recipe, step, before)
-            return before
-        context = EvalContext(engine, recipe, world, val)
-        values: dict[str, float] = {}
-        for evaluator in recipe.evaluators:
-            assert isinstance(evaluator, EvaluatorConfig)
-            values.update(evaluator.run(context))
+        measures = open_measures(EvalContext(engine, recipe, world, val), directory, world)
+        measures.announce(INFO)
+        known = checkpoints.on_main(lambda: history.evaluations(run_dir, state.step), world)
+        values = measures.run(known)
         if world.is_main:
-            _write(directory, recipe, step, values)
-            _write_out(out, run_dir, recipe, step, values)
+            _write(measures, state.step, values, known)
+            if out is not None:
+                told = {"values": measures.by_metric(values), "evaluators": [dump(e) for e in recipe.evaluators]}
+                place = {"run": recipe.name, "directory": str(run_dir), "step": state.step}
+                payload = {**place, **told, **measures.record()}
+                write_bytes(str(out), (json.dumps(payload, indent=1) + "\n").encode())
+            _send_logs(recipe, run_dir)
         return values
 
 
-def _write_out(out: Path | None, run_dir: Path, recipe: Recipe, step: int, values: dict[str, float]) -> None:
-    if out is not None:
-        payload = {"run": recipe.name, "directory": str(run_dir), "step": step, "values": values}
-        payload["evaluators"] = [dump(e) for e in recipe.evaluators]
-        write_bytes(str(out), (json.dumps(payload, indent=1) + "\n").encode())
+def _send_logs(recipe: Recipe, run_dir: Path) -> None:
+    if not recipe.checkpoint.remote:
+        return
+    try:
+        Copies(run_dir, recipe.checkpoint.remote).send()
+    except VitDistError as error:
+        log(
+            f"  the values COULD NOT BE COPIED beside the checkpoints: {error}. They are complete in {run_dir}", WARNING
+        )
 
 
-def _write(directory: RunDir, recipe: Recipe, step: int, values: dict[str, float]) -> None:
+def _write(measures: Measures, step: int, values: dict[str, float], known: Mapping[str, float]) -> None:
+    directory = measures.directory
+    new = {tag: value for tag, value in values.items() if tag not in known}
+    if values and not new:
+        log(f"  {directory.path}: these evaluators have seen step {step:,} on these sets already")
+        return
+    # First whose each tag is: a kill between here and the log leaves nothing to be taken for another set's.
+    measures.keep()
     # Without a purge step: what the run has logged at this step and beyond stays true.
     with contextlib.closing(EventWriter(directory.events)) as writer:
-        write_metrics(writer, recipe.measured()[0] | recipe.metrics, step)
-        writer.scalars(step, values)
-    directory.record_evaluation([dump(e) for e in recipe.evaluators], step, values)
+        measures.write(writer, step, new)
+    evaluators = [dump(e) for e in measures.context.recipe.evaluators]
+    history.evaluated(directory.path, evaluators, step, measures.by_metric(values), measures.record())
     shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     log(f"  {directory.path}, step {step:,}: {shown}")

@@ -133,7 +133,7 @@ class Initial:
             path = local_path(url)
             # Of a run the newest checkpoint, which rank 0 chooses: another may be committed meanwhile.
             try:
-                return on_main(lambda: intact_checkpoint(path)[0] if is_checkpoint(path) else path, self._world)
+                return on_main(lambda: intact_checkpoint(path) if is_checkpoint(path) else path, self._world)
             except VitDistError as error:
                 raise type(error)(f"init.weights: {error}") from None
         outcome: Path | VitDistError | None = None
@@ -180,8 +180,8 @@ def _fitting(path: Path, init: InitConfig, model: ModelConfig, head: Classes, im
 
 
 _OTHER_HEAD = (
-    "give init.head=new for other classes, or give the weights the names of this set: `vit-dist models import` with "
-    "--classes FILE"
+    "give init.head=new for other classes, or give the weights the names of this set: `vit-dist models import ... "
+    "--classes FILE`"
 )
 
 

@@ -25,10 +25,10 @@ from vit_dist.core.log import WARNING, log
 from vit_dist.core.progress import Progress
 from vit_dist.core.run import log as runlog
 from vit_dist.core.seeding import hash64
+from vit_dist.core.store_patience import run_has_begun
 from vit_dist.data.reader import Batch, Replacement
 from vit_dist.data.stream import StreamState, TrainStream
 from vit_dist.engines._protocol import PendingStep, StepResult
-from vit_dist.evals import EvaluatorConfig
 from vit_dist.optim import OptimizerConfig, ScheduleConfig
 from vit_dist.train.agreement import Agreement, Requests
 from vit_dist.train.bad_steps import record_bad_step
@@ -56,6 +56,7 @@ def train(run: Run) -> None:
         SupersededError: a later attempt owns the run directory.
     """
     run.start_log()
+    run_has_begun()
     # The attempt before was killed between its last checkpoint and the line that the run is done.
     if run.state.step >= run.plan.total_steps:
         _end(run, "")
@@ -198,7 +199,7 @@ def _settle(run: Run, step: _Step | None) -> bool:
     run.clock.step_done(result)
     # `spike` and `applied` come from the all-reduced loss and gradient norm: every rank enters here, or none.
     if spike or not result.applied:
-        record_bad_step(run, step.number, step.ordinals.tolist(), result, step.limit, spike=spike)
+        record_bad_step(run, step.number, step.ordinals.tolist(), result, limit=step.limit)
     return spike
 
 
@@ -210,6 +211,7 @@ def _end(run: Run, stopping: str) -> None:
     # The status says `done` or `stopped` only of what is on the disk: all ranks wait for the last commit first.
     run.saver.finish()
     run.finish("stopped" if stopping else "done", stopping)
+    run.saver.send_logs()
     if stopping and run.world.is_main:
         log(f"  stopped at step {run.state.step:,} on {stopping}; the same command resumes from here")
 
@@ -291,20 +293,18 @@ def _log(run: Run, result: StepResult, progress: Progress) -> None:
 
 
 def _evaluate(run: Run, state: TrainState, progress: Progress) -> None:
-    values: dict[str, float] = {}
     run.clock.enter("eval")
     # Every rank evaluates its part and gets the reduced values. They go into the marker of the next checkpoint, so
     # they must be known on all ranks and not on the one that logs.
-    for evaluator in run.recipe.evaluators:
-        assert isinstance(evaluator, EvaluatorConfig)
-        values.update(evaluator.run(run.evaluation))
+    values = run.evaluation.run()
     run.clock.enter("train")
     if run.world.is_main:
+        run.evaluation.keep()
         _warn_of_values(run, state, values)
     run.metrics = (state.step, values)
     run.record.metrics.update({name.removeprefix("val/"): value for name, value in values.items()})
     if values and run.writer is not None:
-        run.writer.scalars(state.step, values)
+        run.evaluation.write(run.writer, state.step, values)
         shown = {name.removeprefix("val/"): value for name, value in values.items()}
         epoch = state.position / run.data.num_samples
         progress.update(state.step, metrics={"epoch": epoch, **shown}, force=True)
@@ -313,7 +313,7 @@ def _evaluate(run: Run, state: TrainState, progress: Progress) -> None:
 def _warn_of_values(run: Run, state: TrainState, values: dict[str, float]) -> None:
     """Say which values cannot be, or that what the best checkpoint is kept by was not measured."""
     recipe = run.recipe
-    rules, best = recipe.measured()[0] | recipe.metrics, recipe.checkpoint.keep_best
+    rules, best = run.evaluation.rules(), recipe.checkpoint.keep_best
     for tag, value in values.items():
         problem = rules[tag].problem(value) if tag in rules and math.isfinite(value) else ""
         if problem:

@@ -17,9 +17,9 @@ from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet
 from vit_dist.engines._protocol import Engine
-from vit_dist.evals import EvalContext
 from vit_dist.train.checkpoint.probe import Probe
 from vit_dist.train.checkpoint.saver import Saver
+from vit_dist.train.measures import Measures
 from vit_dist.train.plan import Plan
 from vit_dist.train.profile import Profiler
 from vit_dist.train.progress.attempt_record import AttemptRecord
@@ -39,7 +39,7 @@ class Run:
     """Everything that takes part in an attempt.
 
     Attributes:
-        record: status.json and attempts.jsonl of this attempt.
+        record: what this attempt writes into the history of the run.
         attempt: attempt number (1-based).
         profiler: of this rank; None where it profiles nothing.
         metrics: the last evaluation's values, and the step after which they were measured.
@@ -52,7 +52,7 @@ class Run:
     engine: Engine
     data: TrainingSet
     plan: Plan
-    evaluation: EvalContext
+    evaluation: Measures
     identity: dict[str, Any]
     info: runlog.RunInfo
     state: TrainState
@@ -84,16 +84,17 @@ class Run:
                 unwritten=self.unwritten,
             )
             runlog.write_start(self.writer, self.info, recipe_yaml(self.recipe))
+            self.evaluation.begin_file()
             runlog.write_metrics(self.writer, self.recipe.measured()[0] | self.recipe.metrics)
         self.write_status()
 
     def write_status(self) -> None:
-        """Write to status.json that the attempt runs, and where it stands."""
+        """Write into the history that the attempt trains, and how far it is."""
         if self.world.is_main:
             self.record.running(self.state.step, self.state.position, self.clock.goodput.sums())
 
     def finish(self, status: Literal["done", "stopped", "failed"], reason: str = "") -> None:
-        """Write to the log, then to status.json, how the attempt ended.
+        """Write to the log, then into the history, how the attempt ended.
 
         Raises:
             RunError: the log of a run that is done cannot be completed: its report would be without it.

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,12 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.histories import speak
 from vit_dist.core.errors import ConfigError, DataError, RunError, did_you_mean
 from vit_dist.core.files import explained, join_url, parent_url, read_bytes, redact, write_bytes
+from vit_dist.core.run import history
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.seeding import hash64, mix64, mix64_array, permutation, uniform
 from vit_dist.core.units import (
     Duration,
+    Flops,
     format_bytes,
     format_count,
     format_seconds,
@@ -244,17 +248,27 @@ def test_a_directory_in_use_is_refused_and_freed_by_death(tmp_path: Path) -> Non
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
     with run.locked():
-        run.write_status("running", 3, 12)
-    status = run.status()
+        speak(run.path, "running", 3, 12)
+    status = history.read(run.path).status
     assert status is not None
     assert (status.status, status.step, status.examples, status.pid) == ("running", 3, 12, os.getpid())
     assert abs(status.time - time.time()) < 60
-    (tmp_path / "run" / "status.json").write_text("{")
-    with pytest.raises(RunError, match=r"status\.json: damaged: not JSON"):
-        run.status()
+    (tmp_path / "run" / "run.json").write_text("{")
+    with pytest.raises(RunError, match=r"run\.json: damaged: not JSON"):
+        run.read_json("run.json")
 
 
 def test_hints() -> None:
     assert did_you_mean("optm", ["optim", "model"]) == "; did you mean 'optim'?"
     assert did_you_mean("zzz", ["optim", "model"]) == "; valid names: model, optim"
     assert did_you_mean("zzz", []) == ""
+
+
+@pytest.mark.parametrize(
+    "number", ["1e999999999", "1e100", "1" + " " * 300_000 + "x", "1" * 300_000, "1" + ",1" * 300_000 + "?"]
+)
+@pytest.mark.parametrize("read", [parse_count, parse_bytes, Duration.parse, Flops.parse])
+def test_a_number_that_would_fill_the_memory_is_none(read: Callable[[object], object], number: str) -> None:
+    for unit in ("", " steps", "k epochs", " FLOPs", " MiB"):
+        with pytest.raises(ValueError, match="expected"):
+            read(number + unit)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vit_dist.core.places import local_option, local_or_name, local_or_override
 from vit_dist.core.run import names
+
+if TYPE_CHECKING:
+    from vit_dist.config.schema import Recipe
 
 SUMMARY = "evaluate a trained run: a checkpoint of it, the newest unless one is named, into its own log"
 
@@ -16,15 +20,17 @@ examples:
   vit-dist evaluate runs/demo/vit-2000-s0                       # the evaluators of its recipe, once more
   vit-dist evaluate runs/l16 --nproc 8 \\
       'evaluators=[{name: fewshot, set: inet, train: s3://b/inet/train, test: s3://b/inet/val, shots: [1, 5, 10]}]'
-  vit-dist evaluate runs/l16 data.val=s3://b/other/manifest.json --out l16.json
+  vit-dist evaluate runs/l16 data.val=s3://b/other/manifest.json --out l16.json     # another set: tags of its own
   vit-dist evaluate runs/l16/checkpoints/step-0000010000
   vit-dist evaluate runs/l16 --cluster dgx-h100                 # a Slurm job; --after JOB waits for another
   vit-dist evaluate --list runs.txt --cluster dgx-h100 --max-parallel 8       # an array, an element a run
   srun vit-dist evaluate --list runs.txt --element 3            # the run in line 4 of a list: an array's element
 
-Results go to a new event file in RUN-DIR/tb, at the step of the checkpoint, and to RUN-DIR/evaluated.json. What the
-same evaluators have evaluated already is not evaluated again. Overrides may change where things are and what
-is evaluated, not what was trained.
+Results go to a new event file in RUN-DIR/tb, at the step of the checkpoint, and into its history. A tag such as
+val/top1 is of one set for the whole run, the first that was measured under it: the run's own. What is measured on
+another set, or with other settings of an evaluator, is logged as val@NAME-FINGERPRINT/top1, and reports of studies
+leave it out. The history and --out name the set beside the values. The same metric of the same set at the same step
+is not measured again. Overrides may change where things are and what is evaluated, not what was trained.
 """
 
 
@@ -84,6 +90,10 @@ def main(argv: list[str]) -> int:
     recipe_file = run_dir / names.RECIPE
     if not recipe_file.is_file():
         raise ConfigError(f"{run_dir}: no recipe.yaml in it: not the directory of a run that has begun")
+    # Nothing is saved, and other evaluators may not measure what the run keeps its best checkpoint by.
+    recipe = load_recipe(str(recipe_file), [*overrides, "checkpoint.keep_best="])
+    if recipe.measured() == ({}, False):
+        raise ConfigError(f"{run_dir}: {_nothing(recipe)}")
     world, ranks = world_or_ranks(args.nproc)
     if world is None:
         from launcher.processes.ranks import run_ranks
@@ -100,14 +110,19 @@ def main(argv: list[str]) -> int:
         from vit_dist.train.evaluate import evaluate
         from vit_dist.train.failures import PeerLostError
 
-    # Nothing is saved, and other evaluators may not measure what the run keeps its best checkpoint by.
-    recipe = load_recipe(str(recipe_file), [*overrides, "checkpoint.keep_best="])
     try:
         evaluate(recipe, run_dir, world, checkpoint=checkpoint, out=args.out)
     except PeerLostError as error:
         log(f"vit-dist evaluate: rank {world.rank}: {error}", ERROR)
         return PEER_LOST
     return 0
+
+
+def _nothing(recipe: Recipe) -> str:
+    named = ", ".join(evaluator.name for evaluator in recipe.evaluators)
+    if not named:
+        return "nothing to evaluate: evaluators is empty; give 'evaluators=[classification]', or others"
+    return f"nothing to evaluate: data.val is empty, and {named} needs it; name a set with data.val=URL"
 
 
 def _line(path: Path, element: int | None) -> Path:

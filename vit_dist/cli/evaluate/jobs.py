@@ -32,7 +32,7 @@ def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list
     if args.nproc is not None or args.element is not None:
         raise ConfigError("--nproc and --element: mean nothing with --cluster; its jobs start a process a device")
     if args.list is not None and args.out is not None:
-        raise ConfigError("--out: one file for many runs; look at evaluated.json in each run directory instead")
+        raise ConfigError("--out: one file for many runs; each run's history and log have its values")
     for name in ("nodes", "devices", "max_parallel"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')}={getattr(args, name)}: at least 1 is needed")

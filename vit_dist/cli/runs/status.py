@@ -20,6 +20,7 @@ their jobs. Without Slurm on the PATH it comes from the files alone, and a note 
 
 states:
   waiting starting running ending     a job or a process works on the run, or waits to
+  submitted                           its job was handed to Slurm, which cannot be asked from here
   done stopped cancelled              ended; `vit-dist resume` resumes one that was stopped
   failed, given up                    see `vit-dist logs RUN --first-error`
   lost                                it says it runs, but its job or its process is gone
@@ -68,12 +69,12 @@ def main(argv: list[str]) -> int:
     return _once(path, roots)
 
 
-def _views(path: Path | None, roots: list[Path]) -> tuple[list[RunView], str]:
+def _views(path: Path | None, roots: list[Path], *, whole: bool = False) -> tuple[list[RunView], str]:
     from launcher.status.find import find_runs
     from launcher.status.view import look, look_at
 
     if path is None:
-        return look(find_runs(roots))
+        return look(find_runs(roots), whole=whole)
     view, silence = look_at(path)
     return [view], silence
 
@@ -81,7 +82,7 @@ def _views(path: Path | None, roots: list[Path]) -> tuple[list[RunView], str]:
 def _json(path: Path | None, roots: list[Path]) -> int:
     from vit_dist.cli.runs.facts import as_json
 
-    views, silence = _views(path, roots)
+    views, silence = _views(path, roots, whole=True)
     record = as_json(views[0]) if path is not None else {"runs": [as_json(view) for view in views]}
     sys.stdout.write(json.dumps({**record, "slurm": silence or "ok"}, indent=1) + "\n")
     return 0
@@ -134,7 +135,7 @@ def _watch_lines(path: Path | None, roots: list[Path], every_s: float) -> int:
     while True:
         views, _ = _views(path, roots)
         for view in order(views):
-            mark = (view.state, view.reason, view.step, view.saved, len(view.attempts))
+            mark = (view.state, view.reason, view.step, view.saved, view.tries)
             if printed.get(view.path) != mark:
                 printed[view.path] = mark
                 sys.stdout.write(_short(view) + "\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,18 @@ if TYPE_CHECKING:
     from vit_dist.study.local import CellState
 
 
-def study_parser(verb: str, description: str, *examples: str) -> argparse.ArgumentParser:
+def study_parser(
+    verb: str, description: str, *examples: str, word: Callable[[str], str] = local_or_override
+) -> argparse.ArgumentParser:
     """A parser of one verb: its description, its examples, and the words that name a study.
 
     `parse_intermixed_args` it, since overrides may stand between options.
+
+    Args:
+        verb: its name.
+        description: what it does.
+        examples: what may stand behind it.
+        word: type of the words that name the study.
     """
     parser = argparse.ArgumentParser(
         prog=f"vit-dist study {verb}",
@@ -30,7 +38,7 @@ def study_parser(verb: str, description: str, *examples: str) -> argparse.Argume
     )
     parser.add_argument(
         "words",
-        type=local_or_override,
+        type=word,
         nargs="*",
         metavar="STUDY [k=v ...]",
         help="a study file, or the name of one in configs/studies; k=v changes a key of the study, or, for any other "

@@ -39,11 +39,16 @@ _NAME = re.compile(r"^events\.out\.tfevents\.(\d+)\.")
 
 @dataclass(frozen=True)
 class _Waiting:
-    """An event on its way to the file: its step, where it has one, and its bytes; whether it voids what was before."""
+    """An event on its way to the file: its step and its bytes; whether it voids what was before."""
 
-    step: int | None
+    step: int
     frame: bytes
     is_purge: bool = False
+
+    @property
+    def is_of_a_step(self) -> bool:
+        """Whether it tells of training, and not of how the log begins."""
+        return self.step > 0 and not self.is_purge
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,10 @@ class _Unwritten:
 
     def encode(self) -> dict[str, Any]:
         """As plain data."""
-        return {"purge_step": self.purge_step, "events": [base64.b64encode(frame).decode() for frame in self.frames]}
+        return {
+            "purge_step": self.purge_step,
+            "events": [str(base64.b64encode(frame), "ascii") for frame in self.frames],
+        }
 
     @classmethod
     def decode(cls, raw: Any) -> _Unwritten | None:
@@ -97,26 +105,33 @@ class EventWriter:
             raise RunError(f"{self.path}: cannot be written: {disk_problem(error) or error.strerror}") from None
         self._patient, self._problem, self._end = patient, "", 0
         self._waiting: deque[_Waiting] = deque()
+        # The events of the newest step that are written.
+        self._newest: list[_Waiting] = []
         kept = _Unwritten.decode(unwritten)
         if kept is not None:
             purge_step = min(kept.purge_step, purge_step or kept.purge_step)
         self._purge_step = purge_step or 0
-        self._write(wall_time=started, file_version="brain.Event:2")
-        if purge_step is not None:
-            self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
-        for frame in kept.frames if kept is not None else ():
-            self._add(_Waiting(self._purge_step, frame))
+        try:
+            self._write(wall_time=started, file_version="brain.Event:2")
+            if purge_step is not None:
+                self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+            for frame in kept.frames if kept is not None else ():
+                self._add(_Waiting(self._purge_step, frame))
+        except RunError:
+            self.close()
+            raise
 
     def unwritten(self) -> dict[str, Any] | None:
         """What a run that goes on from here must write first, as plain data; None where nothing waits."""
         # Its beginning, at step 0, each attempt writes anew. What is written by now counts as void with what is not.
-        steps = [waiting.step for waiting in self._waiting if waiting.step is not None]
-        frames = [waiting.frame for waiting in self._waiting if waiting.step and waiting.step >= self._purge_step]
-        if not frames:
+        ours = [waiting for waiting in self._waiting if waiting.is_of_a_step and waiting.step >= self._purge_step]
+        if not ours:
             return None
-        first = min(step for step in steps if step and step >= self._purge_step)
-        void = any(waiting.is_purge for waiting in self._waiting)
-        return _Unwritten(self._purge_step if void and self._purge_step else first, tuple(frames)).encode()
+        first = min(waiting.step for waiting in ours)
+        # Of the same step some may be written already: they go with it.
+        frames = [one.frame for one in (*(one for one in self._newest if one.step == first), *ours)]
+        void = self._purge_step and any(waiting.is_purge for waiting in self._waiting)
+        return _Unwritten(self._purge_step if void else first, tuple(frames)).encode()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers at one step, all in one event.
@@ -228,8 +243,7 @@ class EventWriter:
         payload = event.SerializeToString()
         header = struct.pack("<Q", len(payload))
         frame = (header, struct.pack("<I", masked_crc(header)), payload, struct.pack("<I", masked_crc(payload)))
-        step = content.get("step")
-        self._add(_Waiting(step, b"".join(frame), is_purge="session_log" in content))
+        self._add(_Waiting(content.get("step", 0), b"".join(frame), is_purge="session_log" in content))
 
     def _add(self, waiting: _Waiting) -> None:
         self._waiting.append(waiting)
@@ -258,7 +272,9 @@ class EventWriter:
                     done = os.pwrite(handle, rest, at)
                     rest, at = rest[done:], at + done
                 self._end = at
-                self._waiting.popleft()
+                written = self._waiting.popleft()
+                if written.is_of_a_step:
+                    self._newest = [*(one for one in self._newest if one.step == written.step), written]
         except OSError as error:
             self._problem = disk_problem(error) or str(error.strerror)
             # Where that fails too, the next event is written over what is left.

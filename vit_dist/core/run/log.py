@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.events.reader import RunLog
-from vit_dist.core.events.writer import EventWriter, HParam
 from vit_dist.core.metrics import Metric
+from vit_dist.core.run.measured import MeasuredOn
 from vit_dist.core.small_files import MAX_TEXT, DamagedError, is_count, is_number, parse_json
+
+if TYPE_CHECKING:
+    from vit_dist.core.events.reader import RunLog
+    from vit_dist.core.events.writer import EventWriter, HParam
 
 SCHEMA = 1
 
@@ -29,6 +32,10 @@ RUN = "vit_dist/run"
 RECIPE = "vit_dist/recipe"
 STATUS = "vit_dist/status"
 METRICS = "vit_dist/metrics"
+METRICS_OF = f"{METRICS}/"
+"""A text for each metric that later evaluations measured."""
+MEASURED_ON = "vit_dist/measured_on/"
+"""A text for each metric, its tag behind this: what its values were measured on."""
 
 TRAIN_LOSS = "train/loss"
 TRAIN_LR = "train/lr"
@@ -149,12 +156,41 @@ def logged_metrics(log: RunLog) -> dict[str, Metric]:
         DataError: the entry is there but cannot be understood.
     """
     found: dict[str, Metric] = {}
-    for _, text in sorted(log.texts.get(METRICS, {}).items()):
+    of_tags = [tag for tag in log.texts if tag.startswith(METRICS_OF)]
+    said = [text for tag in (METRICS, *sorted(of_tags)) for _, text in sorted(log.texts.get(tag, {}).items())]
+    for text in said:
         try:
             found |= TypeAdapter(dict[str, Metric]).validate_python(parse_json(text))
         except ValueError as error:
             raise DataError(f"{METRICS} cannot be understood: {_first_lines(error, 1)}") from None
     return found
+
+
+def write_measured(
+    writer: EventWriter, measured: Mapping[str, MeasuredOn | None], metrics: Mapping[str, Metric], step: int
+) -> None:
+    """Say beside the first values of tags on which set they were measured, and how they are read, where it is known."""
+    # A text for each tag: of two files that write one text at one step only the later would count.
+    for tag, one in measured.items():
+        if one is not None:
+            writer.json(f"{MEASURED_ON}{tag}", one.model_dump(mode="json"), step)
+        if tag in metrics:
+            writer.json(f"{METRICS_OF}{tag}", {tag: metrics[tag].model_dump(mode="json")}, step)
+
+
+def logged_measured(log: RunLog, tag: str) -> MeasuredOn | None:
+    """On which set the values of a tag were measured; None where a log does not say, as old ones and others'.
+
+    Raises:
+        DataError: the entry is there but cannot be understood.
+    """
+    text = log.last_text(f"{MEASURED_ON}{tag}")
+    if text is None:
+        return None
+    try:
+        return MeasuredOn.model_validate(parse_json(text))
+    except ValueError as error:
+        raise DataError(f"{MEASURED_ON}{tag} cannot be understood: {_first_lines(error, 3)}") from None
 
 
 def write_status(writer: EventWriter, status: RunStatus) -> None:

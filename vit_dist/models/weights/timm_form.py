@@ -15,9 +15,13 @@ from vit_dist.models.bit import BiTConfig
 from vit_dist.models.hybrid import HybridConfig
 from vit_dist.models.vit import ViTConfig
 from vit_dist.models.weights.names import OPTIONS, Wording
+from vit_dist.models.weights.promised import Promised
+from vit_dist.models.weights.promised import State as Promises
 
 State = dict[str, Tensor]
 _SHOWN = 4
+# Patches along a side of a fixed table that is held against that of a file.
+_MAX_SIDE = 1_024
 
 
 def kind_of(config: ModelConfig) -> str:
@@ -75,24 +79,6 @@ def timm_shapes(config: ModelConfig, num_classes: int, image_size: int) -> dict[
     with torch.device("meta"):
         model = timm_model(config, num_classes, image_size)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-def constructor(config: ModelConfig, image_size: int) -> str:
-    """What a state dict does not say of timm's model, in words, '' for models that go by a name of timm's."""
-    if isinstance(config, ViTConfig):
-        said = [f"img_size={image_size}", f"patch_size={config.patch_size}", f"embed_dim={config.width}"]
-        said += [
-            f"depth={config.depth}",
-            f"num_heads={config.num_heads}",
-            f"mlp_ratio={config.hidden / config.width:g}",
-        ]
-        said += ["act_layer=partial(nn.GELU, approximate='tanh')"] if config.gelu == "tanh" else []
-        said += ["pos_embed='none'"] if config.position_embedding == "none" else []
-        said += ["global_pool='map', class_token=False"] if config.pool == "map" else []
-        return f"timm.models.VisionTransformer({', '.join(said)})"
-    if isinstance(config, BiTConfig) and config.groups != 32:
-        return f"timm.models.ResNetV2 with norm_layer=partial(GroupNormAct, num_groups={config.groups})"
-    return ""
 
 
 def _unsayable(config: ModelConfig) -> list[str]:
@@ -163,8 +149,8 @@ def _vision_transformer(config: ViTConfig, num_classes: int, image_size: int) ->
 
 
 def from_timm(
-    tensors: Mapping[str, Tensor], config: ModelConfig, where: str, *, new_head: bool, wording: Wording = OPTIONS
-) -> State:
+    tensors: Mapping[str, Promised], config: ModelConfig, where: str, *, new_head: bool, wording: Wording = OPTIONS
+) -> Promises:
     """Tensors by timm's names, or by ours -> a state by our names.
 
     Args:
@@ -199,19 +185,23 @@ def from_timm(
     # A head that is a 1x1 convolution.
     weight = state.get("head.weight")
     if weight is not None and weight.ndim == 4 and weight.shape[2:] == (1, 1):
-        state["head.weight"] = weight.flatten(1)
+        state["head.weight"] = weight.then(_as_matrix)
     if isinstance(config, ViTConfig) and config.position_embedding == "sincos" and "pos_embed" in state:
         _check_fixed(state.pop("pos_embed"), config, where)
     return state
 
 
-def _check_fixed(table: Tensor, config: ViTConfig, where: str) -> None:
+def _as_matrix(weight: Tensor) -> Tensor:
+    return weight.flatten(1)
+
+
+def _check_fixed(table: Promised, config: ViTConfig, where: str) -> None:
     """Refuse a table of positions that is not the fixed one of the model."""
     patches = table.shape[-2] - (config.pool == "cls") if table.ndim == 3 else 0
     side = round(max(patches, 0) ** 0.5)
-    if side and side * side == patches and table.shape[-1] == config.width:
+    if 0 < side <= _MAX_SIDE and side * side == patches and table.shape[-1] == config.width:
         fixed = _fixed_positions(config, side)
-        if torch.allclose(table.float(), fixed, atol=1e-2):
+        if table.shape == fixed.shape and torch.allclose(table.read(), fixed, atol=1e-2):
             return
     raise DataError(
         f"{where}: pos_embed is not the fixed table of position_embedding=sincos; give the model learned ones"

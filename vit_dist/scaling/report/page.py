@@ -10,6 +10,7 @@ from pathlib import Path
 from vit_dist import __version__
 from vit_dist.core.terminal import clean
 from vit_dist.core.units import format_count, format_flops
+from vit_dist.scaling.collect import Observation
 from vit_dist.scaling.fit.diagnostics import whereabouts
 from vit_dist.scaling.report import figures, figures_compute, figures_fit
 from vit_dist.scaling.report.figure_style import Drawing, for_page, short, style
@@ -267,12 +268,17 @@ def _runs(results: Results) -> Table:
     return Table("Runs", head, rows, frozenset({2, 3, 4, 5, 6, 7}), "observations.csv")
 
 
+def _measured_on(one: Observation) -> str:
+    return f"{one.measured_on} {one.measured_on_fingerprint}".strip() or "(not said)"
+
+
 def _provenance(results: Results, files: Mapping[str, bytes]) -> list[tuple[str, str]]:
     runs = results.collection.observations
     return [
         ("study", results.collection.study or "(none named)"),
         ("metric", results.metric),
         ("data", "; ".join(sorted({f"{one.dataset} {one.dataset_fingerprint[:16]}".strip() for one in runs}))),
+        ("measured on", "; ".join(sorted({_measured_on(one) for one in runs}))),
         ("runs", f"{len(runs)} counted, {len(results.collection.excluded)} excluded"),
         ("recipes", f"{len({one.recipe_hash for one in runs})} different"),
         ("written by", "vit_dist " + ", ".join(sorted({one.code_version or "(other framework)" for one in runs}))),

@@ -20,8 +20,17 @@ import torch
 from torch import Tensor
 
 from vit_dist.core.errors import CheckpointError
-from vit_dist.core.small_files import DamagedError, is_count, is_name, is_numbers, parse_json, required, shown
-from vit_dist.core.tensor_files import Described, Header, is_shape, read_header
+from vit_dist.core.small_files import (
+    DamagedError,
+    is_count,
+    is_name,
+    is_numbers,
+    open_regular,
+    parse_json,
+    required,
+    shown,
+)
+from vit_dist.core.tensor_file import Stated, read_header
 from vit_dist.engines._fit import Held, Wanted
 from vit_dist.engines._slices import BUFFER, WEIGHT, EngineState
 from vit_dist.train.checkpoint.host_memory import HostMemory
@@ -38,6 +47,7 @@ _DTYPES = {
 }
 _BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
 _CHUNK = 16 << 20
+_MAX_DIMENSIONS = 32
 _LARGEST = torch.finfo(torch.float32).max
 
 
@@ -156,7 +166,9 @@ class SliceSource:
         self._bytes: dict[Path, Tensor] = {}
         for path in files:
             try:
-                self._add(path, read_header(path))
+                with open_regular(path) as file:
+                    tensors, metadata = read_header(file)
+                self._add(path, tensors, metadata)
             except OSError as error:
                 raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
             except DamagedError as error:
@@ -165,16 +177,16 @@ class SliceSource:
             runs.sort(key=lambda run: (run.start, run.stop))
             self._check_runs(*key, runs)
 
-    def _add(self, path: Path, header: Header) -> None:
-        described = parse_json(header.metadata.get("slices", ""))
-        if not isinstance(described, dict) or described.keys() != header.tensors.keys():
+    def _add(self, path: Path, tensors: Mapping[str, Stated], metadata: Mapping[str, str]) -> None:
+        described = parse_json(metadata.get("slices", ""), unique=True)
+        if not isinstance(described, dict) or described.keys() != tensors.keys():
             raise DamagedError("the slices that it describes are not those that it holds")
-        for key, tensor in header.tensors.items():
+        for key, tensor in tensors.items():
             try:
                 self._add_slice(path, key, tensor, described[key])
             except DamagedError as error:
                 raise DamagedError(f"{shown(key)}: {error}") from None
-        numbers = parse_json(header.metadata.get("scalars", ""))
+        numbers = parse_json(metadata.get("scalars", ""), unique=True)
         if not isinstance(numbers, dict) or not all(map(_is_scalars, numbers.values())):
             raise DamagedError("scalars is not finite numbers by weight")
         for name, scalars in numbers.items():
@@ -186,7 +198,7 @@ class SliceSource:
                 )
             known.update(scalars)
 
-    def _add_slice(self, path: Path, key: str, tensor: Described, described: Any) -> None:
+    def _add_slice(self, path: Path, key: str, tensor: Stated, described: Any) -> None:
         kind, _, name = key.partition(":")
         if not is_name(kind) or not is_name(name):
             raise DamagedError("not the kind and name of a tensor, such as weight:head.bias")
@@ -194,7 +206,7 @@ class SliceSource:
             raise DamagedError(
                 f"{tensor.dtype} of shape {[*tensor.shape]}, where a run of {', '.join(_BY_NAME)} stands"
             )
-        shape = tuple(required(described, "shape", is_shape, "a list of sizes"))
+        shape = tuple(required(described, "shape", _is_shape, "a list of sizes"))
         start = required(described, "start", is_count, "a whole number from 0")
         stop, numel = start + tensor.shape[0], math.prod(shape)
         if stop > numel:
@@ -274,6 +286,16 @@ class SliceSource:
         """A whole tensor."""
         shape = self.shape(kind, name)
         return self.read(kind, name, 0, math.prod(shape)).view(shape)
+
+
+def _is_shape(value: Any) -> bool:
+    """A list of sizes, of no more elements than can be counted."""
+    return (
+        isinstance(value, list)
+        and len(value) <= _MAX_DIMENSIONS
+        and all(map(is_count, value))
+        and is_count(math.prod(size for size in value if size))
+    )
 
 
 def _is_scalars(value: Any) -> bool:

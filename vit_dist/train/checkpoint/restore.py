@@ -11,7 +11,7 @@ answers: a rank that took another one than its peers would train a mixture of tw
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -21,7 +21,7 @@ from vit_dist.core.errors import CheckpointError, VitDistError
 from vit_dist.core.files import redact
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.process import wait_until
-from vit_dist.core.run.checkpoints import MARKER, committed, lacks, read_marker
+from vit_dist.core.run.checkpoints import MARKER, committed, lacks, read_marker, step_of
 from vit_dist.core.world import World
 from vit_dist.engines._collectives import all_gather_object, broadcast_object
 from vit_dist.engines._layout import completed
@@ -39,11 +39,21 @@ _POLL_S = 0.5
 
 @dataclass(frozen=True)
 class Restored:
-    """A checkpoint whose weights were loaded: where it lies, its train state and its marker."""
+    """A checkpoint whose weights were loaded.
+
+    Attributes:
+        path: where it lies.
+        state: its train state.
+        marker: all of it.
+        damaged: steps of the newer ones that were skipped.
+        damaged_copies: the same of copies.
+    """
 
     path: Path
     state: dict[str, Any]
     marker: dict[str, Any]
+    damaged: frozenset[int] = frozenset()
+    damaged_copies: frozenset[int] = frozenset()
 
 
 def restore(
@@ -74,8 +84,19 @@ def restore(
     """
     # Rank 0's listing decides: another node's view of a shared file system may be seconds old.
     candidates = on_main(lambda: [path.name for path in committed(root)], world)
-    for name in candidates:
+    damaged: set[int] = set()
+    damaged_copies: set[int] = set()
+
+    def tried(name: str) -> Restored | None:
         restored = _restore_one(root / name, engine, identity, world, probe)
+        if restored is None:
+            damaged.add(step_of(name) or 0)
+            return None
+        skipped = frozenset(damaged - {step_of(name) or 0})
+        return replace(restored, damaged=skipped, damaged_copies=frozenset(damaged_copies))
+
+    for name in candidates:
+        restored = tried(name)
         if restored is not None:
             return restored
     copies = on_main(lambda: remote_steps(remote), world) if remote else []
@@ -84,13 +105,12 @@ def restore(
             log(f"  fetching {name} from {redact(remote)}")
         # A local one of this name was verified a moment ago, and is damaged: it is replaced.
         problem = on_main(partial(_fetched, remote, name, root), world)
-        if problem:
-            if world.is_main:
-                log(f"copy {redact(remote)}/{name} is damaged and skipped: {problem}", WARNING)
-            continue
-        restored = _restore_one(root / name, engine, identity, world, probe)
+        if problem and world.is_main:
+            log(f"copy {redact(remote)}/{name} is damaged and skipped: {problem}", WARNING)
+        restored = None if problem else tried(name)
         if restored is not None:
             return restored
+        damaged_copies.add(step_of(name) or 0)
     if candidates or copies:
         raise CheckpointError(
             f"{root}: none of the {len(candidates) or len(copies)} checkpoints is intact; restore one from a copy, or "

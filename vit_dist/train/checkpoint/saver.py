@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from vit_dist.core.exit_codes import SUPERSEDED
 from vit_dist.core.files import disk_problem, explained, remove_tree, sync_path, write_bytes
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.memory import available_memory
+from vit_dist.core.run import history
 from vit_dist.core.run.checkpoints import FORMAT, MARKER, partial_name, rank_file, seal_marker, step_name
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_bytes
@@ -69,7 +70,7 @@ class Saver:
     Args:
         directory: of the run, shared by all ranks.
         world: this rank's place.
-        token: fencing token of the attempt; see RunDir.take_ownership.
+        token: fencing token of the attempt; see core/run/history.
         retention: which checkpoints stay.
         max_failures: so many failed saves in a row end the run.
         remote: URL under which checkpoints are copied, or ''.
@@ -103,9 +104,21 @@ class Saver:
         self._superseded = False
         self._abort = threading.Event()
         self._pending: int | None = None
+        self._damaged: set[int] = set()
         self.last_step: int | None = None
         self.blocked_s = self.wrote_s = 0.0
         self.uploader = Uploader(self._root, remote, retention) if remote and world.is_main else None
+
+    def distrust(self, steps: Collection[int], copies: Collection[int]) -> None:
+        """Let no checkpoint that was found damaged, nor a copy that was, take the place of one that is whole.
+
+        Args:
+            steps: of checkpoints here.
+            copies: steps of copies.
+        """
+        self._damaged = set(steps)
+        if self.uploader is not None:
+            self.uploader.damaged = set(copies)
 
     def prepare(self, engine: Engine, moments: int) -> None:
         """Begin to take the memory of the first copy, in a thread, where that takes seconds. A collective.
@@ -208,6 +221,11 @@ class Saver:
                 f"Free space or repair the storage and start the run again"
             )
 
+    def send_logs(self) -> None:
+        """Copy what logs and records say since the last checkpoint to where copies are kept; on rank 0."""
+        if self.uploader is not None:
+            self.uploader.send_logs()
+
     def covers(self, step: int) -> bool:
         """Whether the state after this step is saved, or on its way."""
         return step in (self._pending, self.last_step)
@@ -297,7 +315,9 @@ class Saver:
             remove_tree(partial)
             return
         try:
-            prune(self._root, self._retention)
+            # Written anew a step is whole, whatever lay there.
+            self._damaged.discard(int(contents.state["step"]))
+            prune(self._root, self._retention, self._damaged)
         # The checkpoint is there: an old one too many is no failure of it.
         except OSError as error:
             log(f"  {self._root}: an old checkpoint could not be removed: {error}", WARNING)
@@ -311,7 +331,7 @@ class Saver:
         return f"{self._root}: {problem}" if problem else f"{type(error).__name__}: {error}"
 
     def _check_owner(self) -> None:
-        superseded = self._directory.superseded_by(self._token)
+        superseded = history.superseded_by(self._directory.path, self._token)
         if superseded:
             raise SupersededError(superseded)
 

@@ -132,7 +132,7 @@ def answer_of(status: int, code: str) -> Callable[..., Any]:
             self.end_headers()
             self.wfile.write(b"" if self.command == "HEAD" else body)
 
-        do_HEAD = do_GET  # noqa: N815
+        do_HEAD = do_GET  # noqa: N815 - what http.server looks for
 
         def log_message(self, *_: Any) -> None:
             """Quiet."""
