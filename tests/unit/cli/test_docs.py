@@ -40,7 +40,7 @@ def help_of(words: tuple[str, ...]) -> str:
     return out.getvalue()
 
 
-HELPS = [(), *{(path[0],) for path in leaves()}, *(path for path in leaves() if len(path) > 1)]
+HELPS = [(), *dict.fromkeys((path[0],) for path in leaves()), *(path for path in leaves() if len(path) > 1)]
 
 
 def of_page(page: Path) -> list[Command]:
