@@ -142,7 +142,7 @@ class Cluster(Config):
     )
     signal_margin: Span = Field(
         Duration.parse("60s"),
-        description="added to the measured cost of a save: Slurm's signals come late, and two steps may go by until it begins",
+        description="added to the measured cost of a save: signals come late, and two steps go by first",
     )
     preempt_grace: Span | None = Field(
         None, description="what a preempted job is given; a warning is printed where a save takes longer"
