@@ -107,6 +107,9 @@ def explained(url: str, doing: str) -> Iterator[None]:
         if isinstance(error, OSError) and (problem := disk_problem(error)):
             raise DataError(f"{redact(url)}: cannot be {doing}: {problem}") from None
         text = f"{redact(url)}: cannot be {doing}: {type(error).__name__}: {_text(error)}"
+        # Of a local file the system's own words say all: its texts name what the user has never heard of.
+        if isinstance(error, OSError) and error.strerror and not is_remote(url):
+            text = f"{redact(url)}: cannot be {doing}: {error.strerror}"
         if is_expired(error):
             raise RefusedError(f"{text}; {_credentials_advice(url, error)}") from None
         if any(type(e).__name__ in _NO_CREDENTIALS for e in _chain(error)):
