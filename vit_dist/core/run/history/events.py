@@ -65,7 +65,8 @@ STAGES = {
     "submitting": 6,
     "submitted": 7,
 }
-"""The order of an attempt's events, and of what comes between it and the next."""
+"""The order of an attempt's events, and of what comes between it and the next: submissions as they were written, since
+there may be several, in one file."""
 
 CAUSES = (
     "done",
