@@ -153,7 +153,7 @@ def test_ranks_take_the_number_that_their_supervisor_has_begun_for_them_and_else
 
 def test_of_several_submissions_before_an_attempt_the_last_counts(tmp_path: Path) -> None:
     for job in ("7", "8"):
-        history.submitted(tmp_path, job, history.submitting(tmp_path, {"nodes": int(job)}))
+        history.submitted(tmp_path, job, history.submitting(tmp_path, {"nodes": int(job), "name": "r", "path": "x"}))
     history.submitting(tmp_path, {"nodes": 9})
     state = history.read(tmp_path)
     assert (state.phase, state.job_id, state.submission["nodes"]) == ("submitting", "", 9)

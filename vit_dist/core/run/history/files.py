@@ -157,7 +157,7 @@ def _heartbeat(path: Path, present: frozenset[str], findings: list[str]) -> tupl
         return None
 
 
-def _append(path: Path, name: str, event: str, **facts: Any) -> None:
+def _append(path: Path, name: str, event: str, /, **facts: Any) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         append_json(path / name, {"event": event, "at": time.time(), **facts})
