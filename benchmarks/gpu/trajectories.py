@@ -38,6 +38,8 @@ def _losses(kit: Kit, model: str, precision: str, engine: dict[str, Any]) -> lis
     return [
         built.train_step(
             [make_batch(kit, _BATCH, _SIZE, _CLASSES, _ACCUMULATION * step + i) for i in range(_ACCUMULATION)], 10 * LR
-        ).loss
+        )
+        .read()
+        .loss
         for step in range(2 if kit.smoke else 12)
     ]

@@ -16,7 +16,7 @@ from vit_dist.config.load import recipe_yaml
 from vit_dist.config.plugins import with_copies
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import VitDistError
-from vit_dist.core.exit_codes import PEER_LOST, SUPERSEDED, of_return_code, signal_of
+from vit_dist.core.exit_codes import INTERRUPTED, PEER_LOST, SUPERSEDED, of_return_code, signal_of
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import ERROR, RANK_LOGS_VARIABLE, log
 from vit_dist.core.network import free_port
@@ -85,8 +85,11 @@ def run_ranks(arguments: Sequence[str], *, nproc: int, scratch: Path, logs: Path
         for rank in range(nproc)
     ]
     try:
-        with _forward_signals_to(ranks):
-            return _wait(ranks)
+        interrupts: list[int] = []
+        with _forward_signals_to(ranks, interrupts):
+            code = _wait(ranks)
+        # Killed by a second Ctrl-C: that is no failure of theirs.
+        return INTERRUPTED if code and len(interrupts) > 1 else code
     finally:
         # After the first failure the others wait for a dead peer in a collective, some for half an hour: no SIGTERM.
         for process in ranks:
@@ -136,18 +139,18 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
         time.sleep(_POLL_S)
 
 
-def _forward_signals_to(ranks: Sequence[subprocess.Popen[bytes]]) -> contextlib.AbstractContextManager[None]:
-    interrupts = 0
-
+def _forward_signals_to(
+    ranks: Sequence[subprocess.Popen[bytes]], interrupts: list[int]
+) -> contextlib.AbstractContextManager[None]:
     def forward(number: int, _frame: FrameType | None) -> None:
-        nonlocal interrupts
-        interrupts += number == signal.SIGINT
+        if number == signal.SIGINT:
+            interrupts.append(number)
         # A terminal's Ctrl-C has reached the ranks too, for they are of the same process group, but a `kill -INT` of
         # this process has not. SIGTERM asks them for the same stop, and asking twice changes nothing.
         passed_on = signal.SIGTERM if number == signal.SIGINT else number
         for process in ranks:
             if process.poll() is None:
-                process.send_signal(signal.SIGKILL if interrupts > 1 else passed_on)
+                process.send_signal(signal.SIGKILL if len(interrupts) > 1 else passed_on)
 
     return handling(STOP_SIGNALS, forward)
 

@@ -17,6 +17,7 @@ from types import FrameType
 
 from vit_dist.config.load import recipe_yaml
 from vit_dist.config.schema import Recipe
+from vit_dist.core.exit_codes import INTERRUPTED
 from vit_dist.core.files import explained, open_append, write_bytes
 from vit_dist.core.process import cli_command, handling, parent_death_signal
 from vit_dist.core.run import names
@@ -72,7 +73,9 @@ class SideBySide:
                 if self._stop_requests:
                     process.send_signal(signal.SIGTERM)
             try:
-                return process.wait()
+                code = process.wait()
+                # Whatever it ended with, it was asked to: no other is begun after it.
+                return INTERRUPTED if code and self._stop_requests else code
             finally:
                 with self._lock:
                     self._running.discard(process)

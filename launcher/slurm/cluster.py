@@ -141,7 +141,8 @@ class Cluster(Config):
         description="how long before the time limit a run saves and ends, until the cost of a save has been measured",
     )
     signal_margin: Span = Field(
-        Duration.parse("60s"), description="added to the measured cost of a save: Slurm's signals come late and early"
+        Duration.parse("60s"),
+        description="added to the measured cost of a save: signals come late, and two steps go by first",
     )
     preempt_grace: Span | None = Field(
         None, description="what a preempted job is given; a warning is printed where a save takes longer"

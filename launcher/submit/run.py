@@ -19,13 +19,14 @@ from vit_dist.config.load import recipe_hash, recipe_yaml, to_yaml
 from vit_dist.config.plugins import check_plugins, with_copies
 from vit_dist.config.schema import Recipe, dump
 from vit_dist.core.errors import ConfigError, RunError, VitDistError
-from vit_dist.core.files import local_path, make_folder, write_bytes
+from vit_dist.core.files import is_remote, local_path, make_folder, write_bytes
 from vit_dist.core.process import code_root
 from vit_dist.core.run import history, names
 from vit_dist.core.run.checkpoints import measured_save_s
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_seconds
 from vit_dist.core.world import World
+from vit_dist.data.sets import idle_outputs, open_training_set
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,17 @@ def warnings(request: SubmitRequest) -> list[str]:
             f"it will lose what came after its last checkpoint; save more often"
         )
     _, short = signal_lead(request.cluster, request.time_limit, _lead(request))
-    return [*noted, *([short] if short else [])]
+    return [*noted, *filter(None, (short, _idle_outputs(request.recipe)))]
+
+
+def _idle_outputs(recipe: Recipe) -> str:
+    """A head of many more outputs than there are classes, where the set lies on this machine: no network is asked."""
+    urls = [part.train for part in recipe.data.mixture.values()] or [recipe.data.train]
+    if any(is_remote(url) for url in urls):
+        return ""
+    with contextlib.suppress(VitDistError):
+        return idle_outputs(recipe.data.num_classes, open_training_set(recipe).num_classes)
+    return ""
 
 
 def parse_time(text: str) -> str:

@@ -62,7 +62,7 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 
 
 def steps(engine: Engine, count: int, begin: int = 0) -> list[StepResult]:
-    return [engine.train_step([batch(step)], 1e-3) for step in range(begin, begin + count)]
+    return [engine.train_step([batch(step)], 1e-3).read() for step in range(begin, begin + count)]
 
 
 def losses(engine: Engine, count: int, begin: int = 0) -> list[float]:

@@ -112,10 +112,10 @@ def test_a_step_that_is_not_finite_changes_nothing(one_rank: torch.device, engin
     losses(trained, 2)
     before = written(trained, tmp_path / "before")
     images, targets = batch(2)
-    result = trained.train_step([(images, targets * float("nan"))], 1e-3)
+    result = trained.train_step([(images, targets * float("nan"))], 1e-3).read()
     assert not result.applied
     assert same_bits(before, written(trained, tmp_path / "skipped"))
-    assert trained.train_step([batch(3)], 1e-3).applied
+    assert trained.train_step([batch(3)], 1e-3).read().applied
 
 
 @pytest.fixture

@@ -174,7 +174,7 @@ def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str],
             targets[world.rank :: world.size] *= float("nan") if world.rank == 0 else 1.0
         rank_images, rank_targets = images[world.rank :: world.size], targets[world.rank :: world.size]
         micro_batches = list(zip(rank_images.split(micro), rank_targets.split(micro), strict=True))
-        result = built.train_step(micro_batches, 1e-2 if "sgd" in rest else 1e-3)
+        result = built.train_step(micro_batches, 1e-2 if "sgd" in rest else 1e-3).read()
         losses.append(result.loss)
         norms.append(result.grad_norm)
         applied.append(result.applied)

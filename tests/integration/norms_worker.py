@@ -72,7 +72,7 @@ def train(case: str, world, device, *, watched: bool) -> dict:
         mine = slice(world.rank, None, world.size)
         batches = list(zip(images[mine].split(micro), targets[mine].split(micro), strict=True))
         norms = StepNorms(built, world) if watched and step == 1 else None
-        result = built.train_step(batches, 1e-3, on_gradients=norms.on_gradients if norms else None)
+        result = built.train_step(batches, 1e-3, on_gradients=norms.on_gradients if norms else None).read()
         if norms:
             values = {**norms.finish(), "grad_norm": result.grad_norm}
     digest = hashlib.sha256()

@@ -54,7 +54,9 @@ def main() -> None:
         saver.save(engine, Contents(state.dump(OrderIdentity(**found.state["order"])), whole, engine.layout, {}))
         saver.finish()
     if world.is_main:
-        Path(out).write_text(json.dumps({"step": state.step, "position": state.position, "losses": state.losses}))
+        Path(out).write_text(
+            json.dumps({"step": state.step, "position": state.position, "losses": [loss for _, loss in state.losses]})
+        )
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def step(engine, world, number: int) -> float:
     images = torch.randint(0, 255, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, CLASSES, (BATCH,), generator=generator)
     targets = torch.nn.functional.one_hot(labels, CLASSES).float()
-    return engine.train_step([(images[world.rank :: world.size], targets[world.rank :: world.size])], 1e-3).loss
+    return engine.train_step([(images[world.rank :: world.size], targets[world.rank :: world.size])], 1e-3).read().loss
 
 
 def save(engine, world, to: str, number: int) -> None:

@@ -16,10 +16,10 @@ from tests.streams import recipe
 from vit_dist.config.schema import MixupConfig, Recipe
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.world import World
-from vit_dist.data.mixup import PairMix, draw_mix, mix_micro_batches
+from vit_dist.data.mixup import PairMix, draw_mix, mix_images, mix_targets
 from vit_dist.data.sets import open_training_set
 from vit_dist.data.stream import TrainStream
-from vit_dist.train.loop import _micro_batches
+from vit_dist.train.feed import Feed
 from vit_dist.train.plan import make_plan
 
 MIXES = {
@@ -38,11 +38,11 @@ def mixed_batches(config: Recipe, size: int, micro_limit: int, first: int, steps
     for rank in range(size):
         world = World(rank, size)
         plan = make_plan(limited, data, world)
-        run = SimpleNamespace(recipe=config, plan=plan, engine=SimpleNamespace(device=torch.device("cpu")))
-        with TrainStream(data, config, world, first * total) as stream:
+        feed = Feed(config, plan.micro_batch, torch.device("cpu"))
+        with TrainStream(data, config, world, first * total, reuse=True) as stream:
             for step, (batch, _) in enumerate(itertools.islice(stream, steps)):
-                micros = _micro_batches(run, batch)
-                assert [len(images) for images, _ in micros] == [plan.micro_batch] * plan.accumulation
+                micros = [(some.clone(), soft) for some, soft in feed.micro_batches(batch)]
+                assert [len(some) for some, _ in micros] == [plan.micro_batch] * plan.accumulation
                 half, pairs = len(batch.images) // 2, plan.micro_batch // 2
                 for k, (some, soft) in enumerate(micros):
                     rows = torch.arange(k * pairs, (k + 1) * pairs)
@@ -82,7 +82,7 @@ def test_mixup_is_the_rounded_mean_of_two_images() -> None:
     targets = torch.eye(2)
     for share in (0.0, 0.25, 0.5, 1.0):
         mixes = [PairMix(share)]
-        ((mixed, soft),) = mix_micro_batches(images, targets, mixes, 2, torch.device("cpu"))
+        mixed, soft = mix_images(images[:1], images[1:], mixes), mix_targets(targets, mixes)
         a, b = images[0].double(), images[1].double()
         assert torch.equal(mixed[0], torch.floor(share * a + (1 - share) * b + 0.5).to(torch.uint8))
         assert torch.equal(mixed[1], torch.floor(share * b + (1 - share) * a + 0.5).to(torch.uint8))

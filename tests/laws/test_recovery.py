@@ -193,7 +193,8 @@ def test_a_spike_is_skipped_or_rewound_from(tmp_path: Path, small_set: str, smal
     run_dir = tmp_path / "skip"
     process = start(recipe_file(tmp_path, small_set, small_val), run_dir, *options, "guards.spike=skip", nproc=1)
     output = process.communicate(timeout=200)[0]
-    assert "loss spike, the step was not applied" in output
+    assert "loss spike" in output
+    assert "the step was not applied" in output
     bad = [json.loads(line) for line in (run_dir / "nonfinite.jsonl").read_text().splitlines()]
     assert bad[0]["reason"] == "spike"
     assert bad[0]["applied"] is False

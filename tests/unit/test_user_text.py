@@ -21,6 +21,7 @@ OURS = {
     "launcher/status/logs.py": "logs",
     "launcher/supervise/causes.py": "logs",
     "vit_dist/core/small_files.py": "records of runs, markers",
+    "vit_dist/models/_timm_names.py": "sources of timm",
     "vit_dist/data/index.py": "keys of an index",
     "vit_dist/scaling/paper/__init__.py": "tables of the paper",
     "vit_dist/scaling/report/figure_style.py": "figures",

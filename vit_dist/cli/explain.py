@@ -214,9 +214,9 @@ installed packages are among them, and those of a recipe's files: `vit-dist conf
   *layout* where a checkpoint says the value, since it decides how results are rounded: a resume under another says so.
 - **unit**: a number without one is refused wherever it can be read in two ways. Counts may have a suffix: `30M`.
 - `NAME` in a key is a name of yours, `[]` each entry of a list. *Left out* is the same as `null`.
-- **Input**: models get RGB in [-1, 1], which is uint8 / 127.5 - 1, whatever the model and the set. There is no key for
-  it, and no mean or deviation of a set is taken off. The published weights of Google's ViT and BiT want it so. Those
-  that were trained with ImageNet's mean and deviation are read all the same, since no file says it, and fit less.
+- **Input**: models get RGB in [-1, 1], which is uint8 / 127.5 - 1, whatever the model and the set
+  ([Models](models.md#weights-in-and-out)). There is no key for it, and no mean or deviation of a set is taken off.
+  Google's published ViT and BiT weights want it so; others, such as those trained with ImageNet's mean, fit it less.
 
 A recipe is YAML; `base: NAME` names another whose keys it changes, a file beside it or one of `configs/recipes`.
 Sections are merged key by key, and later wins: the base, the file, then `key=value` on the command line, read as

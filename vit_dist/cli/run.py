@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
 
     from launcher.processes.ranks import run_local
     from launcher.supervise.local import supervise_local
-    from vit_dist.cli.train import default_run_dir
+    from vit_dist.cli.train import announce, default_run_dir
     from vit_dist.config.load import identity, load_recipe
     from vit_dist.core.errors import ConfigError
     from vit_dist.core.log import launcher_log
@@ -57,6 +57,7 @@ def main(argv: list[str]) -> int:
     recipe = load_recipe(args.recipe, args.overrides)
     run_dir = args.run_dir or default_run_dir(recipe)
     # A batch that the ranks do not divide, or a set that cannot be opened, is an error before anything is started.
+    announce(recipe, run_dir, args.nproc)
     wait_for_stores(run_dir)
     data, _, _ = open_training(recipe, World(size=args.nproc))
     # Before the ledger counts its attempts: of a run whose directory is lost it lies on the store.

@@ -23,7 +23,7 @@ A cluster is a YAML file: configs/clusters has some to copy. --dry-run prints th
 
 examples:
   vit-dist submit vit-l16-jft300m --cluster dgx-h100 --nodes 8 data.train=s3://bucket/jft/train
-  vit-dist submit vit-b16-imagenet21k --cluster my-site.yaml --nodes 2 --spares 1 --time 12h seed=1 name="second seed"
+  vit-dist submit vit-l16-imagenet21k --cluster my-site.yaml --nodes 2 --spares 1 --time 12h seed=1 name="second seed"
   vit-dist submit demo --cluster dev --site partition=lo
   vit-dist submit demo --cluster generic --nodes 2 --dry-run > job.sbatch && sbatch job.sbatch
 

@@ -29,7 +29,7 @@ their bits; model, data, engine and optimizer are the recipe's.
 
 examples:
   vit-dist verify-resume demo --nproc 2
-  vit-dist verify-resume vit-b16-imagenet21k data.train=... --nproc 8 --worlds 4 2 --steps 12
+  vit-dist verify-resume vit-l16-imagenet21k data.train=s3://bucket/in21k/train --nproc 8 --worlds 4 2 --steps 12
 """
 _TIMEOUT_S = 3600.0
 

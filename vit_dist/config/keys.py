@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
@@ -215,16 +214,18 @@ _NAMED_READERS = {"slurm_time": "time limit", "_length": "length, or amount of c
 """Readers of rooms above this one, by their names."""
 
 
+_SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+"""Attributes of the marks of a field -> how a bound is written."""
+
+
 def _bounds(metadata: Iterable[Any]) -> str:
     marks = list(metadata)
-    low = next((f">= {m.ge}" if isinstance(m, Ge) else f"> {m.gt}" for m in marks if isinstance(m, Ge | Gt)), "")
-    high = next((f"<= {m.le}" if isinstance(m, Le) else f"< {m.lt}" for m in marks if isinstance(m, Le | Lt)), "")
-    bounds = ", ".join(filter(None, (low, high)))
-    return f" {bounds}" if bounds else ""
+    found = [f"{sign} {getattr(m, name)}" for name, sign in _SIGNS.items() for m in marks if hasattr(m, name)]
+    return f" {', '.join(found)}" if found else ""
 
 
 def _length(metadata: Iterable[Any]) -> str:
-    least = next((m.min_length for m in metadata if isinstance(m, MinLen)), 0)
+    least = next((m.min_length for m in metadata if getattr(m, "min_length", 0)), 0)
     return f", at least {least}" if least else ""
 
 

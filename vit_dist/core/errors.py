@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from vit_dist.core.exit_codes import FAILED, INVALID
@@ -45,6 +46,27 @@ class CheckpointError(VitDistError):
 
 class RunError(VitDistError):
     """A run that cannot start or go on: directory in use, disk full, a rank lost."""
+
+
+def of_its_family(name: str, known: Iterable[str], count: int = 3) -> str:
+    """A hint for a name among very many: the nearest of those that begin with its first word, else of all; or nothing.
+
+    Args:
+        name: what the user wrote, such as vit_foo.
+        known: the valid names, such as vit_tiny_patch16_224.
+        count: so many at most.
+    """
+    wanted, lowered = name.lower(), {k.lower(): k for k in sorted(known, reverse=True)}
+    first = _first_word(wanted)
+    family = [k for k in lowered if _first_word(k) == first]
+    near = difflib.get_close_matches(wanted, lowered, n=1, cutoff=0.9)
+    near += difflib.get_close_matches(wanted, family, n=count, cutoff=0.0) if first else []
+    near = list(dict.fromkeys(near or difflib.get_close_matches(wanted, lowered, n=count, cutoff=0.5)))[:count]
+    return f"; did you mean {' or '.join(repr(lowered[one]) for one in near)}?" if near else ""
+
+
+def _first_word(name: str) -> str:
+    return re.split(r"[^a-z0-9]+", name, maxsplit=1)[0]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -159,4 +159,4 @@ def check_server(url: str, setting: str) -> str:
     try:
         return Place(Takes.SERVER)(url)
     except ValueError as error:
-        raise DataError(f"{setting}={error}") from None
+        raise DataError(f"{setting}: {error}") from None

@@ -19,6 +19,7 @@ MAX_BYTES = 64 << 20
 MAX_WHOLE_BYTES = 256 << 20
 """Of a file by URL that is read whole, such as a manifest or an index; that of a million shards has half of it."""
 
+_PIECE_BYTES = 1 << 20
 MAX_DEPTH = 60
 MAX_DIGITS = 40
 MAX_TEXT = 100_000
@@ -122,10 +123,14 @@ def read_small(path: Path, max_bytes: int | None = MAX_BYTES) -> bytes:
         DamagedError: no regular file, or too large to be one of ours.
     """
     with open_regular(path) as file:
-        content = file.read(-1 if max_bytes is None else max_bytes + 1)
-    if max_bytes is not None and len(content) > max_bytes:
-        raise DamagedError(f"larger than the {max_bytes:,} bytes that such a file may have")
-    return content
+        pieces, size = [], 0
+        # In pieces: memory for all that a file might have is taken before it is read.
+        while piece := file.read(_PIECE_BYTES):
+            pieces.append(piece)
+            size += len(piece)
+            if max_bytes is not None and size > max_bytes:
+                raise DamagedError(f"larger than the {max_bytes:,} bytes that such a file may have")
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def read_end(path: Path, most: int | None) -> tuple[bytes, bool]:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vit_dist.core.errors import DataError, did_you_mean
+from vit_dist.core.places import check_server
 from vit_dist.core.store_errors import is_answer, is_expired, is_past_the_end
-from vit_dist.core.store_patience import answer, has_answered
+from vit_dist.core.store_patience import answer, endpoint, has_answered
 from vit_dist.core.urls import SCHEMES, local_path, redact, split_url
 
 _REMOVALS_IN_FLIGHT = 16
@@ -30,6 +31,9 @@ def storage_options(scheme: str) -> dict[str, Any]:
 
     For s3:// the usual variables hold (AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_REGION, ...), and so do
     AWS_ENDPOINT_URL[_S3], VIT_DIST_S3_PATH_STYLE=1 and VIT_DIST_S3_REQUESTER_PAYS=1.
+
+    Raises:
+        DataError: the endpoint is not the URL of a server.
     """
     if scheme in {"http", "https"}:
         from vit_dist.core.web import bounded_client
@@ -39,12 +43,12 @@ def storage_options(scheme: str) -> dict[str, Any]:
         return {}
     env = os.environ
     options: dict[str, Any] = {}
-    endpoint = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL")
-    if endpoint:
-        options["endpoint_url"] = endpoint
+    address, setting = endpoint()
+    if address:
+        options["endpoint_url"] = check_server(address, setting)
     config: dict[str, Any] = {"max_pool_connections": 32}
     # An own endpoint is seldom set up for names such as bucket.host: path style is what works there.
-    if env.get("VIT_DIST_S3_PATH_STYLE", "1" if endpoint else "0") == "1":
+    if env.get("VIT_DIST_S3_PATH_STYLE", "1" if address else "0") == "1":
         config["s3"] = {"addressing_style": "path"}
     options["config_kwargs"] = config
     if env.get("VIT_DIST_S3_REQUESTER_PAYS") == "1":

@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from vit_dist.core.npz import shown_name
 from vit_dist.core.small_files import DamagedError, NotJsonError, is_count, parse_json, shown
-from vit_dist.core.small_files import shown as shown_name
 
 MAX_HEADER_BYTES = 64 << 20
 _MAX_DIMENSIONS = 32

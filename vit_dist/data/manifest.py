@@ -190,8 +190,8 @@ class ShardManifest:
             wrong = int(outside.argmax())
             raise DataError(
                 f"{where}: damaged index: labels: sample {index.key(index.owner(wrong))!r} of {redact(url)} has label "
-                f"{int(index.labels[wrong])}, but the set {self.name!r} has {known} classes; index the tars again with "
-                f"--num-classes"
+                f"{int(index.labels[wrong])}, but the set {self.name!r} has {known} classes; index the tars again by "
+                f"`vit-dist data index --num-classes N`"
             )
         counts = np.diff(index.label_ends, prepend=0)
         if len(counts) and int(counts.max()) > self.max_labels:

@@ -65,48 +65,33 @@ def _beta(alpha: float, key: int) -> float:
         attempt += 2
 
 
-def mix_micro_batches(
-    images: Tensor, targets: Tensor, mixes: list[PairMix], micro_batch: int, device: torch.device
-) -> list[tuple[Tensor, Tensor]]:
-    """Mixed micro-batches of whole pairs: the first rows of both halves of the batch, then the next ones, and so on.
-
-    Args:
-        images: uint8 [n, 3, S, S], row i paired with row i + n/2.
-        targets: float32 [n, K].
-        mixes: of the n/2 pairs.
-        micro_batch: examples of one, even, a divisor of n.
-        device: where images are mixed, and left.
-
-    Returns:
-        (uint8 [micro_batch, 3, S, S], float32 [micro_batch, K]) each.
-    """
-    half, pairs = len(images) // 2, micro_batch // 2
-    mixed = []
-    for start in range(0, half, pairs):
-        rows = slice(start, start + pairs), slice(half + start, half + start + pairs)
-        chunk = mixes[start : start + pairs]
-        a, b = (images[r].to(device, non_blocking=True) for r in rows)
-        lam = torch.tensor([mix.lam for mix in chunk]).unsqueeze(1)
-        s, t = targets[rows[0]], targets[rows[1]]
-        mixed.append((_mix_images(a, b, chunk), torch.cat((lam * s + (1 - lam) * t, lam * t + (1 - lam) * s))))
-    return mixed
+def mix_targets(targets: Tensor, mixes: list[PairMix]) -> Tensor:
+    """float32 [2m, K] of m pairs, first the m first ones -> the same, mixed."""
+    lam = _sent(torch.tensor([mix.lam for mix in mixes]), targets.device).unsqueeze(1)
+    s, t = targets[: len(mixes)], targets[len(mixes) :]
+    return torch.cat((lam * s + (1 - lam) * t, lam * t + (1 - lam) * s))
 
 
-def _mix_images(a: Tensor, b: Tensor, mixes: list[PairMix]) -> Tensor:
-    """uint8 [m, 3, S, S] twice -> uint8 [2m, 3, S, S]."""
-    blend = torch.tensor([_ONE if mix.box else int(mix.lam * _ONE) for mix in mixes], dtype=torch.int32)
-    if bool((blend < _ONE).any()):
-        blend = blend.to(a.device).view(-1, 1, 1, 1)
+def mix_images(a: Tensor, b: Tensor, mixes: list[PairMix]) -> Tensor:
+    """uint8 [m, 3, S, S] twice, the two of each pair -> uint8 [2m, 3, S, S], on their device."""
+    shares = [_ONE if mix.box else int(mix.lam * _ONE) for mix in mixes]
+    if any(share < _ONE for share in shares):
+        blend = _sent(torch.tensor(shares, dtype=torch.int32), a.device).view(-1, 1, 1, 1)
         # b + (a - b) * lambda, rounded; what the first gains the second loses, but for the rounding.
         step = (a.to(torch.int32) - b) * blend
         first = ((b.to(torch.int32) << 16) + step + (_ONE >> 1)) >> 16
         second = ((a.to(torch.int32) << 16) - step + (_ONE >> 1)) >> 16
         a, b = first.to(torch.uint8), second.to(torch.uint8)
     if any(mix.box for mix in mixes):
-        corners = torch.tensor([mix.box or (0, 0, 0, 0) for mix in mixes], device=a.device).view(-1, 4, 1)
+        corners = _sent(torch.tensor([mix.box or (0, 0, 0, 0) for mix in mixes]), a.device).view(-1, 4, 1)
         pixel = torch.arange(a.shape[-1], device=a.device)
         tall = (pixel >= corners[:, 0]) & (pixel < corners[:, 2])
         wide = (pixel >= corners[:, 1]) & (pixel < corners[:, 3])
         inside = (tall.unsqueeze(2) & wide.unsqueeze(1)).unsqueeze(1)
         a, b = torch.where(inside, b, a), torch.where(inside, a, b)
     return torch.cat((a, b))
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """A few numbers of the host's on the device; from pinned memory, out of which a copy is only queued."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values

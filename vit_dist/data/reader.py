@@ -26,6 +26,7 @@ from vit_dist.core.world import rank_cpus
 from vit_dist.data.decode import decode
 from vit_dist.data.images import DecodeError
 from vit_dist.data.order import Segment, WindowId
+from vit_dist.data.ring import Buffers, Copied, Ring
 from vit_dist.data.segments import Piece, SegmentReader
 from vit_dist.data.sets import Parts
 
@@ -58,6 +59,7 @@ class Batch:
         ordinals: int64 [B]; each sample's ordinal in its manifest; in a mixture, manifests count on from each other.
         positions: int64 [B]; where in the order each example stood.
         replaced: the undecodable samples among those whose turn it was.
+        ring: where images, labels and weights go back to, if their memory is used again.
     """
 
     images: Tensor
@@ -66,6 +68,12 @@ class Batch:
     ordinals: Tensor
     positions: Tensor
     replaced: list[Replacement] = field(default_factory=list)
+    ring: Ring | None = None
+
+    def give_back(self, copied: Copied | None = None) -> None:
+        """Images, labels and weights are read no more, once `copied` is through on the device. Once a batch."""
+        if self.ring is not None:
+            self.ring.give_back(Buffers(self.images, self.labels, self.weights), copied)
 
 
 class Order(Protocol):
@@ -108,6 +116,7 @@ class Reader:
         view: what an image becomes.
         config: threads, prefetch, image size, classes.
         whole_shards: read shards whole and keep them: for sets that fit in memory.
+        reuse: whoever takes a batch gives it back (Batch.give_back), and its memory is written again.
     """
 
     def __init__(
@@ -119,7 +128,10 @@ class Reader:
         config: DataConfig,
         *,
         whole_shards: bool,
+        reuse: bool = False,
     ) -> None:
+        # As many as are ahead, and the one that is taken.
+        self._ring = Ring(config.prefetch_batches + 1) if reuse else None
         self._order, self._positions, self._view = order, positions, view
         self._config, self._whole_shards = config, whole_shards
         self._max_labels = max(part.manifest.max_labels for part in parts)
@@ -153,6 +165,8 @@ class Reader:
         """Stop the threads; what is in flight is dropped."""
         # The readers first: a decode thread that waits for bytes must get its error, or the pools never end.
         self._closed = True
+        if self._ring is not None:
+            self._ring.close()
         self._segments.stop()
         for pool in (self._planner, self._decoders):
             pool.shutdown(wait=False, cancel_futures=True)
@@ -165,12 +179,16 @@ class Reader:
         if positions is None:
             return None
         n, size, width = len(positions), self._config.image_size, self._max_labels
+        buffers = self._ring.take(n, size, width) if self._ring is not None else Buffers.make(n, size, width)
+        if buffers is None:
+            return None
         batch = Batch(
-            images=torch.empty((n, 3, size, size), dtype=torch.uint8, pin_memory=torch.cuda.is_available()),
-            labels=torch.full((n, width), -1, dtype=torch.int64),
-            weights=torch.zeros((n, width), dtype=torch.float32),
+            images=buffers.images,
+            labels=buffers.labels.fill_(-1),
+            weights=buffers.weights.zero_(),
             ordinals=torch.zeros(n, dtype=torch.int64),
             positions=torch.tensor(positions, dtype=torch.int64),
+            ring=self._ring,
         )
         tasks = []
         for row, position in enumerate(positions):
@@ -229,8 +247,8 @@ class Reader:
         labels, weights = piece.index.sample_labels(sample)
         if not len(labels):
             raise DataError(
-                f"{_url(piece)}: sample {key!r} has no label; index the tars anew, with --skip-bad to leave such "
-                f"samples out"
+                f"{_url(piece)}: sample {key!r} has no label; `vit-dist data index --skip-bad` makes a manifest "
+                f"of its tars that leaves such samples out"
             )
         labels = labels + piece.part.label_offset
         low, high = int(labels.min()), int(labels.max())

@@ -102,6 +102,11 @@ class TrainingSet:
         return {i + p.label_offset: name for p in self.parts for i, name in Classes.of(p.manifest).names.items()}
 
     @property
+    def num_classes(self) -> int:
+        """The classes that labels of the sets may mean: the highest number and one."""
+        return max(part.manifest.num_classes + part.label_offset for part in self.parts)
+
+    @property
     def fits_in_memory(self) -> bool:
         """Whether shards are read whole and kept: the parts are small, and a lane of each is one window."""
         return self.num_bytes < SMALL_SET_BYTES and all(o.window == o.num_samples for o in self._orders)
@@ -128,6 +133,23 @@ class TrainingSet:
             indexed = min(n, 2 * lanes * int(part.manifest.counts.max()))
             total += part.subset.num_bytes * samples // n + _INDEX_BYTES * indexed
         return total
+
+
+def idle_outputs(head: int, known: int) -> str:
+    """Words for a warning where a head has many more outputs than its set has classes; '' where it has not.
+
+    Args:
+        head: data.num_classes.
+        known: classes of the training set.
+    """
+    # One more for a background is common.
+    if head <= known + max(1, known // 10):
+        return ""
+    return (
+        f"data.num_classes={head:,}, but the training set has {known:,} classes: {head - known:,} outputs of the head "
+        f"are never right, and cost memory and accuracy; meant is data.num_classes={known}, unless the head is to be "
+        f"that of other weights"
+    )
 
 
 _INDEX_BYTES = 64
@@ -186,7 +208,10 @@ def _open_part(name: str, component: ComponentConfig, config: DataConfig, first_
     where = f"data.mixture.{name}: " if name else ""
     manifest, offset = read_manifest(component.train), component.label_offset
     if not manifest.num_classes:
-        raise ConfigError(f"{where}the set {manifest.name!r} has no labels to train on; index its tars with --labels")
+        raise ConfigError(
+            f"{where}the set {manifest.name!r} has no labels to train on; index its tars by `vit-dist data index "
+            f"--labels EXT`"
+        )
     needed = manifest.num_classes + offset
     if needed > config.num_classes:
         moved = f" and label_offset={offset}" if offset else ""

@@ -40,11 +40,18 @@ class TrainStream:
     Rank r of W owns the positions g = r mod W, so the global batch of every step is the same set of examples, in
     the same order, whatever W.
 
+    Args:
+        data: the set, or the mixture.
+        recipe: of the run.
+        world: this rank's place.
+        position: examples consumed before.
+        reuse: each batch is given back (Batch.give_back) before the next but `data.prefetch_batches` is asked for.
+
     Raises:
         ConfigError: the ranks do not divide the batch, or the read-ahead is over the memory limit.
     """
 
-    def __init__(self, data: TrainingSet, recipe: Recipe, world: World, position: int) -> None:
+    def __init__(self, data: TrainingSet, recipe: Recipe, world: World, position: int, *, reuse: bool = False) -> None:
         config, rank_batch = recipe.data, world.rank_batch(recipe.global_batch)
         self._data, self._batch, self._position = data, recipe.global_batch, position
         images = rank_batch * 3 * config.image_size**2
@@ -65,6 +72,7 @@ class TrainStream:
             lambda image, epoch, ordinal: augment.apply(image, epoch=epoch, ordinal=ordinal),
             config,
             whole_shards=data.fits_in_memory,
+            reuse=reuse,
         )
 
     def __iter__(self) -> Iterator[tuple[Batch, StreamState]]:

@@ -57,13 +57,32 @@ def all_gather_object(value: T, world: World) -> list[T]:
     return values
 
 
+class PendingFlags:
+    """For each flag whether it is set on any rank, while that is being agreed upon. A collective, begun here.
+
+    Args:
+        flags: of this rank.
+        world: whose ranks agree.
+    """
+
+    def __init__(self, flags: Sequence[bool], world: World) -> None:
+        self._agreed = torch.tensor(flags, dtype=torch.int32)
+        self._work: Any = None
+        if world.size > 1:
+            self._work = torch.distributed.all_reduce(
+                self._agreed, torch.distributed.ReduceOp.MAX, group=_groups[-1], async_op=True
+            )
+
+    def wait(self) -> list[bool]:
+        """The same on every rank."""
+        if self._work is not None:
+            self._work.wait()
+        return [bool(flag) for flag in self._agreed.tolist()]
+
+
 def any_rank(flags: Sequence[bool], world: World) -> list[bool]:
     """For each flag whether it is set on any rank, the same on every rank. A collective."""
-    if world.size == 1:
-        return list(flags)
-    agreed = torch.tensor(flags, dtype=torch.int32)
-    torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MAX, group=_groups[-1])
-    return [bool(flag) for flag in agreed]
+    return PendingFlags(flags, world).wait()
 
 
 def barrier(world: World) -> None:

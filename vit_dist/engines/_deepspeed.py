@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,7 +21,15 @@ from vit_dist.data.decode import normalize
 from vit_dist.engines._fit import Wanted, wanted_of
 from vit_dist.engines._layout import layout
 from vit_dist.engines._numerics import computed
-from vit_dist.engines._protocol import EngineInputs, OnGradients, StepResult, mean_over_ranks, nan_if_over, set_lr
+from vit_dist.engines._protocol import (
+    EngineInputs,
+    MicroBatches,
+    OnGradients,
+    PendingStep,
+    mean_over_ranks,
+    nan_if_over,
+    set_lr,
+)
 from vit_dist.engines._slices import EngineState, Source
 from vit_dist.engines._zero import gathered, load_zero_state, master_mismatch, write_masters, zero_state
 from vit_dist.engines.deepspeed import DeepSpeedConfig
@@ -113,12 +121,12 @@ class DeepSpeedEngine:
     @computed
     def train_step(
         self,
-        micro_batches: Sequence[tuple[Tensor, Tensor]],
+        micro_batches: MicroBatches,
         lr: float,
         *,
         skip_over: float = math.inf,
         on_gradients: OnGradients | None = None,
-    ) -> StepResult:
+    ) -> PendingStep:
         """See Engine."""
         assert len(micro_batches) == self._in.accumulation
         self._engine.train()
@@ -150,9 +158,7 @@ class DeepSpeedEngine:
         # Both are the same on every rank: DeepSpeed reduces the norm and the check for overflow over all of them.
         norm = self._engine.get_global_grad_norm()
         applied = bool(self._engine.was_step_applied())
-        return StepResult(
-            mean_over_ranks(total, self._in.world), float("nan") if norm is None else float(norm), applied
-        )
+        return PendingStep(mean_over_ranks(total, self._in.world), math.nan if norm is None else norm, applied)
 
     def _gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Each gradient as a whole, between the last backward pass and the step. A collective a parameter."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,7 +18,15 @@ from vit_dist.engines import EngineConfig
 from vit_dist.engines._fit import Wanted, wanted_of
 from vit_dist.engines._layout import layout
 from vit_dist.engines._numerics import computed
-from vit_dist.engines._protocol import EngineInputs, OnGradients, StepResult, mean_over_ranks, nan_if_over, set_lr
+from vit_dist.engines._protocol import (
+    EngineInputs,
+    MicroBatches,
+    OnGradients,
+    PendingStep,
+    mean_over_ranks,
+    nan_if_over,
+    set_lr,
+)
 from vit_dist.engines._slices import (
     BUFFER,
     WEIGHT,
@@ -41,19 +49,19 @@ class PlainEngine:
         self.module: nn.Module = inputs.model.to(inputs.device)
         self.device, self.timer = inputs.device, inputs.timer
         self._ddp = _replicated(self.module, config.reduce_dtype) if inputs.world.size > 1 else None
-        self._optimizer = inputs.optimizer
+        self._optimizer, self._stepped = inputs.optimizer, False
         self.layout: dict[str, Any] = {"engine": "plain", **layout(config, inputs)}
         self.description = f"plain torch {torch.__version__.partition('+')[0]} (DDP), {inputs.precision}"
 
     @computed
     def train_step(
         self,
-        micro_batches: Sequence[tuple[Tensor, Tensor]],
+        micro_batches: MicroBatches,
         lr: float,
         *,
         skip_over: float = math.inf,
         on_gradients: OnGradients | None = None,
-    ) -> StepResult:
+    ) -> PendingStep:
         """See Engine."""
         self.module.train()
         net = self._ddp if self._ddp is not None else self.module
@@ -81,12 +89,18 @@ class PlainEngine:
         with self.timer.phase("optimizer"):
             norm = torch.nn.utils.clip_grad_norm_([p for _, p in named], clip if clip is not None else float("inf"))
             # Gradients are averaged over ranks by now, so that the norm and this decision are the same on every rank.
-            # Reading it waits for the device; the step must not be taken before it is known.
-            applied = bool(torch.isfinite(norm))
-            if applied:
-                set_lr(self._optimizer, lr)
+            finite = torch.isfinite(norm)
+            set_lr(self._optimizer, lr)
+            # Told as torch's GradScaler tells it, a fused kernel itself leaves weights, moments and counters as they
+            # are. Not in the first step: there fused SGD makes its momentum, and counts on the kernel to write it.
+            if self._stepped and getattr(self._optimizer, "_step_supports_amp_scaling", False):
+                self._optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
                 self._optimizer.step()
-        return StepResult(mean_over_ranks(total, self._in.world), float(norm), applied)
+            # This waits for the device; the step must not be taken before it is known.
+            elif bool(finite):
+                self._optimizer.step()
+                self._stepped = True
+        return PendingStep(mean_over_ranks(total, self._in.world), norm, finite)
 
     @computed
     def predict(self, images: Tensor) -> Tensor:
@@ -116,6 +130,7 @@ class PlainEngine:
 
     def load(self, source: Source) -> None:
         """See Engine."""
+        self._stepped = False
         for name, p in self.module.named_parameters():
             load_whole(p, source, WEIGHT, name)
             state = self._optimizer.state[p] if p.requires_grad else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +17,15 @@ from vit_dist.engines._timer import StepTimer
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """(logits [B, K], targets [B, K]) -> scalar mean over the batch."""
+
+
+class MicroBatches(Protocol):
+    """(uint8 images [b, 3, S, S], targets [b, K]) each, on the device or on their way; a list will do."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
 
 OnGradients = Callable[[Iterator[tuple[str, Tensor]]], None]
 """Looks at the gradients of a step: (parameter, its gradient as a whole, mean over the global batch), one at a time."""
@@ -37,6 +46,43 @@ class StepResult:
     applied: bool
 
 
+class PendingStep:
+    """What one optimizer step did, still on its way from the device: whoever needs it waits for that step alone.
+
+    Args:
+        loss: mean over the global batch, a scalar on the device, the same on every rank.
+        grad_norm: see StepResult; a number where an engine has read it already.
+        applied: likewise; a tensor holds 1 or 0.
+    """
+
+    def __init__(self, loss: Tensor, grad_norm: Tensor | float, applied: Tensor | bool) -> None:
+        values = torch.stack([_double(value, loss) for value in (loss, grad_norm, applied)])
+        self._read: StepResult | None = None
+        self._values, self._copied = values, None
+        if values.is_cuda:
+            # The copy is queued behind the step; what is queued after it does not delay whoever reads.
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def read(self) -> StepResult:
+        """Wait for the step, the first time."""
+        if self._read is None:
+            if self._copied is not None:
+                self._copied.synchronize()
+            loss, grad_norm, applied = self._values.tolist()
+            self._read = StepResult(loss, grad_norm, bool(applied))
+        return self._read
+
+
+def _double(value: Tensor | float, like: Tensor) -> Tensor:
+    """As a float64 scalar on the device of `like`; a number gets there without a copy from the host."""
+    if isinstance(value, Tensor):
+        return value.detach().to(torch.float64).reshape(())
+    return torch.full((), float(value), dtype=torch.float64, device=like.device)
+
+
 class Engine(Protocol):
     """Forward, backward, step and state of one model on one rank."""
 
@@ -53,13 +99,13 @@ class Engine(Protocol):
 
     def train_step(
         self,
-        micro_batches: Sequence[tuple[Tensor, Tensor]],
+        micro_batches: MicroBatches,
         lr: float,
         *,
         skip_over: float = math.inf,
         on_gradients: OnGradients | None = None,
-    ) -> StepResult:
-        """One optimizer step over micro-batches of (uint8 images [b, 3, S, S], targets [b, K]). A collective.
+    ) -> PendingStep:
+        """One optimizer step over micro-batches. A collective.
 
         Args:
             micro_batches: of this rank.
@@ -67,6 +113,9 @@ class Engine(Protocol):
             skip_over: a step whose mean loss is greater leaves weights and optimizer as they are.
             on_gradients: called before they are clipped. All ranks give one, or none, and go through all gradients:
                 under ZeRO each is a collective.
+
+        Returns:
+            Before the device is through with the step, where the engine itself need not wait for it.
         """
 
     def predict(self, images: Tensor) -> Tensor:
@@ -113,13 +162,14 @@ class EngineInputs:
     timer: StepTimer = field(default_factory=StepTimer)
 
 
-def mean_over_ranks(value: Tensor, world: World) -> float:
-    """Mean of a scalar over all ranks, the same on each."""
-    # In double precision, so that rounding stays far below what a comparison of two runs can see.
-    total = value.detach().to(torch.float64)
+def mean_over_ranks(value: Tensor, world: World) -> Tensor:
+    """Mean of a scalar over all ranks, the same on each: float64, on its device. A collective."""
+    # In double precision, so that rounding stays far below what a comparison of two runs can see. A copy: what is
+    # reduced in place must not be the caller's sum.
+    total = value.detach().to(torch.float64, copy=True)
     if world.size > 1:
         torch.distributed.all_reduce(total)
-    return float(total) / world.size
+    return total / world.size
 
 
 def nan_if_over(loss: Tensor, total: Tensor, skip_over: float, world: World) -> Tensor:
@@ -134,11 +184,13 @@ def nan_if_over(loss: Tensor, total: Tensor, skip_over: float, world: World) -> 
         skip_over: the limit; inf costs nothing.
         world: whose mean is compared.
     """
-    # `skip_over` is computed from the train state, the same on every rank: all take part in the mean, or none. `not >`
-    # instead of `<=`: a mean of NaN is no spike but a step that is not finite, and is skipped without this.
-    if math.isinf(skip_over) or not mean_over_ranks(total, world) > skip_over:
+    # `skip_over` is computed from the train state, the same on every rank: all take part in the mean, or none.
+    if math.isinf(skip_over):
         return loss
-    return loss * float("nan")
+    # Decided on the device, which nobody waits for; a product with 1 changes no bit. A mean of NaN is over no limit: it
+    # is no spike but a step that is not finite, and is skipped without this.
+    over = mean_over_ranks(total, world) > skip_over
+    return loss * torch.where(over, math.nan, 1.0).to(loss.dtype)
 
 
 def set_lr(optimizer: Any, lr: float) -> None:

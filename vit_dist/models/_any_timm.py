@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import timm
 from torch import Tensor, nn
 
-from vit_dist.core.errors import ConfigError, did_you_mean
+from vit_dist.core.errors import ConfigError, of_its_family
 from vit_dist.models._base import Checkpointing, ImageModel, zero_head
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def create(config: TimmConfig, image_size: int, num_classes: int = 0) -> nn.Modu
     """
     name = config.architecture
     if not timm.is_model(name):
-        raise ConfigError(f"timm {timm.__version__} has no model {name!r}{did_you_mean(name, timm.list_models())}")
+        raise ConfigError(f"timm {timm.__version__} has no model {name!r}{of_its_family(name, timm.list_models())}")
     known = timm.models.get_pretrained_cfg(name)
     size = {"img_size": image_size} if known is None or known.fixed_input_size else {}
     try:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import sys
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from vit_dist.core.errors import of_its_family
 from vit_dist.core.registry import MODELS
 from vit_dist.models import ModelConfig
 
@@ -27,6 +30,19 @@ class TimmConfig(ModelConfig):
         """The name without its prefix."""
         return self.name.removeprefix(PREFIX)
 
+    @model_validator(mode="after")
+    def _is_known(self) -> TimmConfig:
+        # Before anything is started: whoever builds it has imported torch, and begun a run.
+        from vit_dist.models._timm_names import timm_names
+
+        known, name = timm_names(), self.architecture.partition(".")[0]
+        if known and name not in known and not _registered(name):
+            raise ValueError(
+                f"timm {importlib.metadata.version('timm')} has no model {self.architecture!r}"
+                f"{of_its_family(name, known)}"
+            )
+        return self
+
     def build(self, *, num_classes: int, image_size: int) -> TimmModel:
         """See `ModelConfig.build`.
 
@@ -36,3 +52,9 @@ class TimmConfig(ModelConfig):
         from vit_dist.models._any_timm import TimmModel
 
         return TimmModel(self, num_classes, image_size)
+
+
+def _registered(name: str) -> bool:
+    """Whether a plug-in, which has then imported timm, brought a model of its own to it."""
+    timm = sys.modules.get("timm")
+    return timm is not None and bool(timm.is_model(name))

@@ -16,6 +16,7 @@ from vit_dist.core.units import format_bytes, format_flops
 from vit_dist.data.manifest import read_manifest
 from vit_dist.data.not_a_set import NotASetError
 from vit_dist.data.order import SMALL_SET_BYTES
+from vit_dist.data.sets import idle_outputs
 from vit_dist.models.costs import Cost, model_cost, state_bytes, training_flops
 from vit_dist.study.grid import Cell
 
@@ -26,6 +27,7 @@ class DatasetSize:
 
     samples: int
     num_bytes: int
+    classes: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def dataset_sizes(cells: Iterable[Cell]) -> dict[str, DatasetSize]:
             # A study may be planned before its data is packed, or far from it.
             manifest = None
         if manifest is not None:
-            sizes[url] = DatasetSize(manifest.num_samples, int(manifest.sizes.sum()))
+            sizes[url] = DatasetSize(manifest.num_samples, int(manifest.sizes.sum()), manifest.num_classes)
     return sizes
 
 
@@ -117,7 +119,8 @@ def _estimate(
         bytes_read = subset_bytes if small else dataset.num_bytes * examples // dataset.samples
     epochs = examples / subset if subset and examples is not None else None
     problems = tuple(_problems(cell, cost, dataset, subset, steps, devices, device))
-    remark = unrated_checkpoints(recipe, subset)
+    idle = idle_outputs(recipe.data.num_classes, dataset.classes) if dataset is not None and dataset.classes else ""
+    remark = "; ".join(filter(None, (unrated_checkpoints(recipe, subset), idle)))
     return CostEstimate(cell, examples, steps, epochs, cost, flops, bytes_read, problems, remark)
 
 
@@ -158,6 +161,21 @@ def _problems(
                 f"{format_bytes(device.memory_bytes)}; use more devices or a higher engine.zero_stage"
             )
     return problems
+
+
+def problem_lines(estimates: Iterable[CostEstimate], *, remarks: bool = False) -> list[str]:
+    """Which cells will not fit and why, a line a reason; with what is worth a remark, where that is wanted."""
+    reasons: dict[str, list[str]] = {}
+    for estimate in estimates:
+        for problem in estimate.problems:
+            reasons.setdefault(f"will not fit: {{}}: {problem}", []).append(estimate.cell.name)
+        if remarks and estimate.remark:
+            reasons.setdefault(f"note: {{}}: {estimate.remark}", []).append(estimate.cell.name)
+    lines = []
+    for text, cells in reasons.items():
+        shown = ", ".join(cells[:4]) + (f" and {len(cells) - 4} more" if len(cells) > 4 else "")
+        lines.append(text.replace("{}", shown, 1))
+    return lines
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Literal
 from vit_dist.config.load import read_mapping
 from vit_dist.config.plugins import check_plugins
 from vit_dist.config.schema import Recipe, dump
-from vit_dist.core.errors import ConfigError, RunError
-from vit_dist.core.exit_codes import INTERRUPTED
+from vit_dist.core.errors import ConfigError, RunError, VitDistError
+from vit_dist.core.exit_codes import BY_PERSON, INTERRUPTED, WARNED, of_return_code
 from vit_dist.core.files import redact
 from vit_dist.core.run import history, names
 from vit_dist.core.run.directory import RunDir
@@ -44,6 +44,7 @@ _STATES: Mapping[str, State] = {
     "given up": "failed",
 }
 """Of how a run stands; all others have not begun, or will resume."""
+_ENDED_BY_REQUEST = BY_PERSON | {WARNED}
 
 
 class StudyStoppedError(RunError):
@@ -134,7 +135,7 @@ def run_cells(
     print_line: Callable[[str], None],
     *,
     resume_command: str,
-    keep_going: bool = False,
+    keep_going: bool = True,
     jobs: int = 1,
     evaluate: Evaluation | None = None,
     last_error_line: Callable[[Path], str] = lambda _: "",
@@ -147,7 +148,7 @@ def run_cells(
         attempt: starts one attempt and waits for it; from several threads where `jobs` is over 1.
         print_line: prints a line.
         resume_command: the command that resumes the study, for messages.
-        keep_going: train the other cells when one fails.
+        keep_going: train the other cells when one fails; that one has is told at the end.
         jobs: cells trained at once.
         evaluate: evaluates a run that is done; None: no evaluations.
         last_error_line: what an attempt in a run directory printed last, where it does not print here.
@@ -181,7 +182,7 @@ def run_cells(
 
 
 class _WorkerLoop:
-    """Each worker takes the next cell, until there is none left or one has failed."""
+    """Each worker takes the next cell, until there is none left, or one has failed and no other is to be trained."""
 
     def __init__(
         self,
@@ -235,6 +236,9 @@ class _WorkerLoop:
             code = self._attempt(cell.recipe, run_dir)
         except KeyboardInterrupt:
             raise StudyStoppedError(f"stopped in {cell.name}; resume with: {self._resume_command}") from None
+        except VitDistError as error:
+            self._fail(cell, f"{cell.name} could not be trained: {error}")
+            return
         after = cell_state(run_dir)
         if code == 0 and after.state == "done":
             # A resumed run trained a part only: its seconds say nothing of a full one.
@@ -248,9 +252,15 @@ class _WorkerLoop:
             raise StudyStoppedError(
                 f"{cell.name} was stopped at step {after.step}{because}; resume with: {self._resume_command}"
             )
+        self._stop_if_asked(cell, code)
         reason = after.reason or self._last_error_line(run_dir)
         failure = f"{cell.name} failed with exit code {code}" + (f": {reason}" if reason else "")
         self._fail(cell, failure, f". Its files are in {run_dir}")
+
+    def _stop_if_asked(self, cell: Cell, code: int) -> None:
+        """Begin no other cell where a person has ended this one before it could save."""
+        if of_return_code(code) in _ENDED_BY_REQUEST:
+            raise StudyStoppedError(f"stopped in {cell.name}; resume with: {self._resume_command}")
 
     def _fail(self, cell: Cell, failure: str, where: str = "") -> None:
         """Raise, or with `keep_going` print and remember."""
@@ -274,6 +284,7 @@ class _WorkerLoop:
                 f"stopped while {cell.name} was evaluated; resume with: {self._resume_command}"
             ) from None
         if code != 0:
+            self._stop_if_asked(cell, code)
             reason = self._last_error_line(run_dir)
             failure = f"the evaluation of {cell.name} failed with exit code {code}" + (f": {reason}" if reason else "")
             self._fail(cell, failure)

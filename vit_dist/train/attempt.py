@@ -29,7 +29,7 @@ from vit_dist.core.run.copies import bring_back
 from vit_dist.core.run.directory import RunDir, wait_for_stores
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
-from vit_dist.data.sets import TrainingSet
+from vit_dist.data.sets import TrainingSet, idle_outputs
 from vit_dist.engines._collectives import broadcast_object
 from vit_dist.engines._numerics import check_precision, numerics
 from vit_dist.engines._protocol import Engine, EngineInputs
@@ -382,8 +382,8 @@ def _announce(recipe: Recipe, data: TrainingSet, plan: Plan, engine: Engine, wor
         f"  plan: {plan.total_steps:,} steps of {recipe.global_batch} ({recipe.horizon}), a rank runs {micro} a step"
     )
     unrated = unrated_checkpoints(recipe, data.num_samples)
-    if unrated:
-        log(f"  {unrated}", WARNING)
+    for remark in filter(None, (unrated, idle_outputs(recipe.data.num_classes, data.num_classes))):
+        log(f"  {remark}", WARNING)
 
 
 def _run_info(

@@ -7,7 +7,6 @@ import math
 import numpy as np
 
 from vit_dist.core.log import WARNING, log
-from vit_dist.data.reader import Batch
 from vit_dist.data.sets import TrainingSet
 from vit_dist.engines._collectives import all_gather_object
 from vit_dist.engines._protocol import StepResult
@@ -17,39 +16,41 @@ from vit_dist.train.run import Run
 _MOST_KEYS = 64
 
 
-def record_bad_step(run: Run, batch: Batch, result: StepResult, *, limit: float) -> None:
+def record_bad_step(run: Run, step: int, ordinals: list[int], result: StepResult, *, limit: float) -> None:
     """Write down which examples a bad step was made of; stop where it is one too many. A collective.
 
     Args:
         run: it was a step of.
-        batch: its examples.
+        step: its number.
+        ordinals: of this rank's examples.
         result: what it did.
         limit: the loss above which it was a spike.
 
     Raises:
         RunError: too many steps in a row were not applied.
     """
-    world, state = run.world, run.state
+    world = run.world
     # Each rank knows the examples of its own rank batch only, and one rank writes the file.
-    gathered = all_gather_object(batch.ordinals.tolist(), world)
+    gathered = all_gather_object(ordinals, world)
     if world.is_main:
-        ordinals = sorted(ordinal for part in gathered for ordinal in part)
-        reason, what = describe_bad_step(result, limit, len(state.losses), skips=run.recipe.guards.spike == "skip")
+        everyone = sorted(ordinal for part in gathered for ordinal in part)
+        remembered = len(run.state.losses)
+        reason, what = describe_bad_step(result, limit, remembered, skips=run.recipe.guards.spike == "skip")
         left_out = "" if result.applied else ", the step was not applied"
         numbers = f"loss {result.loss:.6g}, gradient norm {result.grad_norm:.6g}"
-        log(f"  step {state.step:,}: {what[0]}{left_out} ({'; '.join([numbers, *what[1:]])})", WARNING)
+        log(f"  step {step:,}: {what[0]}{left_out} ({'; '.join([numbers, *what[1:]])})", WARNING)
         entry = {
-            "step": state.step,
+            "step": step,
             "reason": reason,
             "limit": _json_number(limit),
             "loss": _json_number(result.loss),
             "grad_norm": _json_number(result.grad_norm),
             "applied": result.applied,
-            "keys": _keys(run.data, ordinals[:_MOST_KEYS]),
-            "ordinals": ordinals,
+            "keys": _keys(run.data, everyone[:_MOST_KEYS]),
+            "ordinals": everyone,
         }
         run.lines(run.directory.nonfinite).add(entry)
-    check_in_row(run.recipe.guards, state, run.directory)
+    check_in_row(run.recipe.guards, run.state, step, run.directory)
 
 
 def describe_bad_step(result: StepResult, limit: float, remembered: int, *, skips: bool) -> tuple[str, list[str]]:

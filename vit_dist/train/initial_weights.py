@@ -180,8 +180,8 @@ def _fitting(path: Path, init: InitConfig, model: ModelConfig, head: Classes, im
 
 
 _OTHER_HEAD = (
-    "give init.head=new for other classes, or give the weights the names of this set: `vit-dist models import` with "
-    "--classes FILE"
+    "give init.head=new for other classes, or give the weights the names of this set: `vit-dist models import ... "
+    "--classes FILE`"
 )
 
 

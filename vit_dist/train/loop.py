@@ -1,16 +1,21 @@
 """The training loop: next batch with the stream's state after it, micro-batches, backward, step; then what is due.
 
 All ranks take every branch that leads to a collective together. What only one rank can see (a signal, a request file, a
-sample that cannot be decoded, a clock) goes through `_agree` or `Clock.due` first; everything else that is branched on
-(losses, train state, cadences in steps) is the same number on every rank.
+sample that cannot be decoded, a clock) goes through an Agreement first; everything else that is branched on (losses,
+train state, cadences in steps) is the same number on every rank.
+
+The host runs one step ahead of the device: the result of a step is read once the next one is queued. Logs, evaluations
+and saves read it first, so that they stand on all that was done; what a step itself rests on (the limit of its loss)
+looks back one step further, and is the same whether something was read early or not.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -18,20 +23,18 @@ from torch import Tensor
 from vit_dist.core.errors import DataError
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.progress import Progress
-from vit_dist.core.run import history
 from vit_dist.core.run import log as runlog
 from vit_dist.core.seeding import hash64
 from vit_dist.core.store_patience import run_has_begun
-from vit_dist.data.mixup import draw_mix, mix_micro_batches
 from vit_dist.data.reader import Batch, Replacement
-from vit_dist.data.stream import TrainStream
-from vit_dist.engines._collectives import all_gather_object, any_rank
-from vit_dist.engines._protocol import StepResult
+from vit_dist.data.stream import StreamState, TrainStream
+from vit_dist.engines._protocol import PendingStep, StepResult
 from vit_dist.optim import OptimizerConfig, ScheduleConfig
+from vit_dist.train.agreement import Agreement, Requests
 from vit_dist.train.bad_steps import record_bad_step
 from vit_dist.train.checkpoint.saver import SupersededError
+from vit_dist.train.feed import Feed, MicroBatches
 from vit_dist.train.health import guards
-from vit_dist.train.losses import make_targets
 from vit_dist.train.norms import StepNorms
 from vit_dist.train.progress.performance import measure
 from vit_dist.train.rewind import can_rewind, rewind
@@ -40,7 +43,8 @@ from vit_dist.train.saving import save
 from vit_dist.train.state import TrainState
 
 _TAG_STEP = 0x53544550  # "STEP"
-_REQUESTS_EVERY_S = 0.5
+_COLLECT_EVERY = 1000
+"""Steps, where nothing is due for longer."""
 
 
 def train(run: Run) -> None:
@@ -57,78 +61,146 @@ def train(run: Run) -> None:
     if run.state.step >= run.plan.total_steps:
         _end(run, "")
         return
-    while not _train_until_rewind(run):
-        rewind(run)
+    with _collecting_by_hand():
+        while not _train_until_rewind(run):
+            rewind(run)
+
+
+@contextlib.contextmanager
+def _collecting_by_hand() -> Iterator[None]:
+    """Python looks for garbage when the loop says so, on all ranks at once: else each stops the others in turn."""
+    enabled = gc.isenabled()
+    gc.collect()
+    # What is there now stays: modules, model and engine need not be walked through again.
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()
 
 
 def _train_until_rewind(run: Run) -> bool:
     """Train from the run's state. True: the attempt has ended; False: rewind, then call again. A collective."""
-    plan, clock, config, state = run.plan, run.clock, run.recipe.guards, run.state
-    requests = _Requests()
+    plan, clock, config = run.plan, run.clock, run.recipe.guards
+    requests, flight = Requests(), None
+    feed = Feed(run.recipe, plan.micro_batch, run.engine.device)
     with (
-        TrainStream(run.data, run.recipe, run.world, state.position) as stream,
+        TrainStream(run.data, run.recipe, run.world, run.state.position, reuse=True) as stream,
         Progress(
-            "  training", plan.total_steps, "steps", quiet=not run.world.is_main, done=state.step, summary=False
+            "  training", plan.total_steps, "steps", quiet=not run.world.is_main, done=run.state.step, summary=False
         ) as progress,
     ):
         clock.enter("wait")
         for batch, after in stream:
             clock.enter("train")
-            if run.profiler is not None:
-                run.profiler.before(state.step + 1)
-            norms = StepNorms(run.engine, run.world) if clock.due("norms", state, after) else None
-            _seed_step(run, state.step)
-            limit = guards.loss_limit(config, state.losses)
-            skip_over = limit if config.spike == "skip" else math.inf
-            # Collectives: gradients (and under ZeRO-3 weights), then the mean loss, which is the same float on every
-            # rank, so that all later decisions that rest on it are too. Reading that float waits for the device: one
-            # synchronisation a step, which the checks for spikes and non-finite steps need before the next batch.
-            result = run.engine.train_step(
-                _micro_batches(run, batch),
-                _lr(run, state.step),
-                skip_over=skip_over,
-                on_gradients=norms.on_gradients if norms is not None else None,
-            )
-            if run.profiler is not None:
-                run.profiler.after(state.step + 1)
-            values = norms.finish() if norms is not None else {}
-            # Collective, after the step and not before it: a peer that died meanwhile is met in the step's own
-            # collectives, and whoever asks to stop gets the step that runs into the checkpoint.
-            agreed = _agree(run, batch.replaced, requests)
+            before = run.state
+            agreement = Agreement(run, batch.replaced, requests)
+            step = _queue(run, feed.micro_batches(batch), batch.ordinals, after)
+            agreed = agreement.wait()
             # Before the state moves on: a superseded attempt writes neither log nor checkpoint from here.
             if agreed.superseded:
                 raise SupersededError(agreed.superseded)
-            before, bad = state, frozenset(r.ordinal for r in agreed.replaced)
-            state, spike = guards.after_step(config, state, result, limit, position=after.position, quarantined=bad)
-            run.state = state
-            clock.step_done(result)
-            if values and run.writer is not None:
-                run.writer.scalars(state.step, values)
+            bad = frozenset(r.ordinal for r in agreed.replaced)
+            run.state = state = before.advance(position=after.position, quarantined=bad)
+            clock.step_begun()
+            if step.norms and run.writer is not None:
+                run.writer.scalars(state.step, step.norms)
+            # The step before, while the device computes this one.
+            _settle(run, flight)
+            flight = step
             _trace(run, batch)
             _quarantine(run, agreed.replaced, state)
-            # `spike` and `applied` come from the all-reduced loss and gradient norm: every rank enters here, or none.
-            if spike or not result.applied:
-                record_bad_step(run, batch, result, limit=limit)
-                if spike and config.spike == "rewind" and can_rewind(run):
-                    return False
             done = state.step >= plan.total_steps
             # The order is part of the contract. Weights are compared before anything is made of them; the log is
             # written before the checkpoint, which flushes it, so that no checkpoint is ahead of its log; the
             # evaluation comes before the checkpoint whose marker holds its metrics. checksum, eval and save are
-            # collectives; a cadence in seconds is decided by rank 0's clock for all (Clock.due).
-            if clock.due("checksum", before, state):
+            # collectives; a cadence in seconds is decided by rank 0's clock for all (Agreement).
+            checks, logs = clock.due("checksum", before, state), clock.due("log", before, state) or done
+            evaluates = clock.due("eval", before, state) or done
+            saves = clock.due("save", before, state) or agreed.save or done or bool(agreed.stop)
+            if checks or logs or evaluates or saves or step.norms or clock.in_first_step or config.spike == "rewind":
+                # Whatever comes next rests on what this step did.
+                spike, flight = _settle(run, flight), None
+                if spike and config.spike == "rewind" and can_rewind(run):
+                    return False
+            if checks:
                 guards.check_replicas(run.engine, run.world, state.step)
-            if clock.due("log", before, state) or done:
-                _log(run, state, result, progress)
-            if clock.due("eval", before, state) or done:
-                _evaluate(run, state, progress)
-            if clock.due("save", before, state) or agreed.save or done or agreed.stop:
+            if logs:
+                _log(run, step.pending.read(), progress)
+            if logs or evaluates or saves or state.step % _COLLECT_EVERY == 0:
+                gc.collect()
+            if evaluates:
+                _evaluate(run, run.state, progress)
+            if saves:
                 save(run)
             if done or agreed.stop:
                 _end(run, "" if done else agreed.stop)
                 break
             clock.enter("wait")
     return True
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step that was queued.
+
+    Attributes:
+        number: of the step.
+        pending: its result.
+        limit: the loss above which it is a spike.
+        ordinals: of this rank's examples.
+        norms: what was measured in it, by tag; mostly nothing.
+    """
+
+    number: int
+    pending: PendingStep
+    limit: float
+    ordinals: Tensor
+    norms: Mapping[str, float]
+
+
+def _queue(run: Run, batch: MicroBatches, ordinals: Tensor, after: StreamState) -> _Step:
+    """Begin the next step. A collective.
+
+    Its collectives are those of gradients (and of weights under ZeRO-3), and the mean loss, which is the same float on
+    every rank, so that all later decisions that rest on it are too.
+    """
+    state, config = run.state, run.recipe.guards
+    if run.profiler is not None:
+        run.profiler.before(state.step + 1)
+    norms = StepNorms(run.engine, run.world) if run.clock.due("norms", state, after) else None
+    _seed_step(run, state.step)
+    limit = guards.loss_limit(config, state)
+    pending = run.engine.train_step(
+        batch,
+        _lr(run, state.step),
+        skip_over=limit if config.spike == "skip" else math.inf,
+        on_gradients=norms.on_gradients if norms is not None else None,
+    )
+    if run.profiler is not None:
+        run.profiler.after(state.step + 1)
+    values = norms.finish() if norms is not None else {}
+    return _Step(state.step + 1, pending, limit, ordinals, values)
+
+
+def _settle(run: Run, step: _Step | None) -> bool:
+    """Wait for a step that was queued, and draw what follows from its result; whether it was a spike. A collective.
+
+    Raises:
+        RunError: too many steps in a row were not applied.
+    """
+    if step is None:
+        return False
+    result = step.pending.read()
+    run.state, spike = guards.learn(run.recipe.guards, run.state, step.number, result, step.limit)
+    run.clock.step_done(result)
+    # `spike` and `applied` come from the all-reduced loss and gradient norm: every rank enters here, or none.
+    if spike or not result.applied:
+        record_bad_step(run, step.number, step.ordinals.tolist(), result, limit=step.limit)
+    return spike
 
 
 def _end(run: Run, stopping: str) -> None:
@@ -153,71 +225,11 @@ def _lr(run: Run, step: int) -> float:
 
 def _seed_step(run: Run, step: int) -> None:
     # Dropout and stochastic depth draw from a generator that is a function of the step: there is no state to save.
-    torch.manual_seed(hash64(run.recipe.seed, _TAG_STEP, step, run.world.rank))
-
-
-def _micro_batches(run: Run, batch: Batch) -> Sequence[tuple[Tensor, Tensor]]:
-    targets = make_targets(batch, run.recipe.data.num_classes, run.recipe.loss)
-    size, mixup = run.plan.micro_batch, run.recipe.data.mixup
-    if mixup is not None:
-        firsts = batch.positions[: len(batch.positions) // 2].tolist()
-        mixes = [draw_mix(mixup, run.recipe.seed, position, batch.images.shape[-1]) for position in firsts]
-        return mix_micro_batches(batch.images, targets, mixes, size, run.engine.device)
-    return [(batch.images[i : i + size], targets[i : i + size]) for i in range(0, len(batch.images), size)]
-
-
-@dataclass(frozen=True)
-class _Agreed:
-    """What any rank met in a step, the same on every rank.
-
-    Attributes:
-        replaced: samples that could not be decoded.
-        save: a checkpoint was asked for.
-        stop: a reason to stop, or ''.
-        superseded: the later attempt that owns the run directory, in words, or ''.
-    """
-
-    replaced: list[Replacement] = field(default_factory=list)
-    save: bool = False
-    stop: str = ""
-    superseded: str = ""
-
-
-class _Requests:
-    """Looks for the request file, now and then: the file system may be a slow one."""
-
-    def __init__(self) -> None:
-        self._next = 0.0
-
-    def take(self, run: Run) -> str:
-        """'save', 'stop' or ''; always '' on ranks other than 0."""
-        now = time.monotonic()
-        if not run.world.is_main or now < self._next:
-            return ""
-        self._next = now + _REQUESTS_EVERY_S
-        return history.take_request(run.directory.path)
-
-
-def _agree(run: Run, replaced: list[Replacement], requests: _Requests) -> _Agreed:
-    """What any rank met in this step. A collective.
-
-    A signal reaches ranks at different moments, only rank 0 sees the request file and the heartbeat, and a broken
-    sample is met by the rank that reads it. A rank that acted on its own view would leave the others in a collective
-    that never completes.
-    """
-    asked = requests.take(run)
-    reason = run.stop.reason or ("the request file" if asked == "stop" else "")
-    superseded = run.record.superseded
-    if run.world.size == 1:
-        return _Agreed(replaced, asked == "save", reason, superseded)
-    # Four flags every step; the texts and samples, which are pickled, only in the rare step that has any.
-    flags = any_rank([bool(replaced), asked == "save", bool(reason), bool(superseded)], run.world)
-    # `flags` is the same on every rank: all return here, or all go on to the second collective.
-    if not any(flags):
-        return _Agreed()
-    views = all_gather_object((replaced, reason, superseded), run.world)
-    stop = next((why for _, why, _ in views if why), "")
-    return _Agreed([r for part, *_ in views for r in part], flags[1], stop, views[0][2])
+    seed, device = hash64(run.recipe.seed, _TAG_STEP, step, run.world.rank), run.engine.device
+    # Not torch.manual_seed, which goes through all devices and backends that there are, in each step.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
 
 
 def _trace(run: Run, batch: Batch) -> None:
@@ -248,7 +260,8 @@ def _quarantine(run: Run, replaced: list[Replacement], state: TrainState) -> Non
         )
 
 
-def _log(run: Run, state: TrainState, result: StepResult, progress: Progress) -> None:
+def _log(run: Run, result: StepResult, progress: Progress) -> None:
+    state = run.state
     window = run.clock.since_last_log()
     # Collective: what tells a slow rank from the others is known to itself alone.
     performance = measure(window, run.info, run.world, run.engine.device, trained=state.examples)

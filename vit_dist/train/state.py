@@ -12,6 +12,9 @@ from vit_dist.data.order import OrderIdentity, describe_identity_change
 _SKIPPED_RANGES_KEY = "passed_over"
 """Name of `skipped_ranges` in a checkpoint's marker."""
 
+_LOSS_STEPS_KEY = "loss_steps"
+"""Steps of `losses` there. Markers of former versions have none: the last steps before the checkpoint then."""
+
 
 @dataclass(frozen=True)
 class TrainState:
@@ -22,7 +25,7 @@ class TrainState:
         position: examples consumed: the state of the stream.
         skipped: steps that the engine did not apply, since a gradient was not finite or the loss was a spike.
         quarantined: ordinals of the samples that could not be decoded so far.
-        losses: of the last applied steps: what a spike is measured against.
+        losses: of the last applied steps, each with its step: what a spike is measured against.
         bad_in_row: steps up to now that were not applied, without one between that was.
         spikes: steps whose loss was a spike.
         skipped_ranges: ranges of positions [begin, end) that a rewind left out of training.
@@ -32,7 +35,7 @@ class TrainState:
     position: int = 0
     skipped: int = 0
     quarantined: frozenset[int] = frozenset()
-    losses: tuple[float, ...] = ()
+    losses: tuple[tuple[int, float], ...] = ()
     bad_in_row: int = 0
     spikes: int = 0
     skipped_ranges: tuple[tuple[int, int], ...] = ()
@@ -42,22 +45,15 @@ class TrainState:
         """Examples that were trained on."""
         return self.position - sum(end - begin for begin, end in self.skipped_ranges)
 
-    def advance(
-        self,
-        *,
-        position: int,
-        applied: bool,
-        quarantined: frozenset[int],
-        spike: bool = False,
-        losses: tuple[float, ...] = (),
-    ) -> TrainState:
-        """The state after one more step."""
+    def advance(self, *, position: int, quarantined: frozenset[int]) -> TrainState:
+        """The state once one more step was begun, whose result is not known yet."""
+        return replace(self, step=self.step + 1, position=position, quarantined=self.quarantined | quarantined)
+
+    def learned(self, *, applied: bool, spike: bool, losses: tuple[tuple[int, float], ...]) -> TrainState:
+        """The state once the result of the oldest step is known that was not."""
         return replace(
             self,
-            step=self.step + 1,
-            position=position,
             skipped=self.skipped + (not applied),
-            quarantined=self.quarantined | quarantined,
             losses=losses,
             bad_in_row=0 if applied else self.bad_in_row + 1,
             spikes=self.spikes + spike,
@@ -83,6 +79,7 @@ class TrainState:
         # The key has another name than the attribute: markers that were written under it must stay readable, and a
         # marker that is written now must be readable to the version before.
         fields[_SKIPPED_RANGES_KEY] = fields.pop("skipped_ranges")
+        fields["losses"], fields[_LOSS_STEPS_KEY] = [loss for _, loss in self.losses], [step for step, _ in self.losses]
         return {**fields, "quarantined": sorted(self.quarantined), "order": asdict(identity)}
 
     @classmethod
@@ -98,12 +95,14 @@ class TrainState:
                 f"{where}: its position belongs to another order of examples ({'; '.join(changes)}); continuing would "
                 f"repeat some and leave out others. Restore those settings or start in another --run-dir"
             )
+        losses = raw["losses"]
+        steps = raw.get(_LOSS_STEPS_KEY, range(raw["step"] - len(losses) + 1, raw["step"] + 1))
         return cls(
             raw["step"],
             raw["position"],
             raw["skipped"],
             frozenset(raw["quarantined"]),
-            tuple(raw["losses"]),
+            tuple(zip(steps, losses, strict=True)),
             raw["bad_in_row"],
             raw["spikes"],
             tuple((begin, end) for begin, end in raw[_SKIPPED_RANGES_KEY]),

@@ -21,6 +21,7 @@ from vit_dist.core import places
 from vit_dist.core.errors import VitDistError
 from vit_dist.core.places import Place, Takes
 from vit_dist.core.registry import ENGINES, EVALUATORS, MODELS, OPTIMIZERS, SCHEDULES
+from vit_dist.core.stores import file_system, storage_options
 from vit_dist.study.grid import StudyConfig, load_study
 
 LOCAL = {places.local_option, places.local_or_name, places.local_or_override}
@@ -224,6 +225,22 @@ def test_places_that_are_right_stay_as_they_are() -> None:
     for text in ("s3://b", "S3://b/my photos/x", "https://u:p@h/x%20y?a=b", "lmdb://x", "{000..3}.tar", "a?b*"):
         assert Place(Takes.EITHER)(text) == text
     assert places.local_option("file:///a%20b") == Path("/a b")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["localhost:9000", "127.0.0.1", "s3://bucket", "/run/s3.sock", "http:/host", "http//host", "http://my host"],
+)
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_an_endpoint_is_the_url_of_a_server(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(
+        VitDistError, match=f"the environment variable {variable}: .*(such as http://|is written|names no)"
+    ):
+        file_system("s3://bucket/x")
+    monkeypatch.setenv(variable, "http://host:9000")
+    assert storage_options("s3")["endpoint_url"] == "http://host:9000"
 
 
 @pytest.mark.parametrize("variable", ["VIT_DIST_CACHE", "VIT_DIST_RUNS"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,21 @@ def test_values_that_are_no_numbers_are_recorded_and_read_as_such(tmp_path: Path
     )
     with pytest.raises(RunError, match="damaged: the values of step 7"):
         history.evaluation(tmp_path, evaluators, 7)
+
+
+@pytest.mark.parametrize("most", [1 << 20, 1 << 28, 1 << 34, None])
+@pytest.mark.parametrize("size", [0, 9, 3 << 20])
+def test_a_file_takes_the_memory_that_it_has_and_not_what_it_might_have(
+    size: int, most: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "f").write_bytes(bytes(size))
+    tracemalloc.start()
+    try:
+        if most is not None and size > most:
+            with pytest.raises(DamagedError, match="larger than"):
+                read_small(tmp_path / "f", most)
+        else:
+            assert read_small(tmp_path / "f", most) == bytes(size)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()

@@ -115,7 +115,7 @@ class Scatters(nn.Module):
 def test_an_operation_without_a_deterministic_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     free, strict = recipe(), recipe(deterministic=True)
     with numerics(free):
-        assert plain(free, Scatters()).train_step([batch()], 0.1).applied
+        assert plain(free, Scatters()).train_step([batch()], 0.1).read().applied
     engine = plain(strict, Scatters())
     with numerics(strict):
         for step in (lambda: engine.train_step([batch()], 0.1), lambda: engine.predict(batch()[0])):

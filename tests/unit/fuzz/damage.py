@@ -1,5 +1,7 @@
 """What storage, kills and strangers do to files: bytes, texts and JSON that were real, with some of it changed."""
 
+# Tables of odd pieces are easier to look over in long lines.
+
 from __future__ import annotations
 
 import contextlib

@@ -1,5 +1,7 @@
 """Manifests, sample indexes and tars with anything changed: a set within bounds, or one DataError."""
 
+# Tables of odd pieces are easier to look over in long lines.
+
 from __future__ import annotations
 
 import io

@@ -1,5 +1,7 @@
 """Whatever Slurm's commands print, or a job is called: jobs, nodes and settings within bounds, and never an error."""
 
+# Tables of odd pieces are easier to look over in long lines.
+
 from __future__ import annotations
 
 from pathlib import Path

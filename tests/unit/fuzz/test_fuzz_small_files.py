@@ -1,5 +1,7 @@
 """The small files of a run with anything changed: a value or a finding of that run alone."""
 
+# Tables of odd pieces are easier to look over in long lines.
+
 from __future__ import annotations
 
 import contextlib

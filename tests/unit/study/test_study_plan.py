@@ -217,7 +217,10 @@ def test_sizes_are_those_of_the_manifests_and_unknown_where_there_is_none(
 ) -> None:
     manifest = read_manifest(small_set)
     known = cells_of(study_file, f"data.train={small_set}")
-    assert dataset_sizes(known) == {small_set: DatasetSize(manifest.num_samples, int(manifest.sizes.sum()))}
+    assert dataset_sizes(known) == {small_set: DatasetSize(manifest.num_samples, int(manifest.sizes.sum()), 4)}
+    idle = cells_of(study_file, f"data.train={small_set}", "data.num_classes=1000")
+    remarks = {one.remark for one in estimate_costs(idle, dataset_sizes(idle))}
+    assert all("but the training set has 4 classes" in remark for remark in remarks)
     assert dataset_sizes(cells_of(study_file)) == {}
     assert dataset_sizes(cells_of(study_file, f"data.train={tmp_path}/nowhere")) == {}
 

@@ -194,23 +194,48 @@ same. --balanced takes equally many of each class, and is nested too; it needs a
 def _dedup_parser() -> argparse.ArgumentParser:
     p = parser(
         "dedup",
-        "Find training images that are nearly those of evaluation sets, and write a manifest without them.",
+        "Find training images that are nearly those of evaluation sets, and write a manifest without them; or, given a "
+        "set alone, the images that are in it twice.",
         """
 Images are compared by a 64-bit perceptual hash; where at most --distance bits differ they count as the same. Plain
 ones, of one colour or a gradient, have hashes that say nothing: they count as the same where all their pixels are.
 What was left out stands in a list beside the new manifest. The tars stay as they are.
 """,
         "  vit-dist data dedup s3://bucket/train --against s3://bucket/val --out s3://bucket/train-dedup.json\n"
+        "  vit-dist data dedup s3://bucket/train              # images in it twice, byte for byte; nothing is written\n"
         "  vit-dist data dedup train.json --against a/val.json b/test.json --out train-dedup.json --distance 2",
     )
     p.add_argument("manifest", type=any_option, help="of the training set")
-    p.add_argument(
-        "--against", type=any_option, nargs="+", required=True, metavar="MANIFEST", help="of the evaluation sets"
-    )
-    p.add_argument("--out", type=any_option, required=True, metavar="MANIFEST", help="where the new manifest goes")
+    p.add_argument("--against", type=any_option, nargs="+", metavar="MANIFEST", help="of the evaluation sets")
+    p.add_argument("--out", type=any_option, metavar="MANIFEST", help="where the new manifest goes")
     p.add_argument("--distance", type=count, default=4, metavar="BITS", help="bits of 64 that may differ (4)")
     p.add_argument("--workers", type=positive, metavar="N", help="processes (one a core)")
     return p
+
+
+def _report_copies(args: argparse.Namespace) -> int:
+    """Print the images that are in a set more than once, a line for each file."""
+    from vit_dist.core.files import redact
+    from vit_dist.core.progress import Progress
+    from vit_dist.data.dedup import copies_within
+    from vit_dist.data.manifest import read_manifest
+
+    manifest = read_manifest(args.manifest)
+    with Progress(f"reading {manifest.name}", manifest.num_samples, "images") as progress:
+        copies = copies_within(manifest, args.workers or default_workers(), progress.advance)
+    keys: dict[int, list[str]] = {}
+    for group, num_labels in zip(copies.groups, copies.num_labels, strict=True):
+        for shard in {shard for shard, _ in group} - keys.keys():
+            keys[shard] = manifest.read_index(shard).keys()
+        told = f"  ({num_labels} different labels)" if num_labels > 1 else ""
+        out("  ".join(keys[shard][place] for shard, place in group) + told + "\n")
+    mixed = sum(num_labels > 1 for num_labels in copies.num_labels)
+    say(
+        f"{redact(args.manifest)}: {copies.num_surplus:,} of {manifest.num_samples:,} images are copies of another one "
+        f"in the set, byte for byte: {len(copies.groups):,} files stand there more than once, {mixed:,} of them with "
+        f"different labels"
+    )
+    return 0
 
 
 def dedup_main(argv: list[str]) -> int:
@@ -225,6 +250,13 @@ def dedup_main(argv: list[str]) -> int:
 
     if args.distance > MAX_DISTANCE:
         raise ConfigError(f"--distance {args.distance}: expected 0 to {MAX_DISTANCE} of the 64 bits")
+    if (args.against is None) != (args.out is None):
+        raise ConfigError(
+            f"{'--out' if args.against is None else '--against'}: give --against and --out together, or neither, to "
+            f"see what is in the set twice"
+        )
+    if args.against is None:
+        return _report_copies(args)
     require_imagehash()
     workers = args.workers or default_workers()
     train = read_manifest(args.manifest)

@@ -225,6 +225,13 @@ def _report(result: PackResult, dest: str) -> None:
         say("already packed from the same source with the same options; nothing to do")
     if result.num_bad:
         say(f"left out {result.num_bad:,} unreadable images; see {redact(dest)}/{BAD_LIST}")
+    if result.num_turned and result.upright:
+        say(f"turned {result.num_turned:,} images upright, as their EXIF orientation says")
+    elif result.num_turned:
+        say(
+            f"{result.num_turned:,} images are stored on their side or mirrored, as their EXIF orientation says, and "
+            f"are trained on as they are stored; --upright turns them"
+        )
     for url, manifest in result.manifests:
         out(
             f"{redact(url)}: {manifest.num_samples:,} examples of {manifest.num_classes:,} classes in "

@@ -26,8 +26,8 @@ examples:
   vit-dist evaluate --list runs.txt --cluster dgx-h100 --max-parallel 8       # an array, an element a run
   srun vit-dist evaluate --list runs.txt --element 3            # the run in line 4 of a list: an array's element
 
-Results go to a new event file in RUN-DIR/tb, at the step of the checkpoint, and into its history. A tag such
-as val/top1 is of one set for the whole run, the first that was measured under it: the run's own. What is measured on
+Results go to a new event file in RUN-DIR/tb, at the step of the checkpoint, and into its history. A tag such as
+val/top1 is of one set for the whole run, the first that was measured under it: the run's own. What is measured on
 another set, or with other settings of an evaluator, is logged as val@NAME-FINGERPRINT/top1, and reports of studies
 leave it out. The history and --out name the set beside the values. The same metric of the same set at the same step
 is not measured again. Overrides may change where things are and what is evaluated, not what was trained.

@@ -23,7 +23,7 @@ forms, by the name's ending
   x.npz                Google's: vision_transformer (ViT, hybrid), big_transfer (BiT); linen names are read too
   x.safetensors        ours: timm's names, with the model, recipe, hash and examples seen in its header
   x.timm.safetensors   a state dict that timm's own model loads, with equal logits; refused where timm has none
-  x.pth .pt .bin .ckpt read only, as plain tensors: nothing else in them is unpickled
+  x.pth .pt .bin .ckpt read only, as plain tensors: nothing in them is unpickled or run
   x/                   a folder that Hugging Face's ViTForImageClassification loads; a ViTModel is read with --head new
 SOURCE and OUT may be URLs, such as s3://bucket/b16.npz. A file that is there already is replaced, once the new one is
 complete.

@@ -21,7 +21,7 @@ def check_relations(marker: Mapping[str, Any]) -> None:
         DamagedError: says which fields, and what they say.
     """
     try:
-        state = checked(marker["state"], records.STATE)
+        state = checked(marker["state"], {**records.STATE, **records.STATE_SINCE})
         # Counts of a state that is cut short have nothing to be held against.
         if "step" in state and "position" in state:
             for problem in _of_state(state, marker["recipe"]):
@@ -57,6 +57,11 @@ def _of_state(state: Mapping[str, Any], recipe: Mapping[str, Any]) -> Iterator[s
         yield f"bad_in_row is {bad_in_row:,}, and {skipped:,} steps were not applied"
     if len(state.get("losses", [])) > step - skipped:
         yield f"losses are {len(state['losses']):,}, of {step - skipped:,} steps that were applied"
+    taken = state.get("loss_steps")
+    if taken is not None and (
+        len(taken) != len(state.get("losses", [])) or any(a >= b for a, b in pairwise([0, *taken, step + 1]))
+    ):
+        yield f"loss_steps is {shown(taken)}: no steps of {len(state.get('losses', [])):,} losses, up to {step:,}"
     if any(a >= b for a, b in pairwise(quarantined)):
         yield "quarantined is not sorted, or names a sample twice"
 

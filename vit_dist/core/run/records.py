@@ -94,6 +94,8 @@ STATE: Mapping[str, Check] = {
     "order": is_mapping,
 }
 """The train state in a checkpoint's marker; who goes on from it needs every field."""
+STATE_SINCE: Mapping[str, Check] = {"loss_steps": lambda value: isinstance(value, list) and all(map(is_count, value))}
+"""What markers of former versions lack in it."""
 MARKER: Mapping[str, Check] = {
     "format": is_count,
     "vit_dist": is_text,

@@ -62,11 +62,17 @@ class PackOptions:
 
 @dataclass(frozen=True)
 class PackResult:
-    """What came out: manifests (URL and content; none after one part of several), images left out."""
+    """What came out: manifests (URL and content; none after one part of several), images left out.
+
+    `num_turned` counts the images whose EXIF orientation says that they are stored on their side or mirrored, of those
+    that were packed now; `upright` says whether they were turned.
+    """
 
     manifests: tuple[tuple[str, ShardManifest], ...]
     num_bad: int
     already_there: bool = False
+    num_turned: int = 0
+    upright: bool = False
 
 
 def pack(
@@ -218,7 +224,8 @@ def merge(dest: str, *, max_bad: Fraction = Fraction(1, 100)) -> PackResult:
     for url, manifest in joined:
         write_manifest(manifest, url)
     remove_markers(dest)
-    return PackResult(tuple(joined), bad)
+    turned = sum(marker.turned for marker in markers.values())
+    return PackResult(tuple(joined), bad, num_turned=turned, upright=bool(plan.images.get("upright")))
 
 
 def _list(source: Source, scratch: Path, say: Callable[[str], None], quiet: bool) -> Listing:
@@ -244,6 +251,9 @@ def _list(source: Source, scratch: Path, say: Callable[[str], None], quiet: bool
         source.num_classes = largest + 1
     for note in source.notes:
         say(note)
+    if source.num_outside:
+        shown = ", ".join(source.outside) + (", ..." if source.num_outside > len(source.outside) else "")
+        say(f"left out {source.num_outside:,} images that lie in no class directory: {shown}")
     if source.num_ignored:
         shown = ", ".join(source.ignored) + (", ..." if source.num_ignored > len(source.ignored) else "")
         say(f"ignored {source.num_ignored:,} files that do not end like images: {shown}")

@@ -24,7 +24,7 @@ from vit_dist.core.files import (
     write_bytes,
 )
 from vit_dist.core.small_files import is_count, is_mapping, is_texts, parse_json, required
-from vit_dist.data.images import FORMATS, DecodeError, load
+from vit_dist.data.images import FORMATS, DecodeError, is_turned, load
 from vit_dist.data.index import encode_index
 from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import Shard, checksum, decode_shard
@@ -97,12 +97,16 @@ class Task:
 
 @dataclass(frozen=True)
 class DoneMarker:
-    """What became of one shard: its entry of the manifest and the images that were left out, (place, reason)."""
+    """What became of one shard: its entry of the manifest and the images that were left out, (place, reason).
+
+    `turned` counts the images whose EXIF orientation says that they are stored on their side or mirrored.
+    """
 
     shard: Shard
     bad: tuple[tuple[str, str], ...]
     max_labels: int
     max_label: int
+    turned: int = 0
 
     def encode(self) -> bytes:
         """As JSON."""
@@ -120,7 +124,9 @@ class DoneMarker:
         bad = required(raw, "bad", _is_pairs, "a list of pairs of texts")
         max_labels = required(raw, "max_labels", is_count, "a whole number from 0")
         max_label = required(raw, "max_label", lambda v: v == -1 or is_count(v), "a whole number from -1")
-        return cls(shard, tuple((place, reason) for place, reason in bad), max_labels, max_label)
+        # Markers of before these were counted have none.
+        turned = required({"turned": 0, **raw}, "turned", is_count, "a whole number from 0")
+        return cls(shard, tuple((place, reason) for place, reason in bad), max_labels, max_label, turned)
 
 
 def _is_pairs(value: Any) -> bool:
@@ -223,7 +229,7 @@ def pack_shard(job: Job, task: Task, listing: Listing, tick: Callable[[int], Non
     tar_url = join_url(job.dest, f"{task.stem}.tar")
     with _temporary(job, task) as temporary:
         with temporary.open("w+b") as file:
-            bad = _write_samples(job, task, listing, file, tick)
+            bad, turned = _write_samples(job, task, listing, file, tick)
             # On the disk before its marker says that it is there: a power loss must not leave a marker alone.
             file.flush()
             os.fsync(file.fileno())
@@ -232,7 +238,7 @@ def pack_shard(job: Job, task: Task, listing: Listing, tick: Callable[[int], Non
         _deliver(temporary, tar_url)
     index = encode_index(scan.index)
     write_bytes(join_url(job.dest, f"{task.stem}.idx.npz"), index)
-    marker = _marker(task, scan, index, bad)
+    marker = replace(_marker(task, scan, index, bad), turned=turned)
     write_bytes(join_url(job.dest, task.marker), marker.encode())
     return marker
 
@@ -252,12 +258,13 @@ def _temporary(job: Job, task: Task) -> Iterator[Path]:
 
 def _write_samples(
     job: Job, task: Task, listing: Listing, file: IO[bytes], tick: Callable[[int], None]
-) -> list[tuple[str, str]]:
-    """Write the samples of a shard as a tar; the images that were left out, (place, reason)."""
+) -> tuple[list[tuple[str, str]], int]:
+    """Write the samples of a shard as a tar; the images left out, (place, reason), and how many are turned."""
     from webdataset.writer import TarWriter
 
     ordinals = shuffled_ordinals(task.first, task.count, listing.count, job.seed)
     bad: list[tuple[str, str]] = []
+    turned = 0
     with contextlib.closing(Fetcher(job.base)) as fetcher, contextlib.closing(_writer(TarWriter, file)) as writer:
         for item, content in fetcher.fetch_all(listing[int(i)] for i in ordinals):
             try:
@@ -266,9 +273,10 @@ def _write_samples(
                 bad.append((item.place, str(error)))
                 tick(0)
                 continue
+            turned += job.pixels is None and isinstance(content, bytes) and is_turned(content)
             writer.write({"__key__": item.key, **members})
             tick(num_bytes)
-    return bad
+    return bad, turned
 
 
 def _members(job: Job, item: Item, content: bytes | DataError) -> tuple[dict[str, bytes], int]:

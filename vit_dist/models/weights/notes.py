@@ -109,13 +109,15 @@ def timm_constructor(config: ModelConfig, num_classes: int, image_size: int) -> 
 def timm_code(file: str, config: ModelConfig, num_classes: int, image_size: int, crop: float) -> str:
     """Four lines of Python that load a file into timm's own model, and images as they were seen here."""
     imports, model = timm_constructor(config, num_classes, image_size)
-    images = f"input_size=(3, {image_size}, {image_size}), mean=(0.5,) * 3, std=(0.5,) * 3"
-    shown = f"crop_pct={_crop_pct(image_size, crop)!r}, interpolation='bilinear'"
+    images = (
+        f"input_size=(3, {image_size}, {image_size}), mean=(0.5,) * 3, std=(0.5,) * 3, "
+        f"crop_pct={_crop_pct(image_size, crop)!r}, interpolation='bilinear'"
+    )
     lines = [
         f"import safetensors.torch, timm, torch{imports}",
         f"model = {model}",
         f"model.load_state_dict(safetensors.torch.load_file({file!r})); model.eval()",
-        f"images = timm.data.create_transform({images}, {shown})",
+        f"images = timm.data.create_transform({images})",
     ]
     return "\n".join(lines)
 

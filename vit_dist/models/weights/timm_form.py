@@ -15,9 +15,13 @@ from vit_dist.models.bit import BiTConfig
 from vit_dist.models.hybrid import HybridConfig
 from vit_dist.models.vit import ViTConfig
 from vit_dist.models.weights.names import OPTIONS, Wording
+from vit_dist.models.weights.promised import Promised
+from vit_dist.models.weights.promised import State as Promises
 
 State = dict[str, Tensor]
 _SHOWN = 4
+# Patches along a side of a fixed table that is held against that of a file.
+_MAX_SIDE = 1_024
 
 
 def kind_of(config: ModelConfig) -> str:
@@ -145,8 +149,8 @@ def _vision_transformer(config: ViTConfig, num_classes: int, image_size: int) ->
 
 
 def from_timm(
-    tensors: Mapping[str, Tensor], config: ModelConfig, where: str, *, new_head: bool, wording: Wording = OPTIONS
-) -> State:
+    tensors: Mapping[str, Promised], config: ModelConfig, where: str, *, new_head: bool, wording: Wording = OPTIONS
+) -> Promises:
     """Tensors by timm's names, or by ours -> a state by our names.
 
     Args:
@@ -181,19 +185,23 @@ def from_timm(
     # A head that is a 1x1 convolution.
     weight = state.get("head.weight")
     if weight is not None and weight.ndim == 4 and weight.shape[2:] == (1, 1):
-        state["head.weight"] = weight.flatten(1)
+        state["head.weight"] = weight.then(_as_matrix)
     if isinstance(config, ViTConfig) and config.position_embedding == "sincos" and "pos_embed" in state:
         _check_fixed(state.pop("pos_embed"), config, where)
     return state
 
 
-def _check_fixed(table: Tensor, config: ViTConfig, where: str) -> None:
+def _as_matrix(weight: Tensor) -> Tensor:
+    return weight.flatten(1)
+
+
+def _check_fixed(table: Promised, config: ViTConfig, where: str) -> None:
     """Refuse a table of positions that is not the fixed one of the model."""
     patches = table.shape[-2] - (config.pool == "cls") if table.ndim == 3 else 0
     side = round(max(patches, 0) ** 0.5)
-    if side and side * side == patches and table.shape[-1] == config.width:
+    if 0 < side <= _MAX_SIDE and side * side == patches and table.shape[-1] == config.width:
         fixed = _fixed_positions(config, side)
-        if torch.allclose(table.float(), fixed, atol=1e-2):
+        if table.shape == fixed.shape and torch.allclose(table.read(), fixed, atol=1e-2):
             return
     raise DataError(
         f"{where}: pos_embed is not the fixed table of position_embedding=sincos; give the model learned ones"

@@ -40,7 +40,8 @@ class Probe:
     def measure(self, engine: Engine) -> float:
         """The loss of the batch with the engine's weights as they are. A collective."""
         logits = engine.predict(self.images)
-        return mean_over_ranks(self.loss(logits.float(), self.targets.to(logits.device)), self.world)
+        loss = self.loss(logits.float(), self.targets.to(logits.device))
+        return float(mean_over_ranks(loss, self.world))
 
     def tolerance(self, wrote: dict[str, Any], reads: dict[str, Any]) -> float:
         """Greatest relative difference that rounding explains, between the layout that wrote and the one that reads.
@@ -75,5 +76,5 @@ def make_probe(recipe: Recipe, manifest: ShardManifest, world: World, examples: 
     with contextlib.closing(iter(EvalBatches(manifest, recipe.data, World(), examples))) as batches:  # type: ignore[type-var]
         batch = next(batches)
     assert batch is not None, "a training set is never empty"
-    targets = make_targets(batch, recipe.data.num_classes, recipe.loss)
+    targets = make_targets(batch.labels, batch.weights, recipe.data.num_classes, recipe.loss)
     return Probe(batch.images, targets, make_loss(recipe.loss), world, recipe.precision)

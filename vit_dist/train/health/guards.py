@@ -17,56 +17,59 @@ from vit_dist.engines._protocol import Engine, StepResult
 from vit_dist.train.state import TrainState
 
 _LEAST_LOSSES = 16
+_LAG = 2
+"""The limit of step k rests on results of steps up to k - 2: that of k - 1 is still on its way when k is queued."""
 
 
-def loss_limit(config: GuardConfig, losses: tuple[float, ...]) -> float:
-    """The loss above which a step is a spike: median + z * 1.4826 * MAD of the last losses; inf while there are few.
+def loss_limit(config: GuardConfig, state: TrainState) -> float:
+    """The loss above which the next step is a spike: median + z * 1.4826 * MAD of losses; inf while there are few.
+
+    Of the last losses up to the step before the last, whether that of the last is known already or not: so it is one
+    number in every run, wherever that was stopped or has waited for its results.
 
     The scale is at least a hundredth of the median, lest a run whose loss has come to rest calls every ripple a spike.
     1.4826 makes the median absolute deviation a standard deviation where losses are normal.
     """
-    if config.spike == "off" or len(losses) < _LEAST_LOSSES:
+    losses = [loss for step, loss in state.losses if step <= state.step + 1 - _LAG][-config.spike_window :]
+    if config.spike == "off" or len(losses) < min(_LEAST_LOSSES, config.spike_window):
         return math.inf
     middle = median(losses)
     scale = 1.4826 * median(abs(loss - middle) for loss in losses)
     return middle + config.spike_z * max(scale, 0.01 * abs(middle))
 
 
-def after_step(
-    config: GuardConfig,
-    state: TrainState,
-    result: StepResult,
-    limit: float,
-    *,
-    position: int,
-    quarantined: frozenset[int],
+def learn(
+    config: GuardConfig, state: TrainState, step: int, result: StepResult, limit: float
 ) -> tuple[TrainState, bool]:
-    """The state after a step, and whether the step was a spike."""
+    """The state once a step's result is known, and whether the step was a spike.
+
+    Args:
+        config: of the recipe.
+        state: that may have moved on to a later step meanwhile.
+        step: the oldest whose result was not known.
+        result: of it.
+        limit: under which it was taken.
+    """
     finite = math.isfinite(result.loss)
     spike = finite and result.loss > limit
     remembered = state.losses
     if finite and result.applied:
-        remembered = (*state.losses, result.loss)[-config.spike_window :]
-    after = state.advance(
-        position=position,
-        applied=result.applied,
-        spike=spike,
-        quarantined=quarantined,
-        losses=remembered if config.spike != "off" else (),
-    )
-    return after, spike
+        # One more than are looked at: the newest may be too new for the next limit.
+        remembered = (*state.losses, (step, result.loss))[-(config.spike_window + _LAG - 1) :]
+    losses = remembered if config.spike != "off" else ()
+    return state.learned(applied=result.applied, spike=spike, losses=losses), spike
 
 
-def check_in_row(config: GuardConfig, state: TrainState, directory: RunDir) -> None:
-    """Stop a run that does not apply its steps any more.
+def check_in_row(config: GuardConfig, state: TrainState, step: int, directory: RunDir) -> None:
+    """Stop a run that does not apply its steps any more, up to a step.
 
     Raises:
         RunError: so many in a row.
     """
     if state.bad_in_row >= config.max_in_row:
         raise RunError(
-            f"the last {state.bad_in_row} steps, up to step {state.step}, were not applied: their loss or gradient was "
-            f"not finite, or they were skipped as spikes; weights are those of step {state.step - state.bad_in_row}. "
+            f"the last {state.bad_in_row} steps, up to step {step}, were not applied: their loss or gradient was "
+            f"not finite, or they were skipped as spikes; weights are those of step {step - state.bad_in_row}. "
             f"The examples' keys are in {directory.nonfinite}; try a lower optim.lr, gradient clipping or "
             f"precision=fp32, or raise guards.max_in_row"
         )

@@ -86,7 +86,10 @@ class AttemptRecord:
         return ""
 
     def running(self, step: int, examples: int, goodput: Mapping[str, float]) -> None:
-        """Write that the attempt trains, and how far it is."""
+        """Write that the attempt trains, and how far it is.
+
+        Not a word is worth the run: one that cannot be written is logged, and written anew at the next log or save.
+        """
         self._step, self._examples, self._goodput = step, examples, goodput
         # Of a superseded attempt nothing is written: the later one's word stands there.
         if not self._world.is_main or not self.attempt or self.look_up_owner():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +14,6 @@ from vit_dist.core.log import log
 from vit_dist.core.units import format_seconds
 from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet
-from vit_dist.engines._collectives import any_rank
 from vit_dist.engines._protocol import StepResult
 from vit_dist.engines._timer import StepTimer
 from vit_dist.train.health.monitor import Watchdog
@@ -132,6 +131,12 @@ class Clock:
         }
         if recipe.log.norms != "never":
             self._cadences["norms"] = Cadence(recipe.log.norms, batch, n)
+        self._by_the_clock = {
+            name: cadence
+            for name, cadence in self._cadences.items()
+            if isinstance(cadence, AutoCadence) or cadence.every.unit == "seconds"
+        }
+        self._due: set[str] = set()
         self._world, self._batch = world, batch
         self.goodput, self._watchdog, self._start = goodput, watchdog, start
         self._timer = timer
@@ -154,12 +159,20 @@ class Clock:
             self._start.mark("first batch")
             self._first = 1
 
+    @property
+    def in_first_step(self) -> bool:
+        """Whether the attempt's first step is still under way."""
+        return self._first == 1
+
+    def step_begun(self) -> None:
+        """Count a step that was queued."""
+        self._timed += 1
+
     def step_done(self, result: StepResult) -> None:
-        """Count a step."""
+        """Count the loss of a step that is over."""
         self._steps += 1
         self._loss += result.loss
-        self._timed += 1
-        if self._first == 1:
+        if self.in_first_step:
             self._first = 2
             self.enter(self._now)
             self._first_step_s = self._spent["train"]
@@ -168,18 +181,22 @@ class Clock:
             if self._world.is_main:
                 log(f"  first step {self._start.describe()}")
 
+    def timed(self) -> list[bool]:
+        """For each cadence that goes by a clock, whether it is due by this process' own: what `agreed` is given."""
+        return [cadence.due(0, 0) for cadence in self._by_the_clock.values()]
+
+    def agreed(self, due: Sequence[bool]) -> None:
+        """What is due by rank 0's clock: clocks of ranks differ by moments, and what is due may be a collective."""
+        self._due |= {name for name, is_due in zip(self._by_the_clock, due, strict=True) if is_due}
+
     def due(self, name: str, before: Positioned, after: Positioned) -> bool:
-        """Whether something is due after this step. A collective where a span of time decides."""
+        """Whether something is due after this step, the same on every rank."""
+        if name in self._by_the_clock:
+            due = name in self._due
+            self._due.discard(name)
+            return due
         cadence = self._cadences.get(name)
-        # The recipe says never, which is the same on every rank.
-        if cadence is None:
-            return False
-        due = cadence.due(before.position, after.position)
-        timed = isinstance(cadence, AutoCadence) or cadence.every.unit == "seconds"
-        if timed and self._world.size > 1:
-            # Clocks of ranks differ by moments, and what is due may be a collective: rank 0's clock decides for all.
-            (due,) = any_rank([due and self._world.is_main], self._world)
-        return due
+        return cadence is not None and cadence.due(before.position, after.position)
 
     def saved(self, blocked_s: float, wrote_s: float) -> None:
         """What the last save cost, for `checkpoint.every: auto`."""

@@ -135,3 +135,17 @@ def test_the_notes_feed_images_as_evaluation_does(crop: float, tmp_path: Path) -
     theirs = run_notes(tmp_path / "w.timm.safetensors")["images"](image)
     ours = normalize(centre(pil_to_tensor(image), 32, crop)[None], torch.float32)[0]
     assert (theirs - ours).abs().mean() < 0.01
+
+
+@pytest.mark.s3
+def test_what_stands_beside_a_file_goes_to_a_store_and_comes_back(s3: str, tmp_path: Path) -> None:
+    from vit_dist.core.files import read_bytes
+    from vit_dist.train.checkpoint.weights_remote import downloaded, uploaded
+
+    before = named()
+    for name, beside in (("w.npz", "w.npz.json"), ("w.timm.safetensors", "w.timm.safetensors.md")):
+        with uploaded(f"{s3}/notes/{name}") as here:
+            write_weights(before, here)
+        assert read_bytes(f"{s3}/notes/{beside}")
+        with downloaded(f"{s3}/notes/{name}") as here:
+            assert read_weights(here, LoadOptions(before.config)).classes == NAMES

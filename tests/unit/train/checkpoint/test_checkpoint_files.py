@@ -7,6 +7,7 @@ import math
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from vit_dist.engines._slices import EngineState, Slice, split_over_ranks
 from vit_dist.train.checkpoint.format import SliceSource, Snapshot, checksum
 from vit_dist.train.checkpoint.host_memory import HostMemory
 from vit_dist.train.checkpoint.store import Retention, Saved, drop_after, no_disk_headroom, prune, verify_files
-from vit_dist.train.health.guards import after_step, loss_limit
+from vit_dist.train.health.guards import learn, loss_limit
 from vit_dist.train.progress.cadence import AutoCadence, young_daly
 from vit_dist.train.progress.goodput import BUCKETS, Goodput, carried
 from vit_dist.train.state import TrainState
@@ -230,25 +231,48 @@ def test_goodput_survives_a_restart_and_a_clock_that_jumps() -> None:
 
 
 def test_a_spike_is_far_from_the_median_of_the_last_losses() -> None:
-    config = GuardConfig(spike="skip", spike_z=6.0)
-    assert loss_limit(config, (1.0,) * 15) == math.inf
-    calm = tuple(2.0 + 0.1 * math.sin(i) for i in range(64))
-    limit = loss_limit(config, calm)
+    def limit_after(*losses: float, spike: Literal["off", "skip"] = "skip") -> float:
+        # The last step's own loss is not looked at.
+        state = TrainState(step=len(losses) + 1, losses=(*enumerate(losses, start=1), (len(losses) + 1, 1e6)))
+        return loss_limit(GuardConfig(spike=spike, spike_z=6.0), state)
+
+    assert limit_after(*[1.0] * 15) == math.inf
+    calm = [2.0 + 0.1 * math.sin(i) for i in range(64)]
+    limit = limit_after(*calm)
     assert 2.3 < limit < 3.0
-    assert loss_limit(config, (*calm, 50.0, 80.0)) == pytest.approx(limit, rel=0.05)  # spikes do not hide spikes
-    assert loss_limit(GuardConfig(spike="off"), calm) == math.inf
-    assert loss_limit(config, (1.0,) * 64) == pytest.approx(1.06)  # at rest a ripple is none
+    assert limit_after(*calm, 50.0, 80.0) == pytest.approx(limit, rel=0.05)  # spikes do not hide spikes
+    assert limit_after(*calm, spike="off") == math.inf
+    assert limit_after(*[1.0] * 64) == pytest.approx(1.06)  # at rest a ripple is none
+
+
+def test_the_limit_of_a_loss_is_the_same_whether_the_last_result_is_known_or_on_its_way() -> None:
+    config = GuardConfig(spike="skip", spike_window=8)
+    losses = [2.0 + math.sin(17 * i) for i in range(60)]
+    late = early = TrainState()
+    for step, loss in enumerate(losses, start=1):
+        assert loss_limit(config, late) == loss_limit(config, early)
+        early, _ = learn(config, early.advance(position=step, quarantined=frozenset()), step, _did(loss), math.inf)
+        late = late.advance(position=step, quarantined=frozenset())
+        if step > 1:
+            late, _ = learn(config, late, step - 1, _did(losses[step - 2]), math.inf)
+    assert loss_limit(config, early) < math.inf
+    late, _ = learn(config, late, len(losses), _did(losses[-1]), math.inf)
+    assert late == early
+
+
+def _did(loss: float, *, applied: bool = True) -> StepResult:
+    return StepResult(loss, 1.0, applied)
 
 
 def test_steps_that_were_not_applied_are_counted_and_not_remembered() -> None:
-    config, state = GuardConfig(spike="skip"), TrainState(losses=(1.0,))
-    good, spike = after_step(config, state, StepResult(2.0, 1.0, True), 5.0, position=8, quarantined=frozenset())
-    assert (spike, good.losses, good.bad_in_row, good.skipped) == (False, (1.0, 2.0), 0, 0)
-    bad, spike = after_step(config, good, StepResult(9.0, 1.0, False), 5.0, position=16, quarantined=frozenset())
-    assert (spike, bad.losses, bad.bad_in_row, bad.skipped, bad.spikes) == (True, (1.0, 2.0), 1, 1, 1)
-    nan, spike = after_step(config, bad, StepResult(math.nan, 1.0, False), 5.0, position=24, quarantined=frozenset())
+    config, state = GuardConfig(spike="skip"), TrainState(step=1, losses=((1, 1.0),))
+    good, spike = learn(config, state, 2, _did(2.0), 5.0)
+    assert (spike, good.losses, good.bad_in_row, good.skipped) == (False, ((1, 1.0), (2, 2.0)), 0, 0)
+    bad, spike = learn(config, good, 3, _did(9.0, applied=False), 5.0)
+    assert (spike, bad.losses, bad.bad_in_row, bad.skipped, bad.spikes) == (True, good.losses, 1, 1, 1)
+    nan, spike = learn(config, bad, 4, _did(math.nan, applied=False), 5.0)
     assert (spike, nan.bad_in_row, nan.spikes) == (False, 2, 1)
-    again, _ = after_step(config, nan, StepResult(2.0, 1.0, True), 5.0, position=32, quarantined=frozenset())
+    again, _ = learn(config, nan, 5, _did(2.0), 5.0)
     assert again.bad_in_row == 0
 
 
@@ -266,6 +290,7 @@ def test_the_train_state_keeps_the_keys_of_markers_that_were_written_before() ->
     counters = {"step": 3, "position": 48, "skipped": 1, "quarantined": [5], "losses": [2.5], "bad_in_row": 0}
     marker = {**counters, "spikes": 1, "passed_over": [[16, 32]], "order": asdict(identity)}
     state = TrainState.load(json.loads(json.dumps(marker)), identity, "here")
-    assert state == TrainState(3, 48, 1, frozenset({5}), (2.5,), 0, 1, ((16, 32),))
+    assert state == TrainState(3, 48, 1, frozenset({5}), ((3, 2.5),), 0, 1, ((16, 32),))
     dumped = json.loads(json.dumps(state.dump(identity)))
-    assert (dumped, list(dumped)) == (marker, list(marker))
+    assert dumped == marker | {"loss_steps": [3]}
+    assert TrainState.load(dumped | {"loss_steps": [2]}, identity, "here").losses == ((2, 2.5),)

@@ -449,6 +449,13 @@ def evaluated(
 ) -> None:
     """Write what evaluators measured, for `evaluation` to read; `more` has further fields: sets, tags, validation set.
 
+    Args:
+        path: of the run.
+        evaluators: as plain data.
+        step: of the checkpoint.
+        values: by metric.
+        more: further fields: the sets, tags, the validation set.
+
     Raises:
         RunError: it cannot be written.
     """

@@ -1,0 +1,53 @@
+"""How often the host waits for the device in a step: never on the plain engine; inside DeepSpeed as the docs say."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tests.gpu.engines import FAMILIES, PLAIN, batch, build, zero
+from tests.host_reads import HostReads
+
+pytestmark = pytest.mark.gpu
+
+READS = {1: 2, 2: 4, 3: 1}
+"""Numbers read in a step, by ZeRO stage, of DeepSpeed 0.19.8 itself: docs/performance.md."""
+
+
+def reads_of_a_step(
+    device: torch.device, engine: dict[str, object], family: str, precision: str, limit: float
+) -> list[str]:
+    trained = build(device, family, engine, precision)
+    for step in range(2):  # the first makes the optimizer's state, which is read once
+        trained.train_step([batch(step)], 1e-3).read()
+    micro = [tuple(tensor.to(device) for tensor in batch(2))]
+    with HostReads() as reads:
+        pending = trained.train_step(micro, 1e-3, skip_over=limit)  # type: ignore[arg-type]
+    assert math.isfinite(pending.read().loss)
+    return reads.places
+
+
+@pytest.mark.parametrize("limit", [math.inf, 100.0])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nobody_waits_for_a_step_of_the_plain_engine(
+    one_rank: torch.device, family: str, precision: str, limit: float
+) -> None:
+    assert reads_of_a_step(one_rank, PLAIN, family, precision, limit) == []
+
+
+@pytest.mark.parametrize("stage", READS)
+def test_deepspeed_itself_waits_as_often_as_the_docs_say(one_rank: torch.device, stage: int) -> None:
+    found = reads_of_a_step(one_rank, zero(stage), "vit-test", "bf16", 100.0)
+    assert not [place for place in found if "/deepspeed/runtime/" not in place.partition("_deepspeed.py")[0]], found
+    assert len([place for place in found if "copy" not in place.partition(" at ")[0]]) == READS[stage], found
+
+
+def test_a_read_is_noticed(one_rank: torch.device) -> None:
+    value = torch.ones((), device=one_rank)
+    with HostReads() as reads:
+        float(value)
+        bool(value > 0)
+    assert len(reads.places) == 2
