@@ -84,7 +84,8 @@ def usual(attempts: int = 3) -> list[Event]:
 def test_the_state_does_not_depend_on_which_line_came_to_the_disk_first_nor_on_clocks(seed: int) -> None:
     dice = random.Random(seed)
     events = usual()
-    shuffled = dice.sample(events, len(events))
+    # Lines of one file keep their order: of people's there may be several between two attempts.
+    shuffled = [*events[:2], *dice.sample(events[2:], len(events) - 2)]
     state = fold(shuffled)
     assert state == fold(events)
     assert (state.phase, state.findings, [one.told for one in state.attempts]) == (
@@ -148,6 +149,21 @@ def test_ranks_take_the_number_that_their_supervisor_has_begun_for_them_and_else
     assert speak(tmp_path, "running", 6) == 4
     assert history.begin(tmp_path, launcher="local", devices=1, step=5).attempt == 5
     assert history.read(tmp_path).findings == ()
+
+
+def test_of_several_submissions_before_an_attempt_the_last_counts(tmp_path: Path) -> None:
+    for job in ("7", "8"):
+        history.submitted(tmp_path, job, history.submitting(tmp_path, {"nodes": int(job), "name": "r", "path": "x"}))
+    history.submitting(tmp_path, {"nodes": 9})
+    state = history.read(tmp_path)
+    assert (state.phase, state.job_id, state.submission["nodes"]) == ("submitting", "", 9)
+    history.submitted(tmp_path, "9", 0)
+    state = history.read(tmp_path)
+    assert (state.phase, state.job_id, state.findings) == ("submitted", "9", ())
+    begun = history.begin(tmp_path, launcher="slurm", devices=1, step=0, job="9")
+    history.close(tmp_path, begun, cause="stopped", action="none", code=0, reached=0, saved=0)
+    history.submitted(tmp_path, "10", history.submitting(tmp_path, {}))
+    assert (history.read(tmp_path).phase, history.read(tmp_path).job_id) == ("submitted", "10")
 
 
 def test_a_line_of_a_later_version_is_passed_over(tmp_path: Path) -> None:

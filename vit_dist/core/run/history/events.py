@@ -63,9 +63,10 @@ STAGES = {
     "ended": 4,
     "closed": 5,
     "submitting": 6,
-    "submitted": 7,
+    "submitted": 6,
 }
-"""The order of an attempt's events, and of what comes between it and the next."""
+"""The order of an attempt's events, and of what comes between it and the next: submissions as they were written, since
+there may be several, in one file."""
 
 CAUSES = (
     "done",

@@ -1,4 +1,4 @@
-"""The files of a run's history: read into one state, and written by ranks, supervisors, people and evaluators."""
+"""The files of a run's history: read into one state, and written by ranks, supervisors and people."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,7 @@ from vit_dist.core.run.history.state import Attempt, Progress, State, fold
 from vit_dist.core.small_files import (
     DamagedError,
     checked,
-    is_number,
-    is_text,
     is_time,
-    or_none,
     parse_records,
     read_end,
     read_record,
@@ -100,7 +97,7 @@ def _events(path: Path, present: frozenset[str], most: int | None, findings: lis
 
 def _read_file(file: Path, most: int | None, findings: list[str]) -> tuple[list[Event], int]:
     """Events of a file, and the attempt that they begin with where some were left out, else 0."""
-    content, cut = _content(file, most, findings)
+    content, cut = content_of(file, most, findings)
     damaged: list[str] = []
     found = [event for line in parse_records(content, None, damaged) if (event := _event(line, damaged))]
     first = next((event.attempt for event in found if event.kind == _BEGINNINGS[file.name]), None)
@@ -111,7 +108,8 @@ def _read_file(file: Path, most: int | None, findings: list[str]) -> tuple[list[
     return found, first or 0 if cut and file.name != names.BY_PEOPLE else 0
 
 
-def _content(path: Path, most: int | None, findings: list[str]) -> tuple[bytes, bool]:
+def content_of(path: Path, most: int | None, findings: list[str]) -> tuple[bytes, bool]:
+    """As `read_end`; what cannot be read is a finding."""
     try:
         return read_end(path, most)
     except FileNotFoundError:
@@ -157,7 +155,8 @@ def _heartbeat(path: Path, present: frozenset[str], findings: list[str]) -> tupl
         return None
 
 
-def _append(path: Path, name: str, event: str, **facts: Any) -> None:
+def append(path: Path, name: str, event: str, /, **facts: Any) -> None:
+    """Add an event to a file of a history. Raises RunError where it cannot be written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         append_json(path / name, {"event": event, "at": time.time(), **facts})
@@ -190,13 +189,13 @@ def take(path: Path, *, ranks: int, saved: int) -> tuple[int, str, State]:
             # It could not write its own end: killed, or its machine is gone.
             known = _plain(before.progress) if before.progress.attempt == one.attempt else {}
             known |= {"attempt": one.attempt, "status": "killed", "saved": saved}
-            _append(path, names.BY_RANKS, "ended", **known)
+            append(path, names.BY_RANKS, "ended", **known)
     # Beside the lock and not in place of it: locks do not work on every shared file system, and a machine that was
     # cut off keeps one until it wakes up and writes.
     token = secrets.token_hex(16)
     owner = {"token": token, "attempt": number, **me, "time": time.time()}
     write_bytes(str(path / names.OWNER), (json.dumps(owner, indent=1) + "\n").encode())
-    _append(path, names.BY_RANKS, "opened", attempt=number, token=token[:8], **me, ranks=ranks, step=saved)
+    append(path, names.BY_RANKS, "opened", attempt=number, token=token[:8], **me, ranks=ranks, step=saved)
     return number, token, before
 
 
@@ -229,7 +228,7 @@ def training(path: Path, attempt: int) -> None:
     Raises:
         RunError: it cannot be written.
     """
-    _append(path, names.BY_RANKS, "training", attempt=attempt)
+    append(path, names.BY_RANKS, "training", attempt=attempt)
 
 
 def beat(path: Path, progress: Progress) -> None:
@@ -256,7 +255,7 @@ def end(path: Path, status: str, progress: Progress, *, reason: str = "", saved:
         RunError: it cannot be written.
     """
     assert status in {"done", "stopped", "failed"}, status
-    _append(path, names.BY_RANKS, "ended", **_plain(progress), status=status, reason=reason[:4000], saved=saved)
+    append(path, names.BY_RANKS, "ended", **_plain(progress), status=status, reason=reason[:4000], saved=saved)
 
 
 def _plain(progress: Progress) -> dict[str, Any]:
@@ -285,7 +284,7 @@ def begin(
     """
     number = read(path).next_attempt
     place = {"nodes": list(nodes), "devices": devices, "step": step, "host": socket.gethostname(), "pid": os.getpid()}
-    _append(path, names.BY_SUPERVISOR, "begun", attempt=number, launcher=launcher, job=job, restart=restart, **place)
+    append(path, names.BY_SUPERVISOR, "begun", attempt=number, launcher=launcher, job=job, restart=restart, **place)
     begun = read(path).attempt(number)
     assert begun is not None, "it was written just now"
     return begun
@@ -324,7 +323,7 @@ def close(
     assert action in ACTIONS, action
     ended = time.time() if at is None else at
     cost = round(begun.devices * max(0.0, ended - begun.begun) / 3600, 6)
-    _append(
+    append(
         path,
         names.BY_SUPERVISOR,
         "closed",
@@ -357,7 +356,7 @@ def submitting(path: Path, facts: Mapping[str, Any]) -> int:
     """
     last = read(path).last
     after = last.attempt if last is not None else 0
-    _append(path, names.BY_PEOPLE, "submitting", **facts, after=after)
+    append(path, names.BY_PEOPLE, "submitting", **facts, after=after)
     return after
 
 
@@ -367,7 +366,7 @@ def submitted(path: Path, job: str, after: int) -> None:
     Raises:
         RunError: the history cannot be written.
     """
-    _append(path, names.BY_PEOPLE, "submitted", job=job, after=after)
+    append(path, names.BY_PEOPLE, "submitted", job=job, after=after)
 
 
 def requeue(path: Path, job: str) -> None:
@@ -377,89 +376,4 @@ def requeue(path: Path, job: str) -> None:
         RunError: the history cannot be read or written.
     """
     last = read(path).last
-    _append(path, names.BY_PEOPLE, "requeue", attempt=last.attempt if last is not None else 0, job=job)
-
-
-# Evaluators
-
-
-def evaluation(
-    path: Path, evaluators: Sequence[Mapping[str, Any]], step: int, val: str | None = None
-) -> dict[str, float] | None:
-    """What these evaluators, as plain data, measured at this step; None where they have not run.
-
-    Args:
-        path: of the run.
-        evaluators: those of a recipe.
-        step: of the checkpoint.
-        val: with this validation set alone, or where an old entry does not say with which; None: with any.
-
-    Raises:
-        RunError: the record cannot be read, or what they measured is damaged.
-    """
-    for entry, values in _evaluations(path, step):
-        if entry.get("evaluators") == list(evaluators) and (val is None or entry.get("val", val) == val):
-            return values
-    return None
-
-
-def evaluations(path: Path, step: int) -> dict[str, float]:
-    """What evaluations measured at this step, by tag; nothing of those that do not say on which sets they did.
-
-    Raises:
-        RunError: the record cannot be read, or what they measured is damaged.
-    """
-    found: dict[str, float] = {}
-    for entry, values in _evaluations(path, step):
-        tags = entry.get("tags", {})
-        if not isinstance(tags, dict) or not all(map(is_text, tags.values())):
-            raise RunError(f"{path / names.BY_EVALUATORS}: damaged: the tags of step {step:,}")
-        found |= {tags[metric]: value for metric, value in values.items() if metric in tags}
-    return found
-
-
-def _evaluations(path: Path, step: int) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
-    file = path / names.BY_EVALUATORS
-    findings: list[str] = []
-    try:
-        entries = [*former.evaluations(path), *_content_lines(file, findings)]
-    except (OSError, DamagedError) as error:
-        raise RunError(f"{path / names.FORMER_EVALUATED}: damaged: {error}") from None
-    if any("cannot be read" in text for text in findings):
-        raise RunError(f"{path}: {findings[0]}")
-    for entry in entries:
-        if entry.get("step") == step:
-            values = entry.get("values")
-            if not isinstance(values, dict) or not all(map(or_none(is_number), values.values())):
-                raise RunError(f"{file}: damaged: the values of step {step:,}")
-            yield entry, {name: math.nan if value is None else float(value) for name, value in values.items()}
-
-
-def _content_lines(file: Path, findings: list[str]) -> list[dict[str, Any]]:
-    content, _ = _content(file, None, findings)
-    return list(parse_records(content, FIELDS["evaluated"], findings))
-
-
-def evaluated(
-    path: Path,
-    evaluators: Sequence[Mapping[str, Any]],
-    step: int,
-    values: Mapping[str, float],
-    more: Mapping[str, Any] | None = None,
-) -> None:
-    """Write what evaluators measured, for `evaluation` to read; `more` has further fields: sets, tags, validation set.
-
-    Args:
-        path: of the run.
-        evaluators: as plain data.
-        step: of the checkpoint.
-        values: by metric.
-        more: further fields: the sets, tags, the validation set.
-
-    Raises:
-        RunError: it cannot be written.
-    """
-    # JSON has no NaN.
-    shown = {name: value if math.isfinite(value) else None for name, value in values.items()}
-    facts = {**(more or {}), "step": step, "evaluators": list(evaluators), "values": shown}
-    _append(path, names.BY_EVALUATORS, "evaluated", **facts)
+    append(path, names.BY_PEOPLE, "requeue", attempt=last.attempt if last is not None else 0, job=job)
