@@ -40,8 +40,10 @@ $(INSTALLED): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/pip install --quiet -r requirements.txt
-	$(BIN)/pip install --quiet --editable '.[data,dev]'
+	@# That folders beside the package could shadow it, which setuptools says at length, is what --editable is for.
+	PYTHONWARNINGS='ignore:Editable installation' $(BIN)/pip install --quiet --editable '.[data,dev]'
 	@touch $@
+	@echo "set up; next: . $(BIN)/activate, which puts vit-dist on the PATH"
 
 demo: setup
 	@rm -rf runs/demo $(DEMO)

@@ -1,9 +1,10 @@
 """`vit-dist status` of many runs: seconds, and how often Slurm is asked. At most 2 s for 500 runs, with one squeue.
 
     python -m benchmarks.status_scale                 500 runs, without Slurm
+    python -m benchmarks.status_scale --events 1000   each with a history of so many events
     python -m benchmarks.status_scale --slurm 20      with the toy cluster (slurm/dev-cluster), 20 jobs in it
 
-Run directories are made as training and its supervisors leave them: status, ledger of several attempts, checkpoints.
+Run directories are made as training and its supervisors leave them: histories of several attempts, checkpoints.
 """
 
 from __future__ import annotations
@@ -22,47 +23,50 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.supervise.ledger import append_begin, append_end, read_ledger
+from vit_dist.core.run import names
 
 CAUSES = (("time_limit", "requeue"), ("node_lost", "requeue"), ("preempted", "requeue"), ("crashed", "respawn"))
 LIMIT_S = 2.0
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def make_run(path: Path, number: int, rng: random.Random, job: str = "") -> None:
-    """One run of up to eight attempts."""
+def make_run(path: Path, number: int, rng: random.Random, job: str = "", events: int = 0) -> None:
+    """One run of up to eight attempts, or of so many that its history has so many events."""
     path.mkdir(parents=True)
     now, attempts, step = time.time(), rng.randint(1, 8), 0
+    attempts = max(1, events // 5) if events else attempts
     job = job or str(900_000 + number)
+    facts = {"cluster": "dgx-h100", "nodes": 4, "devices_per_node": 8}
+    begun, lines = now - 3600.0 * (attempts + 1), dict[str, list[dict[str, object]]]()
+    lines[names.BY_PEOPLE] = [
+        {"event": "submitting", "at": begun, "after": 0, **facts},
+        {"event": "submitted", "at": begun, "after": 0, "job": job},
+    ]
+    supervisor, ranks = lines.setdefault(names.BY_SUPERVISOR, []), lines.setdefault(names.BY_RANKS, [])
+    progress: dict[str, object] = {}
     for attempt in range(1, attempts + 1):
         began = now - 3600.0 * (attempts - attempt + 1)
         nodes = [f"n{rng.randint(1, 400):03d}" for _ in range(4)]
-        append_begin(
-            path,
-            attempt=attempt,
-            launcher="slurm",
-            devices=32,
-            step=step,
-            job=job,
-            restart=attempt - 1,
-            nodes=nodes,
-            at=began,
+        head = {"attempt": attempt, "at": began, "host": nodes[0], "pid": 1, "step": step}
+        supervisor.append(
+            {"event": "begun", **head, "launcher": "slurm", "job": job, "restart": attempt - 1, "nodes": nodes}
         )
-        cause, action = ("done", "none") if attempt == attempts and number % 3 else rng.choice(CAUSES)
-        if attempt < attempts or number % 3:
-            gained = rng.randint(100, 5000)
-            append_end(
-                path, read_ledger(path)[-1], cause=cause, action=action, code=0, reached=step + gained + 7,
-                saved=step + gained, detail=f"{nodes[0]} is down", at=began + 3500,
-            )  # fmt: skip
-            step += gained
+        ranks += [{"event": "opened", **head, "ranks": 32}, {"event": "training", "attempt": attempt, "at": began}]
+        goodput = {"train": 3000.0 * attempt, "wait": 20.0, "save": 30.0, "start": 60.0, "lost": 100.0, "down": 500.0}
+        over = attempt < attempts or number % 3
+        gained = rng.randint(100, 5000) if over else 0
+        step += gained
+        progress = {"attempt": attempt, "time": now, "step": step, "examples": step * 4096, "goodput": goodput}
+        if over:
+            cause, action = ("done", "none") if attempt == attempts else rng.choice(CAUSES)
+            told = "done" if cause == "done" else "stopped"
+            ranks.append({"event": "ended", **progress, "at": began + 3490, "status": told, "saved": step})
+            end = {"cause": cause, "action": action, "detail": f"{nodes[0]} is down", "saved": step, "gained": gained}
+            supervisor.append({"event": "closed", "attempt": attempt, "at": began + 3500, **end})
+    for name, of_file in lines.items():
+        (path / name).write_text("".join(json.dumps(event) + "\n" for event in of_file))
     identity = {"horizon": "300M examples", "global_batch": 4096, "data": {"subset": 30_000_000}}
-    goodput = {"train": 3000.0 * attempts, "wait": 20.0, "save": 30.0, "start": 60.0, "lost": 100.0, "down": 500.0}
-    status = {"status": "done" if number % 3 else "running", "step": step, "examples": step * 4096, "host": "n001"}
-    status |= {"pid": 1, "time": now, "attempt": attempts, "goodput": goodput, "reason": ""}
-    facts = {"job": job, "cluster": "dgx-h100", "nodes": 4, "devices_per_node": 8, "submitted_at": now - 40_000}
-    (path / "status.json").write_text(json.dumps(status))
-    (path / "job.json").write_text(json.dumps(facts))
+    (path / names.HEARTBEAT).write_text(json.dumps(progress))
     (path / "run.json").write_text(
         json.dumps({"name": path.name, "identity": identity, "recipe_hash": f"{number:016x}"})
     )
@@ -120,6 +124,7 @@ def main() -> int:
     parser.add_argument(
         "--slurm", metavar="JOBS", type=int, default=0, help="bring up the toy cluster, with so many jobs"
     )
+    parser.add_argument("--events", type=int, default=0, help="in the history of each (up to eight attempts)")
     parser.add_argument("--repeats", type=int, default=5, help="calls of each kind; the median counts (5)")
     args = parser.parse_args()
     with contextlib.ExitStack() as stack:
@@ -131,7 +136,9 @@ def main() -> int:
         rng = random.Random(0)
         for i in range(args.runs):
             # Every third run is not done: the jobs are theirs.
-            make_run(folder / "runs" / f"run-{i:04d}-{i:08x}", i, rng, jobs.pop() if jobs and i % 3 == 0 else "")
+            make_run(
+                folder / "runs" / f"run-{i:04d}-{i:08x}", i, rng, jobs.pop() if jobs and i % 3 == 0 else "", args.events
+            )
         (folder / "bin").mkdir()
         notes = counting(folder / "bin", environ["PATH"]) if args.slurm else {}
         environ["PATH"] = f"{folder / 'bin'}{os.pathsep}{environ['PATH']}"

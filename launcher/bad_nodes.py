@@ -13,6 +13,7 @@ from pathlib import Path
 from vit_dist.core.errors import RunError
 from vit_dist.core.files import append_json
 from vit_dist.core.run.names import BAD_NODES
+from vit_dist.core.run.records import is_node_name
 from vit_dist.core.small_files import DamagedError, is_text, is_time, read_records
 
 KEEP_S = 24 * 3600.0
@@ -72,7 +73,7 @@ def active(run_root: Path, now: float | None = None) -> dict[str, BadNode]:
 
 
 def _read(path: Path) -> list[BadNode]:
-    fields = {"node": is_text, "reason": is_text, "until": is_time, "at": is_time}
+    fields = {"node": is_node_name, "reason": is_text, "until": is_time, "at": is_time}
     try:
         lines = list(read_records(path, fields))
     except (FileNotFoundError, NotADirectoryError):
@@ -82,7 +83,7 @@ def _read(path: Path) -> list[BadNode]:
     return [
         BadNode(line["node"], line["reason"], float(line["until"]), float(line["at"]))
         for line in lines
-        if fields.keys() <= line.keys() and line["node"]
+        if fields.keys() <= line.keys()
     ]
 
 

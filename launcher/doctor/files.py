@@ -169,8 +169,10 @@ def _needed(subject: Subject) -> int:
     if subject.recipe is None or subject.run_dir is None:
         return _SPACE_WANTED
     for path in committed(subject.run_dir / CHECKPOINTS):
-        files = read_marker(path)[0].get("files", {})
-        return (subject.recipe.checkpoint.keep + 1) * sum(int(entry["bytes"]) for entry in files.values())
+        marker, problem = read_marker(path)
+        if not problem:
+            size: int = sum(entry["bytes"] for entry in marker["files"].values())
+            return (subject.recipe.checkpoint.keep + 1) * size
     return _SPACE_WANTED
 
 

@@ -12,7 +12,7 @@ from launcher.doctor.finding import Finding, Subject
 from launcher.slurm import commands as slurm
 from launcher.slurm.choices import not_used, option_names
 from launcher.slurm.cluster import Cluster, slurm_seconds
-from launcher.slurm.parse import parse_duration, parse_fields
+from launcher.slurm.parse import parse_duration, parse_fields, whole_number
 from vit_dist.core.units import format_seconds
 
 _AREA = "Slurm"
@@ -41,7 +41,7 @@ def slurm_settings(subject: Subject) -> Iterator[Finding]:
     except slurm.SlurmAwayError as error:
         yield Finding(_AREA, "fail", str(error))
         return
-    numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
+    numbers = tuple(int(n) for n in re.findall(r"[0-9]{1,9}", version)[:2])
     old = numbers < _OLDEST
     inside = f"; this is job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
     yield Finding(
@@ -85,15 +85,15 @@ def settings(config: Mapping[str, str]) -> Iterator[Finding]:
     yield from _preemption(value("PreemptType"), value("PreemptMode"), value("SlurmctldParameters"))
     accounting = value("AccountingStorageType")
     none = not accounting or accounting.endswith("none") or accounting == "(null)"
-    without = "no accounting: what a job was once Slurm forgot it (MinJobAge) is known from the run's ledger alone"
+    without = "no accounting: what a job was once Slurm forgot it (MinJobAge) is known from the run's history alone"
     yield Finding(_AREA, "ok", without if none else f"accounting: {accounting.rpartition('/')[2]}")
-    largest = value("MaxArraySize")
-    if largest.isdigit():
-        off = int(largest) <= 1
+    largest = whole_number(value("MaxArraySize"))
+    if largest is not None:
+        off = largest <= 1
         yield Finding(
             _AREA,
             "warn" if off else "ok",
-            f"arrays of up to {int(largest):,} elements (MaxArraySize)" if not off else "arrays are switched off",
+            f"arrays of up to {largest:,} elements (MaxArraySize)" if not off else "arrays are switched off",
             "studies and packing submit arrays: ask for MaxArraySize" if off else "larger ones are cut up",
         )
     track = value("ProctrackType").rpartition("/")[2]
@@ -211,7 +211,7 @@ def partition_fields(name: str) -> dict[str, str] | None:
 
 def parse_seconds(text: str) -> float | None:
     """Seconds of `30 sec`, `30`, or a time such as `00:05:00`."""
-    found = re.match(r"(\d+)(?:\s*sec.*)?$", text)
+    found = re.match(r"([0-9]{1,10})(?:\s*sec.*)?$", text)
     return float(found[1]) if found else parse_duration(text)
 
 

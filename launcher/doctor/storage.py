@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from launcher.doctor.finding import Finding, Subject
 from vit_dist.config.schema import Recipe
-from vit_dist.core.errors import VitDistError
+from vit_dist.core.errors import AwayError, MissingError, VitDistError
 from vit_dist.core.events.reader import read_run
 from vit_dist.core.files import exists, is_remote, is_s3
 from vit_dist.core.run import names
@@ -36,7 +36,8 @@ def data(subject: Subject) -> Iterator[Finding]:
     try:
         opened = open_training_set(recipe)
     except VitDistError as error:
-        yield Finding(_AREA, "fail", str(error), "pack or index the set, or name it with data.train=URL")
+        missing = "pack or index the set, or name it with data.train=URL"
+        yield Finding(_AREA, "fail", str(error), _advice(error, missing))
         return
     mean = opened.num_bytes / max(1, opened.num_samples)
     yield Finding(
@@ -51,10 +52,28 @@ def data(subject: Subject) -> Iterator[Finding]:
             assert val is not None
             yield Finding(_AREA, "ok", f"validation set {val.name}: {val.num_samples:,} examples")
         except VitDistError as error:
-            yield Finding(_AREA, "fail", str(error), "name another with data.val=URL, or none with data.val=''")
+            other = "name another with data.val=URL, or none with data.val=''"
+            yield Finding(_AREA, "fail", str(error), _advice(error, other))
     yield from _rate(subject, [place for part in opened.parts for place in places(part.manifest)], mean)
     if recipe.checkpoint.remote:
         yield from _copies(recipe.checkpoint.remote)
+
+
+_NO_SHARDS = "the manifest is there and its shards are not: copy them to where it is, or index them anew"
+
+
+def _advice(error: VitDistError, missing: str) -> str:
+    """What to do about a set that cannot be had; '' where the error's text says it already.
+
+    Args:
+        error: of the set.
+        missing: what to do where it is not there, or none is named.
+    """
+    if isinstance(error, AwayError):
+        endpoint = "AWS_ENDPOINT_URL_S3 (another store than Amazon's), "
+        return f"the store was not reached: look at its address, {endpoint}the network and the proxies of this machine"
+    # Anything else that is wrong with a set, such as damage, comes with what to do about it.
+    return missing if isinstance(error, MissingError) else ""
 
 
 def _urls(recipe: Recipe) -> list[str]:
@@ -106,7 +125,7 @@ def _rate(subject: Subject, files: list[tuple[str, int]], mean: float) -> Iterat
     rate = measure(files, seconds=_MEASURED_S)
     where = "the store" if is_remote(files[0][0]) else "this disk"
     if rate.error:
-        yield Finding(_AREA, "fail", f"shards cannot be read: {rate.error}", "check credentials, bucket and endpoint")
+        yield Finding(_AREA, "fail", f"shards cannot be read: {rate.error}", _advice(rate.error, _NO_SHARDS))
         return
     feeds = rate.bytes_per_s / mean
     measured = (
@@ -148,6 +167,7 @@ def _copies(url: str) -> Iterator[Finding]:
     try:
         exists(url)
     except VitDistError as error:
-        yield Finding(_AREA, "fail", f"checkpoint.remote: {error}", "a run that cannot list its copies does not start")
+        other = "a run that cannot list its copies does not start; name another place with checkpoint.remote=URL"
+        yield Finding(_AREA, "fail", f"checkpoint.remote: {error}", _advice(error, other))
     else:
         yield Finding(_AREA, "ok", f"checkpoint.remote {url} answers")

@@ -12,16 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from launcher.supervise.attempts import number_in_hand
 from vit_dist.config.load import recipe_yaml
 from vit_dist.config.plugins import with_copies
 from vit_dist.config.schema import Recipe
-from vit_dist.core.exit_codes import PEER_LOST, SUPERSEDED, of_return_code, signal_of
+from vit_dist.core.errors import VitDistError
+from vit_dist.core.exit_codes import INTERRUPTED, PEER_LOST, SUPERSEDED, of_return_code, signal_of
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import ERROR, RANK_LOGS_VARIABLE, log
 from vit_dist.core.network import free_port
 from vit_dist.core.process import STOP_SIGNALS, cli_command, handling, parent_death_signal, wait_until
-from vit_dist.core.run import names
+from vit_dist.core.run import history, names
+from vit_dist.core.run.checkpoints import newest_step
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import without_world
 
@@ -39,7 +40,7 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int, options: Sequence[st
         options: further words of `vit-dist train`.
 
     Returns:
-        0 where the run is done or was stopped on request (status.json says which), else the exit code of the rank
+        0 where the run is done or was stopped on request (its history says which), else the exit code of the rank
         that failed first.
     """
     RunDir(run_dir).check_free()
@@ -51,11 +52,11 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int, options: Sequence[st
         write_bytes(str(resolved), recipe_yaml(with_copies(recipe, run_dir)).encode())
     with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
         recipe_file = Path(scratch) / names.RECIPE
-        recipe_file.write_text(recipe_yaml(recipe))
-        logs = run_dir / names.LOGS / names.attempt_folder(number_in_hand(run_dir))
+        write_bytes(str(recipe_file), recipe_yaml(recipe).encode())
+        logs = run_dir / names.LOGS / names.attempt_folder(history.read(run_dir).next_opened)
         words = ["train", str(recipe_file), "--run-dir", str(run_dir), *options]
         code = run_ranks(words, nproc=nproc, scratch=Path(scratch), logs=logs)
-    _close_status(RunDir(run_dir), code)
+    _close_attempt(RunDir(run_dir), code)
     return code
 
 
@@ -84,8 +85,11 @@ def run_ranks(arguments: Sequence[str], *, nproc: int, scratch: Path, logs: Path
         for rank in range(nproc)
     ]
     try:
-        with _forward_signals_to(ranks):
-            return _wait(ranks)
+        interrupts: list[int] = []
+        with _forward_signals_to(ranks, interrupts):
+            code = _wait(ranks)
+        # Killed by a second Ctrl-C: that is no failure of theirs.
+        return INTERRUPTED if code and len(interrupts) > 1 else code
     finally:
         # After the first failure the others wait for a dead peer in a collective, some for half an hour: no SIGTERM.
         for process in ranks:
@@ -135,39 +139,33 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
         time.sleep(_POLL_S)
 
 
-def _forward_signals_to(ranks: Sequence[subprocess.Popen[bytes]]) -> contextlib.AbstractContextManager[None]:
-    interrupts = 0
-
+def _forward_signals_to(
+    ranks: Sequence[subprocess.Popen[bytes]], interrupts: list[int]
+) -> contextlib.AbstractContextManager[None]:
     def forward(number: int, _frame: FrameType | None) -> None:
-        nonlocal interrupts
-        interrupts += number == signal.SIGINT
+        if number == signal.SIGINT:
+            interrupts.append(number)
         # A terminal's Ctrl-C has reached the ranks too, for they are of the same process group, but a `kill -INT` of
         # this process has not. SIGTERM asks them for the same stop, and asking twice changes nothing.
         passed_on = signal.SIGTERM if number == signal.SIGINT else number
         for process in ranks:
             if process.poll() is None:
-                process.send_signal(signal.SIGKILL if interrupts > 1 else passed_on)
+                process.send_signal(signal.SIGKILL if len(interrupts) > 1 else passed_on)
 
     return handling(STOP_SIGNALS, forward)
 
 
-def _close_status(directory: RunDir, code: int) -> None:
-    """Turn a status `running` that a killed rank has left behind into `failed`.
+def _close_attempt(directory: RunDir, code: int) -> None:
+    """Write the end of an attempt whose rank was killed.
 
     Not where it may be another attempt's: one that superseded this one, or one that holds the directory's lock.
     """
-    status, number = directory.status(), signal_of(code)
-    if code and code != SUPERSEDED and status is not None and status.status == "running" and directory.is_free():
+    status, number = history.read(directory.path).status, signal_of(code)
+    began = status is not None and status.status in {"running", "starting"}
+    if code and code != SUPERSEDED and status is not None and began and directory.is_free():
         reason = (
             f"a rank was killed by signal {number}" if number is not None else f"a rank ended with exit code {code}"
         )
-        directory.write_status(
-            "failed",
-            status.step,
-            status.examples,
-            reason,
-            attempt=status.attempt,
-            goodput=status.goodput,
-            total_steps=status.total_steps,
-            metrics=status.metrics,
-        )
+        # The disk may be what the rank failed of: its own exit code says more.
+        with contextlib.suppress(VitDistError):
+            history.end(directory.path, "failed", status, reason=reason, saved=newest_step(directory.path))

@@ -17,7 +17,8 @@ from types import FrameType
 
 from vit_dist.config.load import recipe_yaml
 from vit_dist.config.schema import Recipe
-from vit_dist.core.files import open_append
+from vit_dist.core.exit_codes import INTERRUPTED
+from vit_dist.core.files import explained, open_append, write_bytes
 from vit_dist.core.process import cli_command, handling, parent_death_signal
 from vit_dist.core.run import names
 from vit_dist.core.world import without_world
@@ -46,14 +47,16 @@ class SideBySide:
         """One attempt of a run, and its exit code; what it prints goes to `train.log` in the run directory."""
         with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
             recipe_file = Path(scratch) / names.RECIPE
-            recipe_file.write_text(recipe_yaml(recipe))
+            write_bytes(str(recipe_file), recipe_yaml(recipe).encode())
             return self.run(["train", str(recipe_file), "--run-dir", str(run_dir)], run_dir)
 
     def run(self, arguments: Sequence[str], run_dir: Path) -> int:
         """`vit-dist ARGUMENTS --nproc N`, and its exit code; its output goes to `train.log` in the run directory."""
-        run_dir.mkdir(parents=True, exist_ok=True)
         command = cli_command(*arguments, "--nproc", str(self._nproc))
-        with open_append(run_dir / LOG) as output:
+        with explained(str(run_dir / LOG), "written"):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            opened = open_append(run_dir / LOG)
+        with opened as output:
             with self._lock:
                 # A session of its own: Ctrl-C in the terminal reaches it once, through `signals`, and not twice, which
                 # would kill it. Its parent-death signal comes when this thread ends, which waits for it below.
@@ -70,7 +73,9 @@ class SideBySide:
                 if self._stop_requests:
                     process.send_signal(signal.SIGTERM)
             try:
-                return process.wait()
+                code = process.wait()
+                # Whatever it ended with, it was asked to: no other is begun after it.
+                return INTERRUPTED if code and self._stop_requests else code
             finally:
                 with self._lock:
                     self._running.discard(process)

@@ -37,6 +37,11 @@ class Allocation:
     restart: int
     nodes: tuple[str, ...]
 
+    @property
+    def numbers(self) -> frozenset[str]:
+        """Both of its numbers, as people may write them."""
+        return frozenset({self.job, str(self.number)})
+
     def slurm_job(self) -> slurm.Job | None:
         """What Slurm shows of it now; None where it does not answer."""
         # The signal that ends this job also hits the commands that it has just started: those are tried again at once.

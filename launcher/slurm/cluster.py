@@ -11,8 +11,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from vit_dist.config.load import find_config, merge, parse_overrides, read_mapping, validate
 from vit_dist.core.errors import ConfigError
-from vit_dist.core.registry import Config
-from vit_dist.core.units import Duration
+from vit_dist.core.registry import Config, LocalPath
+from vit_dist.core.units import Duration, Span, no_unit
 
 _TIME = re.compile(r"^(?:(\d+)-)?(\d+)(?::(\d{1,2}))?(?::(\d{1,2}))?$")
 _MEMORY = re.compile(r"^\d+[KMGT]?$")
@@ -21,10 +21,12 @@ _SECRET = re.compile(r"(?i)(secret|password|passwd|_token$|^token$|access_key|ap
 
 
 def slurm_time(value: object) -> str:
-    """A time limit as Slurm writes it, D-HH:MM:SS, from that, from '30' (minutes) or from '36h'.
+    """A time limit as Slurm writes it, D-HH:MM:SS, from D-HH, D-HH:MM, HH:MM:SS or from '36h'.
+
+    `24` and `24:00` are minutes for Slurm, which whoever writes them need not know: they are refused.
 
     Raises:
-        ValueError: none of these, or 0.
+        ValueError: none of these, or 0, or one that may be minutes or hours.
     """
     text = str(value).strip()
     if text.lower() in {"unlimited", "infinite"}:
@@ -40,14 +42,17 @@ def slurm_time(value: object) -> str:
         seconds = int(span.value)
     else:
         days, first, second, third = match.groups()
-        a, b, c = int(first), int(second or 0), int(third or 0)
-        # What the first number counts depends on how many there are: D-HH[:MM[:SS]], HH:MM:SS, MM[:SS].
-        if days is not None:
-            seconds = int(days) * 86400 + a * 3600 + b * 60 + c
-        elif third is not None:
-            seconds = a * 3600 + b * 60 + c
-        else:
-            seconds = a * 60 + b
+        if days is None and second is None and int(first):
+            raise ValueError(f"{no_unit(first, ('min', 'h'))}: Slurm reads it as minutes")
+        if days is None and third is None and int(first):
+            raise ValueError(
+                f"{text} is minutes and seconds for Slurm, and may be meant as hours and minutes; write "
+                f"'00:{text}' or '{text}:00'"
+                if int(first) < 60
+                else f"{text} is minutes and seconds for Slurm; write '{int(first)}min', or hours as '{text}:00'"
+            )
+        # D-HH[:MM[:SS]] or HH:MM:SS.
+        seconds = int(days or 0) * 86400 + int(first) * 3600 + int(second or 0) * 60 + int(third or 0)
     if seconds <= 0:
         raise ValueError("a time limit of 0 lets nothing run")
     days_, rest = divmod(seconds, 86400)
@@ -71,11 +76,21 @@ def _plain_text(value: object) -> object:
     return value
 
 
+def _memory(value: object) -> object:
+    if not isinstance(value, bool) and re.fullmatch(r"0*[1-9]\d*", str(value)):
+        raise ValueError(f"{no_unit(value, ('G', 'M'))}: Slurm reads it as megabytes")
+    if isinstance(value, str) and value and not _MEMORY.match(value):
+        raise ValueError(f"expected a size such as 200G or 64000M, or '0' for all of a node, got {value!r}")
+    return value
+
+
 Line = Annotated[str, BeforeValidator(_plain_text)]
 Word = Annotated[str, BeforeValidator(_plain_text), Field(pattern=r"^\S*$")]
 TimeLimit = Annotated[str, BeforeValidator(slurm_time)]
-Seconds = Annotated[Duration, BeforeValidator(Duration.parse)]
+Memory = Annotated[Word, BeforeValidator(_memory)]
 Lines = Annotated[tuple[Line, ...], Field(strict=False)]
+PathLine = Annotated[LocalPath, BeforeValidator(_plain_text)]
+PathLines = Annotated[tuple[PathLine, ...], Field(strict=False)]
 
 
 class Container(Config):
@@ -83,8 +98,10 @@ class Container(Config):
 
     runtime: Literal["pyxis", "apptainer"] = Field(description="pyxis: `srun --container-image` (enroot); or apptainer")
     image: Annotated[Line, Field(min_length=1)] = Field(description="a .sqsh or .sif file, or a registry's URL")
-    mounts: Lines = Field((), description="HOST or HOST:INSIDE; the run root and the code are mounted by themselves")
-    python: Annotated[Line, Field(min_length=1)] = Field("python3", description="the interpreter inside")
+    mounts: PathLines = Field(
+        (), description="HOST or HOST:INSIDE; the run root and the code are mounted by themselves"
+    )
+    python: Annotated[PathLine, Field(min_length=1)] = Field("python3", description="the interpreter inside")
     options: Lines = Field((), description="further options of srun (pyxis) or of `apptainer exec`, each one word")
 
 
@@ -94,13 +111,13 @@ class Cluster(Config):
     name: Annotated[Line, Field(min_length=1, max_length=100)] = Field(
         "cluster", description="default: the file's name"
     )
-    description: Line = ""
+    description: Line = Field("", description="for `vit-dist list clusters`")
 
-    partition: Word = Field("", description="or several, 'a,b'")
-    account: Word = ""
-    qos: Word = ""
+    partition: Word = Field("", description="that jobs go to, or several: 'a,b'")
+    account: Word = Field("", description="that jobs are charged to")
+    qos: Word = Field("", description="quality of service")
     constraint: Line = Field("", description="features of nodes, such as 'h100&ib'")
-    reservation: Word = ""
+    reservation: Word = Field("", description="in which jobs run")
     exclude: Word = Field("", description="nodes never to use, such as 'n[7-9]'")
 
     devices_per_node: Annotated[int, Field(ge=0, le=64)] = Field(description="GPUs a job uses on a node; 0: none")
@@ -114,39 +131,32 @@ class Cluster(Config):
     cpus_per_node: Annotated[int, Field(ge=1)] = Field(
         description="CPUs that a job uses on a node, shared by its tasks"
     )
-    memory: Word = Field("", description="of a node, such as 200G; '0': all of it")
+    memory: Memory = Field("", description="of a node, such as 200G, which a job takes; '0': all of it")
     exclusive: bool = Field(False, description="no other job on the nodes")
     time_limit: TimeLimit = Field(description="of one job; a run that needs longer is queued again, again and again")
 
     max_nodes: Annotated[int, Field(ge=1)] | None = Field(None, description="more are refused before Slurm is asked")
-    signal_lead: Seconds = Field(
+    signal_lead: Span = Field(
         Duration.parse("5min"),
         description="how long before the time limit a run saves and ends, until the cost of a save has been measured",
     )
-    signal_margin: Seconds = Field(
+    signal_margin: Span = Field(
         Duration.parse("60s"), description="added to the measured cost of a save: Slurm's signals come late and early"
     )
-    preempt_grace: Seconds | None = Field(
+    preempt_grace: Span | None = Field(
         None, description="what a preempted job is given; a warning is printed where a save takes longer"
     )
     give_up_after: Annotated[int, Field(ge=1)] = Field(3, description="attempts in a row that save nothing new")
     preflight: bool = Field(False, description="test the nodes before training starts on them")
 
-    run_root: Line = Field("", description="shared directory for run directories; empty: `runs` where one is")
-    scratch: Line = Field("", description="node-local directory for temporary files; must exist on every node")
-    python: Line = Field("", description="interpreter on the nodes; empty: the one that submits")
+    run_root: PathLine = Field("", description="shared directory for run directories; empty: `runs` where one is")
+    scratch: PathLine = Field("", description="node-local directory for temporary files; must exist on every node")
+    python: PathLine = Field("", description="interpreter on the nodes; empty: the one that submits")
     setup: Lines = Field((), description="lines of shell before everything else: module load, source, ulimit")
     env: dict[str, Line] = Field({}, description="environment variables: NCCL, EFA, proxies. No secrets")
-    container: Container | None = None
+    container: Container | None = Field(None, description="in what the ranks run; left out: on the node itself")
     sbatch_options: Lines = Field((), description="further lines for the head of scripts, such as '--switches=1'")
     srun_options: Lines = Field((), description="further options of srun, each one word, such as '--mpi=none'")
-
-    @field_validator("memory")
-    @classmethod
-    def _is_memory(cls, value: str) -> str:
-        if value and not _MEMORY.match(value):
-            raise ValueError(f"expected a size such as 200G or 64000M, or '0' for all of a node, got {value!r}")
-        return value
 
     @field_validator("env")
     @classmethod
@@ -180,10 +190,6 @@ class Cluster(Config):
             raise ValueError(
                 f"cpus_per_node: {self.cpus_per_node} CPUs are fewer than the {self.tasks} tasks of a node"
             )
-        for key in ("signal_lead", "signal_margin", "preempt_grace"):
-            span = getattr(self, key)
-            if span is not None and span.unit != "seconds":
-                raise ValueError(f"{key}: '{span}' is not a span of time such as 5min")
         return self
 
     @property

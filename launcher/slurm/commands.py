@@ -20,17 +20,19 @@ from launcher.slurm.parse import (
     SACCT_FIELDS,
     SQUEUE_FORMAT,
     Job,
+    parse_addresses,
     parse_config,
-    parse_fields,
     parse_nodes,
     parse_sacct,
     parse_show_jobs,
     parse_squeue,
     parse_time,
+    whole_number,
 )
 from vit_dist.core.errors import ConfigError, RunError
 from vit_dist.core.files import redact
 from vit_dist.core.log import log
+from vit_dist.core.run.records import is_job_number
 
 __all__ = ["ENDED", "Job", "NoSlurmError", "SlurmAwayError", "Submission"]
 
@@ -39,7 +41,6 @@ USUAL_ARRAY = 1001
 PATIENCE_S = 20.0
 """How long a command is tried again while the controller does not answer."""
 _COMMAND_S = 90.0
-_SLURMD_PORT = 6818
 _KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_DEBUG_FLAGS"})
 _FOREIGN = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SCONTROL_", "SACCT_", "SCANCEL_", "SINFO_", "PMIX_")
 _AWAY = (
@@ -262,13 +263,7 @@ def node_addresses(nodelist: str, *, patience_s: float = PATIENCE_S) -> dict[str
     done = _call(["scontrol", "-o", "show", "node", nodelist], patience_s=patience_s)
     if done.returncode:
         raise _failed(done, f"the nodes {nodelist!r} cannot be shown")
-    addresses: dict[str, tuple[str, int]] = {}
-    for line in done.stdout.splitlines():
-        fields = parse_fields(line)
-        name, port = fields.get("NodeName", ""), fields.get("Port", "")
-        if name:
-            addresses[name] = (fields.get("NodeAddr") or name, int(port) if port.isdigit() else _SLURMD_PORT)
-    return addresses
+    return parse_addresses(done.stdout)
 
 
 def down_nodes(nodelist: str = "", *, patience_s: float = PATIENCE_S) -> dict[str, str]:
@@ -304,7 +299,7 @@ def check_id(job_id: str) -> None:
     Raises:
         ConfigError: anything else.
     """
-    if not re.fullmatch(r"\d{1,10}(_\d{1,9})?", job_id):
+    if not is_job_number(job_id):
         raise ConfigError(f"job {job_id!r}: not the number of a Slurm job; it looks like 123, or 120_3 in an array")
 
 
@@ -395,8 +390,8 @@ def largest_array() -> int:
     Raises:
         RunError: none at all.
     """
-    setting = config().get("MaxArraySize", "")
-    size = int(setting) if setting.isdigit() else USUAL_ARRAY
+    setting = whole_number(config().get("MaxArraySize", ""))
+    size = USUAL_ARRAY if setting is None else setting
     if size < 2:
         raise RunError("this Slurm allows no arrays (MaxArraySize); start the parts as jobs of your own")
     return size

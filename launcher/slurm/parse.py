@@ -1,4 +1,8 @@
-"""What Slurm's commands print, as values. Only their plain formats: JSON output moves from version to version."""
+"""What Slurm's commands print, as values. Only their plain formats: JSON output moves from version to version.
+
+Whatever is printed, and whatever jobs, people and nodes are called, is read in a time that grows with its length alone,
+to numbers and times within bounds; what is none of a job, a node or a number is left out.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+
+from vit_dist.core.run.records import is_job_number
+from vit_dist.core.small_files import is_time
 
 ENDED = frozenset(
     {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY"}
@@ -25,7 +32,9 @@ _KEY = re.compile(r"(?:^|\s)([A-Z][\w/:]*)=")
 _PERSON = r"(?:(?!\s[A-Z][\w/:]*=)[^\n])*\(\d+\)"
 _OWNED = rf"\sUserId={_PERSON}\sGroupId={_PERSON}\s"
 _OWNER = re.compile(_OWNED)
-_NAME = re.compile(rf"\sJobName=(.*?)(?={_OWNED})", re.DOTALL)
+_NAME = re.compile(r"\sJobName=")
+_MOST_DIGITS = 15
+_SLURMD_PORT = 6818
 
 
 @dataclass(frozen=True)
@@ -97,38 +106,48 @@ class Job:
         if job_id in (self.id, self.label, self.array_id):
             return True
         array, _, task = job_id.partition("_")
-        return bool(task) and array == self.array_id and _among(int(task), self.array_task)
+        number = whole_number(task)
+        return number is not None and array == self.array_id and _among(number, self.array_task)
+
+
+def whole_number(text: str) -> int | None:
+    """A number from 0 on of up to 15 digits; None for anything else."""
+    # str.isdigit is true of digits that int() refuses, such as a raised 2, and of those of other scripts.
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS else None
 
 
 def parse_time(text: str) -> float | None:
     """Seconds since 1970 of a time stamp (`2026-11-22T18:50:00`, local time, or plain seconds); None for `N/A`."""
     if text in _NOTHING:
         return None
-    if text.isdigit():
-        return float(text) or None
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return None
+    seconds: float | None = whole_number(text)
+    if seconds is None:
+        try:
+            seconds = datetime.fromisoformat(text).timestamp()
+        except (ValueError, OverflowError):
+            return None
+    return float(seconds) if seconds and is_time(seconds) else None
 
 
 def parse_duration(text: str) -> float | None:
     """Seconds of `1-02:03:04`, `2:03:04`, `03:04` or `INVALID`, `UNLIMITED` (None)."""
-    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?", text)
+    match = re.fullmatch(r"(?:([0-9]{1,8})-)?(?:([0-9]{1,8}):)?([0-9]{1,8}):([0-9]{1,8})(?:\.[0-9]+)?", text)
     if match is None:
         return None
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    span = float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    return span if is_time(span) else None
 
 
 def parse_fields(line: str) -> dict[str, str]:
     """`Key=value Key=value ...` of `scontrol -o show`, where values may hold blanks; the first of a key counts."""
     keys = list(_KEY.finditer(line))
+    ends = [*(key.start() for key in keys[1:]), len(line)]
     fields: dict[str, str] = {}
-    for match, following in zip(keys, [*keys[1:], None], strict=True):
-        value = line[match.end() : following.start() if following else len(line)].strip()
+    # A line without any key, such as an error's, has one end and no key.
+    for key, end in zip(keys, ends, strict=False):
         # The first, for a comment or a path further on may hold what looks like one.
-        fields.setdefault(match[1], value)
+        fields.setdefault(key[1], line[key.end() : end].strip())
     return fields
 
 
@@ -136,24 +155,31 @@ def parse_show_jobs(text: str) -> list[Job]:
     """Jobs of `scontrol -o show job`."""
     # A name or a comment may hold line breaks, and after them what looks like the beginning of a job: a piece that has
     # no owner is the first part of one.
-    lines = [""]
-    for piece in re.split(r"\n(?=JobId=\d+ (?:ArrayJobId|HetJobId|JobName)=)", text.strip()):
-        if _OWNER.search(lines[-1]) or not lines[-1]:
-            lines.append(piece)
-        else:
-            lines[-1] += f"\n{piece}"
-    return [_shown(line) for line in lines if line.startswith("JobId=")]
+    records: list[list[str]] = []
+    owned = True
+    for piece in re.split(r"\n(?=JobId=[0-9]+ (?:ArrayJobId|HetJobId|JobName)=)", text.strip()):
+        if owned:
+            records.append([])
+        records[-1].append(piece)
+        owned = _OWNER.search(piece) is not None
+    lines = ("\n".join(pieces) for pieces in records)
+    return [job for line in lines if line.startswith("JobId=") and (job := _shown(line)) is not None]
 
 
-def _shown(line: str) -> Job:
-    name = _NAME.search(line)
+def _shown(line: str) -> Job | None:
+    begin = _NAME.search(line)
+    owner = _OWNER.search(line, begin.end()) if begin is not None else None
+    name = ""
     # The job's name goes first: a person may call a job `x JobState=FAILED`.
-    if name is not None:
-        line = line[: name.start()] + line[name.end() :]
+    if begin is not None and owner is not None:
+        name, line = line[begin.end() : owner.start()], line[: begin.start()] + line[owner.start() :]
     fields = {k: v for k, v in parse_fields(line).items() if v not in _NOTHING}
+    number = fields.get("JobId", "").partition(" ")[0]
+    if not is_job_number(number):
+        return None
     exit_code, exit_signal = _exit(fields.get("ExitCode", ""))
     return Job(
-        id=fields["JobId"].split()[0],
+        id=number,
         state=_state(fields.get("JobState", "")),
         reason=fields.get("Reason", ""),
         nodes=_int(fields.get("NumNodes", "")),
@@ -173,7 +199,7 @@ def _shown(line: str) -> Job:
         array_task=fields.get("ArrayTaskId", ""),
         requeue=fields["Requeue"] == "1" if "Requeue" in fields else None,
         excluded=fields.get("ExcNodeList", ""),
-        name=name[1] if name is not None else fields.get("JobName", ""),
+        name=name or fields.get("JobName", ""),
     )
 
 
@@ -182,7 +208,7 @@ def parse_squeue(text: str) -> list[Job]:
     jobs = []
     for line in text.splitlines():
         values = [value.strip() for value in line.split("|", 13)]
-        if len(values) != 14 or not values[0].isdigit():
+        if len(values) != 14 or not is_job_number(values[0]):
             continue
         values = ["" if value in _NOTHING else value for value in values]
         task = values[2]
@@ -212,10 +238,11 @@ def parse_sacct(text: str) -> list[Job]:
     jobs = []
     for line in text.splitlines():
         values = ["" if value in _NOTHING else value for value in line.strip().split("|")]
-        if len(values) != 12 or not values[0].isdigit():
+        if len(values) != 12 or not is_job_number(values[0]):
             continue
         exit_code, exit_signal = _exit(values[3])
         array, _, task = values[1].partition("_")
+        minutes = whole_number(values[9])
         jobs.append(
             Job(
                 id=values[0],
@@ -229,7 +256,7 @@ def parse_sacct(text: str) -> list[Job]:
                 submitted=parse_time(values[6]),
                 start=parse_time(values[7]),
                 end=parse_time(values[8]),
-                time_limit=float(values[9]) * 60 if values[9].isdigit() else None,
+                time_limit=minutes * 60.0 if minutes is not None and is_time(minutes * 60) else None,
                 partition=values[10],
                 user=values[11],
             )
@@ -254,6 +281,17 @@ def parse_nodes(text: str) -> Mapping[str, tuple[str, str]]:
     return nodes
 
 
+def parse_addresses(text: str) -> dict[str, tuple[str, int]]:
+    """Node -> address and port of its daemon (6818 where Slurm does not tell) of `scontrol -o show node`."""
+    addresses = {}
+    for line in text.splitlines():
+        fields = parse_fields(line)
+        name, port = fields.get("NodeName", ""), whole_number(fields.get("Port", "")) or 0
+        if name:
+            addresses[name] = (fields.get("NodeAddr") or name, port if 0 < port < 65536 else _SLURMD_PORT)
+    return addresses
+
+
 def consecutive(numbers: Sequence[int]) -> list[tuple[int, int]]:
     """First and last of each run of consecutive numbers, ascending."""
     runs: list[tuple[int, int]] = []
@@ -268,10 +306,10 @@ def consecutive(numbers: Sequence[int]) -> list[tuple[int, int]]:
 def _among(task: int, tasks: str) -> bool:
     """Whether `3` is one of `1,3-9:2%4`."""
     for part in tasks.partition("%")[0].split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?(?::(\d+))?", part)
+        match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?(?::([0-9]{1,9}))?", part)
         if match is not None:
             first, step = int(match[1]), int(match[3] or 1)
-            if first <= task <= int(match[2] or first) and (task - first) % step == 0:
+            if first <= task <= int(match[2] or first) and step and (task - first) % step == 0:
                 return True
     return False
 
@@ -280,7 +318,8 @@ def _state(text: str) -> str:
     # sacct says `CANCELLED by 1000`, and cuts long words short with a plus.
     word = (text.split() or ["UNKNOWN"])[0].upper()
     if word.endswith("+"):
-        return next((state for state in sorted(ENDED | WAITING) if state.startswith(word[:-1])), word[:-1])
+        word = word[:-1] or "UNKNOWN"
+        return next((state for state in sorted(ENDED | WAITING) if state.startswith(word)), word)
     return word
 
 
@@ -290,5 +329,5 @@ def _exit(text: str) -> tuple[int, int]:
 
 
 def _int(text: str) -> int:
-    match = re.match(r"\d+", text)
-    return int(match[0]) if match else 0
+    # Of a job that waits, scontrol says `NumNodes=1-1`.
+    return whole_number(re.split(r"[^0-9]", text, maxsplit=1)[0]) or 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,15 +9,12 @@ from typing import TypeVar
 
 from launcher.slurm import commands as slurm
 from launcher.slurm.commands import Job
-from launcher.status.files import pending_request, read_run
 from launcher.status.run_view import RunView
 from launcher.status.view import look_at, require
 from vit_dist.core.errors import ConfigError, RunError
-from vit_dist.core.files import write_bytes
 from vit_dist.core.log import log
-from vit_dist.core.run import names
+from vit_dist.core.run import history
 from vit_dist.core.run.checkpoints import newest_checkpoint, steps_in_hand
-from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_seconds
 
 T = TypeVar("T")
@@ -36,9 +31,9 @@ def ask(path: Path, what: str) -> None:
         RunError: a stop is requested already.
         DataError: the file cannot be written.
     """
-    if what == "save" and pending_request(path) == "stop":
+    if what == "save" and history.pending_request(path) == "stop":
         raise RunError(f"{path}: a stop is requested already; it saves, too")
-    write_bytes(str(path / names.REQUEST), f"{what}\n".encode())
+    history.ask(path, what)
 
 
 def checkpoint(path: Path, *, timeout_s: float) -> int:
@@ -55,7 +50,7 @@ def checkpoint(path: Path, *, timeout_s: float) -> int:
 
     def saved() -> int | None:
         nonlocal served_at
-        if pending_request(path):
+        if history.pending_request(path):
             return None
         served_at = served_at or time.monotonic()
         step, at = newest_checkpoint(path)
@@ -92,7 +87,7 @@ def stop(path: Path, *, timeout_s: float, wait: bool = True) -> RunView:
         return now if not now.active and now.state != "silent" else None
 
     after = _until(path, ended, timeout_s, "the stop", may_end=True)
-    _forget(path, "stop")
+    history.withdraw(path, "stop")
     return after
 
 
@@ -114,8 +109,7 @@ def cancel(path: Path, *, timeout_s: float = _CANCEL_S) -> RunView:
         raise RunError(f"{path}: job {view.job_id} cannot be cancelled from here: {silence}")
     if view.job is None or view.job.ended:
         raise RunError(f"{path}: its job {view.job_id} has ended already; the run is {view.state}")
-    request = {"job": view.job_id, "at": time.time()}
-    write_bytes(str(path / names.CANCEL), (json.dumps(request) + "\n").encode())
+    history.ask_cancel(path, view.job_id)
     deadline, again_at, quiet = time.monotonic() + timeout_s, 0.0, 0
     # Ended three looks in a row: between its end and a requeue that was under way a job shows as ended for a moment.
     while quiet < 3:
@@ -133,8 +127,7 @@ def cancel(path: Path, *, timeout_s: float = _CANCEL_S) -> RunView:
                 slurm.scancel(view.job_id)
                 again_at = time.monotonic() + _AGAIN_S
         time.sleep(_POLL_S)
-    for leftover in ("stop", "save"):
-        _forget(path, leftover)
+    history.withdraw(path, "stop", "save")
     return look_at(path)[0]
 
 
@@ -160,6 +153,8 @@ def requeue(path: Path, *, exclude: Sequence[str] = (), now: bool = False, save_
     if not job.waiting:
         if view.state == "running" and save_s is not None:
             log(f"  {view.name}: saved up to step {checkpoint(path, timeout_s=save_s):,}")
+        # First: the supervisor, whom Slurm ends then, says by this why its attempt has ended.
+        history.requeue(path, view.job_id)
         slurm.requeue(view.job_id)
         job = _queued(view.job_id, job.restarts or 0)
     changes: dict[str, str] = {}
@@ -217,23 +212,16 @@ def _until(path: Path, ready: Callable[[], T | None], timeout_s: float, what: st
             )
         if not may_end and time.monotonic() >= next_look:
             next_look = time.monotonic() + 2.0
-            # status.json first: Slurm is asked only where the run no longer says that it runs.
-            status = read_run(path).status.get("status")
-            if status not in {"running", None} and ready() is None:
+            # The history first: Slurm is asked only where the run no longer says that it runs.
+            status = history.read(path, most=history.TAIL_BYTES, forgiving=True).status
+            if status is not None and status.status not in {"starting", "running"} and ready() is None:
                 view, _ = look_at(path)
                 if view.state in {"done", "stopped"} and view.saved is not None:
                     raise RunError(f"{path}: the run is {view.state}, and saved up to step {view.saved:,} by that")
                 if not view.active:
-                    _forget(path, "save")
+                    history.withdraw(path, "save")
                     raise RunError(f"{path}: the run ended before it had saved: {view.state}, {view.reason}")
         time.sleep(_POLL_S)
-
-
-def _forget(path: Path, request: str) -> None:
-    """Withdraw a request that nobody has served: it must not meet the next attempt."""
-    if pending_request(path) == request:
-        with contextlib.suppress(OSError):
-            (path / names.REQUEST).unlink()
 
 
 def _some(names: Sequence[str]) -> str:
@@ -242,11 +230,5 @@ def _some(names: Sequence[str]) -> str:
 
 def device_count(path: Path) -> int:
     """Ranks of the run's last attempt; 1 where that is not known."""
-    files = read_run(path)
-    if files.attempts:
-        return files.attempts[-1].devices
-    with contextlib.suppress(RunError):
-        for line in reversed(RunDir(path).attempts()):
-            if line.get("ranks"):
-                return int(line["ranks"])
-    return 1
+    last = history.read(path, forgiving=True).last
+    return last.devices if last is not None else 1

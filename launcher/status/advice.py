@@ -58,9 +58,15 @@ def explain_waiting(reason: str) -> str:
 
 def _by_state(view: RunView, now: float) -> list[str]:
     run = shlex.quote(str(view.path))
-    logs = f"`vit-dist logs {run} --first-error` shows what went wrong first"
+    logs = _logs(view, run)
     again = f"`vit-dist resume {run}` resumes from step {view.saved:,}" if view.saved else ""
     again = again or f"`vit-dist resume {run}` starts it again"
+    if view.state == "submitted":
+        return (
+            ["`vit-dist status` on a machine with Slurm's commands tells whether it waits or runs"]
+            if view.job_id
+            else []
+        )
     if view.state == "waiting" and view.job is not None:
         job = view.job
         text = explain_waiting(job.reason).format(run=run, job=job.id, array=job.array_id or job.id)
@@ -73,11 +79,19 @@ def _by_state(view: RunView, now: float) -> list[str]:
     if view.state == "ending":
         return ["the attempt has ended; its job decides what follows"]
     if view.state == "failed":
-        return [logs, again]
+        return [*logs, again]
     if view.state == "given up":
-        return [logs, f"then, with the cause mended, {again}"]
+        return [*logs, f"then, with the cause mended, {again}"]
     if view.state in {"stopped", "cancelled"}:
         return [again]
     if view.state in {"lost", "silent"}:
-        return [again, logs] if view.state == "lost" else [f"look at its machine; if it is gone, {again}"]
+        return [again, *logs] if view.state == "lost" else [f"look at its machine; if it is gone, {again}"]
     return []
+
+
+def _logs(view: RunView, run: str) -> list[str]:
+    """Which log tells what went wrong: none is named that is not there."""
+    of_ranks, of_supervisor = view.logged
+    if of_ranks:
+        return [f"`vit-dist logs {run} --first-error` shows what went wrong first"]
+    return [f"`vit-dist logs {run} --batch` shows what its supervisor said"] if of_supervisor else []

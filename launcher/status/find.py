@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vit_dist.core.errors import ConfigError, did_you_mean
-from vit_dist.core.run import names, records
-from vit_dist.core.small_files import DamagedError, read_record, read_records
+from vit_dist.core.run import history, names, records
 
 _DEPTH = 3
 """ROOT/RUN, ROOT/STUDY/CELL, and one more for folders of a person's own."""
-_JOB = re.compile(r"\d{1,10}(_\d{1,9})?")
 
 
-def run_roots(given: Sequence[str] = ()) -> list[Path]:
+def run_roots(given: Sequence[Path] = ()) -> list[Path]:
     """Directories in which runs are looked for.
 
     Args:
@@ -30,10 +26,13 @@ def run_roots(given: Sequence[str] = ()) -> list[Path]:
     """
     if given:
         for root in given:
-            if not Path(root).is_dir():
+            if not root.is_dir():
                 raise ConfigError(f"--runs {root}: no such directory")
-        return _distinct(Path(root) for root in given)
-    named = [Path("runs"), *(Path(p) for p in os.environ.get("VIT_DIST_RUNS", "").split(":") if p)]
+        return _distinct(given)
+    listed = os.environ.get("VIT_DIST_RUNS", "")
+    if "://" in listed:
+        raise ConfigError(f"VIT_DIST_RUNS={listed}: holds a URL; give paths on this machine with ':' between them")
+    named = [Path("runs"), *(Path(p) for p in listed.split(":") if p)]
     return _distinct(path for path in (*named, *_cluster_roots()) if path.is_dir())
 
 
@@ -65,7 +64,7 @@ def find_run(wanted: str, roots: Sequence[Path]) -> Path:
                 f"{wanted!r}: a directory, but not of a run: it has none of {', '.join(sorted(names.MARKS_OF_A_RUN))}"
             )
     runs = find_runs(roots)
-    if _JOB.fullmatch(wanted):
+    if records.is_job_number(wanted):
         with_job = [run for run in runs if wanted in jobs_of(run)]
         if with_job:
             return _only(wanted, with_job, "more than one run has had this job number")
@@ -91,12 +90,8 @@ def is_run(path: Path) -> bool:
 
 def jobs_of(run: Path) -> set[str]:
     """Numbers of all jobs that a run has had: `120`, and for an array's elements `120_3` too."""
-    jobs = set[str]()
-    with contextlib.suppress(OSError, DamagedError):
-        jobs.add(read_record(run / names.JOB, records.JOB).get("job", ""))
-    with contextlib.suppress(OSError, DamagedError):
-        jobs |= {line.get("job", "") for line in read_records(run / names.LEDGER, records.LEDGER)}
-    return jobs - {""}
+    state = history.read(run, forgiving=True)
+    return {state.submitted_job, *(one.job for one in state.attempts)} - {""}
 
 
 def _only(wanted: str, matches: Sequence[Path], why: str) -> Path:

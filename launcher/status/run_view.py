@@ -7,10 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.slurm.commands import Job
-from launcher.supervise.ledger import LedgerEntry
-
-ACTIVE = ("running", "starting", "ending", "waiting")
-"""States in which a job or a process works on the run, or waits to."""
+from vit_dist.core.run.history import ACTIVE, Attempt
 
 
 @dataclass(frozen=True)
@@ -18,8 +15,7 @@ class RunView:
     """How one run stands.
 
     Attributes:
-        state: waiting (in the queue), starting, running, ending; done, stopped, failed, cancelled, given up; lost (it
-            says it runs, and its job or process is gone); silent (as lost, as far as can be known from here); new.
+        state: one of STANDINGS, see core/run/history.
         reason: why, for people; may be empty.
         advice: what to do next, a sentence or command each.
         step, total_steps, examples: where it stands; total_steps 0 where that is not known.
@@ -30,10 +26,12 @@ class RunView:
         seen: last heartbeat, seconds since 1970; 0 before the first.
         job: what Slurm says, where it knows the job.
         job_id: its number, also where Slurm has dropped it or is not here.
-        attempts: the ledger.
+        attempts: oldest first; of a table of many runs the last ones alone.
+        tries: how many attempts there were.
+        logged: whether an attempt has left logs, and whether its supervisor has.
         metrics: what was measured last.
         request: asked for by a person, not served yet.
-        problems: files that cannot be read.
+        problems: what is damaged.
     """
 
     path: Path
@@ -53,7 +51,9 @@ class RunView:
     job_id: str = ""
     cluster: str = ""
     devices: int = 0
-    attempts: tuple[LedgerEntry, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    tries: int = 0
+    logged: tuple[bool, bool] = (False, False)
     metrics: Mapping[str, float] = field(default_factory=dict)
     request: str = ""
     problems: tuple[str, ...] = ()

@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from launcher.slurm import commands as slurm
 from launcher.slurm.commands import Job, NoSlurmError, SlurmAwayError
 from launcher.status.advice import advise
-from launcher.status.files import RunFiles, number, read_run
+from launcher.status.files import RunFiles, read_run
 from launcher.status.run_view import RunView
 from vit_dist.core.errors import RunError, VitDistError
-from vit_dist.core.run.names import SILENT_S
-from vit_dist.core.units import Duration, format_seconds
+from vit_dist.core.run import history
+from vit_dist.core.run.history import JobWord
+from vit_dist.core.units import Duration
 
 _PATIENCE_S = 4.0
 
 
-def look(paths: Sequence[Path], *, ask_slurm: bool = True) -> tuple[list[RunView], str]:
+def look(paths: Sequence[Path], *, ask_slurm: bool = True, whole: bool = False) -> tuple[list[RunView], str]:
     """How these runs stand, and why Slurm could not be asked ('' where it could, or need not be).
 
-    Slurm is asked once for all of them, and only about jobs of runs that have not ended.
+    Slurm is asked once for all of them, and only about jobs of runs that have not ended. Of each only the last attempts
+    are read, unless `whole` asks for all.
     """
+    most = None if whole else history.TAIL_BYTES
     # Threads, since a shared file system takes its time for each answer.
     with ThreadPoolExecutor(16) as pool:
-        files = list(pool.map(read_run, paths))
-    wanted = {one.job_id for one in files if one.job_id and one.status.get("status") != "done"}
+        files = list(pool.map(lambda path: read_run(path, most=most), paths))
+    wanted = {one.state.job_id for one in files if one.state.job_id and not _done(one)}
     jobs, silence = _ask(wanted) if ask_slurm else ([], "Slurm was not asked")
     by_number = {number: job for job in jobs for number in (job.id, job.label)}
     now = time.time()
     views = []
     for one in files:
-        job = by_number.get(one.job_id) or next((j for j in jobs if one.job_id and j.matches(one.job_id)), None)
+        number = one.state.job_id
+        job = by_number.get(number) or next((j for j in jobs if number and j.matches(number)), None)
         views.append(view(one, job, silence, now=now))
     return views, silence
 
@@ -44,17 +46,19 @@ def look(paths: Sequence[Path], *, ask_slurm: bool = True) -> tuple[list[RunView
 def look_at(path: Path, *, ask_slurm: bool = True) -> tuple[RunView, str]:
     """How one run stands: as `look`, with all that Slurm or its accounting says of its job."""
     files = read_run(path)
-    job, silence = None, ""
-    if files.job_id and ask_slurm:
+    state, job, silence = files.state, None, ""
+    if state.job_id and ask_slurm:
         try:
-            job = slurm.job(files.job_id, patience_s=_PATIENCE_S)
+            job = slurm.job(state.job_id, patience_s=_PATIENCE_S)
             if job is None:
-                records = slurm.accounting(files.job_id)
+                records = slurm.accounting(state.job_id)
                 # Numbers begin anew on some sites: what ended before the run was submitted is another's job.
-                submitted = number(files.job, "submitted_at") or (files.attempts[0].begun if files.attempts else 0.0)
+                submitted = state.submitted_at or (state.attempts[0].begun if state.attempts else 0.0)
                 job = next((j for j in reversed(records or []) if (j.end or submitted) >= submitted - 60), None)
         except (NoSlurmError, SlurmAwayError) as error:
             silence = str(error)
+    elif state.job_id:
+        silence = "Slurm was not asked"
     return view(files, job, silence, now=time.time()), silence
 
 
@@ -67,36 +71,44 @@ def view(files: RunFiles, job: Job | None, silence: str = "", *, now: float) -> 
         silence: why Slurm could not be asked.
         now: seconds since 1970.
     """
-    state, reason = _state(files, job, bool(silence), now)
-    step, examples = int(number(files.status, "step")), int(number(files.status, "examples"))
-    total = int(number(files.status, "total_steps")) or _planned_steps(files.run)
-    goodput = _goodput(files)
-    rate = number(files.status, "examples_per_s") or _mean_rate(examples, goodput)
+    state, progress = files.state, files.state.progress
+    standing, reason = history.stands(state, _word(job, bool(silence)), now)
+    step, examples = progress.step, progress.examples
+    total = progress.total_steps or _planned_steps(files.run)
+    rate = progress.examples_per_s or _mean_rate(examples, progress.goodput)
     left = (total - step) * examples / step if step and total > step else 0.0
-    last = files.attempts[-1] if files.attempts else None
+    last = state.last
+    facts = state.submission
     shown = RunView(
         path=files.path,
-        state=state,
+        state=standing,
         reason=reason,
         step=max(step, files.saved or 0),
         total_steps=total,
         examples=examples,
         rate=rate,
-        eta_s=left / rate if left and rate and state not in {"done", "failed"} else None,
-        goodput=goodput,
+        eta_s=left / rate if left and rate and standing not in {"done", "failed"} else None,
+        goodput=progress.goodput,
         saved=files.saved,
         saved_at=files.saved_at,
-        seen=files.last_heartbeat,
+        seen=state.last_seen,
         job=job,
-        job_id=files.job_id,
-        cluster=str(files.job.get("cluster") or ""),
-        devices=last.devices if last else int(number(files.job, "nodes") * number(files.job, "devices_per_node")),
-        attempts=files.attempts,
-        metrics=_numbers(files.status.get("metrics")),
-        request=files.request,
+        job_id=state.job_id,
+        cluster=str(facts.get("cluster") or ""),
+        devices=last.devices if last else int(facts.get("nodes", 0)) * int(facts.get("devices_per_node", 0)),
+        attempts=state.attempts,
+        tries=last.attempt if last else 0,
+        logged=files.logged,
+        metrics=progress.metrics,
+        request=state.request,
         problems=files.problems,
     )
     return advise(shown, silence, now)
+
+
+def _done(files: RunFiles) -> bool:
+    status = files.state.status
+    return status is not None and status.status == "done"
 
 
 def _ask(ids: set[str]) -> tuple[list[Job], str]:
@@ -108,59 +120,13 @@ def _ask(ids: set[str]) -> tuple[list[Job], str]:
         return [], str(error)
 
 
-def _state(files: RunFiles, job: Job | None, silent: bool, now: float) -> tuple[str, str]:
-    # The run's own word, and what Slurm has done to its job since, which the run may not have lived to write down: so
-    # all but `done` is held against the job first.
-    written, reason = str(files.status.get("status", "")), str(files.status.get("reason") or "")
-    if written == "done":
-        return "done", reason
-    if job is not None and job.waiting:
-        return "waiting", job.reason
-    if job is not None and not job.ended:
-        last = files.attempts[-1] if files.attempts else None
-        if last is not None and last.ended is not None and written != "running" and last.ended >= (job.start or 0.0):
-            return "ending", last.cause.replace("_", " ")
-        return ("running", "") if written == "running" and _of_this_attempt(files, job) else ("starting", "")
-    if job is None and silent and files.job_id and written in {"", "running"}:
-        fresh = files.last_heartbeat > now - SILENT_S
-        return ("running", "") if fresh else ("silent", _ago("no heartbeat for", files.last_heartbeat, now))
-    if job is None and not files.job_id and written == "running":
-        return _local(files, now)
-    return _ended(files, job, written, reason)
-
-
-def _of_this_attempt(files: RunFiles, job: Job) -> bool:
-    """Whether status.json was written since the job has its nodes."""
-    return files.last_heartbeat >= (job.start or 0.0) - 1.0
-
-
-def _ended(files: RunFiles, job: Job | None, written: str, reason: str) -> tuple[str, str]:
-    last = files.attempts[-1] if files.attempts else None
-    # The job has begun no attempt: what the ledger ends with is of a job before.
-    if last is not None and number(files.job, "submitted_at") > last.begun:
-        if files.cancelled:
-            return "cancelled", "on request"
-        if job is not None and job.state == "CANCELLED":
-            return "cancelled", "by scancel"
-    if last is not None and not last.open and last.ended is not None and last.ended >= number(files.status, "time") - 5:
-        words = last.detail or reason or last.cause.replace("_", " ")
-        if last.action == "give_up":
-            return "given up", words
-        if last.cause in {"done", "stopped", "cancelled"}:
-            return last.cause, "" if last.cause == "done" else words
-        if written != "stopped":
-            return "failed", words if last.cause in words else f"{last.cause.replace('_', ' ')}: {words}"
-    if files.cancelled:
-        return "cancelled", "on request"
-    if written in {"stopped", "failed"}:
-        return written, reason
-    if job is not None:
-        return ("cancelled", "by scancel") if job.state == "CANCELLED" else ("failed", _slurm_words(job))
-    if written == "running":
-        return "lost", f"job {files.job_id} is no longer known to Slurm"
-    return (
-        ("lost", f"job {files.job_id} ended before it began to train") if files.job_id else ("new", "not yet started")
-    )
+def _word(job: Job | None, silent: bool) -> JobWord:
+    """What Slurm says of a job, as the history takes it."""
+    if job is None:
+        return JobWord("unasked" if silent else "gone")
+    known: Literal["waiting", "active", "ended"] = "waiting" if job.waiting else "ended" if job.ended else "active"
+    reason = job.reason if job.waiting else _slurm_words(job) if job.ended else ""
+    return JobWord(known, reason, job.start or 0.0, job.restarts, job.state == "CANCELLED")
 
 
 def _slurm_words(job: Job) -> str:
@@ -169,30 +135,6 @@ def _slurm_words(job: Job) -> str:
     killed = f", signal {job.exit_signal}" if job.exit_signal else ""
     known = job.reason and job.reason.lower() not in {"none", job.state.lower(), "nonzeroexitcode"}
     return f"Slurm says {words}{code}{killed}{f' ({job.reason})' if known else ''}"
-
-
-def _local(files: RunFiles, now: float) -> tuple[str, str]:
-    host, pid = str(files.status.get("host", "")), int(number(files.status, "pid"))
-    if host == socket.gethostname():
-        if _lives(pid):
-            return "running", ""
-        return "lost", f"process {pid} is gone, and has left no reason"
-    fresh = files.last_heartbeat > now - SILENT_S
-    return ("running", "") if fresh else ("silent", _ago(f"on {host}; no heartbeat for", files.last_heartbeat, now))
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    # The number may have gone to another program since.
-    try:
-        return b"vit" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return True
 
 
 def _planned_steps(run: Mapping[str, Any]) -> int:
@@ -212,25 +154,9 @@ def _planned_steps(run: Mapping[str, Any]) -> int:
         return 0
 
 
-def _goodput(files: RunFiles) -> Mapping[str, float]:
-    """Of status.json, or of the heartbeat where that is newer: it is written between steps too."""
-    status, heartbeat = _numbers(files.status.get("goodput")), _numbers(files.heartbeat.get("goodput"))
-    return heartbeat if sum(heartbeat.values()) > sum(status.values()) else status
-
-
 def _mean_rate(examples: int, goodput: Mapping[str, float]) -> float:
     spent = goodput.get("train", 0.0) + goodput.get("wait", 0.0)
     return examples / spent if spent > 0 else 0.0
-
-
-def _numbers(value: object) -> dict[str, float]:
-    if not isinstance(value, dict):
-        return {}
-    return {str(k): float(v) for k, v in value.items() if isinstance(v, int | float)}
-
-
-def _ago(words: str, when: float, now: float) -> str:
-    return f"{words} {format_seconds(max(0.0, now - when))}" if when else "no heartbeat yet"
 
 
 def require(path: Path, states: Sequence[str], doing: str) -> RunView:

@@ -19,7 +19,7 @@ from launcher.slurm import commands as slurm
 from launcher.slurm.render import Site, render_pack
 from launcher.submit.snapshot import CODE_FOLDER, take_snapshot
 from vit_dist.core.errors import RunError
-from vit_dist.core.files import folder_url, is_remote, local_path, url_name, write_bytes
+from vit_dist.core.files import folder_url, is_remote, local_path, make_folder, url_name, write_bytes
 from vit_dist.core.small_files import DamagedError, is_text, is_texts, read_record
 
 _JOBS = "jobs.json"
@@ -98,12 +98,12 @@ def submit(jobs: PackJobs) -> dict[str, Any]:
         RunError: jobs of this packing still wait or run.
     """
     _check_idle(jobs.folder)
-    jobs.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(jobs.folder)
     jobs = replace(jobs, site=replace(jobs.site, code=take_snapshot(jobs.folder / CODE_FOLDER)))
     scripts = jobs.scripts()
     for first, _ in jobs.chunks:
         # Slurm fails a job in silence where the directory of its output is missing.
-        jobs.log_dir(first).mkdir(parents=True, exist_ok=True)
+        make_folder(jobs.log_dir(first))
     for name, text in scripts.items():
         write_bytes(str(jobs.folder / name), text.encode())
     # All are tested before the first is submitted: half a packing in the queue would be worse than none.

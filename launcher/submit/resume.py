@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.slurm.cluster import load_cluster
-from launcher.status.files import read_run
 from launcher.status.view import look_at
 from launcher.submit.run import SubmitRequest, parse_time
 from vit_dist.config.load import find_config, load_recipe
 from vit_dist.core.errors import ConfigError, RunError
-from vit_dist.core.run import names
+from vit_dist.core.run import history, names
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def request_to_resume(path: Path, changes: Changes) -> SubmitRequest:
     """
     path = path.absolute()
     check_ended(path)
-    job = read_run(path).job
+    job = history.read(path, forgiving=True).submission
     name = changes.cluster or str(job.get("cluster_file") or "")
     if not name:
         raise ConfigError(f"{path}: was never a Slurm job; --cluster NAME submits it as one")

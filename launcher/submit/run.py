@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,9 @@ from vit_dist.config.load import recipe_hash, recipe_yaml, to_yaml
 from vit_dist.config.plugins import check_plugins, with_copies
 from vit_dist.config.schema import Recipe, dump
 from vit_dist.core.errors import ConfigError, RunError, VitDistError
-from vit_dist.core.files import is_remote, local_path, write_bytes
+from vit_dist.core.files import is_remote, local_path, make_folder, write_bytes
 from vit_dist.core.process import code_root
-from vit_dist.core.run import names
+from vit_dist.core.run import history, names
 from vit_dist.core.run.checkpoints import measured_save_s
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_seconds
@@ -130,12 +129,9 @@ def submit(request: SubmitRequest, *, args: Sequence[str] = ()) -> Submitted:
     _check_free(request, directory)
     noted = [*warnings(request), *_check_shared(request.root)]
     script, job_dir = directory / names.JOB_FOLDER / "train.sbatch", directory / names.JOB_FOLDER
-    try:
-        # Slurm fails a job in silence where the directory of its output is missing.
-        (directory / names.LOGS).mkdir(parents=True, exist_ok=True)
-        job_dir.mkdir(exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{directory}: the run directory cannot be made: {error.strerror}") from None
+    # Slurm fails a job in silence where the directory of its output is missing.
+    for folder in (directory / names.LOGS, job_dir):
+        make_folder(folder)
     cluster_file = job_dir / names.CLUSTER
     site = _site(request, job_dir / CODE_FOLDER, cluster_file)
     text = render_train(
@@ -158,13 +154,11 @@ def submit(request: SubmitRequest, *, args: Sequence[str] = ()) -> Submitted:
     if not (directory / names.RECIPE).exists():
         write_bytes(str(directory / names.RECIPE), recipe)
     # What a person asked of the job before is not meant for this one.
-    for leftover in (names.CANCEL, names.REQUEST):
-        (directory / leftover).unlink(missing_ok=True)
-    facts = _facts(request, script)
+    history.forget(directory)
     # First without a number: where sbatch fails here, that of the job before must not stand beside the new facts.
-    RunDir(directory).write_json(names.JOB, {"job": "", **facts})
+    after = history.submitting(directory, _facts(request, script))
     job = slurm.sbatch(script, args=[*avoid, *args]).job
-    RunDir(directory).write_json(names.JOB, {"job": job, **facts})
+    history.submitted(directory, job, after)
     return Submitted(directory, job, tested.start, tuple(noted))
 
 
@@ -269,13 +263,14 @@ def _check_free(request: SubmitRequest, directory: Path) -> None:
             f"`vit-dist config` prints a recipe, {directory / names.RECIPE} is the one there"
         )
     check_plugins(request.recipe, before, directory)
-    status = run.status()
+    state = history.read(directory)
+    status = state.status
     if status is not None and status.status == "done":
         raise ConfigError(
             f"{directory}: this run is done (step {status.step:,}); to train anew change seed=, or give "
             f"another --run-dir"
         )
-    job = str((run.read_json(names.JOB) or {}).get("job", ""))
+    job = state.job_id
     if job:
         known_job = slurm.job(job)
         if known_job is not None and not known_job.ended and known_job.state:
@@ -333,7 +328,6 @@ def _facts(request: SubmitRequest, script: Path) -> dict[str, object]:
         "devices_per_node": request.cluster.tasks,
         "spares": request.spares,
         "time_limit": request.time_limit or request.cluster.time_limit,
-        "submitted_at": time.time(),
         "script": str(script),
         "recipe": str(script.parent / names.RECIPE),
         "code": describe_code(),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import subprocess
 from pathlib import Path
 
 from vit_dist.core.errors import RunError
-from vit_dist.core.files import remove_tree
+from vit_dist.core.files import disk_problem, replacing_folder
 from vit_dist.core.process import code_root
 
 CODE_FOLDER = "code"
@@ -26,23 +25,15 @@ def take_snapshot(target: Path) -> Path:
         RunError: it cannot be written.
     """
     # Copied aside and renamed: a job that starts meanwhile finds all of the old code or all of the new.
-    fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        fresh.mkdir(parents=True)
-        for part in _PARTS:
-            source = code_root() / part
-            if source.is_dir():
-                shutil.copytree(source, fresh / part, ignore=_LEFT_OUT, copy_function=_copy)
-        if target.exists() or target.is_symlink():
-            old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
-            target.rename(old)
-            fresh.rename(target)
-            remove_tree(old)
-        else:
-            fresh.rename(target)
+        with replacing_folder(target) as fresh:
+            for part in _PARTS:
+                source = code_root() / part
+                if source.is_dir():
+                    shutil.copytree(source, fresh / part, ignore=_LEFT_OUT, copy_function=_copy)
     except OSError as error:
-        remove_tree(fresh)
-        raise RunError(f"{target}: the code cannot be copied there: {error}") from None
+        # Of many files copytree gathers the errors, as text.
+        raise RunError(f"{target}: the code cannot be copied there: {disk_problem(error) or error}") from None
     return target
 
 

@@ -25,10 +25,9 @@ from vit_dist.config.load import recipe_yaml, to_yaml
 from vit_dist.config.plugins import with_copies
 from vit_dist.config.schema import dump
 from vit_dist.core.errors import ConfigError, VitDistError
-from vit_dist.core.files import local_path, write_bytes
+from vit_dist.core.files import local_path, make_folder, write_bytes
 from vit_dist.core.process import code_root
-from vit_dist.core.run import names
-from vit_dist.core.run.directory import RunDir
+from vit_dist.core.run import history, names
 from vit_dist.core.small_files import DamagedError, is_objects, is_text, is_texts, or_none, parse_json, read_small
 from vit_dist.study.grid import Cell
 from vit_dist.study.local import cell_state, check_directories, evaluated
@@ -192,7 +191,7 @@ def submit(jobs: StudyJobs, left: Todo) -> dict[str, Any]:
         return entry
     folder = jobs.directory / "jobs" / datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     planned = arrays(jobs, left, folder, largest=slurm.largest_array(), code=folder / CODE_FOLDER)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     take_snapshot(folder / CODE_FOLDER)
     write_bytes(str(folder / names.CLUSTER), to_yaml(dump(jobs.cluster)).encode())
     for array in planned:
@@ -210,15 +209,19 @@ def submit(jobs: StudyJobs, left: Todo) -> dict[str, Any]:
     for array in planned:
         # With a limit one array after another: else each would have a limit of its own.
         wait = [f"--dependency=afterany:{before}"] if before and jobs.throttle else []
+        facts = _facts(jobs, folder, array)
+        # First, each as a run of its own is submitted.
+        after = [
+            history.submitting(jobs.run_dir(cell), {**facts, **_facts_of(jobs, cell)})
+            for cell in (array.cells if array.train else ())
+        ]
         before = slurm.sbatch(folder / f"{array.name}.sbatch", args=wait).job if array.train else ""
         record = {"name": array.name, "job": before, "evaluate": "", "cells": [c.name for c in array.cells]}
         entry["arrays"].append(record)
         # After each submission, so that what is in the queue is known also where the next one fails.
         _record(jobs.directory, entry)
         for i, cell in enumerate(array.cells if array.train else ()):
-            facts = _facts(jobs, folder, array)
-            run = {"name": cell.name, "recipe": str(jobs.run_dir(cell) / names.JOB_FOLDER / names.RECIPE)}
-            RunDir(jobs.run_dir(cell)).write_json(names.JOB, {"job": f"{before}_{i}", **facts, **run})
+            history.submitted(jobs.run_dir(cell), f"{before}_{i}", after[i])
         if array.evaluate:
             record["evaluate"] = _submit_evaluation(folder, array, before)
             _record(jobs.directory, entry)
@@ -235,15 +238,14 @@ def _prepare(jobs: StudyJobs, cell: Cell, folder: Path) -> None:
     """The run directory of an element, as its script and the tools that look at runs expect it."""
     directory = jobs.run_dir(cell)
     for name in (names.LOGS, names.JOB_FOLDER):
-        (directory / name).mkdir(parents=True, exist_ok=True)
+        make_folder(directory / name)
     text = recipe_yaml(with_copies(cell.recipe, directory)).encode()
     write_bytes(str(directory / names.JOB_FOLDER / names.RECIPE), text)
     write_bytes(str(directory / names.JOB_FOLDER / names.CLUSTER), (folder / names.CLUSTER).read_bytes())
     if not (directory / names.RECIPE).exists():
         write_bytes(str(directory / names.RECIPE), text)
     # What a person asked of the job before is not meant for this one.
-    for leftover in (names.CANCEL, names.REQUEST):
-        (directory / leftover).unlink(missing_ok=True)
+    history.forget(directory)
 
 
 def _facts(jobs: StudyJobs, folder: Path, array: Array) -> dict[str, object]:
@@ -254,11 +256,14 @@ def _facts(jobs: StudyJobs, folder: Path, array: Array) -> dict[str, object]:
         "devices_per_node": jobs.cluster.tasks,
         "spares": jobs.spares,
         "time_limit": jobs.time_limit or jobs.cluster.time_limit,
-        "submitted_at": time.time(),
         "script": str(folder / f"{array.name}.sbatch"),
         "code": describe_code(),
         "user": getpass.getuser(),
     }
+
+
+def _facts_of(jobs: StudyJobs, cell: Cell) -> dict[str, object]:
+    return {"name": cell.name, "recipe": str(jobs.run_dir(cell) / names.JOB_FOLDER / names.RECIPE)}
 
 
 def _record(directory: Path, entry: Mapping[str, Any]) -> None:

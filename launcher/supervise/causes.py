@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.supervise.ledger import LedgerEntry
 from vit_dist.core.exit_codes import (
     BY_PERSON,
     HUNG,
@@ -19,16 +18,20 @@ from vit_dist.core.exit_codes import (
     of_signal,
     signal_of,
 )
-from vit_dist.core.run.directory import Status
+from vit_dist.core.run.history import Attempt, Status
 
 FUTILE = frozenset({"time_limit", "crashed", "hung", "rank_lost", "start_failed"})
 """Causes that count against a run when nothing new was saved. Losing a node or being preempted is not its fault."""
 _ENDED_TASK = re.compile(
     r"^srun: error: (?P<node>[^:\s]+): tasks? (?P<tasks>[\d,\-\[\] ]+): "
-    r"(?:Exited with exit code (?P<code>\d+)|(?P<signal>[A-Z][\w ]*?)(?: \(core dumped\))?)$",
+    r"(?:Exited with exit code (?P<code>[0-9]{1,9})|(?P<signal>[A-Z][\w ]*?)(?: \(core dumped\))?)$",
     re.MULTILINE,
 )
 _SIGNALS = {"Killed": 9, "Terminated": 15, "Aborted": 6, "Segmentation fault": 11, "Bus error": 7, "Out Of Memory": 9}
+
+
+QUEUED_AGAIN = {True: ("requeued", "on request"), False: ("preempted", "Slurm has queued the job again")}
+"""Cause and detail where Slurm has put the job back into the queue, by whether a person wanted that."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class ExitEvidence:
         preempted: Slurm says that the job is being preempted.
         terminated: Slurm has sent SIGTERM to the batch script.
         requeued: Slurm has put the job back into the queue.
+        on_request: because a person wanted that (`vit-dist requeue`).
         overdue: the job's time limit has passed.
         lost_nodes: nodes of the attempt that are gone, each with what is known.
     """
@@ -66,6 +70,7 @@ class ExitEvidence:
     preempted: bool = False
     terminated: bool = False
     requeued: bool = False
+    on_request: bool = False
     overdue: bool = False
     lost_nodes: tuple[tuple[str, str], ...] = ()
 
@@ -97,7 +102,7 @@ def classify(evidence: ExitEvidence) -> tuple[str, str]:
         return "node_lost", "; ".join(f"{node} {what}".strip() for node, what in evidence.lost_nodes)
     # Before SIGTERM is asked about: on a node that Slurm has given up for dead, no signal of its reaches this process.
     if evidence.requeued:
-        return "preempted", "Slurm has queued the job again"
+        return QUEUED_AGAIN[evidence.on_request]
     if evidence.terminated:
         return ("time_limit", "ended by Slurm") if evidence.overdue else ("cancelled", "Slurm ended the job")
     if evidence.code == 0 and ended_as == "stopped":
@@ -153,7 +158,7 @@ def first_failure(srun_log: Path) -> Failure | None:
     return next(iter(causes or failures), None)
 
 
-def idle_attempts(entries: Sequence[LedgerEntry], job: str) -> int:
+def idle_attempts(entries: Sequence[Attempt], job: str) -> int:
     """Attempts of a job, counted back from the last, that saved nothing new and have only the run to blame."""
     idle = 0
     # One job alone: whoever submits a run anew has looked at it, and begins the count anew.

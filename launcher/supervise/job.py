@@ -12,23 +12,21 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from launcher.slurm import commands as slurm
 from launcher.slurm.allocation import Allocation, choose, lost_nodes, remember_lost, to_avoid
-from launcher.supervise.attempts import close_entry, describe_end, open_entry, own_status, pause_before
+from launcher.supervise.attempts import close_entry, describe_end, open_entry, pause_before
 from launcher.supervise.causes import ExitEvidence, classify, first_failure, idle_attempts
-from launcher.supervise.ledger import LedgerEntry, read_ledger
 from launcher.supervise.postmortem import close_left_open
 from launcher.supervise.settings import ReceivedSignals, SupervisorSettings
 from launcher.supervise.step import POLL_S, HostGuard, Step
-from vit_dist.core.errors import ConfigError, RunError, VitDistError
+from vit_dist.core.errors import ConfigError, VitDistError
 from vit_dist.core.exit_codes import WARNED
-from vit_dist.core.files import open_append
+from vit_dist.core.files import open_output
 from vit_dist.core.log import log
 from vit_dist.core.process import cli_command, wait_until
-from vit_dist.core.run import names
-from vit_dist.core.run.directory import RunDir
+from vit_dist.core.run import history, names
+from vit_dist.core.run.history import Attempt
 
 
 @dataclass
@@ -58,7 +56,7 @@ class JobSupervisor:
             f"{settings.nodes} x {settings.tasks_per_node} ranks, the run's attempt {len(entries) + 1}"
         )
         # A `scancel` that meets a requeue is lost, and Slurm starts the job once more: the file `cancel` is not.
-        if is_cancelled(settings.run_dir, job):
+        if history.is_cancelled(settings.run_dir, job.numbers):
             log("  supervisor: this run was cancelled; nothing is started")
             return 0
         if settings.preflight:
@@ -83,9 +81,8 @@ class JobSupervisor:
             if action != "respawn":
                 return code
 
-    def _attempt(self, nodes: Sequence[str] | None) -> tuple[LedgerEntry, ExitEvidence]:
+    def _attempt(self, nodes: Sequence[str] | None) -> tuple[Attempt, ExitEvidence]:
         settings, job = self.settings, self.allocation
-        before = RunDir(settings.run_dir).status()
         devices = settings.nodes * settings.tasks_per_node
         entry = open_entry(
             settings.run_dir,
@@ -95,7 +92,7 @@ class JobSupervisor:
             restart=job.restart,
             nodes=nodes if nodes is not None else job.nodes,
         )
-        # Too few nodes are left. That is an attempt too, which never ran: the ledger says why the job is queued again.
+        # Too few nodes are left. That is an attempt too, which never ran: it says why the job is queued again.
         if nodes is None:
             return entry, ExitEvidence(1, lost_nodes=tuple(self.gone.items()))
         logs = settings.run_dir / names.LOGS / names.attempt_folder(entry.attempt)
@@ -103,7 +100,8 @@ class JobSupervisor:
         step = Step(settings, job, nodes, entry, logs, self.received, again=self.started)
         self.started = True
         code = step.run()
-        status = own_status(settings.run_dir, before)
+        state = history.read(settings.run_dir)
+        status = state.status_of(entry.attempt)
         # Slurm need not be asked about a run that is done, nor waited for where it is away.
         now_in_slurm = job.slurm_job() if code or status is None or status.status != "done" else None
         lost: Mapping[str, str] = {}
@@ -117,15 +115,16 @@ class JobSupervisor:
             status=status,
             failure=first_failure(logs / "srun.log"),
             asked=step.asked,
-            cancelled=is_cancelled(settings.run_dir, job),
+            cancelled=history.is_cancelled(settings.run_dir, job.numbers),
             preempted=now_in_slurm is not None and now_in_slurm.preempted is not None,
             terminated=self.received.terminated,
             requeued=requeued,
+            on_request=(entry.attempt, job.job) in state.requeues,
             overdue=now_in_slurm is not None and _overdue(now_in_slurm, now),
             lost_nodes=tuple(lost.items()),
         )
 
-    def _settle(self, entry: LedgerEntry, evidence: ExitEvidence) -> tuple[str, int]:
+    def _settle(self, entry: Attempt, evidence: ExitEvidence) -> tuple[str, int]:
         """Write how the attempt ended, and say what follows. Returns the action and the job's exit code."""
         settings, job = self.settings, self.allocation
         cause, detail = classify(evidence)
@@ -146,11 +145,11 @@ class JobSupervisor:
             status=status,
             detail=detail,
             excluded=excluded,
-            give_up=lambda ended: self._gives_up([*read_ledger(settings.run_dir)[:-1], ended]),
+            give_up=lambda ended: self._gives_up([*history.read(settings.run_dir).attempts[:-1], ended]),
         )
         shown = cause.replace("_", " ") + (f" ({detail})" if detail else "")
         log(f"  {describe_end(closed, shown)}; {_FOLLOWS[closed.action]}")
-        idle = idle_attempts(read_ledger(settings.run_dir), job.job)
+        idle = idle_attempts(history.read(settings.run_dir).attempts, job.job)
         if closed.action == "give_up":
             log(
                 f"  supervisor: given up: {idle} attempts in a row have saved no new step (give_up_after "
@@ -180,7 +179,7 @@ class JobSupervisor:
             return "requeue" if left is None else "respawn"
         return "respawn"
 
-    def _gives_up(self, entries: Sequence[LedgerEntry]) -> bool:
+    def _gives_up(self, entries: Sequence[Attempt]) -> bool:
         return idle_attempts(entries, self.allocation.job) >= self.settings.give_up_after
 
     def _pause(self, seconds: float) -> None:
@@ -233,7 +232,7 @@ class JobSupervisor:
         command = cli_command("preflight", "--run-root", str(self.settings.run_root), safe_path=True)
         command += ["--cluster", self.settings.cluster_file] if self.settings.cluster_file else []
         path = self.settings.run_dir / names.LOGS / "preflight.log"
-        with open_append(path) as out:
+        with open_output(path) as out:
             code = subprocess.call(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         log(f"  supervisor: preflight {'passed' if code == 0 else f'has findings (exit code {code})'}; see {path}")
 
@@ -261,17 +260,6 @@ _FOLLOWS = {
     "respawn": "starting again on this job's nodes",
     "give_up": "given up",
 }
-
-
-def is_cancelled(run_dir: Path, allocation: Allocation) -> bool:
-    """Whether a person has cancelled this job (`vit-dist cancel`), however often Slurm starts it again."""
-    try:
-        cancelled = (RunDir(run_dir).read_json(names.CANCEL) or {}).get("job")
-    except RunError:
-        # A person has written something there, if not well: to end a run too early is mended by `vit-dist resume`.
-        return True
-    # A job's number, not a mere mark: a cancel of before must not stop the job that resumes the run.
-    return cancelled is not None and str(cancelled) in {allocation.job, str(allocation.number)}
 
 
 def _overdue(job: slurm.Job, now: float) -> bool:

@@ -1,4 +1,4 @@
-"""Attempts of a run on this machine, one after another, until it is done or gets nowhere; and their ledger."""
+"""Attempts of a run on this machine, one after another, until it is done or gets nowhere; and their history."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.supervise.attempts import close_entry, describe_end, open_entry, own_status, pause_before
+from launcher.supervise.attempts import close_entry, describe_end, open_entry, pause_before
 from launcher.supervise.causes import cause_of_code
-from launcher.supervise.ledger import read_ledger
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import RunError
 from vit_dist.core.exit_codes import (
@@ -26,8 +25,10 @@ from vit_dist.core.exit_codes import (
     signal_of,
 )
 from vit_dist.core.log import log
+from vit_dist.core.run import history
 from vit_dist.core.run.checkpoints import newest_step
-from vit_dist.core.run.directory import RunDir, Status
+from vit_dist.core.run.directory import RunDir
+from vit_dist.core.run.history import Status
 
 CODE_MEANINGS = {
     FAILED: "failed",
@@ -81,7 +82,7 @@ def supervise_local(
         attempt: starts one attempt and waits for it; returns its exit code.
         give_up_after: attempts in a row that save nothing new.
         pause_s: before the attempt after one without progress; doubles with each.
-        devices: ranks of an attempt, for the ledger.
+        devices: ranks of an attempt, for the history.
 
     Returns:
         0 where the run is done or was stopped, else the exit code of the last attempt.
@@ -89,16 +90,15 @@ def supervise_local(
     Raises:
         RunError: given up (says why the attempts ended), or another attempt runs there.
     """
-    directory, idle, causes = RunDir(run_dir), 0, list[str]()
-    # Before the ledger is looked at: the open entry of an attempt that runs would be taken for one that died.
-    directory.check_free()
+    idle, causes = 0, list[str]()
+    # Before the history is looked at: the open entry of an attempt that runs would be taken for one that died.
+    RunDir(run_dir).check_free()
     _close_left_open(run_dir)
     while True:
-        before = directory.status()
         entry = open_entry(run_dir, launcher="local", devices=devices, nodes=[socket.gethostname()])
         code = attempt(recipe, run_dir)
-        status = own_status(run_dir, before)
-        ended, cause = AttemptEnd(code, directory.status()), cause_of_code(code, status)
+        status = history.read(run_dir).status_of(entry.attempt)
+        ended, cause = AttemptEnd(code, status), cause_of_code(code, status)
         gained = newest_step(run_dir) > entry.step
         final = code == 0 or code in FINAL
         idle = 0 if gained else idle + 1
@@ -121,12 +121,11 @@ def supervise_local(
 
 def _close_left_open(run_dir: Path) -> None:
     """Close what a supervisor that was killed left open; not what may be running in a job."""
-    entries = read_ledger(run_dir)
-    if not entries or not entries[-1].open or entries[-1].launcher != "local":
+    state = history.read(run_dir)
+    last = state.last
+    if last is None or not last.open or last.launcher != "local":
         return
-    status = RunDir(run_dir).status()
-    last_trace = status.time if status is not None and status.time > entries[-1].begun else entries[-1].begun
+    status = state.status_of(last.attempt)
+    last_trace = status.time if status is not None and status.time > last.begun else last.begun
     detail = "its supervisor was killed with it, or before it"
-    close_entry(
-        run_dir, entries[-1], cause="crashed", action="none", code=1, status=status, detail=detail, at=last_trace
-    )
+    close_entry(run_dir, last, cause="crashed", action="none", code=1, status=status, detail=detail, at=last_trace)

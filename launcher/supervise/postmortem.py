@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.slurm import commands as slurm
 from launcher.slurm.allocation import Allocation, lost_nodes
 from launcher.supervise.attempts import close_entry, describe_end
-from launcher.supervise.ledger import LedgerEntry, read_ledger
+from launcher.supervise.causes import QUEUED_AGAIN
 from vit_dist.core.errors import VitDistError
 from vit_dist.core.log import log
-from vit_dist.core.run import names
-from vit_dist.core.run.directory import RunDir
+from vit_dist.core.run import history, names
+from vit_dist.core.run.history import Attempt
 
 
-def close_left_open(run_dir: Path, allocation: Allocation) -> list[LedgerEntry]:
-    """Close an attempt whose supervisor died with its node or was killed. Returns the ledger."""
-    entries = read_ledger(run_dir)
-    for entry in [e for e in entries if e.open]:
-        cause, detail, action = _post_mortem(entry, allocation)
-        status = RunDir(run_dir).status()
-        # An older one is of the attempt before.
-        status = status if status is not None and status.time >= entry.begun else None
+def close_left_open(run_dir: Path, allocation: Allocation) -> Sequence[Attempt]:
+    """Close an attempt whose supervisor died with its node or was killed. Returns all attempts."""
+    state = history.read(run_dir)
+    # One that nobody supervised is its ranks' own to close.
+    for entry in [e for e in state.attempts if e.open and e.launcher]:
+        cause, detail, action = _post_mortem(entry, allocation, (entry.attempt, entry.job) in state.requeues)
+        status = state.status_of(entry.attempt)
         # It ended at its last trace, not now: the time in the queue since then must not count as device-hours.
         last_trace = max([entry.begun, *([status.time] if status else []), *_written(run_dir, entry)])
         closed = close_entry(
@@ -38,10 +38,10 @@ def close_left_open(run_dir: Path, allocation: Allocation) -> list[LedgerEntry]:
         )
         shown = f"{cause.replace('_', ' ')} ({detail})"
         log(f"  {describe_end(closed, shown)}; its own supervisor could not write this")
-    return read_ledger(run_dir)
+    return history.read(run_dir).attempts
 
 
-def _post_mortem(entry: LedgerEntry, allocation: Allocation) -> tuple[str, str, str]:
+def _post_mortem(entry: Attempt, allocation: Allocation, on_request: bool) -> tuple[str, str, str]:
     """Cause, detail and action of an attempt that could not write its end."""
     if entry.launcher != "slurm" or not entry.job:
         return "crashed", "its supervisor was killed", "none"
@@ -62,11 +62,11 @@ def _post_mortem(entry: LedgerEntry, allocation: Allocation) -> tuple[str, str, 
     if cause:
         return cause, detail, "requeue" if same else "none"
     if same and allocation.restart > entry.restart:
-        return "preempted", "Slurm ended it and queued the job again", "requeue"
+        return (*QUEUED_AGAIN[on_request], "requeue")
     return "crashed", "its supervisor was killed", "none"
 
 
-def _state_of(entry: LedgerEntry) -> str:
+def _state_of(entry: Attempt) -> str:
     """How Slurm says the job ended in which an attempt ran; '' where it does not know."""
     with contextlib.suppress(VitDistError):
         starts = slurm.accounting(entry.job, patience_s=5)
@@ -82,7 +82,7 @@ def _state_of(entry: LedgerEntry) -> str:
     return ""
 
 
-def _written(run_dir: Path, entry: LedgerEntry) -> list[float]:
+def _written(run_dir: Path, entry: Attempt) -> list[float]:
     """When the logs of an attempt were last written."""
     times = []
     for path in (run_dir / names.LOGS / names.attempt_folder(entry.attempt)).glob("*.log"):

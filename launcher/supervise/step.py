@@ -14,15 +14,14 @@ from pathlib import Path
 
 from launcher.slurm.addresses import node_address
 from launcher.slurm.allocation import Allocation, port_for
-from launcher.supervise.ledger import LedgerEntry
 from launcher.supervise.settings import ReceivedSignals, SupervisorSettings
 from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.exit_codes import of_return_code
-from vit_dist.core.files import open_append
+from vit_dist.core.files import open_output
 from vit_dist.core.log import log
 from vit_dist.core.process import HOST_GUARD_MODULE
-from vit_dist.core.run import names
-from vit_dist.core.run.directory import RunDir
+from vit_dist.core.run import history, names
+from vit_dist.core.run.history import Attempt
 from vit_dist.core.units import format_seconds
 
 POLL_S = 0.1
@@ -73,7 +72,7 @@ class Step:
     settings: SupervisorSettings
     allocation: Allocation
     nodes: Sequence[str]
-    entry: LedgerEntry
+    entry: Attempt
     logs: Path
     received: ReceivedSignals
     again: bool = False
@@ -83,7 +82,7 @@ class Step:
 
     def run(self) -> int:
         """Start the ranks and wait for their end. Returns srun's exit code (128 + n where it died of signal n)."""
-        with open_append(self.logs / "srun.log") as messages:
+        with open_output(self.logs / "srun.log") as messages:
             process = subprocess.Popen(
                 self.command(), env=self.environment(), stdin=subprocess.DEVNULL, stdout=messages, stderr=messages
             )
@@ -158,14 +157,13 @@ class Step:
 
     def _straggling(self, process: subprocess.Popen[bytes], now: float, ended_at: float) -> float:
         """End an srun that does not notice that its ranks are gone. Returns since when they are, or 0.0."""
-        # Every two seconds: status.json lies on a shared file system.
+        # Every two seconds: the history lies on a shared file system.
         if int(now / POLL_S) % 20:
             return ended_at
         status = None
         with contextlib.suppress(RunError):
-            status = RunDir(self.settings.run_dir).status()
-        # One from before this attempt began tells how the attempt before ended.
-        over = status is not None and status.time >= self.entry.begun and status.status != "running"
+            status = history.read(self.settings.run_dir, most=history.TAIL_BYTES).status_of(self.entry.attempt)
+        over = status is not None and status.status != "running"
         if not over:
             return 0.0
         if not ended_at:

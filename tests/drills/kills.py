@@ -14,7 +14,7 @@ from launcher.processes.kill_test import Attempt, end
 from tests.laws.test_resume import assert_same_bits, recipe_file
 from vit_dist.core.errors import RunError
 from vit_dist.core.events.reader import read_run
-from vit_dist.core.run.directory import RunDir
+from vit_dist.core.run import history
 
 ENGINES = {
     "plain": ("engine: {name: plain}", "bf16"),
@@ -104,7 +104,7 @@ def _kill(process: subprocess.Popen[str], run_dir: Path, dice: random.Random) ->
     """Wait for a random instant of a random phase, and kill a random process with SIGKILL."""
     phase = dice.choices(["start", "training", "saving"], [1, 3, 2])[0]
     victim = dice.choice(["rank 0", "rank 1", "parent"])
-    number, deadline = len(RunDir(run_dir).attempts()), time.monotonic() + _TIMEOUT_S
+    number, deadline = history.read(run_dir).next_attempt, time.monotonic() + _TIMEOUT_S
 
     def still_going() -> None:
         if process.poll() is not None or time.monotonic() > deadline:
@@ -124,13 +124,13 @@ def _kill(process: subprocess.Popen[str], run_dir: Path, dice: random.Random) ->
             time.sleep(dice.uniform(0.0, 0.01))
     still_going()
     os.kill(_pid(process, victim), signal.SIGKILL)
-    status = RunDir(run_dir).status()
+    status = history.read(run_dir).status
     return Kill(victim, phase, status.step if status is not None else 0)
 
 
-def _steps_begun(run_dir: Path, attempts_before: int) -> bool:
-    status = RunDir(run_dir).status()
-    return status is not None and status.status == "running" and len(RunDir(run_dir).attempts()) > attempts_before
+def _steps_begun(run_dir: Path, attempt: int) -> bool:
+    status = history.read(run_dir).status
+    return status is not None and status.status == "running" and status.attempt >= attempt
 
 
 def _pid(process: subprocess.Popen[str], victim: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -14,6 +13,7 @@ from launcher.processes.kill_test import Attempt
 from vit_dist.cli.models.options import model_config
 from vit_dist.compare.memory import Counted, count
 from vit_dist.core.files import write_bytes
+from vit_dist.core.run import history
 from vit_dist.core.run.checkpoints import newest_step
 from vit_dist.core.units import format_bytes
 from vit_dist.data.manifest import read_manifest
@@ -101,8 +101,9 @@ guards: {{hang: 30 min}}
     killed_s = time.monotonic() - began
     output = attempt.finish(3600)
     peak = memory.finish()
-    status = json.loads((tmp_path / "run/status.json").read_text())
-    assert (status["status"], status["step"]) == ("done", 4), output[-2000:]
+    status = history.read(tmp_path / "run").status
+    assert status is not None
+    assert (status.status, status.step) == ("done", 4), output[-2000:]
     assert "step-0000000003" in output
 
     found = count(model_config(name), num_classes=CLASSES, image_size=224)

@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import command
 from tests.laws.test_recovery import LONG, end_all, wait_until_running
 from tests.laws.test_resume import recipe_file
-from vit_dist.core.run.directory import RunDir
+from vit_dist.core.run import history
 
 pytestmark = [pytest.mark.drill, pytest.mark.distributed]
 
@@ -84,6 +84,6 @@ def test_a_node_that_loses_power_takes_the_others_down_within_seconds(
     assert "is gone: no collective can complete" in outputs[1 - victim]
     assert took < 20
     if victim == 1:
-        status = RunDir(run_dir).status()
+        status = history.read(run_dir).status
         assert status is not None
         assert (status.status, status.reason) == ("failed", "rank 1 is gone")

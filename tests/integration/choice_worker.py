@@ -17,6 +17,7 @@ from vit_dist.cli.main import leave
 from vit_dist.core.errors import CheckpointError
 from vit_dist.core.world import launched_world
 from vit_dist.engines._collectives import all_gather_object
+from vit_dist.engines._fit import Wanted
 from vit_dist.train.checkpoint import restore
 from vit_dist.train.process_group import process_group
 
@@ -26,6 +27,9 @@ class OneNumber:
 
     def __init__(self):
         self.layout, self.weight = {}, torch.zeros(4)
+
+    def wanted(self):
+        return Wanted({("weight", "w"): ((4,), frozenset({torch.float32}))}, frozenset(), None, True)
 
     def load(self, source):
         self.weight.copy_(source.read("weight", "w", 0, 4))

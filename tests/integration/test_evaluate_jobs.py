@@ -66,8 +66,9 @@ def test_a_run_is_evaluated_here_and_by_slurm_with_the_same_result(
         return "\n".join(p.read_text() for p in tmp_path.glob("list.evaluate/*.log*"))
 
     def found() -> list[dict[str, Any]]:
-        record = run / "evaluated.json"
-        return [e for e in json.loads(record.read_text())["evaluations"] if e["step"] == 8] if record.exists() else []
+        record = run / "history-evaluations.jsonl"
+        lines = record.read_text().splitlines() if record.exists() else []
+        return [entry for entry in map(json.loads, lines) if entry["step"] == 8]
 
     wait_for("the evaluation", found, 200, logs)
     wait_for("no job", lambda: not slurm.run("squeue", "-h").stdout.strip(), 60)

@@ -14,6 +14,7 @@ import pytest
 from tests.laws.test_resume import recipe_file
 from tests.places import ROOT
 from vit_dist.core.events.reader import read_run
+from vit_dist.core.run import history
 
 pytestmark = pytest.mark.distributed
 
@@ -70,7 +71,7 @@ def test_examples_and_flops_go_on_counting_over_a_restart(
     (run_dir).mkdir()
     (run_dir / "request").write_text("stop")
     assert vit_dist("train", str(recipe), *words).returncode == 0
-    stopped = json.loads((run_dir / "status.json").read_text())["step"]
+    stopped = history.read(run_dir).progress.step
     assert 0 < stopped < 10
     assert vit_dist("train", str(recipe), *words).returncode == 0
     log = read_run(str(run_dir / "tb")).scalars

@@ -25,14 +25,17 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], int | None]] = {
     "apart": ((1, 3), (2, 3), 3),
     "pruned on 1": ((1, 2, 3), (3,), 3),
     "late": ((1, 2), (), 2),
+    "forged on 0": ((1, 2), (1, 2), 1),
+    "forged on 1": ((1, 2), (1, 2), 1),
+    "forged on both": ((1, 2), (1, 2), 1),
 }
 
 
-def checkpoint(root: Path, step: int) -> None:
+def checkpoint(root: Path, step: int, size: int = 4) -> None:
     path = root / step_name(step)
     path.mkdir(parents=True)
     part = path / "rank-00000.safetensors"
-    Snapshot(EngineState([Slice("weight", "w", (4,), 0, torch.full((4,), float(step)))], {}), None).write(part)
+    Snapshot(EngineState([Slice("weight", "w", (size,), 0, torch.full((size,), float(step)))], {}), None).write(part)
     entry = {"bytes": part.stat().st_size, "xxh128": checksum(part)}
     counts = dict.fromkeys(("position", "skipped", "bad_in_row", "spikes"), 0)
     state = {"step": step, **counts, "quarantined": [], "losses": [], "passed_over": [], "order": {}}
@@ -45,7 +48,9 @@ def test_ranks_that_see_different_checkpoints_take_the_same(run_world: Callable[
         (tmp_path / "runs" / name).mkdir(parents=True)
         for rank, steps in enumerate(seen):
             for step in steps:
-                checkpoint(tmp_path / "runs" / name / str(rank), step)
+                # Of another shape, with a marker that fits it: no checksum tells.
+                forged = step == 2 and (name == f"forged on {rank}" or name == "forged on both")
+                checkpoint(tmp_path / "runs" / name / str(rank), step, 5 if forged else 4)
     taken = run_world("integration/choice_worker.py", 2, str(tmp_path / "runs"))
     for name, (*_, step) in CASES.items():
         assert taken[name] == [None if step is None else [step, float(step)]] * World(size=2).size, name

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ import pytest
 from launcher.slurm import commands
 from launcher.status.actions import cancel, requeue, stop
 from launcher.status.view import look, look_at
-from launcher.supervise.ledger import append_begin
 from tests.slurm.cluster import wait_for
 from tests.slurm.jobs import Site, vit_dist
 from vit_dist.core.errors import ConfigError, RunError
+from vit_dist.core.run import history
 
 pytestmark = pytest.mark.slurm
 
@@ -33,7 +32,7 @@ def sleeper(slurm: Any, tmp_path: Path) -> Callable[..., Path]:
         script = run / "job.sh"
         script.write_text(f"#!/bin/bash\n#SBATCH --requeue --open-mode=append\n{body}\n")
         job = commands.sbatch(script, args=[f"--output={run.parent}/out-%j", *options]).job
-        (run / "job.json").write_text(json.dumps({"job": job, "cluster": "dev", "submitted_at": time.time()}))
+        history.submitted(run, job, history.submitting(run, {"cluster": "dev"}))
         return run
 
     return submit
@@ -111,12 +110,12 @@ def test_requeue_goes_elsewhere_at_once_under_the_same_number(sleeper: Callable[
 
 def test_elements_of_an_array_are_runs_of_their_own(sleeper: Callable[..., Path], tmp_path: Path) -> None:
     first = sleeper("--array=0-3%1", name="cell-0")
-    array = json.loads((first / "job.json").read_text())["job"]
+    array = history.read(first).job_id
     runs = [first]
     for i in range(4):
         run = tmp_path / "runs" / f"cell-{i}"
         run.mkdir(exist_ok=True)
-        (run / "job.json").write_text(json.dumps({"job": f"{array}_{i}", "submitted_at": time.time()}))
+        history.submitted(run, f"{array}_{i}", history.submitting(run, {}))
         runs += [run] if i else []
     wait_for("the first runs", lambda: state(runs[0]) == "starting", 30)
     views, _ = look(runs)
@@ -154,14 +153,14 @@ def test_without_an_answer_the_files_are_told_and_that_they_are(
     sleeper: Callable[..., Path], slurm: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     run = sleeper("--begin=now+1hour")
-    append_begin(run, attempt=1, launcher="slurm", devices=2, step=0, job=look_at(run)[0].job_id)
+    history.begin(run, launcher="slurm", devices=2, step=0, job=look_at(run)[0].job_id)
     assert commands.accounting(look_at(run)[0].job_id) is None  # this cluster keeps none
     with monkeypatch.context() as there:
         there.setenv("PATH", str(tmp_path))
         done = vit_dist("status", "--runs", str(tmp_path / "runs"))
         assert done.returncode == 0
         assert "there is no Slurm here" in done.stdout
-        assert "1 run: 1 silent" in done.stdout
+        assert "1 run: 1 starting" in done.stdout
         done = vit_dist("cancel", "sleeper", "--runs", str(tmp_path / "runs"))
         assert (done.returncode, "there is no Slurm here" in done.stderr) == (1, True)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import command
+from vit_dist.core.run import history
 from vit_dist.core.run.directory import RunDir
 
 pytestmark = pytest.mark.distributed
@@ -45,7 +46,9 @@ def trained(words: list[str], runs: list[RunDir], attempt: int) -> Iterator[subp
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             deadline = time.monotonic() + 240
-            while [run.owner().get("attempt") for run in runs] != [attempt] * len(runs):
+            while [one and one.attempt for run in runs for one in [history.read(run.path).status]] != [attempt] * len(
+                runs
+            ):
                 assert process.poll() is None, process.communicate()[0]
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
@@ -86,7 +89,7 @@ def test_runs_side_by_side_die_and_stop_with_their_study_resume_and_are_evaluate
         while left := [pid for pid in below if alive(pid)]:
             assert time.monotonic() < deadline, f"{left} live on"
             time.sleep(0.05)
-    assert "done" not in [status.status for run in runs if (status := run.status())]
+    assert "done" not in [status.status for run in runs if (status := history.read(run.path).status)]
 
     with trained(words, runs, attempt=2) as first:
         first.send_signal(signal.SIGTERM)
@@ -95,7 +98,7 @@ def test_runs_side_by_side_die_and_stop_with_their_study_resume_and_are_evaluate
     assert text.count("resumes from an earlier attempt") == 2
     assert "was stopped at step" in text
     assert "resume with: vit-dist study run" in text
-    before = [run.status() for run in runs]
+    before = [history.read(run.path).status for run in runs]
     assert [s and s.status for s in before] == ["stopped", "stopped"], text
     assert all(s and s.step < 60 for s in before)
 
@@ -103,10 +106,11 @@ def test_runs_side_by_side_die_and_stop_with_their_study_resume_and_are_evaluate
     assert again.returncode == 0, again.stdout + again.stderr
     assert "resumes from an earlier attempt (stopped)" in again.stdout
     for run in runs:
-        status = run.status()
+        status = history.read(run.path).status
         assert status is not None
         assert (status.status, status.step, status.attempt) == ("done", 60, 3)
-        (entry,) = json.loads((run.path / "evaluated.json").read_text())["evaluations"]
+        (line,) = (run.path / "history-evaluations.jsonl").read_text().splitlines()
+        entry = json.loads(line)
         assert entry["step"] == 60
         assert 0.25 < entry["values"]["fewshot/small_3shot"] <= 1
 

@@ -125,7 +125,7 @@ def test_a_second_run_in_a_directory_in_use_is_refused(vit_dist: Command, recipe
     long = command("train", recipe, "horizon=100k steps", "--run-dir", str(run_dir))
     with subprocess.Popen(long, stderr=subprocess.DEVNULL) as first:
         deadline = time.monotonic() + 100
-        while not (run_dir / "status.json").exists():
+        while not (run_dir / "alive.json").exists():
             assert first.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.laws.test_resume import finish, recipe_file, start
-from vit_dist.core.run.directory import RunDir
+from vit_dist.core.run import history
 from vit_dist.scaling.collect import collect
 from vit_dist.scaling.report.write import write_report
 
@@ -28,7 +28,7 @@ def test_every_curve_and_table_of_a_study_is_rebuilt_from_its_event_files_alone(
     for subset in SUBSETS:
         cell = [f"name=vit-{subset}-s0", "study=law-5", "family=vit", f"data.subset={subset}", "engine.name=plain"]
         finish(start(recipe, runs / f"vit-{subset}-s0", *cell, nproc=1))
-    measured = {subset: RunDir(runs / f"vit-{subset}-s0").status() for subset in SUBSETS}
+    measured = {subset: history.read(runs / f"vit-{subset}-s0").status for subset in SUBSETS}
     written = write_report(collect(str(runs)), tmp_path / "report", cached=False)
 
     logs = list(runs.rglob("events.out.tfevents.*"))

@@ -15,10 +15,14 @@ import pytest
 import torch
 
 from tests.conftest import command, free_ports
+from tests.histories import speak
 from tests.laws.test_resume import assert_same_bits, finish, recipe_file, start
 from vit_dist.core.events.reader import read_run
+from vit_dist.core.run import history
 from vit_dist.core.run.checkpoints import seal_marker
-from vit_dist.core.run.directory import RunDir, Status
+from vit_dist.core.run.history import Status
+from vit_dist.core.run.log import run_status
+from vit_dist.train.checkpoint.remote import remote_steps
 from vit_dist.train.progress.goodput import BUCKETS
 
 pytestmark = pytest.mark.distributed
@@ -46,7 +50,7 @@ def wait_until_running(run_dir: Path, step: int = 1, timeout: float = 120) -> St
     deadline = time.monotonic() + timeout
     while True:
         assert time.monotonic() < deadline
-        status = RunDir(run_dir).status()
+        status = history.read(run_dir).status
         if status is not None and status.status == "running" and status.step >= step:
             return status
         time.sleep(0.02)
@@ -83,7 +87,7 @@ def test_a_rank_that_dies_takes_the_others_down_within_seconds(
     assert code == 70, outputs
     assert took < 10
     if victim == 1:
-        status = RunDir(tmp_path / "run").status()
+        status = history.read(tmp_path / "run").status
         assert status is not None
         assert status.status == "failed"
         assert "gone" in status.reason
@@ -121,12 +125,12 @@ def test_a_request_saves_or_stops_and_is_recorded(tmp_path: Path, small_set: str
     finally:
         end_all([process])
     assert "on the request file" in output
-    status = RunDir(run_dir).status()
+    status = history.read(run_dir).status
     assert status is not None
     assert (status.status, status.reason) == ("stopped", "the request file")
-    entries = RunDir(run_dir).attempts()
-    assert [(e["event"], e["attempt"], e.get("status")) for e in entries] == [("start", 1, None), ("end", 1, "stopped")]
-    assert entries[1]["step"] == status.step > 0
+    (attempt,) = history.read(run_dir).attempts
+    assert (attempt.attempt, attempt.told, attempt.cause) == (1, "stopped", "stopped")
+    assert attempt.reached == status.step > 0
     assert not (run_dir / "request").exists()
     assert f"step-{status.step:010d}" in {p.name for p in (run_dir / "checkpoints").iterdir()}
 
@@ -140,7 +144,7 @@ def test_goodput_adds_up_over_attempts_and_stands_in_the_log(tmp_path: Path, sma
     process.communicate()
     finish(start(recipe, run_dir, *options, nproc=1))
     elapsed = time.time() - began
-    log, status = read_run(str(run_dir / "tb")), RunDir(run_dir).status()
+    log, status = read_run(str(run_dir / "tb")), history.read(run_dir).status
     assert status is not None
     assert sorted(status.goodput) == sorted(BUCKETS)
     assert 0 < sum(status.goodput.values()) <= elapsed + 0.5
@@ -158,13 +162,10 @@ def test_what_a_crash_cost_is_lost_and_not_down_however_rarely_the_run_logs(
     options = [*LONG, "log.every=50k steps"]
     process = start(recipe, run_dir, *options, nproc=1)
     wait_until_running(run_dir, 0)
-    run = RunDir(run_dir)
 
     def spent() -> dict[str, float]:
-        """Seconds a bucket, as the last heartbeat has them; the status itself is as old as the beginning."""
-        status = run.status()
-        assert status is not None
-        return dict(run.with_heartbeat(status).goodput)
+        """Seconds a bucket, as the last heartbeat has them."""
+        return dict(history.read(run_dir).progress.goodput)
 
     deadline = time.monotonic() + 100
     while spent()["train"] + spent()["wait"] < 4:
@@ -178,7 +179,7 @@ def test_what_a_crash_cost_is_lost_and_not_down_however_rarely_the_run_logs(
     wait_until_attempt(run_dir, 2)
     (run_dir / "request").write_text("stop")
     finish(process)
-    status = RunDir(run_dir).status()
+    status = history.read(run_dir).status
     assert status is not None
     assert status.goodput["lost"] == pytest.approx(sum(known.values())), "all up to the last heartbeat"
     assert status.goodput["down"] >= 1
@@ -252,7 +253,7 @@ def test_a_run_whose_numbers_are_beyond_help_is_stopped_with_the_keys(
     assert "the last 4 steps, up to step" in output
     bad = [json.loads(line) for line in (run_dir / "nonfinite.jsonl").read_text().splitlines()]
     assert [(b["reason"], b["applied"], len(b["keys"])) for b in bad] == [("not finite", False, 16)] * 4
-    status = RunDir(run_dir).status()
+    status = history.read(run_dir).status
     assert status is not None
     assert (status.status, status.step) == ("failed", bad[-1]["step"])
 
@@ -262,27 +263,24 @@ def test_a_run_killed_after_its_last_checkpoint_trains_no_further_step(
 ) -> None:
     recipe, run_dir = recipe_file(tmp_path, small_set, small_val), tmp_path / "run"
     finish(start(recipe, run_dir, "engine.name=plain", nproc=1))
-    before = RunDir(run_dir).status()
+    before = history.read(run_dir).status
     assert before is not None
-    RunDir(run_dir).write_status("running", 10, 160, attempt=1, goodput=before.goodput)
     # Meanwhile the clock has jumped back by a day, and torch is another one.
-    status_json = RunDir(run_dir).read_json("status.json")
-    assert status_json is not None
-    RunDir(run_dir).write_json("status.json", {**status_json, "time": status_json["time"] + 86400})
+    speak(run_dir, "running", 10, 160, goodput=before.goodput, time=time.time() + 86400)
     marker = run_dir / "checkpoints" / "step-0000000010" / "COMMITTED.json"
     changed = json.loads(marker.read_text().replace(f'"torch": "{torch.__version__}"', '"torch": "1.0"'))
     marker.write_bytes(seal_marker(changed))
     output = finish(start(recipe, run_dir, "engine.name=plain", nproc=1))
     assert "the last attempt's clock was 23h5" in output
     assert f"written by another layout: torch: '{torch.__version__}' here, '1.0' there" in output
-    status = RunDir(run_dir).status()
+    status = history.read(run_dir).status
     assert status is not None
     assert (status.status, status.step, status.examples) == ("done", 10, 160)
     assert 0 <= status.goodput["down"] < 60
     assert read_run(str(run_dir / "tb")).scalars["train/loss"].steps.tolist() == list(range(1, 11))
     output = finish(start(recipe, run_dir, "engine.name=plain", nproc=1))
     assert "this run is done" in output
-    again = RunDir(run_dir).status()
+    again = history.read(run_dir).status
     assert again is not None
     assert again.goodput["train"] == status.goodput["train"]
 
@@ -320,7 +318,7 @@ def test_an_older_attempt_that_wakes_up_leaves_the_run_to_the_newer_one(
     assert "has superseded this attempt" in output
     now = (contested / "COMMITTED.json").stat()
     assert (now.st_ino, now.st_mtime_ns) == (committed.st_ino, committed.st_mtime_ns), "the older one has committed"
-    status = RunDir(run_dir).status()
+    status = history.read(run_dir).status
     assert status is not None
     assert (status.status, status.attempt) == ("stopped", 2)
     assert status.step > 155 > reached
@@ -339,7 +337,7 @@ def test_run_starts_again_after_a_kill_until_it_is_done(tmp_path: Path, small_se
     )
     try:
         wait_until_running(run_dir, 15)
-        pid = RunDir(run_dir).owner()["pid"]
+        pid = history.read(run_dir).attempts[-1].pid
         os.kill(pid, signal.SIGKILL)
         output = process.communicate(timeout=100)[1]
     finally:
@@ -348,20 +346,44 @@ def test_run_starts_again_after_a_kill_until_it_is_done(tmp_path: Path, small_se
     assert process.returncode == 0, output
     assert "attempt 1: killed by signal 9" in output
     assert "attempt 2: done" in output
-    assert [e.get("status") for e in RunDir(run_dir).attempts()] == [None, "killed", None, "done"]
+    assert [(e.told, e.cause) for e in history.read(run_dir).attempts] == [("failed", "rank_lost"), ("done", "done")]
 
 
 @pytest.mark.s3
-def test_a_machine_without_the_run_directory_resumes_from_object_storage(
+def test_a_run_whose_directory_is_lost_resumes_from_the_store_with_its_weights_and_all_its_curves(
     tmp_path: Path, small_set: str, small_val: str, s3: str
 ) -> None:
-    recipe, run_dir = recipe_file(tmp_path, small_set, small_val), tmp_path / "run"
-    options = ["engine.name=plain", "checkpoint.every=4 steps", f"checkpoint.remote={s3}/runs/moved"]
-    finish(start(recipe, run_dir, *options, nproc=1))
-    shutil.move(run_dir, tmp_path / "gone")
-    output = finish(start(recipe, run_dir, *options, nproc=1))
-    assert "fetching step-0000000010 from" in output
-    assert "resumed from step 10" in output
+    recipe, run_dir, straight = recipe_file(tmp_path, small_set, small_val), tmp_path / "run", tmp_path / "straight"
+    options = ["engine.name=plain", "horizon=60 steps", "checkpoint.every=4 steps"]
+    remote = f"{s3}/runs/moved"
+    finish(start(recipe, straight, *options, nproc=1))
+
+    first = start(recipe, run_dir, *options, f"checkpoint.remote={remote}", nproc=1)
+    deadline = time.monotonic() + 100
+    while not remote_steps(remote):
+        assert time.monotonic() < deadline
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.01)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate(timeout=10)
+    assert not (run_dir / "checkpoints" / "step-0000000060").exists(), "the run ended before it could be killed"
+    shutil.rmtree(run_dir)
+
+    output = finish(start(recipe, run_dir, *options, f"checkpoint.remote={remote}", nproc=1))
+    assert "files of logs and records were brought back from" in output
+    assert f"fetching {remote_steps(remote)[-1][:7]}" in output
+    assert "resumed from step" in output
+    assert_same_bits(straight / "checkpoints/step-0000000060", run_dir / "checkpoints/step-0000000060")
+    assert [one.told for one in history.read(run_dir).attempts] == ["killed", "done"]
+    # Here, and on the store alone, to its end.
+    undisturbed = read_run(str(straight / "tb")).scalars
+    for log in (read_run(str(run_dir / "tb")), read_run(f"{remote}/tb")):
+        for tag in ("train/loss", "train/lr", "train/grad_norm", "train/epoch", "val/top1", "val/loss"):
+            assert log.scalars[tag].steps.tolist() == undisturbed[tag].steps.tolist(), tag
+            assert log.scalars[tag].values.tolist() == undisturbed[tag].values.tolist(), tag
+        status = run_status(log)
+        assert status is not None
+        assert (status.status, status.step) == ("done", 60)
 
 
 def test_storage_that_is_away_is_logged_at_a_save_and_refused_at_a_restore(
@@ -378,7 +400,7 @@ def test_storage_that_is_away_is_logged_at_a_save_and_refused_at_a_restore(
     refused = start(recipe, run_dir, *options, nproc=1)
     output = refused.communicate(timeout=200)[0]
     assert refused.returncode == 1
-    assert "s3://bucket/runs/away: cannot be listed" in output
+    assert "s3://bucket/runs/away/run.json: cannot be read" in output
     assert "Traceback" not in output
 
     finish(start(recipe, run_dir, "engine.name=plain", "horizon=10 steps", nproc=1))

@@ -13,6 +13,7 @@ import torch
 
 from tests.conftest import command
 from vit_dist.core.events.reader import read_run
+from vit_dist.core.run import history
 from vit_dist.train.checkpoint.format import SliceSource
 
 pytestmark = pytest.mark.distributed
@@ -132,22 +133,20 @@ def test_sigterm_saves_and_stops_and_the_same_command_resumes(tmp_path: Path, sm
     options = ["engine.name=plain", "horizon=2000 steps", "checkpoint.every=500 steps", "eval.every=500 steps"]
     first = start(recipe, run_dir, *options)
     deadline = time.monotonic() + 100
-    while "running" not in (run_dir / "status.json").read_text() if (run_dir / "status.json").exists() else True:
+    while (began := history.read(run_dir).status) is None or began.status != "running":
         assert time.monotonic() < deadline
         time.sleep(0.01)
     time.sleep(1)
     os.kill(first.pid, signal.SIGTERM)
     output = finish(first)
     assert "stopped at step" in output
-    from vit_dist.core.run.directory import RunDir
-
-    status = RunDir(run_dir).status()
+    status = history.read(run_dir).status
     assert status is not None
     assert status.status == "stopped"
     assert 0 < status.step < 2000
     assert status.examples == status.step * 16
     again = start(recipe, run_dir, *options)
-    while RunDir(run_dir).status().status != "running":
+    while history.read(run_dir).status.status != "running":
         assert time.monotonic() < deadline + 100
         time.sleep(0.01)
     os.kill(again.pid, signal.SIGTERM)

@@ -136,7 +136,7 @@ def test_a_missing_shard_and_a_damaged_index_are_named(tmp_path: Path) -> None:
 
 
 def test_read_ahead_over_the_memory_limit_is_refused(small_set: str) -> None:
-    config = recipe(small_set, "data.lanes=8", "data.window=5", "data.memory_limit=1000")
+    config = recipe(small_set, "data.lanes=8", "data.window=5", "data.memory_limit=1000 B")
     data = open_training_set(config)
     with pytest.raises(ConfigError, match=r"over data\.memory_limit"):
         TrainStream(data, config, World(), 0)
@@ -149,7 +149,7 @@ def test_pinned_batches_count_with_what_torch_rounds_them_up_to(
     batch = recipe(small_set).global_batch * 3 * 28**2
     with TrainStream(open_training_set(recipe(small_set)), recipe(small_set), World(), 0) as stream:
         plain_bytes = stream.memory_bytes
-    config = recipe(small_set, f"data.memory_limit={plain_bytes}")
+    config = recipe(small_set, f"data.memory_limit={plain_bytes} B")
     with TrainStream(open_training_set(config), config, World(), 0):
         pass
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.histories import speak
+from vit_dist.core.run import history
 from vit_dist.core.run.directory import RunDir
 
 
@@ -28,6 +30,9 @@ def main() -> int:
         return int(plan["refuse"])
     saved = max((int(p.parent.name[5:]) for p in run.checkpoints.glob("step-*/COMMITTED.json")), default=0)
     attempt = int(Path(os.environ["VIT_DIST_SCRATCH"]).parent.name.removeprefix("attempt-"))
+    if rank == 0:
+        number, _, _ = history.take(run.path, ranks=int(os.environ["SLURM_NTASKS"]), saved=saved)
+        assert number == attempt, f"the supervisor calls it attempt {attempt}, the ranks {number}"
     at, code, who = plan.get("die", {}).get(str(attempt), [-1, 0, -1])
     for step in range(saved + 1, plan["steps"] + 1):
         time.sleep(plan["pace_s"])
@@ -39,17 +44,17 @@ def main() -> int:
             if stopping:
                 return 0
             continue
-        asked = run.take_request()
-        run.write_status("running", step, step, attempt=attempt)
+        asked = history.take_request(run.path)
+        speak(run.path, "running", step, step)
         if stopping or asked == "stop" or step == plan["steps"] or step % plan["save_every"] == 0:
             path = run.checkpoints / f"step-{step:010d}"
             path.mkdir(parents=True)
             (path / "COMMITTED.json").write_text(json.dumps({"wrote_s": 0.5}))
         if stopping or asked == "stop":
-            run.write_status("stopped", step, step, (stopping or ["the request file"])[0], attempt=attempt)
+            speak(run.path, "stopped", step, step, (stopping or ["the request file"])[0])
             return 0
     if rank == 0:
-        run.write_status("done", plan["steps"], plan["steps"], attempt=attempt)
+        speak(run.path, "done", plan["steps"], plan["steps"])
     return 0
 
 

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from launcher.processes.kill_test import Attempt, trained_order
-from launcher.supervise.ledger import LedgerEntry, read_ledger
 from tests.conftest import command
 from tests.laws.test_resume import assert_same_bits, tensors
 from tests.slurm.cluster import job_processes, wait_for
+from vit_dist.core.run import history
 from vit_dist.core.run.checkpoints import newest_step
-from vit_dist.core.run.directory import RunDir, Status
 
 STEPS, BATCH, SAVE_EVERY = 60, 24, 10
 PACE = Path(__file__).parent / "pace"
@@ -85,19 +84,19 @@ class SlurmRun:
     @property
     def job(self) -> str:
         """Its job's number, of the last submission."""
-        return str(json.loads((self.dir / "job.json").read_text())["job"])
+        return history.read(self.dir).job_id
 
     @property
-    def ledger(self) -> list[LedgerEntry]:
-        return read_ledger(self.dir)
+    def ledger(self) -> tuple[history.Attempt, ...]:
+        return history.read(self.dir).attempts
 
     @property
     def causes(self) -> list[str]:
         return [entry.cause for entry in self.ledger]
 
     @property
-    def status(self) -> Status | None:
-        return RunDir(self.dir).status()
+    def status(self) -> history.Status | None:
+        return history.read(self.dir).status
 
     @property
     def state(self) -> str:
@@ -224,7 +223,7 @@ class Site:
             "submit", str(file), "--cluster", str(self.cluster_file(**fields)), "--nodes", str(nodes), *arguments
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        (facts,) = (self.folder / "runs").glob("*/job.json")
+        (facts,) = (self.folder / "runs").glob("*/job")
         return SlurmRun(self.cluster, facts.parent, self.folder / "pace")
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from launcher.processes.kill_test import Attempt
-from launcher.supervise.ledger import read_ledger
 from tests.slurm.cluster import job_processes, wait_for
 from tests.slurm.jobs import (
     SAVE_EVERY,
@@ -30,6 +29,8 @@ from tests.slurm.jobs import (
     recipe_file,
     vit_dist,
 )
+from vit_dist.core.run import history
+from vit_dist.study.local import cell_state
 
 
 @dataclass
@@ -323,7 +324,9 @@ def an_array_is_throttled(site: Site) -> Row:
         return shown
 
     def runs_done() -> int:
-        return sum("done" in path.read_text() for path in (site.folder / "runs" / "grid").glob("*/status.json"))
+        return sum(
+            cell_state(path.parent).state == "done" for path in (site.folder / "runs" / "grid").glob("*/recipe.yaml")
+        )
 
     first = wait_for("an element runs", running)[0].split()[0]
     wait_for("one run is done", lambda: running() is not None and runs_done() >= 1, 400)
@@ -341,7 +344,7 @@ def an_array_is_throttled(site: Site) -> Row:
         alone = site.folder / "alone" / run_dir.parent.name
         Attempt(run_dir, alone, 1).finish(240)
         check_files(run_dir.parent, alone)
-        causes += [entry.cause for entry in read_ledger(run_dir.parent)]
+        causes += [entry.cause for entry in history.read(run_dir.parent).attempts]
     assert causes.count("done") == 4, causes
     # A rank that was killed before it had begun has not been lost.
     assert {c for c in causes if c != "done"} <= {"rank_lost", "start_failed"}, causes

@@ -9,6 +9,7 @@ import pytest
 
 from tests.slurm.cluster import wait_for
 from tests.slurm.jobs import SLOW_S, Site, last_step, vit_dist
+from vit_dist.core.run import history
 from vit_dist.scaling.collect import collect
 
 pytestmark = [pytest.mark.drill, pytest.mark.slurm, pytest.mark.distributed]
@@ -86,7 +87,7 @@ def test_a_study_with_a_node_killed_in_the_middle_gives_the_same_table(
     runs = tmp_path / "runs"
     victim = runs / "grid" / "bit-50-s0"
     wait_for("a run is in its middle", lambda: last_step(victim, 1) >= 12, 600, lambda: str(states(study, runs)))
-    job = json.loads((victim / "job.json").read_text())["job"]
+    job = history.read(victim).job_id
     node = slurm.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
     slurm.kill(node)
     # What is in the queue or runs is not submitted again.

@@ -12,10 +12,10 @@ import pytest
 from launcher.slurm import commands
 from launcher.slurm.cluster import load_cluster
 from launcher.slurm.render import Site, render_array, render_train
-from launcher.supervise.ledger import LedgerEntry, read_ledger
 from tests.places import ROOT
 from tests.slurm.cluster import wait_for
-from vit_dist.core.run.directory import RunDir
+from vit_dist.core.run import history
+from vit_dist.core.run.history import Attempt
 
 pytestmark = pytest.mark.slurm
 
@@ -47,18 +47,18 @@ def submit_run(tmp_path: Path, run_dir: Path, *overrides: str, spares: int = 0) 
     return submit(script, tmp_path)
 
 
-def ended(job: str, run_dir: Path, timeout: float = 120) -> list[LedgerEntry]:
+def ended(job: str, run_dir: Path, timeout: float = 120) -> tuple[Attempt, ...]:
     def over() -> bool:
         shown = commands.job(job)
         return shown is not None and shown.ended
 
     log = run_dir / "logs" / "batch.log"
     wait_for(f"job {job} ends", over, timeout, lambda: log.read_text() if log.exists() else f"{log} is missing")
-    return read_ledger(run_dir)
+    return history.read(run_dir).attempts
 
 
 def step_of(run_dir: Path) -> int:
-    status = RunDir(run_dir).status()
+    status = history.read(run_dir).status
     return 0 if status is None else status.step
 
 
@@ -173,7 +173,7 @@ def test_the_batch_hosts_death_is_told_by_the_next_start(slurm: Any, tmp_path: P
 @pytest.mark.drill
 def test_time_limits_are_met_again_and_again(slurm: Any, tmp_path: Path) -> None:
     run_dir = prepare(tmp_path / "run", steps=700, pace_s=0.1, save_every=1000)
-    job = submit_run(tmp_path, run_dir, "time_limit=1", "signal_lead=20s")
+    job = submit_run(tmp_path, run_dir, "time_limit=1min", "signal_lead=20s")
     entries = ended(job, run_dir, 300)
     assert [e.cause for e in entries[:-1]] == ["time_limit"] * (len(entries) - 1)
     assert len(entries) >= 2

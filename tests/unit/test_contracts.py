@@ -66,6 +66,18 @@ def test_no_contract_is_written_down_twice() -> None:
     assert [copy for path in sources() if path not in HOMES for copy in copies(path, (ROOT / path).read_text())] == []
 
 
+def test_what_became_of_a_run_is_written_and_read_in_one_place() -> None:
+    state = {"BY_RANKS", "BY_SUPERVISOR", "BY_PEOPLE", "BY_EVALUATORS", "OWNER", "HEARTBEAT", "CANCEL", "REQUEST"}
+    state |= {name for name in vars(names) if name.startswith("FORMER_")}
+    assert state <= set(vars(names))
+    for path in sources():
+        if not path.startswith("vit_dist/core/run/"):
+            used = {
+                node.attr for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.Attribute)
+            }
+            assert not used & state, path
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from vit_dist.core.files import local_path
+from vit_dist.core.places import local_option, local_or_name
 
 SUMMARY = "check this machine, Slurm, files and data, and say what to do about what is not well"
 
@@ -40,11 +41,17 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="look at this recipe's data too")
+    parser.add_argument(
+        "recipe", type=local_or_name, metavar="RECIPE", nargs="?", help="look at this recipe's data too"
+    )
     parser.add_argument("overrides", metavar="k=v", nargs="*", help="dotted overrides of the recipe")
-    parser.add_argument("--cluster", metavar="NAME", help="a YAML file, or the name of one in configs/clusters")
-    parser.add_argument("--run-root", metavar="DIR", help="where runs lie (the cluster's run_root, or runs)")
-    parser.add_argument("--run-dir", metavar="DIR", help="of the recipe (RUN-ROOT/NAME-HASH)")
+    parser.add_argument(
+        "--cluster", type=local_or_name, metavar="NAME", help="a YAML file, or the name of one in configs/clusters"
+    )
+    parser.add_argument(
+        "--run-root", type=local_option, metavar="DIR", help="where runs lie (the cluster's run_root, or runs)"
+    )
+    parser.add_argument("--run-dir", type=local_option, metavar="DIR", help="of the recipe (RUN-ROOT/NAME-HASH)")
     parser.add_argument("--images-per-s", metavar="N", type=float, help="what training takes, on this machine")
     parser.add_argument("--json", action="store_true", help="findings as JSON on stdout")
     parser.add_argument("--bad-nodes", action="store_true", help="only list the nodes that new jobs stay away from")
@@ -59,13 +66,13 @@ def main(argv: list[str]) -> int:
     from vit_dist.core.errors import ConfigError
 
     cluster = load_cluster(args.cluster) if args.cluster else None
-    root = local_path(args.run_root or (cluster.run_root if cluster else "") or "runs")
+    root = args.run_root or local_path((cluster.run_root if cluster else "") or "runs")
     if args.bad_nodes or args.forget:
         return _bad_nodes(root, args.forget, as_json=args.json)
     if args.images_per_s is not None and args.images_per_s <= 0:
         raise ConfigError(f"--images-per-s={args.images_per_s:g}: a rate above 0 is needed")
     recipe = load_recipe(args.recipe, args.overrides) if args.recipe else None
-    run_dir = local_path(args.run_dir) if args.run_dir else None
+    run_dir = args.run_dir
     if recipe is not None and run_dir is None:
         run_dir = root / default_run_dir(recipe).name
     findings = examine(Subject(recipe, cluster, root, run_dir, args.images_per_s))

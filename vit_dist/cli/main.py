@@ -85,7 +85,7 @@ def _run(arguments: list[str]) -> int:
         print(f"vit-dist {__version__}")  # noqa: T201
         return 0
     from vit_dist.core.errors import VitDistError, did_you_mean
-    from vit_dist.core.exit_codes import INTERRUPTED
+    from vit_dist.core.exit_codes import FAILED, INTERRUPTED
 
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:
@@ -97,6 +97,15 @@ def _run(arguments: list[str]) -> int:
     except VitDistError as error:
         _say(f"vit-dist {verb}: error: {error}")
         return error.exit_code
+    except OSError as error:
+        from vit_dist.core.store_errors import disk_problem
+
+        # Writers name their file themselves. This is of scratch files, such as those that a library makes.
+        problem = disk_problem(error)
+        if not problem:
+            raise
+        _say(f"vit-dist {verb}: error: {f'{error.filename}: ' if error.filename else ''}{problem}")
+        return FAILED
     except KeyboardInterrupt:
         _say(f"vit-dist {verb}: interrupted")
         return INTERRUPTED

@@ -6,15 +6,22 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from vit_dist.core.places import local_option
+
 
 def add_plugin(parser: argparse.ArgumentParser) -> None:
     """The option, which may be given several times."""
     parser.add_argument(
-        "--plugin", metavar="FILE", action="append", default=[], help="a .py file that brings more; docs/plugins.md"
+        "--plugin",
+        type=local_option,
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a .py file that brings more; docs/plugins.md",
     )
 
 
-def load_plugins(paths: Sequence[str]) -> None:
+def load_plugins(paths: Sequence[Path]) -> None:
     """Import the files.
 
     Raises:
@@ -25,7 +32,7 @@ def load_plugins(paths: Sequence[str]) -> None:
 
     for path in paths:
         try:
-            load_file(Path(path).expanduser().absolute())
+            load_file(path.expanduser().absolute())
         except ConfigError as error:
             raise ConfigError(f"--plugin: {error}") from None
 

@@ -6,8 +6,9 @@ import argparse
 import json
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from vit_dist.core.places import any_option, local_option, local_or_name
 
 if TYPE_CHECKING:
     from launcher.preflight.run import PreflightOptions, PreflightReport
@@ -44,19 +45,25 @@ def main(argv: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--nodes", metavar="N", type=int, help="how many (all of the allocation; 1 with --local)")
-    parser.add_argument("--cluster", metavar="NAME", help="a YAML file, or the name of one in configs/clusters")
+    parser.add_argument(
+        "--cluster", type=local_or_name, metavar="NAME", help="a YAML file, or the name of one in configs/clusters"
+    )
     parser.add_argument("--local", action="store_true", help="processes on this machine, without Slurm")
-    parser.add_argument("--recipe", metavar="RECIPE", help="read shards of this recipe's training set")
-    parser.add_argument("--data", metavar="MANIFEST", help="read shards of this set")
+    parser.add_argument(
+        "--recipe", type=local_or_name, metavar="RECIPE", help="read shards of this recipe's training set"
+    )
+    parser.add_argument("--data", type=any_option, metavar="MANIFEST", help="read shards of this set")
     parser.add_argument(
         "--slow", metavar="FRACTION", type=float, default=0.7, help="of the median; below it a node is slow (0.7)"
     )
     parser.add_argument(
-        "--timeout", metavar="S", type=float, default=180, help="for a node's own tests, and for the links"
+        "--timeout", metavar="SECONDS", type=float, default=180, help="for a node's own tests, and for the links"
     )
-    parser.add_argument("--silence", metavar="S", type=float, default=15, help="without a heartbeat: dead (15)")
+    parser.add_argument("--silence", metavar="SECONDS", type=float, default=15, help="without a heartbeat: dead (15)")
     parser.add_argument("--keep", metavar="SPAN", default="24h", help="how long bad nodes stay on the list (24h)")
-    parser.add_argument("--run-root", metavar="DIR", help="where the list lies (the cluster's run_root, or runs)")
+    parser.add_argument(
+        "--run-root", type=local_option, metavar="DIR", help="where the list lies (the cluster's run_root, or runs)"
+    )
     parser.add_argument("--no-list", action="store_true", help="put nothing on the list")
     parser.add_argument("--json", action="store_true", help="the whole report as JSON on stdout")
     args = parser.parse_args(argv)
@@ -65,6 +72,7 @@ def main(argv: list[str]) -> int:
     from launcher.preflight.run import PreflightOptions, put_on_list
     from launcher.slurm.cluster import load_cluster
     from vit_dist.core.errors import ConfigError
+    from vit_dist.core.files import local_path
 
     if args.nodes is not None and args.nodes < 1:
         raise ConfigError(f"--nodes={args.nodes}: at least 1 is needed")
@@ -80,8 +88,8 @@ def main(argv: list[str]) -> int:
         return _allocate(args.nodes, cluster, argv)
     report = _examine(args.local, args.nodes, cluster, options)
     if not args.local and not args.no_list:
-        root = args.run_root or (cluster.run_root if cluster else "") or "runs"
-        put_on_list(report, Path(root), keep_s)
+        root = args.run_root or local_path((cluster.run_root if cluster else "") or "runs")
+        put_on_list(report, root, keep_s)
     if args.json:
         print(json.dumps(report.as_json(), indent=1))  # noqa: T201 - the result
     else:
@@ -137,12 +145,9 @@ def _reads(recipe: str | None, data: str | None) -> tuple[tuple[str, int], ...]:
 
 def _span(text: str) -> float:
     from vit_dist.core.errors import ConfigError
-    from vit_dist.core.units import Duration
+    from vit_dist.core.units import parse_span
 
     try:
-        span = Duration.parse(text)
-        if span.unit == "seconds":
-            return float(span.value)
-    except ValueError:
-        pass
-    raise ConfigError(f"--keep={text!r}: expected a span of time such as 24h or 30min")
+        return float(parse_span(text).value)
+    except ValueError as error:
+        raise ConfigError(f"--keep: {error}") from None

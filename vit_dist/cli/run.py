@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vit_dist.core.files import local_path
+from vit_dist.core.places import local_option, local_or_name
 
 SUMMARY = "train a recipe on this machine, starting again after failures"
 
@@ -25,9 +25,11 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "vit-dist run", description=SUMMARY, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of one in configs/recipes")
+    parser.add_argument(
+        "recipe", type=local_or_name, metavar="RECIPE", help="a YAML file, or the name of one in configs/recipes"
+    )
     parser.add_argument("overrides", metavar="k=v", nargs="*", help="dotted overrides, applied last")
-    parser.add_argument("--run-dir", metavar="DIR", help="default: runs/NAME-HASH")
+    parser.add_argument("--run-dir", type=local_option, metavar="DIR", help="default: runs/NAME-HASH")
     parser.add_argument("--nproc", metavar="N", type=int, default=1, help="ranks to start on this machine (default 1)")
     parser.add_argument(
         "--give-up-after", metavar="N", type=int, default=3, help="attempts in a row without progress (default 3)"
@@ -37,11 +39,13 @@ def main(argv: list[str]) -> int:
 
     from launcher.processes.ranks import run_local
     from launcher.supervise.local import supervise_local
-    from vit_dist.cli.train import default_run_dir
-    from vit_dist.config.load import load_recipe
+    from vit_dist.cli.train import announce, default_run_dir
+    from vit_dist.config.load import identity, load_recipe
     from vit_dist.core.errors import ConfigError
     from vit_dist.core.log import launcher_log
     from vit_dist.core.run import names
+    from vit_dist.core.run.copies import bring_back
+    from vit_dist.core.run.directory import wait_for_stores
     from vit_dist.core.world import World, starts_ranks
     from vit_dist.train.plan import open_training
     from vit_dist.train.profile import profile_options
@@ -51,9 +55,13 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--give-up-after={args.give_up_after}: at least 1 is needed")
     options = profile_options(args.profile)
     recipe = load_recipe(args.recipe, args.overrides)
-    run_dir = local_path(args.run_dir) if args.run_dir else default_run_dir(recipe)
+    run_dir = args.run_dir or default_run_dir(recipe)
     # A batch that the ranks do not divide, or a set that cannot be opened, is an error before anything is started.
-    open_training(recipe, World(size=args.nproc))
+    announce(recipe, run_dir, args.nproc)
+    wait_for_stores(run_dir)
+    data, _, _ = open_training(recipe, World(size=args.nproc))
+    # Before the ledger counts its attempts: of a run whose directory is lost it lies on the store.
+    bring_back(run_dir, recipe.checkpoint.remote, {**identity(recipe), "fingerprint": data.fingerprint})
     with launcher_log(run_dir / names.LOGS / names.BATCH_LOG):
         return supervise_local(
             recipe,

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from vit_dist.core.files import local_path
+from vit_dist.core.places import local_option, local_or_name
 
 if TYPE_CHECKING:
     from launcher.submit.run import SubmitRequest, Submitted
@@ -23,7 +23,7 @@ A cluster is a YAML file: configs/clusters has some to copy. --dry-run prints th
 
 examples:
   vit-dist submit vit-l16-jft300m --cluster dgx-h100 --nodes 8 data.train=s3://bucket/jft/train
-  vit-dist submit vit-b16-imagenet21k --cluster my-site.yaml --nodes 2 --spares 1 --time 12h seed=1 name="second seed"
+  vit-dist submit vit-l16-imagenet21k --cluster my-site.yaml --nodes 2 --spares 1 --time 12h seed=1 name="second seed"
   vit-dist submit demo --cluster dev --site partition=lo
   vit-dist submit demo --cluster generic --nodes 2 --dry-run > job.sbatch && sbatch job.sbatch
 
@@ -38,14 +38,21 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "vit-dist submit", description=SUMMARY, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of one in configs/recipes")
+    parser.add_argument(
+        "recipe", type=local_or_name, metavar="RECIPE", help="a YAML file, or the name of one in configs/recipes"
+    )
     parser.add_argument("overrides", metavar="k=v", nargs="*", help="dotted overrides, applied last; name= is one")
-    parser.add_argument("--cluster", metavar="NAME", required=True, help="a YAML file, or one in configs/clusters")
+    parser.add_argument(
+        "--cluster", type=local_or_name, metavar="NAME", required=True, help="a YAML file, or one in configs/clusters"
+    )
     parser.add_argument("--nodes", metavar="N", type=int, default=1, help="nodes that train (default 1)")
     parser.add_argument("--spares", metavar="N", type=int, default=0, help="nodes more, in place of lost ones (0)")
     parser.add_argument("--time", metavar="SPAN", default="", help="limit of one job: 12h, 2-00:00:00 (the cluster's)")
     parser.add_argument(
-        "--run-dir", metavar="DIR", help="default: RUN-ROOT/NAME-HASH, RUN-ROOT from the cluster or runs"
+        "--run-dir",
+        type=local_option,
+        metavar="DIR",
+        help="default: RUN-ROOT/NAME-HASH, RUN-ROOT from the cluster or runs",
     )
     parser.add_argument(
         "--site", metavar="k=v", action="append", default=[], help="override a key of the cluster, such as partition=hi"
@@ -67,7 +74,7 @@ def main(argv: list[str]) -> int:
         nodes=args.nodes,
         spares=args.spares,
         time_limit=parse_time(args.time) if args.time else "",
-        run_dir=local_path(args.run_dir) if args.run_dir else None,
+        run_dir=args.run_dir,
         words=(str(recipe_file.absolute()), *args.overrides),
         cluster_file=find_config(args.cluster, "clusters").absolute(),
         options=profile_options(args.profile),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vit_dist.core.files import local_path
+from vit_dist.core.places import local_option, local_or_name
 
 SUMMARY = "inside a Slurm job: start the ranks of a run, and queue the job again where that helps"
 
@@ -12,7 +12,7 @@ _EXAMPLES = """
 `vit-dist submit` writes this line into the job script; nobody types it. It starts the ranks with srun, one process a
 device, and when they have ended finds out why: done, stopped, time limit, preempted, a node lost, a rank lost, crashed.
 Then it ends the job, starts the ranks again on the job's own nodes, or queues the job again without the bad node. After
---give-up-after attempts in a row that saved nothing new it gives up. All of it is in RUN-DIR/ledger.jsonl.
+--give-up-after attempts in a row that saved nothing new it gives up. `vit-dist status RUN` shows all of it.
 
 examples (in a job script):
   vit-dist supervise --run-dir /shared/runs/l16 --nodes 2 --tasks-per-node 8 \\
@@ -29,17 +29,21 @@ def main(argv: list[str]) -> int:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--run-dir", metavar="DIR", required=True, help="of the run")
-    parser.add_argument("--run-root", metavar="DIR", help="where the list of bad nodes is (above the run directory)")
-    parser.add_argument("--cluster", metavar="FILE", default="", help="of the site, for the test of the nodes")
+    parser.add_argument("--run-dir", type=local_option, metavar="DIR", required=True, help="of the run")
+    parser.add_argument(
+        "--run-root", type=local_option, metavar="DIR", help="where the list of bad nodes is (above the run directory)"
+    )
+    parser.add_argument(
+        "--cluster", type=local_or_name, metavar="FILE", default="", help="of the site, for the test of the nodes"
+    )
     parser.add_argument(
         "--nodes", metavar="N", type=int, required=True, help="of an attempt; the job's others are spares"
     )
     parser.add_argument("--tasks-per-node", metavar="N", type=int, required=True, help="ranks on each")
     parser.add_argument(
-        "--lead", metavar="S", type=float, default=300.0, help="end so long before the time limit (300)"
+        "--lead", metavar="SECONDS", type=float, default=300.0, help="end so long before the time limit (300)"
     )
-    parser.add_argument("--margin", metavar="S", type=float, default=60.0, help="added to a measured save (60)")
+    parser.add_argument("--margin", metavar="SECONDS", type=float, default=60.0, help="added to a measured save (60)")
     parser.add_argument("--give-up-after", metavar="N", type=int, default=3, help="attempts without progress (3)")
     parser.add_argument("--preflight", action="store_true", help="test the nodes first")
     own, srun, rank = _split(argv)
@@ -52,10 +56,10 @@ def main(argv: list[str]) -> int:
 
     if not srun or not rank:
         raise ConfigError("expected `... -- srun OPTIONS -- COMMAND OF A RANK` at the end; see --help")
-    run_dir = local_path(args.run_dir)
+    run_dir = args.run_dir
     settings = SupervisorSettings(
         run_dir=run_dir,
-        run_root=local_path(args.run_root) if args.run_root else run_dir.resolve().parent,
+        run_root=args.run_root or run_dir.resolve().parent,
         cluster_file=args.cluster,
         nodes=args.nodes,
         tasks_per_node=args.tasks_per_node,

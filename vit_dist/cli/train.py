@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_dist.core.files import local_path
+from vit_dist.core.places import local_option, local_or_name
 
 if TYPE_CHECKING:
     from vit_dist.config.schema import Recipe
@@ -30,7 +30,8 @@ examples:
   vit-dist train demo --profile 10:13          a trace of steps 10 to 13 in RUN-DIR/profile, for ui.perfetto.dev
   srun --ntasks-per-node=8 vit-dist train vit-l16-jft300m --run-dir /shared/runs/l16
 
-a run directory holds recipe.yaml, status.json, tb/ (TensorBoard event files), logs/ and checkpoints/
+a run directory holds recipe.yaml, its history, tb/ (TensorBoard event files), logs/ (what was said, and tracebacks of
+unexpected errors) and checkpoints/
 """
 
 
@@ -39,9 +40,11 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "vit-dist train", description=SUMMARY, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of one in configs/recipes")
+    parser.add_argument(
+        "recipe", type=local_or_name, metavar="RECIPE", help="a YAML file, or the name of one in configs/recipes"
+    )
     parser.add_argument("overrides", metavar="k=v", nargs="*", help="dotted overrides, applied last")
-    parser.add_argument("--run-dir", metavar="DIR", help="default: runs/NAME-HASH")
+    parser.add_argument("--run-dir", type=local_option, metavar="DIR", help="default: runs/NAME-HASH")
     parser.add_argument(
         "--nproc", metavar="N", type=int, help="ranks to start on this machine (default 1); also in a world of one rank"
     )
@@ -60,16 +63,18 @@ def main(argv: list[str]) -> int:
 
     world, ranks = world_or_ranks(args.nproc)
     recipe = load_recipe(args.recipe, args.overrides)
-    run_dir = local_path(args.run_dir) if args.run_dir else default_run_dir(recipe)
+    run_dir = args.run_dir or default_run_dir(recipe)
     profile = ProfileSteps.parse(args.profile) if args.profile else None
     if world is None:
         from launcher.processes.ranks import run_local
         from vit_dist.config.plugins import check_plugins
         from vit_dist.core.log import launcher_log
         from vit_dist.core.run import names
-        from vit_dist.core.run.directory import RunDir
+        from vit_dist.core.run.directory import RunDir, wait_for_stores
         from vit_dist.train.plan import check_initial, open_training
 
+        announce(recipe, run_dir, ranks)
+        wait_for_stores(run_dir)
         check_plugins(recipe, RunDir(run_dir).read_json(names.RUN), run_dir)
         # A batch that the ranks do not divide, or a set that cannot be opened, is an error before anything is started.
         open_training(recipe, Ranks(size=ranks))
@@ -87,6 +92,23 @@ def default_run_dir(recipe: Recipe) -> Path:
     return Path("runs") / run_folder(recipe.name, recipe_hash(recipe))
 
 
+def announce(recipe: Recipe, run_dir: Path, ranks: int) -> None:
+    """Say what is about to happen, before what takes its time: sets are opened, and every rank imports torch."""
+    from vit_dist.core.log import WARNING, log
+    from vit_dist.core.run import names
+    from vit_dist.core.run.checkpoints import newest_step
+
+    step = newest_step(run_dir)
+    begun = (run_dir / names.RUN).exists()
+    state = f"it goes on from step {step:,}" if step else "begun before, nothing saved yet" if begun else "a new run"
+    log(f"  {recipe.name}: in {run_dir} ({state}); logs in {run_dir / names.LOGS}")
+    measured, others = recipe.measured()
+    if not measured and not others:
+        why = "data.val is empty" if recipe.evaluators else "evaluators is empty"
+        log(f"  nothing will be evaluated: {why}", WARNING)
+    log(f"  {'a process imports' if ranks == 1 else f'{ranks} processes import'} PyTorch now, which takes some seconds")
+
+
 def _rank(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps | None) -> int:
     from vit_dist.core.exit_codes import PEER_LOST
     from vit_dist.core.log import ERROR, RANK_LOGS_VARIABLE, log, speak_as_rank
@@ -99,6 +121,10 @@ def _rank(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps | N
 
     logs = os.environ.get(RANK_LOGS_VARIABLE)
     speak_as_rank(world.rank, Path(logs) / rank_log(world.rank) if logs else None)
+
+    # Whoever started ranks of ours has said it.
+    if world.is_main and not logs:
+        announce(recipe, run_dir, world.size)
 
     def say(name: str) -> None:
         log(f"rank {world.rank} of {world.size}: {name} while it was being started: it ends")

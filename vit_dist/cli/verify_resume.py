@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_dist.core.files import local_path
+from vit_dist.core.files import write_bytes
+from vit_dist.core.places import local_option, local_or_name
 from vit_dist.core.run import names
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ their bits; model, data, engine and optimizer are the recipe's.
 
 examples:
   vit-dist verify-resume demo --nproc 2
-  vit-dist verify-resume vit-b16-imagenet21k data.train=... --nproc 8 --worlds 4 2 --steps 12
+  vit-dist verify-resume vit-l16-imagenet21k data.train=s3://bucket/in21k/train --nproc 8 --worlds 4 2 --steps 12
 """
 _TIMEOUT_S = 3600.0
 
@@ -50,13 +51,15 @@ def main(argv: list[str]) -> int:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of one in configs/recipes")
+    parser.add_argument(
+        "recipe", type=local_or_name, metavar="RECIPE", help="a YAML file, or the name of one in configs/recipes"
+    )
     parser.add_argument("overrides", metavar="k=v", nargs="*", help="dotted overrides, applied last")
     parser.add_argument("--nproc", metavar="N", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--worlds", metavar="W", type=int, nargs="+", help="other numbers (default: half of --nproc)")
     parser.add_argument("--steps", metavar="S", type=int, default=8, help="length of the kill test (default 8)")
     parser.add_argument("--tolerance", metavar="T", type=float, help="relative, on losses (default 1e-3, bf16 5e-2)")
-    parser.add_argument("--dir", metavar="DIR", help="keep the test's runs there (default: removed)")
+    parser.add_argument("--dir", type=local_option, metavar="DIR", help="keep the test's runs there (default: removed)")
     args = parser.parse_intermixed_args(argv)
 
     from vit_dist.config.load import load_recipe
@@ -73,7 +76,7 @@ def main(argv: list[str]) -> int:
         World(size=size).rank_batch(recipe.global_batch)
     tolerance = args.tolerance or {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}[recipe.precision]
     with tempfile.TemporaryDirectory(prefix="vit-dist-verify-") as scratch:
-        base = local_path(args.dir) if args.dir else Path(scratch)
+        base = args.dir or Path(scratch)
         comparisons = _kill_test(recipe, base, args.nproc, worlds, args.steps, tolerance)
     return _verdict(recipe, args.steps, comparisons)
 
@@ -97,9 +100,8 @@ def _kill_test(
     from vit_dist.core.log import log
     from vit_dist.core.run.checkpoints import newest_step
 
-    base.mkdir(parents=True, exist_ok=True)
     file = base / names.RECIPE
-    file.write_text(recipe_yaml(recipe))
+    write_bytes(str(file), recipe_yaml(recipe).encode())
     kills = (max(1, steps // 4), max(3, steps // 2 + 1))
 
     def disturbed(name: str, sizes: Sequence[int]) -> Path:

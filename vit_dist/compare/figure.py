@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vit_dist.compare.rows import Row
 from vit_dist.core.errors import DataError
+from vit_dist.core.files import write_bytes
 from vit_dist.scaling.report.figure_style import literal, plain_log_axis
 
 COLOURS = {"vit": "#0072B2", "bit": "#7F7F7F", "hybrid": "#D55E00"}
@@ -51,10 +53,11 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         plain_log_axis(axis.xaxis)
     axes[0][0].legend(frameon=False)
     literal(figure)
+    picture = io.BytesIO()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=160)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: the figure cannot be written: {error}") from None
+        figure.savefig(picture, dpi=160, format=path.suffix.removeprefix(".") or None)
+    except ValueError as error:
+        raise DataError(f"{path}: the figure cannot be drawn: {error}") from None
     finally:
         plt.close(figure)
+    write_bytes(str(path), picture.getvalue())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
@@ -17,14 +18,14 @@ from pydantic import BaseModel, ValidationError
 from vit_dist.config.plugins import anchored, load_plugins
 from vit_dist.config.safe_yaml import BoundedLoader, parse_yaml
 from vit_dist.config.schema import DataConfig, Recipe, dump, dump_identity
+from vit_dist.config.sections import SECTIONS, layer, lost, meaning, merge, missing_keys, spelt_out, value_text
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
-from vit_dist.core.registry import ENGINES, EVALUATORS, MODELS, OPTIMIZERS, SCHEDULES, Plugin, Registry
+from vit_dist.core.places import Place, Takes
+from vit_dist.core.registry import EVALUATORS, Plugin, Registry
 from vit_dist.core.text import read_text
+from vit_dist.core.urls import local_path
 
 C = TypeVar("C", bound=BaseModel)
-
-SECTIONS: dict[str, Registry] = {"model": MODELS, "optim": OPTIMIZERS, "schedule": SCHEDULES, "engine": ENGINES}
-
 
 _DEFAULTS = {"engine": {"name": "deepspeed"}, "evaluators": ["classification"]}
 """Plug-ins of a recipe that names none; the schema cannot say them, since it does not know the plug-ins."""
@@ -46,7 +47,11 @@ def find_config(name: str, kind: str) -> Path:
     Raises:
         ConfigError: no such file; the nearest names are given.
     """
-    path = Path(name)
+    what = {"recipes": "recipe", "studies": "study", "clusters": "cluster", "data": "dataset"}[kind]
+    try:
+        path = local_path(Place(Takes.LOCAL, empty=True)(name))
+    except ValueError as error:
+        raise ConfigError(f"{what}: {error}") from None
     if path.suffix in {".yaml", ".yml"} and _exists(path.is_file):
         return path
     for base in config_dirs():
@@ -56,7 +61,6 @@ def find_config(name: str, kind: str) -> Path:
     if _exists(path.is_dir):
         raise ConfigError(f"{name} is a directory; give a YAML file or the name of a file in configs/{kind}")
     known = [p.stem for base in config_dirs() for p in sorted((base / kind).glob("*.yaml"))]
-    what = {"recipes": "recipe", "studies": "study", "clusters": "cluster", "data": "dataset"}[kind]
     raise ConfigError(
         f"no {what} {name[:200]!r}: not a file, and not in configs/{kind}{did_you_mean(path.stem, known)}"
     )
@@ -100,6 +104,30 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return resolve(read_recipe_file(path), overrides, where=str(path))
 
 
+def dropped(name: str, overrides: Sequence[str], recipe: Recipe) -> str:
+    """What overrides that name another plug-in have taken out of a recipe, in words for a warning; '' for nothing.
+
+    Args:
+        name: of the recipe.
+        overrides: over it.
+        recipe: what they make of it.
+    """
+    said = []
+    given = parse_overrides(overrides)
+    raw = merge({}, merge(_DEFAULTS, read_recipe_file(find_config(name, "recipes"))))
+    # Not of the model: what its name does not say are shapes of another model.
+    for key in SECTIONS.keys() & given.keys() - {"model"}:
+        # Those of files are left to who wrote them.
+        raw[key] = dict(spelt_out(key, raw.get(key)) or {})
+        plugin = getattr(recipe, key)
+        kept = dump(plugin)
+        gone = {k: v for k, v in lost(merge(raw, given)[key], key, type(plugin)).items() if kept[k] != v}
+        if gone:
+            words = shlex.join(f"{key}.{k}={value_text(v)}" for k, v in gone.items())
+            said.append(f"{key}.name={plugin.name} keeps no key of the recipe's {key}; to keep those too, add: {words}")
+    return "\n".join(sorted(said))
+
+
 def read_recipe_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A recipe file with its `base:` files merged below it; paths of plug-ins count from the file that names them."""
     raw = anchored(read_mapping(path), path.parent)
@@ -113,53 +141,19 @@ def read_recipe_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merge(read_recipe_file(parent, (*seen, path)), raw)
 
 
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Deep merge, `above` winning. A section that names another plug-in replaces the one below whole."""
-    merged = dict(below)
-    for key, given in above.items():
-        value, old = _spelt_out(key, given), _spelt_out(key, merged.get(key))
-        renamed = (
-            key in SECTIONS
-            and isinstance(value, Mapping)
-            and isinstance(old, Mapping)
-            and ("name" in value and value["name"] != old.get("name"))
-        )
-        if isinstance(value, Mapping) and isinstance(old, Mapping) and not renamed:
-            merged[key] = merge(old, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _spelt_out(key: str, value: Any) -> Any:
-    """`model: ViT-B/16` is short for `model: {name: ViT-B/16}`, `data: demo` for `data: {dataset: demo}`."""
-    if isinstance(value, str) and key in SECTIONS:
-        return {"name": value}
-    if isinstance(value, str) and key == "data":
-        return {"dataset": value}
-    return value
-
-
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     """'a.b=1' texts as one nested mapping, later ones winning.
 
     Raises:
         ConfigError: a text without '=', or one that digs into a plain value.
     """
-    tree: dict[str, Any] = {}
+    pairs = []
     for text in overrides:
         key, equals, value = text.partition("=")
-        parts = key.strip().split(".")
-        if not equals or not all(parts):
+        if not equals or not all(key.strip().split(".")):
             raise ConfigError(f"override {text!r}: expected key=value, such as optim.lr=1e-3")
-        node: dict[str, Any] = {}
-        leaf = node
-        for part in parts[:-1]:
-            leaf[part] = {}
-            leaf = leaf[part]
-        leaf[parts[-1]] = parse_yaml(value, f"override {text!r}") if value.strip() else ""
-        tree = merge(tree, node)
-    return tree
+        pairs.append((key.strip(), parse_yaml(value, f"override {text!r}") if value.strip() else ""))
+    return layer(pairs)
 
 
 def resolve(raw: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str = "recipe") -> Recipe:
@@ -171,7 +165,7 @@ def resolve(raw: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str
     data = merge(merge(_DEFAULTS, raw), parse_overrides(overrides))
     problems: list[str] = []
     data["plugins"] = load_plugins(data.get("plugins", ()), where)  # first: they may define whatever follows
-    section = _spelt_out("data", data.get("data"))
+    section = spelt_out("data", data.get("data"))
     if isinstance(section, Mapping) and isinstance(section.get("dataset"), str) and section["dataset"] != "custom":
         path = find_config(section["dataset"], "data")
         data["data"] = {**read_mapping(path), **section, "dataset": path.stem}
@@ -217,8 +211,15 @@ def _plugin(value: Any, registry: Registry, path: str, problems: list[str]) -> A
     try:
         return cls.model_validate(merge(defaults, value))
     except ValidationError as error:
-        problems += describe(error, cls, path)
+        absent = [str(e["loc"][0]) for e in error.errors() if e["type"] == "missing" and len(e["loc"]) == 1]
+        if absent:
+            problems.append(missing_keys(path, value, cls, absent))
+        problems += [line for line in describe(error, cls, path) if not _is_missing(line, path, absent)]
         return None
+
+
+def _is_missing(line: str, path: str, absent: Sequence[str]) -> bool:
+    return any(line.startswith(f"{path}.{name}: is required and missing") for name in absent)
 
 
 def validate(cls: type[C], raw: Any, where: str) -> C:
@@ -244,7 +245,7 @@ def describe(error: ValidationError, cls: type[BaseModel], prefix: str) -> list[
             known = _fields_at(cls, loc[:-1])
             lines.append(f"{path}: unknown key{did_you_mean(str(loc[-1]), known)}")
         elif kind == "missing":
-            lines.append(f"{path}: is required and missing")
+            lines.append(f"{path}: is required and missing{_meaning_at(cls, loc)}")
         elif kind == "value_error":
             message = problem["msg"].removeprefix("Value error, ")
             lines.append(f"{path}: {message}" if path else message)
@@ -273,6 +274,16 @@ def _short(value: Any) -> str:
 
 
 def _fields_at(cls: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
+    found = _class_at(cls, loc)
+    return list(found.model_fields) if found is not None else []
+
+
+def _meaning_at(cls: type[BaseModel], loc: Sequence[int | str]) -> str:
+    found = _class_at(cls, loc[:-1])
+    return meaning(found, str(loc[-1])) if found is not None else ""
+
+
+def _class_at(cls: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel] | None:
     current: Any = cls
     for part in loc:
         if typing.get_origin(current) is dict:  # a name that the user chose
@@ -282,7 +293,7 @@ def _fields_at(cls: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
         current = field.annotation if field is not None else None
         if type(None) in typing.get_args(current):
             current = next(option for option in typing.get_args(current) if option is not type(None))
-    return list(getattr(current, "model_fields", {}))
+    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
 
 
 def to_yaml(plain: Mapping[str, Any]) -> str:
@@ -337,9 +348,11 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str 
 __all__ = [
     "Plugin",
     "differences",
+    "dropped",
     "find_config",
     "identity",
     "load_recipe",
+    "merge",
     "recipe_hash",
     "recipe_yaml",
     "resolve",

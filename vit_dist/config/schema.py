@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from vit_dist.core.metrics import Metric, known_metric, nearest, undeclared
-from vit_dist.core.registry import Config, Plugin
-from vit_dist.core.units import Duration, parse_bytes, parse_count
+from vit_dist.core.registry import AnyPlace, Config, LocalPath, Plugin
+from vit_dist.core.units import Duration, Length, Span, parse_bytes, parse_count
 
 
 class NonIdentity:
@@ -17,6 +17,13 @@ class NonIdentity:
 
 
 NON_IDENTITY = NonIdentity()
+
+
+class Layout:
+    """Marks a field that a checkpoint's layout says, since it decides how results are rounded."""
+
+
+LAYOUT = Layout()
 
 Count = Annotated[int, BeforeValidator(parse_count)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
@@ -27,12 +34,14 @@ Floats = Annotated[tuple[float, ...], Field(strict=False)]
 class ComponentConfig(Config):
     """One set of a mixture. All sets share the labels of the head; `label_offset` moves a set to a range of its own."""
 
-    train: Annotated[str, Field(min_length=1), NON_IDENTITY] = Field(description="URL of the set's training manifest")
+    train: Annotated[AnyPlace, Field(min_length=1), NON_IDENTITY] = Field(
+        description="URL of the set's training manifest"
+    )
     weight: Annotated[int, Field(ge=1, le=4096)] = Field(
         1, description="of the set in the stream, relative to the other sets'"
     )
     subset: Annotated[Count, Field(ge=1)] | None = Field(None, description="the first n examples of its nested order")
-    subset_seed: Annotated[int, Field(ge=0)] = 0
+    subset_seed: Annotated[int, Field(ge=0)] = Field(0, description="which nested family of subsets")
     label_offset: Annotated[int, Field(ge=0)] = Field(0, description="added to each of the set's labels")
 
 
@@ -57,25 +66,34 @@ class MixupConfig(Config):
 
 
 class DataConfig(Config):
-    """Which examples, in which order, and how an image becomes a tensor."""
+    """Which examples, in which order, and how an image becomes a tensor.
+
+    Models get RGB in [-1, 1]: uint8 / 127.5 - 1, the same for every model and set; no mean or deviation is taken off.
+    """
 
     dataset: str = Field("custom", description="name of a file in configs/data, which fills in the keys below")
-    num_classes: Annotated[int, Field(gt=0)]
-    train: Annotated[str, NON_IDENTITY] = Field("", description="URL of the training manifest")
-    val: Annotated[str, NON_IDENTITY] = Field("", description="URL of the validation manifest; empty: no validation")
+    num_classes: Annotated[int, Field(gt=0)] = Field(description="outputs of the head; no fewer than the set has")
+    train: Annotated[AnyPlace, NON_IDENTITY] = Field("", description="path or URL of the training manifest")
+    val: Annotated[AnyPlace, NON_IDENTITY] = Field(
+        "", description="path or URL of the validation manifest; empty: no validation"
+    )
     mixture: dict[str, ComponentConfig] = Field(
         {}, description="several training sets by name, in place of `train`: {web: {train: URL, weight: 3}, ...}"
     )
     subset: Count | None = Field(None, description="train on the first n examples of the nested order")
-    subset_seed: Annotated[int, Field(ge=0)] = 0
-    lanes: Annotated[Count, Field(ge=1)] | None = None
-    window: Annotated[Count, Field(ge=1)] | None = None
-    image_size: Annotated[int, Field(ge=1)] = 224
+    subset_seed: Annotated[int, Field(ge=0)] = Field(0, description="which nested family of subsets")
+    lanes: Annotated[Count, Field(ge=1)] | None = Field(
+        None, description="runs of samples that are read side by side; left out: by the size of the set"
+    )
+    window: Annotated[Count, Field(ge=1)] | None = Field(
+        None, description="samples of a lane that are shuffled among each other; left out: 32, or all of a small set"
+    )
+    image_size: Annotated[int, Field(ge=1)] = Field(224, description="side of the square that a model gets, in pixels")
     augment: Literal["inception", "flip", "none"] = Field(
         "inception", description="inception: random area crop and flip; flip: resize and flip; none: resize only"
     )
     crop_area: Floats = Field((0.05, 1.0), description="range of the crop's area, as a fraction of the image's")
-    crop_aspect: Floats = (3 / 4, 4 / 3)
+    crop_aspect: Floats = Field((3 / 4, 4 / 3), description="range of the crop's width over its height")
     mixup: MixupConfig | None = Field(None, description="mix pairs of training examples; left out: none")
     val_crop: Annotated[float, Field(gt=0, le=1)] = Field(
         0.875, description="fraction of the shorter side that evaluation's centre crop keeps"
@@ -86,8 +104,8 @@ class DataConfig(Config):
     decode_threads: Annotated[int | None, Field(ge=1), NON_IDENTITY] = Field(
         None, description="left out: the CPUs of a rank less two, 2 to 32"
     )
-    read_threads: Annotated[int, Field(ge=1), NON_IDENTITY] = 4
-    prefetch_batches: Annotated[int, Field(ge=1), NON_IDENTITY] = 4
+    read_threads: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(4, description="byte ranges asked for at once")
+    prefetch_batches: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(4, description="batches made ready ahead")
     memory_limit: Annotated[Bytes, NON_IDENTITY] = Field(4 << 30, description="read-ahead a rank may hold")
 
     @property
@@ -120,7 +138,7 @@ class DataConfig(Config):
 class InitConfig(Config):
     """Weights to begin from in place of the seed's. Their content is part of a run's identity, their place is not."""
 
-    weights: Annotated[str, Field(min_length=1), NON_IDENTITY] = Field(
+    weights: Annotated[AnyPlace, Field(min_length=1), NON_IDENTITY] = Field(
         description="path or URL of a file or folder that `vit-dist models import` reads, of a checkpoint, or of a run"
     )
     head: Literal["keep", "new"] = Field("keep", description="new: zeros and model.head_bias, for other classes")
@@ -132,14 +150,18 @@ class InitConfig(Config):
 class LossConfig(Config):
     """Softmax cross-entropy, or the sigmoid one that the paper pretrains with (summed over classes)."""
 
-    name: Literal["softmax", "sigmoid"] = "softmax"
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    name: Literal["softmax", "sigmoid"] = Field("softmax", description="cross-entropy over classes, or of each class")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the target that is spread over all classes"
+    )
 
 
 class EvalConfig(Config):
     """When to evaluate; what is evaluated is the list `evaluators`."""
 
-    every: Annotated[Duration, NON_IDENTITY] = Duration.parse("1 epoch")
+    every: Annotated[Duration, NON_IDENTITY] = Field(
+        Duration.parse("1 epoch"), description="how often, and at the end; 0 steps: at the end alone"
+    )
     batch: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(256, description="examples a rank evaluates at once")
 
 
@@ -159,16 +181,16 @@ class CheckpointConfig(Config):
         Duration.parse("1 epoch"),
         description="steps, examples, epochs or a span of time; auto: from the measured cost of a save and `mtbf`",
     )
-    mtbf: Annotated[Duration, NON_IDENTITY] = Field(
+    mtbf: Annotated[Span, NON_IDENTITY] = Field(
         Duration.parse("24h"), description="assumed time between failures of the whole job, for `every: auto`"
     )
     keep: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(2, description="so many of the newest stay")
-    keep_every: Annotated[Duration | None, NON_IDENTITY] = Field(
+    keep_every: Annotated[Length | None, NON_IDENTITY] = Field(
         None, description="the first at or past each multiple of this stays for ever"
     )
     keep_best: Annotated[str, NON_IDENTITY] = Field("", description="the best by this metric stays, such as val/top1")
-    remote: Annotated[str, NON_IDENTITY] = Field(
-        "", description="URL under which copies are kept, such as s3://b/run-7"
+    remote: Annotated[AnyPlace, NON_IDENTITY] = Field(
+        "", description="path or URL under which copies are kept, such as s3://b/run-7"
     )
     max_failures: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(
         3, description="failed saves in a row that end a run"
@@ -179,10 +201,10 @@ class CheckpointConfig(Config):
 
     @model_validator(mode="after")
     def _units(self) -> CheckpointConfig:
-        if self.mtbf.unit != "seconds" or self.mtbf.value == 0:
+        if self.mtbf.value == 0:
             raise ValueError(f"mtbf: '{self.mtbf}' is not a span of time such as 24h")
-        if self.keep_every is not None and (self.keep_every.unit == "seconds" or self.keep_every.value == 0):
-            raise ValueError(f"keep_every: '{self.keep_every}'; give examples, steps or epochs")
+        if self.keep_every is not None and self.keep_every.value == 0:
+            raise ValueError(f"keep_every: '{self.keep_every}'; give more than none, or leave it out")
         return self
 
 
@@ -199,26 +221,23 @@ class GuardConfig(Config):
         8.0, description="robust z-score (median, 1.4826 MAD) from which a loss is a spike"
     )
     spike_window: Annotated[int, Field(ge=8, le=4096)] = Field(128, description="losses that it is measured against")
-    max_rewinds: Annotated[int, Field(ge=0), NON_IDENTITY] = 3
+    max_rewinds: Annotated[int, Field(ge=0), NON_IDENTITY] = Field(3, description="after so many a run ends")
     checksum_every: Annotated[Duration, NON_IDENTITY] = Field(
         Duration.parse("1k steps"),
         description="how often replicated weights are compared over the ranks; 0 steps: never",
     )
-    hang: Annotated[Duration, NON_IDENTITY] = Field(
-        Duration.parse("10 min"), description="a step that takes longer ends the run; ten times that for other work"
+    hang: Annotated[Span, NON_IDENTITY] = Field(
+        Duration.parse("10 min"),
+        description="a step that takes longer ends the run, ten times that for other work; 0s: no watchdog",
     )
-
-    @model_validator(mode="after")
-    def _units(self) -> GuardConfig:
-        if self.hang.unit != "seconds":
-            raise ValueError(f"hang: '{self.hang}' is not a span of time such as 10min; 0s switches the watchdog off")
-        return self
 
 
 class LogConfig(Config):
     """How often training metrics are written."""
 
-    every: Annotated[Duration, NON_IDENTITY] = Duration.parse("10 steps")
+    every: Annotated[Duration, NON_IDENTITY] = Field(
+        Duration.parse("10 steps"), description="how often loss, rate and the like are written"
+    )
     order: Annotated[bool, NON_IDENTITY] = Field(
         False, description="write the ordinals of every step's examples to RUN-DIR/order, a file an attempt and rank"
     )
@@ -238,38 +257,42 @@ class LogConfig(Config):
 class Recipe(Config):
     """What to train: one resolved recipe and a seed are one run."""
 
-    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$"), NON_IDENTITY] = "run"
+    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$"), NON_IDENTITY] = Field(
+        "run", description="for people, and of the run's directory"
+    )
     study: Annotated[str, NON_IDENTITY] = Field("", description="the study that this run is a cell of")
     family: Annotated[str, NON_IDENTITY] = Field("", description="label of the model family in a study's figures")
-    seed: Annotated[int, Field(ge=0)] = 0
-    global_batch: Annotated[Count, Field(ge=1)] = 4096
-    horizon: Duration
-    precision: Literal["fp32", "tf32", "bf16"] = Field(
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of initial weights, order, augmentation and dropout")
+    global_batch: Annotated[Count, Field(ge=1)] = Field(
+        4096, description="examples of one optimizer step, on all ranks"
+    )
+    horizon: Length = Field(description="how long a run trains")
+    precision: Annotated[Literal["fp32", "tf32", "bf16"], LAYOUT] = Field(
         "bf16", description="of products of a model's blocks; sums, head and loss are fp32; tf32: fp32 on CPUs"
     )
-    model: AnyPlugin
+    model: AnyPlugin = Field(description="what is trained: `vit-dist models list` has the names")
     init: InitConfig | None = Field(None, description="weights to begin from; left out: those of the seed")
-    data: DataConfig
-    loss: LossConfig = LossConfig()
-    optim: AnyPlugin
-    schedule: AnyPlugin
-    engine: Annotated[AnyPlugin, NON_IDENTITY]
-    evaluators: Annotated[tuple[AnyPlugin, ...], Field(strict=False), NON_IDENTITY] = ()
-    eval: Annotated[EvalConfig, NON_IDENTITY] = EvalConfig()
-    checkpoint: Annotated[CheckpointConfig, NON_IDENTITY] = CheckpointConfig()
-    guards: GuardConfig = GuardConfig()
-    log: Annotated[LogConfig, NON_IDENTITY] = LogConfig()
+    data: DataConfig = Field(description="what it is trained on; a text is short for {dataset: NAME}")
+    loss: LossConfig = Field(LossConfig(), description="what is minimised")
+    optim: AnyPlugin = Field(description="the optimizer")
+    schedule: AnyPlugin = Field(description="the learning rate over the run")
+    engine: Annotated[AnyPlugin, NON_IDENTITY] = Field(description="what computes and shards a step")
+    evaluators: Annotated[tuple[AnyPlugin, ...], Field(strict=False), NON_IDENTITY] = Field(
+        (), description="what is measured at each `eval.every`; each a name, or a mapping with `name`"
+    )
+    eval: Annotated[EvalConfig, NON_IDENTITY] = Field(EvalConfig(), description="when the evaluators look")
+    checkpoint: Annotated[CheckpointConfig, NON_IDENTITY] = Field(CheckpointConfig(), description="saves and copies")
+    guards: GuardConfig = Field(GuardConfig(), description="what stops, skips or rewinds a run that goes wrong")
+    log: Annotated[LogConfig, NON_IDENTITY] = Field(LogConfig(), description="how often training metrics are written")
     metrics: Annotated[dict[str, Metric], NON_IDENTITY] = Field(
         {}, description="how metrics are read that no evaluator declares: {TAG: {better: lower, range: [0, 1]}}"
     )
-    plugins: Annotated[tuple[str, ...], Field(strict=False), NON_IDENTITY] = Field(
+    plugins: Annotated[tuple[LocalPath, ...], Field(strict=False), NON_IDENTITY] = Field(
         (), description="files that bring models, optimizers, evaluators, ...; a path, from the recipe's folder"
     )
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
-        if self.horizon.unit == "seconds":
-            raise ValueError(f"horizon: '{self.horizon}' is a span of time; a recipe is trained for examples or epochs")
         if self.horizon.value == 0:
             raise ValueError("horizon: a run of length 0 trains nothing")
         if self.data.mixture:

@@ -28,6 +28,18 @@ class DataError(VitDistError):
     """Images, shards, manifests or indexes that are missing, damaged or do not fit together."""
 
 
+class MissingError(DataError):
+    """A file that is not where it is looked for."""
+
+
+class RefusedError(DataError):
+    """A file that its store, or the file system, lets nobody have with these credentials; the text says what to do."""
+
+
+class AwayError(DataError):
+    """A store that does not answer, or not as one does: nothing is known of the file."""
+
+
 class CheckpointError(VitDistError):
     """A checkpoint that is missing, damaged or belongs to something else."""
 

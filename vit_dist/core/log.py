@@ -18,8 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from vit_dist.core.files import redact
+from vit_dist.core.errors import VitDistError
 from vit_dist.core.terminal import clean, cut
+from vit_dist.core.urls import redact
 
 INFO, WARNING, ERROR = logging.INFO, logging.WARNING, logging.ERROR
 
@@ -111,8 +112,7 @@ def speak_as_rank(rank: int, file: Path | None) -> None:
     shown = sys.excepthook
 
     def to_file_too(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        text = "".join(traceback.format_exception(kind, error, trace)).rstrip()
-        log_to_file(text, ERROR)
+        _note_traceback(error, file)
         shown(kind, error, trace)
 
     sys.excepthook = to_file_too
@@ -125,9 +125,20 @@ def launcher_log(file: Path) -> Iterator[None]:
     _logger.addHandler(handler)
     try:
         yield
+    except Exception as error:
+        # What the command line tells in one line is no surprise.
+        if not isinstance(error, VitDistError):
+            _note_traceback(error, file)
+        raise
     finally:
         _logger.removeHandler(handler)
         handler.close()
+
+
+def _note_traceback(error: BaseException, file: Path) -> None:
+    """Write where something that nobody expected came from into a file, and name it."""
+    log(f"  this was not expected, and its traceback is kept in {file}")
+    log_to_file("".join(traceback.format_exception(error)).rstrip(), ERROR)
 
 
 def without_stamp(line: str) -> str:

@@ -14,11 +14,12 @@ import importlib.metadata
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from vit_dist.core.errors import ConfigError, did_you_mean
+from vit_dist.core.places import Place, Takes
 
 
 class Config(BaseModel):
@@ -27,10 +28,16 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+LocalPath = Annotated[str, AfterValidator(Place(Takes.LOCAL, empty=True))]
+"""A key that takes a path on this machine; empty: none."""
+AnyPlace = Annotated[str, AfterValidator(Place(Takes.EITHER, empty=True))]
+"""A key that takes a path or a URL; empty: none."""
+
+
 class Plugin(Config):
     """Base of the config of one plug-in; `name` says which."""
 
-    name: str
+    name: str = Field(description="of the plug-in that brings the section's other keys")
 
 
 P = TypeVar("P", bound=Plugin)
@@ -100,6 +107,16 @@ class Registry:
         """Every registered name, in the order of registration."""
         self._discover()
         return list(self._entries)
+
+    def classes(self) -> dict[type[Plugin], list[str]]:
+        """The config classes -> the names of each, in the order of registration; a prefix ends in '...'."""
+        self._discover()
+        found: dict[type[Plugin], list[str]] = {}
+        for name, (cls, _) in self._entries.items():
+            found.setdefault(cls, []).append(name)
+        for prefix, cls in self._prefixes.items():
+            found.setdefault(cls, []).append(f"{prefix}...")
+        return found
 
     def from_outside(self) -> dict[str, str]:
         """The names, and prefixes with '...' behind, that no file of ours has registered -> who has, for people."""

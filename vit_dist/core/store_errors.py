@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
 
-from vit_dist.core.errors import DataError, VitDistError
-from vit_dist.core.urls import is_web, redact
+from vit_dist.core.errors import AwayError, DataError, MissingError, RefusedError, VitDistError
+from vit_dist.core.store_patience import asked_at
+from vit_dist.core.urls import is_remote, is_web, redact
 
 _LIBRARIES = frozenset(
     {"fsspec", "s3fs", "botocore", "aiobotocore", "aiohttp", "urllib3", "yarl", "gcsfs", "google", "adlfs", "azure"}
@@ -59,6 +61,19 @@ _EXPIRED = frozenset(
         *("UnauthorizedSSOTokenError", "SSOTokenLoadError", "TokenRetrievalError"),
     }
 )
+_DISK_PROBLEMS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "the file would be larger than its file system, or a limit of this process (ulimit -f), allows",
+    errno.EROFS: "the file system is read-only",
+}
+_MAKE_ROOM = "free some space, or name another place"
+_DISK_ADVICE = {errno.EROFS: "mount it for writing, or name another place"}
+_NO_SCRATCH = "No usable temporary directory"
+_NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ConfigParseError"})
+_NAME_CREDENTIALS = (
+    "set AWS_PROFILE to one of ~/.aws/config, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a role"
+)
 _PAST_THE_END = ("InvalidRange", "not satisfiable")
 _UNTOLD = frozenset({"400", "401", "403"})
 _MOST_TEXT = 300
@@ -69,25 +84,44 @@ def explained(url: str, doing: str) -> Iterator[None]:
     """Turn a storage error into one line that says what was done to which URL, and what to do.
 
     Raises:
-        DataError: instead of any OSError, and of any error of the libraries that speak to stores.
+        MissingError: the file is not there.
+        RefusedError: it may not be had with these credentials, or there are none.
+        AwayError: its store does not answer, or fails.
+        DataError: any other OSError.
     """
     try:
         yield
     except VitDistError:
         raise
     except FileNotFoundError:
-        raise DataError(
+        raise MissingError(
             f"{redact(url)}: no such file, so it cannot be {doing}; check the path and its spelling"
         ) from None
     except PermissionError as error:
-        raise DataError(
+        raise RefusedError(
             f"{redact(url)}: not allowed: it cannot be {doing} ({_text(error)}); {_credentials_advice(url, error)}"
         ) from None
     except Exception as error:
         if not isinstance(error, OSError) and not _is_of_a_library(error):
             raise
-        advice = f"; {_credentials_advice(url, error)}" if is_expired(error) else ""
-        raise DataError(f"{redact(url)}: cannot be {doing}: {type(error).__name__}: {_text(error)}{advice}") from None
+        if isinstance(error, OSError) and (problem := disk_problem(error)):
+            raise DataError(f"{redact(url)}: cannot be {doing}: {problem}") from None
+        text = f"{redact(url)}: cannot be {doing}: {type(error).__name__}: {_text(error)}"
+        if is_expired(error):
+            raise RefusedError(f"{text}; {_credentials_advice(url, error)}") from None
+        if any(type(e).__name__ in _NO_CREDENTIALS for e in _chain(error)):
+            raise RefusedError(f"{text}; {_NAME_CREDENTIALS}") from None
+        raise (AwayError if is_remote(url) else DataError)(text + _address_advice(url, error)) from None
+
+
+def disk_problem(error: OSError) -> str:
+    """What is wrong with a disk that takes no more, and what to do; '' where the error is of another kind."""
+    if _NO_SCRATCH in str(error):
+        return f"there is no directory for temporary files that takes any ({error.strerror}); free some, or set TMPDIR"
+    if error.errno not in _DISK_PROBLEMS:
+        return ""
+    advice = _DISK_ADVICE.get(error.errno, _MAKE_ROOM)
+    return f"{_DISK_PROBLEMS[error.errno]} ({error.strerror or os.strerror(error.errno)}); {advice}"
 
 
 def wait_s(error: BaseException) -> float | None:
@@ -104,6 +138,12 @@ def wait_s(error: BaseException) -> float | None:
     if status:
         return 0.0 if status in BUSY_STATUSES else None
     return 0.0 if _may_pass(chain[0]) else None
+
+
+def is_answer(error: BaseException) -> bool:
+    """Whether an error is what a store has said, so that it is there."""
+    told = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+    return any(isinstance(e, told) or _status(e) or _code(e) for e in _chain(error))
 
 
 def is_expired(error: BaseException) -> bool:
@@ -209,6 +249,13 @@ def _is_of_a_library(error: BaseException) -> bool:
 def _text(error: BaseException) -> str:
     text = " ".join(redact(str(error)).split())
     return text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}..."
+
+
+def _address_advice(url: str, error: BaseException) -> str:
+    if is_answer(error) or wait_s(error) is None:
+        return ""
+    at = asked_at(url)
+    return f"; it was looked for at {at}: check that address, or the network" if at else ""
 
 
 def _credentials_advice(url: str, error: BaseException) -> str:

@@ -9,13 +9,15 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vit_dist.core.errors import DataError
-from vit_dist.core.store_errors import is_expired, is_past_the_end
-from vit_dist.core.urls import local_path, redact, split_url
+from vit_dist.core.errors import DataError, did_you_mean
+from vit_dist.core.places import check_server
+from vit_dist.core.store_errors import is_answer, is_expired, is_past_the_end
+from vit_dist.core.store_patience import answer, endpoint, has_answered
+from vit_dist.core.urls import SCHEMES, local_path, redact, split_url
 
 _REMOVALS_IN_FLIGHT = 16
 _WITH_FOLDERS = frozenset({"", "file", "local"})
@@ -29,6 +31,9 @@ def storage_options(scheme: str) -> dict[str, Any]:
 
     For s3:// the usual variables hold (AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_REGION, ...), and so do
     AWS_ENDPOINT_URL[_S3], VIT_DIST_S3_PATH_STYLE=1 and VIT_DIST_S3_REQUESTER_PAYS=1.
+
+    Raises:
+        DataError: the endpoint is not the URL of a server.
     """
     if scheme in {"http", "https"}:
         from vit_dist.core.web import bounded_client
@@ -38,12 +43,12 @@ def storage_options(scheme: str) -> dict[str, Any]:
         return {}
     env = os.environ
     options: dict[str, Any] = {}
-    endpoint = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL")
-    if endpoint:
-        options["endpoint_url"] = endpoint
+    address, setting = endpoint()
+    if address:
+        options["endpoint_url"] = check_server(address, setting)
     config: dict[str, Any] = {"max_pool_connections": 32}
     # An own endpoint is seldom set up for names such as bucket.host: path style is what works there.
-    if env.get("VIT_DIST_S3_PATH_STYLE", "1" if endpoint else "0") == "1":
+    if env.get("VIT_DIST_S3_PATH_STYLE", "1" if address else "0") == "1":
         config["s3"] = {"addressing_style": "path"}
     options["config_kwargs"] = config
     if env.get("VIT_DIST_S3_REQUESTER_PAYS") == "1":
@@ -70,7 +75,7 @@ class Store:
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """The bytes of a file, or of a part of it."""
-        return bytes(self._ask(lambda system: system.cat_file(path, start=start, end=end)))
+        return bytes(self._ask(path, lambda system: system.cat_file(path, start=start, end=end)))
 
     def head(self, path: str, size: int) -> bytes:
         """The first `size` bytes of a file; all, where it has fewer."""
@@ -84,19 +89,19 @@ class Store:
 
     def pipe_file(self, path: str, content: bytes) -> None:
         """Write a file."""
-        self._ask(lambda system: system.pipe_file(path, content))
+        self._ask(path, lambda system: system.pipe_file(path, content))
 
     def put_file(self, local: str, path: str) -> None:
         """Write a file from one on a disk."""
-        self._ask(lambda system: system.put_file(local, path))
+        self._ask(path, lambda system: system.put_file(local, path))
 
     def get_file(self, path: str, local: str) -> None:
         """Copy a file to a disk."""
-        self._ask(lambda system: system.get_file(path, local))
+        self._ask(path, lambda system: system.get_file(path, local))
 
     def info(self, path: str) -> dict[str, Any]:
         """What the store says of a file or folder: name, type, size, ..."""
-        return dict(self._ask(lambda system: system.info(path)))
+        return dict(self._ask(path, lambda system: system.info(path)))
 
     def size(self, path: str) -> int:
         """Bytes of a file.
@@ -111,15 +116,15 @@ class Store:
 
     def exists(self, path: str) -> bool:
         """Whether a file or folder is there."""
-        return bool(self._ask(lambda system: system.exists(path)))
+        return bool(self._ask(path, lambda system: system.exists(path)))
 
     def isdir(self, path: str) -> bool:
         """Whether a folder is there."""
-        return bool(self._ask(lambda system: system.isdir(path)))
+        return bool(self._ask(path, lambda system: system.isdir(path)))
 
     def ls(self, path: str) -> list[dict[str, Any]]:
         """What lies in a folder, as `info` has it."""
-        return list(self._ask(lambda system: system.ls(path, detail=True)))
+        return list(self._ask(path, lambda system: system.ls(path, detail=True)))
 
     def names(self, path: str) -> list[str]:
         """The names of what lies in a folder, sorted."""
@@ -128,15 +133,15 @@ class Store:
 
     def find(self, path: str) -> dict[str, dict[str, Any]]:
         """The files at any depth below a folder, by their paths, as `info` has them."""
-        return dict(self._ask(lambda system: system.find(path, detail=True)))
+        return dict(self._ask(path, lambda system: system.find(path, detail=True)))
 
     def mkdir(self, path: str) -> None:
         """Make a folder, or a bucket."""
-        self._ask(lambda system: system.mkdir(path))
+        self._ask(path, lambda system: system.mkdir(path))
 
     def rm_file(self, path: str) -> None:
         """Remove a file."""
-        self._ask(lambda system: system.rm_file(path))
+        self._ask(path, lambda system: system.rm_file(path))
 
     def rm_tree(self, path: str) -> None:
         """Remove every file below a folder, and where the store has folders, that folder; never through a link."""
@@ -152,7 +157,18 @@ class Store:
         """Forget listings: fsspec remembers them, and others write."""
         self._system.invalidate_cache()
 
-    def _ask(self, question: Callable[[Any], T]) -> T:
+    def _ask(self, path: str, question: Callable[[Any], T]) -> T:
+        if self._scheme in _WITH_FOLDERS:
+            return question(self._system)
+        url = f"{self._scheme}://{path.removeprefix(f'{self._scheme}://')}"
+        try:
+            return answer(url, partial(self._ask_until_let_in, question))
+        except Exception as error:
+            if is_answer(error):
+                has_answered(url)
+            raise
+
+    def _ask_until_let_in(self, question: Callable[[Any], T]) -> T:
         while True:
             system = self._system
             try:
@@ -226,5 +242,6 @@ def file_system(url: str) -> tuple[Store, str]:
         options = tuple(sorted((k, repr(v)) for k, v in storage_options(scheme).items()))
         store = _store(scheme, options)
     except (ImportError, ValueError) as error:
-        raise DataError(f"{redact(url)}: no file system for {scheme!r}: {redact(str(error))}") from None
+        hint = did_you_mean(scheme, SCHEMES) if scheme not in SCHEMES else ""
+        raise DataError(f"{redact(url)}: no file system for {scheme!r}: {redact(str(error))}{hint}") from None
     return store, store.inside(f"{scheme}://{rest}")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import BeforeValidator, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 Unit = Literal["epochs", "examples", "steps", "seconds"]
 
 _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
-_NUMBER = re.compile(r"^\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:e\+?[0-9]+)?)\s*([kKmMbBgG]?)\s*$")
-_DURATION = re.compile(r"^\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:e\+?[0-9]+)?(?:\s*[kKmMbB](?=\s))?)\s*([A-Za-z]+)\s*$")
+_NUMBER = re.compile(r"^\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:e\+?[0-9]{1,2})?)\s*([kKmMbBgG]?)\s*$")
+_DURATION = re.compile(r"^\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:e\+?[0-9]{1,2})?(?:\s*[kKmMbB](?=\s))?)\s*([A-Za-z]+)\s*$")
 _UNITS: dict[str, tuple[Unit, int]] = {
     "epoch": ("epochs", 1),
     "epochs": ("epochs", 1),
@@ -48,8 +49,34 @@ _BYTES = {
 }
 
 
+# Of a number with its unit: the patterns take the square of a text's length, and some texts come from files. For the
+# same reason an exponent has two digits: 1e999999999 is exact here, and fills the memory.
+_LONGEST = 200
+_FEWEST_BYTES = 1 << 20
+"""Of a bare number that counts as bytes, as resolved recipes are written; fewer are a slip: `4` for 4 GiB."""
+
+
+def no_unit(value: object, units: Sequence[str]) -> str:
+    """What to say of a bare number where a unit is needed, with the ways to read it.
+
+    Args:
+        value: what was given.
+        units: that may be meant, as they are written behind a number: ' steps', 'h'.
+    """
+    number = str(value).strip()
+    *most, last = (f"'{number}{unit}'" for unit in units)
+    return f"{number} has no unit; write {', '.join(most)} or {last}"
+
+
+def is_bare(value: object) -> bool:
+    """Whether a value is a number and nothing else, as YAML or as text."""
+    if isinstance(value, int | float):
+        return not isinstance(value, bool)
+    return isinstance(value, str) and len(value) <= _LONGEST and _NUMBER.match(value) is not None
+
+
 def _fraction(text: str) -> Fraction | None:
-    match = _NUMBER.match(text)
+    match = _NUMBER.match(text) if len(text) <= _LONGEST else None
     if match is None:
         return None
     digits = match.group(1).replace("_", "").replace(",", "")
@@ -63,10 +90,10 @@ def parse_count(value: object) -> int:
         ValueError: not a whole, non-negative number.
     """
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(f"expected a count such as 30000 or '30k', got {value!r}")
+        raise ValueError(f"expected a count such as 30000 or '30k', got {value!r:.80}")
     number = Fraction(value) if isinstance(value, int) else _fraction(value)
     if number is None or number.denominator != 1 or number < 0:
-        raise ValueError(f"expected a count such as 30000 or '30k', got {value!r}")
+        raise ValueError(f"expected a count such as 30000 or '30k', got {value!r:.80}")
     return int(number)
 
 
@@ -90,17 +117,19 @@ def nearest_multiples(value: int, of: int) -> str:
 
 
 def parse_bytes(value: object) -> int:
-    """Bytes from `1048576`, `"256 MiB"` or `"1.5GB"`.
+    """Bytes from `"256 MiB"`, `"1.5GB"` or `1048576`; a bare number counts bytes, from 1 MiB on.
 
     Raises:
-        ValueError: the text is not a size.
+        ValueError: the text is not a size, or a number so small that its unit was forgotten.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    match = re.match(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*$", str(value))
+    text = str(value)
+    match = re.match(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*$", text) if len(text) <= _LONGEST else None
     if match is None or match.group(2) not in _BYTES:
-        raise ValueError(f"expected a size such as '256 MiB', got {value!r}")
-    return int(Fraction(match.group(1)) * _BYTES[match.group(2)])
+        raise ValueError(f"expected a size such as '256 MiB', got {value!r:.80}")
+    size = int(Fraction(match.group(1)) * _BYTES[match.group(2)])
+    if not match.group(2) and size < _FEWEST_BYTES:
+        raise ValueError(no_unit(value, (" MiB", " GiB", " B")))
+    return size
 
 
 def format_bytes(size: int | float) -> str:
@@ -142,13 +171,13 @@ class Duration:
         """
         if isinstance(text, Duration):
             return text
-        if isinstance(text, int | float) and not isinstance(text, bool):
-            raise ValueError(f"{text!r} has no unit; write '{text} steps', '{text} examples' or '{text} epochs'")
-        match = _DURATION.match(text) if isinstance(text, str) else None
+        if is_bare(text):
+            raise ValueError(no_unit(text, (*_LENGTHS, *_SPANS)))
+        match = _DURATION.match(text) if isinstance(text, str) and len(text) <= _LONGEST else None
         number = _fraction(match.group(1)) if match else None
         unit = _UNITS.get(match.group(2).lower()) if match else None
         if number is None or unit is None:
-            raise ValueError(f"expected a duration such as '7 epochs', '40M examples' or '10k steps', got {text!r}")
+            raise ValueError(f"expected a duration such as '7 epochs', '40M examples' or '10k steps', got {text!r:.80}")
         name, multiple = unit
         return cls(number * multiple, name)
 
@@ -183,8 +212,45 @@ class Duration:
         )
 
 
+_LENGTHS, _SPANS = (" steps", " examples", " epochs"), ("min", "h")
+
+
+def parse_length(value: object) -> Duration:
+    """A duration in steps, examples or epochs.
+
+    Raises:
+        ValueError: no duration, or a span of time.
+    """
+    if is_bare(value):
+        raise ValueError(no_unit(value, _LENGTHS))
+    duration = Duration.parse(value)
+    if duration.unit == "seconds":
+        raise ValueError(f"'{duration}' is a span of time; give steps, examples or epochs")
+    return duration
+
+
+def parse_span(value: object) -> Duration:
+    """A duration that is a span of time.
+
+    Raises:
+        ValueError: no duration, or one in steps, examples or epochs.
+    """
+    if is_bare(value):
+        raise ValueError(no_unit(value, _SPANS))
+    try:
+        duration = Duration.parse(value)
+    except ValueError:
+        raise ValueError(f"expected a span of time such as '90s', '10min' or '24h', got {value!r}") from None
+    if duration.unit != "seconds":
+        raise ValueError(f"'{duration}' is not a span of time such as '90s', '10min' or '24h'")
+    return duration
+
+
+Length = Annotated[Duration, BeforeValidator(parse_length)]
+Span = Annotated[Duration, BeforeValidator(parse_span)]
+
 _FLOPS = re.compile(
-    r"^\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:e\+?[0-9]+)?)\s*(|mega|giga|tera|peta|exa|zetta|[MGTPEZ])flops?\s*$", re.I
+    r"^\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:e\+?[0-9]{1,2})?)\s*(|mega|giga|tera|peta|exa|zetta|[MGTPEZ])flops?\s*$", re.I
 )
 _FLOPS_POWERS = {"": 0, "mega": 6, "giga": 9, "tera": 12, "peta": 15, "exa": 18, "zetta": 21}
 
@@ -204,9 +270,9 @@ class Flops:
         """
         if isinstance(text, Flops):
             return text
-        match = _FLOPS.match(text) if isinstance(text, str) else None
+        match = _FLOPS.match(text) if isinstance(text, str) and len(text) <= _LONGEST else None
         if match is None:
-            raise ValueError(f"expected an amount of compute such as '800 exaFLOPs' or '5 PFLOPs', got {text!r}")
+            raise ValueError(f"expected an amount of compute such as '800 exaFLOPs' or '5 PFLOPs', got {text!r:.80}")
         prefix = match.group(2).lower()
         power = next(p for name, p in _FLOPS_POWERS.items() if name == prefix or (prefix and name[:1] == prefix))
         number = Fraction(match.group(1).replace("_", "").replace(",", ""))

@@ -14,8 +14,10 @@ from vit_dist.core.errors import DataError
 
 _WEB = frozenset({"http", "https"})
 _BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "r2"})
+SCHEMES = _BUCKETS | _WEB | {"file", "hdfs"}
+"""Of URLs that people write."""
 # `s3:`, `s3:/photos`: what is left of a URL whose bucket was an empty variable, or a slash that was forgotten.
-_BROKEN = re.compile(rf"(?i)({'|'.join(sorted(_BUCKETS | _WEB | {'file', 'hdfs'}))}):(?:/(?!/)|$)")
+_BROKEN = re.compile(rf"(?i)({'|'.join(sorted(SCHEMES))}):(?:/(?!/)|$)")
 _PORTS = {"http": 80, "https": 443}
 _SIGNING = re.compile(
     # Amazon, Google, Azure, CloudFront
@@ -23,13 +25,14 @@ _SIGNING = re.compile(
     r"sig|se|sp|sv|sr|st|spr|sip|ss|srt|skoid|sktid|skt|ske|sks|skv|"
     r"(access_?)?token|download"
 )
+# Each part has a bound where it might look on to the end of a text from every place of it: servers send the texts.
 _SECRETS = re.compile(
     # user:password@host; a password may hold slashes, but host:80/x@y is none
-    r"(?i)(//[^/@\s:]+:)(?!\d+/)(?:[^/\s]+(?=@)|[^@\s]+(?=@))"
+    r"(?i)(//[^/@\s:]+:)(?!\d+/)(?:[^/\s]{1,2000}(?=@)|[^@\s]{1,2000}(?=@))"
     # token@host
     r"|(?<=//)[^/@\s:]+(?=@)"
     r"|((?:x-(?:amz|goog)-(?:signature|credential|security-token)|awsaccesskeyid|signature|sig|token|password|"
-    r"secret[a-z_]*|access_key|api_?key)=)[^&\s'\"]+"
+    r"secret[a-z_]{0,40}|access_key|api_?key)=)[^&\s'\"]+"
     r"|\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b"
 )
 # Of a URL: there are more ways to sign one than can be listed here, and whoever has a signed one may read the file.

@@ -7,7 +7,10 @@ redirect leads to the web and not from https to http.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import math
+import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
@@ -30,14 +33,96 @@ LEAST_BYTES_S = 1024
 _SNIFFED = 200
 _PATIENCE_S = 20.0
 _MOST_REDIRECTS = 5
+_LONGEST_RETRY_AFTER_S = 60.0
+# Beyond a socket's own time-out, which each byte begins anew.
+_GRACE_S = 10.0
 
 
 class Transient(Exception):  # noqa: N818 - not an error yet
-    """What may go better the next time; `wait_s` is what the store asked for, if it did."""
+    """What may go better the next time.
 
-    def __init__(self, reason: str, wait_s: float = 0.0) -> None:
+    Args:
+        reason: what went wrong.
+        wait_s: what the store asked for, if it did.
+        answered: whether it was the store that said so; else nobody may be there.
+    """
+
+    def __init__(self, reason: str, wait_s: float = 0.0, *, answered: bool = False) -> None:
         super().__init__(reason)
-        self.wait_s = wait_s
+        self.wait_s, self.answered = wait_s, answered
+
+
+class _NeverEndsError(OSError):
+    """What has no end: no waiting mends it."""
+
+
+_until = threading.local()
+"""`answered`: when the answer to this thread's request must have begun, redirects included; by time.monotonic."""
+
+
+@contextlib.contextmanager
+def _ended_by(connection: socket.socket | None, when: float, what: str) -> Iterator[None]:
+    """Cuts a connection off at a time: bytes that come one by one never run into its time-out.
+
+    Raises:
+        _NeverEndsError: it was cut off.
+    """
+    cut = threading.Event()
+
+    def end() -> None:
+        cut.set()
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                # Not that of an SSL socket, which takes its state from the thread that reads.
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+    timer = threading.Timer(max(0.0, when - time.monotonic()), end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except (OSError, urllib3.exceptions.HTTPError, http.client.HTTPException, ValueError):
+        if not cut.is_set():
+            raise
+    finally:
+        timer.cancel()
+    if cut.is_set():
+        raise _NeverEndsError(what)
+
+
+class _AnswersInTime:
+    """Of a connection: the head of an answer, and all that may stand before it, has one deadline."""
+
+    sock: socket.socket | None
+
+    def getresponse(self) -> Any:
+        connection, response = self.sock, None
+        try:
+            with _ended_by(connection, _until.answered, "the server's headers do not end"):
+                response = super().getresponse()  # type: ignore[misc]
+        except _NeverEndsError:
+            # Headers that were cut off may look whole.
+            if response is not None:
+                response.close()
+            raise
+        response.connected_by = connection
+        return response
+
+
+class _Http(_AnswersInTime, urllib3.connection.HTTPConnection):
+    """See `_AnswersInTime`."""
+
+
+class _Https(_AnswersInTime, urllib3.connection.HTTPSConnection):
+    """See `_AnswersInTime`."""
+
+
+class _HttpPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Http
+
+
+class _HttpsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _Https
 
 
 class WebClient:
@@ -53,6 +138,7 @@ class WebClient:
             # Redirects are followed here, one by one.
             retries=urllib3.Retry(0, redirect=False, raise_on_status=False, respect_retry_after_header=False),
         )
+        self._pool.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
         self._timeout_s = timeout_s
 
     def fetch(self, url: str, start: int, into: memoryview) -> int:
@@ -75,7 +161,7 @@ class WebClient:
                     into[got : got + len(chunk)] = chunk
                     got += len(chunk)
                     if _is_slow(got, began, max(self._timeout_s, _PATIENCE_S)):
-                        raise Transient(_slowness(got, began))
+                        raise Transient(_slowness(got, began), answered=got > 0)
                 if not start:
                     refuse_web_page(url, bytes(into[: min(got, _SNIFFED)]), kind)
         except urllib3.exceptions.HTTPError as error:
@@ -140,7 +226,9 @@ class WebClient:
             if status in {401, 403}:
                 raise PermissionError(f"HTTP {status}")
             if status in BUSY_STATUSES:
-                raise Transient(f"HTTP {status} {response.reason or ''}".strip(), _retry_after(response.headers))
+                raise Transient(
+                    f"HTTP {status} {response.reason or ''}".strip(), _retry_after(response.headers), answered=True
+                )
             if status not in {200, 206, 416}:
                 raise OSError(f"HTTP {status} {response.reason or ''}".strip())
             coding = response.headers.get("Content-Encoding", "identity").strip().lower()
@@ -162,6 +250,7 @@ class WebClient:
         if parsed.auth:
             headers |= urllib3.make_headers(basic_auth=parsed.auth)
         plain = now = parsed._replace(auth=None, fragment=None).url
+        _until.answered = time.monotonic() + self._timeout_s + _GRACE_S
         for _ in range(_MOST_REDIRECTS + 1):
             response = self._pool.request("GET", now, headers=headers, preload_content=False, redirect=False)
             where = response.get_redirect_location()
@@ -180,7 +269,13 @@ class WebClient:
         raise OSError("too many redirects")
 
     def _some(self, response: urllib3.BaseHTTPResponse, most: int) -> bytes:
-        return response.read1(min(self._CHUNK, most), decode_content=False)
+        most = min(self._CHUNK, most)
+        if not response.chunked:
+            return response.read1(most, decode_content=False)
+        # Between chunks stands what is no content, and need not end.
+        until = time.monotonic() + self._timeout_s + _GRACE_S
+        with _ended_by(getattr(response, "connected_by", None), until, "the server's chunks do not end"):
+            return response.read1(most, decode_content=False)
 
 
 async def bounded_client(**options: Any) -> aiohttp.ClientSession:
@@ -213,22 +308,31 @@ def no_ranges(url: str, how: str) -> DataError:
 def _worth_waiting(error: urllib3.exceptions.HTTPError) -> Exception:
     """What to raise for a request that failed: something to wait for, or what no waiting mends."""
     told = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason is not None else error
+    # urllib3 tells of an error of a connection in one of its own.
+    endless = next((cause for cause in told.args if isinstance(cause, _NeverEndsError)), None)
+    if endless is not None:
+        return endless
     wait = wait_s(error)
     text = redact(str(told))
     return OSError(text) if wait is None else Transient(text, wait)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that a server asks a client to stay away; 0 where it does not."""
+    """Seconds that a server asks a client to stay away, up to a minute; 0 where it does not, or asks for more."""
     text = headers.get("Retry-After", "")
     seconds = _count(text)
     if seconds is not None:
-        return float(seconds)
+        return _bearable(seconds)
     try:
         wait = parsedate_to_datetime(text).timestamp() - time.time()
     except (TypeError, ValueError, OverflowError, IndexError):
         return 0.0
-    return max(0.0, wait) if math.isfinite(wait) else 0.0
+    return _bearable(wait)
+
+
+def _bearable(seconds: float) -> float:
+    # Whoever asks for hours, or has a clock of his own, is asked again at our own pace.
+    return float(seconds) if math.isfinite(seconds) and 0 < seconds <= _LONGEST_RETRY_AFTER_S else 0.0
 
 
 def _count(text: str) -> int | None:

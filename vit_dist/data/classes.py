@@ -18,7 +18,9 @@ from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import ShardManifest, read_manifest
 
 _SHOWN = 5
-_PACK_ALIKE = "pack or index both with the names of all classes in one file (--classes FILE)"
+_PACK_ALIKE = (
+    "pack or index both with the names of all classes in one file, as `vit-dist data index --classes FILE` does"
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ def counted_as(manifest: ShardManifest, other: Classes, what: str = "the set", r
         ConfigError: as `numbers_in`, or it has no labels.
     """
     if not manifest.num_classes:
-        raise ConfigError(f"{what} {manifest.name!r} has no labels; index its tars with --labels")
+        raise ConfigError(
+            f"{what} {manifest.name!r} has no labels; index its tars by `vit-dist data index --labels EXT`"
+        )
     numbers = numbers_in(Classes.of(manifest, what), other, remedy or _PACK_ALIKE)
     return manifest if numbers is None else manifest.renumbered(numbers, other.num_classes, other.listing())
 
@@ -142,8 +146,8 @@ def _check_numbers(own: Classes, other: Classes, remedy: str) -> None:
         if name.isdecimal() and name.isascii() and int(name) != number:
             raise ConfigError(
                 f"{named.what} calls class {number} {name!r}, {bare.what} gives numbers without names: is its class "
-                f"{name} the one of this name, or number {name}? Index both anew with --classes FILE, whose names are "
-                f"no numbers"
+                f"{name} the one of this name, or number {name}? Index both anew by `vit-dist data index "
+                f"--classes FILE`, whose names are no numbers"
             )
 
 
@@ -196,6 +200,6 @@ def names_beside(tars: Iterable[str], lists: Iterable[str], rule: LabelRule) -> 
             raise ConfigError(
                 f"{classes.what} calls class {clash} {classes.names[clash]!r}, {named[0].what} "
                 f"{named[0].names.get(clash, 'otherwise')!r}: index or pack each on its own and train on a mixture, "
-                f"which finds classes by their names, or give --classes FILE"
+                f"which finds classes by their names, or give `vit-dist data index` or `data pack` --classes FILE"
             )
     return named[0].listing() if named else ()

@@ -8,7 +8,7 @@ same where all their pixels are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
@@ -131,6 +131,72 @@ def hash_all(manifest: ShardManifest, num_workers: int = 1) -> Iterator[tuple[in
 
 def _hash_task(shard: int) -> Hashes:
     return hash_shard(workers.shared("manifest"), shard)
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Images of one set that are the same file, byte for byte.
+
+    Attributes:
+        groups: of each file that is there more than once, its samples: (shard, place in it), in the set's order.
+        num_labels: of each group, how many different labels (or lists of labels) its samples have.
+    """
+
+    groups: tuple[tuple[tuple[int, int], ...], ...]
+    num_labels: tuple[int, ...]
+
+    @property
+    def num_surplus(self) -> int:
+        """Samples that are there once more than needed."""
+        return sum(len(group) - 1 for group in self.groups)
+
+
+def digest_shard(manifest: ShardManifest, shard: int) -> tuple[list[int], list[tuple[int, ...]]]:
+    """XXH128 of each image's bytes in a shard, and its labels.
+
+    Raises:
+        DataError: the tar or its index cannot be read.
+    """
+    index = manifest.read_index(shard)
+    digests = [xxhash.xxh3_128_intdigest(content) for _, content in stored_images(manifest, shard)]
+    ends = index.label_ends.tolist()
+    labels = [tuple(index.labels[a:b].tolist()) for a, b in zip([0, *ends], ends, strict=False)]
+    return digests, labels
+
+
+def copies_within(
+    manifest: ShardManifest, num_workers: int = 1, tick: Callable[[int], None] = lambda _: None
+) -> Copies:
+    """The images that are in a set more than once.
+
+    Args:
+        manifest: of the set.
+        num_workers: processes.
+        tick: called with the number of images of each shard that was read.
+
+    Raises:
+        DataError: a tar or an index cannot be read.
+    """
+    found: dict[int, list[tuple[int, int]]] = {}
+    labels: dict[int, set[tuple[int, ...]]] = {}
+    shards = range(len(manifest.shards))
+    processes = workers.num_processes(num_workers, len(shards), images=manifest.num_samples)
+    read: Iterable[tuple[int, tuple[list[int], list[tuple[int, ...]]]]]
+    if processes == 1:
+        read = ((shard, digest_shard(manifest, shard)) for shard in shards)
+    else:
+        read = workers.run(_digest_task, shards, processes, values={"manifest": manifest})
+    for shard, (digests, of_shard) in read:
+        for place, (digest, label) in enumerate(zip(digests, of_shard, strict=True)):
+            found.setdefault(digest, []).append((shard, place))
+            labels.setdefault(digest, set()).add(label)
+        tick(len(digests))
+    twice = sorted((sorted(places), digest) for digest, places in found.items() if len(places) > 1)
+    return Copies(tuple(tuple(places) for places, _ in twice), tuple(len(labels[digest]) for _, digest in twice))
+
+
+def _digest_task(shard: int) -> tuple[list[int], list[tuple[int, ...]]]:
+    return digest_shard(workers.shared("manifest"), shard)
 
 
 class Known:

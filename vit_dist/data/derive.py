@@ -24,11 +24,10 @@ from vit_dist.core.files import (
     read_bytes,
     redact,
     url_name,
-    write_bytes,
 )
 from vit_dist.core.seeding import I64
 from vit_dist.data.index import encode_index, select_samples
-from vit_dist.data.manifest import ShardManifest, checksum, write_manifest
+from vit_dist.data.manifest import ShardManifest, checksum, write_index, write_manifest
 from vit_dist.data.subset import Subset
 
 
@@ -60,10 +59,8 @@ def write_selection(
         out = join_url(out, "manifest.json")
     base, stem = parent_url(out), url_name(out).removesuffix(".json")
     # The other's manifest may stand under another name or link: its fingerprint tells.
-    if (
-        exists(out)
-        and f'"fingerprint": "{manifest.fingerprint}"'.encode() in read_bytes(out).partition(b'"excluded"')[0]
-    ):
+    replaces = exists(out)
+    if replaces and f'"fingerprint": "{manifest.fingerprint}"'.encode() in read_bytes(out).partition(b'"excluded"')[0]:
         raise ConfigError(f"{redact(out)}: would overwrite the manifest that it is made from; choose another name")
     shards = []
     for ordinal, samples in kept:
@@ -76,9 +73,9 @@ def write_selection(
             shards.append(dataclasses.replace(entry, **changes))
             continue
         content = encode_index(select_samples(manifest.read_index(ordinal), samples))
-        changes["index_url"] = f"{stem}.index/{ordinal:06d}.idx.npz"
+        name_of_index = f"{stem}.index/{ordinal:06d}.idx.npz"
+        changes["index_url"] = write_index(base, name_of_index, content, replaces=replaces)
         changes["index_checksum"] = checksum(content)
-        write_bytes(join_url(base, changes["index_url"]), content)
         shards.append(dataclasses.replace(entry, num_samples=len(samples), **changes))
     if not shards:
         raise DataError(f"{redact(out)}: no sample is left of {manifest.name!r}")

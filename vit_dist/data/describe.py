@@ -61,7 +61,7 @@ def count(manifest: ShardManifest) -> Counts:
             owner = int(np.searchsorted(index.label_ends, wrong, side="right"))
             raise DataError(
                 f"{entry.url}: sample {index.key(owner)!r} has label {int(index.labels[wrong])}, but the manifest says "
-                f"{manifest.num_classes} classes; index the tars again with --num-classes"
+                f"{manifest.num_classes} classes; index the tars again by `vit-dist data index --num-classes N`"
             )
         per_class += np.bincount(index.labels, minlength=len(per_class))
         if index.num_samples:

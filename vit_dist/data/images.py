@@ -274,6 +274,16 @@ def load(content: bytes | memoryview, *, upright: bool = False, grey_from: int |
         raise DecodeError(f"not an image that can be decoded: {reason}") from None
 
 
+def is_turned(content: bytes | memoryview) -> bool:
+    """Whether an image's EXIF orientation says that it is stored on its side or mirrored. TIFFs are turned anyway."""
+    try:
+        image, form = _opened(bytes(content))
+        return form != "TIFF" and _turn(image) is not None
+    except Exception:
+        # No image: who decodes it says so.
+        return False
+
+
 def _opened(content: bytes) -> tuple[Any, str]:
     """An image whose header is read, and its format."""
     pillow = _pillow()

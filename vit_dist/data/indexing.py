@@ -49,7 +49,7 @@ from vit_dist.data.classes import names_beside
 from vit_dist.data.grammar import GRAMMAR, MAX_CLASSES, check_pairs
 from vit_dist.data.index import encode_index
 from vit_dist.data.labels import LabelRule
-from vit_dist.data.manifest import Shard, ShardManifest, checksum, decode_shard, write_manifest
+from vit_dist.data.manifest import Shard, ShardManifest, checksum, decode_shard, write_index, write_manifest
 from vit_dist.data.ranges import file_size
 from vit_dist.data.scan import scan_tar
 from vit_dist.data.tarheader import BLOCK
@@ -94,6 +94,7 @@ class _Job:
     folder: str
     rule: LabelRule
     leave_out: bool
+    replaces: bool
 
 
 def index_tars(
@@ -138,10 +139,13 @@ def index_tars(
         out = join_url(out, "manifest.json")
     tars = find_tars(urls, split_name)
     base, stem = parent_url(out), url_name(out).removesuffix(".json")
-    job = _Job(join_url(base, f"{stem}.index"), rule, leave_out)
+    job = _Job(join_url(base, f"{stem}.index"), rule, leave_out, exists(out))
     entries, num_read = _cached_or_read(job, tars, num_workers, quiet, say)
     limit = num_classes if num_classes is not None else len(rule.classes) or None
     _check_entries(tars, entries, limit, redact(out))
+    named = names_beside((tar.url for tar in tars), urls, rule)
+    # Of a set of which some tars are indexed, the last classes may have no example in them.
+    seen = max(len(named), 1 + max((entry["max_label"] for entry in entries), default=-1))
     manifest = ShardManifest(
         base=base,
         name=name or stem,
@@ -150,8 +154,8 @@ def index_tars(
             for tar, entry in zip(tars, entries, strict=True)
         ),
         shuffled=shuffled,
-        num_classes=limit if limit is not None else max((entry["max_label"] for entry in entries), default=-1) + 1,
-        classes=names_beside((tar.url for tar in tars), urls, rule),
+        num_classes=limit if limit is not None else seen,
+        classes=named,
         max_labels=max((1, *(entry["max_labels"] for entry in entries))),
     )
     if not manifest.num_samples:
@@ -289,7 +293,7 @@ def _index_one(job: _Job, i: int, url: str) -> dict[str, Any]:
     scan = scan_tar(url, job.rule, leave_out=job.leave_out)
     content = encode_index(scan.index)
     index_url = f"{job.folder.rpartition('/')[2]}/{_file_name(i, url)}.idx.npz"
-    write_bytes(join_url(parent_url(job.folder), index_url), content)
+    index_url = write_index(parent_url(job.folder), index_url, content, replaces=job.replaces)
     labels, weights, ends = scan.index.labels, scan.index.label_weights, scan.index.label_ends.tolist()
     lengths = [b - a for a, b in zip([0, *ends], ends, strict=False)]
     largest = int(labels.argmax()) if len(labels) else -1

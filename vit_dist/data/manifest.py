@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from vit_dist.core.errors import DataError
-from vit_dist.core.files import join_url, parent_url, read_bytes, redact, url_name, write_bytes
+from vit_dist.core.errors import DataError, MissingError
+from vit_dist.core.files import exists, join_url, parent_url, read_bytes, redact, url_name, write_bytes
 from vit_dist.core.seeding import I64
 from vit_dist.core.small_files import (
     DamagedError,
@@ -35,6 +35,7 @@ from vit_dist.core.small_files import (
 )
 from vit_dist.data.grammar import MAX_CLASSES, shown
 from vit_dist.data.index import ShardIndex, decode_index
+from vit_dist.data.not_a_set import MANIFEST, NotASetError, refuse_other_files, what_is_there
 from vit_dist.data.ranges import RangeReader
 from vit_dist.data.tarheader import BLOCK
 
@@ -189,8 +190,8 @@ class ShardManifest:
             wrong = int(outside.argmax())
             raise DataError(
                 f"{where}: damaged index: labels: sample {index.key(index.owner(wrong))!r} of {redact(url)} has label "
-                f"{int(index.labels[wrong])}, but the set {self.name!r} has {known} classes; index the tars again with "
-                f"--num-classes"
+                f"{int(index.labels[wrong])}, but the set {self.name!r} has {known} classes; index the tars again by "
+                f"`vit-dist data index --num-classes N`"
             )
         counts = np.diff(index.label_ends, prepend=0)
         if len(counts) and int(counts.max()) > self.max_labels:
@@ -244,18 +245,49 @@ def write_manifest(manifest: ShardManifest, url: str) -> None:
     write_bytes(url, encode_manifest(manifest))
 
 
+def write_index(base: str, name: str, content: bytes, *, replaces: bool) -> str:
+    """Write a sample index, before the manifest that names it.
+
+    Where a manifest is replaced, an index of this name with another content is left to it, under which it is whole
+    until the new manifest takes its place: whatever ends the writer before.
+
+    Args:
+        base: URL of the manifest's folder.
+        name: of the index, seen from there.
+        content: of the index.
+        replaces: whether a manifest lies where the new one is going to.
+
+    Returns:
+        The name that it got: another one where an index was left.
+    """
+    url = join_url(base, name)
+    if replaces and exists(url) and read_bytes(url) != content:
+        name = f"{name.removesuffix('.idx.npz')}-{checksum(content)[:8]}.idx.npz"
+        url = join_url(base, name)
+    write_bytes(url, content)
+    return name
+
+
 def read_manifest(url: str) -> ShardManifest:
     """Read a manifest by the URL of its JSON file, or of the directory that holds manifest.json.
 
     A store that stumbles is asked again, as patiently as for shards: a whole job starts with this file.
 
     Raises:
+        NotASetError: something else is there; the message says what, and how a set is made of it.
         DataError: missing, not a manifest, or edited by hand.
     """
-    if not url_name(url).endswith(".json"):
-        url = join_url(url, "manifest.json")
-    with contextlib.closing(RangeReader()) as reader:
-        content = reader.read_all(url)
+    refuse_other_files(url)
+    folder = "" if url_name(url).endswith(".json") else url
+    url = join_url(folder, MANIFEST) if folder else url
+    try:
+        with contextlib.closing(RangeReader()) as reader:
+            content = reader.read_all(url)
+    except MissingError:
+        there = what_is_there(folder) if folder else ""
+        if not there:
+            raise
+        raise NotASetError(f"{redact(folder)}: no {MANIFEST} in it; {there}") from None
     where = redact(url)
     try:
         raw = parse_json(content)

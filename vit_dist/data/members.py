@@ -14,8 +14,7 @@ from vit_dist.data.images import FORMATS
 from vit_dist.data.tarheader import Member
 
 IMAGE_EXTENSIONS = frozenset(extension for extensions in FORMATS.values() for extension in extensions)
-# As webdataset splits path and extensions, and what it passes over.
-_SAMPLE_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+# What webdataset passes over.
 _META_NAME = re.compile(r"__[^/]*__($|/)")
 # A file that is nothing but its extension, `dir/.jpg`, has the key `dir/`, as in webdataset; any other is hidden.
 _NAMELESS = IMAGE_EXTENSIONS | {"cls", "json", "txt"}
@@ -23,11 +22,23 @@ _NAMELESS = IMAGE_EXTENSIONS | {"cls", "json", "txt"}
 
 def split_name(name: str) -> tuple[str, str] | None:
     """Key and extension (in lower case, with all its dots) of a file; None where it is no part of a sample."""
-    match = _SAMPLE_NAME.match(name)
-    if match is None or (name.startswith("__") and _META_NAME.match(name)):
+    dot = name.find(".", name.rfind("/") + 1)
+    if dot < 0 or not _is_key(name[:dot]) or (name.startswith("__") and _META_NAME.match(name)):
         return None
-    key, extension = match.group(1), match.group(2).lower()
+    key, extension = name[:dot], name[dot + 1 :].lower()
     return None if key.endswith("/") and extension not in _NAMELESS else (key, extension)
+
+
+def _is_key(key: str) -> bool:
+    """Whether what stands before the first dot of a file's name ends a match of `(?:.*/|)[^.]+`, webdataset's pattern.
+
+    The pattern itself takes the square of a name's length, and a tar's header may give a member a MiB of name.
+    """
+    before = key.rfind(".")
+    if before < 0:
+        return bool(key)
+    slash = key.find("/", before)
+    return slash < len(key) - 1 and "\n" not in key[:slash]
 
 
 def part_of_sample(member: Member) -> tuple[str, str] | None:

@@ -7,6 +7,7 @@ import io
 import os
 import random
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -23,14 +24,18 @@ from vit_dist.core.files import (
     redact,
     refuse_web_page,
 )
+from vit_dist.core.log import log
 from vit_dist.core.small_files import MAX_WHOLE_BYTES
-from vit_dist.core.store_errors import is_past_the_end, wait_s
+from vit_dist.core.store_errors import is_answer, is_past_the_end, wait_s
+from vit_dist.core.store_patience import NoAnswerError, failed, has_answered
 from vit_dist.core.web import Transient, WebClient, no_ranges
 
 _MAX_OPEN_FILES = 256
 # Of a store that hands over ranges whole: what a broken connection costs at most.
 _PART_BYTES = 8 << 20
 _MAX_WAIT_S = 60.0
+# A wait of so long is said, and one of the many threads that wait for a store says it.
+_TOLD_S = 2.0
 # Of a file on a server that gives no parts of it: tables and tars, not small ones.
 _MOST_IN_MEMORY = 16 << 30
 
@@ -52,6 +57,7 @@ class RangeReader:
 
     def __init__(self, *, tries: int = 9, first_wait_s: float = 0.2, timeout_s: float = 30.0) -> None:
         self._tries, self._first_wait_s, self._timeout_s = tries, first_wait_s, timeout_s
+        self._told = -_TOLD_S
         self._files: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -85,8 +91,8 @@ class RangeReader:
             return read_bytes(url, max_bytes)
         with explained(url, "read"):
             if is_web(url):
-                return self._insist(partial(self._http.get, url, max_bytes))
-            content = self._insist(partial(_ask_fsspec, url, 0, max_bytes + 1))
+                return self._insist(url, partial(self._http.get, url, max_bytes))
+            content = self._insist(url, partial(_ask_fsspec, url, 0, max_bytes + 1))
             if len(content) > max_bytes:
                 raise OSError(f"larger than the {max_bytes:,} bytes that such a file may have")
             return content
@@ -97,7 +103,7 @@ class RangeReader:
         Raises:
             OSError: as `read`, or the server does not say.
         """
-        size, _ = self._insist(partial(self._http.size, url))
+        size, _ = self._insist(url, partial(self._http.size, url))
         if size is None:
             raise OSError("the server does not say how long the file is (no Content-Length)")
         return size
@@ -109,7 +115,7 @@ class RangeReader:
             DataError: as `read`.
         """
         with explained(url, "read"):
-            size, ranges = self._insist(partial(self._http.size, url))
+            size, ranges = self._insist(url, partial(self._http.size, url))
             return ranges and size is not None
 
     def stop(self) -> None:
@@ -156,24 +162,38 @@ class RangeReader:
         content, got = memoryview(bytearray(end - start)), 0
         fetch = self._http.fetch if is_web(url) else _fetch_with_fsspec
         while got < len(content):
-            taken = self._insist(partial(fetch, url, start + got, content[got:]))
+            taken = self._insist(url, partial(fetch, url, start + got, content[got:]))
             if not taken:
                 break
             got += taken
         return content[:got]
 
-    def _insist(self, attempt: Callable[[], T]) -> T:
-        """Call until it succeeds, fails for good, or has failed too often."""
-        failures = 0
+    def _insist(self, url: str, attempt: Callable[[], T]) -> T:
+        """Call until it succeeds, fails for good, or has failed too often.
+
+        Of a server that has never answered that is soon: the address may be wrong (core/store_patience.py).
+        """
+        failures, problem = 0, ""
         while True:
             try:
-                return attempt()
+                result = attempt()
+                has_answered(url)
+                return result
             except Transient as error:
                 failures += 1
-                if failures >= self._tries or self._stopped.is_set():
-                    raise OSError(f"{error}, after {failures} tries") from error
+                if error.answered:
+                    has_answered(url)
+                # That there was no time left for a later try says less than what went wrong before.
+                problem = problem if problem and isinstance(error.__cause__, NoAnswerError) else str(error)
+                left = failed(url, problem, f"up to {self._tries} times")
+                if failures >= self._tries or self._stopped.is_set() or left <= 0:
+                    raise OSError(f"{problem}, after {failures} {'try' if failures == 1 else 'tries'}") from error
                 wait = self._first_wait_s * 2 ** (failures - 1) * (0.5 + self._jitter.random())
-                self._stopped.wait(min(_MAX_WAIT_S, max(wait, error.wait_s)))
+                wait = min(_MAX_WAIT_S, max(wait, error.wait_s), left)
+                if wait >= _TOLD_S and time.monotonic() >= self._told + _TOLD_S:
+                    self._told = time.monotonic()
+                    log(f"  {redact(url)}: {error}; asked again in {wait:.0f} s, try {failures + 1} of {self._tries}")
+                self._stopped.wait(wait)
 
 
 def file_size(url: str) -> int:
@@ -276,4 +296,4 @@ def _ask_fsspec(url: str, start: int | None, end: int | None) -> bytes:
         wait = wait_s(error)
         if wait is None:
             raise
-        raise Transient(redact(f"{type(error).__name__}: {error}"), wait) from error
+        raise Transient(redact(f"{type(error).__name__}: {error}"), wait, answered=is_answer(error)) from error

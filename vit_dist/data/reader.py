@@ -229,8 +229,8 @@ class Reader:
         labels, weights = piece.index.sample_labels(sample)
         if not len(labels):
             raise DataError(
-                f"{_url(piece)}: sample {key!r} has no label; index the tars anew, with --skip-bad to leave such "
-                f"samples out"
+                f"{_url(piece)}: sample {key!r} has no label; `vit-dist data index --skip-bad` makes a manifest "
+                f"of its tars that leaves such samples out"
             )
         labels = labels + piece.part.label_offset
         low, high = int(labels.min()), int(labels.max())

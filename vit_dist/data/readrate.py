@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vit_dist.core.errors import DataError
+from vit_dist.core.errors import AwayError, DataError
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.ranges import RangeReader
 
@@ -30,7 +30,7 @@ class ReadRate:
     num_bytes: int
     seconds: float
     first_s: float
-    error: str = ""
+    error: DataError | None = None
 
     @property
     def bytes_per_s(self) -> float:
@@ -56,7 +56,7 @@ def measure(files: Sequence[tuple[str, int]], *, seconds: float = 2.0, seed: int
     choose, lock = random.Random(seed), threading.Lock()
     began = time.monotonic()
     ended: list[tuple[float, int]] = []
-    errors: list[str] = []
+    errors: list[DataError] = []
 
     def work() -> None:
         while not errors and (not ended or time.monotonic() - began < seconds):
@@ -67,7 +67,7 @@ def measure(files: Sequence[tuple[str, int]], *, seconds: float = 2.0, seed: int
             try:
                 reader.read(url, start, end)
             except DataError as error:
-                errors.append(str(error))
+                errors.append(error)
                 return
             ended.append((time.monotonic(), end - start))
 
@@ -79,7 +79,7 @@ def measure(files: Sequence[tuple[str, int]], *, seconds: float = 2.0, seed: int
         for thread in threads:
             thread.join(max(0.1, began + seconds + 45.0 - time.monotonic()))
     if not errors and not ended:
-        errors.append(f"{files[0][0]}: no answer")
+        errors.append(AwayError(f"{files[0][0]}: no answer"))
     last = max((at for at, _ in ended), default=time.monotonic())
     first = min((at for at, _ in ended), default=last)
-    return ReadRate(sum(size for _, size in ended), last - began, first - began, errors[0] if errors else "")
+    return ReadRate(sum(size for _, size in ended), last - began, first - began, errors[0] if errors else None)

@@ -208,7 +208,10 @@ def _open_part(name: str, component: ComponentConfig, config: DataConfig, first_
     where = f"data.mixture.{name}: " if name else ""
     manifest, offset = read_manifest(component.train), component.label_offset
     if not manifest.num_classes:
-        raise ConfigError(f"{where}the set {manifest.name!r} has no labels to train on; index its tars with --labels")
+        raise ConfigError(
+            f"{where}the set {manifest.name!r} has no labels to train on; index its tars by `vit-dist data index "
+            f"--labels EXT`"
+        )
     needed = manifest.num_classes + offset
     if needed > config.num_classes:
         moved = f" and label_offset={offset}" if offset else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 
 from vit_dist.core.errors import ConfigError, did_you_mean
@@ -147,6 +148,17 @@ def _several(where: str, kinds: Iterable[str], what: str) -> ConfigError:
     if "" in counts:
         shown.append(f"{counts['']} {what} whose names say nothing")
     classes = f", or all of them with --split-name {ALL}" if what == "files" else " (are these classes? --from folder)"
+    if what == "directories":
+        # A set each, with the classes numbered alike where both have all of them.
+        names = [name for name in dict.fromkeys(kinds) if name]
+        source = shlex.quote(redact(where))
+        commands = "; ".join(
+            f"vit-dist data pack {source} DEST/{shlex.quote(n)} --split-name {shlex.quote(n)}" for n in names[:4]
+        )
+        return ConfigError(
+            f"{redact(where)}: holds several splits: {', '.join(shown)}. Taken together, what is kept for evaluation "
+            f"would be trained on; pack each into a set of its own{classes}: {commands}"
+        )
     return ConfigError(
         f"{redact(where)}: holds several splits: {', '.join(shown)}. Taken together, what is kept for evaluation "
         f"would be trained on; choose one with --split-name{classes}"

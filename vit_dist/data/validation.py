@@ -8,8 +8,8 @@ from vit_dist.data.manifest import ShardManifest, read_manifest
 from vit_dist.data.sets import TrainingSet
 
 _OTHER_VAL = (
-    "pack or index both with the names of all classes in one file (--classes FILE), or name another set with "
-    "data.val=URL, or none with data.val=''"
+    "pack or index both with the names of all classes in one file, as `vit-dist data index --classes FILE` does, or "
+    "name another set with data.val=URL, or none with data.val=''"
 )
 
 

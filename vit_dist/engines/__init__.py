@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from vit_dist.config.schema import LAYOUT
 from vit_dist.core.registry import Plugin
 
 if TYPE_CHECKING:
@@ -18,20 +19,23 @@ ReduceDtype = Literal["fp32", "bf16"]
 class EngineConfig(Plugin):
     """Base of every engine's config: how a step is computed, which changes nothing but rounding, memory and speed."""
 
+    name: Annotated[str, LAYOUT] = Field(description="of the engine, which brings the section's other keys")
     max_micro_batch: Annotated[int, Field(ge=1)] | None = Field(
         None, description="examples a rank may run at once; the derived micro-batch is its largest share below"
     )
-    activation_checkpointing: Literal["none", "full"] = "none"
+    activation_checkpointing: Literal["none", "full"] = Field(
+        "none", description="full: each block keeps its input alone, and computes the rest again in the backward pass"
+    )
     channels_last: bool = Field(
         False, description="images as NHWC in memory, for convolutions; measure it first: docs/models.md"
     )
-    reduce_dtype: ReduceDtype = Field(
+    reduce_dtype: Annotated[ReduceDtype, LAYOUT] = Field(
         "fp32", description="of gradients while ranks sum them; bf16: half the bytes, rounded at each addition"
     )
-    deterministic: bool = Field(
+    deterministic: Annotated[bool, LAYOUT] = Field(
         False, description="deterministic kernels alone, so that a resume is bit-identical on GPUs: docs/recovery.md"
     )
-    attention: Attention = Field(
+    attention: Annotated[Attention, LAYOUT] = Field(
         "auto", description="kernel of scaled_dot_product_attention; auto: torch's own choice by shape and device"
     )
 

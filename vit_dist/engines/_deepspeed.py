@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_dist.data.decode import normalize
+from vit_dist.engines._fit import Wanted, wanted_of
 from vit_dist.engines._layout import layout
 from vit_dist.engines._numerics import computed
 from vit_dist.engines._protocol import EngineInputs, OnGradients, StepResult, mean_over_ranks, nan_if_over, set_lr
@@ -179,6 +180,10 @@ class DeepSpeedEngine:
     def state(self) -> EngineState:
         """See Engine."""
         return zero_state(self.module, self._optimizer, self._stage, self._in.world)
+
+    def wanted(self) -> Wanted:
+        """See Engine."""
+        return wanted_of(self.module, self._optimizer.optimizer, masters=torch.float32)
 
     def load(self, source: Source) -> None:
         """See Engine. Hyper-parameters are the recipe's: nothing here touches the parameter groups."""

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vit_dist.data.decode import normalize
 from vit_dist.engines import EngineConfig
+from vit_dist.engines._fit import Wanted, wanted_of
 from vit_dist.engines._layout import layout
 from vit_dist.engines._numerics import computed
 from vit_dist.engines._protocol import EngineInputs, OnGradients, StepResult, mean_over_ranks, nan_if_over, set_lr
@@ -108,6 +109,10 @@ class PlainEngine:
             moments, scalars[name] = split_state(self._optimizer.state.get(p, {}))
             tensors += [(kind, name, moment) for kind, moment in moments.items()]
         return EngineState(split_over_ranks(tensors, self._in.world), scalars)
+
+    def wanted(self) -> Wanted:
+        """See Engine."""
+        return wanted_of(self.module, self._optimizer, masters=None)
 
     def load(self, source: Source) -> None:
         """See Engine."""

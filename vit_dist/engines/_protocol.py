@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_dist.core.world import World
+from vit_dist.engines._fit import Wanted
 from vit_dist.engines._slices import EngineState, Source
 from vit_dist.engines._timer import StepTimer
 
@@ -74,11 +75,17 @@ class Engine(Protocol):
     def state(self) -> EngineState:
         """This rank's part of weights and optimizer state, as views: to be copied before the next step."""
 
+    def wanted(self) -> Wanted:
+        """What a checkpoint must hold to be loaded: the same on every rank, and for every engine."""
+
     def load(self, source: Source) -> None:
         """Restore weights and optimizer state, whatever engine on however many ranks wrote them. A collective.
 
+        Args:
+            source: of which `wanted().misfit` has found nothing wrong.
+
         Raises:
-            CheckpointError: a tensor is missing or of another shape.
+            CheckpointError: a tensor is missing, or can no longer be read.
         """
 
     def replicated(self) -> Iterator[tuple[str, Tensor]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from vit_dist.config.schema import Bytes, Recipe
+from vit_dist.config.schema import LAYOUT, Count, Recipe
 from vit_dist.core.registry import ENGINES
 from vit_dist.engines import EngineConfig
 
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 class DeepSpeedConfig(EngineConfig):
     """ZeRO shards optimizer state (1), gradients too (2), weights too (3). "Stage 0" is the plain engine."""
 
-    zero_stage: Literal[1, 2, 3] = 1
-    reduce_bucket: Bytes = Field(100_000_000, description="gradient elements reduced at once")
-    allgather_bucket: Bytes = Field(200_000_000, description="weight elements gathered at once")
+    zero_stage: Annotated[Literal[1, 2, 3], LAYOUT] = Field(
+        1, description="what is sharded over ranks. 1: optimizer state; 2: and gradients; 3: and weights"
+    )
+    # Counts: DeepSpeed's buckets are in elements, whatever type those have.
+    reduce_bucket: Count = Field(100_000_000, description="gradient elements reduced at once")
+    allgather_bucket: Count = Field(200_000_000, description="weight elements gathered at once")
 
     def check(self, recipe: Recipe) -> None:
         """Refuse what DeepSpeed would get wrong in silence.

@@ -6,17 +6,18 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.metrics import ACCURACY, FEW_SHOT, Metric
-from vit_dist.core.registry import EVALUATORS
+from vit_dist.core.registry import EVALUATORS, AnyPlace
 from vit_dist.core.run.measured import MeasuredOn
 from vit_dist.evals import EvalContext, EvaluatorConfig, whole_set
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from vit_dist.config.schema import Recipe
     from vit_dist.data.manifest import ShardManifest
 
@@ -34,9 +35,13 @@ class FewShotConfig(EvaluatorConfig):
     scores_head: ClassVar[bool] = False
 
     set: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(description="its name in the tags")
-    train: str = Field("", description="URL of the manifest that shots are drawn from; empty: the recipe's data.train")
-    test: str = Field("", description="URL of the manifest that is classified; empty: the recipe's data.val")
-    shots: Annotated[tuple[Shots, ...], Field(strict=False, min_length=1)] = (1, 5, 10, 25)
+    train: AnyPlace = Field(
+        "", description="URL of the manifest that shots are drawn from; empty: the recipe's data.train"
+    )
+    test: AnyPlace = Field("", description="URL of the manifest that is classified; empty: the recipe's data.val")
+    shots: Annotated[tuple[Shots, ...], Field(strict=False, min_length=1)] = Field(
+        (1, 5, 10, 25), description="examples of each class that the classifier is fitted to; a metric each"
+    )
     seeds: Annotated[int, Field(ge=1)] = Field(3, description="draws of the shots that are averaged")
     l2: Annotated[float, Field(gt=0)] = Field(1024.0, description="lambda of |XW - Y|^2 + lambda |W|^2")
     crop: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -117,6 +122,8 @@ def draw(train: str, shots: int, seeds: int) -> NDArray[np.int64]:
         ConfigError: a class has too few examples.
         DataError: the manifest or an index cannot be read.
     """
+    import numpy as np
+
     from vit_dist.data.manifest import read_manifest
     from vit_dist.data.subset import select_shots
 

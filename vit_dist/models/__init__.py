@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.registry import Plugin
 
@@ -15,9 +17,10 @@ if TYPE_CHECKING:
 class ModelConfig(Plugin):
     """Base of every model family's config; `family` is the label of its curve in a study."""
 
-    family: str
-    head_bias: float = 0.0
-    """Initial bias of every logit; the paper's code pretrains with a sigmoid loss from -10."""
+    family: str = Field(description="label of its curve in a study, unless the recipe's `family` says another")
+    head_bias: float = Field(
+        0.0, description="initial bias of every logit; the paper's code pretrains with a sigmoid loss from -10"
+    )
 
     def build(self, *, num_classes: int, image_size: int) -> ImageModel:
         """The module: float images [B, 3, H, W] in [-1, 1] -> logits [B, num_classes], with initial weights.

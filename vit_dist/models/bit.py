@@ -22,7 +22,7 @@ class BiTConfig(ModelConfig):
 
     family: str = "bit"
     blocks: Stages = Field(description="residual blocks of each stage; every stage but the first halves the image")
-    width_factor: Positive = 1
+    width_factor: Positive = Field(1, description="times the channels of every stage: the x2 of R50x2")
     width: Positive = Field(64, description="channels of the stem before the factor; each stage doubles its own")
     block: Literal["bottleneck", "basic"] = Field(
         "bottleneck", description="bottleneck: 1x1, 3x3, 1x1 and four times as wide outside; basic: two 3x3"

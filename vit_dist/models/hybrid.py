@@ -18,7 +18,7 @@ class HybridConfig(ViTConfig):
     """A ViT over the feature map of a post-activation ResNet; `patch_size` counts positions of that map."""
 
     family: str = "hybrid"
-    patch_size: Positive = 1
+    patch_size: Positive = Field(1, description="side of a patch, in positions of the feature map")
     stages: Stages = Field(description="residual blocks of each stage; every stage but the first halves the image")
     backbone_width: Positive = Field(64, description="channels of the stem; each stage doubles its own")
     stem: Stem = Field(

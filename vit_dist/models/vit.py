@@ -20,10 +20,10 @@ class ViTConfig(ModelConfig):
     """A Vision Transformer (arXiv 2010.11929). Defaults are those of the paper and its public code."""
 
     family: str = "vit"
-    patch_size: Positive
-    width: Positive
-    depth: Positive
-    num_heads: Positive
+    patch_size: Positive = Field(description="side of a patch, in pixels")
+    width: Positive = Field(description="of the tokens")
+    depth: Positive = Field(description="transformer blocks")
+    num_heads: Positive = Field(description="attention heads of a block; a divisor of the width")
     mlp_dim: Positive | None = Field(None, description="hidden width of the MLPs; empty: four times the width")
     dropout: Rate = Field(
         0.0, description="after each dense layer but the qkv projections, and on the embedded patches (appendix B.1)"
@@ -37,7 +37,9 @@ class ViTConfig(ModelConfig):
     representation: bool = Field(
         False, description="a dense layer of the model's width and tanh before the head; the paper pretrains with it"
     )
-    gelu: Literal["tanh", "exact"] = "tanh"
+    gelu: Literal["tanh", "exact"] = Field(
+        "tanh", description="of the MLPs; tanh: the approximation of the public code"
+    )
     position_embedding: Literal["learned", "learned-2d", "relative", "sincos", "conditional", "none"] = Field(
         "learned",
         description="learned: a vector a token; learned-2d: half a vector a column, half a row; relative: in "

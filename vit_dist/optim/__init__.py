@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from vit_dist.core.registry import Plugin
-from vit_dist.core.units import Duration
+from vit_dist.core.units import Duration, Length
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,16 +41,10 @@ class OptimizerConfig(Plugin):
         raise NotImplementedError
 
 
-def _countable(duration: Duration) -> Duration:
-    if duration.unit == "seconds":
-        raise ValueError(f"'{duration}' is a span of time; warm-up is counted in steps, examples or epochs")
-    return duration
-
-
 class ScheduleConfig(Plugin):
     """Base of every schedule's config."""
 
-    warmup: Annotated[Duration, AfterValidator(_countable)] = Field(
+    warmup: Length = Field(
         Duration.parse("10k steps"), description="linear rise from 0 to the schedule, the paper's by default"
     )
 

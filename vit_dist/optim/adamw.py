@@ -25,9 +25,11 @@ class AdamWConfig(OptimizerConfig):
 
     elementwise: ClassVar[bool] = True
 
-    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)
-    eps: Positive = 1e-8
-    weight_decay: NonNegative = 0.1
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = Field(
+        (0.9, 0.999), description="decay of the running means of gradients and of their squares"
+    )
+    eps: Positive = Field(1e-8, description="added to the root of the second mean")
+    weight_decay: NonNegative = Field(0.1, description="times the rate and the parameter, taken off at each step")
     decay: Literal["kernels", "all"] = Field(
         "kernels", description="kernels: matrices and convolutions, as in big_vision; all: every parameter"
     )

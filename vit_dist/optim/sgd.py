@@ -20,7 +20,7 @@ class SGDConfig(OptimizerConfig):
 
     elementwise: ClassVar[bool] = True
 
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="share of the last update that is kept")
     weight_decay: NonNegative = Field(0.0, description="added to the gradient, times the parameter, before momentum")
     decay: Literal["kernels", "all"] = Field(
         "kernels", description="kernels: matrices and convolutions, as in big_vision; all: every parameter"

@@ -36,6 +36,9 @@ from vit_dist.scaling.tagmap import TagMap, apply
 
 # The mean of such numbers and their squares are numbers too.
 _LARGEST = 1e30
+# Of a report: what a machine holds, and a page can show. Names and numbers of both come from anybody's logs.
+_MOST_RUNS = 20_000
+_MOST_POINTS = 30_000_000
 
 
 @dataclass(frozen=True)
@@ -209,15 +212,25 @@ def _read_all(url: str, metric: str, tag_map: TagMap | None) -> tuple[dict[str, 
         raise DataError(
             f"{redact(url)}: no TensorBoard event files in it{because}; give the directory that holds the runs' logs"
         )
+    if len(directories) > _MOST_RUNS:
+        raise DataError(
+            f"{redact(url)}: {len(directories):,} directories with event files; a report takes {_MOST_RUNS:,} runs: "
+            f"give a directory further down"
+        )
     tags = {RUN, STATUS, METRICS, f"{METRICS_OF}*", f"{MEASURED_ON}*", metric, VAL_TOP1, VAL_LOSS, f"{FEW_SHOT}*"}
     tags |= tag_map.all_tags if tag_map else set()
     files = read_cached([stamp for stamps in directories.values() for stamp in stamps], sorted(tags))
-    logs = {}
+    logs, points = {}, 0
     for directory, stamps in directories.items():
         of_run = list(itertools.islice(files, len(stamps)))
         names = (posixpath.join(directory, posixpath.basename(file.url)) for file in of_run)
         remarks += [f"{name}: {file.problem}" for name, file in zip(names, of_run, strict=True) if file.problem]
-        logs[directory] = merge_files(directory, of_run)
+        log = merge_files(directory, of_run)
+        points += sum(len(series.steps) for series in log.scalars.values())
+        if points > _MOST_POINTS:
+            remarks.append(f"{directory}: left out with all after it: a report takes {_MOST_POINTS:,} values")
+            break
+        logs[directory] = log
     return logs, remarks
 
 

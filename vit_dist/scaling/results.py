@@ -86,6 +86,7 @@ def analyse(collection: Collection, options: FitOptions | None = None) -> Result
     series = by_series(collection.observations)
     can_fit = collection.rule.error(0.0) is not None
     fits = {label: _fit(collection.rule, label, members, options) for label, members in series.items() if can_fit}
+    by = f"{collection.metric}, {collection.rule.better} is better"
     pairs = list(itertools.islice(_pairs(series, fits), _MOST_PAIRS))
     usable = [fit for fit in fits.values() if fit.fitted and fit.num_sizes >= 3]
     largest = max((max(fit.x) for fit in usable), default=0.0)
@@ -98,7 +99,7 @@ def analyse(collection: Collection, options: FitOptions | None = None) -> Result
         means=means(collection.observations),
         fits=fits,
         held_out=[one for label, members in series.items() if can_fit and (one := _hold_out(fits[label], options))],
-        crossovers=[(crossover(a, b), a, b) for a, b in pairs],
+        crossovers=[(crossover(a, b, by=by), a, b) for a, b in pairs],
         forecasts=[forecast(fit, _AHEAD * largest) for fit in usable],
         needs=[needed(fit, target) for fit in usable],
         frontier=frontier(points, options=options) if len(points) > 1 else None,

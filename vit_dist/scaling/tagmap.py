@@ -31,34 +31,12 @@ from vit_dist.core.registry import Config
 from vit_dist.core.run.log import RunInfo, RunStatus
 from vit_dist.core.small_files import is_count
 from vit_dist.core.units import parse_count
+from vit_dist.scaling.patterns import LEAST, longest_text
 
 _COUNTS = ("subset", "subset_seed", "seed", "num_params", "macs_per_image")
 _WORDS = ("family", "model", "study", "dataset")
 
 _LONGEST_PATTERN = 500
-_FEW_TIMES = 4
-# Below the logs; what is longer is of no entry.
-_LONGEST_DIRECTORY = 500
-
-
-def _explodes(tree: Any, *, repeated: bool) -> bool:
-    """Whether a parsed expression may try exponentially many ways: Python's engine tries all, and cannot be stopped."""
-    for code, argument in tree:
-        name = str(code)
-        if name in {"MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"}:
-            _, most, inner = argument
-            # A few times, as in (\\d+)?, is as good as written out.
-            many = most > _FEW_TIMES
-            if (many and repeated) or _explodes(inner, repeated=repeated or many):
-                return True
-        elif name == "BRANCH":
-            if repeated or any(_explodes(one, repeated=repeated) for one in argument[1]):
-                return True
-        elif isinstance(argument, tuple | list):
-            inner = [part for part in argument if isinstance(part, re._parser.SubPattern)]  # type: ignore[attr-defined]
-            if any(_explodes(one, repeated=repeated) for one in inner):
-                return True
-    return False
 
 
 class LogMap(Config):
@@ -80,14 +58,13 @@ class LogMap(Config):
         if len(value) > _LONGEST_PATTERN:
             raise ValueError(f"a regular expression of {len(value):,} characters; at most {_LONGEST_PATTERN} are taken")
         try:
-            re.compile(value)
-            explodes = _explodes(re._parser.parse(value), repeated=False)  # type: ignore[attr-defined]
+            most = longest_text(value)
         except (re.error, RecursionError, OverflowError) as error:
             raise ValueError(f"not a regular expression: {error}") from None
-        if explodes:
+        if most < LEAST:
             raise ValueError(
-                "a repetition or a choice inside a repetition, as in (a+)+ or (a|b)+, may take for ever; "
-                "write it without"
+                "there are so many ways to search for it that it may take for ever: its repetitions may take each "
+                "other's characters, as in (a+)+, (a|a)* or .*.*.*.*; write [^/]+ or [^_]+ for .+, or begin it with ^"
             )
         return value
 
@@ -125,18 +102,20 @@ class TagMap(Config):
 
     def entry(self, directory: str) -> LogMap | None:
         """The entry for the logs in a directory, or None."""
-        if len(directory) > _LONGEST_DIRECTORY:
-            return None
-        return next((one for one in self.logs if re.search(one.directory, directory)), None)
+        for one in self.logs:
+            # What is longer is of no entry: the search could take for ever.
+            if len(directory) <= longest_text(one.directory) and re.search(one.directory, directory):
+                return one
+        return None
 
 
-def load_tag_map(path: str) -> TagMap:
+def load_tag_map(path: str | Path) -> TagMap:
     """Read a tag map.
 
     Raises:
         ConfigError: unreadable, or with mistakes.
     """
-    return validate(TagMap, read_mapping(Path(path)), path)
+    return validate(TagMap, read_mapping(Path(path)), str(path))
 
 
 def apply(entry: LogMap, log: RunLog, directory: str, metric: str) -> tuple[RunInfo, RunStatus, RunLog]:

@@ -10,10 +10,11 @@ from vit_dist.config.cadences import unrated_checkpoints
 from vit_dist.config.schema import Recipe
 from vit_dist.core.devices import Device
 from vit_dist.core.errors import DataError
-from vit_dist.core.run import names
+from vit_dist.core.run import history, names
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_bytes, format_flops
 from vit_dist.data.manifest import read_manifest
+from vit_dist.data.not_a_set import NotASetError
 from vit_dist.data.order import SMALL_SET_BYTES
 from vit_dist.data.sets import idle_outputs
 from vit_dist.models.costs import Cost, model_cost, state_bytes, training_flops
@@ -76,11 +77,17 @@ def estimate_costs(
 
 
 def dataset_sizes(cells: Iterable[Cell]) -> dict[str, DatasetSize]:
-    """The sizes of the cells' training sets by URL, each manifest read once; without those that are not there."""
+    """The sizes of the cells' training sets by URL, each manifest read once; without those that are not there.
+
+    Raises:
+        NotASetError: something else than a set is there.
+    """
     sizes = {}
     for url in dict.fromkeys(_dataset_url(cell.recipe) for cell in cells):
         try:
             manifest = read_manifest(url) if url else None
+        except NotASetError:
+            raise
         except DataError:
             # A study may be planned before its data is packed, or far from it.
             manifest = None
@@ -156,6 +163,21 @@ def _problems(
     return problems
 
 
+def problem_lines(estimates: Iterable[CostEstimate], *, remarks: bool = False) -> list[str]:
+    """Which cells will not fit and why, a line a reason; with what is worth a remark, where that is wanted."""
+    reasons: dict[str, list[str]] = {}
+    for estimate in estimates:
+        for problem in estimate.problems:
+            reasons.setdefault(f"will not fit: {{}}: {problem}", []).append(estimate.cell.name)
+        if remarks and estimate.remark:
+            reasons.setdefault(f"note: {{}}: {estimate.remark}", []).append(estimate.cell.name)
+    lines = []
+    for text, cells in reasons.items():
+        shown = ", ".join(cells[:4]) + (f" and {len(cells) - 4} more" if len(cells) > 4 else "")
+        lines.append(text.replace("{}", shown, 1))
+    return lines
+
+
 @dataclass(frozen=True)
 class Throughput:
     """What the finished runs of a study achieved: FLOP/s a device, all their time counted, and how many runs say so."""
@@ -172,14 +194,15 @@ def measured_throughput(estimates: Sequence[CostEstimate], directory: Path) -> d
     sums: dict[str, tuple[float, float, int]] = {}
     for estimate in estimates:
         files = RunDir(directory / estimate.cell.name)
-        status, run = files.status(), files.read_json(names.RUN)
+        state, run = history.read(files.path), files.read_json(names.RUN)
+        status = state.status
         if status is None or status.status != "done" or estimate.flops is None:
             continue
         if run is None or run.get("recipe_hash") != estimate.cell.hash:
             continue
         # Without the time a run was down between attempts: no device was held then.
         busy = sum(status.goodput.get(bucket, 0.0) for bucket in ("train", "wait", "eval", "save", "start", "lost"))
-        ranks = next((int(line["ranks"]) for line in reversed(files.attempts()) if line.get("ranks")), 1)
+        ranks = state.last.devices if state.last is not None else 1
         precision = estimate.cell.recipe.precision
         flops, seconds, runs = sums.get(precision, (0.0, 0.0, 0))
         sums[precision] = flops + estimate.flops, seconds + busy * ranks, runs + 1

@@ -23,12 +23,14 @@ from vit_dist.config.load import (
     validate,
 )
 from vit_dist.config.plugins import anchored
-from vit_dist.config.schema import Recipe
+from vit_dist.config.schema import CheckpointConfig, Recipe
+from vit_dist.config.sections import layer
 from vit_dist.core.errors import ConfigError, did_you_mean
+from vit_dist.core.files import join_url
 from vit_dist.core.metrics import Metric
-from vit_dist.core.registry import Config, Plugin
+from vit_dist.core.registry import Config, LocalPath, Plugin
 from vit_dist.core.run.log import VAL_TOP1
-from vit_dist.core.units import Duration, Flops, parse_count
+from vit_dist.core.units import Duration, Flops, is_bare, no_unit, parse_count
 from vit_dist.models.costs import model_cost, training_flops
 
 _OF_THE_GRID = ("name", "study", "family", "seed", "data.subset")
@@ -51,6 +53,8 @@ Overrides = dict[str, Any]
 
 
 def _length(value: object) -> Duration | Flops:
+    if is_bare(value):
+        raise ValueError(no_unit(value, (" epochs", " examples", " exaFLOPs")))
     return (
         Flops.parse(value) if isinstance(value, Flops | str) and "flop" in str(value).lower() else Duration.parse(value)
     )
@@ -63,8 +67,10 @@ class DurationRule(Config):
     so that a cheaper model sees more examples. The ViT paper does not say which of them its Figure 4 held equal.
     """
 
-    equal: Literal["epochs", "examples", "compute"]
-    length: Annotated[Duration | Flops, BeforeValidator(_length)]
+    equal: Literal["epochs", "examples", "compute"] = Field(description="what every run spends equally much of")
+    length: Annotated[Duration | Flops, BeforeValidator(_length)] = Field(
+        description="so much of it: '7 epochs', '300M examples', '500 exaFLOPs'"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> DurationRule:
@@ -98,8 +104,10 @@ _EXAMPLE = {"epochs": "20 epochs", "examples": "40k examples", "compute": "100 e
 class CellRule(Config):
     """Overrides for the cells that match every key given in `when`; no key matches all."""
 
-    when: dict[Literal["family", "subset", "seed"], Any] = Field(default_factory=dict)
-    set: Overrides
+    when: dict[Literal["family", "subset", "seed"], Any] = Field(
+        default_factory=dict, description="which cells: values of family, subset and seed; left out: all"
+    )
+    set: Overrides = Field(description="keys of the recipe for these cells")
 
     def matches(self, family: str, subset: int | None, seed: int) -> bool:
         """True for a cell of this family, subset and seed."""
@@ -115,21 +123,25 @@ class CellRule(Config):
 class StudyConfig(Config):
     """A grid over a recipe. Later overrides win: `overrides`, then the family's, then matching `cells`, in order."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=60)]
-    recipe: str = Field(description="name of a recipe in configs/recipes, or a path")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=60)] = Field(
+        description="of the study, and of its directory of runs"
+    )
+    recipe: LocalPath = Field(description="name of a recipe in configs/recipes, or a path")
     models: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         (), description="names of models, each a family of its own; short for families: {NAME: {model: NAME}}"
     )
     families: dict[str, Overrides] = Field({}, description="label in figures -> what makes the family: model, lr, ...")
     subsets: Annotated[tuple[Subset, ...], Field(strict=False)] = Field(description="training examples; 'all' for all")
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = (0,)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = Field(
+        (0,), description="a run each, of every family and size"
+    )
     duration: DurationRule | None = Field(None, description="replaces the recipe's horizon")
     metric: str = Field(VAL_TOP1, description="what the report draws first; the runs must measure it")
     metrics: dict[str, Metric] = Field(
         {}, description="how metrics are read that no evaluator declares: {TAG: {better: lower, range: [0, 1]}}"
     )
-    overrides: Overrides = Field(default_factory=dict)
-    cells: Annotated[tuple[CellRule, ...], Field(strict=False)] = ()
+    overrides: Overrides = Field(default_factory=dict, description="keys of the recipe for every cell")
+    cells: Annotated[tuple[CellRule, ...], Field(strict=False)] = Field((), description="overrides for some cells")
     evaluations: Annotated[tuple[str | dict[str, Any], ...], Field(strict=False)] = Field(
         (), description="evaluators that look at each run once it is done, in jobs of their own on a cluster"
     )
@@ -283,7 +295,8 @@ def plan(study: StudyConfig) -> list[Cell]:
                     unmeasured |= _unmeasured(study, resolved[family, rules], evaluations)
                 recipe = resolved[family, rules]
                 data = recipe.data.model_copy(update={"subset": subset})
-                recipe = recipe.model_copy(update={"name": name, "seed": seed, "data": data})
+                copies = _own_copies(recipe, name)
+                recipe = recipe.model_copy(update={"name": name, "seed": seed, "data": data, "checkpoint": copies})
                 cells[name] = Cell(study.name, family, subset, seed, recipe, evaluations)
     if unmeasured:
         raise ConfigError("\n".join(unmeasured))
@@ -306,6 +319,12 @@ def _evaluations(study: StudyConfig, raw: dict[str, Any]) -> tuple[Plugin, ...]:
     alone = {"evaluators": list(study.evaluations), "data": {"subset": None}, "checkpoint": {"keep_best": ""}}
     raw = merge(raw, alone)
     return resolve(raw, where=f"study {study.name}, evaluations as").evaluators
+
+
+def _own_copies(recipe: Recipe, name: str) -> CheckpointConfig:
+    """Where a cell's copies go: in one place two runs would take each other's for old ones of their own."""
+    remote = recipe.checkpoint.remote
+    return recipe.checkpoint.model_copy(update={"remote": join_url(remote, name) if remote else ""})
 
 
 def _slug(family: str) -> str:
@@ -335,11 +354,7 @@ def _resolve(
 
 def _layer(below: Mapping[str, Any], overrides: Overrides, where: str) -> dict[str, Any]:
     """Overrides, nested or dotted, over a raw recipe; keys that the grid itself sets are refused."""
-    tree: dict[str, Any] = {}
-    for key, value in overrides.items():
-        for part in reversed(key.split(".")[1:]):
-            value = {part: value}
-        tree = merge(tree, {key.split(".")[0]: value})
+    tree = layer(overrides.items())
     for key in _OF_THE_GRID:
         node: Any = tree
         for part in key.split("."):

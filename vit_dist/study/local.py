@@ -6,7 +6,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,12 @@ from typing import Literal
 from vit_dist.config.load import read_mapping
 from vit_dist.config.plugins import check_plugins
 from vit_dist.config.schema import Recipe, dump
-from vit_dist.core.errors import ConfigError, RunError
-from vit_dist.core.exit_codes import INTERRUPTED
+from vit_dist.core.errors import ConfigError, RunError, VitDistError
+from vit_dist.core.exit_codes import BY_PERSON, INTERRUPTED, WARNED, of_return_code
 from vit_dist.core.files import redact
-from vit_dist.core.run import names
+from vit_dist.core.run import history, names
 from vit_dist.core.run.directory import RunDir
+from vit_dist.core.run.history import JobWord
 from vit_dist.core.units import format_seconds
 from vit_dist.study.grid import Cell
 
@@ -32,7 +33,18 @@ Evaluation = Callable[[Cell, Path], int]
 State = Literal["missing", "started", "running", "stopped", "failed", "done"]
 
 
-_ENDED: tuple[State, ...] = ("stopped", "failed", "done")
+_STATES: Mapping[str, State] = {
+    "running": "running",
+    "starting": "running",
+    "ending": "running",
+    "done": "done",
+    "stopped": "stopped",
+    "cancelled": "stopped",
+    "failed": "failed",
+    "given up": "failed",
+}
+"""Of how a run stands; all others have not begun, or will resume."""
+_ENDED_BY_REQUEST = BY_PERSON | {WARNED}
 
 
 class StudyStoppedError(RunError):
@@ -45,8 +57,8 @@ class StudyStoppedError(RunError):
 class CellState:
     """How far a cell is, by the files in its run directory.
 
-    missing: never begun; running: its last heartbeat is recent; started: an attempt began and is gone, killed or on a
-    machine that is; stopped: saved and ended on request; failed; done.
+    missing: never begun; running: its process lives, or its last heartbeat is recent; started: an attempt began and is
+    gone, killed or on a machine that is; stopped: ended on request; failed; done.
     """
 
     state: State
@@ -59,20 +71,19 @@ def cell_state(run_dir: Path) -> CellState:
     """How far the run in a directory is.
 
     Raises:
-        RunError: its `run.json` or `status.json` is damaged.
+        RunError: its `run.json` is damaged, or its history cannot be read.
     """
-    files = RunDir(run_dir)
-    run, status = files.read_json(names.RUN), files.status()
+    run, state = RunDir(run_dir).read_json(names.RUN), history.read(run_dir)
     recipe_hash = None if run is None else str(run.get("recipe_hash"))
-    if status is None:
-        return CellState("missing" if run is None else "started", recipe_hash)
-    for ended in _ENDED:
-        if status.status == ended:
-            return CellState(ended, recipe_hash, status.step, status.reason)
-    # A killed run cannot say that it was: its status stays "running", and only the heartbeat tells.
-    if time.time() - files.with_heartbeat(status).time < names.SILENT_S:
-        return CellState("running", recipe_hash, status.step, status.reason)
-    return CellState("started", recipe_hash, status.step)
+    standing, reason = history.stands(state, JobWord(), time.time())
+    word = _STATES.get(standing, "started")
+    if word == "started":
+        reason = ""
+    if state.status is None:
+        if word == "started":
+            word = "missing" if run is None else "started"
+        return CellState(word, recipe_hash, reason=reason)
+    return CellState(word, recipe_hash, state.progress.step, reason)
 
 
 def evaluation_words(cell: Cell, run_dir: Path) -> list[str]:
@@ -83,8 +94,7 @@ def evaluation_words(cell: Cell, run_dir: Path) -> list[str]:
 
 def evaluated(cell: Cell, run_dir: Path) -> bool:
     """Whether the study's evaluations have seen the last step of a run that is done."""
-    files = RunDir(run_dir)
-    status, wanted = files.status(), [dump(e) for e in cell.evaluations]
+    status, wanted = history.read(run_dir).status, [dump(e) for e in cell.evaluations]
     if status is None:
         return False
     # With the run's own validation set: whoever has evaluated it on another one has answered another question.
@@ -92,7 +102,7 @@ def evaluated(cell: Cell, run_dir: Path) -> bool:
     with contextlib.suppress(ConfigError):
         data = read_mapping(run_dir / names.RECIPE).get("data")
     val = redact(str(data.get("val", ""))) if isinstance(data, dict) else None
-    return files.evaluation(wanted, status.step, val) is not None
+    return history.evaluation(run_dir, wanted, status.step, val) is not None
 
 
 def check_directories(cells: Sequence[Cell], directory: Path) -> None:
@@ -125,7 +135,7 @@ def run_cells(
     print_line: Callable[[str], None],
     *,
     resume_command: str,
-    keep_going: bool = False,
+    keep_going: bool = True,
     jobs: int = 1,
     evaluate: Evaluation | None = None,
     last_error_line: Callable[[Path], str] = lambda _: "",
@@ -138,7 +148,7 @@ def run_cells(
         attempt: starts one attempt and waits for it; from several threads where `jobs` is over 1.
         print_line: prints a line.
         resume_command: the command that resumes the study, for messages.
-        keep_going: train the other cells when one fails.
+        keep_going: train the other cells when one fails; that one has is told at the end.
         jobs: cells trained at once.
         evaluate: evaluates a run that is done; None: no evaluations.
         last_error_line: what an attempt in a run directory printed last, where it does not print here.
@@ -172,7 +182,7 @@ def run_cells(
 
 
 class _WorkerLoop:
-    """Each worker takes the next cell, until there is none left or one has failed."""
+    """Each worker takes the next cell, until there is none left, or one has failed and no other is to be trained."""
 
     def __init__(
         self,
@@ -226,6 +236,9 @@ class _WorkerLoop:
             code = self._attempt(cell.recipe, run_dir)
         except KeyboardInterrupt:
             raise StudyStoppedError(f"stopped in {cell.name}; resume with: {self._resume_command}") from None
+        except VitDistError as error:
+            self._fail(cell, f"{cell.name} could not be trained: {error}")
+            return
         after = cell_state(run_dir)
         if code == 0 and after.state == "done":
             # A resumed run trained a part only: its seconds say nothing of a full one.
@@ -239,9 +252,15 @@ class _WorkerLoop:
             raise StudyStoppedError(
                 f"{cell.name} was stopped at step {after.step}{because}; resume with: {self._resume_command}"
             )
+        self._stop_if_asked(cell, code)
         reason = after.reason or self._last_error_line(run_dir)
         failure = f"{cell.name} failed with exit code {code}" + (f": {reason}" if reason else "")
         self._fail(cell, failure, f". Its files are in {run_dir}")
+
+    def _stop_if_asked(self, cell: Cell, code: int) -> None:
+        """Begin no other cell where a person has ended this one before it could save."""
+        if of_return_code(code) in _ENDED_BY_REQUEST:
+            raise StudyStoppedError(f"stopped in {cell.name}; resume with: {self._resume_command}")
 
     def _fail(self, cell: Cell, failure: str, where: str = "") -> None:
         """Raise, or with `keep_going` print and remember."""
@@ -265,6 +284,7 @@ class _WorkerLoop:
                 f"stopped while {cell.name} was evaluated; resume with: {self._resume_command}"
             ) from None
         if code != 0:
+            self._stop_if_asked(cell, code)
             reason = self._last_error_line(run_dir)
             failure = f"the evaluation of {cell.name} failed with exit code {code}" + (f": {reason}" if reason else "")
             self._fail(cell, failure)

@@ -18,13 +18,15 @@ from vit_dist.config.load import differences, identity, recipe_hash, recipe_yaml
 from vit_dist.config.plugins import check_plugins, with_copies
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import RunError, VitDistError
-from vit_dist.core.files import write_bytes
+from vit_dist.core.files import redact, write_bytes
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.metrics import ACCURACY
 from vit_dist.core.process import STOP_SIGNALS, handling
 from vit_dist.core.run import log as runlog
 from vit_dist.core.run import names
-from vit_dist.core.run.directory import RunDir
+from vit_dist.core.run.checkpoints import LOG
+from vit_dist.core.run.copies import bring_back
+from vit_dist.core.run.directory import RunDir, wait_for_stores
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet, idle_outputs
@@ -75,6 +77,7 @@ def attempt(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps |
     """
     start = StartUp()
     start.mark("imports")
+    wait_for_stores(run_dir)
     directory = RunDir(run_dir)
     record = AttemptRecord(directory, world)
     with contextlib.ExitStack() as stack:
@@ -92,7 +95,7 @@ def attempt(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps |
             run = stack.enter_context(
                 contextlib.closing(open_run(recipe, directory, world, device, stop, record, watchdog, start))
             )
-        except (VitDistError, RuntimeError) as error:
+        except (VitDistError, RuntimeError, OSError) as error:
             failure = explained(error, recipe, run_dir, world)
             record.end("failed", str(failure))
             raise failure from (None if failure is error else error)
@@ -105,7 +108,7 @@ def attempt(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps |
                 if profile is not None and world.is_main:
                     run.profiler = Profiler(profile, directory.profile, world.rank, run.state.step)
                 train(run)
-        except (VitDistError, RuntimeError) as error:
+        except (VitDistError, RuntimeError, OSError) as error:
             failure = explained(error, recipe, run_dir, world, run.plan)
             run.fail(str(failure) if isinstance(failure, VitDistError) else f"{type(error).__name__}: {failure}")
             raise failure from (None if failure is error else error)
@@ -157,6 +160,7 @@ def open_run(
     assert isinstance(model_config, ModelConfig)
     assert isinstance(recipe.schedule, ScheduleConfig)
     data, val, plan = open_training(recipe, world)
+    _bring_back(recipe, data, directory, world)
     initial = Initial(recipe, directory, world, data.class_names)
     plugins = agreed_plugins(recipe, world)
     run_identity = {**identity(recipe), "fingerprint": data.fingerprint, **initial.identity, **plugins}
@@ -190,6 +194,8 @@ def open_run(
         _announce_restored(restored, state, engine)
     saver, attempt_number = _make_saver(recipe, data, directory, world, record)
     saver.last_step = state.step if restored is not None else None
+    if restored is not None:
+        saver.distrust(restored.damaged, restored.damaged_copies)
     saver.prepare(engine, recipe.optim.moments if restored is None else 0)  # type: ignore[attr-defined]
     sums = carried(restored.marker.get("goodput", {}) if restored else {}, before.goodput, before.time, now)
     goodput = Goodput(sums, start.began)
@@ -215,7 +221,19 @@ def open_run(
         probe,
         clock,
         attempt_number,
+        unwritten=restored.marker.get(LOG) if restored is not None else None,
     )
+
+
+def _bring_back(recipe: Recipe, data: TrainingSet, directory: RunDir, world: World) -> None:
+    """Fetch logs and records of a run whose directory is lost, before anything is written there. A collective."""
+    remote = recipe.checkpoint.remote
+    if not remote:
+        return
+    known = {**identity(recipe), "fingerprint": data.fingerprint}
+    count = checkpoints.on_main(lambda: bring_back(directory.path, remote, known), world)
+    if count and world.is_main:
+        log(f"  {directory.path}: {count} files of logs and records were brought back from {redact(remote)}")
 
 
 def build_engine(recipe: Recipe, plan: Plan, world: World, device: torch.device) -> tuple[Engine, int]:
@@ -259,7 +277,7 @@ def _make_saver(
     config = recipe.checkpoint
     if world.is_main:
         sweep(directory.checkpoints)
-    # Rank 0 alone wrote owner.json, but every rank names its partial directory by the token. The broadcast also makes
+    # Rank 0 alone took the directory, but every rank names its partial directory by the token. The broadcast also makes
     # the sweep come before any rank's first write.
     token, attempt_number = broadcast_object((record.token, record.attempt), world)
     every = config.keep_every
@@ -319,10 +337,12 @@ def _claim(directory: RunDir, recipe: Recipe, run_identity: dict[str, Any]) -> N
                 f"{directory.path}: holds another run: {'; '.join(changes)}. Restore these settings to resume it, "
                 f"or give another --run-dir"
             )
+        # Of a run whose directory was lost, all but this was brought back.
+        if not (directory.path / names.RECIPE).exists():
+            _write_recipe(directory, recipe)
         return
     try:
-        text = recipe_yaml(with_copies(recipe, directory.path))
-        write_bytes(str(directory.path / names.RECIPE), text.encode())
+        _write_recipe(directory, recipe)
         directory.write_json(
             names.RUN,
             {
@@ -335,6 +355,11 @@ def _claim(directory: RunDir, recipe: Recipe, run_identity: dict[str, Any]) -> N
         )
     except VitDistError as error:
         raise RunError(f"{directory.path}: the run directory cannot be written: {error}") from None
+
+
+def _write_recipe(directory: RunDir, recipe: Recipe) -> None:
+    text = recipe_yaml(with_copies(recipe, directory.path))
+    write_bytes(str(directory.path / names.RECIPE), text.encode())
 
 
 def _is_done(run: Run) -> bool:

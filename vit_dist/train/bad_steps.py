@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
 
-from vit_dist.core.files import open_append
 from vit_dist.core.log import WARNING, log
 from vit_dist.data.reader import Batch
 from vit_dist.data.sets import TrainingSet
@@ -19,8 +17,14 @@ from vit_dist.train.run import Run
 _MOST_KEYS = 64
 
 
-def record_bad_step(run: Run, batch: Batch, result: StepResult, *, spike: bool) -> None:
+def record_bad_step(run: Run, batch: Batch, result: StepResult, *, limit: float) -> None:
     """Write down which examples a bad step was made of; stop where it is one too many. A collective.
+
+    Args:
+        run: it was a step of.
+        batch: its examples.
+        result: what it did.
+        limit: the loss above which it was a spike.
 
     Raises:
         RunError: too many steps in a row were not applied.
@@ -30,22 +34,45 @@ def record_bad_step(run: Run, batch: Batch, result: StepResult, *, spike: bool) 
     gathered = all_gather_object(batch.ordinals.tolist(), world)
     if world.is_main:
         ordinals = sorted(ordinal for part in gathered for ordinal in part)
-        what = "loss spike" if spike else "the loss or a gradient is not finite"
+        reason, what = describe_bad_step(result, limit, len(state.losses), skips=run.recipe.guards.spike == "skip")
         left_out = "" if result.applied else ", the step was not applied"
         numbers = f"loss {result.loss:.6g}, gradient norm {result.grad_norm:.6g}"
-        log(f"  step {state.step:,}: {what}{left_out} ({numbers})", WARNING)
+        log(f"  step {state.step:,}: {what[0]}{left_out} ({'; '.join([numbers, *what[1:]])})", WARNING)
         entry = {
             "step": state.step,
-            "reason": "spike" if spike else "not finite",
+            "reason": reason,
+            "limit": _json_number(limit),
             "loss": _json_number(result.loss),
             "grad_norm": _json_number(result.grad_norm),
             "applied": result.applied,
             "keys": _keys(run.data, ordinals[:_MOST_KEYS]),
             "ordinals": ordinals,
         }
-        with open_append(run.directory.nonfinite) as file:
-            file.write((json.dumps(entry) + "\n").encode())
+        run.lines(run.directory.nonfinite).add(entry)
     check_in_row(run.recipe.guards, state, run.directory)
+
+
+def describe_bad_step(result: StepResult, limit: float, remembered: int, *, skips: bool) -> tuple[str, list[str]]:
+    """Why a step is a bad one: a word for programs, and for people what it is and what tells that.
+
+    A spike is one against the losses before it, however small its loss is; and where spikes are not skipped, it is a
+    gradient that kept a step from being applied.
+    """
+    words, what, why = list[str](), list[str](), list[str]()
+    if math.isfinite(result.loss) and result.loss > limit:
+        words.append("spike")
+        what.append("loss spike")
+        why.append(f"the loss is above {limit:.6g}, which guards.spike makes of the last {remembered} losses")
+    # A spike is skipped by making its gradients NaN: that these are not finite is then no finding of its own.
+    broken = ["the loss"] if not math.isfinite(result.loss) else []
+    if not result.applied and not math.isfinite(result.grad_norm) and not (words and skips):
+        broken.append("a gradient")
+    if broken:
+        words.append("not finite")
+        what.append(f"{' and '.join(broken)} {'are' if len(broken) > 1 else 'is'} not finite")
+    if not words:
+        words, what = ["not applied"], ["its engine has left it out, though loss and gradient norm are finite"]
+    return ", ".join(words), [" and ".join(what), *why]
 
 
 def _json_number(value: float) -> float | str:

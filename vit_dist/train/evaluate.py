@@ -10,11 +10,12 @@ from pathlib import Path
 from vit_dist.config.load import identity
 from vit_dist.config.plugins import check_plugins
 from vit_dist.config.schema import Recipe, dump
-from vit_dist.core.errors import RunError
+from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.events.writer import EventWriter
 from vit_dist.core.files import write_bytes
-from vit_dist.core.log import INFO, log
-from vit_dist.core.run import names
+from vit_dist.core.log import INFO, WARNING, log
+from vit_dist.core.run import history, names
+from vit_dist.core.run.copies import Copies
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
 from vit_dist.engines._numerics import check_precision, numerics
@@ -36,8 +37,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Values of a recipe's evaluators on a checkpoint of a run, the newest unless one is named. A collective.
 
-    The values go to a new event file of the run, at the step of the checkpoint, and to `evaluated.json`. What is
-    measured on another set than the run's own has tags of its own (core/run/measured.py). What `evaluated.json` says of
+    The values go to a new event file of the run, at the step of the checkpoint, and into its history. What is
+    measured on another set than the run's own has tags of its own (core/run/measured.py). What the history says of
     the same metrics, sets and step is not measured again.
 
     Args:
@@ -91,7 +92,7 @@ def _evaluate(recipe: Recipe, run_dir: Path, world: World, checkpoint: str, out:
         checkpoints.agree_on_place((state.step, state.position), restored.path, world)
         measures = open_measures(EvalContext(engine, recipe, world, val), directory, world)
         measures.announce(INFO)
-        known = checkpoints.on_main(lambda: directory.evaluations(state.step), world)
+        known = checkpoints.on_main(lambda: history.evaluations(run_dir, state.step), world)
         values = measures.run(known)
         if world.is_main:
             _write(measures, state.step, values, known)
@@ -100,7 +101,19 @@ def _evaluate(recipe: Recipe, run_dir: Path, world: World, checkpoint: str, out:
                 place = {"run": recipe.name, "directory": str(run_dir), "step": state.step}
                 payload = {**place, **told, **measures.record()}
                 write_bytes(str(out), (json.dumps(payload, indent=1) + "\n").encode())
+            _send_logs(recipe, run_dir)
         return values
+
+
+def _send_logs(recipe: Recipe, run_dir: Path) -> None:
+    if not recipe.checkpoint.remote:
+        return
+    try:
+        Copies(run_dir, recipe.checkpoint.remote).send()
+    except VitDistError as error:
+        log(
+            f"  the values COULD NOT BE COPIED beside the checkpoints: {error}. They are complete in {run_dir}", WARNING
+        )
 
 
 def _write(measures: Measures, step: int, values: dict[str, float], known: Mapping[str, float]) -> None:
@@ -115,6 +128,6 @@ def _write(measures: Measures, step: int, values: dict[str, float], known: Mappi
     with contextlib.closing(EventWriter(directory.events)) as writer:
         measures.write(writer, step, new)
     evaluators = [dump(e) for e in measures.context.recipe.evaluators]
-    directory.record_evaluation(evaluators, step, measures.by_metric(values), measures.record())
+    history.evaluated(directory.path, evaluators, step, measures.by_metric(values), measures.record())
     shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     log(f"  {directory.path}, step {step:,}: {shown}")

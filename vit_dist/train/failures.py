@@ -13,6 +13,7 @@ import torch
 
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError, RunError, VitDistError
+from vit_dist.core.files import disk_problem, write_bytes
 from vit_dist.core.run import names
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
@@ -49,6 +50,10 @@ def explained(error: Exception, recipe: Recipe, run_dir: Path, world: World, pla
         return error
     if isinstance(error, torch.OutOfMemoryError):
         return RunError(_out_of_memory(error, recipe, run_dir, world, plan))
+    if isinstance(error, OSError):
+        problem = disk_problem(error)
+        of = f"{error.filename}: " if error.filename else ""
+        return RunError(f"rank {world.rank} on {world.node}: {of}cannot be written: {problem}") if problem else error
     message = str(error).strip()
     # Of what an engine computes it says so itself (engines/_numerics.py); this is of all else, such as an evaluator.
     refusal = not_deterministic(message, "cuda" if torch.cuda.is_available() else "cpu", "recipe")
@@ -109,8 +114,7 @@ def _write_summary(path: Path, message: str) -> str:
     """Where torch's summary of the memory now lies; '' where it could not be written."""
     # Whatever fails here is less than what is being told.
     with contextlib.suppress(Exception):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{message}\n\n{_summary()}\n")
+        write_bytes(str(path), f"{message}\n\n{_summary()}\n".encode())
         return str(path)
     return ""
 

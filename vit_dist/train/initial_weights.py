@@ -27,6 +27,7 @@ from vit_dist.engines._protocol import Engine
 from vit_dist.models import ModelConfig
 from vit_dist.models.weights.adapt import fit
 from vit_dist.models.weights.files import LoadOptions, Weights, read_weights, with_rows
+from vit_dist.models.weights.names import KEYS
 from vit_dist.train.checkpoint.restore import on_main
 from vit_dist.train.checkpoint.weights import CLASSES, checkpoint_state, intact_checkpoint, is_checkpoint
 from vit_dist.train.checkpoint.weights_remote import download, errors_naming
@@ -132,7 +133,7 @@ class Initial:
             path = local_path(url)
             # Of a run the newest checkpoint, which rank 0 chooses: another may be committed meanwhile.
             try:
-                return on_main(lambda: intact_checkpoint(path)[0] if is_checkpoint(path) else path, self._world)
+                return on_main(lambda: intact_checkpoint(path) if is_checkpoint(path) else path, self._world)
             except VitDistError as error:
                 raise type(error)(f"init.weights: {error}") from None
         outcome: Path | VitDistError | None = None
@@ -160,7 +161,7 @@ def _fitting(path: Path, init: InitConfig, model: ModelConfig, head: Classes, im
 
     num_classes = head.num_classes
     if not is_checkpoint(path):
-        options = LoadOptions(model, num_classes, image_size, init.head, init.positions, rows=rows)
+        options = LoadOptions(model, num_classes, image_size, init.head, init.positions, rows=rows, wording=KEYS)
         return read_weights(path, options)
     saved, marker = checkpoint_state(path)
     if init.head == "keep":
@@ -173,13 +174,14 @@ def _fitting(path: Path, init: InitConfig, model: ModelConfig, head: Classes, im
         source=str(path),
         head=init.head,
         positions=init.positions,
+        wording=KEYS,
     )
     return Weights(state, model, num_classes, image_size, {"examples": str(marker["state"]["position"])})
 
 
 _OTHER_HEAD = (
-    "give init.head=new for other classes, or give the weights the names of this set: `vit-dist models import` with "
-    "--classes FILE"
+    "give init.head=new for other classes, or give the weights the names of this set: `vit-dist models import ... "
+    "--classes FILE`"
 )
 
 

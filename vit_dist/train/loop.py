@@ -7,7 +7,6 @@ sample that cannot be decoded, a clock) goes through `_agree` or `Clock.due` fir
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -17,11 +16,12 @@ import torch
 from torch import Tensor
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.files import open_append
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.progress import Progress
+from vit_dist.core.run import history
 from vit_dist.core.run import log as runlog
 from vit_dist.core.seeding import hash64
+from vit_dist.core.store_patience import run_has_begun
 from vit_dist.data.mixup import draw_mix, mix_micro_batches
 from vit_dist.data.reader import Batch, Replacement
 from vit_dist.data.stream import TrainStream
@@ -52,6 +52,7 @@ def train(run: Run) -> None:
         SupersededError: a later attempt owns the run directory.
     """
     run.start_log()
+    run_has_begun()
     # The attempt before was killed between its last checkpoint and the line that the run is done.
     if run.state.step >= run.plan.total_steps:
         _end(run, "")
@@ -107,7 +108,7 @@ def _train_until_rewind(run: Run) -> bool:
             _quarantine(run, agreed.replaced, state)
             # `spike` and `applied` come from the all-reduced loss and gradient norm: every rank enters here, or none.
             if spike or not result.applied:
-                record_bad_step(run, batch, result, spike=spike)
+                record_bad_step(run, batch, result, limit=limit)
                 if spike and config.spike == "rewind" and can_rewind(run):
                     return False
             done = state.step >= plan.total_steps
@@ -138,6 +139,7 @@ def _end(run: Run, stopping: str) -> None:
     # The status says `done` or `stopped` only of what is on the disk: all ranks wait for the last commit first.
     run.saver.finish()
     run.finish("stopped" if stopping else "done", stopping)
+    run.saver.send_logs()
     if stopping and run.world.is_main:
         log(f"  stopped at step {run.state.step:,} on {stopping}; the same command resumes from here")
 
@@ -193,7 +195,7 @@ class _Requests:
         if not run.world.is_main or now < self._next:
             return ""
         self._next = now + _REQUESTS_EVERY_S
-        return run.directory.take_request()
+        return history.take_request(run.directory.path)
 
 
 def _agree(run: Run, replaced: list[Replacement], requests: _Requests) -> _Agreed:
@@ -222,9 +224,7 @@ def _trace(run: Run, batch: Batch) -> None:
     """Write down what this step was trained on, where the recipe asks for it."""
     if run.recipe.log.order:
         path = run.directory.order / f"attempt-{run.attempt:05d}-rank-{run.world.rank:05d}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open_append(path) as file:
-            file.write((json.dumps({"step": run.state.step, "ordinals": batch.ordinals.tolist()}) + "\n").encode())
+        run.lines(path).add({"step": run.state.step, "ordinals": batch.ordinals.tolist()})
 
 
 def _quarantine(run: Run, replaced: list[Replacement], state: TrainState) -> None:
@@ -236,9 +236,7 @@ def _quarantine(run: Run, replaced: list[Replacement], state: TrainState) -> Non
     if not replaced:
         return
     if run.world.is_main:
-        with open_append(run.directory.quarantine) as file:
-            for r in replaced:
-                file.write((json.dumps({"step": state.step, **asdict(r)}) + "\n").encode())
+        run.lines(run.directory.quarantine).add(*({"step": state.step, **asdict(r)} for r in replaced))
         log(f"  quarantined {replaced[0].key!r} of {replaced[0].shard}: {replaced[0].reason}", WARNING)
     bad, allowed = len(state.quarantined), math.ceil(run.recipe.data.max_bad * run.data.num_samples)
     if bad > allowed:

@@ -132,11 +132,11 @@ class Measures:
             log(f"  {self.directory.path / names.RUN}: cannot note what was measured on which set: {error}", WARNING)
 
     def by_metric(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Values by tag as `--out` and evaluated.json name them: by metric, beside the set."""
+        """Values by tag as `--out` and the history name them: by metric, beside the set."""
         return {metric: values[tag] for metric, tag in self.placed.items() if tag in values}
 
     def record(self) -> dict[str, Any]:
-        """What evaluated.json and `--out` say beside step, evaluators and values: the sets, and the tags in the log."""
+        """What the history and `--out` say beside step, evaluators and values: the sets, and the tags in the log."""
         recipe, val = self.context.recipe, self.context.val
         whole = val and whole_set(val, recipe.data.image_size, recipe.data.val_crop, {})
         return {

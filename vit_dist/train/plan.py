@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError
-from vit_dist.core.files import exists, redact
+from vit_dist.core.files import exists, file_system, redact
 from vit_dist.core.run import names
 from vit_dist.core.units import nearest_multiples
 from vit_dist.core.world import World
@@ -32,8 +32,11 @@ def open_training(recipe: Recipe, world: World) -> tuple[TrainingSet, ShardManif
 
     Raises:
         ConfigError: the recipe does not fit its data or the world.
-        DataError: a manifest cannot be read.
+        DataError: a manifest cannot be read, or there is no file system for `checkpoint.remote`.
     """
+    if recipe.checkpoint.remote:
+        # A store that nothing can be written to would be noticed at the first save.
+        file_system(recipe.checkpoint.remote)
     data = open_training_set(recipe)
     val = open_validation_set(recipe, data)
     for evaluator in recipe.evaluators if world.is_main else ():

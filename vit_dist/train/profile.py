@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.files import disk_problem, replacing
 from vit_dist.core.log import log
 
 _WARM_UP = 3
@@ -119,20 +120,22 @@ class Profiler:
         name = f"rank-{self._rank:05d}-steps-{self._first}-{step}"
         trace, snapshot = self._folder / f"trace-{name}.json.gz", self._folder / f"memory-{name}.pickle"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            running.export_chrome_trace(str(trace))
+            with replacing(trace, sync=False, ending=".json.gz") as temporary:
+                running.export_chrome_trace(str(temporary))
             log(f"  trace of steps {self._first:,} to {step:,}: {trace} (open it in https://ui.perfetto.dev)")
             if self._memory:
                 _dump_memory(snapshot)
         # A full disk must not end a run that trains well.
         except OSError as error:
-            log(f"  --profile: {self._folder} cannot be written: {error.strerror}; training continues without a trace")
+            reason = disk_problem(error) or error.strerror
+            log(f"  --profile: {self._folder} cannot be written: {reason}; training continues without a trace")
 
 
 def _dump_memory(path: Path) -> None:
     import torch
 
-    torch.cuda.memory._dump_snapshot(str(path))  # type: ignore[no-untyped-call]
+    with replacing(path, sync=False) as temporary:
+        torch.cuda.memory._dump_snapshot(str(temporary))  # type: ignore[no-untyped-call]
     # Recording costs a little at each allocation: off again.
     torch.cuda.memory._record_memory_history(enabled=None)
     log(f"  memory of the device in those steps: {path} (open it in https://docs.pytorch.org/memory_viz)")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from vit_dist.core.errors import RunError
+from vit_dist.core.errors import CheckpointError, RunError
 from vit_dist.core.log import WARNING, log
-from vit_dist.core.run.checkpoints import committed
+from vit_dist.core.run.checkpoints import LOG, committed
 from vit_dist.engines._collectives import broadcast_object
-from vit_dist.train.checkpoint.restore import agree_on_place, on_main, restore_from
+from vit_dist.train.checkpoint.restore import agree_on_place, restore
 from vit_dist.train.run import Run
 from vit_dist.train.state import TrainState
 
@@ -19,11 +19,11 @@ def can_rewind(run: Run) -> bool:
 
 
 def rewind(run: Run) -> None:
-    """Restore the last checkpoint, and skip the examples that led from it to the spike. A collective.
+    """Restore the last checkpoint that is whole, and skip the examples that led from it to the spike. A collective.
 
     Raises:
         RunError: it was done too often.
-        CheckpointError: the checkpoint is damaged.
+        CheckpointError: no checkpoint is whole.
     """
     given_up = run.state
     if len(run.state.skipped_ranges) >= run.recipe.guards.max_rewinds:
@@ -31,15 +31,16 @@ def rewind(run: Run) -> None:
             f"another loss spike at step {run.state.step} after {len(run.state.skipped_ranges)} rewinds "
             f"(guards.max_rewinds): the trajectory itself diverges; try a lower optim.lr, a longer warm-up or clipping"
         )
-    # Rank 0's listing decides: another node's view of a shared file system may be seconds old.
-    newest = on_main(lambda: committed(run.directory.checkpoints)[0].name, run.world)
-    restored = restore_from(run.directory.checkpoints / newest, run.engine, run.identity, run.world, run.probe)
+    restored = restore(run.directory.checkpoints, run.engine, run.identity, run.world, probe=run.probe)
+    if restored is None:
+        raise CheckpointError(f"{run.directory.checkpoints}: the checkpoint to rewind to is gone")
     past = TrainState.load(restored.state, run.data.identity, str(restored.path))
     agree_on_place((past.step, past.position), restored.path, run.world)
     # Checkpoints beyond it belong to the trajectory that is given up: a run that is killed now must not resume from
     # one.
     run.saver.rewind_to(past.step)
     run.state = past.rewound(given_up)
+    run.unwritten = restored.marker.get(LOG)
     run.clock.goodput.rewound(restored.marker.get("goodput", {}))
     if run.world.is_main:
         log(

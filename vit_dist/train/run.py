@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from vit_dist.config.load import recipe_yaml
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import VitDistError
 from vit_dist.core.events.writer import EventWriter
+from vit_dist.core.lines import Lines
 from vit_dist.core.run import log as runlog
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
@@ -37,10 +39,11 @@ class Run:
     """Everything that takes part in an attempt.
 
     Attributes:
-        record: status.json and attempts.jsonl of this attempt.
+        record: what this attempt writes into the history of the run.
         attempt: attempt number (1-based).
         profiler: of this rank; None where it profiles nothing.
         metrics: the last evaluation's values, and the step after which they were measured.
+        unwritten: what the checkpoint that was restored holds of the log, since it could not be written there.
     """
 
     recipe: Recipe
@@ -62,32 +65,48 @@ class Run:
     profiler: Profiler | None = None
     metrics: tuple[int, dict[str, float]] = (0, {})
     writer: EventWriter | None = field(default=None)
+    unwritten: Any = None
+    _lines: dict[Path, Lines] = field(default_factory=dict)
+
+    def lines(self, path: Path) -> Lines:
+        """The file at a path, of which this rank alone is the writer."""
+        return self._lines.setdefault(path, Lines(path))
 
     def start_log(self) -> None:
         """Open this attempt's event file, on rank 0. What was written before beyond the restored step is void."""
         if self.world.is_main:
             # A rewind calls this again, with a file open.
             self.close()
-            self.writer = EventWriter(self.directory.events, purge_step=self.state.step + 1 if self.state.step else 0)
+            self.writer = EventWriter(
+                self.directory.events,
+                purge_step=self.state.step + 1 if self.state.step else 0,
+                patient=True,
+                unwritten=self.unwritten,
+            )
             runlog.write_start(self.writer, self.info, recipe_yaml(self.recipe))
             self.evaluation.begin_file()
             runlog.write_metrics(self.writer, self.recipe.measured()[0] | self.recipe.metrics)
         self.write_status()
 
     def write_status(self) -> None:
-        """Write to status.json that the attempt runs, and where it stands."""
+        """Write into the history that the attempt trains, and how far it is."""
         if self.world.is_main:
             self.record.running(self.state.step, self.state.position, self.clock.goodput.sums())
 
     def finish(self, status: Literal["done", "stopped", "failed"], reason: str = "") -> None:
-        """Write to the log, then to status.json, how the attempt ended."""
+        """Write to the log, then into the history, how the attempt ended.
+
+        Raises:
+            RunError: the log of a run that is done cannot be completed: its report would be without it.
+        """
         step, examples = self.state.step, self.state.position
         self.record.set_progress(step, examples)
         # Of a superseded attempt the log is the later attempt's to close.
         if self.writer is not None and not self.record.look_up_owner():
-            runlog.write_status(
-                self.writer, runlog.RunStatus(status=status, step=step, examples=examples, reason=reason)
-            )
+            ended = runlog.RunStatus(status=status, step=step, examples=examples, reason=reason)
+            # A run that goes on some day finds in its checkpoint what its log lacks.
+            with contextlib.suppress(*(() if status == "done" else (VitDistError,))):
+                runlog.write_status(self.writer, ended)
         self.record.end(status, reason, goodput=self.clock.goodput.sums())
 
     def fail(self, reason: str) -> None:

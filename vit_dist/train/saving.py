@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from vit_dist.core.errors import RunError
+from vit_dist.core.run.checkpoints import LOG
 from vit_dist.data.classes import Classes
 from vit_dist.train.checkpoint.saver import Contents
 from vit_dist.train.checkpoint.weights import CLASSES
@@ -23,10 +25,14 @@ def save(run: Run) -> None:
         return
     run.clock.enter("save")
     began = time.monotonic()
+    extras: dict[str, Any] = {"goodput": run.clock.goodput.sums()}
     if run.writer is not None:
         # The log must not be behind the checkpoint: a run that resumes from it never writes the steps before again.
-        run.writer.flush()
-    extras: dict[str, Any] = {"goodput": run.clock.goodput.sums()}
+        # What the disk does not take of it goes with the checkpoint, which may lie on another one.
+        try:
+            run.writer.flush()
+        except RunError:
+            extras[LOG] = run.writer.unwritten()
     if run.probe is not None:
         extras["probe"] = {"examples": len(run.probe.images), "loss": run.probe.measure(run.engine)}
     names = Classes("", run.recipe.data.num_classes, run.data.class_names).listing()

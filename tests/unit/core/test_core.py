@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,11 +16,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.histories import speak
 from vit_dist.core.errors import ConfigError, DataError, RunError, did_you_mean
 from vit_dist.core.files import explained, join_url, parent_url, read_bytes, redact, write_bytes
+from vit_dist.core.run import history
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.seeding import hash64, mix64, mix64_array, permutation, uniform
-from vit_dist.core.units import Duration, format_bytes, format_count, format_seconds, parse_bytes, parse_count
+from vit_dist.core.units import (
+    Duration,
+    Flops,
+    format_bytes,
+    format_count,
+    format_seconds,
+    parse_bytes,
+    parse_count,
+    parse_length,
+    parse_span,
+)
 from vit_dist.core.world import World, first_host, launched_world, rank_cpus, rendezvous
 
 
@@ -59,6 +72,36 @@ def test_steps_of_the_paper() -> None:
         Duration.parse("1h").steps(**of)
 
 
+@pytest.mark.parametrize("number", [24, 7.5, "24", " 1.5 ", "10k", "1_000", 0])
+def test_a_bare_number_is_refused_with_the_ways_to_read_it(number: object) -> None:
+    shown = str(number).strip()
+    for parse, readings in (
+        (Duration.parse, f"'{shown} steps', '{shown} examples', '{shown} epochs', '{shown}min' or '{shown}h'"),
+        (parse_length, f"'{shown} steps', '{shown} examples' or '{shown} epochs'"),
+        (parse_span, f"'{shown}min' or '{shown}h'"),
+    ):
+        with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message is compared
+            parse(number)
+        assert str(caught.value) == f"{shown} has no unit; write {readings}"
+
+
+@pytest.mark.parametrize("text", ["7 epochs", "40M examples", "1 step", "0 steps"])
+def test_a_span_of_time_and_a_length_are_told_apart(text: str) -> None:
+    assert parse_length(text) == Duration.parse(text)
+    with pytest.raises(ValueError, match=f"'{text}' is not a span of time"):
+        parse_span(text)
+    for span in ("90s", "10min", "1h"):
+        assert parse_span(span) == Duration.parse(span)
+        with pytest.raises(ValueError, match=f"'{span}' is a span of time"):
+            parse_length(span)
+
+
+@pytest.mark.parametrize("number", [4, 0, "4", "1000", (1 << 20) - 1, "0.5"])
+def test_a_bare_number_that_is_too_small_for_bytes_is_refused(number: object) -> None:
+    with pytest.raises(ValueError, match=f"{number} has no unit; write '{number} MiB', '{number} GiB' or '{number} B'"):
+        parse_bytes(number)
+
+
 @given(st.integers(0, 10**13))
 def test_counts_are_written_exactly_and_read_back(number: int) -> None:
     assert parse_count(format_count(number)) == number
@@ -71,7 +114,7 @@ def test_what_is_no_count_is_refused(text: object) -> None:
 
 
 def test_sizes_and_times_for_people() -> None:
-    assert [parse_bytes(t) for t in ("256 MiB", "1.5GB", 7, "12")] == [256 << 20, 1_500_000_000, 7, 12]
+    assert [parse_bytes(t) for t in ("256 MiB", "1.5GB", "7 B", 4 << 30)] == [256 << 20, 1_500_000_000, 7, 4 << 30]
     with pytest.raises(ValueError, match="expected a size"):
         parse_bytes("much")
     assert [format_bytes(n) for n in (0, 1023, 1536, 3 << 30, 5 << 50)] == [
@@ -205,17 +248,27 @@ def test_a_directory_in_use_is_refused_and_freed_by_death(tmp_path: Path) -> Non
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
     with run.locked():
-        run.write_status("running", 3, 12)
-    status = run.status()
+        speak(run.path, "running", 3, 12)
+    status = history.read(run.path).status
     assert status is not None
     assert (status.status, status.step, status.examples, status.pid) == ("running", 3, 12, os.getpid())
     assert abs(status.time - time.time()) < 60
-    (tmp_path / "run" / "status.json").write_text("{")
-    with pytest.raises(RunError, match=r"status\.json: damaged: not JSON"):
-        run.status()
+    (tmp_path / "run" / "run.json").write_text("{")
+    with pytest.raises(RunError, match=r"run\.json: damaged: not JSON"):
+        run.read_json("run.json")
 
 
 def test_hints() -> None:
     assert did_you_mean("optm", ["optim", "model"]) == "; did you mean 'optim'?"
     assert did_you_mean("zzz", ["optim", "model"]) == "; valid names: model, optim"
     assert did_you_mean("zzz", []) == ""
+
+
+@pytest.mark.parametrize(
+    "number", ["1e999999999", "1e100", "1" + " " * 300_000 + "x", "1" * 300_000, "1" + ",1" * 300_000 + "?"]
+)
+@pytest.mark.parametrize("read", [parse_count, parse_bytes, Duration.parse, Flops.parse])
+def test_a_number_that_would_fill_the_memory_is_none(read: Callable[[object], object], number: str) -> None:
+    for unit in ("", " steps", "k epochs", " FLOPs", " MiB"):
+        with pytest.raises(ValueError, match="expected"):
+            read(number + unit)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from vit_dist.core.errors import RunError
 from vit_dist.core.log import WARNING, launcher_log, log, log_to_file, without_stamp
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
@@ -31,6 +32,7 @@ def test_a_rank_with_a_file_prints_text_alone_and_writes_down_who_and_when(tmp_p
     assert done.stderr.startswith("  model: vit\ncareful\ns3://k:***@host/a\n")
     assert "step 7" not in done.stderr
     assert done.stderr.count("ValueError: at last") == 1
+    assert f"its traceback is kept in {path}\n" in done.stderr
     written = path.read_text()
     for line in ("INFO   model: vit", "WARNING careful", "INFO step 7", "ERROR Traceback (most recent call last):"):
         assert re.search(rf"^{STAMP} rank 3 {re.escape(line)}$", written, re.MULTILINE), line
@@ -56,6 +58,22 @@ def test_a_launcher_s_lines_go_to_its_file_while_it_runs(tmp_path: Path, capsys:
     log("after")
     assert capsys.readouterr().err == "begins\nafter\n"
     assert [without_stamp(line) for line in (tmp_path / "batch.log").read_text().splitlines()] == ["begins", "alone"]
+
+
+def test_the_traceback_of_what_a_launcher_did_not_expect_is_kept_and_its_file_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "logs" / "batch.log"
+    for error in (KeyError("x"), OSError("disk"), RuntimeError("torch")):
+        with pytest.raises(type(error)), launcher_log(path):
+            raise error
+        assert f"its traceback is kept in {path}\n" in capsys.readouterr().err
+        assert "ERROR Traceback (most recent call last):\n" in path.read_text()
+        path.unlink()
+    with pytest.raises(RunError), launcher_log(path):
+        raise RunError("said in one line")
+    assert capsys.readouterr().err == ""
+    assert not path.exists()
 
 
 def test_a_stamp_is_taken_off_and_nothing_else() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.histories import speak
 from vit_dist.core.errors import RunError
-from vit_dist.core.run import names, records
+from vit_dist.core.run import history, names
 from vit_dist.core.run.checkpoints import MARKER, read_marker
-from vit_dist.core.run.directory import RunDir
+from vit_dist.core.run.history.events import FIELDS
 from vit_dist.core.small_files import DamagedError, parse_json, read_record, read_records, read_small
 
 DAMAGED = {
@@ -51,7 +53,7 @@ def test_what_is_damaged_says_why_in_one_short_line(case: str, tmp_path: Path) -
     content, says = DAMAGED[case]
     (tmp_path / "f").write_bytes(content)
     with pytest.raises(DamagedError) as caught:
-        read_record(tmp_path / "f", records.STATUS)
+        read_record(tmp_path / "f", FIELDS["ended"])
     assert says in str(caught.value)
     assert len(str(caught.value)) < 200
     assert "\n" not in str(caught.value)
@@ -59,7 +61,7 @@ def test_what_is_damaged_says_why_in_one_short_line(case: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("kind", ["fifo", "device", "endless device", "directory", "link to a fifo", "link to itself"])
 def test_what_is_no_regular_file_is_never_waited_for(kind: str, tmp_path: Path) -> None:
-    path = tmp_path / "status.json"
+    path = tmp_path / "history-ranks.jsonl"
     if "fifo" in kind:
         os.mkfifo(tmp_path / "fifo" if "link" in kind else path)
         if "link" in kind:
@@ -73,8 +75,10 @@ def test_what_is_no_regular_file_is_never_waited_for(kind: str, tmp_path: Path) 
     with pytest.raises((DamagedError, OSError)) as caught:
         read_small(path)
     assert not isinstance(caught.value, FileNotFoundError)
-    with pytest.raises(RunError, match=r"status\.json"):
-        RunDir(tmp_path).status()
+    with pytest.raises(RunError, match=r"history-ranks\.jsonl"):
+        history.read(tmp_path)
+    (finding,) = history.read(tmp_path, forgiving=True).findings
+    assert finding.startswith("history-ranks.jsonl cannot be read: ")
 
 
 def test_a_file_that_is_too_large_is_not_read_whole(tmp_path: Path) -> None:
@@ -97,7 +101,7 @@ def test_of_many_lines_the_sound_ones_are_read_and_damage_is_found(tmp_path: Pat
     ]
     (tmp_path / "f").write_text("\n".join(lines))
     findings: list[str] = []
-    assert [line["attempt"] for line in read_records(tmp_path / "f", records.ATTEMPT, findings)] == [1, 2]
+    assert [line["attempt"] for line in read_records(tmp_path / "f", FIELDS["training"], findings)] == [1, 2]
     assert findings == [
         "line 2: 1e999 is beyond all numbers",
         'line 5: attempt is "x"',
@@ -133,18 +137,18 @@ def test_any_bytes_are_a_plain_value_or_damage(content: bytes) -> None:
 
 
 @pytest.mark.parametrize("case", DAMAGED)
-def test_a_run_whose_status_is_damaged_says_so_and_a_damaged_heartbeat_costs_its_times_alone(
-    case: str, tmp_path: Path
-) -> None:
-    run = RunDir(tmp_path)
-    run.write_status("running", 3, 30)
-    status = run.status()
-    assert status is not None
+def test_a_damaged_line_is_a_finding_and_a_damaged_heartbeat_costs_its_times_alone(case: str, tmp_path: Path) -> None:
+    speak(tmp_path, "running", 3, 30)
+    with (tmp_path / names.BY_RANKS).open("ab") as file:
+        # An event, so that the line is held to its fields.
+        file.write(DAMAGED[case][0].replace(b"{", b'{"event": "ended", "attempt": 1, "at": 1, ', 1) + b"\n")
     (tmp_path / names.HEARTBEAT).write_bytes(DAMAGED[case][0])
-    assert run.with_heartbeat(status) == status
-    (tmp_path / names.STATUS).write_bytes(DAMAGED[case][0])
-    with pytest.raises(RunError, match=r"status\.json: damaged: "):
-        run.status()
+    state = history.read(tmp_path)
+    assert state.status is not None
+    assert (state.status.status, state.status.attempt, state.progress.step) == ("running", 1, 0)
+    assert 1 <= len(state.findings) <= 2
+    # Neither is a field of the heartbeat.
+    assert state.findings[-1].startswith(names.HEARTBEAT) or case in {"null", "a giant text"}
 
 
 @pytest.mark.parametrize(
@@ -168,13 +172,31 @@ def test_a_damaged_marker_says_why(content: str, says: str, tmp_path: Path) -> N
 
 
 def test_values_that_are_no_numbers_are_recorded_and_read_as_such(tmp_path: Path) -> None:
-    run, evaluators = RunDir(tmp_path), [{"name": "classification"}]
-    run.record_evaluation(evaluators, 7, {"val/loss": float("nan"), "val/top1": 0.5})
-    values = run.evaluation(evaluators, 7)
+    evaluators = [{"name": "classification"}]
+    history.evaluated(tmp_path, evaluators, 7, {"val/loss": float("nan"), "val/top1": 0.5})
+    values = history.evaluation(tmp_path, evaluators, 7)
     assert values is not None
     assert str(values) == "{'val/loss': nan, 'val/top1': 0.5}"
-    (tmp_path / names.EVALUATED).write_text(
-        '{"evaluations": [{"evaluators": [{"name": "classification"}], "step": 7}]}'
+    (tmp_path / names.BY_EVALUATORS).write_text(
+        '{"event": "evaluated", "evaluators": [{"name": "classification"}], "step": 7}\n'
     )
     with pytest.raises(RunError, match="damaged: the values of step 7"):
-        run.evaluation(evaluators, 7)
+        history.evaluation(tmp_path, evaluators, 7)
+
+
+@pytest.mark.parametrize("most", [1 << 20, 1 << 28, 1 << 34, None])
+@pytest.mark.parametrize("size", [0, 9, 3 << 20])
+def test_a_file_takes_the_memory_that_it_has_and_not_what_it_might_have(
+    size: int, most: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "f").write_bytes(bytes(size))
+    tracemalloc.start()
+    try:
+        if most is not None and size > most:
+            with pytest.raises(DamagedError, match="larger than"):
+                read_small(tmp_path / "f", most)
+        else:
+            assert read_small(tmp_path / "f", most) == bytes(size)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()

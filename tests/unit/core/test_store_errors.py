@@ -22,7 +22,7 @@ from urllib3.exceptions import (
     SSLError,
 )
 
-from vit_dist.core.errors import DataError
+from vit_dist.core.errors import AwayError, DataError, MissingError, RefusedError
 from vit_dist.core.store_errors import SLOW_DOWN_S, explained, is_expired, refuse_web_page, wait_s
 
 POOL = urllib3.HTTPConnectionPool("h.invalid")
@@ -162,6 +162,37 @@ def test_every_error_of_a_store_ends_in_one_line_without_secrets(error: Exceptio
     assert text.startswith("s3://b/x: ")
     assert "\n" not in text
     assert "s3cr3t" not in text
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (FileNotFoundError("x"), MissingError),
+        (of_s3fs("NoSuchKey", 404), MissingError),
+        (of_s3fs("AccessDenied", 403), RefusedError),
+        (of_s3fs("InvalidAccessKeyId", 403), RefusedError),
+        (s3("ExpiredToken", 400), RefusedError),
+        (boto.NoCredentialsError(), RefusedError),
+        (boto.ProfileNotFound(profile="nosuch"), RefusedError),
+        (boto.EndpointConnectionError(endpoint_url="https://h"), AwayError),
+        (aiohttp.ServerTimeoutError("x"), AwayError),
+        (ConnectionResetError("x"), AwayError),
+        (FSTimeoutError(), AwayError),
+    ],
+)
+def test_an_error_says_whether_the_file_its_permission_or_the_store_is_missing(
+    error: BaseException, kind: type[DataError]
+) -> None:
+    with pytest.raises(DataError) as caught, explained("s3://b/x", "read"):
+        raise error
+    assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), IsADirectoryError("x"), ConnectionResetError("x")])
+def test_a_path_has_no_store_that_could_be_away(error: OSError) -> None:
+    with pytest.raises(DataError) as caught, explained("/data/x", "read"):
+        raise error
+    assert type(caught.value) is DataError
 
 
 def test_what_a_library_raises_of_its_own_is_told_as_well() -> None:

@@ -14,8 +14,7 @@ from PIL import Image
 from vit_dist.cli import data as cli
 from vit_dist.config.load import load_recipe, read_mapping
 from vit_dist.core.errors import ConfigError, DataError
-from vit_dist.core.run import names
-from vit_dist.core.run.directory import RunDir
+from vit_dist.core.run import history, names
 from vit_dist.core.text import decode_text, read_text
 from vit_dist.data.labels import LabelRule, read_classes
 from vit_dist.data.manifest import read_manifest
@@ -91,7 +90,7 @@ def test_a_recipe_and_its_base_with_marks_are_the_recipe(tmp_path: Path) -> None
 @pytest.mark.parametrize("asked", [b"save", MARK + b"save\r\n", MARK + b"Stop"])
 def test_a_request_by_hand_may_have_a_mark(asked: bytes, tmp_path: Path) -> None:
     (tmp_path / names.REQUEST).write_bytes(asked)
-    assert RunDir(tmp_path).take_request() == asked.removeprefix(MARK).decode().strip().lower()
+    assert history.take_request(tmp_path) == asked.removeprefix(MARK).decode().strip().lower()
 
 
 def test_labels_in_a_tar_with_marks_are_indexed(tmp_path: Path) -> None:

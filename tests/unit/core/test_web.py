@@ -135,7 +135,12 @@ def test_what_pours_takes_no_more_memory_than_its_bound() -> None:
         ("nan", 0.0),
         ("", 0.0),
         ("9" * 400, 0.0),
-        ("1000000000", 1e9),
+        ("60", 60.0),
+        ("61", 0.0),
+        ("0", 0.0),
+        ("1000000000", 0.0),
+        ("soon", 0.0),
+        ("Thu, 01 Jan 2099 00:00:00 GMT", 0.0),
         ("Fri, 31 Dec 99999 23:59:59 GMT", 0.0),
         ("Mon, 01 Jan 0001 00:00:00 +2400", 0.0),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
@@ -145,6 +150,61 @@ def test_retry_after_is_a_time_or_nothing(text: str, seconds: float) -> None:
     headers = Message()
     headers["Retry-After"] = text
     assert web._retry_after({"Retry-After": text}) == seconds
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+ENDLESS = {
+    "a status line": (b"", b"H"),
+    "a header": (b"HTTP/1.1 200 OK\r\nX-A: ", b"x"),
+    "a header's name": (b"HTTP/1.1 200 OK\r\n", b"X"),
+    "what may come before an answer": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "a note of a chunk": (HEAD + b"5;note=", b"y"),
+    "what follows the chunks": (HEAD + b"5\r\nhello\r\n0\r\n", b"X: y\r\n"),
+    "a chunk's size": (HEAD, b"0"),
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_what_comes_byte_by_byte_has_one_deadline(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, more = ENDLESS[what]
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(begin)
+        while True:
+            handler.wfile.write(more)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(web, "_GRACE_S", 0.3)
+    client = web.WebClient(0.2)
+    with serving(drip) as (url, server), pytest.raises(OSError, match=r"(headers|chunks) do not end|line.*too long"):
+        client.get(f"{url}/x")
+    client.close()
+    assert server.asked == 1  # type: ignore[attr-defined]
+
+
+def test_redirects_share_the_deadline_of_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(handler: BaseHTTPRequestHandler) -> None:
+        time.sleep(0.2)
+        say(302, {"Location": "/again", "Content-Length": "0"})(handler)
+
+    monkeypatch.setattr(web, "_GRACE_S", 0.0)
+    client = web.WebClient(0.5)
+    with serving(slowly) as (url, server), pytest.raises(OSError, match="headers do not end"):
+        client.get(f"{url}/x")
+    client.close()
+    assert server.asked < 5  # type: ignore[attr-defined]
+
+
+def test_whoever_waits_for_a_server_is_told_for_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("vit_dist.data.ranges.log", told.append)
+    reader = RangeReader(tries=2)
+    monkeypatch.setattr(reader._stopped, "wait", lambda _: False)
+    with serving(say(503, {"Retry-After": "9", "Content-Length": "0"})) as (url, _), pytest.raises(DataError):
+        reader.read_all(f"{url}/m.json?key=secret")
+    reader.close()
+    (line,) = told
+    assert "/m.json?***: HTTP 503 Service Unavailable; asked again in 9 s, try 2 of 2" in line
 
 
 @pytest.mark.parametrize("length", ["\xb2", "-1", "1e3", "9" * 30, "ten", "0x10"])

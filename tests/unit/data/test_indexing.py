@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.shards import write_tar
+from tests.shards import write_set, write_tar
 from vit_dist.core.errors import DataError
 from vit_dist.data.index import ShardIndex, build_index, decode_index, encode_index, select_samples
 from vit_dist.data.indexing import index_tars
@@ -336,3 +336,25 @@ def test_an_index_of_some_samples_is_that_of_the_whole_without_the_others(
         assert some.image_offsets[place] == index.image_offsets[i]
         assert some.offsets[place] == index.offsets[i]
         assert some.offsets[place + 1] >= index.offsets[i + 1]
+
+
+def test_a_manifest_that_is_replaced_keeps_its_indexes_until_the_new_one_is_there(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    write_tar(tmp_path / "a.tar", simple(3))
+    index_tars([str(tmp_path / "a.tar")], str(out), quiet=True)
+    old = out.read_bytes()
+    write_tar(tmp_path / "a.tar", simple(5))
+    new = index_tars([str(tmp_path / "a.tar")], str(out), quiet=True).manifest
+    assert read_manifest(str(out)).read_index(0).num_samples == new.num_samples == 5
+    again = index_tars([str(tmp_path / "a.tar")], str(out), quiet=True)
+    assert (again.num_read, again.manifest.fingerprint) == (0, new.fingerprint)
+    out.write_bytes(old)
+    assert read_manifest(str(out)).read_index(0).num_samples == 3
+
+
+def test_of_a_set_some_tars_may_lack_the_last_classes(tmp_path: Path) -> None:
+    write_set(tmp_path, num_samples=6, samples_per_shard=1, num_classes=3, classes=("ant", "bee", "cat"))
+    tars = sorted(map(str, tmp_path.glob("*.tar")))
+    found = index_tars(tars[:1], str(tmp_path / "some.json"), quiet=True).manifest
+    assert found.classes == ("ant", "bee", "cat")
+    assert read_manifest(str(tmp_path / "some.json")).num_classes == 3

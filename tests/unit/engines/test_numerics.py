@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.places import GOLDEN
 from tests.plugins import build_model
+from vit_dist.cli.explain import all_keys
 from vit_dist.config.load import resolve
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError
@@ -204,3 +207,11 @@ def test_a_precision_that_the_gpu_lacks_is_refused_in_words(
         f"precision={precision}: Tesla V100-SXM2-16GB (cuda:3) computes no {precision}, "
     )
     assert "use precision=fp32" in str(error.value)
+
+
+def test_the_keys_that_are_told_to_be_of_the_layout_are_in_it() -> None:
+    marker = json.loads((GOLDEN / "checkpoint" / "step-0000000004" / "COMMITTED.json").read_text())
+    written = {*plain(recipe(), build_model("vit-test")).layout, *marker["layout"]}
+    told = {key.path.rpartition(".")[2] for key in all_keys() if key.layout}
+    of_no_recipe = {"torch", "deepspeed", "world_size", "device", "tf32", "head"}
+    assert {"engine" if name == "name" else name for name in told} == written - of_no_recipe

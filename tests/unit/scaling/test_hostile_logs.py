@@ -18,6 +18,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.unit.scaling.logged_runs import info, log_run
+from vit_dist.core.errors import DataError
 from vit_dist.core.events.crc import masked_crc
 from vit_dist.core.events.reader import read_events
 from vit_dist.core.events.writer import EventWriter
@@ -336,3 +337,25 @@ def test_an_event_file_with_any_damage_is_read_or_told(tmp_path: Path) -> None:
             path.write_bytes(form)
             read = read_events(str(path))
             assert read.problem or read.scalars
+
+
+def test_more_runs_than_a_report_takes_are_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(3):
+        log_run(tmp_path, seed=seed)
+    monkeypatch.setattr("vit_dist.scaling.collect._MOST_RUNS", 3)
+    assert len(collect(str(tmp_path)).observations) == 3
+    log_run(tmp_path, seed=3)
+    with pytest.raises(DataError, match="4 directories with event files; a report takes 3 runs: give a directory"):
+        collect(str(tmp_path))
+
+
+def test_what_has_more_values_than_a_report_takes_is_left_out_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(3):
+        log_run(tmp_path, seed=seed)
+    # Two tags of two values each a run.
+    monkeypatch.setattr("vit_dist.scaling.collect._MOST_POINTS", 9)
+    found = collect(str(tmp_path))
+    assert [one.seed for one in found.observations] == [0, 1]
+    assert found.remarks == ("vit-500-s2/tb: left out with all after it: a report takes 9 values",)

@@ -59,7 +59,31 @@ def test_of_an_error_the_lower_family_is_the_better_one(tag: str, declared: Metr
     assert found.rule.better == "lower"
     assert {one.best for one in found.observations if one.subset == 1000} == {0.1}
     (cross,) = [cross for cross, _, _ in analyse(found, FEW).crossovers]
-    assert "vit is lower than bit" in cross.text
+    assert f"vit is better than bit all over it ({tag}, lower is better)" in cross.text
+
+
+@pytest.mark.parametrize(
+    ("tag", "declared"),
+    [
+        ("val/top1", None),
+        ("val/acc1", None),
+        ("test/accuracy", None),
+        ("fewshot/mini_5shot", None),
+        ("val/score", Metric(better="higher", range=(0, 1))),
+        ("val/points", Metric(better="higher", range=(0, 2))),
+    ],
+)
+def test_what_the_report_says_of_two_families_is_in_the_direction_of_the_metric(
+    tag: str, declared: Metric | None, tmp_path: Path
+) -> None:
+    # The numbers of bit are the higher ones, and an accuracy that is higher is no lower curve to whoever reads it.
+    log_metric(tmp_path, tag, declared=declared)
+    results = analyse(collect(str(tmp_path), metric=tag), FEW)
+    (cross,) = [cross for cross, _, _ in results.crossovers]
+    assert f"bit is better than vit all over it ({tag}, higher is better)" in cross.text
+    page = render(results)["report.html"].decode()
+    assert f"bit is better than vit all over it ({tag}, higher is better)" in page
+    assert "is lower" not in page
 
 
 def test_a_metric_of_unknown_direction_is_refused_and_study_or_tag_map_can_say_it(tmp_path: Path) -> None:

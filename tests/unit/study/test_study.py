@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.histories import speak
 from tests.unit.scaling.logged_runs import log_run
 from vit_dist.cli.study import main
 from vit_dist.config.schema import Recipe
@@ -173,7 +175,7 @@ class Trainer:
         code, status = self.endings.get(recipe.name, (0, "done"))
         files = RunDir(run_dir)
         files.write_json("run.json", {"recipe_hash": recipe_hash(recipe)})
-        files.write_status(status, 10, 640, "told to")
+        speak(run_dir, status, 10, 640, "told to")
         if code == -2:
             raise KeyboardInterrupt
         return code
@@ -206,19 +208,48 @@ def test_a_stopped_cell_stops_the_study_which_then_resumes_from_it(study_file: P
     assert "resumes from an earlier attempt (stopped)" in lines[2]
 
 
-def test_a_failed_cell_stops_the_study_unless_it_is_told_to_keep_going(study_file: Path, tmp_path: Path) -> None:
+def test_the_other_cells_are_trained_where_one_fails_unless_that_is_to_stop_the_study(
+    study_file: Path, tmp_path: Path
+) -> None:
     cells = cells_of(study_file)
-    broken = Trainer({"bit-500-s0": (1, "failed")})
-    with pytest.raises(RunError, match="bit-500-s0 failed with exit code 1: told to"):
+    broken = Trainer({"bit-500-s0": (1, "failed"), "vit-500-s1": (71, "running")})
+    with pytest.raises(
+        RunError, match="2 of 8 cells failed: bit-500-s0, vit-500-s1; try them again with: AGAIN"
+    ) as told:
         train(cells, tmp_path / "a", broken)
-    assert broken.asked == ["vit-500-s0", "bit-500-s0"]
+    assert told.value.exit_code == 1
+    assert broken.asked == list(cells)
+    with pytest.raises(RunError, match="bit-500-s0 failed with exit code 1: told to"):
+        train(cells, tmp_path / "b", broken, keep_going=False)
+    assert broken.asked[8:] == ["vit-500-s0", "bit-500-s0"]
+
+
+def test_a_cell_that_cannot_be_begun_leaves_the_others_to_be_trained(study_file: Path, tmp_path: Path) -> None:
+    asked = []
+
+    def taken(recipe: Recipe, run_dir: Path) -> int:
+        asked.append(recipe.name)
+        if recipe.name == "bit-500-s0":
+            raise RunError("another attempt is running in this directory")
+        return Trainer()(recipe, run_dir)
+
     with pytest.raises(RunError, match="1 of 8 cells failed: bit-500-s0"):
-        train(cells, tmp_path / "b", broken, keep_going=True)
-    assert broken.asked[2:] == list(cells)
+        train(cells_of(study_file), tmp_path / "runs", taken)
+    assert len(asked) == 8
+
+
+@pytest.mark.parametrize("code", [130, 143, 140, -15])
+def test_a_cell_that_a_person_ended_before_it_could_save_ends_the_study(
+    study_file: Path, tmp_path: Path, code: int
+) -> None:
+    ended = Trainer({"bit-500-s0": (code, "failed")})
+    with pytest.raises(StudyStoppedError, match="stopped in bit-500-s0; resume with: AGAIN"):
+        train(cells_of(study_file), tmp_path / "runs", ended)
+    assert ended.asked == ["vit-500-s0", "bit-500-s0"]
 
 
 def test_an_exit_code_of_0_without_a_word_that_the_run_is_done_is_a_failure(study_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="vit-500-s0 failed"):
+    with pytest.raises(RunError, match="1 of 8 cells failed: vit-500-s0"):
         train(cells_of(study_file), tmp_path / "runs", Trainer({"vit-500-s0": (0, "running")}))
 
 
@@ -245,12 +276,19 @@ def test_the_time_left_is_told_from_the_second_cell_on(
     assert [line.partition("about ")[2] for line in lines] == ["", "7m30s left", "6m40s left", "3m20s left"]
 
 
-def test_a_directory_that_was_never_trained_in_is_missing_and_a_killed_one_started(tmp_path: Path) -> None:
+def test_a_directory_that_was_never_trained_in_is_missing_and_a_killed_one_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert cell_state(tmp_path / "none").state == "missing"
     RunDir(tmp_path / "some").write_json("run.json", {"recipe_hash": "x"})
     assert cell_state(tmp_path / "some").state == "started"
-    RunDir(tmp_path / "some").write_status("running", 3, 192)
-    assert cell_state(tmp_path / "some").state == "running"
+    speak(tmp_path / "some", "running", 3, 192)
+    assert cell_state(tmp_path / "some").state == "started", "this process trains nothing"
+    # On another machine, which cannot be asked whether its process lives.
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+    speak(tmp_path / "there", "running", 3, 192)
+    monkeypatch.undo()
+    assert cell_state(tmp_path / "there").state == "running"
 
 
 # The command line
@@ -281,7 +319,7 @@ def test_run_then_status_then_report_on_the_command_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["run", str(study_file), "--nproc", "2", "seeds=[0]"]) == 0
+    assert main(["run", str(study_file), "--nproc", "2", "seeds=[0]", "--anyway"]) == 0
     assert launcher == [(f"{family}-{n}-s0", 2) for n in (500, 2000) for family in ("vit", "bit")]
     assert "vit-dist study report" in capsys.readouterr().out
     assert main(["status", str(study_file)]) == 0
@@ -294,6 +332,33 @@ def test_run_then_status_then_report_on_the_command_line(
     png = tmp_path / "runs" / "tiny" / "report" / "accuracy_by_examples.png"
     assert png.is_file()
     assert str(png.relative_to(tmp_path)) in out
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("schedule.warmup=79 steps", "vit-500-s0, bit-500-s0: schedule.warmup=79 steps is 79 steps, longer than"),
+        ("global_batch=63", "vit-2000-s0, bit-2000-s0: global_batch=63 is not divisible by 2 devices"),
+        ("horizon=3 examples", "vit-2000-s0, bit-2000-s0: horizon=3 examples is less than half a step"),
+    ],
+)
+def test_a_study_with_cells_that_will_not_fit_begins_only_where_that_is_said(
+    study_file: Path,
+    launcher: list[tuple[str, int]],
+    override: str,
+    problem: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["run", str(study_file), "--nproc", "2", "seeds=[0]", "schedule.warmup=0 steps", override]
+    with pytest.raises(ConfigError, match=f"will not fit: .*{problem}(.|\n)*--anyway"):
+        main(words)
+    assert launcher == []
+    assert main([*words, "--anyway"]) == 0
+    assert problem in " ".join(capsys.readouterr().out.split())
+    assert len(launcher) == 4
 
 
 def test_logs_alone_are_enough_for_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -13,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from tests.histories import speak
 from vit_dist.cli.study import main
 from vit_dist.config.load import config_dirs
 from vit_dist.config.schema import Recipe, dump
 from vit_dist.core.devices import find_device
 from vit_dist.core.errors import ConfigError, RunError
+from vit_dist.core.run import history
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import Flops, format_flops
 from vit_dist.data.manifest import read_manifest
@@ -77,6 +80,14 @@ def test_a_list_of_models_is_a_family_each(study_file: Path) -> None:
     assert list(dict.fromkeys(c.family for c in cells)) == ["vit-demo", "bit-demo", "hybrid-demo", "small"]
     assert cells[0].recipe.model.name == "vit-demo"
     assert len({c.name for c in cells}) == len({c.hash for c in cells}) == 16
+
+
+@pytest.mark.parametrize("remote", ["s3://bucket/copies", "s3://bucket/copies/", "/shared/copies", "file:///copies"])
+def test_each_cell_s_copies_lie_in_a_folder_of_its_own(study_file: Path, remote: str) -> None:
+    without, cells = cells_of(study_file), cells_of(study_file, f"checkpoint.remote={remote}")
+    assert [c.recipe.checkpoint.remote for c in cells] == [f"{remote.rstrip('/')}/{c.name}" for c in cells]
+    # Where copies lie is not of a run's identity.
+    assert [c.hash for c in cells] == [c.hash for c in without]
 
 
 def test_cells_are_the_recipes_that_would_be_resolved_one_by_one(study_file: Path) -> None:
@@ -198,8 +209,7 @@ def finish(cell: Cell, run_dir: Path, seconds: float, ranks: int = 2) -> None:
     """Files of a run that is done, as training leaves them."""
     files = RunDir(run_dir)
     files.write_json("run.json", {"recipe_hash": cell.hash})
-    files.append_attempt({"event": "start", "attempt": 1, "ranks": ranks})
-    files.write_status("done", 78, 4992, goodput={"train": seconds - 1, "start": 1.0, "down": 99.0})
+    speak(run_dir, "done", 78, 4992, ranks=ranks, goodput={"train": seconds - 1, "start": 1.0, "down": 99.0})
 
 
 def test_sizes_are_those_of_the_manifests_and_unknown_where_there_is_none(
@@ -319,13 +329,16 @@ def test_a_run_with_a_recent_heartbeat_runs_and_one_without_was_killed(
 ) -> None:
     files = RunDir(tmp_path)
     files.write_json("run.json", {"recipe_hash": "x"})
-    files.write_status("running", 3, 192)
+    # On another machine, which cannot be asked whether its process lives.
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+    speak(tmp_path, "running", 3, 192)
+    monkeypatch.undo()
     assert (cell_state(tmp_path).state, cell_state(tmp_path).step) == ("running", 3)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 1000)
     assert cell_state(tmp_path).state == "started"
     monkeypatch.setattr(time, "time", lambda: now + 950)
-    files.write_heartbeat(1, {"train": 900.0})
+    speak(tmp_path, "running", 3, 192, goodput={"train": 900.0})
     monkeypatch.setattr(time, "time", lambda: now + 1000)
     assert cell_state(tmp_path).state == "running"
 
@@ -339,7 +352,7 @@ def test_status_is_a_matrix_with_a_mark_for_each_seed(
     done, failed, other = (cells[f"vit-demo-{name}"] for name in ("500-s0", "500-s1", "2000-s0"))
     finish(done, Path("runs/tiny") / done.name, seconds=10.0)
     finish(failed, Path("runs/tiny") / failed.name, seconds=10.0)
-    RunDir(Path("runs/tiny") / failed.name).write_status("failed", 7, 448, "the disk is full")
+    speak(Path("runs/tiny") / failed.name, "failed", 7, 448, "the disk is full")
     RunDir(Path("runs/tiny") / other.name).write_json("run.json", {"recipe_hash": "another"})
     assert main(["status", str(study_file)]) == 0
     shown = capsys.readouterr().out
@@ -367,7 +380,7 @@ class Pair:
         self._meet.wait()
         self.names.add(recipe.name)
         failed = recipe.name == self.failing
-        RunDir(run_dir).write_status("failed" if failed else "done", 1, 1, "told to" if failed else "")
+        speak(run_dir, "failed" if failed else "done", 1, 1, "told to" if failed else "")
         return 1 if failed else 0
 
 
@@ -402,13 +415,12 @@ def test_a_run_that_is_done_is_evaluated_once(study_file: Path, tmp_path: Path) 
     seen: list[str] = []
 
     def attempt(recipe: Recipe, run_dir: Path) -> int:
-        RunDir(run_dir).write_status("done", 1, 1)
+        speak(run_dir, "done", 1, 1)
         return 0
 
     def evaluate(cell: Cell, run_dir: Path) -> int:
         seen.append(cell.name)
-        entry = {"step": 1, "evaluators": [dump(e) for e in cell.evaluations], "values": {}}
-        RunDir(run_dir).write_json("evaluated.json", {"evaluations": [entry]})
+        history.evaluated(run_dir, [dump(e) for e in cell.evaluations], 1, {})
         return 0
 
     for _ in range(2):
@@ -436,8 +448,7 @@ def test_arrays_hold_what_is_left_in_pieces_that_slurm_allows(study_file: Path, 
     first, second, *_ = jobs.cells
     for cell in (first, second):
         finish(cell, jobs.run_dir(cell), seconds=10.0)
-    entry = {"step": 78, "evaluators": [dump(e) for e in first.evaluations], "values": {}}
-    RunDir(jobs.run_dir(first)).write_json("evaluated.json", {"evaluations": [entry]})
+    history.evaluated(jobs.run_dir(first), [dump(e) for e in first.evaluations], 78, {})
     left = todo(jobs)
     assert (left.done, left.evaluate, len(left.train)) == ((first,), (second,), 10)
     found = arrays(jobs, left, tmp_path / "jobs", largest=4, code=tmp_path)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +16,7 @@ from tests.places import GOLDEN
 from tests.plugins import model_config
 from tests.streams import recipe_of
 from vit_dist.cli import models
-from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.errors import ConfigError, DataError, VitDistError
 from vit_dist.core.run.checkpoints import MARKER, committed, read_marker, seal_marker
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
@@ -93,6 +96,71 @@ def test_a_head_of_other_classes_is_refused_with_the_difference(
     with pytest.raises(ConfigError, match=rf"init\.weights: .*{says}"):
         begun(tmp_path, tmp_path / "w.safetensors", ours, num_classes)
     assert begun(tmp_path, tmp_path / "w.safetensors", ours, num_classes, head="new") == [0] * num_classes
+
+
+def headless(tmp_path: Path) -> Path:
+    """Ours, without the tensors of its head."""
+    from safetensors.torch import load_file, save_file
+
+    write_weights(weights(()), tmp_path / "whole.safetensors")
+    tensors = {n: t for n, t in load_file(tmp_path / "whole.safetensors").items() if not n.startswith("head.")}
+    save_file(tensors, tmp_path / "headless.safetensors")
+    return tmp_path / "headless.safetensors"
+
+
+def headless_npz(tmp_path: Path) -> Path:
+    write_weights(weights(()), tmp_path / "whole.npz")
+    with np.load(tmp_path / "whole.npz") as arrays:
+        np.savez(tmp_path / "headless.npz", **{n: a for n, a in arrays.items() if not n.startswith("head")})
+    return tmp_path / "headless.npz"
+
+
+def with_pooler(tmp_path: Path) -> Path:
+    """A `ViTModel` of Hugging Face: a trunk and a pooler."""
+    from safetensors.torch import load_file, save_file
+
+    write_weights(weights(()), f"{tmp_path}/folder/")
+    file, described = tmp_path / "folder" / "model.safetensors", tmp_path / "folder" / "config.json"
+    tensors = {n: t for n, t in load_file(file).items() if not n.startswith("classifier.")}
+    save_file({**tensors, "vit.pooler.dense.weight": torch.zeros(32, 32)}, file)
+    described.write_text(json.dumps({**json.loads(described.read_text()), "architectures": ["ViTModel"]}))
+    return tmp_path / "folder"
+
+
+def written(name: str) -> Callable[[Path], Path]:
+    def write(tmp_path: Path) -> Path:
+        write_weights(weights(()), f"{tmp_path}/{name}")
+        return tmp_path / name
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("make", "num_classes"),
+    [
+        (headless, 4),
+        (headless_npz, 4),
+        (with_pooler, 4),
+        (written("w.npz"), 3),
+        (written("w.safetensors"), 7),
+        (written("w.timm.safetensors"), 3),
+        (written("folder/"), 2),
+    ],
+)
+def test_advice_to_a_recipe_names_its_keys_and_advice_to_a_command_its_options(
+    make: Callable[[Path], Path], num_classes: int, tmp_path: Path
+) -> None:
+    path = make(tmp_path)
+    with pytest.raises(VitDistError, match=r"init\.head=new") as caught:
+        begun(tmp_path, path, (), num_classes)
+    assert "--" not in str(caught.value).replace(str(path), "")
+    assert begun(tmp_path, path, (), num_classes, head="new") == [0] * num_classes
+
+    words = ["import", str(path), str(tmp_path / "out.safetensors"), "--num-classes", str(num_classes)]
+    model = ["--model", "vit-test", "patch_size=8"] if path.suffix else []
+    with pytest.raises(VitDistError, match="--head new") as caught:
+        models.main([*words, *model])
+    assert "init." not in str(caught.value)
 
 
 def test_names_that_are_given_to_weights_take_the_place_of_theirs(tmp_path: Path) -> None:

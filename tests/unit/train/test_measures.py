@@ -95,7 +95,7 @@ class Trained:
         return {tag: list(zip(s.steps.tolist(), s.values.tolist(), strict=True)) for tag, s in found.items()}
 
     def record(self) -> list[dict[str, Any]]:
-        return json.loads((self.dir / "evaluated.json").read_text())["evaluations"]
+        return [json.loads(line) for line in (self.dir / "history-evaluations.jsonl").read_text().splitlines()]
 
     def edit_run(self, **changes: Any) -> None:
         path = self.dir / "run.json"

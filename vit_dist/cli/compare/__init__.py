@@ -12,7 +12,7 @@ from vit_dist.cli.plugins import add_plugin, load_plugins
 from vit_dist.cli.verbs import verb_parser
 from vit_dist.core.devices import NAMES, find_device
 from vit_dist.core.errors import ConfigError
-from vit_dist.core.files import local_path
+from vit_dist.core.places import local_option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,8 +68,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--no-measure", action="store_true", help="leave throughput out")
     parser.add_argument("--batch", metavar="N", type=int, default=8, help="images a measured step (default 8)")
     parser.add_argument("--rounds", metavar="N", type=int, default=5, help="measured rounds (default 5)")
-    parser.add_argument("--csv", metavar="FILE", type=local_path, help="write every number there")
-    parser.add_argument("--figure", metavar="FILE", type=local_path, help="draw cost against size (.png, .svg, .pdf)")
+    parser.add_argument("--csv", metavar="FILE", type=local_option, help="write every number there")
+    parser.add_argument("--figure", metavar="FILE", type=local_option, help="draw cost against size (.png, .svg, .pdf)")
     add_plugin(parser)
     args = parser.parse_args(argv)
     _check(args)

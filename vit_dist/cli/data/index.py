@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from vit_dist.cli.data.options import default_workers, out, parser, positive, say
-from vit_dist.core.files import local_path, redact
+from vit_dist.core.files import redact
+from vit_dist.core.places import any_option, local_option
 from vit_dist.core.units import format_bytes
 
 _SHOWN = 20
@@ -26,8 +27,20 @@ docs/data.md says what a label may be. Tars that `vit-dist data pack` wrote keep
         "  vit-dist data index pairs.tar --out pairs.json --image left.jpg --labels output.cls\n"
         "  vit-dist data index old/wids.json --out new/manifest.json",
     )
-    p.add_argument("urls", nargs="+", metavar="URL", help="tars, {000..123} or * patterns, directories, a wids list")
-    p.add_argument("--out", required=True, metavar="MANIFEST", help="where the manifest goes; indexes go beside it")
+    p.add_argument(
+        "urls",
+        type=any_option,
+        nargs="+",
+        metavar="URL",
+        help="tars, {000..123} or * patterns, directories, a wids list",
+    )
+    p.add_argument(
+        "--out",
+        type=any_option,
+        required=True,
+        metavar="MANIFEST",
+        help="where the manifest goes; indexes go beside it",
+    )
     p.add_argument(
         "--split-name",
         default="",
@@ -42,7 +55,7 @@ docs/data.md says what a label may be. Tars that `vit-dist data pack` wrote keep
         help="member with the labels: cls, json, txt, output.cls, ... or none",
     )
     p.add_argument("--label-field", default="", metavar="KEY", help="key in .json, dots go deeper (labels, then label)")
-    p.add_argument("--classes", type=local_path, metavar="FILE", help="names of the classes, one a line")
+    p.add_argument("--classes", type=local_option, metavar="FILE", help="names of the classes, one a line")
     p.add_argument("--num-classes", type=positive, metavar="N", help="size of the label space (largest label + 1)")
     p.add_argument(
         "--image", default="", metavar="EXT", help="member with the image, where there are several: left.jpg"

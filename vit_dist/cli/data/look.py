@@ -8,6 +8,7 @@ from typing import Any
 
 from vit_dist.cli.data.options import count, default_workers, out, parser, positive, say
 from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.places import any_option
 from vit_dist.core.units import format_bytes
 
 _LISTED = 10
@@ -23,8 +24,8 @@ def info_main(argv: list[str]) -> int:
         "  vit-dist data info s3://bucket/pets --grid pets.png        # 64 random images\n"
         "  vit-dist data info runs/data/pets --all-classes",
     )
-    p.add_argument("manifest", help="URL of a manifest.json, or of the directory that holds it")
-    p.add_argument("--grid", metavar="PNG", help="draw random images into this file")
+    p.add_argument("manifest", type=any_option, help="URL of a manifest.json, or of the directory that holds it")
+    p.add_argument("--grid", type=any_option, metavar="PNG", help="draw random images into this file")
     p.add_argument(
         "--columns", type=positive, default=8, metavar="N", help="pictures in a row, and rows of the grid (8)"
     )
@@ -116,7 +117,7 @@ def verify_main(argv: list[str]) -> int:
         "  vit-dist data verify runs/data/pets --fast     # sizes and indexes only\n"
         "  vit-dist data verify s3://bucket/pets --images # decode every image too",
     )
-    p.add_argument("manifest", help="URL of a manifest.json, or of the directory that holds it")
+    p.add_argument("manifest", type=any_option, help="URL of a manifest.json, or of the directory that holds it")
     how = p.add_mutually_exclusive_group()
     how.add_argument("--fast", action="store_true", help="compare sizes and read the indexes, not the tars")
     how.add_argument("--images", action="store_true", help="decode every image too")
@@ -163,11 +164,11 @@ same. --balanced takes equally many of each class, and is nested too; it needs a
         "  vit-dist data subset s3://bucket/pets 30k --out s3://bucket/pets-30k/manifest.json\n"
         "  vit-dist data subset runs/data/pets 1000 --balanced --out runs/data/pets-1000.json",
     )
-    p.add_argument("manifest", help="URL of a manifest.json, or of the directory that holds it")
+    p.add_argument("manifest", type=any_option, help="URL of a manifest.json, or of the directory that holds it")
     p.add_argument("num", type=positive, metavar="N", help="examples (30k, 1.5M)")
     p.add_argument("--subset-seed", type=count, default=0, metavar="S", help="which nested family of subsets (0)")
     p.add_argument("--balanced", action="store_true", help="equally many of each class, give or take one")
-    p.add_argument("--out", metavar="MANIFEST", help="write a manifest instead of printing keys")
+    p.add_argument("--out", type=any_option, metavar="MANIFEST", help="write a manifest instead of printing keys")
     args = p.parse_args(argv)
 
     from vit_dist.data.derive import write_subset
@@ -193,21 +194,48 @@ same. --balanced takes equally many of each class, and is nested too; it needs a
 def _dedup_parser() -> argparse.ArgumentParser:
     p = parser(
         "dedup",
-        "Find training images that are nearly those of evaluation sets, and write a manifest without them.",
+        "Find training images that are nearly those of evaluation sets, and write a manifest without them; or, given a "
+        "set alone, the images that are in it twice.",
         """
 Images are compared by a 64-bit perceptual hash; where at most --distance bits differ they count as the same. Plain
 ones, of one colour or a gradient, have hashes that say nothing: they count as the same where all their pixels are.
 What was left out stands in a list beside the new manifest. The tars stay as they are.
 """,
         "  vit-dist data dedup s3://bucket/train --against s3://bucket/val --out s3://bucket/train-dedup.json\n"
+        "  vit-dist data dedup s3://bucket/train              # images in it twice, byte for byte; nothing is written\n"
         "  vit-dist data dedup train.json --against a/val.json b/test.json --out train-dedup.json --distance 2",
     )
-    p.add_argument("manifest", help="of the training set")
-    p.add_argument("--against", nargs="+", required=True, metavar="MANIFEST", help="of the evaluation sets")
-    p.add_argument("--out", required=True, metavar="MANIFEST", help="where the new manifest goes")
+    p.add_argument("manifest", type=any_option, help="of the training set")
+    p.add_argument("--against", type=any_option, nargs="+", metavar="MANIFEST", help="of the evaluation sets")
+    p.add_argument("--out", type=any_option, metavar="MANIFEST", help="where the new manifest goes")
     p.add_argument("--distance", type=count, default=4, metavar="BITS", help="bits of 64 that may differ (4)")
     p.add_argument("--workers", type=positive, metavar="N", help="processes (one a core)")
     return p
+
+
+def _report_copies(args: argparse.Namespace) -> int:
+    """Print the images that are in a set more than once, a line for each file."""
+    from vit_dist.core.files import redact
+    from vit_dist.core.progress import Progress
+    from vit_dist.data.dedup import copies_within
+    from vit_dist.data.manifest import read_manifest
+
+    manifest = read_manifest(args.manifest)
+    with Progress(f"reading {manifest.name}", manifest.num_samples, "images") as progress:
+        copies = copies_within(manifest, args.workers or default_workers(), progress.advance)
+    keys: dict[int, list[str]] = {}
+    for group, num_labels in zip(copies.groups, copies.num_labels, strict=True):
+        for shard in {shard for shard, _ in group} - keys.keys():
+            keys[shard] = manifest.read_index(shard).keys()
+        told = f"  ({num_labels} different labels)" if num_labels > 1 else ""
+        out("  ".join(keys[shard][place] for shard, place in group) + told + "\n")
+    mixed = sum(num_labels > 1 for num_labels in copies.num_labels)
+    say(
+        f"{redact(args.manifest)}: {copies.num_surplus:,} of {manifest.num_samples:,} images are copies of another one "
+        f"in the set, byte for byte: {len(copies.groups):,} files stand there more than once, {mixed:,} of them with "
+        f"different labels"
+    )
+    return 0
 
 
 def dedup_main(argv: list[str]) -> int:
@@ -222,6 +250,13 @@ def dedup_main(argv: list[str]) -> int:
 
     if args.distance > MAX_DISTANCE:
         raise ConfigError(f"--distance {args.distance}: expected 0 to {MAX_DISTANCE} of the 64 bits")
+    if (args.against is None) != (args.out is None):
+        raise ConfigError(
+            f"{'--out' if args.against is None else '--against'}: give --against and --out together, or neither, to "
+            f"see what is in the set twice"
+        )
+    if args.against is None:
+        return _report_copies(args)
     require_imagehash()
     workers = args.workers or default_workers()
     train = read_manifest(args.manifest)

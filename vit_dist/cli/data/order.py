@@ -13,6 +13,7 @@ import numpy as np
 from vit_dist.cli.data.options import count, out, parser, positive
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import redact
+from vit_dist.core.places import any_option
 from vit_dist.core.seeding import I64
 from vit_dist.data.index import ShardIndex
 from vit_dist.data.mixture import MixtureOrder
@@ -78,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     p = parser("order", summary, _DETAILS, _EXAMPLES.strip("\n"))
     p.add_argument(
         "set",
+        type=any_option,
         metavar="MANIFEST|RECIPE",
         help="URL of a manifest.json, or of the directory that holds it; or a recipe: a .yaml file, or the name of one",
     )

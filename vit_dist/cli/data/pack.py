@@ -18,7 +18,8 @@ from vit_dist.cli.data.options import (
 )
 from vit_dist.cli.plugins import add_plugin, load_plugins
 from vit_dist.core.errors import ConfigError
-from vit_dist.core.files import destination, lies_in, local_path, redact
+from vit_dist.core.files import destination, lies_in, redact
+from vit_dist.core.places import any_option, local_option, local_or_name
 from vit_dist.core.units import format_bytes
 from vit_dist.data.pack.dest import BAD_LIST
 from vit_dist.data.pack.run import PackResult
@@ -112,8 +113,10 @@ docs/data.md says what a label may be. A label that is none is refused with its 
         "  vit-dist data merge s3://bucket/photos\n"
         "  vit-dist data pack s3://in/photos s3://out/photos --cluster dgx-h100 --parts 64   # both, as Slurm jobs",
     )
-    p.add_argument("source", metavar="SRC", help="where the images are")
-    p.add_argument("dest", metavar="DEST", help="directory or URL (s3://, gs://, ...) that the shards go to")
+    p.add_argument("source", type=any_option, metavar="SRC", help="where the images are")
+    p.add_argument(
+        "dest", type=any_option, metavar="DEST", help="directory or URL (s3://, gs://, ...) that the shards go to"
+    )
     p.add_argument("--samples-per-shard", type=positive, default=10_000, metavar="N", help="images in a shard (10k)")
     p.add_argument("--bytes-per-shard", type=size, metavar="B", help="instead: bytes in a shard, about ('512 MiB')")
     _add_max_bad(p)
@@ -154,7 +157,7 @@ docs/data.md says what a label may be. A label that is none is refused with its 
     )
     p.add_argument(
         "--classes",
-        type=local_path,
+        type=local_option,
         metavar="FILE",
         help="folder, list, Parquet, tars: names of the classes, one a line",
     )
@@ -168,18 +171,22 @@ docs/data.md says what a label may be. A label that is none is refused with its 
     p.add_argument("--name", default="", help="of the dataset, in the manifest (that of SRC)")
     p.add_argument("--workers", type=positive, default=None, metavar="N", help="processes (one a core)")
     p.add_argument("--part", type=_part, metavar="I/N", help="pack one of N parts; then `vit-dist data merge DEST`")
-    p.add_argument("--work-dir", type=local_path, metavar="DIR", help="local scratch folder (inside DEST, or /tmp)")
+    p.add_argument("--work-dir", type=local_option, metavar="DIR", help="local scratch folder (inside DEST, or /tmp)")
     p.add_argument("--force", action="store_true", help="replace another packing in DEST")
     on_slurm = p.add_argument_group(
         "as Slurm jobs",
         "An array of parts, and a job that merges them once all are packed. Given again, the same command submits what "
         "is missing.",
     )
-    on_slurm.add_argument("--cluster", metavar="NAME", help="a YAML file, or the name of one in configs/clusters")
+    on_slurm.add_argument(
+        "--cluster", type=local_or_name, metavar="NAME", help="a YAML file, or the name of one in configs/clusters"
+    )
     on_slurm.add_argument("--parts", type=positive, metavar="N", help="into how many jobs the packing is cut (16)")
     on_slurm.add_argument("--max-parallel", type=positive, metavar="N", help="parts at a time (no limit)")
     on_slurm.add_argument("--time", metavar="LIMIT", help="time limit of a part (the cluster's)")
-    on_slurm.add_argument("--run-root", metavar="DIR", help="for scripts and logs (the cluster's run_root, or runs)")
+    on_slurm.add_argument(
+        "--run-root", type=local_option, metavar="DIR", help="for scripts and logs (the cluster's run_root, or runs)"
+    )
     on_slurm.add_argument("--dry-run", action="store_true", help="print the scripts; needs no Slurm")
     return p
 
@@ -202,7 +209,7 @@ def merge_main(argv: list[str]) -> int:
         "",
         "  vit-dist data merge s3://bucket/photos",
     )
-    p.add_argument("dest", metavar="DEST", help="the parts' common destination")
+    p.add_argument("dest", type=any_option, metavar="DEST", help="the parts' common destination")
     _add_max_bad(p)
     args = p.parse_args(argv)
     args.dest = destination(args.dest, "DEST")
@@ -218,6 +225,13 @@ def _report(result: PackResult, dest: str) -> None:
         say("already packed from the same source with the same options; nothing to do")
     if result.num_bad:
         say(f"left out {result.num_bad:,} unreadable images; see {redact(dest)}/{BAD_LIST}")
+    if result.num_turned and result.upright:
+        say(f"turned {result.num_turned:,} images upright, as their EXIF orientation says")
+    elif result.num_turned:
+        say(
+            f"{result.num_turned:,} images are stored on their side or mirrored, as their EXIF orientation says, and "
+            f"are trained on as they are stored; --upright turns them"
+        )
     for url, manifest in result.manifests:
         out(
             f"{redact(url)}: {manifest.num_samples:,} examples of {manifest.num_classes:,} classes in "

@@ -49,12 +49,12 @@ def submit_pack(args: argparse.Namespace, argv: list[str]) -> int:
     except ValueError as error:
         raise ConfigError(f"--time: {error}") from None
     cluster = load_cluster(args.cluster)
-    root = local_path(args.run_root or cluster.run_root or "runs")
+    root = args.run_root or local_path(cluster.run_root or "runs")
     words = words_of_jobs(argv)
     check_no_secrets(words)
     parts = args.parts or _PARTS
     folder = pack.folder_of(root, args.dest)
-    files = [Path(path).expanduser().absolute() for path in args.plugin]
+    files = [path.expanduser().absolute() for path in args.plugin]
     for file in files if args.dry_run else [copy_file(load_file(file), folder / names.PLUGINS) for file in files]:
         words += ["--plugin", str(file)]
     missing = list(range(parts)) if args.dry_run else _missing(args, parts)

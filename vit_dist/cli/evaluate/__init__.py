@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_dist.core.files import local_path
+from vit_dist.core.places import local_option, local_or_name, local_or_override
 from vit_dist.core.run import names
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ examples:
   vit-dist evaluate --list runs.txt --cluster dgx-h100 --max-parallel 8       # an array, an element a run
   srun vit-dist evaluate --list runs.txt --element 3            # the run in line 4 of a list: an array's element
 
-Results go to a new event file in RUN-DIR/tb, at the step of the checkpoint, and to RUN-DIR/evaluated.json. A tag such
-as val/top1 is of one set for the whole run, the first that was measured under it: the run's own. What is measured on
+Results go to a new event file in RUN-DIR/tb, at the step of the checkpoint, and into its history. A tag such as
+val/top1 is of one set for the whole run, the first that was measured under it: the run's own. What is measured on
 another set, or with other settings of an evaluator, is logged as val@NAME-FINGERPRINT/top1, and reports of studies
-leave it out. evaluated.json and --out name the set beside the values. The same metric of the same set at the same step
+leave it out. The history and --out name the set beside the values. The same metric of the same set at the same step
 is not measured again. Overrides may change where things are and what is evaluated, not what was trained.
 """
 
@@ -43,16 +43,22 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "words", metavar="RUN-DIR [k=v ...]", nargs="*", help="a run directory or one of its checkpoints, and overrides"
+        "words",
+        type=local_or_override,
+        metavar="RUN-DIR [k=v ...]",
+        nargs="*",
+        help="a run directory or one of its checkpoints, and overrides",
     )
     parser.add_argument(
-        "--list", metavar="FILE", type=local_path, help="in place of RUN-DIR: run directories, a line each"
+        "--list", metavar="FILE", type=local_option, help="in place of RUN-DIR: run directories, a line each"
     )
     parser.add_argument("--element", metavar="I", type=int, help="line of --list, from 0 (SLURM_ARRAY_TASK_ID)")
     parser.add_argument("--nproc", metavar="N", type=int, help="ranks to start on this machine (1)")
-    parser.add_argument("--out", metavar="FILE", type=local_path, help="the result as JSON too")
+    parser.add_argument("--out", metavar="FILE", type=local_option, help="the result as JSON too")
     jobs = parser.add_argument_group("as Slurm jobs")
-    jobs.add_argument("--cluster", metavar="NAME", help="a YAML file, or the name of one in configs/clusters")
+    jobs.add_argument(
+        "--cluster", type=local_or_name, metavar="NAME", help="a YAML file, or the name of one in configs/clusters"
+    )
     jobs.add_argument("--nodes", metavar="N", type=int, help="of a job (1)")
     jobs.add_argument("--devices", metavar="N", type=int, help="GPUs, or processes, on a node (all)")
     jobs.add_argument("--time", metavar="LIMIT", help="time limit of a job (the cluster's)")

@@ -26,13 +26,13 @@ def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list
     from launcher.slurm.render import Site, check_no_secrets, render_evaluate
     from launcher.submit.run import parse_time
     from launcher.submit.snapshot import take_snapshot
-    from vit_dist.core.files import write_bytes
+    from vit_dist.core.files import make_folder, write_bytes
     from vit_dist.core.process import code_root
 
     if args.nproc is not None or args.element is not None:
         raise ConfigError("--nproc and --element: mean nothing with --cluster; its jobs start a process a device")
     if args.list is not None and args.out is not None:
-        raise ConfigError("--out: one file for many runs; look at evaluated.json in each run directory instead")
+        raise ConfigError("--out: one file for many runs; each run's history and log have its values")
     for name in ("nodes", "devices", "max_parallel"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')}={getattr(args, name)}: at least 1 is needed")
@@ -65,7 +65,7 @@ def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list
     if args.dry_run:
         print(script, end="")  # noqa: T201 - the result
         return 0
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     take_snapshot(code)
     path = folder / f"evaluate-{stamp}.sbatch"
     write_bytes(str(path), script.encode())

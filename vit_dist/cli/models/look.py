@@ -105,14 +105,16 @@ def show_main(argv: list[str]) -> int:
 
     import yaml
 
+    from vit_dist.config.sections import meaning_of
+
     config = model_config(args.name, args.settings)
     size = args.image_size or usual_size(config)
     config.fit(size)
     cost = _cost(config, args.num_classes, size)
     described = {key: value for key, value in config.model_dump(mode="json").items() if value is not None}
-    fields = [(name, field.description) for name, field in type(config).model_fields.items() if field.description]
+    fields = [(name, meaning_of(type(config), name)) for name in type(config).model_fields if name != "name"]
     explained = "\n".join(
-        textwrap.fill(f"{n}: {text}", 100, initial_indent="# ", subsequent_indent="#   ") for n, text in fields
+        textwrap.fill(f"{n}: {text}", 100, initial_indent="# ", subsequent_indent="#   ") for n, text in fields if text
     )
     sys.stdout.write(
         f"{yaml.safe_dump(described, sort_keys=False)}\n{explained}\n\n"

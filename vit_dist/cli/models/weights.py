@@ -13,6 +13,7 @@ from vit_dist.cli.plugins import add_plugin, load_plugins
 from vit_dist.cli.verbs import verb_parser
 from vit_dist.core.errors import ConfigError, did_you_mean
 from vit_dist.core.files import redact
+from vit_dist.core.places import any_option, local_option
 
 if TYPE_CHECKING:
     from vit_dist.models.weights.files import Weights
@@ -22,7 +23,7 @@ forms, by the name's ending
   x.npz                Google's: vision_transformer (ViT, hybrid), big_transfer (BiT); linen names are read too
   x.safetensors        ours: timm's names, with the model, recipe, hash and examples seen in its header
   x.timm.safetensors   a state dict that timm's own model loads, with equal logits; refused where timm has none
-  x.pth .pt .bin .ckpt read only, as plain tensors: nothing else in them is unpickled
+  x.pth .pt .bin .ckpt read only, as plain tensors: nothing in them is unpickled or run
   x/                   a folder that Hugging Face's ViTForImageClassification loads; a ViTModel is read with --head new
 SOURCE and OUT may be URLs, such as s3://bucket/b16.npz. A file that is there already is replaced, once the new one is
 complete.
@@ -59,7 +60,7 @@ def import_main(argv: list[str]) -> int:
     )
     parser.add_argument("--model", metavar="NAME", help="needed where the file does not say its model")
     parser.add_argument("--num-classes", metavar="K", type=int, help="default: as many as the file has")
-    parser.add_argument("--classes", metavar="FILE", type=Path, help="names of the head's classes, one a line")
+    parser.add_argument("--classes", metavar="FILE", type=local_option, help="names of the head's classes, one a line")
     parser.add_argument("--image-size", metavar="S", type=int, help="positions are resampled to it")
     parser.add_argument(
         "--head",
@@ -145,8 +146,8 @@ def export_main(argv: list[str]) -> int:
 def _parser(verb: str, description: str, epilog: str, *, source: str, settings: str) -> argparse.ArgumentParser:
     """The parser of a verb that turns SOURCE into OUT, with the help of its arguments."""
     parser = verb_parser(f"vit-dist models {verb}", description, epilog)
-    parser.add_argument("source", metavar="SOURCE", help=source)
-    parser.add_argument("out", metavar="OUT", help="what to write; its ending says the form")
+    parser.add_argument("source", type=any_option, metavar="SOURCE", help=source)
+    parser.add_argument("out", type=any_option, metavar="OUT", help="what to write; its ending says the form")
     parser.add_argument("settings", metavar="k=v", nargs="*", help=settings)
     return parser
 

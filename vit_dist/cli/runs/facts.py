@@ -14,7 +14,7 @@ from vit_dist.core.units import format_seconds
 
 if TYPE_CHECKING:
     from launcher.status.run_view import RunView
-    from launcher.supervise.ledger import LedgerEntry
+    from vit_dist.core.run.history import Attempt
 
 BUCKETS = ("train", "wait", "eval", "save", "start", "lost", "down")
 COLUMNS = ("run", "state", "job", "step", "done", "img/s", "left", "useful", "saved", "tries", "note")
@@ -30,6 +30,7 @@ def as_json(view: RunView) -> dict[str, Any]:
     """Everything, for programs."""
     plain = asdict(view)
     plain["path"] = str(view.path.resolve())
+    plain.pop("logged")
     plain |= {"name": view.name, "done": view.fraction_done, "useful": view.useful}
     if view.job is not None:
         plain["job"]["label"] = view.job.label
@@ -128,7 +129,7 @@ def cost_line(view: RunView, now: float) -> str:
     return text + (f", {lost:,} step{'' if lost == 1 else 's'} done in vain" if lost else "")
 
 
-def attempt_row(entry: LedgerEntry, now: float) -> tuple[str, ...]:
+def attempt_row(entry: Attempt, now: float) -> tuple[str, ...]:
     """One line of the table of attempts; see ATTEMPT_COLUMNS."""
     ended = entry.ended if entry.ended is not None else now
     cause = entry.cause.replace("_", " ")
@@ -178,7 +179,7 @@ def row(view: RunView, now: float) -> tuple[str, ...]:
             span(view.eta_s) if view.eta_s is not None and view.active else "",
             f"{100 * view.useful:.0f}%" if view.useful is not None else "",
             span(now - view.saved_at) if view.saved is not None else "",
-            str(len(view.attempts) or ""),
+            str(view.tries or ""),
             note,
         )
     )
@@ -186,7 +187,7 @@ def row(view: RunView, now: float) -> tuple[str, ...]:
 
 def order(views: Sequence[RunView]) -> list[RunView]:
     """Those to look at first: active, then in trouble, then the rest; within each the newest heartbeat first."""
-    from launcher.status.run_view import ACTIVE
+    from vit_dist.core.run.history import ACTIVE
 
     rank = {state: i for i, state in enumerate((*ACTIVE, "silent", "lost", "given up", "failed"))}
     return sorted(views, key=lambda v: (rank.get(v.state, 99), -v.seen, v.name))

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from vit_dist.core.run import names
+from vit_dist.core.run import history, names
 from vit_dist.core.terminal import clean
 
 _EXAMPLES = """
@@ -102,18 +102,18 @@ def _follow(run: Path, args: argparse.Namespace) -> int:
 
 def _first_error(run: Path, attempt: int | None) -> int:
     from launcher.status.logs import attempt_dir, attempts_with_logs, first_error
-    from launcher.supervise.ledger import read_ledger
     from vit_dist.cli.runs.facts import one_line
     from vit_dist.core.log import log
 
+    attempts = history.read(run, forgiving=True).attempts
     # Unless one is named: the newest that ended in trouble, else the newest.
     if attempt is None:
         logged = set(attempts_with_logs(run))
-        bad = [e.attempt for e in read_ledger(run) if not e.open and e.cause not in {"done", "stopped"}]
+        bad = [e.attempt for e in attempts if not e.open and e.cause not in {"done", "stopped"}]
         attempt = next((number for number in reversed(bad) if number in logged), None)
     directory = attempt_dir(run, attempt)
     number = int(directory.name.removeprefix("attempt-"))
-    entry = next((e for e in read_ledger(run) if e.attempt == number), None)
+    entry = next((e for e in attempts if e.attempt == number), None)
     if entry is not None:
         ended = "has not ended" if entry.open else f"ended: {entry.cause.replace('_', ' ')}"
         log(f"attempt {number} {ended}{f'; {one_line(entry.detail)}' if entry.detail else ''}")

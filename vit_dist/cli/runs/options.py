@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vit_dist.core.places import local_option, local_or_name
+
 if TYPE_CHECKING:
     from launcher.submit.run import SubmitRequest, Submitted
 
@@ -22,7 +24,7 @@ def run_parser(verb: str, description: str, epilog: str, *, run: bool = True) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if run:
-        parser.add_argument("run", metavar="RUN", help=RUN_HELP)
+        parser.add_argument("run", type=local_or_name, metavar="RUN", help=RUN_HELP)
     add_runs(parser)
     return parser
 
@@ -31,6 +33,7 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
     """Where runs are looked for."""
     parser.add_argument(
         "--runs",
+        type=local_option,
         metavar="DIR",
         action="append",
         default=[],

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_dist.core.run import names
+from vit_dist.core.places import local_or_name
+from vit_dist.core.run import history
 
 if TYPE_CHECKING:
     import argparse
@@ -25,8 +26,8 @@ examples:
   vit-dist resume vit-l16
   vit-dist resume vit-l16 --nodes 4
   vit-dist resume vit-l16 --time 2h --site partition=hi log.every="100 steps"
-  vit-dist resume runs/demo-3f2a91c0 --nproc 4
-  vit-dist resume runs/demo-3f2a91c0 --cluster dgx-h100 --nodes 2
+  vit-dist resume runs/demo-a1a0a30b --nproc 4
+  vit-dist resume runs/demo-a1a0a30b --cluster dgx-h100 --nodes 2
 """
 
 
@@ -39,16 +40,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--nodes", metavar="N", type=int, help="nodes that train (as before)")
     parser.add_argument("--spares", metavar="N", type=int, help="nodes more, in place of lost ones (as before)")
     parser.add_argument("--time", metavar="SPAN", default="", help="limit of the job (as before)")
-    parser.add_argument("--cluster", metavar="NAME", default="", help="another site (as before)")
+    parser.add_argument("--cluster", type=local_or_name, metavar="NAME", default="", help="another site (as before)")
     parser.add_argument("--site", metavar="k=v", action="append", default=[], help="override a key of the cluster")
     parser.add_argument("--nproc", metavar="N", type=int, help="on this machine: processes (as before)")
     args = parser.parse_intermixed_args(argv)
 
-    from launcher.status.files import read_run
     from vit_dist.core.errors import ConfigError
 
     run = the_run(args)
-    local = not args.cluster and not read_run(run).job
+    local = not args.cluster and not history.read(run, forgiving=True).submission
     of_jobs = {"--nodes": args.nodes, "--spares": args.spares, "--time": args.time, "--site": args.site}
     given = [name for name, value in of_jobs.items() if value not in (None, "", [])]
     if local and given:
@@ -67,7 +67,7 @@ def _here(run: Path, args: argparse.Namespace) -> int:
 
     check_ended(run)
     # A request was for the attempt before.
-    (run / names.REQUEST).unlink(missing_ok=True)
+    history.forget(run)
     nproc = args.nproc if args.nproc is not None else device_count(run)
     return train([str(recipe_of(run)), *args.overrides, "--run-dir", str(run), "--nproc", str(nproc)])
 

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vit_dist.core.places import local_or_name
+
 if TYPE_CHECKING:
     from launcher.status.run_view import RunView
 
@@ -18,6 +20,7 @@ their jobs. Without Slurm on the PATH it comes from the files alone, and a note 
 
 states:
   waiting starting running ending     a job or a process works on the run, or waits to
+  submitted                           its job was handed to Slurm, which cannot be asked from here
   done stopped cancelled              ended; `vit-dist resume` resumes one that was stopped
   failed, given up                    see `vit-dist logs RUN --first-error`
   lost                                it says it runs, but its job or its process is gone
@@ -43,7 +46,7 @@ def main(argv: list[str]) -> int:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", metavar="RUN", nargs="?", help=RUN_HELP)
+    parser.add_argument("run", type=local_or_name, metavar="RUN", nargs="?", help=RUN_HELP)
     parser.add_argument("--watch", action="store_true", help="refresh in place; in a pipe: a line at each change")
     parser.add_argument("--every", metavar="SECONDS", type=float, default=3.0, help="with --watch (default 3)")
     parser.add_argument("--json", action="store_true", help="everything, for programs")
@@ -66,12 +69,12 @@ def main(argv: list[str]) -> int:
     return _once(path, roots)
 
 
-def _views(path: Path | None, roots: list[Path]) -> tuple[list[RunView], str]:
+def _views(path: Path | None, roots: list[Path], *, whole: bool = False) -> tuple[list[RunView], str]:
     from launcher.status.find import find_runs
     from launcher.status.view import look, look_at
 
     if path is None:
-        return look(find_runs(roots))
+        return look(find_runs(roots), whole=whole)
     view, silence = look_at(path)
     return [view], silence
 
@@ -79,7 +82,7 @@ def _views(path: Path | None, roots: list[Path]) -> tuple[list[RunView], str]:
 def _json(path: Path | None, roots: list[Path]) -> int:
     from vit_dist.cli.runs.facts import as_json
 
-    views, silence = _views(path, roots)
+    views, silence = _views(path, roots, whole=True)
     record = as_json(views[0]) if path is not None else {"runs": [as_json(view) for view in views]}
     sys.stdout.write(json.dumps({**record, "slurm": silence or "ok"}, indent=1) + "\n")
     return 0
@@ -132,7 +135,7 @@ def _watch_lines(path: Path | None, roots: list[Path], every_s: float) -> int:
     while True:
         views, _ = _views(path, roots)
         for view in order(views):
-            mark = (view.state, view.reason, view.step, view.saved, len(view.attempts))
+            mark = (view.state, view.reason, view.step, view.saved, view.tries)
             if printed.get(view.path) != mark:
                 printed[view.path] = mark
                 sys.stdout.write(_short(view) + "\n")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.places import any_option
 from vit_dist.core.tables import make_console, show, table
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("table", metavar="TABLE.csv", help="a table with a header line, a path or URL")
+    parser.add_argument("table", type=any_option, metavar="TABLE.csv", help="a table with a header line, a path or URL")
     parser.add_argument("--x", required=True, metavar="COLUMN", help="size: examples, FLOPs, parameters, ...")
     parser.add_argument("--y", required=True, metavar="COLUMN", help="error or loss")
     parser.add_argument("--accuracy", action="store_true", help="y is an accuracy between 0 and 1: fit 1 - y")
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", action="append", default=[], metavar="Y", help="the size needed for an error")
     parser.add_argument("--bootstraps", type=int, default=200, metavar="N", help="resampled fits for intervals (200)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of starts and bootstraps (0)")
-    parser.add_argument("--json", metavar="OUT", help="write everything to this file or URL")
+    parser.add_argument("--json", type=any_option, metavar="OUT", help="write everything to this file or URL")
     return parser
 
 

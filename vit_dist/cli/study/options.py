@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.places import any_option, local_option, local_or_override
 
 if TYPE_CHECKING:
     from vit_dist.study.grid import Cell, StudyConfig
     from vit_dist.study.local import CellState
 
 
-def study_parser(verb: str, description: str, *examples: str) -> argparse.ArgumentParser:
+def study_parser(
+    verb: str, description: str, *examples: str, word: Callable[[str], str] = local_or_override
+) -> argparse.ArgumentParser:
     """A parser of one verb: its description, its examples, and the words that name a study.
 
     `parse_intermixed_args` it, since overrides may stand between options.
+
+    Args:
+        verb: its name.
+        description: what it does.
+        examples: what may stand behind it.
+        word: type of the words that name the study.
     """
     parser = argparse.ArgumentParser(
         prog=f"vit-dist study {verb}",
@@ -29,6 +38,7 @@ def study_parser(verb: str, description: str, *examples: str) -> argparse.Argume
     )
     parser.add_argument(
         "words",
+        type=word,
         nargs="*",
         metavar="STUDY [k=v ...]",
         help="a study file, or the name of one in configs/studies; k=v changes a key of the study, or, for any other "
@@ -39,12 +49,16 @@ def study_parser(verb: str, description: str, *examples: str) -> argparse.Argume
 
 def add_runs(parser: argparse.ArgumentParser) -> None:
     """Where the run directories are."""
-    parser.add_argument("--runs", metavar="DIR", default="runs", help="run directories are DIR/<study>/<cell> (runs)")
+    parser.add_argument(
+        "--runs", type=local_option, metavar="DIR", default="runs", help="run directories are DIR/<study>/<cell> (runs)"
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Whether records are written; see `write_records`."""
-    parser.add_argument("--json", metavar="FILE", help="write a record a run there; -: to standard output, and no more")
+    parser.add_argument(
+        "--json", type=any_option, metavar="FILE", help="write a record a run there; -: to standard output, and no more"
+    )
 
 
 def write_records(target: str, records: Sequence[dict[str, Any]]) -> bool:
@@ -92,7 +106,7 @@ class NamedStudy:
         return " x ".join(f"{len(values)} {one if len(values) == 1 else many}" for one, many, values in counts)
 
 
-def named_study(words: Sequence[str], prog: str, runs: str | Path) -> NamedStudy:
+def named_study(words: Sequence[str], prog: str, runs: Path) -> NamedStudy:
     """Load and plan the study that the words of a command line name.
 
     Args:
@@ -106,7 +120,7 @@ def named_study(words: Sequence[str], prog: str, runs: str | Path) -> NamedStudy
     from vit_dist.study.grid import load_study, plan
 
     config = load_study(*split_words(words, prog))
-    return NamedStudy(config, plan(config), Path(runs) / config.name)
+    return NamedStudy(config, plan(config), runs / config.name)
 
 
 def state_word(cell: Cell, state: CellState) -> str:

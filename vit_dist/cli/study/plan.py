@@ -146,6 +146,7 @@ def _hours(hours: float) -> str:
 def _summary(console: Console, estimates: Sequence[CostEstimate], states: dict[str, str], rate: Rates) -> None:
     """Totals of all runs and of what is left, what is unknown, what will not fit."""
     from vit_dist.core.units import format_bytes, format_flops
+    from vit_dist.study.cost import problem_lines
 
     left = [e for e in estimates if states[e.cell.name] != "done"]
     for what, some in (("all", estimates), ("left", left)):
@@ -163,15 +164,8 @@ def _summary(console: Console, estimates: Sequence[CostEstimate], states: dict[s
         console.print(f"hours: {source}", markup=False)
     if any(e.num_bytes is None for e in estimates):
         console.print("bytes: unknown where the training set is not named, or is not there yet", markup=False)
-    reasons: dict[str, list[str]] = {}
-    for estimate in estimates:
-        for problem in estimate.problems:
-            reasons.setdefault(f"will not fit: {{}}: {problem}", []).append(estimate.cell.name)
-        if estimate.remark:
-            reasons.setdefault(f"note: {{}}: {estimate.remark}", []).append(estimate.cell.name)
-    for text, names in reasons.items():
-        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        console.print(text.replace("{}", shown, 1), markup=False)
+    for line in problem_lines(estimates, remarks=True):
+        console.print(line, markup=False)
 
 
 def _record(estimate: CostEstimate, state: str, rate: Rates) -> dict[str, Any]:

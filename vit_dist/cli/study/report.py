@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from vit_dist.cli.study.options import add_runs, split_words, study_parser
 from vit_dist.core.errors import ConfigError
-from vit_dist.core.files import local_path
+from vit_dist.core.files import redact
+from vit_dist.core.places import any_option, any_or_override, local_option
 from vit_dist.core.run.names import is_plain_name
 from vit_dist.core.tables import make_console, show, table
 
@@ -26,19 +27,29 @@ def _parser() -> argparse.ArgumentParser:
         "Read the event files of a study's runs; fit curves; write one HTML page with figures and tables beside it.",
         "demo                                               # runs/demo/report/report.html",
         "demo --out /tmp/report --metric fewshot/mini_5shot",
-        "--logs s3://bucket/tensorboard/demo --out report   # no study file needed",
+        "s3://bucket/copies/demo --out report               # no study file needed; --logs where it is a path",
         "--logs logs/ --tag-map timm.yaml --out report      # other frameworks' logs too: see docs/study.md",
+        word=any_or_override,
     )
     add_runs(parser)
-    parser.add_argument("--logs", metavar="URL", help="directory that holds the event files (DIR/<study>)")
-    parser.add_argument("--out", metavar="DIR", help="where the page and its files go (DIR/<study>/report)")
+    parser.add_argument(
+        "--logs", type=any_option, metavar="URL", help="directory that holds the event files (DIR/<study>)"
+    )
+    parser.add_argument(
+        "--out", type=local_option, metavar="DIR", help="where the page and its files go (DIR/<study>/report)"
+    )
     parser.add_argument("--metric", metavar="TAG", help="scalar tag to draw (the study's, or val/top1)")
     parser.add_argument(
         "--val-set", metavar="NAME", help="name or fingerprint of the set it was measured on (that of most runs)"
     )
-    parser.add_argument("--tag-map", metavar="FILE", help="YAML file that says how to read logs of other frameworks")
     parser.add_argument(
-        "--tensorboard", metavar="DIR", help="also write the runs for TensorBoard with examples and GFLOPs as step axes"
+        "--tag-map", type=local_option, metavar="FILE", help="YAML file that says how to read logs of other frameworks"
+    )
+    parser.add_argument(
+        "--tensorboard",
+        type=local_option,
+        metavar="DIR",
+        help="also write the runs for TensorBoard with examples and GFLOPs as step axes",
     )
     parser.add_argument("--no-cache", action="store_true", help="fit and draw again, also where nothing has changed")
     return parser
@@ -54,13 +65,18 @@ def main(argv: list[str]) -> int:
     from vit_dist.scaling.report.write import write_report
     from vit_dist.scaling.tagmap import load_tag_map
 
+    # The URL of logs may stand in the place of a study, which has none.
+    urls = [word for word in args.words if "://" in word and "=" not in word.partition("://")[0]]
+    if urls and (args.logs or len(urls) > 1):
+        raise ConfigError(f"{parser.prog}: give the logs once: {', '.join(map(redact, [*urls, args.logs or '']))}")
+    args.logs, args.words = (urls or [args.logs])[0], [word for word in args.words if word not in urls]
     name, study = _study(args, parser.prog)
-    logs = args.logs or str(Path(args.runs) / str(name))
+    logs = args.logs or str(args.runs / str(name))
     metric = args.metric or (study.metric if study else VAL_TOP1)
     tag_map = load_tag_map(args.tag_map) if args.tag_map else None
     declared = study.metrics if study else {}
     collection = collect(logs, study=name, metric=metric, tag_map=tag_map, declared=declared, val_set=args.val_set)
-    out = local_path(args.out) if args.out else _default_out(local_path(args.runs), collection.study or "runs")
+    out = args.out or _default_out(args.runs, collection.study or "runs")
     files = write_report(collection, out, cached=not args.no_cache)
     console = make_console()
     show(console, _means_table(collection))
@@ -71,7 +87,7 @@ def main(argv: list[str]) -> int:
     if args.tensorboard:
         from vit_dist.scaling.report.tensorboard import export_tensorboard
 
-        export_tensorboard(collection, Path(args.tensorboard))
+        export_tensorboard(collection, args.tensorboard)
         console.print(f"by examples and by GFLOPs: tensorboard --logdir {args.tensorboard}", markup=False)
     return 0
 

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vit_dist.cli.models.options import at_least_one
-from vit_dist.cli.study.options import add_runs, named_study, study_parser
+from vit_dist.cli.study.options import NamedStudy, add_runs, named_study, study_parser
+from vit_dist.core.errors import ConfigError
 from vit_dist.core.tables import make_console
 from vit_dist.core.world import starts_ranks
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from vit_dist.study.grid import Cell
 
 
@@ -26,13 +29,15 @@ def main(argv: list[str]) -> int:
         "demo --nproc 2 --runs /scratch/runs",
         "demo seeds=[0] subsets=[500,2000]",
         "demo --jobs 2                              # two runs at once, side by side",
+        "demo --stop-on-failure                     # else the other cells are trained, and the exit code says 1",
     )
     add_runs(parser)
     parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes a run (1)")
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="runs at once, each printing to its train.log (1)"
     )
-    parser.add_argument("--keep-going", action="store_true", help="train the other cells when one fails")
+    parser.add_argument("--stop-on-failure", action="store_true", help="train no other cell once one has failed")
+    parser.add_argument("--anyway", action="store_true", help="begin although the plan says that cells will not fit")
     args = parser.parse_intermixed_args(argv)
     at_least_one(args, "nproc", "jobs")
     starts_ranks("study run", args.nproc)
@@ -43,13 +48,14 @@ def main(argv: list[str]) -> int:
     from vit_dist.study.local import evaluation_words, run_cells
 
     console.print(f"study {study.config.name}: {study.shape}, in {study.directory}", markup=False)
+    _refuse_what_will_not_fit(study, args.nproc, console, anyway=args.anyway)
     run = partial(
         run_cells,
         study.cells,
         study.directory,
         print_line=lambda line: console.print(line, markup=False),
         resume_command=shlex.join(["vit-dist", "study", "run", *argv]),
-        keep_going=args.keep_going,
+        keep_going=not args.stop_on_failure,
         jobs=args.jobs,
     )
     if args.jobs == 1:
@@ -67,7 +73,27 @@ def main(argv: list[str]) -> int:
                 evaluate=lambda cell, run_dir: side_by_side.run(evaluation_words(cell, run_dir), run_dir),
                 last_error_line=side_by_side.last_error_line,
             )
-    options = [] if args.runs == "runs" else ["--runs", args.runs]
+    options = [] if args.runs == Path("runs") else ["--runs", str(args.runs)]
     report = shlex.join(["vit-dist", "study", "report", *args.words, *options])
     console.print(f"study {study.config.name}: all {len(study.cells)} cells are done; next: {report}", markup=False)
     return 0
+
+
+def _refuse_what_will_not_fit(study: NamedStudy, devices: int, console: Console, *, anyway: bool) -> None:
+    """Say which of the cells that are to be trained will not fit.
+
+    Raises:
+        ConfigError: there are such, and nobody said to begin anyway.
+    """
+    from vit_dist.study.cost import dataset_sizes, estimate_costs, problem_lines
+    from vit_dist.study.local import cell_state
+
+    left = [cell for cell in study.cells if cell_state(study.directory / cell.name).state != "done"]
+    lines = problem_lines(estimate_costs(left, dataset_sizes(left), devices=devices))
+    if not lines:
+        return
+    if not anyway:
+        told = "\n".join(lines)
+        raise ConfigError(f"{told}\nmend the study, or begin with --anyway: then the other cells are trained")
+    for line in lines:
+        console.print(line, markup=False)

@@ -10,6 +10,7 @@ from vit_dist.cli.models.options import at_least_one
 from vit_dist.cli.study.options import named_study, study_parser
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import local_path
+from vit_dist.core.places import local_option, local_or_name
 from vit_dist.core.tables import make_console
 
 if TYPE_CHECKING:
@@ -27,13 +28,24 @@ def _parser() -> argparse.ArgumentParser:
         "my.yaml --cluster site.yaml --nodes 4 --max-parallel 8",
         "my.yaml --cluster site.yaml seeds=[0] --dry-run     # the scripts; nothing is submitted",
     )
-    parser.add_argument("--cluster", required=True, metavar="NAME|PATH", help="a file, or a name in configs/clusters")
+    parser.add_argument(
+        "--cluster",
+        type=local_or_name,
+        required=True,
+        metavar="NAME|PATH",
+        help="a file, or a name in configs/clusters",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="k=v", help="changes a key of the cluster")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes of each run (1)")
     parser.add_argument("--spares", type=int, default=0, metavar="N", help="spare nodes of each run (0)")
     parser.add_argument("--time", default="", metavar="T", help="time limit of a job (the cluster's)")
     parser.add_argument("--max-parallel", type=int, default=0, metavar="N", help="runs at a time (no limit)")
-    parser.add_argument("--runs", metavar="DIR", help="run directories are DIR/<study>/<cell> (the cluster's run_root)")
+    parser.add_argument(
+        "--runs",
+        type=local_option,
+        metavar="DIR",
+        help="run directories are DIR/<study>/<cell> (the cluster's run_root)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and the scripts")
     return parser
 
@@ -53,7 +65,7 @@ def main(argv: list[str]) -> int:
 
     cluster = load_cluster(args.cluster, args.set)
     # Jobs start in directories of their own.
-    root = local_path(args.runs or cluster.run_root or "runs").expanduser().absolute()
+    root = (args.runs or local_path(cluster.run_root or "runs")).expanduser().absolute()
     study = named_study(args.words, parser.prog, root)
     jobs = StudyJobs(
         cluster=cluster,

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from vit_dist.core.events.reader import EventFile, FileStamp, Series, read_many
-from vit_dist.core.files import is_remote, local_path
+from vit_dist.core.files import is_remote, local_path, replacing
+from vit_dist.core.places import check_local
 from vit_dist.core.small_files import (
     Check,
     DamagedError,
@@ -40,10 +40,14 @@ _MOST_BYTES = 1 << 30
 
 
 def cache_directory() -> Path:
-    """Where entries are kept."""
+    """Where entries are kept.
+
+    Raises:
+        DataError: VIT_DIST_CACHE is no path on this machine.
+    """
     root = os.environ.get("VIT_DIST_CACHE")
     if root:
-        return Path(root)
+        return check_local(root, "VIT_DIST_CACHE")
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit_dist"
 
 
@@ -75,16 +79,10 @@ def load_entry(kind: str, key: str) -> bytes | None:
 def store_entry(kind: str, key: str, content: bytes) -> None:
     """Keep bytes under a key. Where nothing can be kept (a full or read-only disk), nothing is."""
     path = _path(kind, key)
-    # Renamed into place, so that another reader never sees half an entry. No fsync: after a crash of the machine the
-    # digest in front of the content tells that an entry is damaged, and it is made again.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(xxhash.xxh3_128_digest(content) + content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    # Not through to the disk: after a crash of the machine the digest in front of the content tells that an entry is
+    # damaged, and it is made again.
+    with contextlib.suppress(OSError), replacing(path, sync=False) as temporary:
+        temporary.write_bytes(xxhash.xxh3_128_digest(content) + content)
 
 
 def _path(kind: str, key: str) -> Path:

@@ -2,11 +2,14 @@
 
 The files are TensorBoard's: TFRecord frames (length, masked CRC-32C, payload, masked CRC-32C) around `Event` protos.
 Many values share one event, counts and text keep their digits, a restart says from which step on it overrides what
-earlier files hold, and every event reaches the operating system at once, so that a killed process loses none.
+earlier files hold, and every event reaches the operating system at once, so that a killed process loses none. An event
+that the disk does not take leaves no part of itself behind; a patient writer keeps it until the disk does.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
 import os
 import re
@@ -14,16 +17,63 @@ import socket
 import struct
 import textwrap
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vit_dist.core.errors import RunError
 from vit_dist.core.events.crc import masked_crc
+from vit_dist.core.files import disk_problem
+from vit_dist.core.log import WARNING, log
+from vit_dist.core.small_files import is_count, required
 
 HParam = bool | int | float | str
 
+_MOST_WAITING = 16 << 20
+"""Bytes of events that wait: a marker, which holds them as text, may be larger than this."""
+
 _NAME = re.compile(r"^events\.out\.tfevents\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """An event on its way to the file: its step and its bytes; whether it voids what was before."""
+
+    step: int
+    frame: bytes
+    is_purge: bool = False
+
+    @property
+    def is_of_a_step(self) -> bool:
+        """Whether it tells of training, and not of how the log begins."""
+        return self.step > 0 and not self.is_purge
+
+
+@dataclass(frozen=True)
+class _Unwritten:
+    """Events that could not be written before a checkpoint, and from which step on they take the place of others."""
+
+    purge_step: int
+    frames: tuple[bytes, ...]
+
+    def encode(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "purge_step": self.purge_step,
+            "events": [str(base64.b64encode(frame), "ascii") for frame in self.frames],
+        }
+
+    @classmethod
+    def decode(cls, raw: Any) -> _Unwritten | None:
+        """From plain data; None where it is none: a checkpoint is worth more than the log of some steps."""
+        try:
+            purge_step = required(raw, "purge_step", lambda v: is_count(v) and v > 0, "a step")
+            events = required(raw, "events", lambda v: isinstance(v, list), "a list")
+            return cls(purge_step, tuple(base64.b64decode(event, validate=True) for event in events))
+        except (ValueError, TypeError):
+            return None
 
 
 class EventWriter:
@@ -34,22 +84,54 @@ class EventWriter:
     Args:
         directory: made if missing; holds the event files of all attempts of the run and nothing else's.
         purge_step: on a restart from step s, s + 1: readers drop what earlier files say of this step and later.
+        patient: events that the disk does not take are kept and written once it does, and only `flush` raises; what is
+            kept then goes into a checkpoint (`unwritten`).
+        unwritten: what the log that is gone on with lacks.
 
     Raises:
-        RunError: the file cannot be made or written.
+        RunError: the file cannot be made or written, or more waits than a checkpoint can hold.
     """
 
-    def __init__(self, directory: Path, *, purge_step: int | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, purge_step: int | None = None, patient: bool = False, unwritten: Any = None
+    ) -> None:
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         self.path, started = _new_file(directory)
         try:
-            self._file = self.path.open("xb")
+            # Unbuffered: what was not taken must not be written by the closing of the file.
+            self._file = self.path.open("xb", buffering=0)
         except OSError as error:
-            raise RunError(f"{self.path}: cannot be written: {error.strerror}") from None
-        self._write(wall_time=started, file_version="brain.Event:2")
-        if purge_step is not None:
-            self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+            raise RunError(f"{self.path}: cannot be written: {disk_problem(error) or error.strerror}") from None
+        self._patient, self._problem, self._end = patient, "", 0
+        self._waiting: deque[_Waiting] = deque()
+        # The events of the newest step that are written.
+        self._newest: list[_Waiting] = []
+        kept = _Unwritten.decode(unwritten)
+        if kept is not None:
+            purge_step = min(kept.purge_step, purge_step or kept.purge_step)
+        self._purge_step = purge_step or 0
+        try:
+            self._write(wall_time=started, file_version="brain.Event:2")
+            if purge_step is not None:
+                self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+            for frame in kept.frames if kept is not None else ():
+                self._add(_Waiting(self._purge_step, frame))
+        except RunError:
+            self.close()
+            raise
+
+    def unwritten(self) -> dict[str, Any] | None:
+        """What a run that goes on from here must write first, as plain data; None where nothing waits."""
+        # Its beginning, at step 0, each attempt writes anew. What is written by now counts as void with what is not.
+        ours = [waiting for waiting in self._waiting if waiting.is_of_a_step and waiting.step >= self._purge_step]
+        if not ours:
+            return None
+        first = min(waiting.step for waiting in ours)
+        # Of the same step some may be written already: they go with it.
+        frames = [one.frame for one in (*(one for one in self._newest if one.step == first), *ours)]
+        void = self._purge_step and any(waiting.is_purge for waiting in self._waiting)
+        return _Unwritten(self._purge_step if void else first, tuple(frames)).encode()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers at one step, all in one event.
@@ -125,9 +207,18 @@ class EventWriter:
         self._tensor(metadata.CONFIG_SUMMARY_TAG, content, metadata.create_summary_metadata(), 0)
 
     def flush(self) -> None:
-        """Wait until everything written so far is on the disk, for moments such as before a checkpoint is committed."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Wait until everything written so far is on the disk, for moments such as before a checkpoint is committed.
+
+        Raises:
+            RunError: it is not.
+        """
+        self._hand_over()
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._problem = disk_problem(error) or str(error.strerror)
+        if self._problem:
+            raise RunError(f"{self.path}: the log cannot be written: {self._problem}")
 
     def close(self) -> None:
         """Close the file; closing twice is allowed."""
@@ -147,16 +238,50 @@ class EventWriter:
     def _write(self, *, wall_time: float | None = None, **content: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
 
-        # One write and a flush an event: what the kernel has survives the process. `flush()` is for the machine.
+        # One write an event: what the kernel has survives the process. `flush()` is for the machine.
         event = Event(wall_time=time.time() if wall_time is None else wall_time, **content)
         payload = event.SerializeToString()
         header = struct.pack("<Q", len(payload))
         frame = (header, struct.pack("<I", masked_crc(header)), payload, struct.pack("<I", masked_crc(payload)))
+        self._add(_Waiting(content.get("step", 0), b"".join(frame), is_purge="session_log" in content))
+
+    def _add(self, waiting: _Waiting) -> None:
+        self._waiting.append(waiting)
+        told = bool(self._problem)
+        self._hand_over()
+        if not self._problem:
+            if told:
+                log(f"  {self.path}: is written again, with all that waited", WARNING)
+            return
+        problem = f"{self.path}: the log cannot be written: {self._problem}"
+        if not self._patient or sum(len(w.frame) for w in self._waiting) > _MOST_WAITING:
+            raise RunError(problem)
+        if not told:
+            log(
+                f"  {problem}. Training goes on; what belongs there is kept, in checkpoints too, until it can be",
+                WARNING,
+            )
+
+    def _hand_over(self) -> None:
+        """Write what waits, event by event; where the disk takes no more the file ends with the last whole one."""
+        handle = self._file.fileno()
         try:
-            self._file.write(b"".join(frame))
-            self._file.flush()
+            while self._waiting:
+                rest, at = memoryview(self._waiting[0].frame), self._end
+                while rest:
+                    done = os.pwrite(handle, rest, at)
+                    rest, at = rest[done:], at + done
+                self._end = at
+                written = self._waiting.popleft()
+                if written.is_of_a_step:
+                    self._newest = [*(one for one in self._newest if one.step == written.step), written]
         except OSError as error:
-            raise RunError(f"{self.path}: the log cannot be written: {error.strerror}") from None
+            self._problem = disk_problem(error) or str(error.strerror)
+            # Where that fails too, the next event is written over what is left.
+            with contextlib.suppress(OSError):
+                os.ftruncate(handle, self._end)
+            return
+        self._problem = ""
 
 
 def _new_file(directory: Path) -> tuple[Path, float]:

@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from vit_dist.core.run import records
+from vit_dist.core.run.marker import check_relations
 from vit_dist.core.run.names import CHECKPOINTS
 from vit_dist.core.small_files import DamagedError, checked, is_count, parse_json, read_small, shown
 
 MARKER = "COMMITTED.json"
+LOG = "log"
+"""Entry of a marker: events that could not be written to the log before it; only there if there are some."""
 FORMAT = 2
 CHECKSUM = "xxh128"
 """The marker's entry with a checksum of all others; markers of before there was one have none."""
@@ -40,7 +43,11 @@ def step_name(step: int) -> str:
 def step_of(name: str) -> int | None:
     """The step that a directory's name stands for; None for any other name."""
     digits = name.removeprefix(_STEP)
-    return int(digits) if name.startswith(_STEP) and digits.isascii() and digits.isdigit() else None
+    if not (name.startswith(_STEP) and digits.isascii() and digits.isdigit()):
+        return None
+    step = int(digits)
+    # Names sort as their steps do, and a step has one name: step-9 is none of ours.
+    return step if step_name(step) == name and is_count(step) else None
 
 
 def partial_name(step: int, token: str) -> str:
@@ -92,9 +99,12 @@ def parse_marker(content: str | bytes) -> tuple[dict[str, Any], str]:
                 raise DamagedError(f"{key} is not a mapping")
         if CHECKSUM in marker and marker[CHECKSUM] != _checksum(marker):
             raise DamagedError("its checksum does not fit its content")
-        _check_files(marker["files"], marker["layout"])
+        foreign = next((name for name in marker["files"] if not _RANK_FILE.fullmatch(name)), None)
+        if foreign is not None:
+            raise DamagedError(f"{foreign[:100]!r} is not the name of a rank's part, such as {rank_file(0)}")
+        _check_ranks(marker["files"], marker["layout"])
         checked(marker, records.MARKER)
-        _check_place(marker)
+        check_relations(marker)
     except KeyError as error:
         return {}, f"{MARKER} is damaged: it has no {error}"
     except ValueError as error:
@@ -115,10 +125,7 @@ def _checksum(marker: Mapping[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(rest, sort_keys=True).encode())
 
 
-def _check_files(files: dict[str, Any], layout: dict[str, Any]) -> None:
-    foreign = next((name for name in files if not _RANK_FILE.fullmatch(name)), None)
-    if foreign is not None:
-        raise DamagedError(f"{foreign[:100]!r} is not the name of a rank's part, such as {rank_file(0)}")
+def _check_ranks(files: dict[str, Any], layout: dict[str, Any]) -> None:
     if not files:
         raise DamagedError(f"files has no {rank_file(0)}")
     if "world_size" not in layout:
@@ -129,23 +136,6 @@ def _check_files(files: dict[str, Any], layout: dict[str, Any]) -> None:
     missing = next((rank for rank in range(len(files)) if rank_file(rank) not in files), None)
     if missing is not None:
         raise DamagedError(f"files has no {rank_file(missing)}")
-
-
-def _check_place(marker: dict[str, Any]) -> None:
-    """Whether step, position and batch agree: examples are trained on in whole batches, or passed over by a rewind."""
-    try:
-        state = checked(marker["state"], records.STATE)
-    except DamagedError as error:
-        raise DamagedError(f"state: {error}") from None
-    batch = marker["recipe"].get("global_batch")
-    if batch is None or "step" not in state or "position" not in state:
-        return
-    skipped = sum(end - begin for begin, end in state.get("passed_over", ()))
-    if not is_count(batch) or state["step"] * batch + skipped != state["position"]:
-        raise DamagedError(
-            f"state: position {state['position']:,} is not step {state['step']:,} x global_batch {shown(batch)}"
-            + (f" + {skipped:,} that a rewind passed over" if skipped else "")
-        )
 
 
 def lacks(marker: Mapping[str, Any]) -> str:
@@ -162,8 +152,13 @@ def read_marker(path: Path) -> tuple[dict[str, Any], str]:
         return {}, f"{MARKER} cannot be read: {error.strerror}"
     except ValueError as error:
         return {}, f"{MARKER} is damaged: {error}"
+    return marker_in_place(content, path.name)
+
+
+def marker_in_place(content: str | bytes, name: str) -> tuple[dict[str, Any], str]:
+    """The marker of the checkpoint of this name from its text, and what is wrong with it or ''."""
     marker, problem = parse_marker(content)
-    step, named = marker.get("state", {}).get("step"), step_of(path.name)
+    step, named = marker.get("state", {}).get("step"), step_of(name)
     if step is not None and named is not None and step != named:
         return {}, f"{MARKER} is damaged: it is of step {step:,}, in the place of step {named:,}"
     return marker, problem
@@ -198,7 +193,9 @@ def newest_checkpoint(run_dir: Path) -> tuple[int | None, float]:
 
 
 def measured_save_s(run_dir: Path) -> float | None:
-    """Seconds that a run's newest checkpoint took to write, or None where that is not known."""
-    newest = next(iter(committed(run_dir / CHECKPOINTS)), None)
-    wrote = None if newest is None else read_marker(newest)[0].get("wrote_s")
-    return None if wrote is None else float(wrote)
+    """Seconds that a run's newest checkpoint with a whole marker took to write, or None where that is not known."""
+    for path in committed(run_dir / CHECKPOINTS):
+        marker, problem = read_marker(path)
+        if not problem:
+            return float(marker["wrote_s"]) if "wrote_s" in marker else None
+    return None

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.events.reader import RunLog
-from vit_dist.core.events.writer import EventWriter, HParam
 from vit_dist.core.metrics import Metric
 from vit_dist.core.run.measured import MeasuredOn
 from vit_dist.core.small_files import MAX_TEXT, DamagedError, is_count, is_number, parse_json
+
+if TYPE_CHECKING:
+    from vit_dist.core.events.reader import RunLog
+    from vit_dist.core.events.writer import EventWriter, HParam
 
 SCHEMA = 1
 

@@ -2,13 +2,15 @@
 
 run.json          identity of the run; written once
 recipe.yaml       the resolved recipe
-status.json       how the last attempt stands: running, done, stopped, failed
-attempts.jsonl    every attempt's beginning and end as its ranks saw it, a line each; only ever appended to
-ledger.jsonl      the same as the supervisor saw it: why each ended, what it gained, lost and cost
+history-*.jsonl   what became of the run, an event a line, a file a class of writers; owner.json and alive.json beside
+                  them, and the requests: all of these are written and read by core/run/history alone
+  history-ranks.jsonl         every attempt's beginning and end as its ranks saw it
+  history-supervisor.jsonl    the same as the supervisor saw it: why each ended, what it gained, lost and cost
+  history-people.jsonl        jobs that were submitted or put back into the queue
+  history-evaluations.jsonl   what evaluators found after training
 owner.json        the attempt that may write here, with its fencing token; an older one that still runs is superseded
-alive.json        heartbeat: where the running attempt's time went, every few seconds; the measure of what a crash cost
-evaluated.json    what evaluators found after training
-job.json          the Slurm job that trains this run
+alive.json        heartbeat: how far the running attempt is and where its time went, every few seconds; the measure of
+                  what a crash cost
 cancel            made by a person: the job that is not to come back
 request           made by a person: `save`, or `stop` for save and stop; removed when it is served
 job/              what the job was submitted with: recipe.yaml, cluster.yaml, the script
@@ -23,6 +25,9 @@ checkpoints/      step-0000001000/, each complete once its marker is there; see 
 quarantine.jsonl  samples that could not be decoded
 nonfinite.jsonl   steps whose loss or gradient was not finite, with the keys of their examples
 lock              held while an attempt runs
+
+status.json, attempts.jsonl, ledger.jsonl, job.json and evaluated.json are of a former version: they are read, as what
+came before the history.
 """
 
 from __future__ import annotations
@@ -31,13 +36,12 @@ import re
 
 RUN = "run.json"
 RECIPE = "recipe.yaml"
-STATUS = "status.json"
-ATTEMPTS = "attempts.jsonl"
-LEDGER = "ledger.jsonl"
+BY_RANKS = "history-ranks.jsonl"
+BY_SUPERVISOR = "history-supervisor.jsonl"
+BY_PEOPLE = "history-people.jsonl"
+BY_EVALUATORS = "history-evaluations.jsonl"
 OWNER = "owner.json"
 HEARTBEAT = "alive.json"
-EVALUATED = "evaluated.json"
-JOB = "job.json"
 CANCEL = "cancel"
 REQUEST = "request"
 REQUESTS = frozenset({"save", "stop"})
@@ -58,10 +62,27 @@ QUARANTINE = "quarantine.jsonl"
 NONFINITE = "nonfinite.jsonl"
 LOCK = "lock"
 
+FORMER_STATUS = "status.json"
+FORMER_ATTEMPTS = "attempts.jsonl"
+FORMER_LEDGER = "ledger.jsonl"
+FORMER_JOB = "job.json"
+FORMER_EVALUATED = "evaluated.json"
+
+HISTORY = (BY_RANKS, BY_SUPERVISOR, BY_PEOPLE, BY_EVALUATORS)
+"""The record of a run, as far as it only grows; a file that is not there has no event yet."""
+FORMER = (FORMER_STATUS, FORMER_ATTEMPTS, FORMER_LEDGER, FORMER_JOB, FORMER_EVALUATED)
+"""What a former version wrote in place of HISTORY."""
+
+CARRIED_FOLDERS = frozenset({EVENTS, PLUGINS})
+CARRIED = (RUN, RECIPE, PLUGINS, EVENTS, QUARANTINE, NONFINITE, *FORMER, *HISTORY, HEARTBEAT)
+"""What `checkpoint.remote` holds beside the checkpoints, in the order it is sent; of folders the files in them."""
+MADE_ANEW = frozenset({RECIPE, PLUGINS})
+"""Of these, what is not brought back: it holds paths, and is written anew from the recipe."""
+
 BAD_NODES = ".bad-nodes.jsonl"
 """Beside the runs: the nodes that jobs stay away from."""
 
-MARKS_OF_A_RUN = frozenset({RUN, STATUS, ATTEMPTS, LEDGER, JOB})
+MARKS_OF_A_RUN = frozenset({RUN, *HISTORY[:3], *FORMER[:4]})
 """A directory that holds any of these is a run's."""
 
 SILENT_S = 90.0

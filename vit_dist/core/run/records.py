@@ -1,4 +1,6 @@
-"""What the small files of a run hold, field by field: here and nowhere else. No torch.
+"""What run.json and the markers of checkpoints hold, field by field: here and nowhere else. No torch.
+
+What a run's history holds stands in core/run/history/events.py.
 
 A field that is there must be of its kind, or the file counts as damaged; fields that are not named here may hold
 anything, since later versions write more.
@@ -6,6 +8,7 @@ anything, since later versions write more.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,34 +20,34 @@ from vit_dist.core.small_files import (
     is_mapping,
     is_number,
     is_numbers,
-    is_objects,
     is_text,
     is_texts,
-    is_time,
 )
 
-STATUS: Mapping[str, Check] = {
-    "status": is_text,
-    "step": is_count,
-    "examples": is_count,
-    "reason": is_text,
-    "host": is_text,
-    "pid": is_count,
-    "time": is_time,
-    "attempt": is_count,
-    "goodput": is_numbers,
-    "total_steps": is_count,
-    "examples_per_s": is_number,
-    "metrics": is_numbers,
-}
-HEARTBEAT: Mapping[str, Check] = {"attempt": is_count, "time": is_time, "goodput": is_numbers}
-OWNER: Mapping[str, Check] = {
-    "token": is_text,
-    "attempt": is_count,
-    "host": is_text,
-    "pid": is_count,
-    "time": is_time,
-}
+_JOB_NUMBER = re.compile(r"[0-9]{1,10}(_[0-9]{1,9})?")
+_NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,254}")
+
+
+def is_job_number(value: Any) -> bool:
+    """The number of a Slurm job, or of an array's element: '123', '120_3'. Such become arguments of commands."""
+    return isinstance(value, str) and _JOB_NUMBER.fullmatch(value) is not None
+
+
+def is_job(value: Any) -> bool:
+    """A job's number, or '' for a run without one."""
+    return value == "" or is_job_number(value)
+
+
+def is_node_name(value: Any) -> bool:
+    """A machine's name or address, and no list, option or path: such become arguments of commands."""
+    return isinstance(value, str) and _NODE_NAME.fullmatch(value) is not None
+
+
+def is_nodes(value: Any) -> bool:
+    """A list of names of machines."""
+    return isinstance(value, list) and all(map(is_node_name, value))
+
+
 RUN: Mapping[str, Check] = {
     "name": is_text,
     "recipe_hash": is_text,
@@ -52,51 +55,6 @@ RUN: Mapping[str, Check] = {
     "vit_dist": is_text,
     "measured": is_mapping,
 }
-JOB: Mapping[str, Check] = {
-    "job": is_text,
-    "cluster": is_text,
-    "cluster_file": is_text,
-    "script": is_text,
-    "recipe": is_text,
-    "cwd": is_text,
-    "nodes": is_count,
-    "devices_per_node": is_count,
-    "spares": is_count,
-    "submitted_at": is_time,
-}
-EVALUATED: Mapping[str, Check] = {"evaluations": is_objects}
-ATTEMPT: Mapping[str, Check] = {
-    "event": is_text,
-    "attempt": is_count,
-    "ranks": is_count,
-    "step": is_count,
-    "examples": is_count,
-    "status": is_text,
-    "reason": is_text,
-    "time": is_time,
-}
-"""A line of attempts.jsonl."""
-LEDGER: Mapping[str, Check] = {
-    "event": is_text,
-    "attempt": is_count,
-    "at": is_time,
-    "launcher": is_text,
-    "job": is_text,
-    "restart": is_count,
-    "nodes": is_texts,
-    "devices": is_count,
-    "step": is_count,
-    "cause": is_text,
-    "detail": is_text,
-    "code": is_number,
-    "saved": is_count,
-    "gained": is_count,
-    "lost": is_count,
-    "device_hours": is_number,
-    "action": is_text,
-    "excluded": is_texts,
-}
-"""A line of ledger.jsonl."""
 
 
 def _is_files(value: Any) -> bool:
@@ -151,12 +109,5 @@ MARKER: Mapping[str, Check] = {
 }
 """The marker of a checkpoint."""
 
-FIELDS: Mapping[str, Mapping[str, Check]] = {
-    names.STATUS: STATUS,
-    names.HEARTBEAT: HEARTBEAT,
-    names.OWNER: OWNER,
-    names.RUN: RUN,
-    names.JOB: JOB,
-    names.EVALUATED: EVALUATED,
-}
+FIELDS: Mapping[str, Mapping[str, Check]] = {names.RUN: RUN}
 """By the name of the file."""

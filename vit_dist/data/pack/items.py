@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from vit_dist.core.errors import DataError
+from vit_dist.core.files import disk_problem
 from vit_dist.core.seeding import I64, hash64
 from vit_dist.core.urls import redact
 from vit_dist.data.grammar import MAX_CLASSES, LabelError, check_labels
@@ -132,8 +133,8 @@ class Listing:
                     num_bytes += max(item.num_bytes, 0)
         except OSError as error:
             raise DataError(
-                f"{folder}: the list of images cannot be written: {error}; free some space, or name another folder "
-                f"with --work-dir"
+                f"{folder}: the list of images cannot be written: {disk_problem(error) or error}. Another folder is "
+                f"--work-dir"
             ) from None
         listing = cls(folder, count=count, digest=digest.hexdigest()[:16], num_bytes=num_bytes)
         try:

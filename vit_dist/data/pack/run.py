@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,6 +25,7 @@ from vit_dist.core.files import (
     local_path,
     read_bytes,
     redact,
+    remove_tree,
     write_bytes,
 )
 from vit_dist.core.progress import Progress
@@ -61,11 +62,17 @@ class PackOptions:
 
 @dataclass(frozen=True)
 class PackResult:
-    """What came out: manifests (URL and content; none after one part of several), images left out."""
+    """What came out: manifests (URL and content; none after one part of several), images left out.
+
+    `num_turned` counts the images whose EXIF orientation says that they are stored on their side or mirrored, of those
+    that were packed now; `upright` says whether they were turned.
+    """
 
     manifests: tuple[tuple[str, ShardManifest], ...]
     num_bad: int
     already_there: bool = False
+    num_turned: int = 0
+    upright: bool = False
 
 
 def pack(
@@ -105,6 +112,9 @@ def pack(
     with contextlib.ExitStack() as stack:
         stack.enter_context(claimed(dest, label))
         scratch = stack.enter_context(_scratch(dest, work, label))
+        # Beside where it goes: a tar gets its place by a rename.
+        apart = work is not None and not is_remote(dest)
+        tars = stack.enter_context(_scratch(dest, None, label)) if apart else scratch
         source = open_source(scratch)
         # With --bytes-per-shard the shards follow from the bytes of all images, so that a part must see all.
         if part is not None and options.bytes_per_shard is None:
@@ -115,7 +125,7 @@ def pack(
             return _read_result(dest, plan)
         write_bytes(join_url(dest, PLAN_FILE), plan.encode())
         described, member = listing.describe(), source.image_member
-        job = Job(dest, scratch, described, source.base, source.pixels, plan.seed, options.images, member)
+        job = Job(dest, tars, described, source.base, source.pixels, plan.seed, options.images, member)
         tasks = _tasks_of_part(plan.tasks(), part)
         markers = _packed_before(dest, tasks, max_bad * plan.num_images)
         if markers:
@@ -133,15 +143,17 @@ def pack(
 
 @contextlib.contextmanager
 def _scratch(dest: str, work: Path | None, label: str) -> Iterator[Path]:
-    """A folder for what is needed while packing only; gone afterwards."""
+    """A folder for what is needed while packing only; gone afterwards, and what a killed packing left in it before."""
     with contextlib.ExitStack() as stack:
         if work is not None:
-            folder = work / f"vit-dist-pack-{label}"
+            # Of this destination alone: another packing may use the same scratch disk.
+            folder = work / f"vit-dist-pack-{label}-{hashlib.sha256(dest.encode()).hexdigest()[:8]}"
         elif is_remote(dest):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vit-dist-pack-")))
         else:
             folder = local_path(dest) / STATE_FOLDER / f"work-{label}"
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        remove_tree(folder)
+        stack.callback(remove_tree, folder)
         yield folder
 
 
@@ -212,7 +224,8 @@ def merge(dest: str, *, max_bad: Fraction = Fraction(1, 100)) -> PackResult:
     for url, manifest in joined:
         write_manifest(manifest, url)
     remove_markers(dest)
-    return PackResult(tuple(joined), bad)
+    turned = sum(marker.turned for marker in markers.values())
+    return PackResult(tuple(joined), bad, num_turned=turned, upright=bool(plan.images.get("upright")))
 
 
 def _list(source: Source, scratch: Path, say: Callable[[str], None], quiet: bool) -> Listing:
@@ -238,6 +251,9 @@ def _list(source: Source, scratch: Path, say: Callable[[str], None], quiet: bool
         source.num_classes = largest + 1
     for note in source.notes:
         say(note)
+    if source.num_outside:
+        shown = ", ".join(source.outside) + (", ..." if source.num_outside > len(source.outside) else "")
+        say(f"left out {source.num_outside:,} images that lie in no class directory: {shown}")
     if source.num_ignored:
         shown = ", ".join(source.ignored) + (", ..." if source.num_ignored > len(source.ignored) else "")
         say(f"ignored {source.num_ignored:,} files that do not end like images: {shown}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import itertools
 import json
@@ -14,9 +13,18 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, redact, write_bytes
+from vit_dist.core.files import (
+    disk_problem,
+    explained,
+    file_system,
+    is_remote,
+    join_url,
+    local_path,
+    redact,
+    write_bytes,
+)
 from vit_dist.core.small_files import is_count, is_mapping, is_texts, parse_json, required
-from vit_dist.data.images import FORMATS, DecodeError, load
+from vit_dist.data.images import FORMATS, DecodeError, is_turned, load
 from vit_dist.data.index import encode_index
 from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import Shard, checksum, decode_shard
@@ -51,6 +59,7 @@ class Job:
     """What all shards of one packing share.
 
     Attributes:
+        work: where a tar is written until it is complete; on the disk of a local destination.
         pixels: (rows, columns) where items are raw pixels.
         image_member: where items are samples of a tar: the extension of the image, '' for the only one; else None.
     """
@@ -88,12 +97,16 @@ class Task:
 
 @dataclass(frozen=True)
 class DoneMarker:
-    """What became of one shard: its entry of the manifest and the images that were left out, (place, reason)."""
+    """What became of one shard: its entry of the manifest and the images that were left out, (place, reason).
+
+    `turned` counts the images whose EXIF orientation says that they are stored on their side or mirrored.
+    """
 
     shard: Shard
     bad: tuple[tuple[str, str], ...]
     max_labels: int
     max_label: int
+    turned: int = 0
 
     def encode(self) -> bytes:
         """As JSON."""
@@ -111,7 +124,9 @@ class DoneMarker:
         bad = required(raw, "bad", _is_pairs, "a list of pairs of texts")
         max_labels = required(raw, "max_labels", is_count, "a whole number from 0")
         max_label = required(raw, "max_label", lambda v: v == -1 or is_count(v), "a whole number from -1")
-        return cls(shard, tuple((place, reason) for place, reason in bad), max_labels, max_label)
+        # Markers of before these were counted have none.
+        turned = required({"turned": 0, **raw}, "turned", is_count, "a whole number from 0")
+        return cls(shard, tuple((place, reason) for place, reason in bad), max_labels, max_label, turned)
 
 
 def _is_pairs(value: Any) -> bool:
@@ -214,7 +229,7 @@ def pack_shard(job: Job, task: Task, listing: Listing, tick: Callable[[int], Non
     tar_url = join_url(job.dest, f"{task.stem}.tar")
     with _temporary(job, task) as temporary:
         with temporary.open("w+b") as file:
-            bad = _write_samples(job, task, listing, file, tick)
+            bad, turned = _write_samples(job, task, listing, file, tick)
             # On the disk before its marker says that it is there: a power loss must not leave a marker alone.
             file.flush()
             os.fsync(file.fileno())
@@ -223,7 +238,7 @@ def pack_shard(job: Job, task: Task, listing: Listing, tick: Callable[[int], Non
         _deliver(temporary, tar_url)
     index = encode_index(scan.index)
     write_bytes(join_url(job.dest, f"{task.stem}.idx.npz"), index)
-    marker = _marker(task, scan, index, bad)
+    marker = replace(_marker(task, scan, index, bad), turned=turned)
     write_bytes(join_url(job.dest, task.marker), marker.encode())
     return marker
 
@@ -231,24 +246,25 @@ def pack_shard(job: Job, task: Task, listing: Listing, tick: Callable[[int], Non
 @contextlib.contextmanager
 def _temporary(job: Job, task: Task) -> Iterator[Path]:
     """Where the tar is written first; gone afterwards, whatever happens."""
-    scratch = job.work if is_remote(job.dest) else local_path(job.dest) / STATE_FOLDER
-    path = scratch / f"{task.stem.replace('/', '-')}.{os.getpid()}.tar.tmp"
+    path = job.work / f"{task.stem.replace('/', '-')}.{os.getpid()}.tar.tmp"
     try:
         with _explained_disk(path):
-            scratch.mkdir(parents=True, exist_ok=True)
+            job.work.mkdir(parents=True, exist_ok=True)
             yield path
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _write_samples(
     job: Job, task: Task, listing: Listing, file: IO[bytes], tick: Callable[[int], None]
-) -> list[tuple[str, str]]:
-    """Write the samples of a shard as a tar; the images that were left out, (place, reason)."""
+) -> tuple[list[tuple[str, str]], int]:
+    """Write the samples of a shard as a tar; the images left out, (place, reason), and how many are turned."""
     from webdataset.writer import TarWriter
 
     ordinals = shuffled_ordinals(task.first, task.count, listing.count, job.seed)
     bad: list[tuple[str, str]] = []
+    turned = 0
     with contextlib.closing(Fetcher(job.base)) as fetcher, contextlib.closing(_writer(TarWriter, file)) as writer:
         for item, content in fetcher.fetch_all(listing[int(i)] for i in ordinals):
             try:
@@ -257,9 +273,10 @@ def _write_samples(
                 bad.append((item.place, str(error)))
                 tick(0)
                 continue
+            turned += job.pixels is None and isinstance(content, bytes) and is_turned(content)
             writer.write({"__key__": item.key, **members})
             tick(num_bytes)
-    return bad
+    return bad, turned
 
 
 def _members(job: Job, item: Item, content: bytes | DataError) -> tuple[dict[str, bytes], int]:
@@ -328,9 +345,9 @@ def _explained_disk(path: Path) -> Iterator[None]:
 
 def explain_full_disk(path: Path, error: OSError) -> NoReturn:
     """Raise the DataError for a failed write."""
-    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+    if problem := disk_problem(error):
         raise DataError(
-            f"{path}: the disk is full or the quota is used up ({error.strerror}); the unfinished shard was removed. "
-            f"Free some space and start the same command again: it resumes where it stopped"
+            f"{path}: cannot be written: {problem}, and start the same command again: it resumes where it stopped. "
+            f"The unfinished shard was removed"
         ) from None
     raise DataError(f"{path}: cannot be written: {error}") from None

@@ -38,6 +38,7 @@ class Source:
         pixels: (rows, columns) where the items' bytes are raw grey pixels instead of an image file.
         image_member: where items are samples of a tar: the extension of the image, '' for the only one; else None.
         ignored: names of files that are no images, at most 5, and how many there are.
+        outside: names of images that lie in no class directory, at most 5, and how many there are.
         left_out: samples without an image or a label, at most 5, each with the reason, and how many there are.
         notes: what was taken, for people.
         wanted: given how many images there are, which of them this packing will read; a source that must copy images
@@ -54,13 +55,19 @@ class Source:
     image_member: str | None = None
     ignored: list[str] = field(default_factory=list)
     num_ignored: int = 0
+    outside: list[str] = field(default_factory=list)
+    num_outside: int = 0
     left_out: list[str] = field(default_factory=list)
     num_left_out: int = 0
     notes: list[str] = field(default_factory=list)
     wanted: Callable[[int], NDArray[np.bool_]] | None = None
 
     def ignore(self, name: str) -> None:
-        """Count a file that is no image."""
+        """Count a file that is no image, or an image that lies outside of every class."""
+        if is_image(name):
+            self.num_outside += 1
+            self.outside += [name] if len(self.outside) < 5 else []
+            return
         self.num_ignored += 1
         if len(self.ignored) < 5:
             self.ignored.append(name)
@@ -208,14 +215,30 @@ def folder_source(url: str, classes: tuple[str, ...] = (), split_name: str = "",
             for item in _walk(source, url, name, label, above, held):
                 count += 1
                 yield item
-            if not count:
+            if not count and _holds_files(f"{url}/{name}"):
                 raise DataError(
                     f"{where}/{name}: the class {name!r} has no images; add some, or remove the directory "
                     f"(images end in {', '.join(sorted(IMAGE_EXTENSIONS))})"
                 )
+            if not count:
+                source.notes.append(
+                    f"{where}/{name} is empty: the class {name!r} keeps its number {label}, and no image has it; "
+                    f"remove the directory where it is no class"
+                )
 
     source = Source("folder", url.rpartition("/")[2] or "images", url, items, names, len(names))
+    if len(names) == 1:
+        source.notes.append(
+            f"{where} holds one class alone, {names[0]!r}: all images get the same label; expected is a directory "
+            f"per class"
+        )
     return source
+
+
+def _holds_files(url: str) -> bool:
+    """Whether there is any file below a directory, hidden ones aside."""
+    directories, files = list_directory(url)
+    return bool(files) or any(_holds_files(f"{url}/{name}") for name in directories)
 
 
 def _of_one_split(

@@ -19,6 +19,7 @@ from vit_dist.core.files import (
     redact,
     url_name,
 )
+from vit_dist.core.small_files import parse_json
 from vit_dist.core.text import text_file
 from vit_dist.data.grammar import ClassSpace, LabelError, Pairs, load_json, read_text, read_value
 from vit_dist.data.names import is_directory, named
@@ -377,7 +378,7 @@ def _parquet_rows(pq: Any, url: str, columns: list[str] | None = None) -> Iterat
 def _schema_classes(schema: Any, label: str) -> tuple[str, ...]:
     """Names of a ClassLabel column, as the library `datasets` keeps them in the schema's metadata."""
     try:
-        described = json.loads((schema.metadata or {})[b"huggingface"])
+        described = parse_json((schema.metadata or {})[b"huggingface"])
         feature = described["info"]["features"][label]
         return tuple(map(str, feature.get("names") or feature["feature"]["names"]))
     except (KeyError, ValueError, TypeError, AttributeError):

@@ -9,27 +9,40 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vit_dist.core.errors import DataError
+from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.models import ModelConfig
 from vit_dist.models._positions import Grid, Resampling, resize_positions
-from vit_dist.models.weights.names import is_of_head, prefix_hint
+from vit_dist.models.weights.names import OPTIONS, Wording, is_of_head, prefix_hint
+from vit_dist.models.weights.promised import Promised
 
 State = dict[str, Tensor]
 Head = Literal["keep", "new"]
 _SHOWN = 5
+_MOST_SHOWN = 160
+# Places of a table of positions that is resampled: 256 x 256 patches, or what is so many times as much as is wanted.
+_MAX_TABLE, _MAX_LARGER = 65_537, 16
 # The name that timm and Google have for it too.
 _REPRESENTATION = "pre_logits"
 
 
 def shapes_of(config: ModelConfig, num_classes: int, image_size: int) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a model's state, without its weights."""
-    with torch.device("meta"):
-        model = config.build(num_classes=num_classes, image_size=image_size)
+    """The shape of every tensor of a model's state, without its weights.
+
+    Raises:
+        ConfigError: no such model can be built.
+    """
+    try:
+        with torch.device("meta"):
+            model = config.build(num_classes=num_classes, image_size=image_size)
+    except (RuntimeError, OverflowError) as error:
+        # More numbers in one tensor than torch can count.
+        reason = str(error).partition("\n")[0][:200]
+        raise ConfigError(f"{config.name} cannot be built for {image_size}-pixel images: {reason}") from None
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def fit(
-    state: Mapping[str, Tensor],
+    state: Mapping[str, Tensor] | Mapping[str, Promised],
     config: ModelConfig,
     *,
     num_classes: int,
@@ -39,8 +52,9 @@ def fit(
     positions: Resampling = "public",
     missing: Sequence[str] = (),
     extra: Sequence[str] = (),
+    wording: Wording = OPTIONS,
 ) -> State:
-    """A state whose tensors have the shapes of the model.
+    """A state whose tensors have the shapes of the model. Tensors that are not read yet are read once all fit.
 
     Args:
         state: tensors by our names.
@@ -53,66 +67,82 @@ def fit(
         positions: how position embeddings are resampled where the number of patches differs.
         missing: names that the source should have had.
         extra: names that it should not have.
+        wording: of advice.
 
     Raises:
         DataError: says which tensors are missing, too many, or of another shape; or that the classes differ.
     """
     shapes = shapes_of(config, num_classes, image_size)
-    fitted: State = {}
+    known, begun = list(state), dict[str, float]()
+    grids: dict[str, tuple[Grid, Grid]] = {}
     wrong: list[str] = []
     absent = list(missing)
     if head == "new":
         # Fine-tuning takes all of the head away, a representation layer too (section 3.2 of the paper), whatever it is:
         # two heads, an MLP.
-        state = {name: tensor for name, tensor in state.items() if name in shapes or not is_of_head(name)}
         kept = any(name.startswith(_REPRESENTATION) for name in shapes)
         extra = [name for name in extra if kept or not name.startswith(_REPRESENTATION)]
         absent = [name for name in absent if "head" not in name]
-        fitted["head.weight"] = torch.zeros(shapes["head.weight"])
-        fitted["head.bias"] = torch.full(shapes["head.bias"], config.head_bias)
-    elif "head.bias" in state and len(state["head.bias"]) != num_classes:
+        begun = {"head.weight": 0.0, "head.bias": config.head_bias}
+        known = [name for name in state if name in shapes or not is_of_head(name)]
+    elif "head.bias" in state and state["head.bias"].shape[:1] not in ((num_classes,), ()):
         raise DataError(
-            f"{source}: has {len(state['head.bias']):,} classes, {num_classes:,} are asked for; leave the number "
-            f"out, or start a new head of zeros (--head new)"
+            f"{source}: has {state['head.bias'].shape[0]:,} classes, {num_classes:,} are asked for; give "
+            f"{wording.num_classes.removesuffix('N')}{state['head.bias'].shape[0]}, or start a new head of zeros "
+            f"({wording.new_head})"
         )
     prefix = 1 if "cls_token" in shapes else 0
     for name, shape in shapes.items():
-        if name in fitted:
+        if name in begun:
             continue
         if name not in state:
             absent += [] if missing else [name]
             continue
-        tensor = state[name]
-        if tuple(tensor.shape) != shape:
-            tensor = _resized(name, tensor, shape, prefix, positions)
-        if tuple(tensor.shape) != shape:
-            wrong.append(f"{name} is {_shape(tensor.shape)}, not {_shape(shape)}")
+        there = tuple(state[name].shape)
+        of_table = _grids(name, there, shape, prefix)
+        if there == shape:
             continue
-        fitted[name] = tensor
-    more = sorted({*extra, *(name for name in state if name not in shapes)})
+        if of_table is None:
+            wrong.append(f"{name} is {_shape(there)}, not {_shape(shape)}")
+        else:
+            grids[name] = of_table
+    more = sorted({*extra, *(name for name in known if name not in shapes)})
     complaints = [
-        f"{len(names)} {what}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
+        f"{len(names)} {what}: {', '.join(map(_named, names[:_SHOWN]))}{', ...' if len(names) > _SHOWN else ''}"
         for what, names in (("missing", absent), ("too many", more), ("of another shape", wrong))
         if names
     ]
     if complaints:
-        hint = prefix_hint(state, shapes) if absent else ""
+        hint = prefix_hint(known, shapes) if absent else ""
+        if absent and not more and not wrong and all("head" in name for name in absent):
+            hint = f"; it has no head: start a new one of zeros ({wording.new_head})"
         raise DataError(f"{source}: not the weights of {config.name}: {'; '.join(complaints)}{hint}")
+    fitted = {name: torch.full(shapes[name], value) for name, value in begun.items()}
+    for name in shapes:
+        if name not in fitted:
+            tensor = _read(state[name])
+            if name in grids:
+                tensor = resize_positions(name, tensor, *grids[name], prefix=prefix, method=positions)
+            fitted[name] = tensor
     return {name: fitted[name] for name in shapes}
 
 
-def _resized(name: str, tensor: Tensor, shape: tuple[int, ...], prefix: int, method: Resampling) -> Tensor:
-    grids = _grids(name, tensor, shape, prefix)
-    if grids is None:
-        return tensor
-    return resize_positions(name, tensor, *grids, prefix=prefix, method=method)
+def _read(tensor: Tensor | Promised) -> Tensor:
+    return tensor.read() if isinstance(tensor, Promised) else tensor
 
 
-def _grids(name: str, tensor: Tensor, shape: tuple[int, ...], prefix: int) -> tuple[Grid, Grid] | None:
+def _named(complaint: str) -> str:
+    """A name, or what is said of one, as it is where it is short."""
+    return complaint if len(complaint) <= _MOST_SHOWN else f"{complaint[:_MOST_SHOWN]}..."
+
+
+def _grids(name: str, there: tuple[int, ...], shape: tuple[int, ...], prefix: int) -> tuple[Grid, Grid] | None:
     """The square grids of patches of a table and of the one that is asked for; None: not a table, or not square."""
-    if tensor.ndim != 3 or len(shape) != 3 or (tensor.shape[0], tensor.shape[2]) != (shape[0], shape[2]):
+    if len(there) != 3 or len(shape) != 3 or (there[0], there[2]) != (shape[0], shape[2]):
         return None
-    sides: list[Any] = [_side(name, length, prefix) for length in (tensor.shape[1], shape[1])]
+    if there[1] > max(_MAX_TABLE, _MAX_LARGER * shape[1]):
+        return None
+    sides: list[Any] = [_side(name, length, prefix) for length in (there[1], shape[1])]
     return None if None in sides else ((sides[0], sides[0]), (sides[1], sides[1]))
 
 
@@ -123,7 +153,8 @@ def _side(name: str, length: int, prefix: int) -> int | None:
         return None
     patches = length - prefix if name == "pos_embed" else length
     side = math.isqrt(max(patches, 0))
-    if side == 0 or side * side != patches:
+    # Offsets go from -n to n: along an axis there is an odd number of them.
+    if side == 0 or side * side != patches or (name == "pos_relative" and side % 2 == 0):
         return None
     return side if name == "pos_embed" else (side + 1) // 2
 

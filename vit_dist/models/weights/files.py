@@ -1,35 +1,32 @@
-"""Reading and writing weights by the form that a file's name tells. Nothing but plain tensors is ever unpickled."""
+"""Reading and writing weights by the form that a file's name tells. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import math
-import pickle
-import re
-import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vit_dist import __version__
-from vit_dist.config.load import validate
 from vit_dist.core.errors import ConfigError, DataError
-from vit_dist.core.registry import MODELS
-from vit_dist.core.small_files import parse_json
-from vit_dist.core.text import read_text
+from vit_dist.core.files import explained, replacing, replacing_folder, write_bytes
+from vit_dist.core.small_files import parse_json, read_small
+from vit_dist.core.text import decode_text
 from vit_dist.models import ModelConfig
 from vit_dist.models._positions import Resampling
 from vit_dist.models.weights.adapt import Head, fit, shapes_of
+from vit_dist.models.weights.described import config_of, stated
 from vit_dist.models.weights.google import RULES, check_google, from_google, to_google
 from vit_dist.models.weights.huggingface import from_hugging_face, to_hugging_face
-from vit_dist.models.weights.names import without_prefix
+from vit_dist.models.weights.names import OPTIONS, Wording, without_prefix
 from vit_dist.models.weights.notes import (
     clean_classes,
     labels,
@@ -38,14 +35,19 @@ from vit_dist.models.weights.notes import (
     timm_notes,
     write_sidecar,
 )
-from vit_dist.models.weights.numbers import as_float32, from_array
+from vit_dist.models.weights.opened import opened
+from vit_dist.models.weights.promised import Promised
+from vit_dist.models.weights.promised import State as Promises
 from vit_dist.models.weights.timm_form import from_timm, kind_of, to_timm
 
 State = dict[str, Tensor]
+CONFIG = "config.json"
+"""Of a folder of Hugging Face: which model it holds."""
 FORMS = ".npz (Google), .safetensors (ours), .timm.safetensors (timm's names), or a folder (Hugging Face)"
 PICKLED = (".pth", ".pt", ".bin", ".ckpt")
-# Where checkpoints of trainers hold the state of a model.
-_CONTAINERS = ("state_dict", "model", "model_state_dict", "module")
+# Files of one folder, and classes of a head whose number nobody states.
+_MAX_FILES = 1_000
+_MAX_CLASSES = 2**18
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class LoadOptions:
         classes: names of the head's classes, in place of those that the file gives.
         rows: given the names that the file gives its classes, which of these a head that is kept has, in order; None:
             all as they are.
+        wording: of advice in errors.
     """
 
     config: ModelConfig | None = None
@@ -90,6 +93,7 @@ class LoadOptions:
     positions: Resampling = "public"
     classes: tuple[str, ...] = ()
     rows: Callable[[tuple[str, ...]], Sequence[int] | None] | None = None
+    wording: Wording = OPTIONS
 
 
 def read_weights(path: Path, options: LoadOptions = LoadOptions()) -> Weights:
@@ -105,11 +109,9 @@ def read_weights(path: Path, options: LoadOptions = LoadOptions()) -> Weights:
         raise DataError(f"{path}: no such file; known forms: {FORMS}, and timm's {', '.join(PICKLED)}")
     if path.suffix == ".npz":
         return _read_npz(path, options)
-    if path.suffix == ".safetensors":
-        tensors, metadata = _read_safetensors(path)
-        return _from_named(without_prefix(tensors), metadata, path, options)
-    if path.suffix in PICKLED:
-        return _from_named(without_prefix(_unpickled(path)), {}, path, options)
+    if path.suffix == ".safetensors" or path.suffix in PICKLED:
+        with opened(path) as (tensors, metadata):
+            return _from_named(without_prefix(tensors), metadata, path, options)
     raise ConfigError(
         f"{path}: weights in a file of this name are not known; known: {FORMS}, and timm's {', '.join(PICKLED)}"
     )
@@ -124,25 +126,22 @@ def write_weights(weights: Weights, out: Path | str) -> None:
     """
     text, path = str(out), Path(out)
     weights = replace(weights, classes=clean_classes(weights.classes, weights.num_classes, text))
-    try:
+    with explained(text, "written"):
         if text.endswith(".npz"):
             _write_npz(weights, path)
         elif text.endswith(".timm.safetensors"):
             renamed = to_timm(weights.state, weights.config, weights.num_classes, weights.image_size)
-            path.parent.mkdir(parents=True, exist_ok=True)
             said = (weights.config, weights.num_classes, weights.image_size, weights.crop, weights.classes)
+            # The notes first: where the file is, all of it is there.
+            write_bytes(str(path.with_name(f"{path.name}.md")), timm_notes(path.name, *said).encode())
             _save(renamed, path, {**_metadata(weights), "timm": json.dumps(timm_config(*said))})
-            path.with_name(f"{path.name}.md").write_text(timm_notes(path.name, *said), encoding="utf-8")
         elif text.endswith(".safetensors"):
-            path.parent.mkdir(parents=True, exist_ok=True)
             _save(weights.state, path, _metadata(weights))
         elif text.endswith("/") or path.is_dir() or not path.suffix:
             _write_hugging_face(weights, path)
         else:
             pickled = "; a pickle runs code when it is loaded" if path.suffix in PICKLED else ""
             raise ConfigError(f"{out}: no form of weights has this ending{pickled}; known: {FORMS}")
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written: {error.strerror or error}") from None
 
 
 def _write_hugging_face(weights: Weights, path: Path) -> None:
@@ -153,14 +152,16 @@ def _write_hugging_face(weights: Weights, path: Path) -> None:
         weights.image_size,
         labels(weights.classes, weights.num_classes),
     )
-    texts = {"config.json": described, "preprocessor_config.json": images}
+    texts = {CONFIG: described, "preprocessor_config.json": images}
     others = sorted({p.name for p in path.iterdir()} - {*texts, "model.safetensors"}) if path.is_dir() else []
     if others:
         raise DataError(f"{path}: there is something else in it ({', '.join(others[:3])}); name a new folder")
-    path.mkdir(parents=True, exist_ok=True)
-    _save(tensors, path / "model.safetensors", {"format": "pt"})
-    for name, content in texts.items():
-        (path / name).write_text(json.dumps(content, indent=2) + "\n")
+    # All of the old or all of the new: weights beside the config of others would load as what they are not. Where a
+    # link leads to it, the folder itself is replaced.
+    with replacing_folder(path.resolve()) as fresh:
+        _save(tensors, fresh / "model.safetensors", {"format": "pt"})
+        for name, content in texts.items():
+            write_bytes(str(fresh / name), (json.dumps(content, indent=2) + "\n").encode())
 
 
 def heads_of(config: ModelConfig) -> int:
@@ -168,22 +169,18 @@ def heads_of(config: ModelConfig) -> int:
     return int(getattr(config, "num_heads", 1))
 
 
-def _from_named(tensors: State, metadata: Mapping[str, str], path: Path, options: LoadOptions) -> Weights:
-    config, facts = options.config, {k: v for k, v in metadata.items() if k in FACTS}
-    try:
-        described, size = json.loads(metadata.get("model", "null")), int(metadata.get("image_size", 0))
-        classes = parse_json(metadata.get("classes", "[]"))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: what its header says of the model is damaged: {error}") from None
+def _from_named(tensors: Promises, metadata: Mapping[str, str], path: Path, options: LoadOptions) -> Weights:
+    config, said = options.config, stated(metadata, str(path))
     if config is None:
-        if described is None:
+        if said.model is None:
             raise ConfigError(f"{path}: does not say its model; give it: `vit-dist models import ... --model ViT-B/16`")
-        config = config_of(described, str(path))
+        config = config_of(said.model, str(path))
+    size = said.image_size
     if not size and getattr(config, "position_embedding", "") == "sincos" and "pos_embed" in tensors:
         # timm's form has the fixed table, which is left out below and alone says the image size.
         size = _size_of(tensors, config)
-    state = from_timm(as_float32(tensors, str(path)), config, str(path), new_head=options.head == "new")
-    return _fitted(state, config, path, options, facts, stated_size=size, classes=classes)
+    state = from_timm(tensors, config, str(path), new_head=options.head == "new", wording=options.wording)
+    return _fitted(state, config, path, options, said.facts, stated_size=size, classes=said.classes)
 
 
 def _read_npz(path: Path, options: LoadOptions) -> Weights:
@@ -196,54 +193,44 @@ def _read_npz(path: Path, options: LoadOptions) -> Weights:
     if kind not in RULES:
         raise ConfigError(f"{path}: Google's .npz files hold ViT, hybrid and BiT models, not {config.name}")
     names = shapes_of(config, 1, _smallest(config))
-    arrays = _arrays(path)
     named = read_sidecar(path)
-    try:
-        state, missing, extra = from_google(arrays, names, kind, heads_of(config))
-    except DataError as error:
-        raise DataError(f"{path}: not the weights of {config.name}: {error}") from None
-    return _fitted(state, config, path, options, {}, classes=named, missing=missing, extra=extra)
-
-
-def _arrays(path: Path) -> State:
-    # numpy takes a file that is no archive for a pickle, and speaks of trusting it.
-    if not zipfile.is_zipfile(path):
-        raise DataError(f"{path}: not a whole .npz file; fetch it again")
-    arrays = {}
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as opened:
-            for name in opened.files:
-                arrays[name] = opened[name]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        if "allow_pickle" in str(error):
-            raise DataError(f"{path}: an array in it holds pickled objects, which are never read") from None
-        raise DataError(f"{path}: not a whole .npz file: {error}; fetch it again") from None
-    return {name: from_array(name, array, str(path)) for name, array in arrays.items()}
+    with opened(path) as (arrays, _):
+        try:
+            state, missing, extra = from_google(arrays, names, kind, heads_of(config))
+        except DataError as error:
+            raise DataError(f"{path}: not the weights of {config.name}: {error}") from None
+        return _fitted(state, config, path, options, {}, classes=named, missing=missing, extra=extra)
 
 
 def _read_hugging_face(path: Path, options: LoadOptions) -> Weights:
     try:
-        described = json.loads(read_text(path / "config.json"))
-    except (DataError, ValueError) as error:
-        raise DataError(f"{path}: no folder of Hugging Face: config.json: {error}") from None
+        described = parse_json(decode_text(read_small(path / CONFIG)))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{path}: no folder of Hugging Face: config.json: {reason}") from None
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise DataError(f"{path}: no .safetensors in it (pickled weights are not read)")
-    tensors: State = {}
-    for file in files:
-        found = _read_safetensors(file)[0]
-        twice = sorted(tensors.keys() & found.keys())
-        if twice:
-            raise DataError(f"{path}: {len(twice)} tensors are in more than one of its files: {', '.join(twice[:5])}")
-        tensors |= found
-    state, config, classes, stated_size = from_hugging_face(
-        as_float32(tensors, str(path)), described, str(path), new_head=options.head == "new"
-    )
-    return _fitted(state, options.config or config, path, options, {}, stated_size=stated_size, classes=classes)
+    if len(files) > _MAX_FILES:
+        raise DataError(f"{path}: {len(files):,} .safetensors in it; a model has at most {_MAX_FILES}")
+    tensors: Promises = {}
+    with contextlib.ExitStack() as stack:
+        for file in files:
+            found, _ = stack.enter_context(opened(file))
+            twice = sorted(tensors.keys() & found.keys())
+            if twice:
+                raise DataError(
+                    f"{path}: {len(twice)} tensors are in more than one of its files: {', '.join(twice[:5])}"
+                )
+            tensors |= found
+        state, config, classes, size = from_hugging_face(
+            tensors, described, str(path), new_head=options.head == "new", wording=options.wording
+        )
+        return _fitted(state, options.config or config, path, options, {}, stated_size=size, classes=classes)
 
 
 def _fitted(
-    state: State,
+    state: Promises,
     config: ModelConfig,
     path: Path,
     options: LoadOptions,
@@ -254,18 +241,26 @@ def _fitted(
     missing: list[str] | None = None,
     extra: list[str] | None = None,
 ) -> Weights:
-    there = next((len(state[name]) for name in ("head.bias", "head.weight") if name in state), 0)
-    classes = () if options.head == "new" or not there else clean_classes(classes, there, str(path))
+    head = next((state[name] for name in ("head.bias", "head.weight") if name in state), None)
+    in_file = head.shape[0] if head is not None and head.shape else 0
+    replaced = options.head == "new" and options.num_classes
+    if in_file > _MAX_CLASSES and in_file != options.num_classes and not replaced:
+        raise DataError(
+            f"{path}: has {in_file:,} classes; more than {_MAX_CLASSES:,} are read where --num-classes says so"
+        )
+    classes = () if options.head == "new" or not in_file else clean_classes(classes, in_file, str(path))
     state, classes = with_rows(state, classes, options.rows)
-    there = next((len(state[name]) for name in ("head.bias", "head.weight") if name in state), 0)
+    there = next(
+        (state[name].shape[0] for name in ("head.bias", "head.weight") if name in state and state[name].ndim), 0
+    )
     num_classes: int = options.num_classes or there
     others = [name for name in missing or () if "head" not in name]
     # A file of another model: the error of `fit` names all that is wrong.
     ours = missing is not None or shapes_of(config, 1, _smallest(config)).keys() & state.keys()
     if not num_classes and not others and ours:
-        raise ConfigError(f"{path}: has no head; give --num-classes and --head new")
+        raise ConfigError(f"{path}: has no head; give {options.wording.num_classes} {options.wording.new_head}")
     position_size = _size_of(state, config)
-    if stated_size and options.config is None and "pos_embed" in state and position_size != stated_size:
+    if stated_size and not options.image_size and "pos_embed" in state and position_size != stated_size:
         raise DataError(
             f"{path}: it says that its images have {stated_size} pixels, its positions are for {position_size}"
         )
@@ -281,33 +276,48 @@ def _fitted(
         positions=options.positions,
         missing=missing or [],
         extra=extra or [],
+        wording=options.wording,
     )
     if options.classes and len(options.classes) != num_classes:
         raise ConfigError(f"--classes: {len(options.classes):,} names, but {path} has {num_classes:,} classes")
     return Weights(fitted, config, num_classes, size, facts, options.classes or classes)
 
 
+T = TypeVar("T", Tensor, Promised)
+
+
 def with_rows(
-    state: State,
+    state: dict[str, T],
     classes: tuple[str, ...],
     rows: Callable[[tuple[str, ...]], Sequence[int] | None] | None,
-) -> tuple[State, tuple[str, ...]]:
+) -> tuple[dict[str, T], tuple[str, ...]]:
     """A state whose head has those of its classes that `rows` asks for by their names, and the names of these."""
-    bias = state.get("head.bias")
-    if bias is None or not any(classes) or len(classes) > len(bias):
+    there = {name: state[name] for name in ("head.weight", "head.bias") if name in state}
+    bias = there.get("head.bias")
+    if bias is None or bias.ndim != 1 or not any(classes) or len(classes) > bias.shape[0]:
+        return state, ()
+    if any(tensor.shape[:1] != bias.shape for tensor in there.values()):
         return state, ()
     wanted = None if rows is None else rows(classes)
     if wanted is None:
         return state, classes
     picked = torch.tensor(list(wanted))
-    heads = {name: state[name][picked] for name in ("head.weight", "head.bias")}
+    heads = {name: _rows(tensor, picked) for name, tensor in there.items()}
     return {**state, **heads}, tuple(classes[i] for i in wanted)
 
 
-def _size_of(state: State, config: ModelConfig) -> int:
+def _rows(tensor: T, picked: Tensor) -> T:
+    if isinstance(tensor, Promised):
+        # On the tensor's own device: the shape is found out on one that has no values.
+        chosen: Any = tensor.then(lambda values: values[picked.to(values.device)])
+        return chosen  # type: ignore[no-any-return]
+    return tensor[picked]
+
+
+def _size_of(state: Promises, config: ModelConfig) -> int:
     """The image size that the positions are for; 224 where nothing tells."""
     table = state.get("pos_embed")
-    if table is None or config.stride == 1:
+    if table is None or table.ndim != 3 or config.stride == 1:
         return 224 if 224 % config.stride == 0 else config.stride
     patches = table.shape[1] - ("cls_token" in state)
     return max(1, math.isqrt(patches)) * config.stride
@@ -315,10 +325,6 @@ def _size_of(state: State, config: ModelConfig) -> int:
 
 def _smallest(config: ModelConfig) -> int:
     return config.stride if config.stride > 1 else 32
-
-
-FACTS = ("recipe", "recipe_hash", "step", "examples", "seed", "name")
-"""What a file of ours may say beside the model."""
 
 
 def _metadata(weights: Weights) -> dict[str, str]:
@@ -334,68 +340,6 @@ def _metadata(weights: Weights) -> dict[str, str]:
     }
 
 
-def config_of(described: object, where: str) -> ModelConfig:
-    """A model's config from plain data.
-
-    Raises:
-        ConfigError: of a model that this version does not know.
-    """
-    if not isinstance(described, dict):
-        raise ConfigError(f"{where}: its model is no mapping but {described!r}")
-    try:
-        cls, defaults = MODELS.lookup(str(described.get("name")))
-    except ConfigError as error:
-        raise ConfigError(f"{where}: its model: {error}") from None
-    config = validate(cls, {**defaults, **described}, f"{where}: its model")
-    assert isinstance(config, ModelConfig)
-    return config
-
-
-def _read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: not a whole safetensors file: {error}") from None
-
-
-def _unpickled(path: Path) -> State:
-    """Tensors of a torch file; anything else in it is refused, not run."""
-    try:
-        # A pickle of another protocol is read, or refused, all the same.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            # Files of before torch 1.6 are no archives, and cannot be mapped.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        # torch's own text tells how to switch the guard off.
-        forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"more than plain tensors ({forbidden.group(1)})" if forbidden else "something other than plain tensors"
-        raise DataError(
-            f"{path}: holds {what}; nothing in it was run. Where you trust it, save its state_dict() as safetensors"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path}: not a whole file of torch: {reason}; fetch it again") from None
-    inside = next(
-        (key for key in _CONTAINERS if isinstance(content, dict) and isinstance(content.get(key), dict)), None
-    )
-    while inside is not None:
-        content = content[inside]
-        inside = next((key for key in _CONTAINERS if isinstance(content.get(key), dict)), None)
-    if not isinstance(content, dict) or not content:
-        raise DataError(
-            f"{path}: holds no dictionary of tensors but {type(content).__name__}; save a state_dict() alone"
-        )
-    others = [f"{name} ({type(value).__name__})" for name, value in content.items() if not isinstance(value, Tensor)]
-    if others:
-        shown = ", ".join(others[:4]) + (", ..." if len(others) > 4 else "")
-        raise DataError(f"{path}: holds no dictionary of tensors alone, but {shown}; save a state_dict() alone")
-    return {str(name): tensor for name, tensor in content.items()}
-
-
 def _save(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Write a safetensors file a tensor at a time: the library's own writer holds all of it a second time."""
     header: dict[str, Any] = {"__metadata__": metadata}
@@ -406,7 +350,7 @@ def _save(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> 
         at += 4 * tensor.numel()
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with _replacing(path) as partial, partial.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in state.values():
             file.write(tensor.contiguous().numpy().data)
@@ -417,22 +361,10 @@ def _write_npz(weights: Weights, path: Path) -> None:
     if kind not in RULES:
         raise ConfigError(f"Google's .npz files hold ViT, hybrid and BiT models, not {weights.config.name}")
     check_google(weights.config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as partial, zipfile.ZipFile(partial, "w") as opened:
+    with replacing(path) as partial, zipfile.ZipFile(partial, "w") as opened:
         for name, array in to_google(weights.state, kind, heads_of(weights.config)):
             with opened.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
     model = weights.config.model_dump(mode="json")
     said = {"model": model, "num_classes": weights.num_classes, "image_size": weights.image_size}
     write_sidecar(path, {**said, "classes": list(weights.classes)})
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to: takes its place once it is complete, and is gone if it never is."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -6,19 +6,22 @@ writes them: numbers of submodules counted by kind, one array for all blocks, a 
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.npz import shown_name
+from vit_dist.models.weights.promised import Promised, State, stacked
 
 Array = np.ndarray[Any, np.dtype[Any]]
-State = dict[str, Tensor]
+# Blocks in one array: more than any model has.
+_MAX_BLOCKS = 1_000
 
 
 @dataclass(frozen=True)
@@ -30,16 +33,18 @@ class Layout:
         read: array -> tensor.
         axes: how many the array has, where one of them counts attention heads.
         heads: that one.
+        matrix: whether the array must have two axes.
     """
 
     write: Callable[[Tensor, int], Tensor]
     read: Callable[[Tensor], Tensor]
     axes: int | None = None
     heads: int = 0
+    matrix: bool = False
 
 
 SAME = Layout(lambda t, _: t, lambda a: a)
-MATRIX = Layout(lambda t, _: t.T, lambda a: a.T)  # [in, out]
+MATRIX = Layout(lambda t, _: t.T, lambda a: a.T, matrix=True)  # [in, out]
 CONV = Layout(lambda t, _: t.permute(2, 3, 1, 0), lambda a: a.permute(3, 2, 0, 1))  # [height, width, in, out]
 HEAD_CONV = Layout(lambda t, _: t.T[None, None], lambda a: a.reshape(a.shape[-2:]).T)
 NORM4 = Layout(lambda t, _: t.reshape(1, 1, 1, -1), lambda a: a.reshape(-1))  # flax's first GroupNorm
@@ -198,7 +203,7 @@ def from_google(arrays: State, names: Iterable[str], kind: str, heads: int) -> t
     """Arrays -> the tensors of a model's parameters, by our names.
 
     Args:
-        arrays: as in the file, float32.
+        arrays: as in the file.
         names: of the model's parameters.
         kind: 'vit', 'hybrid' or 'bit'.
         heads: attention heads of the model, which the shapes of our own tensors do not tell.
@@ -223,18 +228,31 @@ def from_google(arrays: State, names: Iterable[str], kind: str, heads: int) -> t
         lacking = [t for t in array_names if t not in plain]
         missing += lacking
         if not lacking:
-            parts = [_read(t, plain[t], layout, heads) for t in array_names]
-            state[name] = (torch.cat(parts) if len(parts) > 1 else parts[0]).contiguous()
+            state[name] = _joined([_read(t, plain[t], layout, heads) for t in array_names], array_names)
     return state, missing, sorted(set(plain) - asked)
 
 
-def _read(name: str, array: Tensor, layout: Layout, heads: int) -> Tensor:
+def _read(name: str, array: Promised, layout: Layout, heads: int) -> Promised:
     if array.ndim == layout.axes and array.shape[layout.heads] != heads:
         raise DataError(f"{name} has {array.shape[layout.heads]} attention heads, the model {heads}")
     try:
-        return layout.read(array)
+        if layout.matrix and array.ndim != 2:
+            raise IndexError
+        return array.then(lambda values: layout.read(values).contiguous())
     except (RuntimeError, IndexError):
-        raise DataError(f"{name} has the shape {'x'.join(map(str, array.shape)) or 'of a number'}") from None
+        raise DataError(f"{name} has the shape {_shape(array)}") from None
+
+
+def _joined(parts: list[Promised], names: tuple[str, ...]) -> Promised:
+    try:
+        return stacked(parts)
+    except (RuntimeError, IndexError):
+        shapes = ", ".join(f"{name} {_shape(part)}" for name, part in zip(names, parts, strict=True))
+        raise DataError(f"shapes that do not go together: {shapes}") from None
+
+
+def _shape(array: Promised) -> str:
+    return "x".join(map(str, array.shape)) or "of a number"
 
 
 def _released(arrays: State) -> State:
@@ -243,18 +261,20 @@ def _released(arrays: State) -> State:
     plain = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
     # One array for all blocks.
     if any(name.startswith("Transformer/encoderblock/") for name in plain):
-        stacked = {n: a for n, a in plain.items() if n.startswith("Transformer/encoderblock/")}
-        for name, array in stacked.items():
+        together = {n: a for n, a in plain.items() if n.startswith("Transformer/encoderblock/")}
+        for name, array in together.items():
             del plain[name]
-            for i, part in enumerate(array):
-                plain[name.replace("encoderblock", f"encoderblock_{i}", 1)] = part
+            if not array.ndim or array.shape[0] > _MAX_BLOCKS:
+                raise DataError(f"{shown_name(name)} has the shape {_shape(array)}, whose first axis counts no blocks")
+            for i in range(array.shape[0]):
+                plain[name.replace("encoderblock", f"encoderblock_{i}", 1)] = array.then(operator.itemgetter(i))
     if "pos_embedding" in plain:
         plain["Transformer/posembed_input/pos_embedding"] = plain.pop("pos_embedding")
     if any(re.match(r"Transformer/encoderblock_\d+/MlpBlock_0/", name) for name in plain):
         later = {"MlpBlock_0": "MlpBlock_3", "LayerNorm_1": "LayerNorm_2"}
         later["MultiHeadDotProductAttention_0"] = "MultiHeadDotProductAttention_1"
-        for name in [n for n in plain if n.startswith("Transformer/encoderblock_")]:
-            head, part, rest = name.split("/", 3)[0:2], name.split("/", 3)[2], name.split("/", 3)[3]
+        for name in [n for n in plain if n.startswith("Transformer/encoderblock_") and n.count("/") >= 3]:
+            begin, block, part, rest = name.split("/", 3)
             if part in later:
-                plain["/".join([*head, later[part], rest])] = plain.pop(name)
+                plain["/".join([begin, block, later[part], rest])] = plain.pop(name)
     return plain

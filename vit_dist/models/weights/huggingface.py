@@ -6,16 +6,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vit_dist.config.load import validate
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.registry import MODELS
+from vit_dist.core.small_files import is_count, is_text, shown
 from vit_dist.models.vit import ViTConfig
-from vit_dist.models.weights.names import is_of_head, without_prefix
-
-State = dict[str, Tensor]
+from vit_dist.models.weights.described import check_image_size, check_limits
+from vit_dist.models.weights.names import OPTIONS, Wording, is_of_head, without_prefix
+from vit_dist.models.weights.promised import Promised, State, stacked
 
 _RULES = [
     (r"cls_token", "vit.embeddings.cls_token"),
@@ -47,7 +47,7 @@ def names_of(parameter: str) -> list[str]:
 
 def to_hugging_face(
     state: Mapping[str, Tensor], config: Any, num_classes: int, image_size: int, labels: Sequence[str]
-) -> tuple[State, dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
     """A state -> tensors, config.json, which has a label for each class, and preprocessor_config.json.
 
     Raises:
@@ -59,7 +59,7 @@ def to_hugging_face(
     wrong = {key: getattr(config, key) for key, value in wanted.items() if getattr(config, key) != value}
     if wrong:
         raise ConfigError(f"Hugging Face's ViTForImageClassification cannot say {wrong}; write .safetensors")
-    tensors: State = {}
+    tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
         keys = names_of(name)
         for key, part in zip(keys, tensor.chunk(len(keys)), strict=True):
@@ -103,7 +103,12 @@ def to_hugging_face(
 
 
 def from_hugging_face(
-    tensors: Mapping[str, Tensor], described: object, where: str, *, new_head: bool = False
+    tensors: Mapping[str, Promised],
+    described: object,
+    where: str,
+    *,
+    new_head: bool = False,
+    wording: Wording = OPTIONS,
 ) -> tuple[State, ViTConfig, tuple[str, ...], int]:
     """Tensors and config.json -> a state, its model, names of the classes ('' where there is none), the images' size.
 
@@ -114,6 +119,7 @@ def from_hugging_face(
         described: what config.json says.
         where: the folder, for errors.
         new_head: leave out classifier and pooler: the model gets another head.
+        wording: of advice.
 
     Raises:
         ConfigError: of a shape that no ViT has.
@@ -139,33 +145,44 @@ def from_hugging_face(
             if names
         ]
         new = (
-            "; --head new leaves out classifier and pooler"
+            f"; {wording.new_head} leaves out classifier and pooler"
             if any(is_of_head(n.removeprefix(_TRUNK)) for n in more)
             else ""
         )
         raise DataError(f"{where}{_said(described)}: {'; '.join(complaints)}{new}")
     there = [name for name in head if all(key in plain for key in names_of(name))]
-    state = {name: torch.cat([plain[key] for key in names_of(name)]) for name in (*trunk, *there)}
-    classes = _classes(described, len(state["head.bias"])) if "head.bias" in state else ()
+    state = {name: _joined([(key, plain[key]) for key in names_of(name)], where) for name in (*trunk, *there)}
+    classes = _classes(described, *state["head.bias"].shape[:1]) if "head.bias" in state else ()
     return state, config, classes, image_size
 
 
 _TRUNK = "vit."
 
 
+def _joined(parts: list[tuple[str, Promised]], where: str) -> Promised:
+    try:
+        return stacked([tensor for _, tensor in parts])
+    except (RuntimeError, IndexError):
+        shapes = ", ".join(f"{name} {'x'.join(map(str, tensor.shape)) or 'a number'}" for name, tensor in parts)
+        raise DataError(f"{where}: shapes that do not go together: {shapes}") from None
+
+
 def _said(described: Mapping[str, Any]) -> str:
     """Which class of transformers the folder is of, in words."""
     names = described.get("architectures")
-    return f" (a {', '.join(map(str, names))})" if isinstance(names, list) and names else ""
+    known = [name[:80] for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return f" (a {', '.join(known[:3])})" if known else ""
 
 
-def _classes(described: object, num_classes: int) -> tuple[str, ...]:
+def _classes(described: object, num_classes: int = 0) -> tuple[str, ...]:
     """Names of the classes; () where config.json names none, or others than the head has."""
     named = described.get("id2label") if isinstance(described, dict) else None
     if not isinstance(named, dict) or named.keys() != {str(i) for i in range(num_classes)}:
         return ()
+    if not all(map(is_text, named.values())):
+        return ()
     # What transformers writes where nobody gives names.
-    return tuple("" if named[str(i)] == f"{_NAMELESS}{i}" else str(named[str(i)]) for i in range(num_classes))
+    return tuple("" if named[str(i)] == f"{_NAMELESS}{i}" else named[str(i)] for i in range(num_classes))
 
 
 def _described(described: object, where: str) -> tuple[ViTConfig, int]:
@@ -181,7 +198,7 @@ def _described(described: object, where: str) -> tuple[ViTConfig, int]:
     }
     kind = described.get("model_type", "vit")
     if kind != "vit":
-        raise DataError(f"{where}: model_type={kind!r}{_said(described)}; only a plain 'vit' can be read")
+        raise DataError(f"{where}: model_type={shown(kind)}{_said(described)}; only a plain 'vit' can be read")
     lacking = [key for key in ("hidden_act", "image_size", *keys.values()) if key not in described]
     if lacking:
         raise DataError(f"{where}: not of a ViTForImageClassification: it has no {', '.join(lacking)}")
@@ -191,12 +208,14 @@ def _described(described: object, where: str) -> tuple[ViTConfig, int]:
     for key, values in readable.items():
         value = described.get(key, assumed.get(key))
         if value not in values:
-            raise DataError(f"{where}: {key}={value!r}; only {' or '.join(map(str, values))} can be read")
+            raise DataError(f"{where}: {key}={shown(value)}; only {' or '.join(map(str, values))} can be read")
     size = described["image_size"]
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise DataError(f"{where}: image_size={size!r}; only a number of pixels can be read")
+    if not is_count(size) or not size:
+        raise DataError(f"{where}: image_size={shown(size)}; only a number of pixels can be read")
+    check_image_size(size, where)
     cls, defaults = MODELS.lookup("vit")
     shape = {field: described[key] for field, key in keys.items()}
+    check_limits(shape, where, keys)
     config = validate(cls, {**defaults, **shape, "gelu": _GELU[described["hidden_act"]]}, where)
     assert isinstance(config, ViTConfig)
     return config, size

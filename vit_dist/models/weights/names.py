@@ -1,12 +1,25 @@
-"""Names of tensors in files of others: prefixes that wrappers put before all of them, and what belongs to a head."""
+"""Names in files of others and in advice about them: prefixes of tensors, what belongs to a head, how to ask for it."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How whoever reads weights asks for what is wanted, for advice in errors: options of a verb, keys of a recipe."""
+
+    new_head: str
+    num_classes: str
+
+
+OPTIONS = Wording("--head new", "--num-classes N")
+KEYS = Wording("init.head=new", "data.num_classes=N")
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "base_model.", "student.", "teacher.", "trunk.")
 """What DataParallel, torch.compile, Lightning and frameworks of self-supervised learning put before a model's names."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_dist.core.errors import DataError
+from vit_dist.core.files import write_bytes
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.small_files import MAX_WHOLE_BYTES, DamagedError, is_texts, parse_json, read_small
 from vit_dist.core.terminal import clean
@@ -192,7 +193,7 @@ def sidecar_of(path: Path) -> Path:
 def write_sidecar(path: Path, said: Mapping[str, Any]) -> None:
     """Write what an .npz cannot say, bound to its bytes: replaced alone, the file has no names."""
     content = {"sha256": _sha256(path), **said, "input": INPUT}
-    sidecar_of(path).write_text(json.dumps(content, indent=1) + "\n")
+    write_bytes(str(sidecar_of(path)), (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read_sidecar(path: Path) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,61 +9,76 @@ import torch
 from torch import Tensor
 
 from vit_dist.core.errors import DataError
+from vit_dist.core.npz import shown_name
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def from_array(name: str, array: object, where: str) -> Tensor:
-    """An array of a .npz as a float32 tensor of the same shape.
+def check_array(name: str, dtype: np.dtype[Any], where: str) -> None:
+    """Whether an array of a .npz can be weights.
 
-    Floats and integers of any size and byte order are read, and bfloat16, which numpy itself does not know and stores
-    as two bytes without a meaning.
+    Floats and integers of any size and byte order can, and bfloat16, which numpy itself does not know and stores as two
+    bytes without a meaning.
 
     Args:
         name: of the array.
-        array: what numpy has read.
+        dtype: that it has.
         where: the file, for errors.
 
     Raises:
-        DataError: numbers of another kind, or none.
+        DataError: numbers of another kind.
     """
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"{where}: {name} in it is no array of numbers")
-    if array.dtype.kind == "V" and array.dtype.itemsize == 2 and array.dtype.names is None:
+    if dtype.kind in "fiu" or (dtype.kind == "V" and dtype.itemsize == 2):
+        return
+    kind = f"{dtype.itemsize} bytes of unknown meaning" if dtype.kind == "V" else str(dtype)
+    raise DataError(
+        f"{where}: {shown_name(name)} in it is no array of numbers that can be weights, but of {kind}; save float32"
+    )
+
+
+def from_array(name: str, array: Array, where: str) -> Tensor:
+    """An array that `check_array` lets through as a float32 tensor of the same shape.
+
+    Raises:
+        DataError: numbers that float32 cannot hold.
+    """
+    if array.dtype.kind == "V":
         bits = np.ascontiguousarray(array).view(np.uint16).astype(np.uint32) << 16
         return torch.from_numpy(bits.view(np.float32).reshape(array.shape))
-    if array.dtype.kind not in "fiu":
-        kind = f"{array.dtype.itemsize} bytes of unknown meaning" if array.dtype.kind == "V" else str(array.dtype)
-        raise DataError(
-            f"{where}: {name} in it is no array of numbers that can be weights, but of {kind}; save float32"
-        )
     with np.errstate(over="ignore"):
         found = np.ascontiguousarray(array.astype(np.float32)).reshape(array.shape)
     if array.dtype.kind == "f" and array.dtype.itemsize > 4 and (np.isinf(found) & np.isfinite(array)).any():
-        raise DataError(f"{where}: {name} in it holds numbers of {array.dtype} that float32 cannot hold")
+        raise DataError(f"{where}: {shown_name(name)} in it holds numbers of {array.dtype} that float32 cannot hold")
     return torch.from_numpy(found)
 
 
-def as_float32(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Tensors of a file in float32.
+def check_tensor(name: str, dtype: torch.dtype, where: str) -> None:
+    """Whether a tensor of this dtype can be weights.
 
     Raises:
-        DataError: one is not of real numbers, not stored as such, or has no data; with its name and dtype.
+        DataError: not of real numbers, or not stored as such; with its name and dtype.
     """
-    return {name: _as_float32(name, tensor, where) for name, tensor in tensors.items()}
-
-
-def _as_float32(name: str, tensor: Tensor, where: str) -> Tensor:
-    what = (
-        "quantized" if tensor.is_quantized else "sparse" if tensor.layout != torch.strided
-        else "without data" if tensor.is_meta else "boolean" if tensor.dtype == torch.bool
-        else "complex" if tensor.is_complex() else ""
-    )  # fmt: skip
+    what = "boolean" if dtype == torch.bool else "complex" if dtype.is_complex else ""
     if not what:
         try:
-            return tensor.detach().float()
+            torch.empty(0, dtype=dtype).float()
         except (RuntimeError, NotImplementedError):
             # Packed formats of four bits and such, for which torch has no arithmetic.
             what = "of a format that torch cannot convert"
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    raise DataError(f"{where}: {name} in it is {what} ({dtype}), and no weights that can be read; save float32")
+    if what:
+        kind = str(dtype).removeprefix("torch.")
+        raise DataError(
+            f"{where}: {shown_name(name)} in it is {what} ({kind}), and no weights that can be read; save float32"
+        )
+
+
+def from_tensor(name: str, tensor: Tensor, where: str) -> Tensor:
+    """A tensor that `check_tensor` lets through in float32.
+
+    Raises:
+        DataError: numbers that float32 cannot hold.
+    """
+    found = tensor.float()
+    if tensor.dtype == torch.float64 and bool((found.isinf() & tensor.isfinite()).any()):
+        raise DataError(f"{where}: {shown_name(name)} in it holds numbers of float64 that float32 cannot hold")
+    return found

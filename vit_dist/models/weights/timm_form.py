@@ -14,9 +14,14 @@ from vit_dist.models import ModelConfig
 from vit_dist.models.bit import BiTConfig
 from vit_dist.models.hybrid import HybridConfig
 from vit_dist.models.vit import ViTConfig
+from vit_dist.models.weights.names import OPTIONS, Wording
+from vit_dist.models.weights.promised import Promised
+from vit_dist.models.weights.promised import State as Promises
 
 State = dict[str, Tensor]
 _SHOWN = 4
+# Patches along a side of a fixed table that is held against that of a file.
+_MAX_SIDE = 1_024
 
 
 def kind_of(config: ModelConfig) -> str:
@@ -143,7 +148,9 @@ def _vision_transformer(config: ViTConfig, num_classes: int, image_size: int) ->
     return model
 
 
-def from_timm(tensors: Mapping[str, Tensor], config: ModelConfig, where: str, *, new_head: bool) -> State:
+def from_timm(
+    tensors: Mapping[str, Promised], config: ModelConfig, where: str, *, new_head: bool, wording: Wording = OPTIONS
+) -> Promises:
     """Tensors by timm's names, or by ours -> a state by our names.
 
     Args:
@@ -151,6 +158,7 @@ def from_timm(tensors: Mapping[str, Tensor], config: ModelConfig, where: str, *,
         config: the model.
         where: the file, for errors.
         new_head: leave out whatever is a head there: the model gets another.
+        wording: of advice.
 
     Raises:
         DataError: a fixed table of positions that is another one; a head that is none of ours, unless it is left out.
@@ -162,7 +170,7 @@ def from_timm(tensors: Mapping[str, Tensor], config: ModelConfig, where: str, *,
         if len(heads) > 1 and not new_head and any(name.startswith(f"{heads[1]}.") for name in state):
             raise DataError(
                 f"{where}: {config.name} has {len(heads)} heads there ({', '.join(heads)}), and the model here has "
-                f"one; start a new head of zeros (--head new)"
+                f"one; start a new head of zeros ({wording.new_head})"
             )
         if new_head:
             of_head = _names_of_head(config)
@@ -177,19 +185,23 @@ def from_timm(tensors: Mapping[str, Tensor], config: ModelConfig, where: str, *,
     # A head that is a 1x1 convolution.
     weight = state.get("head.weight")
     if weight is not None and weight.ndim == 4 and weight.shape[2:] == (1, 1):
-        state["head.weight"] = weight.flatten(1)
+        state["head.weight"] = weight.then(_as_matrix)
     if isinstance(config, ViTConfig) and config.position_embedding == "sincos" and "pos_embed" in state:
         _check_fixed(state.pop("pos_embed"), config, where)
     return state
 
 
-def _check_fixed(table: Tensor, config: ViTConfig, where: str) -> None:
+def _as_matrix(weight: Tensor) -> Tensor:
+    return weight.flatten(1)
+
+
+def _check_fixed(table: Promised, config: ViTConfig, where: str) -> None:
     """Refuse a table of positions that is not the fixed one of the model."""
     patches = table.shape[-2] - (config.pool == "cls") if table.ndim == 3 else 0
     side = round(max(patches, 0) ** 0.5)
-    if side and side * side == patches and table.shape[-1] == config.width:
+    if 0 < side <= _MAX_SIDE and side * side == patches and table.shape[-1] == config.width:
         fixed = _fixed_positions(config, side)
-        if torch.allclose(table.float(), fixed, atol=1e-2):
+        if table.shape == fixed.shape and torch.allclose(table.read(), fixed, atol=1e-2):
             return
     raise DataError(
         f"{where}: pos_embed is not the fixed table of position_embedding=sincos; give the model learned ones"

@@ -59,13 +59,16 @@ class _Crossing:
         return {"x": plain(self.x), "low": plain(self.low or np.nan), "high": plain(self.high), "share": self.share}
 
 
-def crossover(a: CurveFit, b: CurveFit, range: Interval | None = None) -> Crossover:
+def crossover(
+    a: CurveFit, b: CurveFit, range: Interval | None = None, *, by: str = "error, lower is better"
+) -> Crossover:
     """Where two curves cross for the last time.
 
     Args:
         a: one curve.
         b: the other, on the same x.
         range: sizes to look in; by default from the smallest size both have to ten times the largest either has.
+        by: what a person compares the two by, and which way, for the text: the curves themselves are of errors.
     """
     if not (a.fitted and b.fitted):
         missing = " and ".join(repr(fit.name) for fit in (a, b) if not fit.fitted)
@@ -102,7 +105,9 @@ def crossover(a: CurveFit, b: CurveFit, range: Interval | None = None) -> Crosso
         interval_inside=interval_inside,
         range=(float(where[0]), float(where[1])),
         per_form={form: one.to_json() for form, one in per_form.items()},
-        text=_text(winner, loser, crossing, (low, high), whereabouts(inside, interval_inside), where, len(per_form)),
+        text=_text(
+            winner, loser, crossing, (low, high), whereabouts(inside, interval_inside), where, len(per_form), by
+        ),
     )
 
 
@@ -165,13 +170,14 @@ def _text(
     how: str,
     where: Interval,
     num_forms: int,
+    by: str,
 ) -> str:
     cross = "" if crossing.share is None else f"{crossing.share:.0%} of bootstraps cross"
     if not np.isfinite(crossing.x):
         tail = f"; {cross} there" if cross else ""
         return (
-            f"no crossing in range {short(where[0])} to {short(where[1])}: {winner.name} is lower than {loser.name} "
-            f"all over it{tail}"
+            f"no crossing in range {short(where[0])} to {short(where[1])}: {winner.name} is better than {loser.name} "
+            f"all over it ({by}){tail}"
         )
     if num_forms > 1:
         how += f"; interval over {num_forms} pairs of forms"

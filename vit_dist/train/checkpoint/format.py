@@ -12,6 +12,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,18 @@ import torch
 from torch import Tensor
 
 from vit_dist.core.errors import CheckpointError
+from vit_dist.core.small_files import (
+    DamagedError,
+    is_count,
+    is_name,
+    is_numbers,
+    open_regular,
+    parse_json,
+    required,
+    shown,
+)
+from vit_dist.core.tensor_file import Stated, read_header
+from vit_dist.engines._fit import Held, Wanted
 from vit_dist.engines._slices import BUFFER, WEIGHT, EngineState
 from vit_dist.train.checkpoint.host_memory import HostMemory
 
@@ -32,7 +45,10 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
 _CHUNK = 16 << 20
+_MAX_DIMENSIONS = 32
+_LARGEST = torch.finfo(torch.float32).max
 
 
 class Snapshot:
@@ -123,43 +139,102 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class _Run:
+    """Elements [start, stop) of a tensor, which begin at byte `begin` of a file."""
+
+    start: int
+    stop: int
+    file: Path
+    begin: int
+
+
 class SliceSource:
     """All rank files of one checkpoint as whole tensors, of which any run can be read. See engines' Source.
 
+    What the files say is held against their bytes, and against each other: every element of every tensor stands in
+    one of them, once.
+
     Raises:
-        CheckpointError: a file is not what it should be.
+        CheckpointError: a file is not what it should be, or they do not fit together; says which, and what.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        self._shapes: dict[tuple[str, str], tuple[int, ...]] = {}
-        self._runs: dict[tuple[str, str], list[tuple[int, int, Any]]] = {}
+        self.held: dict[tuple[str, str], Held] = {}
+        self._runs: dict[tuple[str, str], list[_Run]] = {}
         self._scalars: dict[str, dict[str, float]] = {}
-        self._kinds: dict[str, list[str]] = {}
+        self._bytes: dict[Path, Tensor] = {}
         for path in files:
             try:
-                opened: Any = safe_open(path, framework="pt")
-                metadata = opened.metadata()
-                described = json.loads(metadata["slices"])
-                for name, numbers in json.loads(metadata["scalars"]).items():
-                    self._scalars.setdefault(name, {}).update(numbers)
-                for key in sorted(opened.keys()):
-                    self._add(key, described[key], opened)
-            except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-                raise CheckpointError(f"{path}: not a checkpoint's file: {type(error).__name__}: {error}") from None
-        for runs in self._runs.values():
-            runs.sort(key=lambda run: run[:2])
+                with open_regular(path) as file:
+                    tensors, metadata = read_header(file)
+                self._add(path, tensors, metadata)
+            except OSError as error:
+                raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+            except DamagedError as error:
+                raise CheckpointError(f"{path}: not a checkpoint's file: {error}") from None
+        for key, runs in self._runs.items():
+            runs.sort(key=lambda run: (run.start, run.stop))
+            self._check_runs(*key, runs)
 
-    def _add(self, key: str, described: Mapping[str, Any], opened: Any) -> None:
+    def _add(self, path: Path, tensors: Mapping[str, Stated], metadata: Mapping[str, str]) -> None:
+        described = parse_json(metadata.get("slices", ""), unique=True)
+        if not isinstance(described, dict) or described.keys() != tensors.keys():
+            raise DamagedError("the slices that it describes are not those that it holds")
+        for key, tensor in tensors.items():
+            try:
+                self._add_slice(path, key, tensor, described[key])
+            except DamagedError as error:
+                raise DamagedError(f"{shown(key)}: {error}") from None
+        numbers = parse_json(metadata.get("scalars", ""), unique=True)
+        if not isinstance(numbers, dict) or not all(map(_is_scalars, numbers.values())):
+            raise DamagedError("scalars is not finite numbers by weight")
+        for name, scalars in numbers.items():
+            known = self._scalars.setdefault(name, {})
+            other = next((key for key in scalars if known.get(key, scalars[key]) != scalars[key]), None)
+            if other is not None:
+                raise DamagedError(
+                    f"{shown(other)} of {shown(name)} is {scalars[other]}, another part says {known[other]}"
+                )
+            known.update(scalars)
+
+    def _add_slice(self, path: Path, key: str, tensor: Stated, described: Any) -> None:
         kind, _, name = key.partition(":")
-        tensor = opened.get_slice(key)
-        start, size = int(described["start"]), int(tensor.get_shape()[0])
-        self._shapes[kind, name] = tuple(described["shape"])
-        self._runs.setdefault((kind, name), []).append((start, start + size, tensor))
-        known = self._kinds.setdefault(name, [])
-        if kind not in (WEIGHT, BUFFER, *known):
-            known.append(kind)
+        if not is_name(kind) or not is_name(name):
+            raise DamagedError("not the kind and name of a tensor, such as weight:head.bias")
+        if tensor.dtype not in _BY_NAME or len(tensor.shape) != 1:
+            raise DamagedError(
+                f"{tensor.dtype} of shape {[*tensor.shape]}, where a run of {', '.join(_BY_NAME)} stands"
+            )
+        shape = tuple(required(described, "shape", _is_shape, "a list of sizes"))
+        start = required(described, "start", is_count, "a whole number from 0")
+        stop, numel = start + tensor.shape[0], math.prod(shape)
+        if stop > numel:
+            raise DamagedError(f"elements {start:,} to {stop:,} of a tensor that has {numel:,}")
+        held = self.held.setdefault((kind, name), Held(shape, _BY_NAME[tensor.dtype], path.name))
+        if (held.shape, held.dtype) != (shape, _BY_NAME[tensor.dtype]):
+            raise DamagedError(
+                f"{tensor.dtype} of shape {[*shape]}; {held.part} has it as {_DTYPES[held.dtype]} of shape "
+                f"{[*held.shape]}"
+            )
+        self._runs.setdefault((kind, name), []).append(_Run(start, stop, path, tensor.begin))
+
+    def _check_runs(self, kind: str, name: str, runs: Sequence[_Run]) -> None:
+        """Whether runs, sorted, hold each element of their tensor once."""
+        numel, at = self.held[kind, name].numel, 0
+        for run in runs:
+            if run.start == run.stop:
+                continue
+            if run.start < at:
+                raise CheckpointError(
+                    f"{run.file}: elements {run.start:,} to {min(at, run.stop):,} of the {kind} {shown(name)} stand in "
+                    f"another part too"
+                )
+            if run.start > at:
+                raise CheckpointError(_missing(run.file.parent, kind, name, at, run.start))
+            at = run.stop
+        if at < numel:
+            raise CheckpointError(_missing(runs[0].file.parent, kind, name, at, numel))
 
     def names(self) -> list[tuple[str, str]]:
         """Every (kind, name), sorted."""
@@ -167,35 +242,69 @@ class SliceSource:
 
     def kinds(self, name: str) -> list[str]:
         """See Source."""
-        return self._kinds.get(name, [])
+        return sorted(kind for kind, of in self.held if of == name and kind not in (WEIGHT, BUFFER))
 
     def scalars(self, name: str) -> Mapping[str, float]:
         """See Source."""
         return self._scalars.get(name, {})
 
+    def misfit(self, wanted: Wanted) -> str:
+        """In what this is not the state of an engine, or ''."""
+        return wanted.misfit(self.held, self._scalars)
+
     def shape(self, kind: str, name: str) -> tuple[int, ...]:
         """See Source."""
         try:
-            return self._shapes[kind, name]
+            return self.held[kind, name].shape
         except KeyError:
             raise CheckpointError(f"the checkpoint has no {kind} of {name}; it is of another model") from None
 
     def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
         """See Source."""
         numel = math.prod(self.shape(kind, name))
-        parts, at = [], start
-        for begin, end, tensor in self._runs[kind, name]:
-            if begin <= at < min(end, stop):
-                parts.append(tensor[at - begin : min(end, stop) - begin])
-                at = min(end, stop)
-        if at < stop:
-            raise CheckpointError(
-                f"the checkpoint has elements {start} to {at} of the {kind} of {name}, {start} to {stop} of {numel} "
-                f"are needed; a rank's file is missing, or it is of another model"
-            )
-        return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty(0)
+        if not 0 <= start <= stop <= numel:
+            raise CheckpointError(f"the {kind} {name} has {numel:,} elements, {start:,} to {stop:,} are asked for")
+        content = torch.empty(stop - start, dtype=self.held[kind, name].dtype)
+        size, content_bytes = content.element_size(), content.view(torch.uint8)
+        for run in self._runs[kind, name]:
+            low, high = max(start, run.start), min(stop, run.stop)
+            if low < high:
+                begin, end = (run.begin + size * (at - run.start) for at in (low, high))
+                content_bytes[size * (low - start) : size * (high - start)] = self._mapped(run.file)[begin:end]
+        return content
+
+    def _mapped(self, path: Path) -> Tensor:
+        """The bytes of a file, of which only those are read that are asked for."""
+        if path not in self._bytes:
+            try:
+                self._bytes[path] = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
+            except (OSError, RuntimeError) as error:
+                raise CheckpointError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+        return self._bytes[path]
 
     def tensor(self, kind: str, name: str) -> Tensor:
         """A whole tensor."""
         shape = self.shape(kind, name)
         return self.read(kind, name, 0, math.prod(shape)).view(shape)
+
+
+def _is_shape(value: Any) -> bool:
+    """A list of sizes, of no more elements than can be counted."""
+    return (
+        isinstance(value, list)
+        and len(value) <= _MAX_DIMENSIONS
+        and all(map(is_count, value))
+        and is_count(math.prod(size for size in value if size))
+    )
+
+
+def _is_scalars(value: Any) -> bool:
+    """Finite numbers by key, as float32 holds them."""
+    return is_numbers(value) and all(abs(number) <= _LARGEST for number in value.values())
+
+
+def _missing(folder: Path, kind: str, name: str, begin: int, end: int) -> str:
+    return (
+        f"{folder}: elements {begin:,} to {end:,} of the {kind} {shown(name)} stand in no part; a rank's file is "
+        f"missing, or it is of another model"
+    )

@@ -11,7 +11,7 @@ answers: a rank that took another one than its peers would train a mixture of tw
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -21,7 +21,7 @@ from vit_dist.core.errors import CheckpointError, VitDistError
 from vit_dist.core.files import redact
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.process import wait_until
-from vit_dist.core.run.checkpoints import MARKER, committed, lacks, read_marker
+from vit_dist.core.run.checkpoints import MARKER, committed, lacks, read_marker, step_of
 from vit_dist.core.world import World
 from vit_dist.engines._collectives import all_gather_object, broadcast_object
 from vit_dist.engines._layout import completed
@@ -39,11 +39,21 @@ _POLL_S = 0.5
 
 @dataclass(frozen=True)
 class Restored:
-    """A checkpoint whose weights were loaded: where it lies, its train state and its marker."""
+    """A checkpoint whose weights were loaded.
+
+    Attributes:
+        path: where it lies.
+        state: its train state.
+        marker: all of it.
+        damaged: steps of the newer ones that were skipped.
+        damaged_copies: the same of copies.
+    """
 
     path: Path
     state: dict[str, Any]
     marker: dict[str, Any]
+    damaged: frozenset[int] = frozenset()
+    damaged_copies: frozenset[int] = frozenset()
 
 
 def restore(
@@ -74,8 +84,19 @@ def restore(
     """
     # Rank 0's listing decides: another node's view of a shared file system may be seconds old.
     candidates = on_main(lambda: [path.name for path in committed(root)], world)
-    for name in candidates:
+    damaged: set[int] = set()
+    damaged_copies: set[int] = set()
+
+    def tried(name: str) -> Restored | None:
         restored = _restore_one(root / name, engine, identity, world, probe)
+        if restored is None:
+            damaged.add(step_of(name) or 0)
+            return None
+        skipped = frozenset(damaged - {step_of(name) or 0})
+        return replace(restored, damaged=skipped, damaged_copies=frozenset(damaged_copies))
+
+    for name in candidates:
+        restored = tried(name)
         if restored is not None:
             return restored
     copies = on_main(lambda: remote_steps(remote), world) if remote else []
@@ -84,13 +105,12 @@ def restore(
             log(f"  fetching {name} from {redact(remote)}")
         # A local one of this name was verified a moment ago, and is damaged: it is replaced.
         problem = on_main(partial(_fetched, remote, name, root), world)
-        if problem:
-            if world.is_main:
-                log(f"copy {redact(remote)}/{name} is damaged and skipped: {problem}", WARNING)
-            continue
-        restored = _restore_one(root / name, engine, identity, world, probe)
+        if problem and world.is_main:
+            log(f"copy {redact(remote)}/{name} is damaged and skipped: {problem}", WARNING)
+        restored = None if problem else tried(name)
         if restored is not None:
             return restored
+        damaged_copies.add(step_of(name) or 0)
     if candidates or copies:
         raise CheckpointError(
             f"{root}: none of the {len(candidates) or len(copies)} checkpoints is intact; restore one from a copy, or "
@@ -127,15 +147,19 @@ def _restore_one(
     # What rank 0 has just read may take its time to show on another node.
     wait_until(lambda: bool(problem) or (path / MARKER).exists(), _VISIBLE_S, _POLL_S)
     problem = problem or lacks(marker) or verify_files(path, marker, world)
-    # Each of the three stages ends in a collective, and the next begins only where no rank has a problem: loading and
-    # the probe are collectives themselves, which a rank with a damaged file could not join.
+    # Each of the stages ends in a collective, and the next begins only where no rank has a problem: loading and the
+    # probe are collectives themselves, which a rank with a damaged file could not join.
     problems = all_problems(problem, world)
+    source: SliceSource | None = None
     if not problems:
         _check_belongs(path, marker, identity)
-        problems = all_problems(_load(path, marker, engine), world)
+        source, problem = _fitting(path, marker, engine)
+        problems = all_problems(problem, world)
     recorded = marker.get("probe")
-    if not problems and probe is not None and recorded is not None and recorded["examples"] == len(probe.images):
-        problems = all_problems(probe.judge(engine, float(recorded["loss"]), marker["layout"]), world)
+    if source is not None and not problems:
+        engine.load(source)
+        if probe is not None and recorded is not None and recorded["examples"] == len(probe.images):
+            problems = all_problems(probe.judge(engine, float(recorded["loss"]), marker["layout"]), world)
     if problems:
         if world.is_main:
             log(f"checkpoint {path} is damaged and skipped: {problems[0]}", WARNING)
@@ -143,14 +167,13 @@ def _restore_one(
     return Restored(path, marker["state"], marker)
 
 
-def _load(path: Path, marker: dict[str, Any], engine: Engine) -> str:
+def _fitting(path: Path, marker: dict[str, Any], engine: Engine) -> tuple[SliceSource | None, str]:
+    """The tensors of a checkpoint, or what keeps them from being those of the engine. No collective."""
     try:
         source = SliceSource([path / name for name in sorted(marker["files"])])
     except CheckpointError as error:
-        return str(error)
-    # Not caught: all files were verified, so an error here (another model's tensors) is the same on every rank.
-    engine.load(source)
-    return ""
+        return None, str(error)
+    return source, source.misfit(engine.wanted())
 
 
 def all_problems(problem: str, world: World) -> list[str]:

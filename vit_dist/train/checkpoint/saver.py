@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from typing import Any
 from vit_dist import __version__
 from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.exit_codes import SUPERSEDED
-from vit_dist.core.files import remove_tree, write_bytes
+from vit_dist.core.files import disk_problem, explained, remove_tree, sync_path, write_bytes
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.memory import available_memory
+from vit_dist.core.run import history
 from vit_dist.core.run.checkpoints import FORMAT, MARKER, partial_name, rank_file, seal_marker, step_name
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_bytes
@@ -33,7 +34,7 @@ from vit_dist.train.checkpoint.format import Snapshot
 from vit_dist.train.checkpoint.host_memory import HostMemory, expected_bytes, pins, taken_bytes
 from vit_dist.train.checkpoint.parts import finish_part, forget_parts, wait_for_parts
 from vit_dist.train.checkpoint.remote import Uploader
-from vit_dist.train.checkpoint.store import Retention, drop_after, no_disk_headroom, prune, remove, sync_directory
+from vit_dist.train.checkpoint.store import Retention, drop_after, no_disk_headroom, prune, remove
 from vit_dist.train.health.patience import DEFAULT
 
 # Fraction of a copy's size that is left to whatever else wants memory meanwhile.
@@ -69,7 +70,7 @@ class Saver:
     Args:
         directory: of the run, shared by all ranks.
         world: this rank's place.
-        token: fencing token of the attempt; see RunDir.take_ownership.
+        token: fencing token of the attempt; see core/run/history.
         retention: which checkpoints stay.
         max_failures: so many failed saves in a row end the run.
         remote: URL under which checkpoints are copied, or ''.
@@ -103,9 +104,21 @@ class Saver:
         self._superseded = False
         self._abort = threading.Event()
         self._pending: int | None = None
+        self._damaged: set[int] = set()
         self.last_step: int | None = None
         self.blocked_s = self.wrote_s = 0.0
         self.uploader = Uploader(self._root, remote, retention) if remote and world.is_main else None
+
+    def distrust(self, steps: Collection[int], copies: Collection[int]) -> None:
+        """Let no checkpoint that was found damaged, nor a copy that was, take the place of one that is whole.
+
+        Args:
+            steps: of checkpoints here.
+            copies: steps of copies.
+        """
+        self._damaged = set(steps)
+        if self.uploader is not None:
+            self.uploader.damaged = set(copies)
 
     def prepare(self, engine: Engine, moments: int) -> None:
         """Begin to take the memory of the first copy, in a thread, where that takes seconds. A collective.
@@ -208,6 +221,11 @@ class Saver:
                 f"Free space or repair the storage and start the run again"
             )
 
+    def send_logs(self) -> None:
+        """Copy what logs and records say since the last checkpoint to where copies are kept; on rank 0."""
+        if self.uploader is not None:
+            self.uploader.send_logs()
+
     def covers(self, step: int) -> bool:
         """Whether the state after this step is saved, or on its way."""
         return step in (self._pending, self.last_step)
@@ -215,7 +233,9 @@ class Saver:
     def rewind_to(self, step: int) -> None:
         """Forget the checkpoints beyond `step`. A collective."""
         if self._world.is_main:
-            drop_after(self._root, step)
+            # A run that resumed from what cannot be removed would go on along the trajectory that is given up.
+            with explained(str(self._root), "cleared of the checkpoints after the rewind"):
+                drop_after(self._root, step)
         self.last_step = step
         # No rank writes a checkpoint of the new trajectory while rank 0 still removes those of the old one.
         barrier(self._world)
@@ -256,7 +276,7 @@ class Saver:
             finish_part(partial, self._world.rank, snapshot.num_bytes, digest)
         # Whatever it was: in a thread it would be lost, and the other ranks would wait for this part.
         except Exception as error:
-            self._write_error = f"rank {self._world.rank}: {type(error).__name__}: {error}"
+            self._write_error = f"rank {self._world.rank}: {self._told(error)}"
 
     def _commit(self, partial: Path, contents: Contents, began: float) -> None:
         try:
@@ -284,26 +304,34 @@ class Saver:
             # The commit. Then the directory's entry: without it the rename may be lost with the machine's power though
             # the files are on the disk.
             partial.rename(final)
-            sync_directory(self._root)
+            sync_path(self._root)
             self.wrote_s = time.monotonic() - began
         except SupersededError as error:
             self._superseded, self._commit_error = True, str(error)
             remove_tree(partial)
             return
         except Exception as error:
-            self._commit_error = f"{error}" if isinstance(error, VitDistError) else f"{type(error).__name__}: {error}"
+            self._commit_error = self._told(error)
             remove_tree(partial)
             return
         try:
-            prune(self._root, self._retention)
+            # Written anew a step is whole, whatever lay there.
+            self._damaged.discard(int(contents.state["step"]))
+            prune(self._root, self._retention, self._damaged)
         # The checkpoint is there: an old one too many is no failure of it.
         except OSError as error:
             log(f"  {self._root}: an old checkpoint could not be removed: {error}", WARNING)
         if self.uploader is not None:
             self.uploader.submit(final)
 
+    def _told(self, error: Exception) -> str:
+        if isinstance(error, VitDistError):
+            return str(error)
+        problem = isinstance(error, OSError) and disk_problem(error)
+        return f"{self._root}: {problem}" if problem else f"{type(error).__name__}: {error}"
+
     def _check_owner(self) -> None:
-        superseded = self._directory.superseded_by(self._token)
+        superseded = history.superseded_by(self._directory.path, self._token)
         if superseded:
             raise SupersededError(superseded)
 

@@ -7,8 +7,8 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,15 @@ FETCHING = ".fetch-"
 
 @dataclass(frozen=True)
 class Saved:
-    """What retention looks at: a checkpoint's step, the examples before it, and what was measured at it."""
+    """What retention looks at: a checkpoint's step, the examples before it, what was measured at it, and its parts.
+
+    `parts` has the bytes of each part's file by its name.
+    """
 
     step: int
     examples: int
     metrics: dict[str, float]
+    parts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,29 +87,64 @@ def verify_files(path: Path, marker: dict[str, Any], world: World) -> str:
     return ""
 
 
-def summaries(root: Path) -> list[Saved]:
-    """What retention needs to know of every committed checkpoint whose marker can be read."""
+def missing_part(parts: Mapping[str, int], found: Mapping[str, int | None]) -> str:
+    """The first file of a checkpoint that is not there, or has another size, or ''.
+
+    Args:
+        parts: bytes of each, by name, as the marker says.
+        found: bytes of each file that is there; None: not known.
+    """
+    for name, size in sorted(parts.items()):
+        if name not in found:
+            return f"{name} is missing"
+        if found[name] not in {None, size}:
+            return f"{name} has {found[name]:,} bytes, {size:,} were written"
+    return ""
+
+
+def summaries(root: Path, damaged: Collection[int] = ()) -> list[Saved]:
+    """What retention needs to know of every committed checkpoint that looks whole: its marker, and sizes of its parts.
+
+    Args:
+        root: of the run's checkpoints.
+        damaged: steps of those that do not count, however they look.
+    """
     saved = []
     for path in committed(root):
         marker, problem = read_marker(path)
-        if not problem:
-            saved.append(saved_of(marker))
+        summary = None if problem else saved_of(marker)
+        if summary is not None and summary.step not in damaged and not missing_part(summary.parts, _sizes(path)):
+            saved.append(summary)
     return saved
 
 
-def saved_of(marker: dict[str, Any]) -> Saved:
-    """What retention needs to know of the checkpoint with this marker."""
+def _sizes(folder: Path) -> dict[str, int | None]:
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    return {}
+
+
+def saved_of(marker: dict[str, Any]) -> Saved | None:
+    """What retention needs to know of the checkpoint with this marker; None where it does not say."""
     state = marker["state"]
-    return Saved(int(state["step"]), int(state["position"]), dict(marker.get("metrics", {})))
+    if "step" not in state or "position" not in state:
+        return None
+    parts = {name: entry["bytes"] for name, entry in marker["files"].items()}
+    return Saved(state["step"], state["position"], dict(marker.get("metrics", {})), parts)
 
 
-def prune(root: Path, retention: Retention) -> None:
-    """Remove what retention lets go. One whose marker cannot be read is left for people to look at.
+def prune(root: Path, retention: Retention, damaged: Collection[int] = ()) -> None:
+    """Remove what retention lets go. A damaged one takes no whole one's place, and is left for people to look at.
+
+    Args:
+        root: of the run's checkpoints.
+        retention: which of those that are whole stay.
+        damaged: steps that were found damaged in a way that their sizes do not tell.
 
     Raises:
         OSError: a directory cannot be removed.
     """
-    saved = summaries(root)
+    saved = summaries(root, damaged)
     keep = retention.steps_to_keep(saved)
     for s in saved:
         if s.step not in keep:
@@ -146,12 +185,3 @@ def no_disk_headroom(root: Path, needed: int) -> str:
     except OSError as error:
         return f"{root}: {error.strerror}"
     return f"{format_bytes(free)} are free, {format_bytes(needed)} are needed" if free < needed else ""
-
-
-def sync_directory(path: Path) -> None:
-    """Write a directory's entries through to the disk: a rename is in the directory, not in the file."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

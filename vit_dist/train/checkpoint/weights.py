@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vit_dist.config.load import load_recipe, recipe_hash, recipe_yaml
-from vit_dist.core.errors import CheckpointError
+from vit_dist.core.errors import CheckpointError, ConfigError, DataError
+from vit_dist.core.log import WARNING, log
 from vit_dist.core.run import names
 from vit_dist.core.run.checkpoints import MARKER, committed, read_marker
+from vit_dist.core.small_files import DamagedError, is_count, is_mapping, is_number, required
 from vit_dist.core.world import World
+from vit_dist.engines._fit import Wanted, tensors_of
 from vit_dist.engines._slices import BUFFER, WEIGHT
 from vit_dist.models import ModelConfig
 from vit_dist.models._base import seed_weights
-from vit_dist.models.weights.files import Weights, config_of
+from vit_dist.models.weights.described import check_image_size, config_of
+from vit_dist.models.weights.files import Weights
 from vit_dist.train.checkpoint.format import SliceSource
-from vit_dist.train.checkpoint.store import verify_files
+from vit_dist.train.checkpoint.store import saved_of, verify_files
 
 CLASSES = "classes"
 """The marker's entry with the names of the head's classes in the order of its outputs, '' where one has none."""
@@ -36,19 +42,26 @@ def checkpoint_weights(path: Path) -> Weights:
 
     Raises:
         CheckpointError: none is there, or none is intact.
+        ConfigError: they are of a model that is not known here.
     """
-    state, marker = checkpoint_state(path)
-    identity = marker["recipe"]
-    facts = {"step": str(marker["state"]["step"]), "examples": str(marker["state"]["position"])}
-    recipe_file = _candidates(path)[0] / names.RECIPE
-    # Copies of checkpoints on object storage come without the run's recipe.yaml.
-    if recipe_file.is_file():
-        recipe = load_recipe(str(recipe_file))
-        facts |= {"name": recipe.name, "recipe": recipe_yaml(recipe), "recipe_hash": recipe_hash(recipe)}
-    config = config_of(identity["model"], f"{path}: {MARKER}")
-    data, classes = identity["data"], tuple(map(str, marker.get(CLASSES, ())))
-    crop = float(data.get("val_crop", 0.875))
-    return Weights(state, config, int(data["num_classes"]), int(data["image_size"]), facts, classes, crop)
+    foreign: ConfigError | None = None
+    problems: list[str] = []
+    for chosen, marker, source in _intact(path, problems):
+        try:
+            config, num_classes, image_size = _model_of(marker, source, f"{path}: {MARKER}")
+        except ConfigError as error:
+            # Of a plug-in that was not named, maybe: then it is the same for all of them.
+            foreign = foreign or error
+            _skip(path, chosen, str(error), problems)
+            continue
+        except CheckpointError as error:
+            _skip(path, chosen, str(error), problems)
+            continue
+        crop = marker["recipe"]["data"].get("val_crop")
+        crop = float(crop) if is_number(crop) and 0 < crop <= 1 else 0.875
+        facts = _facts(path, marker)
+        return Weights(_state(source), config, num_classes, image_size, facts, _classes(marker), crop)
+    raise foreign or _none_intact(path, problems)
 
 
 def checkpoint_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -57,25 +70,100 @@ def checkpoint_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: none is there, or none is intact.
     """
-    chosen, marker = intact_checkpoint(path)
-    source = SliceSource([chosen / name for name in sorted(marker["files"])])
-    return {name: source.tensor(kind, name) for kind, name in source.names() if kind in (WEIGHT, BUFFER)}, marker
+    problems: list[str] = []
+    for _, marker, source in _intact(path, problems):
+        return _state(source), marker
+    raise _none_intact(path, problems)
 
 
-def intact_checkpoint(path: Path) -> tuple[Path, dict[str, Any]]:
-    """A checkpoint, or the newest intact one of a run, and its marker.
+def intact_checkpoint(path: Path) -> Path:
+    """A checkpoint, or the newest intact one of a run.
 
     Raises:
         CheckpointError: none is there, or none is intact.
     """
-    problems = []
+    problems: list[str] = []
+    for chosen, _, _ in _intact(path, problems):
+        return chosen
+    raise _none_intact(path, problems)
+
+
+def _intact(path: Path, problems: list[str]) -> Iterator[tuple[Path, dict[str, Any], SliceSource]]:
+    """Those of a run's checkpoints that are whole, the newest first; of the others why not, in words and in a list."""
     for candidate in _candidates(path)[1]:
         marker, problem = read_marker(candidate)
+        if not problem and saved_of(marker) is None:
+            problem = f"{MARKER} is damaged: state has no step and position"
         problem = problem or verify_files(candidate, marker, World())
         if not problem:
-            return candidate, marker
-        problems.append(f"{candidate.name}: {problem}")
-    raise CheckpointError(f"{path}: no intact checkpoint in it{': ' if problems else ''}{'; '.join(problems)}")
+            try:
+                source = SliceSource([candidate / name for name in sorted(marker["files"])])
+            except CheckpointError as error:
+                problem = str(error)
+            else:
+                yield candidate, marker, source
+                continue
+        _skip(path, candidate, problem, problems)
+
+
+def _skip(path: Path, candidate: Path, problem: str, problems: list[str]) -> None:
+    # Of one that was named, and not chosen out of a run's, the error says all.
+    if path != candidate:
+        log(f"checkpoint {candidate} is damaged and skipped: {problem}", WARNING)
+    problems.append(f"{candidate.name}: {problem}")
+
+
+def _none_intact(path: Path, problems: Sequence[str]) -> CheckpointError:
+    return CheckpointError(f"{path}: no intact checkpoint in it{': ' if problems else ''}{'; '.join(problems)}")
+
+
+def _state(source: SliceSource) -> dict[str, Tensor]:
+    return {name: source.tensor(kind, name) for kind, name in source.names() if kind in (WEIGHT, BUFFER)}
+
+
+def _model_of(marker: dict[str, Any], source: SliceSource, where: str) -> tuple[ModelConfig, int, int]:
+    """The model that the marker's recipe tells, with its classes and pixels, if the checkpoint holds its tensors.
+
+    Raises:
+        CheckpointError: the recipe does not say a model, or the tensors are not its own.
+        ConfigError: of a model that this version does not know, or beyond a limit.
+    """
+    data = marker["recipe"].get("data")
+    try:
+        num_classes = required(data, "num_classes", lambda v: is_count(v) and v > 0, "a whole number from 1")
+        image_size = required(data, "image_size", lambda v: is_count(v) and v > 0, "a whole number from 1")
+        model = required(marker["recipe"], "model", is_mapping, "the settings of a model")
+    except DamagedError as error:
+        raise CheckpointError(f"{where}: recipe: {error}") from None
+    config = config_of(model, where)
+    held = {key: one for key, one in source.held.items() if key[0] in (WEIGHT, BUFFER)}
+    # A head of as many rows as were forged would be built before it is missed.
+    most = max((max(one.shape, default=0) for one in held.values()), default=0)
+    if num_classes > most:
+        raise CheckpointError(f"{where}: recipe: num_classes is {num_classes:,}, no tensor of it has so many rows")
+    try:
+        with torch.device("meta"):
+            module = config.build(num_classes=num_classes, image_size=check_image_size(image_size, where))
+    except (DataError, ConfigError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"{where}: recipe: no such model can be built: {str(error).splitlines()[0]}") from None
+    problem = Wanted(tensors_of(module), frozenset(), None, whole=True).misfit(held, {})
+    if problem:
+        raise CheckpointError(f"{where}: not the weights of {config.name}: {problem}")
+    return config, num_classes, image_size
+
+
+def _facts(path: Path, marker: dict[str, Any]) -> dict[str, str]:
+    facts = {"step": str(marker["state"]["step"]), "examples": str(marker["state"]["position"])}
+    recipe_file = _candidates(path)[0] / names.RECIPE
+    # Copies of checkpoints on object storage come without the run's recipe.yaml.
+    if recipe_file.is_file():
+        recipe = load_recipe(str(recipe_file))
+        facts |= {"name": recipe.name, "recipe": recipe_yaml(recipe), "recipe_hash": recipe_hash(recipe)}
+    return facts
+
+
+def _classes(marker: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(map(str, marker.get(CLASSES, ())))
 
 
 def _candidates(path: Path) -> tuple[Path, list[Path]]:

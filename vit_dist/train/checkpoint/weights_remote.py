@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vit_dist.core.errors import DataError, VitDistError
+from vit_dist.core.errors import CheckpointError, DataError, VitDistError
 from vit_dist.core.files import (
+    copy_here,
     exists,
     explained,
     file_system,
@@ -21,11 +22,12 @@ from vit_dist.core.files import (
     redact,
     url_name,
 )
-from vit_dist.core.log import log
+from vit_dist.core.log import WARNING, log
 from vit_dist.core.run.checkpoints import MARKER
-from vit_dist.models.weights.files import FORMS
+from vit_dist.models.weights.files import CONFIG, FORMS
 from vit_dist.models.weights.notes import sidecar_of
 from vit_dist.train.checkpoint.remote import fetch, remote_steps
+from vit_dist.train.checkpoint.weights import intact_checkpoint
 
 
 @contextlib.contextmanager
@@ -52,13 +54,25 @@ def uploaded(url: str) -> Iterator[str]:
         here = Path(folder) / name
         with errors_naming(url, here):
             yield f"{here}/" if is_folder else str(here)
-        # A file's notes stand beside it, and go first: where the file is, all of it is there.
-        beside = sorted(Path(folder).iterdir(), key=lambda path: (path == here, path))
-        for path in sorted(here.iterdir()) if here.is_dir() else beside:
-            target = join_url(folder_url(url) if here.is_dir() else parent_url(url), path.name)
-            fs, remote_path = file_system(target)
-            with explained(target, "written"):
-                fs.put_file(str(path), remote_path)
+        if not here.is_dir():
+            # A file's notes stand beside it, and go first: where the file is, all of it is there.
+            for path in sorted(Path(folder).iterdir(), key=lambda path: (path == here, path)):
+                _put(path, join_url(parent_url(url), path.name))
+            return
+        # Without its config a folder is none: gone first and sent last, it never stands beside the weights of others.
+        config = join_url(folder_url(url), CONFIG)
+        if exists(config):
+            fs, remote_path = file_system(config)
+            with explained(config, "replaced"):
+                fs.rm_file(remote_path)
+        for path in sorted(here.iterdir(), key=lambda path: path.name == CONFIG):
+            _put(path, join_url(folder_url(url), path.name))
+
+
+def _put(path: Path, url: str) -> None:
+    fs, remote_path = file_system(url)
+    with explained(url, "written"):
+        fs.put_file(str(path), remote_path)
 
 
 @contextlib.contextmanager
@@ -75,6 +89,7 @@ def download(url: str, scratch: Path) -> Path:
 
     Raises:
         DataError: there is none of these, or the store cannot be read.
+        CheckpointError: copies are there, and none of them is whole.
     """
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -82,18 +97,33 @@ def download(url: str, scratch: Path) -> Path:
     log(f"  fetching {redact(url)}")
     if exists(join_url(folder_url(url), MARKER)):
         return fetch(base, name, scratch)
-    if exists(join_url(folder_url(url), "config.json")):
+    if exists(join_url(folder_url(url), CONFIG)):
         _copy_folder(url, scratch)
         return scratch
     steps = remote_steps(url)
     if steps:
-        return fetch(url, steps[0], scratch)
+        return _newest_intact(url, steps, scratch)
     if not exists(url) or not Path(name).suffix:
         raise DataError(f"{redact(url)}: no weights there: no checkpoint, no run's copies, and none of {FORMS}")
-    _copy(url, scratch / name)
+    copy_here(url, scratch / name)
     if name.endswith(".npz") and exists(join_url(base, sidecar_of(Path(name)).name)):
-        _copy(join_url(base, sidecar_of(Path(name)).name), sidecar_of(scratch / name))
+        copy_here(join_url(base, sidecar_of(Path(name)).name), sidecar_of(scratch / name))
     return scratch / name
+
+
+def _newest_intact(url: str, steps: Sequence[str], scratch: Path) -> Path:
+    """Fetch the newest copy of a run's checkpoints that is whole; of those that are not, say so."""
+    problems = []
+    for name in steps:
+        try:
+            return intact_checkpoint(fetch(url, name, scratch))
+        except CheckpointError as error:
+            problem = str(error).replace(str(scratch), redact(url))
+        problems.append(f"{name}: {problem}")
+        log(f"copy {redact(url)}/{name} is damaged and skipped: {problem}", WARNING)
+        # Disks of a node seldom hold two.
+        shutil.rmtree(scratch / name, ignore_errors=True)
+    raise CheckpointError(f"{redact(url)}: none of the {len(steps):,} copies is intact: {'; '.join(problems)}")
 
 
 def _copy_folder(url: str, to: Path) -> None:
@@ -102,10 +132,4 @@ def _copy_folder(url: str, to: Path) -> None:
         names = fs.names(remote_path)
     for name in names:
         if name.endswith((".json", ".safetensors")):
-            _copy(join_url(folder_url(url), name), to / name)
-
-
-def _copy(url: str, to: Path) -> None:
-    fs, remote_path = file_system(url)
-    with explained(url, "read"):
-        fs.get_file(remote_path, str(to))
+            copy_here(join_url(folder_url(url), name), to / name)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from vit_dist.core.files import write_bytes
 from vit_dist.train.health.patience import Patience
 
 PREFIX = "nccl_trace_rank_"
@@ -50,7 +51,7 @@ def write_record(stacks: Path, rank: int) -> None:
         nccl = torch.distributed.is_initialized() and torch.distributed.get_backend() == "nccl"
         with contextlib.suppress(Exception):
             record = library._dump_nccl_trace() if nccl else library._dump_fr_trace()
-            (stacks / f"{PREFIX}{rank}").write_bytes(record)
+            write_bytes(str(stacks / f"{PREFIX}{rank}"), record)
 
     # In a thread that is not waited for to its end: the library asks NCCL, which may be what hangs.
     thread = threading.Thread(target=write, name="flight recorder", daemon=True)

@@ -173,7 +173,7 @@ def _read(files: Sequence[tuple[str, int]]) -> dict[str, Any]:
 
     rate = measure(files, seconds=1.5)
     if rate.error:
-        raise OSError(rate.error)
+        raise OSError(str(rate.error))
     return {"rate": rate.bytes_per_s, "first_s": rate.first_s}
 
 

@@ -1,17 +1,19 @@
-"""The record of an attempt: status.json, and its two lines in attempts.jsonl. Written by rank 0 only."""
+"""What an attempt writes into the history of its run, and its heartbeat. Written by rank 0 only."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
+import threading
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Literal
 
 from vit_dist.core.errors import VitDistError
-from vit_dist.core.log import log
-from vit_dist.core.run.directory import RunDir, Status
+from vit_dist.core.log import WARNING, log
+from vit_dist.core.run import history
+from vit_dist.core.run.checkpoints import newest_step
+from vit_dist.core.run.directory import RunDir
+from vit_dist.core.run.history import Progress, Status
 from vit_dist.core.units import format_seconds
 from vit_dist.core.world import World
 from vit_dist.train.progress.goodput import Goodput
@@ -27,38 +29,36 @@ class AttemptRecord:
 
     Attributes:
         attempt: attempt number (1-based); 0 before `begin`, and always on ranks other than 0.
-        token: fencing token of the attempt, see RunDir.take_ownership.
-        before: status of the attempt before.
+        token: fencing token of the attempt, see core/run/history.
+        before: word of the attempt before.
     """
 
     def __init__(self, directory: RunDir, world: World) -> None:
-        self._directory, self._world = directory, world
-        self.attempt, self.token, self.before, self._ended = 0, "", Status("none"), False
+        self._path, self._world = directory.path, world
+        self.attempt, self.token, self.before = 0, "", Status(status="none")
+        self._trains = self._ended = False
         self._step = self._examples = 0
         self._goodput: Mapping[str, float] = {}
+        self._timeline: Goodput | None = None
         self.total_steps, self.examples_per_s, self.metrics = 0, 0.0, dict[str, float]()
         self._heartbeat: Heartbeat | None = None
+        # Loop and heartbeat write one file: of two at once the older would win as often as not.
+        self._writing = threading.Lock()
+        self._failing = False
 
     def begin(self) -> None:
-        """Supersede the attempt before, and write the first line.
+        """Supersede the attempt before, and write that this one has begun.
 
         Raises:
-            RunError: the run directory cannot be written.
+            RunError: the run directory cannot be read or written.
         """
         if not self._world.is_main:
             return
-        lines = self._directory.attempts()
-        self.attempt = 1 + max((int(line.get("attempt", 0)) for line in lines), default=0)
-        self.before = self._directory.with_heartbeat(self._directory.status() or Status("none"))
-        ended = {line.get("attempt") for line in lines if line.get("event") == "end"}
-        for number in [n for line in lines if line.get("event") == "start" and (n := line.get("attempt")) not in ended]:
-            # It could not write its own end: killed, or its machine is gone.
-            end = {"event": "end", "attempt": number, "status": "killed", "step": self.before.step}
-            self._directory.append_attempt({**end, "examples": self.before.examples, "last_seen": self.before.time})
-        self.token = self._directory.take_ownership(self.attempt)
-        place = {"host": socket.gethostname(), "pid": os.getpid(), "ranks": self._world.size}
-        self._directory.append_attempt({"event": "start", "attempt": self.attempt, "token": self.token[:8], **place})
-        self._step, self._examples = self.before.step, self.before.examples
+        saved = newest_step(self._path)
+        self.attempt, self.token, state = history.take(self._path, ranks=self._world.size, saved=saved)
+        self.before = state.status or self.before
+        self._step, self._examples, self._goodput = self.before.step, self.before.examples, self.before.goodput
+        self.total_steps = self.before.total_steps
         # Goodput's `down` is the one span between two machines' clocks; it is cut at 0, and this says why it may be.
         if self.before.time > time.time() + 60:
             ahead = format_seconds(self.before.time - time.time())
@@ -68,9 +68,9 @@ class AttemptRecord:
         """Write these sums every two seconds from a thread, until the end; called again, others from now on."""
         if not self._world.is_main:
             return
+        self._timeline = goodput
         if self._heartbeat is None:
-            self._heartbeat = Heartbeat(self._directory, self.attempt, self.token, goodput)
-        self._heartbeat.goodput = goodput
+            self._heartbeat = Heartbeat(lambda: history.superseded_by(self._path, self.token), self._beat)
 
     @property
     def superseded(self) -> str:
@@ -82,17 +82,39 @@ class AttemptRecord:
         if not self._world.is_main or not self.token:
             return ""
         with contextlib.suppress(VitDistError):
-            return self._directory.superseded_by(self.token)
+            return history.superseded_by(self._path, self.token)
         return ""
 
     def running(self, step: int, examples: int, goodput: Mapping[str, float]) -> None:
-        """Write that the attempt runs, and where it stands."""
-        self._step, self._examples, self._goodput = step, examples, goodput
-        # Of a superseded attempt nothing is written: the later one's status stands there.
-        if not self.look_up_owner():
-            self._write_status("running", "")
+        """Write that the attempt trains, and how far it is.
 
-    def end(self, status: str, reason: str = "", *, goodput: Mapping[str, float] | None = None) -> None:
+        Not a word is worth the run: one that cannot be written is logged, and written anew at the next log or save.
+        """
+        self._step, self._examples, self._goodput = step, examples, goodput
+        # Of a superseded attempt nothing is written: the later one's word stands there.
+        if not self._world.is_main or not self.attempt or self.look_up_owner():
+            return
+        try:
+            # First: who reads that it trains must not find the heartbeat of the attempt before beside that.
+            self._beat()
+            if not self._trains:
+                history.training(self._path, self.attempt)
+                self._trains = True
+        except VitDistError as error:
+            # A run that can still save is worth more than its word, which the next save or log writes anew.
+            if not self._failing:
+                log(f"  {error}. Training goes on, and how it stands is written once it can be", WARNING)
+            self._failing = True
+        else:
+            self._failing = False
+
+    def end(
+        self,
+        status: Literal["done", "stopped", "failed"],
+        reason: str = "",
+        *,
+        goodput: Mapping[str, float] | None = None,
+    ) -> None:
         """Write how the attempt ended; the first write wins. Never raises: the disk may be what has failed."""
         # First write wins: watchdog, monitor and the exception that follows from what they met may all come here, from
         # threads of their own; the first is the nearest to the cause.
@@ -101,29 +123,30 @@ class AttemptRecord:
         self._ended = True
         if self._heartbeat is not None:
             self._heartbeat.close()
-        self._goodput = self._goodput if goodput is None else goodput
+        if goodput is None and self._timeline is not None:
+            goodput = self._timeline.sums()
+        self._goodput, self._timeline = self._goodput if goodput is None else goodput, None
         with contextlib.suppress(VitDistError):
             if not self.look_up_owner():
-                self._write_status(status, reason)
-        with contextlib.suppress(VitDistError):
-            entry: dict[str, Any] = {"event": "end", "attempt": self.attempt, "status": status, "reason": reason}
-            entry |= {"step": self._step, "examples": self._examples, "goodput": dict(self._goodput)}
-            self._directory.append_attempt(entry)
+                history.end(self._path, status, self._progress(), reason=reason, saved=newest_step(self._path))
 
     def set_progress(self, step: int, examples: int) -> None:
         """Step and examples to write at the end."""
         self._step, self._examples = step, examples
 
-    def _write_status(self, status: str, reason: str) -> None:
-        if self._world.is_main and self.attempt:
-            self._directory.write_status(
-                status,
-                self._step,
-                self._examples,
-                reason,
-                attempt=self.attempt,
-                goodput=self._goodput,
-                total_steps=self.total_steps,
-                examples_per_s=round(self.examples_per_s, 3),
-                metrics=self.metrics,
-            )
+    def _beat(self) -> None:
+        with self._writing:
+            history.beat(self._path, self._progress())
+
+    def _progress(self) -> Progress:
+        timeline = self._timeline
+        return Progress(
+            attempt=self.attempt,
+            time=time.time(),
+            step=self._step,
+            examples=self._examples,
+            total_steps=self.total_steps,
+            examples_per_s=round(self.examples_per_s, 3),
+            goodput=dict(self._goodput if timeline is None else timeline.sums()),
+            metrics=dict(self.metrics),
+        )

@@ -1,18 +1,17 @@
 """The heartbeat: alive.json every two seconds, from a thread of rank 0, whatever the loop is waiting for.
 
-It says where the attempt's time went, so that after a crash all but the last two seconds are known to be lost, however
-rarely the run logs. And it looks whether a later attempt has superseded this one, so that an orphaned one leaves soon
-and not at its next checkpoint only.
+It says how far the attempt is and where its time went, so that after a crash all but the last two seconds are known to
+be lost, however rarely the run logs. And it looks whether a later attempt has superseded this one, so that an orphaned
+one leaves soon and not at its next checkpoint only.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 
 from vit_dist.core.errors import VitDistError
-from vit_dist.core.run.directory import RunDir
-from vit_dist.train.progress.goodput import Goodput
 
 EVERY_S = 2.0
 
@@ -21,15 +20,12 @@ class Heartbeat:
     """Beats from its making until it is closed, or until the attempt is superseded.
 
     Args:
-        directory: of the run.
-        attempt: attempt number (1-based).
-        token: fencing token of the attempt; see RunDir.take_ownership.
-        goodput: whose sums are written.
+        superseded_by: the later attempt that owns the directory, in words, or ''.
+        beat: writes the heartbeat.
     """
 
-    def __init__(self, directory: RunDir, attempt: int, token: str, goodput: Goodput) -> None:
-        self._directory, self._attempt, self._token = directory, attempt, token
-        self.goodput = goodput
+    def __init__(self, superseded_by: Callable[[], str], beat: Callable[[], None]) -> None:
+        self._superseded_by, self._beat = superseded_by, beat
         self.superseded = ""
         self._closed = threading.Event()
         threading.Thread(target=self._work, name="heartbeat", daemon=True).start()
@@ -44,7 +40,7 @@ class Heartbeat:
             with contextlib.suppress(VitDistError):
                 # Looked up before each beat: a process that was suspended wakes up here, and must not write over the
                 # heartbeat of the attempt that has superseded it meanwhile.
-                self.superseded = self._directory.superseded_by(self._token)
+                self.superseded = self._superseded_by()
                 if not self.superseded:
-                    self._directory.write_heartbeat(self._attempt, self.goodput.sums())
+                    self._beat()
             self._closed.wait(EVERY_S)

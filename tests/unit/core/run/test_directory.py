@@ -1,4 +1,4 @@
-"""The run directory: record of attempts, owner, requests, supervisor."""
+"""The run directory: attempts, owner, requests, supervisor."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from launcher.processes.ranks import _close_status, run_local
+from launcher.processes.ranks import _close_attempt, run_local
 from launcher.supervise.attempts import open_entry
-from launcher.supervise.ledger import read_ledger
 from launcher.supervise.local import supervise_local
+from tests.histories import speak
 from vit_dist.core.errors import RunError
+from vit_dist.core.run import history
 from vit_dist.core.run.checkpoints import newest_step
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
@@ -19,25 +20,25 @@ from vit_dist.train.progress.attempt_record import AttemptRecord
 
 
 def test_a_request_is_served_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = RunDir(tmp_path)
-    assert run.take_request() == ""
+    assert history.take_request(tmp_path) == ""
     for asked in ("save", "stop"):
         (tmp_path / "request").write_text(f" {asked.upper()}\n")
-        assert run.take_request() == asked
-        assert run.take_request() == ""
+        assert history.take_request(tmp_path) == asked
+        assert history.take_request(tmp_path) == ""
     (tmp_path / "request").write_text("make coffee")
-    assert run.take_request() == ""
+    assert history.take_request(tmp_path) == ""
     assert (tmp_path / "request.unknown").read_text() == "make coffee"
     assert "it may say `save` or `stop`" in capsys.readouterr().err
 
 
-def test_the_record_of_attempts_only_grows_and_survives_a_cut_line(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
-    run.append_attempt({"event": "start", "attempt": 1})
-    with (tmp_path / "attempts.jsonl").open("a") as file:
-        file.write('{"event": "en')  # the machine died
-    run.append_attempt({"event": "start", "attempt": 2})
-    assert [(line["event"], line["attempt"]) for line in run.attempts()] == [("start", 1), ("start", 2)]
+def test_the_history_only_grows_and_survives_a_cut_line(tmp_path: Path) -> None:
+    history.begin(tmp_path, launcher="local", devices=1, step=0)
+    with (tmp_path / "history-supervisor.jsonl").open("a") as file:
+        file.write('{"event": "clo')  # the machine died
+    history.begin(tmp_path, launcher="local", devices=1, step=0)
+    state = history.read(tmp_path)
+    assert [(one.attempt, one.open) for one in state.attempts] == [(1, True), (2, True)]
+    assert state.findings == ()
 
 
 def test_an_attempt_that_could_not_say_how_it_ended_counts_as_killed(tmp_path: Path) -> None:
@@ -51,26 +52,25 @@ def test_an_attempt_that_could_not_say_how_it_ended_counts_as_killed(tmp_path: P
     second.set_progress(9, 90)
     second.end("stopped", "SIGTERM")
     second.end("failed", "too late: the first write wins")
-    lines = [(line["event"], line["attempt"], line.get("status"), line.get("step")) for line in run.attempts()]
-    assert lines == [
-        ("start", 1, None, None),
-        ("end", 1, "killed", 7),
-        ("start", 2, None, None),
-        ("end", 2, "stopped", 9),
-    ]
-    status = run.status()
+    state = history.read(tmp_path)
+    assert [(one.attempt, one.told, one.reached) for one in state.attempts] == [(1, "killed", 7), (2, "stopped", 9)]
+    assert state.findings == ()
+    status = state.status
     assert status is not None
     assert (status.status, status.reason, status.attempt) == ("stopped", "SIGTERM", 2)
 
 
-def test_an_attempt_that_was_superseded_leaves_the_status_alone(tmp_path: Path) -> None:
+def test_an_attempt_that_was_superseded_leaves_the_history_alone(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     orphan, owner = AttemptRecord(run, World()), AttemptRecord(run, World())
     orphan.begin()
     owner.begin()
     owner.running(5, 50, {})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    orphan.running(4, 40, {})
     orphan.end("failed", "superseded")
-    status = run.status()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    status = history.read(tmp_path).status
     assert status is not None
     assert (status.status, status.attempt) == ("running", 2)
 
@@ -80,22 +80,22 @@ def test_who_comes_second_leaves_status_and_ledger_of_the_first_alone(
 ) -> None:
     monkeypatch.setattr("vit_dist.core.run.directory.DYING_S", 0.0)
     run = RunDir(tmp_path)
-    run.write_status("running", 5, 50, attempt=1)
     entry = open_entry(tmp_path, launcher="local", devices=1)
+    speak(tmp_path, "running", 5, 50)
     with run.locked():
         assert not run.is_free()
-        _close_status(run, 1)
+        _close_attempt(run, 1)
         with pytest.raises(RunError, match="another attempt is running in this directory"):
             supervise_local(None, tmp_path, scripted([]), give_up_after=1)  # type: ignore[arg-type]
         with pytest.raises(RunError, match="another attempt is running in this directory"):
             run_local(None, tmp_path, nproc=1)  # type: ignore[arg-type]
-    status = run.status()
+    status = history.read(tmp_path).status
     assert status is not None
     assert status.status == "running"
-    assert [e.open for e in read_ledger(tmp_path)] == [True]
+    assert [e.open for e in history.read(tmp_path).attempts] == [True]
     assert entry.attempt == 1
-    _close_status(run, 137)
-    closed = run.status()
+    _close_attempt(run, 137)
+    closed = history.read(tmp_path).status
     assert closed is not None
     assert (closed.status, closed.reason) == ("failed", "a rank was killed by signal 9")
 
@@ -114,7 +114,7 @@ def scripted(script: list[tuple[int, int, str]]) -> Any:
         code, step, status = next(left)
         if step > newest_step(run_dir):
             commit(run_dir, step)
-        RunDir(run_dir).write_status(status, step + 2, 0, "a reason" if status == "failed" else "")
+        speak(run_dir, status, step + 2, 0, "a reason" if status == "failed" else "")
         return code
 
     return attempt

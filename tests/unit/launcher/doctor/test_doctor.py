@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from launcher.doctor.examine import examine, lines
 from launcher.doctor.finding import Finding, Subject
 from launcher.doctor.machine import gpus
 from launcher.doctor.slurm import parse_seconds, settings
+from launcher.doctor.storage import data
 from launcher.filesystem import file_system_kind
 from vit_dist.config.load import load_recipe
 
@@ -116,6 +119,52 @@ def test_the_rate_is_held_to_what_training_takes(
 def test_a_set_that_is_not_there_fails_and_says_what_to_do(tmp_path: Path) -> None:
     findings = examine(Subject(recipe_on(str(tmp_path / "none.json")), None, tmp_path))
     assert [f.verdict for f in findings if f.area == "Data"] == ["fail"]
+
+
+def answer_of(status: int, code: str) -> Callable[..., Any]:
+    """A store that answers every question with one of Amazon's errors."""
+
+    class Store(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>told</Message></Error>".encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(b"" if self.command == "HEAD" else body)
+
+        do_HEAD = do_GET  # noqa: N815 - what http.server looks for
+
+        def log_message(self, *_: Any) -> None:
+            """Quiet."""
+
+    return Store
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "says"),
+    [
+        (403, "InvalidAccessKeyId", "takes these credentials no longer"),
+        (403, "SignatureDoesNotMatch", "takes these credentials no longer"),
+        (403, "AccessDenied", "check permissions or credentials"),
+        (400, "ExpiredToken", "takes these credentials no longer"),
+        (400, "InvalidToken", "takes these credentials no longer"),
+        (404, "NoSuchKey", "pack or index the set, or name it with data.train=URL"),
+        (404, "NoSuchBucket", "pack or index the set, or name it with data.train=URL"),
+    ],
+)
+def test_advice_about_a_store_goes_by_what_is_wrong_with_it(
+    status: int, code: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), answer_of(status, code)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "wrong")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        findings = list(data(Subject(recipe_on("s3://bucket/photos/train"), None, tmp_path)))
+        server.shutdown()
+    (found,) = (f for f in findings if f.verdict == "fail")
+    assert says in f"{found.text} {found.advice}"
+    assert ("pack or index" in found.advice) == (status == 404)
 
 
 @pytest.mark.s3

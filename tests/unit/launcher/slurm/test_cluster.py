@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,8 @@ def test_every_shipped_cluster_is_read() -> None:
 @pytest.mark.parametrize(
     ("given", "written", "seconds"),
     [
-        ("30", "00:30:00", 1800),
-        (90, "01:30:00", 5400),
-        ("45:30", "00:45:30", 2730),
+        ("00:30:00", "00:30:00", 1800),
+        ("0:45:30", "00:45:30", 2730),
         ("36:00:00", "1-12:00:00", 129600),
         ("2-12", "2-12:00:00", 216000),
         ("2-00:30", "2-00:30:00", 174600),
@@ -41,10 +41,36 @@ def test_times_are_read_as_slurm_and_people_write_them(given: object, written: s
     assert slurm_seconds(written) == seconds
 
 
+@pytest.mark.parametrize(
+    ("given", "readings"),
+    [
+        (24, "24 has no unit; write '24min' or '24h': Slurm reads it as minutes"),
+        ("24", "'24min' or '24h'"),
+        ("090", "'090min' or '090h'"),
+        ("1.5", "expected a time such as"),
+        ("24:00", "'00:24:00' or '24:00:00'"),
+        ("1:30", "'00:1:30' or '1:30:00'"),
+        ("90:00", "'90min', or hours as '90:00:00'"),
+    ],
+)
+def test_a_time_that_may_be_minutes_or_hours_is_refused_with_both(given: object, readings: str) -> None:
+    with pytest.raises(ValueError, match=r"Slurm|time") as caught:
+        slurm_time(given)
+    assert readings in str(caught.value)
+    # What is advised is read, and the two are two.
+    advised = re.findall(r"'([^']*\d[^']*)'", str(caught.value))
+    assert len({slurm_time(text) for text in advised if "time such as" not in str(caught.value)}) in (0, 2)
+
+
 @pytest.mark.parametrize("given", ["0", "soon", "1:2:3:4", "3 epochs", True, ""])
 def test_what_is_no_time_is_refused(given: object) -> None:
     with pytest.raises(ValueError, match="time"):
         slurm_time(given)
+
+
+@pytest.mark.parametrize("given", ["200G", "64000M", "1T", "512K", "0", ""])
+def test_a_memory_with_its_unit_is_taken_as_slurm_takes_it(given: str) -> None:
+    assert load_cluster("generic", [f'memory="{given}"']).memory == given
 
 
 @pytest.mark.parametrize(
@@ -53,6 +79,13 @@ def test_what_is_no_time_is_refused(given: object) -> None:
         ("partion=gpu", "partion: unknown key; did you mean 'partition'?"),
         ("memory=lots", "expected a size such as 200G"),
         ("memory=0", 'memory: must be text, got 0; write it in quotes, such as memory: "0"'),
+        ("memory=200", "memory: 200 has no unit; write '200G' or '200M': Slurm reads it as megabytes"),
+        ('memory="64000"', "memory: 64000 has no unit; write '64000G' or '64000M'"),
+        ("time_limit=24", "time_limit: 24 has no unit; write '24min' or '24h'"),
+        ("signal_lead=5", "signal_lead: 5 has no unit; write '5min' or '5h'"),
+        ("signal_margin=60", "signal_margin: 60 has no unit"),
+        ("preempt_grace=10k", "preempt_grace: 10k has no unit"),
+        ("preempt_grace=2 epochs", "preempt_grace: '2 epochs' is not a span of time"),
         ("account=12345", 'write it in quotes, such as account: "12345"'),
         ("partition=1e3", "partition: must be text, got 1000.0; write it in quotes"),
         ("tasks_per_node=64", "fewer than the 64 tasks"),

@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,11 @@ from launcher.status.files import read_run
 from launcher.status.find import find_run, find_runs, run_roots
 from launcher.status.run_view import RunView
 from launcher.status.view import look, view
-from launcher.supervise.ledger import append_begin, append_end, read_ledger
+from tests.histories import line, speak, submit
 from vit_dist.cli.main import main
 from vit_dist.cli.runs import facts as shown
 from vit_dist.core.errors import ConfigError, RunError
+from vit_dist.core.run import history, names
 from vit_dist.core.run.checkpoints import steps_in_hand
 
 NOW = 1_700_000_000.0
@@ -35,30 +35,35 @@ def make_run(path: Path, status: str = "", *, at: float = NOW - 1, job: str = ""
     path.mkdir(parents=True)
     identity = {"horizon": "1000 steps", "global_batch": 64, "data": {"subset": None}}
     (path / "run.json").write_text(json.dumps({"name": path.name, "identity": identity}))
-    if status:
-        record = {"status": status, "step": 400, "examples": 25600, "host": "elsewhere", "pid": 1, "time": at, **fields}
-        (path / "status.json").write_text(json.dumps(record))
+    began = min(at, NOW - 80) - 10
     if job:
-        (path / "job.json").write_text(json.dumps({"job": job, "cluster": "dev", "submitted_at": NOW - 100}))
-        append_begin(path, attempt=1, launcher="slurm", devices=8, step=0, job=job, nodes=["n1", "n2"], at=NOW - 90)
+        submit(path, job, began - 10, cluster="dev")
+        supervised = {"launcher": "slurm", "devices": 8, "step": 0, "job": job, "nodes": ["n1", "n2"]}
+        line(path, names.BY_SUPERVISOR, "begun", began, attempt=1, **supervised)
+    if status:
+        place = {"host": fields.pop("host", "elsewhere"), "pid": fields.pop("pid", 1)}
+        reason = fields.pop("reason", "")
+        line(path, names.BY_RANKS, "opened", began + 5, attempt=1, **place)
+        line(path, names.BY_RANKS, "training", began + 9, attempt=1)
+        known = {"attempt": 1, "time": at, "step": 400, "examples": 25600, **fields}
+        (path / "alive.json").write_text(json.dumps(known))
+        if status != "running":
+            line(path, names.BY_RANKS, "ended", at, **known, status=status, reason=reason)
     return path
 
 
 def end(path: Path, cause: str, action: str, **fields: Any) -> None:
     """Close the open attempt."""
     values = {"code": 1, "reached": 400, "saved": 300, "at": NOW, **fields}
-    append_end(path, read_ledger(path)[-1], cause=cause, action=action, **values)
+    last = history.read(path).last
+    assert last is not None
+    history.close(path, last, cause=cause, action=action, **values)
 
 
 def state(path: Path, job: Job | None = None, silence: str = "") -> tuple[str, str]:
     """State and reason."""
     found = view(read_run(path), job, silence, now=NOW)
     return found.state, found.reason
-
-
-def found_status(path: Path) -> dict[str, Any]:
-    """status.json."""
-    return dict(json.loads((path / "status.json").read_text()))
 
 
 def test_a_run_is_found_by_directory_name_beginning_cell_and_job(tmp_path: Path) -> None:
@@ -97,20 +102,19 @@ def test_roots_are_those_given_else_the_usual_ones(tmp_path: Path, monkeypatch: 
     (tmp_path / "configs/clusters/mine.yaml").write_text(f"run_root: {tmp_path}/site\n")
     assert run_roots() == [Path("runs"), tmp_path / "more", tmp_path / "site"]
     with pytest.raises(ConfigError, match="--runs nowhere: no such directory"):
-        run_roots(["nowhere"])
+        run_roots([Path("nowhere")])
 
 
 def test_a_job_that_is_cancelled_before_it_begins_leaves_a_cancelled_run(tmp_path: Path) -> None:
     run = make_run(tmp_path / "r", "stopped", job="5")
     end(run, "stopped", "none")
     assert state(run)[0] == "stopped"
-    (run / "job.json").write_text(json.dumps({"job": "6", "submitted_at": NOW + 10}))
+    submit(run, "6", NOW + 10, after=1)
     assert state(run, Job("6", "CANCELLED")) == ("cancelled", "by scancel")
     (run / "cancel").write_text(json.dumps({"job": "6"}))
     assert state(run, Job("6", "CANCELLED")) == ("cancelled", "on request")
-    append_begin(run, attempt=2, launcher="local", devices=1, step=300, at=NOW + 20)  # on this machine, afterwards
+    line(run, names.BY_SUPERVISOR, "begun", NOW + 20, attempt=2, launcher="local")  # on this machine, afterwards
     end(run, "crashed", "none", detail="no memory", at=NOW + 30)
-    (run / "status.json").write_text(json.dumps({**found_status(run), "status": "failed", "time": NOW + 30}))
     assert state(run, Job("6", "CANCELLED"))[0] == "failed"
 
 
@@ -120,7 +124,6 @@ def test_the_state_of_a_job_that_waits_or_runs_comes_from_slurm(tmp_path: Path) 
     assert state(run, Job("5", "RUNNING", start=NOW - 50)) == ("running", "")
     assert state(run, Job("5", "RUNNING", start=NOW + 50)) == ("starting", "")  # requeued: the status is an old one
     end(run, "node_lost", "requeue")
-    (run / "status.json").write_text(json.dumps({**found_status(run), "status": "failed"}))
     assert state(run, Job("5", "RUNNING", start=NOW - 50)) == ("ending", "node lost")
     assert state(run, Job("5", "RUNNING", start=NOW + 50)) == ("starting", "")
     assert state(make_run(tmp_path / "s", job="6"), Job("6", "RUNNING", start=NOW))[0] == "starting"
@@ -192,8 +195,9 @@ def test_where_a_run_stands_is_computed_from_its_files(tmp_path: Path) -> None:
     assert (found.saved, found.saved_at, found.useful) == (300, NOW - 60, 0.4)
     assert (found.rate, found.eta_s) == (256.0, 600 * 64 / 256.0)
     assert steps_in_hand(run) == {200, 300, 400}
-    record = {**found_status(run), "total_steps": 500, "examples_per_s": 640.0, "metrics": {"loss": 1.5}}
-    (run / "status.json").write_text(json.dumps(record))
+    alive = json.loads((run / "alive.json").read_text())
+    alive |= {"total_steps": 500, "examples_per_s": 640.0, "metrics": {"loss": 1.5}}
+    (run / "alive.json").write_text(json.dumps(alive))
     exact = view(read_run(run), None, "asked nobody", now=NOW)
     assert (exact.total_steps, exact.rate, exact.eta_s, exact.metrics) == (500, 640.0, 10.0, {"loss": 1.5})
     facts = dict(shown.facts(found, NOW))
@@ -205,9 +209,8 @@ def test_where_a_run_stands_is_computed_from_its_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"status": 5, "step": "x", "goodput": 3, "time": null}', "\x00"])
 def test_damaged_files_are_findings_and_hide_no_other_run(tmp_path: Path, content: str) -> None:
     bad, good = make_run(tmp_path / "bad"), make_run(tmp_path / "good", "done")
-    for name in ("status.json", "alive.json", "run.json", "owner.json"):
+    for name in (*names.HISTORY, *names.FORMER, names.RUN, names.OWNER, names.HEARTBEAT, names.CANCEL, names.REQUEST):
         (bad / name).write_text(content)
-    (bad / "ledger.jsonl").write_text(content)
     views, silence = look([bad, good])
     assert [v.state for v in views][1] == "done"
     assert silence == ""  # no run of these has a job
@@ -256,9 +259,10 @@ def test_names_of_nodes_are_folded(nodes: list[str], folded: str) -> None:
 
 
 def test_the_table_and_the_panel_say_what_the_files_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = make_run(tmp_path / "vit-l16", "stopped", at=time.time(), job="", goodput={"train": 1.0})
-    append_begin(run, attempt=1, launcher="local", devices=2, step=0, nodes=["vm"], at=time.time() - 60)
-    append_end(run, read_ledger(run)[-1], cause="stopped", action="none", code=0, reached=400, saved=400)
+    run = make_run(tmp_path / "vit-l16")
+    begun = history.begin(run, launcher="local", devices=2, step=0, nodes=["vm"])
+    speak(run, "stopped", 400, 25600, goodput={"train": 1.0})
+    history.close(run, begun, cause="stopped", action="none", code=0, reached=400, saved=400)
     assert main(["status", "--runs", str(tmp_path)]) == 0
     head, line, foot = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["run", "state", "step"]
@@ -318,3 +322,109 @@ def test_on_any_terminal_tables_fit_and_names_and_states_stay(tmp_path: Path, wi
         assert max(map(len, lines)) <= width
         assert all(name[:7] in line for line in lines if "starting" in line and "9 runs" not in line)
         assert any("starting" in line for line in lines)
+
+
+CANCEL = json.dumps({"job": "6"})
+
+
+@pytest.mark.parametrize(
+    ("events", "cancel", "job", "silence", "expected"),
+    [
+        ("submitted", "", None, "no Slurm", ("submitted", "as job 6, 50s ago")),
+        ("submitted", "", None, "", ("lost", "job 6 ended before it began to train")),
+        ("submitted", "", Job("6", "PENDING", "Priority"), "", ("waiting", "Priority")),
+        ("submitted", "", Job("6", "RUNNING", start=NOW), "", ("starting", "")),
+        ("submitted", "", Job("6", "FAILED", exit_code=1), "", ("failed", "Slurm says failed, exit code 1")),
+        ("submitted", CANCEL, None, "no Slurm", ("cancelled", "on request")),
+        ("submitted", CANCEL, None, "", ("cancelled", "on request")),
+        ("submitted", "", Job("6", "CANCELLED"), "", ("cancelled", "by scancel")),
+        ("submitting", "", None, "", ("submitted", "it is being handed to Slurm")),
+        ("submitting long ago", "", None, "", ("lost", "the submission did not come to its end")),
+        ("begun", "", None, "no Slurm", ("starting", "")),
+        ("begun", "", None, "", ("lost", "job 6 is no longer known to Slurm")),
+        ("begun", CANCEL, None, "", ("cancelled", "on request")),
+        ("queued", "", None, "no Slurm", ("submitted", "job 6 was queued again: preempted: saved")),
+        ("queued", "", None, "", ("lost", "job 6 was queued again (preempted: saved), and is gone")),
+        ("queued", CANCEL, None, "no Slurm", ("cancelled", "on request")),
+        ("queued", "", Job("6", "PENDING", "BeginTime"), "", ("waiting", "BeginTime")),
+        ("queued", "", Job("6", "RUNNING", start=NOW - 50, restarts=1), "", ("starting", "")),
+        ("queued", "", Job("6", "RUNNING", start=NOW - 50, restarts=0), "", ("ending", "preempted")),
+    ],
+)
+@pytest.mark.parametrize("before", ["", "stopped", "failed"])
+def test_a_run_that_has_begun_nothing_yet_is_told_by_its_last_submission(
+    tmp_path: Path,
+    events: str,
+    cancel: str,
+    job: Job | None,
+    silence: str,
+    expected: tuple[str, str],
+    before: str,
+) -> None:
+    """Also where an earlier job of the run has ended in its own way."""
+    run = make_run(tmp_path / "r", before, at=NOW - 500, job="5" if before else "")
+    after = 1 if before else 0
+    if before:
+        end(run, "stopped" if before == "stopped" else "crashed", "none", at=NOW - 400)
+    submit(run, "" if "submitting" in events else "6", NOW - (200 if "long" in events else 50), after=after)
+    if events in {"begun", "queued"}:
+        supervised = {"launcher": "slurm", "job": "6"}
+        line(run, names.BY_SUPERVISOR, "begun", NOW - 40, attempt=after + 1, **supervised)
+    if events == "queued":
+        end(run, "preempted", "requeue", detail="saved", at=NOW - 10)
+    if cancel:
+        (run / "cancel").write_text(cancel)
+    found, reason = state(run, job, silence)
+    assert (found, reason[: len(expected[1])]) == expected
+
+
+@pytest.mark.parametrize("content", ["", "yes", '{"job": null}', "[]"])
+def test_a_cancel_that_a_person_has_touched_is_of_whatever_job_there_is(tmp_path: Path, content: str) -> None:
+    run = tmp_path / "r"
+    submit(run, "6", NOW - 50)
+    assert state(run)[0] == "lost"
+    (run / "cancel").write_text(content)
+    assert state(run) == ("cancelled", "on request")
+    assert history.is_cancelled(run, {"6"})
+
+
+@pytest.mark.parametrize(
+    ("logs", "advice"),
+    [
+        ([], []),
+        (["logs/batch.log"], ["--batch"]),
+        (["logs/attempt-0001/rank-0.log"], ["--first-error"]),
+        (["logs/batch.log", "logs/attempt-0001/rank-0.log"], ["--first-error"]),
+    ],
+)
+@pytest.mark.parametrize("how", ["failed", "given up", "lost"])
+def test_no_log_is_named_that_is_not_there(tmp_path: Path, logs: list[str], advice: list[str], how: str) -> None:
+    run = make_run(tmp_path / "r", "running" if how == "lost" else "failed", job="5")
+    if how != "lost":
+        end(run, "crashed", "give_up" if how == "given up" else "none")
+    for name in logs:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("x")
+    found = view(read_run(run), None, now=NOW)
+    assert found.state == how
+    named = [word for line in found.advice for word in ("--batch", "--first-error") if word in line]
+    assert named == advice
+
+
+def test_of_a_long_history_the_table_reads_the_end_and_says_the_same(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", "running", job="5")
+    end(run, "preempted", "requeue", detail="x" * 500)
+    for number in range(2, 120):
+        supervised = {"launcher": "slurm", "job": "5", "restart": number - 1}
+        line(run, names.BY_SUPERVISOR, "begun", NOW - 60, attempt=number, **supervised)
+        line(run, names.BY_RANKS, "opened", NOW - 50, attempt=number, host="n1", pid=1)
+        line(run, names.BY_RANKS, "training", NOW - 40, attempt=number)
+        line(run, names.BY_RANKS, "ended", NOW - 30, attempt=number, status="stopped", step=number, time=NOW - 30)
+        end(run, "preempted", "requeue", detail="y" * (300 if number % 7 else 20_000))
+    whole, end_alone = read_run(run), read_run(run, most=history.TAIL_BYTES)
+    assert len(end_alone.state.attempts) < len(whole.state.attempts) == 119
+    assert end_alone.state.attempts == whole.state.attempts[-len(end_alone.state.attempts) :]
+    assert end_alone.problems == whole.problems == ()
+    one, other = (view(files, None, now=NOW) for files in (whole, end_alone))
+    assert (one.tries, one.state, one.reason, one.step) == (other.tries, other.state, other.reason, other.step)
+    assert shown.row(one, NOW) == shown.row(other, NOW)

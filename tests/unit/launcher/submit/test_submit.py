@@ -15,10 +15,12 @@ from launcher.slurm.cluster import load_cluster
 from launcher.submit.run import SubmitRequest, check, dry_run, submit, warnings
 from launcher.submit.study import StudyJobs, todo
 from launcher.submit.study import submit as submit_study
+from tests.histories import speak
 from tests.slurm.cluster import wait_for
 from vit_dist.cli.main import main
 from vit_dist.config.load import load_recipe, recipe_hash
 from vit_dist.core.errors import ConfigError, RunError
+from vit_dist.core.run import history
 from vit_dist.core.run.checkpoints import FORMAT, MARKER
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.run.names import safe_name
@@ -111,10 +113,10 @@ def test_a_directory_of_another_run_or_of_a_finished_one_is_refused(
     with pytest.raises(ConfigError, match="holds another run"):
         submit(one)
     run.write_json("run.json", {"recipe_hash": recipe_hash(one.recipe)})
-    run.write_status("done", 469, 30_000)
+    speak(one.directory, "done", 469, 30_000)
     with pytest.raises(ConfigError, match="this run is done"):
         submit(one)
-    run.write_status("stopped", 10, 640)
+    speak(one.directory, "stopped", 10, 640)
     with run.locked(), pytest.raises(RunError, match="another attempt is running"):
         submit(one)
 
@@ -139,9 +141,9 @@ def test_a_run_is_submitted_once_and_its_job_is_named(slurm: Any, tmp_path: Path
         submit(one)
     one = SubmitRequest(one.recipe, load_cluster("dev", ["setup=['sleep 60']"]), 2, run_dir=one.run_dir)
     done = submit(one)
-    facts = RunDir(done.run_dir).read_json("job.json")
-    assert facts is not None
-    assert (facts["job"], facts["nodes"], facts["devices_per_node"], facts["spares"]) == (done.job, 2, 1, 0)
+    state = history.read(done.run_dir)
+    facts = state.submission
+    assert (state.job_id, facts["nodes"], facts["devices_per_node"], facts["spares"]) == (done.job, 2, 1, 0)
     assert (done.run_dir / "job" / "code" / "slurm" / "train.sbatch.j2").is_file()
     assert (done.run_dir / "job" / "code" / "configs" / "recipes" / "demo.yaml").is_file()
     assert done.start is not None

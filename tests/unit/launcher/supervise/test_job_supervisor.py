@@ -10,15 +10,14 @@ import pytest
 from launcher.bad_nodes import add
 from launcher.slurm.allocation import Allocation, choose, read_allocation
 from launcher.supervise.causes import ExitEvidence, Failure, classify, first_failure, idle_attempts
-from launcher.supervise.job import is_cancelled
-from launcher.supervise.ledger import LedgerEntry, append_begin, append_end, read_ledger
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.run import history
 from vit_dist.core.run.checkpoints import FORMAT, MARKER, measured_save_s, step_name
-from vit_dist.core.run.directory import Status
+from vit_dist.core.run.history import Attempt, Status
 from vit_dist.core.run.names import CHECKPOINTS
 
-DONE, STOPPED = Status("done", step=9), Status("stopped", step=5, reason="SIGTERM")
-RUNNING, FAILED = Status("running", step=5), Status("failed", step=5, reason="rank 1 is gone")
+DONE, STOPPED = Status(status="done", step=9), Status(status="stopped", step=5, reason="SIGTERM")
+RUNNING, FAILED = Status(status="running", step=5), Status(status="failed", step=5, reason="rank 1 is gone")
 KILLED = Failure("n2", "1", 137, "killed")
 
 
@@ -34,13 +33,16 @@ KILLED = Failure("n2", "1", 137, "killed")
         (ExitEvidence(0, STOPPED, cancelled=True, terminated=True), "cancelled", "on request"),
         (ExitEvidence(0, STOPPED, terminated=True), "cancelled", "Slurm ended the job"),
         (ExitEvidence(0, STOPPED, terminated=True, requeued=True), "preempted", "queued the job again"),
+        (ExitEvidence(0, STOPPED, terminated=True, requeued=True, on_request=True), "requeued", "on request"),
+        (ExitEvidence(143, RUNNING, terminated=True, requeued=True, on_request=True), "requeued", "on request"),
+        (ExitEvidence(0, STOPPED, preempted=True, requeued=True, on_request=True), "preempted", ""),
         (ExitEvidence(143, RUNNING, terminated=True, overdue=True), "time_limit", "ended by Slurm"),
         (ExitEvidence(70, FAILED, lost_nodes=(("n2", "is down*"),)), "node_lost", "n2 is down*"),
-        (ExitEvidence(0, Status("stopped", reason="the request file")), "stopped", "the request file"),
+        (ExitEvidence(0, Status(status="stopped", reason="the request file")), "stopped", "the request file"),
         (ExitEvidence(137, FAILED, KILLED), "rank_lost", "rank 1 on n2: killed"),
         (ExitEvidence(137, RUNNING, KILLED), "rank_lost", "rank 1 on n2: killed"),
         (ExitEvidence(70, FAILED, Failure("n1", "0", 1, "exit code 1")), "crashed", "rank 0 on n1"),
-        (ExitEvidence(1, Status("failed", reason="loss is not finite")), "crashed", "loss is not finite"),
+        (ExitEvidence(1, Status(status="failed", reason="loss is not finite")), "crashed", "loss is not finite"),
         (ExitEvidence(71, FAILED), "hung", "rank 1 is gone"),
         (ExitEvidence(1, None, Failure("n1", "0", 1, "exit code 1")), "start_failed", "rank 0 on n1: exit code 1"),
         (ExitEvidence(1, None), "start_failed", "before training began"),
@@ -71,8 +73,8 @@ def test_the_first_failure_is_the_cause_and_not_its_victims(tmp_path: Path) -> N
     assert first_failure(tmp_path / "none") is None
 
 
-def entry(cause: str, gained: int = 0, job: str = "7") -> LedgerEntry:
-    return LedgerEntry(attempt=1, begun=0, job=job, ended=1, cause=cause, gained=gained)
+def entry(cause: str, gained: int = 0, job: str = "7") -> Attempt:
+    return Attempt(attempt=1, begun=0, job=job, ended=1, cause=cause, gained=gained)
 
 
 def test_only_what_is_the_runs_own_fault_counts_against_it() -> None:
@@ -83,37 +85,12 @@ def test_only_what_is_the_runs_own_fault_counts_against_it() -> None:
     assert idle_attempts([], "7") == 0
 
 
-def test_the_ledger_joins_beginnings_and_ends_and_survives_a_cut(tmp_path: Path) -> None:
-    append_begin(tmp_path, attempt=1, launcher="slurm", devices=16, step=10, job="7", nodes=["n1", "n2"], at=1000.0)
-    begun = read_ledger(tmp_path)[0]
-    assert begun.open
-    ended = append_end(
-        *(tmp_path, begun),
-        cause="node_lost",
-        action="requeue",
-        code=70,
-        reached=25,
-        saved=20,
-        excluded=["n2"],
-        at=4600.0,
-    )
-    assert (ended.gained, ended.lost, ended.device_hours) == (10, 5, 16.0)
-    append_begin(tmp_path, attempt=2, launcher="slurm", devices=16, step=20, at=5000.0)
-    with (tmp_path / "ledger.jsonl").open("a") as file:
-        file.write('{"event": "end", "attempt": 2, "at": 60')
-    append_begin(tmp_path, attempt=3, launcher="local", devices=1, step=20, at=7000.0)
-    first, second, third = read_ledger(tmp_path)
-    assert first == ended
-    assert second.open
-    assert third.launcher == "local"
-
-
 def test_a_cancelled_job_is_known_by_its_number(tmp_path: Path) -> None:
     job = Allocation("120_3", 123, 0, ("n1",))
-    assert not is_cancelled(tmp_path, job)
+    assert not history.is_cancelled(tmp_path, job.numbers)
     for number, cancelled in (("120_3", True), ("123", True), ("99", False)):
         (tmp_path / "cancel").write_text(json.dumps({"job": number}))
-        assert is_cancelled(tmp_path, job) == cancelled
+        assert history.is_cancelled(tmp_path, job.numbers) == cancelled
 
 
 def test_bad_nodes_are_taken_last_and_lost_ones_never(tmp_path: Path) -> None:

@@ -55,20 +55,20 @@ def test_an_array_of_any_real_dtype_is_read(dtype: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("array", "says"),
     [
-        (head(np.complex64), "of complex64"),
+        (head(np.complex64), "of type complex64"),
         (head(bool), "of bool"),
-        (head(np.float32).astype("U8"), "of <U"),
-        (head(np.float32).astype("S8"), r"of \|S8"),
+        (head(np.float32).astype("U8"), "of type <U"),
+        (head(np.float32).astype("S8"), r"of type \|S8"),
         (head(np.int8).view("V1"), "of 1 bytes of unknown meaning"),
-        (np.zeros(10, [("a", "f4")]), "of 4 bytes of unknown meaning"),
-        (np.zeros(10, "M8[s]"), r"of datetime64\[s\]"),
+        (np.zeros(10, [("a", "f4")]), r"of type \[\('a', '<f4'\)\]"),
+        (np.zeros(10, "M8[s]"), r"of type datetime64\[s\]"),
         (np.full(10, 1e300), "numbers of float64 that float32 cannot hold"),
         (np.full(10, 1e300, np.longdouble), r"numbers of \w+ that float32 cannot hold"),
     ],
 )
 def test_an_array_of_anything_else_is_refused_by_name(array: Any, says: str, tmp_path: Path) -> None:
     path = npz(tmp_path / "w.npz", head__bias=array)
-    with pytest.raises(DataError, match=rf"w\.npz: head/bias in it .*{says}"):
+    with pytest.raises(DataError, match=rf"w\.npz: head/bias.*{says}"):
         read_weights(path, LoadOptions(VIT))
 
 
@@ -268,7 +268,7 @@ def test_a_vit_model_of_hugging_face_is_read_with_a_new_head(
 @pytest.mark.parametrize(
     ("change", "rename", "more", "says"),
     [
-        ({"architectures": ["ViTModel"]}, trunk_alone, {}, "has no head; give --num-classes and --head new"),
+        ({"architectures": ["ViTModel"]}, trunk_alone, {}, "has no head; give --num-classes N --head new"),
         (
             {"architectures": ["ViTModel"]},
             trunk_alone,
@@ -282,8 +282,8 @@ def test_a_vit_model_of_hugging_face_is_read_with_a_new_head(
             "1 tensors more than a plain ViT has: vit.emb",
         ),
         ({}, str, {"vit__embeddings__distillation_token": torch.zeros(1, 1, 32)}, "distillation_token"),
-        ({"model_type": "deit"}, str, {}, "model_type='deit'.* only a plain 'vit' can be read"),
-        ({"model_type": "dinov2"}, str, {}, "model_type='dinov2'"),
+        ({"model_type": "deit"}, str, {}, "model_type=\"deit\".* only a plain 'vit' can be read"),
+        ({"model_type": "dinov2"}, str, {}, 'model_type="dinov2"'),
         ({}, lambda name: name.replace("layernorm_before", "norm1"), {}, "8 tensors are missing|4 tensors are missing"),
     ],
 )

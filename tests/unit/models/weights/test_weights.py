@@ -271,7 +271,7 @@ def test_a_hugging_face_folder_comes_back_and_says_its_model(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden_act": "relu"}, r"/config\.json: hidden_act='relu'; only gelu or"),
+        ({"hidden_act": "relu"}, r'/config\.json: hidden_act="relu"; only gelu or'),
         ({"num_attention_heads": 5}, r"/config\.json: width=32 is not divisible by num_heads=5"),
         ({"num_channels": 1}, "num_channels=1; only 3"),
         ({"layer_norm_eps": 1e-12}, "layer_norm_eps=1e-12; only 1e-06"),
@@ -340,8 +340,8 @@ def test_an_npz_of_other_heads_or_axes_or_no_numbers_is_refused(tmp_path: Path) 
     arrays = dict(np.load(path))
     for array, message in (
         (np.zeros(3), "embedding/kernel has the shape 3"),
-        (np.array("text"), "embedding/kernel in it is no array of numbers"),
-        (np.array([{}], dtype=object), "holds pickled objects, which are never read"),
+        (np.array("text"), "embedding/kernel: holds values of type <U4; plain numbers are wanted"),
+        (np.array([{}], dtype=object), "embedding/kernel: holds Python objects, which are never read"),
     ):
         np.savez(path, **{**arrays, "embedding/kernel": array})
         with pytest.raises(DataError, match=rf"w\.npz: .*{message}"):

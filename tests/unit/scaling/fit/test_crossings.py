@@ -94,7 +94,9 @@ def test_a_crossover_inside_the_data_whose_interval_is_not_says_both() -> None:
 def test_curves_that_do_not_cross_in_the_range_give_no_number() -> None:
     found = crossover(noisy(power(*VIT), "vit"), noisy(power(*VIT) * 1.5, "bit-r"))
     assert (found.x, found.low, found.high, found.share) == (None, None, None, 0.0)
-    assert found.text.startswith("no crossing in range 10k to 100M: vit is lower than bit-r all over it")
+    assert found.text.startswith(
+        "no crossing in range 10k to 100M: vit is better than bit-r all over it (error, lower is better)"
+    )
     assert "0% of bootstraps cross" in found.text
 
 

@@ -89,11 +89,13 @@ def test_memory_of_a_snapshot_is_used_again_and_holds_a_copy(tmp_path: Path) -> 
 
 def test_a_missing_rank_file_is_named_by_what_it_lacks(tmp_path: Path) -> None:
     files = write(tmp_path, 3)
-    source = SliceSource([files[0], files[2]])
     with pytest.raises(CheckpointError, match=r"a rank's file is missing"):
-        source.tensor("weight", "a.weight")
+        SliceSource([files[0], files[2]])
+    source = SliceSource(files)
     with pytest.raises(CheckpointError, match=r"no weight of c; it is of another model"):
         source.tensor("weight", "c")
+    with pytest.raises(CheckpointError, match=r"has 3 elements, 2 to 4 are asked for"):
+        source.read("weight", "b", 2, 4)
 
 
 def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.histories import speak
 from vit_dist.core.errors import CheckpointError, DataError, RunError
 from vit_dist.core.run.checkpoints import MARKER, committed
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
+from vit_dist.engines._fit import Kept, Wanted
 from vit_dist.engines._slices import WEIGHT, EngineState, Slice, Source
 from vit_dist.train.checkpoint.format import Snapshot
 from vit_dist.train.checkpoint.remote import remote_steps
@@ -30,11 +32,16 @@ class TinyEngine:
     layout: dict[str, Any] = {"engine": "tiny", "world_size": 1}  # noqa: RUF012
 
     def __init__(self, value: float = 0.0) -> None:
-        self.weight, self.moment = torch.full((1000,), value), torch.full((1000,), -value)
+        self.weight = torch.full((1000,), float(value))
+        self.moment = -self.weight
 
     def state(self) -> EngineState:
         slices = [Slice(WEIGHT, "w", (1000,), 0, self.weight), Slice("exp_avg", "w", (1000,), 0, self.moment)]
         return EngineState(slices, {"w": {"step": float(self.weight[0])}})
+
+    def wanted(self) -> Wanted:
+        tensors = {(WEIGHT, "w"): ((1000,), frozenset({torch.float32}))}
+        return Wanted(tensors, frozenset({"w"}), Kept(frozenset({"exp_avg"}), frozenset({"step"})), True)
 
     def load(self, source: Source) -> None:
         self.weight.copy_(source.read(WEIGHT, "w", 0, 1000))
@@ -109,7 +116,8 @@ def test_a_failed_save_is_logged_and_training_continues_until_too_many(
         saver.save(TinyEngine(step), contents(step))  # type: ignore[arg-type]
         saver.settle()
     logged = capsys.readouterr().err
-    assert "CHECKPOINT FAILED at step 3: rank 0: OSError: [Errno 28] No space left on device" in logged
+    root = tmp_path / "checkpoints"
+    assert f"CHECKPOINT FAILED at step 3: rank 0: {root}: the disk is full (No space left on device); free" in logged
     assert "Failure 2 of 3 in a row" in logged
     monkeypatch.setattr(Snapshot, "write", write)
     saver.save(TinyEngine(4), contents(4))  # type: ignore[arg-type]
@@ -147,7 +155,9 @@ def test_an_orphaned_attempt_cannot_commit(tmp_path: Path) -> None:
     saver = make(tmp_path)
     saver.save(TinyEngine(1), contents(1))  # type: ignore[arg-type]
     saver.settle()
-    RunDir(tmp_path).take_ownership(3)  # another attempt has begun
+    speak(tmp_path, "stopped")
+    speak(tmp_path, "stopped")
+    speak(tmp_path, "running")  # another attempt has begun
     saver.save(TinyEngine(2), contents(2))  # type: ignore[arg-type]
     with pytest.raises(SupersededError, match=r"attempt 3 on .* has superseded this attempt"):
         saver.settle()
@@ -264,6 +274,24 @@ def test_an_upload_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
     (remote / "step-0000000002").mkdir()
     (remote / "step-0000000002" / "rank-00000.safetensors").write_bytes(b"half")
     assert load(tmp_path / "b" / "checkpoints", remote=str(remote))[1].state["step"] == 1
+
+
+def test_a_copy_counts_only_once_the_logs_of_its_step_are_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remote, log = tmp_path / "remote", tmp_path / "a" / "tb" / "events.out.tfevents.1.h.1"
+    log.parent.mkdir(parents=True)
+    log.write_bytes(b"as far as step 1")
+    # Something lies where the log is to go.
+    (remote / "tb" / log.name).mkdir(parents=True)
+    saved(tmp_path / "a", 1, remote=str(remote))
+    assert "step-0000000001 COULD NOT BE COPIED" in capsys.readouterr().err
+    assert (remote / "step-0000000001" / "rank-00000.safetensors").exists()
+    assert remote_steps(str(remote)) == []
+    (remote / "tb" / log.name).rmdir()
+    saved(tmp_path / "a", 2, remote=str(remote))
+    assert remote_steps(str(remote)) == ["step-0000000002"]
+    assert (remote / "tb" / log.name).read_bytes() == log.read_bytes()
 
 
 @pytest.mark.s3

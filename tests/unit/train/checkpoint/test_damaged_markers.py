@@ -12,7 +12,18 @@ import pytest
 
 from vit_dist.core import locks
 from vit_dist.core.files import append_json, remove_tree
-from vit_dist.core.run.checkpoints import FORMAT, MARKER, committed, lacks, parse_marker, read_marker, seal_marker
+from vit_dist.core.run.checkpoints import (
+    FORMAT,
+    MARKER,
+    committed,
+    lacks,
+    measured_save_s,
+    parse_marker,
+    read_marker,
+    seal_marker,
+    step_name,
+)
+from vit_dist.core.run.names import CHECKPOINTS
 from vit_dist.core.stores import file_system
 from vit_dist.train.checkpoint.store import Retention, prune, remove, sweep
 
@@ -20,7 +31,13 @@ PART = {"bytes": 7, "xxh128": "0" * 32}
 
 
 def whole(step: int = 4, **changes: Any) -> dict[str, Any]:
-    state = {"step": step, "position": step * 16, "skipped": 0, "quarantined": [3], "losses": [1.5, float("nan")]}
+    state = {
+        "step": step,
+        "position": step * 16,
+        "skipped": 0,
+        "quarantined": [3],
+        "losses": [1.5, float("nan")][:step],
+    }
     state |= {"bad_in_row": 0, "spikes": 1, "passed_over": [], "order": {"seed": 0}}
     marker: dict[str, Any] = {"format": FORMAT, "layout": {"world_size": 2}, "recipe": {"global_batch": 16}}
     files = {"rank-00000.safetensors": PART, "rank-00001.safetensors": PART}
@@ -66,6 +83,33 @@ def test_a_whole_marker_reads_back_with_and_without_its_checksum() -> None:
         (state(passed_over=[[9, 3]]), "state: passed_over is"),
         (state(passed_over=[[0, 16]]), "4 x global_batch 16 \\+ 16 that a rewind passed over"),
         (state(order=[]), "state: order is"),
+        (state(skipped=5), "state: skipped is 5, of 4 steps"),
+        (state(bad_in_row=1), "state: bad_in_row is 1, and 0 steps were not applied"),
+        (state(skipped=3, losses=[1.0, 2.0]), "state: losses are 2, of 1 steps that were applied"),
+        (state(spikes=5), "state: spikes is 5, of the 4 steps up to position 64"),
+        (state(quarantined=[3, 3]), "state: quarantined is not sorted, or names a sample twice"),
+        (state(quarantined=[4, 3]), "state: quarantined is not sorted"),
+        (state(passed_over=[[70, 86]], position=80), "state: passed_over is .* no whole batches of 16"),
+        (state(passed_over=[[80, 96]], position=80), "state: passed_over ends at 96, behind position 80"),
+        (whole(recipe={"global_batch": 0}), "is not step 4 x global_batch 0"),
+        (whole(recipe={"global_batch": 16, "horizon": "3 steps"}), "step 4 is beyond the recipe's horizon of 3 steps"),
+        (whole(recipe={"global_batch": 16, "horizon": "40 examples"}), "beyond the recipe's horizon of 3 steps"),
+        (whole(recipe={"global_batch": 16, "horizon": "soon"}), "state: the recipe's horizon: expected a duration"),
+        (
+            {**state(order={"seed": 0, "num_samples": 20}), "recipe": {"global_batch": 16, "horizon": "2 epochs"}},
+            "beyond the recipe's horizon of 3 steps",
+        ),
+        (whole(recipe={"global_batch": 16, "seed": 1}), "state: order: seed is 0, the recipe's is 1"),
+        (whole(recipe={"global_batch": 16, "data": {"num_classes": 3}}, classes=["a"]), "num_classes is 3"),
+        (whole(recipe={"global_batch": 16, "data": 3}), "recipe: data is 3"),
+        (whole(goodput={"train": -1.0}), "goodput: .train. is -1.0 seconds"),
+        (
+            whole(
+                files={f"rank-{rank:05d}.safetensors": PART for rank in range(3)},
+                layout={"world_size": 3},
+            ),
+            "global_batch 16 does not fall to the 3 ranks",
+        ),
     ],
 )
 def test_a_field_that_is_none_is_a_finding(marker: dict[str, Any], says: str) -> None:
@@ -104,6 +148,25 @@ def test_a_marker_in_the_place_of_another_step_is_damaged(tmp_path: Path) -> Non
     assert "it is of step 4, in the place of step 8" in read_marker(path)[1]
 
 
+def test_a_damaged_newest_marker_does_not_hide_what_the_one_before_says(tmp_path: Path) -> None:
+    for step in (3, 4):
+        path = tmp_path / CHECKPOINTS / step_name(step)
+        path.mkdir(parents=True)
+        (path / MARKER).write_bytes(seal_marker(whole(step, wrote_s=float(step))))
+    assert measured_save_s(tmp_path) == 4.0
+    (path / MARKER).write_bytes(seal_marker(whole(3)))
+    assert measured_save_s(tmp_path) == 3.0
+    (tmp_path / CHECKPOINTS / step_name(3) / MARKER).write_text("{")
+    assert measured_save_s(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["step-4", "step-00000000004", "step-0000000004.bak", "step-4000000000000000000000"])
+def test_a_name_that_is_not_how_a_step_is_written_is_no_checkpoint(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / MARKER).write_bytes(seal_marker(whole()))
+    assert committed(tmp_path) == []
+
+
 @pytest.mark.parametrize("name", sorted(whole()["state"]))
 def test_a_state_that_lacks_a_field_is_not_gone_on_from(name: str) -> None:
     marker, problem = parse_marker(json.dumps(whole(state={k: v for k, v in whole()["state"].items() if k != name})))
@@ -115,15 +178,11 @@ def test_a_state_that_lacks_a_field_is_not_gone_on_from(name: str) -> None:
 def runs(tmp_path: Path) -> tuple[Path, Path]:
     """Checkpoints of a run A, and of a run B whose first one is a link to A's."""
     a, b = tmp_path / "a", tmp_path / "b"
-    b.mkdir()
-    for step in (1, 2):
-        path = a / f"step-{step:010d}"
+    for path in (a / step_name(1), a / step_name(2), b / step_name(2), b / step_name(3)):
         path.mkdir(parents=True)
-        (path / MARKER).write_bytes(seal_marker(whole(step)))
-    for step in (2, 3):
-        path = b / f"step-{step:010d}"
-        path.mkdir(parents=True)
-        (path / MARKER).write_bytes(seal_marker(whole(step)))
+        for name in whole()["files"]:
+            (path / name).write_bytes(b"content")
+        (path / MARKER).write_bytes(seal_marker(whole(int(path.name[-1]))))
     (b / "step-0000000001").symlink_to(a / "step-0000000001")
     return a, b
 

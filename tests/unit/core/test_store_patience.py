@@ -1,0 +1,167 @@
+"""A store that does not answer: what is said at once, and how soon it is given up where it never has answered."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import free_ports
+from vit_dist.core import store_patience
+from vit_dist.core.errors import DataError, MissingError
+from vit_dist.core.files import exists, read_bytes, write_bytes
+from vit_dist.core.store_patience import asked_at, is_known, run_has_begun
+from vit_dist.core.stores import _store
+from vit_dist.data.ranges import RangeReader
+
+TRIES = 5
+
+
+@pytest.fixture(autouse=True)
+def nobody_has_answered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(store_patience, "_state", store_patience._State())
+    monkeypatch.setattr(store_patience, "SILENT_S", 0.05)
+    monkeypatch.setattr(store_patience, "UNKNOWN_S", 0.5)
+    monkeypatch.setattr(store_patience, "_LEAST_S", 0.2)
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    _store.cache_clear()
+    yield
+    _store.cache_clear()
+
+
+@pytest.fixture
+def reader() -> Iterator[RangeReader]:
+    with contextlib.closing(RangeReader(tries=TRIES, first_wait_s=0.001, timeout_s=5)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """A port where connections are taken and nothing is said."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@contextlib.contextmanager
+def answering(statuses: list[int]) -> Iterator[tuple[str, list[int]]]:
+    """A web server that gives these statuses one after another, the last for ever; and what it gave."""
+    given: list[int] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status = statuses[min(len(given), len(statuses) - 1)]
+            given.append(status)
+            self.send_response(status)
+            self.send_header("Content-Length", "4")
+            self.end_headers()
+            self.wfile.write(b"text")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/file", given
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda url, reader: reader.read_all(url),
+        lambda url, _: exists(url),
+        lambda url, _: read_bytes(url),
+        lambda url, _: write_bytes(url, b"x"),
+    ],
+    ids=["a set", "whether it is there", "a small file", "a write"],
+)
+def test_a_wrong_endpoint_is_told_at_once_with_its_setting_and_given_up_soon(
+    ask: Callable[[str, RangeReader], object],
+    variable: str,
+    silent: int,
+    reader: RangeReader,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(variable, f"http://127.0.0.1:{silent}")
+    with pytest.raises(DataError) as error:
+        ask("s3://bucket/file", reader)
+    where = f"http://127.0.0.1:{silent}, from the environment variable {variable}"
+    assert "no answer within" in str(error.value)
+    assert f"it was looked for at {where}: check that address" in str(error.value)
+    said = capsys.readouterr().err
+    assert f"s3://bucket/file: no answer yet ({where}); asked again until " in said
+    assert said.count("asked again") == 1
+
+
+def test_an_address_out_of_a_profile_is_named_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config").write_text("[profile lab]\nendpoint_url = http://minio:9000\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    assert asked_at("s3://b/x") == "Amazon's S3, as no AWS_ENDPOINT_URL_S3 is set"
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    assert asked_at("s3://b/x") == (
+        "http://minio:9000, from endpoint_url of the profile 'lab' (AWS_PROFILE) in ~/.aws/config"
+    )
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:secret@host")
+    assert asked_at("S3://b/x") == "http://user:***@host, from the environment variable AWS_ENDPOINT_URL"
+    assert asked_at("https://host/x") == asked_at("gs://b/x") == ""
+
+
+def test_a_web_server_that_is_not_there_is_told_at_the_first_try(
+    reader: RangeReader, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(store_patience, "UNKNOWN_S", -1.0)
+    (port,) = free_ports(1)
+    with pytest.raises(DataError, match=r"refused, after 1 try"):
+        reader.read_all(f"http://127.0.0.1:{port}/file")
+    assert "Connection refused; asked again until " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("before", ["it has answered", "a run has begun", "it says that it is busy"])
+def test_one_that_is_known_is_asked_as_often_as_ever(
+    before: str, reader: RangeReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not a moment for one that is unknown.
+    monkeypatch.setattr(store_patience, "UNKNOWN_S", -1.0)
+    first = [200] if before == "it has answered" else []
+    with answering([*first, 503]) as (url, given):
+        if before == "a run has begun":
+            run_has_begun()
+        if first:
+            assert reader.read_all(url) == b"text"
+            assert is_known(url)
+        given.clear()
+        if before == "it has answered":
+            # What follows the first answer is the outage.
+            given.append(200)
+        with pytest.raises(DataError, match=f"HTTP 503 .*after {TRIES} tries"):
+            reader.read_all(url)
+        assert given.count(503) == TRIES
+
+
+@pytest.mark.parametrize(("status", "kind"), [(404, MissingError), (403, DataError), (400, DataError)])
+@pytest.mark.parametrize("scheme", ["http", "s3"])
+def test_what_a_store_refuses_or_has_not_is_an_answer_too(
+    scheme: str, status: int, kind: type[DataError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_patience, "UNKNOWN_S", 30.0)
+    with answering([status]) as (url, _):
+        if scheme == "s3":
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url.removesuffix("/file"))
+            url = "s3://bucket/file"
+        with pytest.raises(kind) as error, contextlib.closing(RangeReader()) as patient:
+            patient.read_all(url)
+        assert "looked for at" not in str(error.value)
+        assert is_known(url) or scheme == "http"

@@ -1,0 +1,166 @@
+"""How long a store or web server that does not answer is asked again, and what is said meanwhile. No torch.
+
+One that has never answered this process is perhaps a wrong address: it is given up after seconds, and the first failed
+try says what is asked, which setting led there and until when. One that has answered, and any once a run has begun, is
+waited for as patiently as whoever asks can be: an outage is not to end a run.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from vit_dist.core.log import WARNING, log
+from vit_dist.core.urls import is_s3, is_web, redact, split_url
+
+UNKNOWN_S = 20.0
+"""How long a server that has never answered is asked."""
+SILENT_S = 3.0
+"""So long a question may take before something is said."""
+_SAID_EVERY_S = 60.0
+_LEAST_S = 2.0
+
+T = TypeVar("T")
+
+
+class NoAnswerError(OSError):
+    """A store has not answered in the time that one unknown is given."""
+
+
+class _State:
+    """Of this process, by server."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.begun = False
+        self.answered: set[str] = set()
+        self.failing_since: dict[str, float] = {}
+        self.said: dict[str, float] = {}
+
+
+_state = _State()
+
+
+def server(url: str) -> str:
+    """Who is asked for a URL: what answers for it once will answer again."""
+    if is_web(url):
+        return f"{urlsplit(url).scheme}://{urlsplit(url).netloc}"
+    return f"s3 {endpoint()[0]}" if is_s3(url) else split_url(url)[0]
+
+
+def endpoint() -> tuple[str, str]:
+    """The address of S3, '' for Amazon's own, and the setting that says so."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if os.environ.get(name):
+            return os.environ[name], f"the environment variable {name}"
+    return "", ""
+
+
+def asked_at(url: str) -> str:
+    """Where a URL is looked for and which setting says so, for people; '' where the URL says it all."""
+    if not is_s3(url):
+        return ""
+    address, setting = endpoint()
+    if address:
+        return f"{redact(address)}, from {setting}"
+    profile = os.environ.get("AWS_PROFILE", "")
+    where = f"the profile {profile!r} (AWS_PROFILE)" if profile else "the default profile"
+    try:
+        import botocore.session  # type: ignore[import-untyped]
+
+        address = str(botocore.session.get_session().get_scoped_config().get("endpoint_url") or "")
+    # A profile that does not exist, a file that cannot be read: the store's own message says it.
+    except Exception:
+        address = ""
+    if address:
+        return f"{redact(address)}, from endpoint_url of {where} in ~/.aws/config"
+    return "Amazon's S3, as no AWS_ENDPOINT_URL_S3 is set"
+
+
+def run_has_begun() -> None:
+    """From now on every store is waited for, answered or not: there is something to lose."""
+    _state.begun = True
+
+
+def has_answered(url: str) -> None:
+    """Note that whoever is asked for this URL is there."""
+    name = server(url)
+    with _state.lock:
+        _state.answered.add(name)
+        _state.failing_since.pop(name, None)
+
+
+def is_known(url: str) -> bool:
+    """Whether who is asked for this URL has answered before, or a run has begun."""
+    return _state.begun or server(url) in _state.answered
+
+
+def failed(url: str, problem: str, otherwise: str) -> float:
+    """Note a try that got no answer; the first of a while is told.
+
+    Args:
+        url: that was asked for.
+        problem: what went wrong.
+        otherwise: until when a server that is known is asked again, for people: 'up to 9 times'.
+
+    Returns:
+        Seconds that are left to ask again; infinite for a server that is known.
+    """
+    name, now = server(url), time.monotonic()
+    with _state.lock:
+        since = _state.failing_since.setdefault(name, now)
+        tell = now - _state.said.get(name, -_SAID_EVERY_S) >= _SAID_EVERY_S
+        if tell:
+            _state.said[name] = now
+    known = is_known(url)
+    left = float("inf") if known else UNKNOWN_S - (now - since)
+    if tell:
+        at = asked_at(url)
+        until = otherwise if known else f"until {_clock(left)}"
+        log(f"  {redact(url)}: {problem}{f' ({at})' if at else ''}; asked again {until}", WARNING)
+    return left
+
+
+def answer(url: str, question: Callable[[], T]) -> T:
+    """What a question to a store gives; of one unknown, within seconds.
+
+    Raises:
+        NoAnswerError: it has not answered.
+        Exception: what the question raises.
+    """
+    if is_known(url):
+        return question()
+    done, outcome = threading.Event(), list[tuple[T | None, BaseException | None]]()
+
+    def ask() -> None:
+        try:
+            outcome.append((question(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+        done.set()
+
+    # Left behind where it gets no answer: the libraries have time-outs of minutes that cannot be cut short.
+    threading.Thread(target=ask, name="ask store", daemon=True).start()
+    with _state.lock:
+        since = _state.failing_since.setdefault(server(url), time.monotonic())
+    allowed = max(_LEAST_S, UNKNOWN_S - (time.monotonic() - since))
+    silent = min(SILENT_S, allowed)
+    if not done.wait(silent):
+        failed(url, "no answer yet", "")
+        if not done.wait(allowed - silent):
+            raise NoAnswerError(f"no answer within {allowed:.0f} s")
+    value, error = outcome[0]
+    if error is not None:
+        raise error
+    has_answered(url)
+    return value  # type: ignore[return-value]
+
+
+def _clock(seconds: float) -> str:
+    at = datetime.now(UTC) + timedelta(seconds=max(0.0, seconds))
+    return f"{at:%H:%M:%S} UTC ({max(0.0, seconds):.0f} s)"
