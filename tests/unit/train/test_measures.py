@@ -306,3 +306,12 @@ def test_a_study_asks_for_its_evaluation_on_the_set_of_the_run(run: Trained, sma
     assert not evaluated(cell, run.dir)  # type: ignore[arg-type]
     run.evaluate()
     assert evaluated(cell, run.dir)  # type: ignore[arg-type]
+
+
+def test_a_run_says_at_its_start_that_its_head_has_idle_outputs(
+    once: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Trained(tmp_path, once.data_train)
+    other.recipe.write_text(RECIPE)
+    other.train("data.num_classes=100", "horizon=1 steps", "evaluators=[]")
+    assert "data.num_classes=100, but the training set has 4 classes: 96 outputs" in capsys.readouterr().err
