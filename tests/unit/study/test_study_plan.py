@@ -395,7 +395,7 @@ def test_beside_a_run_that_fails_the_others_end_and_none_is_begun(study_file: Pa
     cells = cells_of(study_file)
     pair = Pair(failing=cells[0].name)
     with pytest.raises(RunError, match=f"{cells[0].name} failed with exit code 1: told to"):
-        run_cells(cells, tmp_path / "runs", pair, lambda _: None, resume_command="AGAIN", jobs=2)
+        run_cells(cells, tmp_path / "runs", pair, lambda _: None, resume_command="AGAIN", jobs=2, keep_going=False)
     assert {cells[0].name, cells[1].name} <= pair.names
     assert len(pair.names) <= 4
 
@@ -407,7 +407,17 @@ def test_a_run_side_by_side_that_fails_says_why_though_it_prints_elsewhere(
     with pytest.raises(
         RunError, match=r"failed with exit code 1: nowhere/manifest\.json: no such file.* in runs/tiny/"
     ):
-        main(["run", str(study_file), "--jobs", "2", "data.train=nowhere", "schedule.warmup=0 steps"])
+        main(
+            [
+                "run",
+                str(study_file),
+                "--jobs",
+                "2",
+                "--stop-on-failure",
+                "data.train=nowhere",
+                "schedule.warmup=0 steps",
+            ]
+        )
 
 
 def test_a_run_that_is_done_is_evaluated_once(study_file: Path, tmp_path: Path) -> None:

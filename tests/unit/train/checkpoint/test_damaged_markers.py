@@ -105,7 +105,7 @@ def test_a_whole_marker_reads_back_with_and_without_its_checksum() -> None:
             "beyond the recipe's horizon of 3 steps",
         ),
         (whole(recipe={"global_batch": 16, "seed": 1}), "state: order: seed is 0, the recipe's is 1"),
-        (whole(recipe={"global_batch": 16, "data": {"num_classes": 3}}, classes=["a"]), "num_classes is 3"),
+        (whole(recipe={"global_batch": 16, "data": {"num_classes": 1}}, classes=["a", "b"]), "num_classes is 1"),
         (whole(recipe={"global_batch": 16, "data": 3}), "recipe: data is 3"),
         (whole(goodput={"train": -1.0}), "goodput: .train. is -1.0 seconds"),
         (
