@@ -94,7 +94,7 @@ def wrong(text: str) -> list[str]:
     found = sorted(options_in(text) - options() - PROGRAMS)
     for key in re.findall(r"(?<![\w./-])([a-z]+(?:\.[a-z_0-9]+)+)(?![\w./(])", text):
         # A file's name, such as model.safetensors.
-        if key.partition(".")[0] in sections() and not re.search(r"\.(safetensors|json|py|npz|yaml|md)$", key):
+        if key.partition(".")[0] in sections() and not re.search(r"\.(safetensors|json|py|npz|yaml|md|pkl)$", key):
             found += [] if is_key(key) else [key]
     found += [f"vit-dist {verb}" for verb in re.findall(r"vit-dist ([a-z][a-z-]+)", text) if verb not in VERBS]
     for verb, inner in re.findall(r"`vit-dist (data|models|study) ([a-z]+)", text):

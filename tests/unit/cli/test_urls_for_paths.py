@@ -30,7 +30,20 @@ TYPES = {*LOCAL, places.any_option, places.any_or_override}
 # What takes a text that names no place.
 TEXTS = {
     *("overrides", "settings", "site", "set", "only", "name", "kind", "state", "where"),
-    *("profile", "time", "after", "keep", "forget", "exclude", "device", "models", "examples", "match", "sort"),
+    *(
+        "profile",
+        "time",
+        "explain",
+        "after",
+        "keep",
+        "forget",
+        "exclude",
+        "device",
+        "models",
+        "examples",
+        "match",
+        "sort",
+    ),
     *(
         "precision",
         "head",

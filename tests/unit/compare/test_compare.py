@@ -108,5 +108,5 @@ def test_every_number_is_in_the_csv() -> None:
 def test_a_figure_is_drawn_or_refused(tmp_path: Path) -> None:
     draw(ROWS, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 10_000
-    with pytest.raises(DataError, match=r"a\.xyz: the figure cannot be written"):
+    with pytest.raises(DataError, match=r"a\.xyz: the figure cannot be drawn"):
         draw(ROWS, tmp_path / "a.xyz")

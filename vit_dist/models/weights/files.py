@@ -246,7 +246,8 @@ def _fitted(
     replaced = options.head == "new" and options.num_classes
     if in_file > _MAX_CLASSES and in_file != options.num_classes and not replaced:
         raise DataError(
-            f"{path}: has {in_file:,} classes; more than {_MAX_CLASSES:,} are read where --num-classes says so"
+            f"{path}: has {in_file:,} classes; more than {_MAX_CLASSES:,} are read where "
+            f"{options.wording.num_classes} says so"
         )
     classes = () if options.head == "new" or not in_file else clean_classes(classes, in_file, str(path))
     state, classes = with_rows(state, classes, options.rows)

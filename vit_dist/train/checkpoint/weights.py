@@ -47,19 +47,21 @@ def checkpoint_weights(path: Path) -> Weights:
     foreign: ConfigError | None = None
     problems: list[str] = []
     for chosen, marker, source in _intact(path, problems):
+        # First: the run's recipe brings the plug-in file that its model may be of.
+        facts = _facts(path, marker)
         try:
             config, num_classes, image_size = _model_of(marker, source, f"{path}: {MARKER}")
         except ConfigError as error:
-            # Of a plug-in that was not named, maybe: then it is the same for all of them.
+            # Of a plug-in that was not named, maybe: then it is the same for all of them, and no damage.
             foreign = foreign or error
-            _skip(path, chosen, str(error), problems)
             continue
         except CheckpointError as error:
             _skip(path, chosen, str(error), problems)
             continue
         crop = marker["recipe"]["data"].get("val_crop")
         crop = float(crop) if is_number(crop) and 0 < crop <= 1 else 0.875
-        facts = _facts(path, marker)
+        if foreign is not None:
+            log(f"newer checkpoints of {path} are passed over for {chosen.name}: {foreign}", WARNING)
         return Weights(_state(source), config, num_classes, image_size, facts, _classes(marker), crop)
     raise foreign or _none_intact(path, problems)
 
