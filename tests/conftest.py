@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -252,6 +253,19 @@ def _make_bucket(server: subprocess.Popen[bytes], log: Path) -> None:
             if server.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the S3 server did not start ({error}):\n{log.read_text()[-2000:]}") from error
             time.sleep(0.3)
+
+
+@contextlib.contextmanager
+def trains_here() -> Iterator[None]:
+    """A world of one inside this process; what a training leaves in the environment, such as its rank, goes with it."""
+    before = dict(os.environ)
+    (port,) = free_ports(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def free_ports(count: int) -> list[int]:

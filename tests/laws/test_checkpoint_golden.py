@@ -54,7 +54,7 @@ def test_an_old_checkpoint_passes_through_every_engine_without_a_bit_changed(
     expected = json.loads((OLD / "tensors.json").read_text())
     assert digests(copy) == expected
     before, after = read_marker(committed(OLD)[0])[0], read_marker(copy)[0]
-    assert after["state"] == before["state"]
+    assert after["state"] == before["state"] | {"loss_steps": [1, 2, 3, 4]}  # which markers did not have then
     assert after["recipe"] == before["recipe"]
     assert (state["step"], state["position"]) == (4, 64)
     ours, theirs = (

@@ -6,12 +6,13 @@ test_resume.py and test_recovery.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import free_ports
+from tests.conftest import trains_here
 from tests.laws.test_resume import recipe_file
 from vit_dist.config.load import load_recipe
 from vit_dist.core.run import history
@@ -33,10 +34,9 @@ class CutError(BaseException):
 
 
 @pytest.fixture(autouse=True)
-def address(monkeypatch: pytest.MonkeyPatch) -> None:
-    (port,) = free_ports(1)
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(port))
+def alone() -> Iterator[None]:
+    with trains_here():
+        yield
 
 
 def train(recipe: Path, run_dir: Path, *overrides: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,9 +103,10 @@ def forged_index(real: bytes) -> st.SearchStrategy[bytes]:
                 case "shorter" if value.ndim:
                     changed[name] = value[: draw(st.integers(0, value.size))]
                 case "type":
-                    changed[name] = value.astype(
-                        draw(st.sampled_from(["i4", "u8", "f8", "S3", "U2", "c16", "?", ">i8"]))
-                    )
+                    kind = draw(st.sampled_from(["i4", "u8", "f8", "S3", "U2", "c16", "?", ">i8"]))
+                    # One that was made complex before loses a part.
+                    with warnings.catch_warnings(action="ignore"):
+                        changed[name] = value.astype(kind)
                 case "shape":
                     changed[name] = value.reshape((1, -1)) if value.ndim else value.reshape(1)
                 case "lose" if len(changed) > 1:

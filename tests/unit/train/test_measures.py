@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import trains_here
 from tests.shards import write_set
 from vit_dist.cli.evaluate import main
 from vit_dist.config.load import load_recipe
@@ -44,10 +44,7 @@ checkpoint: {every: 2 steps, keep: 9, probe: 0}
 
 @pytest.fixture(autouse=True, scope="module")
 def alone() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MASTER_ADDR", "127.0.0.1")
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            patch.setenv("MASTER_PORT", str(probe.getsockname()[1]))
+    with trains_here():
         yield
 
 
