@@ -26,7 +26,14 @@ from vit_dist.train.run import Run
 STEPS = 34
 # At a learning rate as absurd as this, and so low a limit, some loss is a spike however the numbers round.
 SPIKES = ["engine.name=plain", f"horizon={STEPS} steps", "optim.lr=0.3", "optim.clip=null", "schedule.warmup=18 steps"]
-SPIKES += ["precision=fp32", "guards.spike_z=1.0", "guards.spike=skip", "guards.spike_window=8", "guards.max_in_row=34"]
+SPIKES += [
+    "precision=fp32",
+    "guards.spike_z=1.0",
+    "guards.spike=skip",
+    "guards.spike_window=8",
+    "guards.hang=0s",
+    "guards.max_in_row=34",
+]
 
 
 class CutError(BaseException):

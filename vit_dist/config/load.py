@@ -156,6 +156,19 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     return layer(pairs)
 
 
+def shipped_set(recipe: Recipe) -> Path | None:
+    """The file in configs/data whose images a recipe trains on; None where it trains on others.
+
+    A recipe goes on naming that file where `data.train` is another set: whose name it is not.
+    Files of sets that have no place of their own, such as the paper's, are always meant.
+    """
+    if recipe.data.dataset == "custom":
+        return None
+    path = find_config(recipe.data.dataset, "data")
+    place = read_mapping(path).get("train", "")
+    return path if place in {"", recipe.data.train} else None
+
+
 def resolve(raw: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str = "recipe") -> Recipe:
     """Check plain data and make it a Recipe.
 

@@ -115,7 +115,8 @@ def ended_by_stop_signals(say: Callable[[str], None]) -> Iterator[None]:
     def listen() -> None:
         while not over.is_set():
             received = signal.sigtimedwait(STOP_SIGNALS, _LISTEN_S)
-            if received is not None:
+            # Once, under load, it came back with a number that is no signal's: nothing that was asked for.
+            if received is not None and received.si_signo in STOP_SIGNALS:
                 number = signal.Signals(received.si_signo)
                 say(number.name)
                 # Without clean-up: the main thread may never come back from where it is.

@@ -14,7 +14,7 @@ import torch
 
 from vit_dist import __version__
 from vit_dist.config.cadences import unrated_checkpoints
-from vit_dist.config.load import differences, identity, recipe_hash, recipe_yaml
+from vit_dist.config.load import differences, identity, recipe_hash, recipe_yaml, shipped_set
 from vit_dist.config.plugins import check_plugins, with_copies
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import RunError, VitDistError
@@ -397,7 +397,7 @@ def _run_info(
         num_params=num_params,
         macs_per_image=count_macs(model, recipe.data.num_classes, recipe.data.image_size),
         macs_method="torch FlopCounterMode, meta device, one forward pass",
-        dataset=data.name if recipe.data.dataset == "custom" else recipe.data.dataset,
+        dataset=recipe.data.dataset if shipped_set(recipe) is not None else data.name,
         dataset_fingerprint=data.fingerprint,
         num_classes=recipe.data.num_classes,
         image_size=recipe.data.image_size,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from vit_dist.config.load import shipped_set
 from vit_dist.config.schema import Recipe
-from vit_dist.core.errors import ConfigError
+from vit_dist.core.errors import ConfigError, MissingError
 from vit_dist.core.files import exists, file_system, redact
 from vit_dist.core.run import names
 from vit_dist.core.units import nearest_multiples
@@ -37,12 +38,27 @@ def open_training(recipe: Recipe, world: World) -> tuple[TrainingSet, ShardManif
     if recipe.checkpoint.remote:
         # A store that nothing can be written to would be noticed at the first save.
         file_system(recipe.checkpoint.remote)
-    data = open_training_set(recipe)
+    try:
+        data = open_training_set(recipe)
+    except MissingError as error:
+        raise MissingError(f"{error}{_how_to_pack(recipe)}") from None
     val = open_validation_set(recipe, data)
     for evaluator in recipe.evaluators if world.is_main else ():
         assert isinstance(evaluator, EvaluatorConfig)
         evaluator.check_sets(recipe)
     return data, val, make_plan(recipe, data, world)
+
+
+def _how_to_pack(recipe: Recipe) -> str:
+    """What to do where the images of a shipped recipe lie beside it, and were not packed yet."""
+    shipped = shipped_set(recipe)
+    if shipped is None or not shipped.with_suffix("").is_dir():
+        return ""
+    images = f"configs/data/{shipped.stem}"
+    return (
+        f". The images of data.dataset={shipped.stem} are not packed yet: `make demo` does it, or `vit-dist data pack "
+        f"{images} runs/data/{shipped.stem}/train --split-name train` and `... /val --split-name test`"
+    )
 
 
 def check_initial(recipe: Recipe, run_dir: Path) -> None:

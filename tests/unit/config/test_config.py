@@ -10,6 +10,7 @@ import pytest
 from vit_dist.config.load import (
     config_dirs,
     differences,
+    find_config,
     identity,
     load_recipe,
     merge,
@@ -18,9 +19,12 @@ from vit_dist.config.load import (
     recipe_hash,
     recipe_yaml,
     resolve,
+    shipped_set,
 )
 from vit_dist.config.schema import dump
-from vit_dist.core.errors import ConfigError
+from vit_dist.core.errors import ConfigError, MissingError
+from vit_dist.core.world import World
+from vit_dist.train.plan import open_training
 
 RECIPES = sorted(p.stem for p in (config_dirs()[0] / "recipes").glob("*.yaml"))
 
@@ -209,3 +213,20 @@ def test_a_recipe_is_frozen() -> None:
     recipe = resolve(minimal())
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 3  # type: ignore[misc]
+
+
+def test_a_shipped_set_is_meant_only_where_it_is_trained_on() -> None:
+    assert shipped_set(load_recipe("demo")) == find_config("fashion-mnist-mini", "data")
+    assert shipped_set(load_recipe("demo", ["data.train=s3://bucket/cats"])) is None
+    # The paper's sets have no place: whoever trains on one says where it lies.
+    assert shipped_set(load_recipe("vit-l16-jft300m", ["data.train=s3://bucket/jft"])) is not None
+    assert shipped_set(load_recipe("demo", ["data.dataset=custom", "data.train=x", "data.num_classes=3"])) is None
+
+
+def test_images_that_are_shipped_and_not_packed_are_told_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingError, match="not packed yet: `make demo` does it, or `vit-dist data pack"):
+        open_training(load_recipe("demo"), World())
+    with pytest.raises(MissingError) as error:
+        open_training(load_recipe("demo", ["data.train=elsewhere"]), World())
+    assert "make demo" not in str(error.value)
