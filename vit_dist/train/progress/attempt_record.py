@@ -58,7 +58,8 @@ class AttemptRecord:
         self.attempt, self.token, state = history.take(self._path, ranks=self._world.size, saved=saved)
         self.before = state.status or self.before
         self._step, self._examples, self._goodput = self.before.step, self.before.examples, self.before.goodput
-        self.total_steps = self.before.total_steps
+        # What was measured last stays that until something is measured, also where nothing is left to be done.
+        self.total_steps, self.metrics = self.before.total_steps, dict(self.before.metrics)
         # Goodput's `down` is the one span between two machines' clocks; it is cut at 0, and this says why it may be.
         if self.before.time > time.time() + 60:
             ahead = format_seconds(self.before.time - time.time())
