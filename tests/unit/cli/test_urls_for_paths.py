@@ -34,6 +34,7 @@ TEXTS = {
         "profile",
         "time",
         "explain",
+        "val_set",
         "after",
         "keep",
         "forget",
