@@ -44,7 +44,7 @@ def checkpoint_weights(path: Path) -> Weights:
         CheckpointError: none is there, or none is intact.
         ConfigError: they are of a model that is not known here.
     """
-    foreign: ConfigError | None = None
+    foreign: list[tuple[Path, ConfigError]] = []
     problems: list[str] = []
     for chosen, marker, source in _intact(path, problems):
         # First: the run's recipe brings the plug-in file that its model may be of.
@@ -53,17 +53,17 @@ def checkpoint_weights(path: Path) -> Weights:
             config, num_classes, image_size = _model_of(marker, source, f"{path}: {MARKER}")
         except ConfigError as error:
             # Of a plug-in that was not named, maybe: then it is the same for all of them, and no damage.
-            foreign = foreign or error
+            foreign.append((chosen, error))
             continue
         except CheckpointError as error:
             _skip(path, chosen, str(error), problems)
             continue
         crop = marker["recipe"]["data"].get("val_crop")
         crop = float(crop) if is_number(crop) and 0 < crop <= 1 else 0.875
-        if foreign is not None:
-            log(f"newer checkpoints of {path} are passed over for {chosen.name}: {foreign}", WARNING)
+        for other, error in foreign:
+            _skip(path, other, str(error), problems)
         return Weights(_state(source), config, num_classes, image_size, facts, _classes(marker), crop)
-    raise foreign or _none_intact(path, problems)
+    raise foreign[0][1] if foreign else _none_intact(path, problems)
 
 
 def checkpoint_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
