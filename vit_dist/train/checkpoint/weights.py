@@ -60,8 +60,8 @@ def checkpoint_weights(path: Path) -> Weights:
             continue
         crop = marker["recipe"]["data"].get("val_crop")
         crop = float(crop) if is_number(crop) and 0 < crop <= 1 else 0.875
-        for other, error in foreign:
-            _skip(path, other, str(error), problems)
+        for other, unknown in foreign:
+            _skip(path, other, str(unknown), problems)
         return Weights(_state(source), config, num_classes, image_size, facts, _classes(marker), crop)
     raise foreign[0][1] if foreign else _none_intact(path, problems)
 
