@@ -16,7 +16,7 @@ from vit_dist.config.load import recipe_yaml
 from vit_dist.config.plugins import with_copies
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import VitDistError
-from vit_dist.core.exit_codes import INTERRUPTED, PEER_LOST, SUPERSEDED, of_return_code, signal_of
+from vit_dist.core.exit_codes import PEER_LOST, SUPERSEDED, of_return_code, of_signal, signal_of
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import ERROR, RANK_LOGS_VARIABLE, log
 from vit_dist.core.network import free_port
@@ -55,9 +55,9 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int, options: Sequence[st
         write_bytes(str(recipe_file), recipe_yaml(recipe).encode())
         logs = run_dir / names.LOGS / names.attempt_folder(history.read(run_dir).next_opened)
         words = ["train", str(recipe_file), "--run-dir", str(run_dir), *options]
-        code = run_ranks(words, nproc=nproc, scratch=Path(scratch), logs=logs)
+        code, asked = _run_ranks(words, nproc=nproc, scratch=Path(scratch), logs=logs)
     _close_attempt(RunDir(run_dir), code)
-    return code
+    return _of_request(code, asked)
 
 
 def run_ranks(arguments: Sequence[str], *, nproc: int, scratch: Path, logs: Path | None = None) -> int:
@@ -72,8 +72,20 @@ def run_ranks(arguments: Sequence[str], *, nproc: int, scratch: Path, logs: Path
         logs: a directory in which each rank writes a log beside what it prints.
 
     Returns:
-        0, or the exit code of the rank that failed first (128 + n where it died of signal n).
+        0, or the exit code of the rank that failed first (128 + n where it died of signal n); where ranks were asked to
+        stop and failed over that, 128 + the signal that asked: whoever starts ranks again must not do so then.
     """
+    return _of_request(*_run_ranks(arguments, nproc=nproc, scratch=scratch, logs=logs))
+
+
+def _of_request(code: int, asked: Sequence[int]) -> int:
+    return of_signal(asked[0]) if code and asked else code
+
+
+def _run_ranks(
+    arguments: Sequence[str], *, nproc: int, scratch: Path, logs: Path | None = None
+) -> tuple[int, Sequence[int]]:
+    """See run_ranks: the code of the ranks themselves, and the stop signals that came meanwhile."""
     # Another process may take the port before rank 0 listens there; then this attempt fails, and the next gets another.
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = cli_command(*arguments)
@@ -85,11 +97,9 @@ def run_ranks(arguments: Sequence[str], *, nproc: int, scratch: Path, logs: Path
         for rank in range(nproc)
     ]
     try:
-        interrupts: list[int] = []
-        with _forward_signals_to(ranks, interrupts):
-            code = _wait(ranks)
-        # Killed by a second Ctrl-C: that is no failure of theirs.
-        return INTERRUPTED if code and len(interrupts) > 1 else code
+        asked: list[int] = []
+        with _forward_signals_to(ranks, asked):
+            return _wait(ranks), asked
     finally:
         # After the first failure the others wait for a dead peer in a collective, some for half an hour: no SIGTERM.
         for process in ranks:
@@ -140,17 +150,17 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
 
 
 def _forward_signals_to(
-    ranks: Sequence[subprocess.Popen[bytes]], interrupts: list[int]
+    ranks: Sequence[subprocess.Popen[bytes]], asked: list[int]
 ) -> contextlib.AbstractContextManager[None]:
     def forward(number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            interrupts.append(number)
+        asked.append(number)
+        kill = asked.count(signal.SIGINT) > 1
         # A terminal's Ctrl-C has reached the ranks too, for they are of the same process group, but a `kill -INT` of
         # this process has not. SIGTERM asks them for the same stop, and asking twice changes nothing.
         passed_on = signal.SIGTERM if number == signal.SIGINT else number
         for process in ranks:
             if process.poll() is None:
-                process.send_signal(signal.SIGKILL if len(interrupts) > 1 else passed_on)
+                process.send_signal(signal.SIGKILL if kill else passed_on)
 
     return handling(STOP_SIGNALS, forward)
 
