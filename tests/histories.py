@@ -35,7 +35,9 @@ def speak(run_dir: Path, status: str, step: int = 0, examples: int = 0, reason: 
     progress = Progress(**{"attempt": number, "time": time.time(), "step": step, "examples": examples, **known})
     history.beat(run_dir, progress)
     if last is None or last.attempt != number or not last.trained:
-        history.training(run_dir, number)
+        opened = history.read(run_dir).attempt(number)
+        assert opened is not None
+        history.training(run_dir, number, opened.step)
     if status != "running":
         history.end(run_dir, status, progress, reason=reason, saved=newest_step(run_dir))
     return number

@@ -111,12 +111,12 @@ RUN = {
     ),
     "an attempt's ranks": Writer(
         lambda folder: (_begin(folder), _take(folder)),
-        lambda folder: history.training(folder, 1),
+        lambda folder: history.training(folder, 1, 0),
         _attempts,
         appends=True,
     ),
     "ranks' end": Writer(
-        lambda folder: (_begin(folder), _take(folder), history.training(folder, 1)),
+        lambda folder: (_begin(folder), _take(folder), history.training(folder, 1, 0)),
         lambda folder: history.end(folder, "stopped", _progress(7), reason="SIGTERM", saved=7),
         _attempts,
         appends=True,

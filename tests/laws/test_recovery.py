@@ -375,7 +375,10 @@ def test_a_run_whose_directory_is_lost_resumes_from_the_store_with_its_weights_a
     assert f"fetching {remote_steps(remote)[-1][:7]}" in output
     assert "resumed from step" in output
     assert_same_bits(straight / "checkpoints/step-0000000060", run_dir / "checkpoints/step-0000000060")
-    assert [one.told for one in history.read(run_dir).attempts] == ["killed", "done"]
+    lost, resumed = history.read(run_dir).attempts
+    assert [lost.told, resumed.told] == ["killed", "done"]
+    assert 0 < resumed.step < 60
+    assert resumed.gained == 60 - resumed.step
     # Here, and on the store alone, to its end.
     undisturbed = read_run(str(straight / "tb")).scalars
     for log in (read_run(str(run_dir / "tb")), read_run(f"{remote}/tb")):

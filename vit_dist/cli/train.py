@@ -100,7 +100,8 @@ def announce(recipe: Recipe, run_dir: Path, ranks: int) -> None:
 
     step = newest_step(run_dir)
     begun = (run_dir / names.RUN).exists()
-    state = f"it goes on from step {step:,}" if step else "begun before, nothing saved yet" if begun else "a new run"
+    new = "nothing of it here: checkpoint.remote is asked" if recipe.checkpoint.remote else "a new run"
+    state = f"it goes on from step {step:,}" if step else "begun before, nothing saved yet" if begun else new
     log(f"  {recipe.name}: in {run_dir} ({state}); logs in {run_dir / names.LOGS}")
     measured, others = recipe.measured()
     if not measured and not others:

@@ -34,7 +34,7 @@ def record_bad_step(run: Run, step: int, ordinals: list[int], result: StepResult
     gathered = all_gather_object(ordinals, world)
     if world.is_main:
         everyone = sorted(ordinal for part in gathered for ordinal in part)
-        remembered = len(run.state.losses)
+        remembered = min(len(run.state.losses), run.recipe.guards.spike_window)
         reason, what = describe_bad_step(result, limit, remembered, skips=run.recipe.guards.spike == "skip")
         left_out = "" if result.applied else ", the step was not applied"
         numbers = f"loss {result.loss:.6g}, gradient norm {result.grad_norm:.6g}"

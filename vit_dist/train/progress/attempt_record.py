@@ -99,7 +99,7 @@ class AttemptRecord:
             # First: who reads that it trains must not find the heartbeat of the attempt before beside that.
             self._beat()
             if not self._trains:
-                history.training(self._path, self.attempt)
+                history.training(self._path, self.attempt, step)
                 self._trains = True
         except VitDistError as error:
             # A run that can still save is worth more than its word, which the next save or log writes anew.

@@ -14,7 +14,7 @@ from tests.histories import line, speak, submit
 from tests.places import ROOT
 from vit_dist.core.run import history, names
 from vit_dist.core.run.directory import RunDir
-from vit_dist.core.run.history import JobWord
+from vit_dist.core.run.history import JobWord, Progress
 from vit_dist.core.run.history.events import (
     FIELDS,
     LATER,
@@ -244,3 +244,19 @@ def test_damage_in_a_file_of_a_former_version_costs_that_file_alone(former: Path
     assert history.stands(state, JobWord(), NOW)[0] in history.STANDINGS
     if name != names.FORMER_JOB:
         assert state.job_id == "42"
+
+
+@pytest.mark.parametrize("supervised", [False, True])
+@pytest.mark.parametrize(("opened", "restored"), [(0, 18), (18, 18), (18, 12)])
+def test_an_attempt_has_gained_what_lies_beyond_the_step_it_was_restored_to(
+    tmp_path: Path, supervised: bool, opened: int, restored: int
+) -> None:
+    begun = history.begin(tmp_path, launcher="local", devices=1, step=opened) if supervised else None
+    number, _, _ = history.take(tmp_path, ranks=1, saved=opened)
+    history.training(tmp_path, number, restored)
+    history.end(tmp_path, "done", Progress(attempt=number, time=9.0, step=30), saved=30)
+    if begun is not None:
+        history.close(tmp_path, begun, cause="done", action="none", code=0, reached=30, saved=30)
+    last = history.read(tmp_path).last
+    assert last is not None
+    assert (last.step, last.gained) == (restored, 30 - restored)

@@ -151,7 +151,7 @@ FIELDS: Mapping[str, Mapping[str, Check]] = {
         "ranks": is_count,
         "step": is_count,
     },
-    "training": {"attempt": is_count},
+    "training": {"attempt": is_count, "step": is_count},
     "ended": {**PROGRESS, **TOLD},
     "closed": {
         "attempt": is_count,

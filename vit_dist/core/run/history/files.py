@@ -222,13 +222,13 @@ def superseded_by(path: Path, token: str) -> str:
     )
 
 
-def training(path: Path, attempt: int) -> None:
-    """Write that an attempt trains from now on.
+def training(path: Path, attempt: int, step: int) -> None:
+    """Write that an attempt trains from now on, and from which step: that may have come from a store.
 
     Raises:
         RunError: it cannot be written.
     """
-    append(path, names.BY_RANKS, "training", attempt=attempt)
+    append(path, names.BY_RANKS, "training", attempt=attempt, step=step)
 
 
 def beat(path: Path, progress: Progress) -> None:
@@ -323,6 +323,8 @@ def close(
     assert action in ACTIONS, action
     ended = time.time() if at is None else at
     cost = round(begun.devices * max(0.0, ended - begun.begun) / 3600, 6)
+    known = read(path).attempt(begun.attempt)
+    since = begun.step if known is None else known.step
     append(
         path,
         names.BY_SUPERVISOR,
@@ -334,7 +336,7 @@ def close(
         code=code,
         step=max(reached, saved),
         saved=saved,
-        gained=max(0, saved - begun.step),
+        gained=max(0, saved - since),
         lost=max(0, reached - saved),
         device_hours=cost,
         action=action,

@@ -273,7 +273,9 @@ def _learn(known: dict[str, Any], attempts: dict[int, Attempt], phase: str, even
     elif event.kind == "opened":
         attempts[number] = _opened(attempts.get(number), event)
     elif event.kind == "training":
-        attempts[number] = replace(attempts[number], trained=True)
+        # What it was opened with may be of no use, and what it was restored from may have come from a store.
+        since = int(facts.get("step", attempts[number].step))
+        attempts[number] = replace(attempts[number], trained=True, step=since)
     elif event.kind == "ended" and phase != ENDED:
         attempts[number] = _ended(attempts[number], event)
         known["progress"] = Progress.of({**facts, "attempt": number})
