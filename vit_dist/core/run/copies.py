@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from vit_dist.core.errors import DataError, MissingError, RunError
-from vit_dist.core.files import explained, file_system, folder_url, is_remote, join_url, local_path, read_bytes, redact
+from vit_dist.core.files import (
+    copy_here,
+    explained,
+    file_system,
+    folder_url,
+    is_remote,
+    join_url,
+    local_path,
+    read_bytes,
+    redact,
+)
 from vit_dist.core.run import names, records
 from vit_dist.core.small_files import DamagedError, checked, parse_json, read_small
 
@@ -119,10 +129,7 @@ def bring_back(directory: Path, remote: str, identity: Mapping[str, Any]) -> int
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(_PARTIAL)
-        url = join_url(folder_url(remote), name)
-        with explained(url, "read"):
-            system, path = file_system(url)
-            system.get_file(path, str(partial))
+        copy_here(join_url(folder_url(remote), name), partial)
         partial.replace(target)
         count += 1
     return count
