@@ -34,8 +34,7 @@ is not measured again. Overrides may change where things are and what is evaluat
 """
 
 
-def main(argv: list[str]) -> int:
-    """Entry of the verb."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "vit-dist evaluate",
         description=SUMMARY,
@@ -65,7 +64,12 @@ def main(argv: list[str]) -> int:
     jobs.add_argument("--after", metavar="JOB", help="start when this job has ended well")
     jobs.add_argument("--max-parallel", metavar="N", type=int, help="with --list: elements at a time (no limit)")
     jobs.add_argument("--dry-run", action="store_true", help="print the script; needs no Slurm")
-    args = parser.parse_intermixed_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb."""
+    args = _parser().parse_intermixed_args(argv)
 
     from vit_dist.config.load import load_recipe
     from vit_dist.core.errors import ConfigError

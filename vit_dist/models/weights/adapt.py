@@ -74,8 +74,6 @@ def fit(
     """
     shapes = shapes_of(config, num_classes, image_size)
     known, begun = list(state), dict[str, float]()
-    grids: dict[str, tuple[Grid, Grid]] = {}
-    wrong: list[str] = []
     absent = list(missing)
     if head == "new":
         # Fine-tuning takes all of the head away, a representation layer too (section 3.2 of the paper), whatever it is:
@@ -92,20 +90,9 @@ def fit(
             f"({wording.new_head})"
         )
     prefix = 1 if "cls_token" in shapes else 0
-    for name, shape in shapes.items():
-        if name in begun:
-            continue
-        if name not in state:
-            absent += [] if missing else [name]
-            continue
-        there = tuple(state[name].shape)
-        of_table = _grids(name, there, shape, prefix)
-        if there == shape:
-            continue
-        if of_table is None:
-            wrong.append(f"{name} is {_shape(there)}, not {_shape(shape)}")
-        else:
-            grids[name] = of_table
+    wanted = {name: shape for name, shape in shapes.items() if name not in begun}
+    absent += [] if missing else [name for name in wanted if name not in state]
+    grids, wrong = _misfits({name: state[name] for name in wanted if name in state}, wanted, prefix)
     more = sorted({*extra, *(name for name in known if name not in shapes)})
     complaints = [
         f"{len(names)} {what}: {', '.join(map(_named, names[:_SHOWN]))}{', ...' if len(names) > _SHOWN else ''}"
@@ -125,6 +112,24 @@ def fit(
                 tensor = resize_positions(name, tensor, *grids[name], prefix=prefix, method=positions)
             fitted[name] = tensor
     return {name: fitted[name] for name in shapes}
+
+
+def _misfits(
+    state: Mapping[str, Tensor | Promised], wanted: Mapping[str, tuple[int, ...]], prefix: int
+) -> tuple[dict[str, tuple[Grid, Grid]], list[str]]:
+    """Of tensors of another shape than is wanted: those that are resampled, with their grids; the others, in words."""
+    grids: dict[str, tuple[Grid, Grid]] = {}
+    wrong: list[str] = []
+    for name, tensor in state.items():
+        there, shape = tuple(tensor.shape), wanted[name]
+        if there == shape:
+            continue
+        of_table = _grids(name, there, shape, prefix)
+        if of_table is None:
+            wrong.append(f"{name} is {_shape(there)}, not {_shape(shape)}")
+        else:
+            grids[name] = of_table
+    return grids, wrong
 
 
 def _read(tensor: Tensor | Promised) -> Tensor:
