@@ -104,19 +104,24 @@ class Registry:
         self._origins[name] = origin
 
     def names(self) -> list[str]:
-        """Every registered name, in the order of registration."""
+        """Every registered name: ours by file, then others'; those of one file in the order of registration."""
         self._discover()
-        return list(self._entries)
+        return sorted(self._entries, key=self._order)
 
     def classes(self) -> dict[type[Plugin], list[str]]:
-        """The config classes -> the names of each, in the order of registration; a prefix ends in '...'."""
-        self._discover()
+        """The config classes -> the names of each, in the order of `names()`; a prefix ends in '...', behind names."""
         found: dict[type[Plugin], list[str]] = {}
-        for name, (cls, _) in self._entries.items():
-            found.setdefault(cls, []).append(name)
-        for prefix, cls in self._prefixes.items():
-            found.setdefault(cls, []).append(f"{prefix}...")
+        for name in self.names():
+            found.setdefault(self._entries[name][0], []).append(name)
+        for prefix in sorted(self._prefixes, key=self._order):
+            found.setdefault(self._prefixes[prefix], []).append(f"{prefix}...")
         return found
+
+    def _order(self, name: str) -> tuple[bool, str]:
+        # Not the order of imports: it hangs on what a program happened to import before it asked for a name.
+        origin = self._origins[name]
+        ours = origin.startswith(f"{self._package}.")
+        return not ours, origin if ours else ""
 
     def from_outside(self) -> dict[str, str]:
         """The names, and prefixes with '...' behind, that no file of ours has registered -> who has, for people."""
@@ -135,7 +140,7 @@ class Registry:
             if name.startswith(prefix) and name != prefix:
                 return plugin, {"name": name}
         if name not in self._entries:
-            raise ConfigError(f"unknown {self.kind} {name!r}{did_you_mean(name, self._entries)}{_unimportable()}")
+            raise ConfigError(f"unknown {self.kind} {name!r}{did_you_mean(name, self.names())}{_unimportable()}")
         cls, defaults = self._entries[name]
         return cls, dict(defaults)
 

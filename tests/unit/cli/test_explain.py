@@ -37,6 +37,13 @@ def test_the_page_is_what_the_schema_says() -> None:
     assert (ROOT / "docs" / "recipe.md").read_text() == page(), "vit-dist config --page > docs/recipe.md"
 
 
+@pytest.mark.parametrize("first", ["vit_dist.evals.fewshot", "vit_dist.models.vit", "vit_dist.optim.sgd"])
+def test_the_page_does_not_hang_on_what_was_imported_first(first: str) -> None:
+    code = f"import {first}; from vit_dist.cli.explain import page; print(page(), end='')"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert shown == page()
+
+
 @pytest.mark.parametrize("key", every_key(), ids=lambda key: f"{key.path}{''.join(key.plugins)}")
 def test_every_key_has_a_meaning_a_value_and_a_default(key: Key) -> None:
     assert len(key.meaning) > 5, f"{key.path}: give its field a description"
