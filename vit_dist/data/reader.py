@@ -7,6 +7,7 @@ whole state of a stream.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -134,6 +135,7 @@ class Reader:
         self._ring = Ring(config.prefetch_batches + 1) if reuse else None
         self._order, self._positions, self._view = order, positions, view
         self._config, self._whole_shards = config, whole_shards
+        self._decode = functools.partial(decode, upright=config.upright)
         self._max_labels = max(part.manifest.max_labels for part in parts)
         self._windows: dict[int, _Window] = {}
         self._segments = SegmentReader(parts, config.read_threads, lambda: max(64, 2 * len(self._windows)))
@@ -220,7 +222,7 @@ class Reader:
             _check_header(piece, sample, key)
             ordinal = piece.part.ordinal(piece.shard, sample)
             try:
-                image = self._view(decode(piece.image(sample)), window.identity.epoch, ordinal)
+                image = self._view(self._decode(piece.image(sample)), window.identity.epoch, ordinal)
             except DecodeError as error:
                 first = first or Replacement(_url(piece), key, ordinal, str(error), "")
                 continue

@@ -17,7 +17,8 @@ from vit_dist.core.memory import pinned_bytes
 from vit_dist.core.seeding import I64
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
-from vit_dist.data.decode import Augment, centre
+from vit_dist.data.augment import Augment
+from vit_dist.data.decode import centre
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.mixture import MixtureIdentity
 from vit_dist.data.order import OrderIdentity, Segment, WindowId
@@ -159,7 +160,7 @@ class EvalBatches:
         positions = range(min(total, world.rank * per_rank), min(total, (world.rank + 1) * per_rank))
         self._rounds = -(-per_rank // batch)
         chunks = [positions[i * batch : (i + 1) * batch] for i in range(self._rounds)]
-        size, crop = config.image_size, config.val_crop
+        size, crop = config.image_size, config.val_fraction
         self._reader = Reader(
             Parts([Part(manifest, subset)]),
             StoredOrder(subset.counts),

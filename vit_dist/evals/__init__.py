@@ -71,7 +71,7 @@ class EvaluatorConfig(Plugin):
         if val is None:
             return None
         settings = {name: value for name, value in dump_identity(self).items() if name != "name"}
-        return whole_set(val, recipe.data.image_size, recipe.data.val_crop, settings)
+        return whole_set(val, recipe.data.image_size, recipe.data.val_fraction, settings)
 
     def run(self, context: EvalContext) -> Iterator[tuple[str, float]]:
         """Names and values, the same on every rank. A collective."""

@@ -44,7 +44,8 @@ def features(
         view: what an image becomes.
     """
     recipe, engine = context.recipe, context.engine
-    config = recipe.data.model_copy(update={"num_classes": manifest.num_classes, "val_crop": crop})
+    own = {"num_classes": manifest.num_classes, "val_crop": crop, "val_resize": None}
+    config = recipe.data.model_copy(update=own)
     size = config.image_size
     captured: list[Tensor] = []
 

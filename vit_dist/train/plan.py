@@ -98,15 +98,15 @@ def make_plan(recipe: Recipe, data: TrainingSet, world: World) -> Plan:
     rank_batch = world.rank_batch(batch)
     limit = getattr(recipe.engine, "max_micro_batch", None) or rank_batch
     multiple = 1
-    if recipe.data.mixup is not None:
-        _check_pairs(batch, world.size, limit)
+    if recipe.data.pair_mixing is not None:
+        _check_pairs(batch, world.size, limit, recipe.data.mixing_key)
         # MixUp mixes neighbours: a micro-batch holds whole pairs.
         multiple = 2
     micro = max(d for d in range(multiple, min(limit, rank_batch) + 1, multiple) if rank_batch % d == 0)
     return Plan(total, warmup, micro, rank_batch // micro)
 
 
-def _check_pairs(global_batch: int, ranks: int, micro_batch_limit: int | None) -> None:
+def _check_pairs(global_batch: int, ranks: int, micro_batch_limit: int | None, key: str) -> None:
     """Whether every pair is on one rank, and fits one micro-batch.
 
     Raises:
@@ -114,8 +114,8 @@ def _check_pairs(global_batch: int, ranks: int, micro_batch_limit: int | None) -
     """
     if global_batch % (2 * ranks):
         raise ConfigError(
-            f"global_batch={global_batch} is not divisible by twice the {ranks} ranks, so that data.mixup cannot keep "
+            f"global_batch={global_batch} is not divisible by twice the {ranks} ranks, so that {key} cannot keep "
             f"its pairs together; nearest that are: {nearest_multiples(global_batch, 2 * ranks)}"
         )
     if micro_batch_limit == 1:
-        raise ConfigError("engine.max_micro_batch=1 cannot hold the pairs of data.mixup; give it 2 or more")
+        raise ConfigError(f"engine.max_micro_batch=1 cannot hold the pairs of {key}; give it 2 or more")
