@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import gcd
 
+from vit_dist.config.load import shipped_set
 from vit_dist.config.schema import ComponentConfig, DataConfig, Recipe
 from vit_dist.core.errors import ConfigError
 from vit_dist.data.classes import Classes, lay_out
@@ -149,6 +150,18 @@ def idle_outputs(head: int, known: int) -> str:
         f"data.num_classes={head:,}, but the training set has {known:,} classes: {head - known:,} outputs of the head "
         f"are never right, and cost memory and accuracy; meant is data.num_classes={known}, unless the head is to be "
         f"that of other weights"
+    )
+
+
+def how_to_pack(recipe: Recipe) -> str:
+    """What to do where the images of a shipped recipe lie beside it, and were not packed yet; '' of any other."""
+    shipped = shipped_set(recipe)
+    if shipped is None or not shipped.with_suffix("").is_dir():
+        return ""
+    images = f"configs/data/{shipped.stem}"
+    return (
+        f". The images of data.dataset={shipped.stem} are not packed yet: `make demo` does it, or `vit-dist data pack "
+        f"{images} runs/data/{shipped.stem}/train --split-name train` and `... /val --split-name test`"
     )
 
 

@@ -43,6 +43,10 @@ class EvaluatorConfig(Plugin):
             ValueError: a set is not named.
         """
 
+    def own_sets(self) -> Mapping[str, str]:
+        """URLs of sets that it names itself, by its own field; the recipe's are known."""
+        return {}
+
     def check_sets(self, recipe: Recipe) -> None:
         """Look at the sets that it will need, before training starts.
 

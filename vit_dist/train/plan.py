@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vit_dist.config.load import shipped_set
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError, MissingError
 from vit_dist.core.files import exists, file_system, redact
@@ -13,7 +12,7 @@ from vit_dist.core.run import names
 from vit_dist.core.units import nearest_multiples
 from vit_dist.core.world import World
 from vit_dist.data.manifest import ShardManifest
-from vit_dist.data.sets import TrainingSet, open_training_set
+from vit_dist.data.sets import TrainingSet, how_to_pack, open_training_set
 from vit_dist.data.validation import open_validation_set
 from vit_dist.evals import EvaluatorConfig
 
@@ -41,24 +40,12 @@ def open_training(recipe: Recipe, world: World) -> tuple[TrainingSet, ShardManif
     try:
         data = open_training_set(recipe)
     except MissingError as error:
-        raise MissingError(f"{error}{_how_to_pack(recipe)}") from None
+        raise MissingError(f"{error}{how_to_pack(recipe)}") from None
     val = open_validation_set(recipe, data)
     for evaluator in recipe.evaluators if world.is_main else ():
         assert isinstance(evaluator, EvaluatorConfig)
         evaluator.check_sets(recipe)
     return data, val, make_plan(recipe, data, world)
-
-
-def _how_to_pack(recipe: Recipe) -> str:
-    """What to do where the images of a shipped recipe lie beside it, and were not packed yet."""
-    shipped = shipped_set(recipe)
-    if shipped is None or not shipped.with_suffix("").is_dir():
-        return ""
-    images = f"configs/data/{shipped.stem}"
-    return (
-        f". The images of data.dataset={shipped.stem} are not packed yet: `make demo` does it, or `vit-dist data pack "
-        f"{images} runs/data/{shipped.stem}/train --split-name train` and `... /val --split-name test`"
-    )
 
 
 def check_initial(recipe: Recipe, run_dir: Path) -> None:
