@@ -26,7 +26,7 @@ from vit_dist.train.losses import make_loss
 from vit_dist.train.process_group import process_group
 
 SIZE, CLASSES, BATCH = 28, 10, 8
-REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter", "reduce_scatter_tensor")
+REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter", "reduce_scatter_tensor", "reduce_scatter_single")
 BROADCASTS = ("broadcast", "_broadcast_coalesced")
 
 
@@ -44,7 +44,8 @@ def note_reductions() -> set[str]:
         return reduce
 
     for name in REDUCTIONS:
-        setattr(torch.distributed, name, noting(getattr(torch.distributed, name)))
+        if hasattr(torch.distributed, name):  # the last is new in torch 2.14
+            setattr(torch.distributed, name, noting(getattr(torch.distributed, name)))
     return dtypes
 
 
@@ -141,7 +142,8 @@ def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str],
         lambda _, given: came_last.append(given[0].is_contiguous(memory_format=torch.channels_last))
     )
     seeded = {parameter_name: p.detach().clone() for parameter_name, p in model.named_parameters()}
-    rank_batch = BATCH // world.size
+    batch = -(-BATCH // world.size) * world.size
+    rank_batch = batch // world.size
     micro = rank_batch // int(accumulation)
     built = recipe.engine.build(
         EngineInputs(
@@ -166,8 +168,8 @@ def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str],
     broadcasts.clear()
     for step in range(steps):
         generator = torch.Generator().manual_seed(0 if "same" in rest else step)
-        labels = torch.randint(0, CLASSES, (BATCH,), generator=generator)
-        images = torch.randint(0, 100, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(0, CLASSES, (batch,), generator=generator)
+        images = torch.randint(0, 100, (batch, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
         images += (labels * 15).to(torch.uint8).view(-1, 1, 1, 1)  # something to learn
         targets = torch.nn.functional.one_hot(labels, CLASSES).float()
         if "nan" in rest and step == 2:
@@ -190,9 +192,14 @@ def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str],
         "mismatch": mismatch,
         "seeded_bf16_share": bf16_share([t for t in seeded.values() if t.ndim > 1]),
         "broadcasts": len(broadcasts),
-        "gradients": [p.grad.untyped_storage().data_ptr() for p in built.module.parameters() if p.grad is not None],
+        "gradients": storages_of_gradients(built.module) if name == "plain" else [],
         "timed": name == "deepspeed" and timed(built._engine),
     }
+
+
+def storages_of_gradients(module) -> list[int]:
+    """Where the memory of each gradient begins."""
+    return [p.grad.untyped_storage().data_ptr() for p in module.parameters() if p.grad is not None]
 
 
 def timed(engine) -> bool:

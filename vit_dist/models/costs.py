@@ -101,6 +101,28 @@ def state_bytes(
     return StateBytes(weights, gradients, optimizer, passing)
 
 
+def fsdp_state_bytes(
+    params: int, *, precision: str, resharded: bool, whole_sums: bool = False, moments: int = 2, devices: int = 1
+) -> StateBytes:
+    """As `state_bytes`, for the FSDP engine: between passes a rank keeps its shards alone, in fp32.
+
+    What one block takes while it is at work comes on top: its weights, its gradients and their copy that is reduced.
+
+    Args:
+        params: numbers that are trained.
+        precision: 'bf16'; any other computes in 4 bytes.
+        resharded: a block's weights are freed after its forward pass; else all are there until the backward pass.
+        whole_sums: micro-batches are summed up before ranks reduce, as is done where weights stay gathered.
+        moments: numbers that the optimizer keeps for each weight; of AdamW 2.
+        devices: that a run is trained on.
+    """
+    gradients, optimizer = 4 * params / devices, 4 * (1 + moments) * params / devices
+    gathered = 0 if resharded else (2 if precision == "bf16" else 4) * params
+    # All is there when a backward pass begins; what has become a shard when it ends is no longer whole then.
+    whole = gathered + (4 * params if whole_sums else 0)
+    return StateBytes(0, gradients, optimizer, max(0, whole - gradients))
+
+
 def model_cost(config: Any, *, num_classes: int, image_size: int) -> Cost | None:
     """The cost of a model, or None where its config is of no family that is known here."""
     if hasattr(config, "blocks") and hasattr(config, "block"):
