@@ -28,6 +28,7 @@ from vit_dist.train.process_group import process_group
 SIZE, CLASSES, BATCH = 28, 10, 8
 REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter", "reduce_scatter_tensor", "reduce_scatter_single")
 BROADCASTS = ("broadcast", "_broadcast_coalesced")
+COLLECTIVES = ("all_gather_into_tensor", "all_gather_single", "reduce_scatter_tensor", "reduce_scatter_single")
 
 
 def note_reductions() -> set[str]:
@@ -49,19 +50,20 @@ def note_reductions() -> set[str]:
     return dtypes
 
 
-def count_broadcasts() -> list[str]:
-    """The names of the broadcasts that are called from here on, as a list that fills."""
+def count_calls(names: tuple[str, ...]) -> list[str]:
+    """Which of these collectives are called from here on, as a list that fills."""
     called = []
 
-    def counting(name, broadcast):
+    def counting(name, collective):
         def call(*given, **named):
             called.append(name)
-            return broadcast(*given, **named)
+            return collective(*given, **named)
 
         return call
 
-    for name in BROADCASTS:
-        setattr(torch.distributed, name, counting(name, getattr(torch.distributed, name)))
+    for name in names:
+        if hasattr(torch.distributed, name):  # those that end in _single are new in torch 2.14
+            setattr(torch.distributed, name, counting(name, getattr(torch.distributed, name)))
     return called
 
 
@@ -111,7 +113,9 @@ def differing_masters(built, seeded: dict[str, torch.Tensor], world) -> list[str
     return differing + [name for name, tensor in seeded.items() if counts[name] != tensor.numel()]
 
 
-def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str], clipped: list[float]) -> dict:
+def run_case(
+    case: str, world, device, reduced: set[str], broadcasts: list[str], collectives: list[str], clipped
+) -> dict:
     name, stage, precision, model_spec, accumulation, *rest = case.split(":")
     model_name, *options = model_spec.replace("~", ":").split("+")
     recompute = "recompute" in options
@@ -176,6 +180,7 @@ def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str],
             targets[world.rank :: world.size] *= float("nan") if world.rank == 0 else 1.0
         rank_images, rank_targets = images[world.rank :: world.size], targets[world.rank :: world.size]
         micro_batches = list(zip(rank_images.split(micro), rank_targets.split(micro), strict=True))
+        collectives.clear()
         result = built.train_step(micro_batches, 1e-2 if "sgd" in rest else 1e-3).read()
         losses.append(result.loss)
         norms.append(result.grad_norm)
@@ -192,6 +197,7 @@ def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str],
         "mismatch": mismatch,
         "seeded_bf16_share": bf16_share([t for t in seeded.values() if t.ndim > 1]),
         "broadcasts": len(broadcasts),
+        "collectives": [sum(kind in name for name in collectives) for kind in ("all_gather", "reduce_scatter")],
         "gradients": storages_of_gradients(built.module) if name == "plain" else [],
         "timed": name == "deepspeed" and timed(built._engine),
     }
@@ -209,7 +215,7 @@ def timed(engine) -> bool:
 
 def main() -> None:
     world = launched_world()
-    noted = note_reductions(), count_broadcasts(), watch_clipping()
+    noted = note_reductions(), count_calls(BROADCASTS), count_calls(COLLECTIVES), watch_clipping()
     with process_group(world) as device:
         results = {case: run_case(case, world, device, *noted) for case in sys.argv[2:]}
     if world.is_main:

@@ -1,7 +1,9 @@
 """Bytes that an engine holds when the optimizer steps, a parameter, written as JSON: one process of a world.
 
-python memory_worker.py OUT CASE [CASE ...]        CASE: engine:stage:precision:accumulation[:backward]. fsdp: stage 3 reshards after the
-forward pass, 2 does not. backward: when the last backward pass begins, in place of when the optimizer steps.
+python memory_worker.py OUT CASE [CASE ...]        CASE: engine:stage:precision:accumulation[:backward]
+
+Of fsdp stage 3 reshards after the forward pass, 2 does not. backward: when the last backward pass begins, in place of
+when the optimizer steps.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ def storages() -> dict[int, torch.UntypedStorage]:
         if issubclass(type(thing), torch.Tensor):
             for tensor in (thing, thing.grad if thing.is_leaf else None):
                 if tensor is not None:
+                    tensor = getattr(tensor, "_local_tensor", tensor)  # torch's DTensor has no memory itself
                     storage = tensor.untyped_storage()
                     found[storage.data_ptr()] = storage
     return found

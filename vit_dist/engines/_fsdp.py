@@ -285,14 +285,10 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
     Of a stage that consists of blocks it is the blocks. A part that shares a weight with what is outside is left out.
     """
-    owners: dict[int, set[int]] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), set()).add(id(module))
+    places = _places(model)
 
     def alone(block: nn.Module) -> bool:
-        inside = {id(module) for module in block.modules()}
-        return all(owners[id(parameter)] <= inside for parameter in block.parameters())
+        return all(places[weight] == count for weight, count in _places(block).items())
 
     listed = [
         child
@@ -320,6 +316,11 @@ def _outermost(module: nn.Module, candidates: set[int]) -> Iterator[nn.Module]:
             yield child
         else:
             yield from within
+
+
+def _places(module: nn.Module) -> Counter[int]:
+    """How often each weight of a module stands in it."""
+    return Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
 
 
 def _size(module: nn.Module) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 FLOPS_PER_MAC = 2
 PASSES = 3
@@ -101,8 +101,11 @@ def state_bytes(
     return StateBytes(weights, gradients, optimizer, passing)
 
 
+Sums = Literal["none", "whole", "shards"]
+
+
 def fsdp_state_bytes(
-    params: int, *, precision: str, resharded: bool, whole_sums: bool = False, moments: int = 2, devices: int = 1
+    params: int, *, precision: str, resharded: bool, sums: Sums = "none", moments: int = 2, devices: int = 1
 ) -> StateBytes:
     """As `state_bytes`, for the FSDP engine: between passes a rank keeps its shards alone, in fp32.
 
@@ -112,15 +115,15 @@ def fsdp_state_bytes(
         params: numbers that are trained.
         precision: 'bf16'; any other computes in 4 bytes.
         resharded: a block's weights are freed after its forward pass; else all are there until the backward pass.
-        whole_sums: micro-batches are summed up before ranks reduce, as is done where weights stay gathered.
+        sums: how micro-batches are summed up: whole before ranks reduce, as shards after it, or there is one alone.
         moments: numbers that the optimizer keeps for each weight; of AdamW 2.
         devices: that a run is trained on.
     """
     gradients, optimizer = 4 * params / devices, 4 * (1 + moments) * params / devices
     gathered = 0 if resharded else (2 if precision == "bf16" else 4) * params
     # All is there when a backward pass begins; what has become a shard when it ends is no longer whole then.
-    whole = gathered + (4 * params if whole_sums else 0)
-    return StateBytes(0, gradients, optimizer, max(0, whole - gradients))
+    begins = gathered + {"none": 0, "whole": 4 * params, "shards": gradients}[sums]
+    return StateBytes(0, gradients, optimizer, max(0, begins - gradients))
 
 
 def model_cost(config: Any, *, num_classes: int, image_size: int) -> Cost | None:

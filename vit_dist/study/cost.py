@@ -17,7 +17,7 @@ from vit_dist.data.manifest import read_manifest
 from vit_dist.data.not_a_set import NotASetError
 from vit_dist.data.order import SMALL_SET_BYTES
 from vit_dist.data.sets import idle_outputs
-from vit_dist.models.costs import Cost, StateBytes, fsdp_state_bytes, model_cost, state_bytes, training_flops
+from vit_dist.models.costs import Cost, StateBytes, Sums, fsdp_state_bytes, model_cost, state_bytes, training_flops
 from vit_dist.study.grid import Cell
 
 
@@ -164,11 +164,12 @@ def engine_bytes(recipe: Recipe, params: int, devices: int) -> StateBytes:
     resharded, limit = getattr(engine, "reshard_after_forward", None), getattr(engine, "max_micro_batch", None)
     if resharded is not None:
         accumulates = limit is not None and limit < recipe.global_batch // devices
+        summed: Sums = "whole" if not resharded and reduce_dtype == "fp32" else "shards"
         return fsdp_state_bytes(
             params,
             precision=recipe.precision,
             resharded=resharded,
-            whole_sums=accumulates and not resharded and reduce_dtype == "fp32",
+            sums=summed if accumulates else "none",
             moments=moments,
             devices=devices,
         )

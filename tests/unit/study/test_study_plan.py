@@ -212,7 +212,7 @@ def test_zero_shards_more_from_stage_to_stage(study_file: Path, stage: int, byte
         ("reshard_after_forward: true", (4 + 12) / 8),
         ("max_micro_batch: 4", 2 + 4 + 12 / 8),
         ("max_micro_batch: 8", 2 + 12 / 8),
-        ("max_micro_batch: 4, reduce_dtype: bf16", 2 + 12 / 8),
+        ("max_micro_batch: 4, reduce_dtype: bf16", 2 + (4 + 12) / 8),
         ("max_micro_batch: 4, reshard_after_forward: true", (4 + 12) / 8),
     ],
 )
