@@ -18,6 +18,8 @@ from vit_dist.core.run import history
 
 ENGINES = {
     "plain": ("engine: {name: plain}", "bf16"),
+    "fsdp": ("engine: {name: fsdp}", "bf16"),
+    "fsdp-resharded": ("engine: {name: fsdp, reshard_after_forward: true}", "fp32"),
     "zero-1": ("engine: {name: deepspeed, zero_stage: 1, reduce_bucket: 1000000, allgather_bucket: 1000000}", "bf16"),
     "zero-2": ("engine: {name: deepspeed, zero_stage: 2, reduce_bucket: 1000000, allgather_bucket: 1000000}", "bf16"),
     "zero-3": ("engine: {name: deepspeed, zero_stage: 3, reduce_bucket: 1000000, allgather_bucket: 1000000}", "fp32"),

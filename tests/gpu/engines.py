@@ -16,6 +16,8 @@ from vit_dist.train.losses import make_loss
 SIZE, CLASSES, BATCH = 28, 10, 8
 FAMILIES = ("vit-test", "bit-test", "hybrid-test")
 PLAIN: dict[str, Any] = {"name": "plain"}
+FSDP: dict[str, Any] = {"name": "fsdp"}
+RESHARDED: dict[str, Any] = {"name": "fsdp", "reshard_after_forward": True}
 
 
 def zero(stage: int) -> dict[str, Any]:

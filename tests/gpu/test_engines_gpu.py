@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.gpu.engines import FAMILIES, PLAIN, batch, build, losses, recipe, steps, zero
+from tests.gpu.engines import FAMILIES, FSDP, PLAIN, RESHARDED, batch, build, losses, recipe, steps, zero
 from vit_dist.core.world import World
 from vit_dist.engines._protocol import Engine
 from vit_dist.train.checkpoint.format import SliceSource, Snapshot
@@ -21,7 +21,7 @@ from vit_dist.train.plan import Plan
 pytestmark = pytest.mark.gpu
 
 # Stage 3 last wherever both are used: it replaces torch's linear function for good.
-ENGINES = {"plain": PLAIN, "zero1": zero(1), "zero2": zero(2), "zero3": zero(3)}
+ENGINES = {"plain": PLAIN, "fsdp": FSDP, "resharded": RESHARDED, "zero1": zero(1), "zero2": zero(2), "zero3": zero(3)}
 
 
 def written(engine: Engine, path: Path) -> SliceSource:
@@ -73,7 +73,7 @@ def test_state_crosses_engines_bit_for_bit(one_rank: torch.device, precision: st
     first = build(one_rank, "vit-test", PLAIN, precision)
     losses(first, 3)
     before = written(first, tmp_path / "plain")
-    for number, name in enumerate(("zero1", "zero3", "plain")):
+    for number, name in enumerate(("zero1", "fsdp", "zero3", "resharded", "plain")):
         other = build(one_rank, "vit-test", ENGINES[name], precision, seed=1 + number)
         other.load(before)
         assert same_bits(before, written(other, tmp_path / f"{number}")), name
@@ -81,7 +81,7 @@ def test_state_crosses_engines_bit_for_bit(one_rank: torch.device, precision: st
         assert all(loss > 0 for loss in losses(other, 2, begin=3))
 
 
-@pytest.mark.parametrize("engine", ["plain", "zero1"])
+@pytest.mark.parametrize("engine", ["plain", "fsdp", "zero1"])
 def test_a_snapshot_is_the_state_before_the_steps_that_follow(
     one_rank: torch.device, engine: str, tmp_path: Path
 ) -> None:
@@ -128,7 +128,7 @@ def strict() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("strict")
-@pytest.mark.parametrize("engine", ["plain", "zero1"])
+@pytest.mark.parametrize("engine", ["plain", "fsdp", "zero1"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_family_needs_an_operation_that_strict_mode_refuses(
     one_rank: torch.device, family: str, engine: str, tmp_path: Path

@@ -1,4 +1,4 @@
-"""How often the host waits for the device in a step: never on the plain engine; inside DeepSpeed as the docs say."""
+"""How often the host waits for the device in a step: never on plain and fsdp; inside DeepSpeed as the docs say."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tests.gpu.engines import FAMILIES, PLAIN, batch, build, recipe, zero
+from tests.gpu.engines import FAMILIES, FSDP, PLAIN, RESHARDED, batch, build, recipe, zero
 from tests.host_reads import HostReads
 from vit_dist.core.world import World
 from vit_dist.data.manifest import read_manifest
@@ -40,6 +40,14 @@ def test_nobody_waits_for_a_step_of_the_plain_engine(
     one_rank: torch.device, family: str, precision: str, limit: float
 ) -> None:
     assert reads_of_a_step(one_rank, PLAIN, family, precision, limit) == []
+
+
+@pytest.mark.parametrize("engine", [FSDP, RESHARDED], ids=["gathered", "resharded"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_nobody_waits_for_a_step_of_the_fsdp_engine(
+    one_rank: torch.device, engine: dict[str, object], precision: str
+) -> None:
+    assert reads_of_a_step(one_rank, engine, "vit-test", precision, 100.0) == []
 
 
 @pytest.mark.parametrize("stage", READS)

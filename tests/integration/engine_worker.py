@@ -26,8 +26,9 @@ from vit_dist.train.losses import make_loss
 from vit_dist.train.process_group import process_group
 
 SIZE, CLASSES, BATCH = 28, 10, 8
-REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter", "reduce_scatter_tensor")
+REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter", "reduce_scatter_tensor", "reduce_scatter_single")
 BROADCASTS = ("broadcast", "_broadcast_coalesced")
+COLLECTIVES = ("all_gather_into_tensor", "all_gather_single", "reduce_scatter_tensor", "reduce_scatter_single")
 
 
 def note_reductions() -> set[str]:
@@ -44,23 +45,25 @@ def note_reductions() -> set[str]:
         return reduce
 
     for name in REDUCTIONS:
-        setattr(torch.distributed, name, noting(getattr(torch.distributed, name)))
+        if hasattr(torch.distributed, name):  # the last is new in torch 2.14
+            setattr(torch.distributed, name, noting(getattr(torch.distributed, name)))
     return dtypes
 
 
-def count_broadcasts() -> list[str]:
-    """The names of the broadcasts that are called from here on, as a list that fills."""
+def count_calls(names: tuple[str, ...]) -> list[str]:
+    """Which of these collectives are called from here on, as a list that fills."""
     called = []
 
-    def counting(name, broadcast):
+    def counting(name, collective):
         def call(*given, **named):
             called.append(name)
-            return broadcast(*given, **named)
+            return collective(*given, **named)
 
         return call
 
-    for name in BROADCASTS:
-        setattr(torch.distributed, name, counting(name, getattr(torch.distributed, name)))
+    for name in names:
+        if hasattr(torch.distributed, name):  # those that end in _single are new in torch 2.14
+            setattr(torch.distributed, name, counting(name, getattr(torch.distributed, name)))
     return called
 
 
@@ -110,7 +113,9 @@ def differing_masters(built, seeded: dict[str, torch.Tensor], world) -> list[str
     return differing + [name for name, tensor in seeded.items() if counts[name] != tensor.numel()]
 
 
-def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str], clipped: list[float]) -> dict:
+def run_case(
+    case: str, world, device, reduced: set[str], broadcasts: list[str], collectives: list[str], clipped
+) -> dict:
     name, stage, precision, model_spec, accumulation, *rest = case.split(":")
     model_name, *options = model_spec.replace("~", ":").split("+")
     recompute = "recompute" in options
@@ -141,7 +146,8 @@ def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str],
         lambda _, given: came_last.append(given[0].is_contiguous(memory_format=torch.channels_last))
     )
     seeded = {parameter_name: p.detach().clone() for parameter_name, p in model.named_parameters()}
-    rank_batch = BATCH // world.size
+    batch = -(-BATCH // world.size) * world.size
+    rank_batch = batch // world.size
     micro = rank_batch // int(accumulation)
     built = recipe.engine.build(
         EngineInputs(
@@ -166,14 +172,15 @@ def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str],
     broadcasts.clear()
     for step in range(steps):
         generator = torch.Generator().manual_seed(0 if "same" in rest else step)
-        labels = torch.randint(0, CLASSES, (BATCH,), generator=generator)
-        images = torch.randint(0, 100, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(0, CLASSES, (batch,), generator=generator)
+        images = torch.randint(0, 100, (batch, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
         images += (labels * 15).to(torch.uint8).view(-1, 1, 1, 1)  # something to learn
         targets = torch.nn.functional.one_hot(labels, CLASSES).float()
         if "nan" in rest and step == 2:
             targets[world.rank :: world.size] *= float("nan") if world.rank == 0 else 1.0
         rank_images, rank_targets = images[world.rank :: world.size], targets[world.rank :: world.size]
         micro_batches = list(zip(rank_images.split(micro), rank_targets.split(micro), strict=True))
+        collectives.clear()
         result = built.train_step(micro_batches, 1e-2 if "sgd" in rest else 1e-3).read()
         losses.append(result.loss)
         norms.append(result.grad_norm)
@@ -190,9 +197,15 @@ def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str],
         "mismatch": mismatch,
         "seeded_bf16_share": bf16_share([t for t in seeded.values() if t.ndim > 1]),
         "broadcasts": len(broadcasts),
-        "gradients": [p.grad.untyped_storage().data_ptr() for p in built.module.parameters() if p.grad is not None],
+        "collectives": [sum(kind in name for name in collectives) for kind in ("all_gather", "reduce_scatter")],
+        "gradients": storages_of_gradients(built.module) if name == "plain" else [],
         "timed": name == "deepspeed" and timed(built._engine),
     }
+
+
+def storages_of_gradients(module) -> list[int]:
+    """Where the memory of each gradient begins."""
+    return [p.grad.untyped_storage().data_ptr() for p in module.parameters() if p.grad is not None]
 
 
 def timed(engine) -> bool:
@@ -202,7 +215,7 @@ def timed(engine) -> bool:
 
 def main() -> None:
     world = launched_world()
-    noted = note_reductions(), count_broadcasts(), watch_clipping()
+    noted = note_reductions(), count_calls(BROADCASTS), count_calls(COLLECTIVES), watch_clipping()
     with process_group(world) as device:
         results = {case: run_case(case, world, device, *noted) for case in sys.argv[2:]}
     if world.is_main:

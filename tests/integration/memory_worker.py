@@ -1,6 +1,9 @@
 """Bytes that an engine holds when the optimizer steps, a parameter, written as JSON: one process of a world.
 
-python memory_worker.py OUT CASE [CASE ...]        CASE: engine:stage:precision:accumulation
+python memory_worker.py OUT CASE [CASE ...]        CASE: engine:stage:precision:accumulation[:backward]
+
+Of fsdp stage 3 reshards after the forward pass, 2 does not. backward: when the last backward pass begins, in place of
+when the optimizer steps.
 """
 
 from __future__ import annotations
@@ -31,14 +34,16 @@ def storages() -> dict[int, torch.UntypedStorage]:
         if issubclass(type(thing), torch.Tensor):
             for tensor in (thing, thing.grad if thing.is_leaf else None):
                 if tensor is not None:
+                    tensor = getattr(tensor, "_local_tensor", tensor)  # torch's DTensor has no memory itself
                     storage = tensor.untyped_storage()
                     found[storage.data_ptr()] = storage
     return found
 
 
 def held(case: str, world, device) -> float:
-    name, stage, precision, accumulation = case.split(":")
+    name, stage, precision, accumulation, *when = case.split(":")
     zero = {"zero_stage": int(stage), "reduce_bucket": BUCKET, "allgather_bucket": BUCKET}
+    settings = {"deepspeed": zero, "fsdp": {"reshard_after_forward": stage == "3"}}.get(name, {})
     recipe = resolve(
         {
             "horizon": "1 epoch",
@@ -48,7 +53,7 @@ def held(case: str, world, device) -> float:
             "data": {"num_classes": 10, "image_size": 28},
             "optim": {"name": "adamw", "lr": 1e-3},
             "schedule": {"name": "constant", "warmup": "0 steps"},
-            "engine": {"name": name, **(zero if name == "deepspeed" else {})},
+            "engine": {"name": name, **settings},
         }
     )
     gc.collect()
@@ -73,7 +78,10 @@ def held(case: str, world, device) -> float:
     def look(*_given, **_named) -> None:
         most.append(sum(storage.nbytes() for storage in storages().values()))
 
-    if name == "deepspeed":
+    backward = torch.autograd.backward
+    if when:
+        torch.autograd.backward = lambda *given: (look(), backward(*given))[1]
+    elif name == "deepspeed":
         # At its first line gradients are complete and reduced, and no moment has passed.
         stepping = built._engine.step
         built._engine.step = lambda *given, **named: (look(), stepping(*given, **named))[1]
@@ -82,6 +90,7 @@ def held(case: str, world, device) -> float:
     images, targets = torch.zeros(micro, 3, 28, 28, dtype=torch.uint8), torch.ones(micro, 10) / 10
     for _ in range(2):
         built.train_step([(images, targets)] * int(accumulation), 1e-3)
+    torch.autograd.backward = backward
     return max(most) / params
 
 

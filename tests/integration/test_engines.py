@@ -1,4 +1,4 @@
-"""DeepSpeed is held to plain torch: real engines, real processes, the same losses."""
+"""DeepSpeed and FSDP are held to plain torch: real engines, real processes, the same losses."""
 
 from __future__ import annotations
 
@@ -66,6 +66,48 @@ def test_zero_3_trains_as_plain_torch_does(run_world: Callable[..., Any], nproc:
     for model, tolerance in TOLERANCE.items():
         assert worst(found[f"plain:0:fp32:{model}:1"], found[f"deepspeed:3:fp32:{model}:1"]) < tolerance, model
     assert worst(found["plain:0:bf16:vit-test:1"], found["deepspeed:3:bf16:vit-test:1"]) < BF16_TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "nproc", [pytest.param(1, marks=pytest.mark.drill), 2, pytest.param(3, marks=pytest.mark.drill)]
+)
+def test_fsdp_trains_as_plain_torch_does(run_world: Callable[..., Any], nproc: int) -> None:
+    several, resharded = nproc if nproc > 1 else 2, "+recompute+engine.reshard_after_forward=true"
+    plain = {model: f"plain:0:fp32:{model}:1" for model in TOLERANCE}
+    alike = {model: [f"fsdp:0:fp32:{model}:1", f"fsdp:0:fp32:{model}{resharded}:{several}"] for model in TOLERANCE}
+    alike["vit-test"].append(f"fsdp:0:fp32:vit-test:{several}")
+    alike["bit-test"].append("fsdp:0:fp32:bit-test+channels-last:1")
+    bf16 = ["plain:0:bf16:vit-test:1", f"fsdp:0:bf16:vit-test:{several}", f"fsdp:0:bf16:vit-test{resharded}:1"]
+    half = [f"fsdp:0:bf16:vit-test+engine.reduce_dtype=bf16{more}:{several}" for more in ("", resharded)]
+    steep = ["plain:0:fp32:vit-test:1:12:sgd", f"fsdp:0:fp32:vit-test:{several}:12:sgd"]
+    skipped = ["fsdp:0:bf16:vit-test:1:6:nan", f"fsdp:0:bf16:vit-test{resharded}:{several}:6:nan"]
+    positions = [
+        f"{engine}:fp32:vit-test+recompute+position_embedding=relative+positions_at=shared:1:6"
+        for engine in ("plain:0", "fsdp:0")
+    ]
+    cases = [*plain.values(), *(c for cs in alike.values() for c in cs), *bf16, *half, *steep, *skipped, *positions]
+    found = run_world("integration/engine_worker.py", nproc, *cases)
+    for model, tolerance in TOLERANCE.items():
+        for case in alike[model]:
+            assert worst(found[plain[model]], found[case]) < tolerance, case
+    for case in [*bf16[1:], *half]:
+        assert worst(found[bf16[0]], found[case]) < BF16_TOLERANCE, case
+    for some in (steep, positions):
+        assert worst(found[some[0]], found[some[1]]) < 1e-5, some
+    for case in skipped:
+        assert found[case]["applied"] == [True, True, False, True, True, True], case
+        assert math.isnan(found[case]["losses"][2])
+    for case in (case for case in cases if case.startswith("fsdp")):
+        assert found[case]["differing_masters"] == [], case
+        assert {"float32", "bfloat16"} & {*found[case]["reduced"]} == (
+            {"bfloat16" if case in half else "float32"} if nproc > 1 else set()
+        ), case
+    # Two blocks and what is in none: gathered and reduced once a step, or once a pass each; the latter stays gathered.
+    once, often = found[alike["vit-test"][2]], found[alike["vit-test"][1]]
+    assert once["collectives"] == ([3, 3] if nproc > 1 else [0, 0])
+    assert often["collectives"] == ([5 * several, 3 * several] if nproc > 1 else [0, 0])
+    # Sums are not kept whole in bf16: each micro-batch is reduced, and added up in fp32.
+    assert found[half[0]]["collectives"] == ([3, 3 * several] if nproc > 1 else [0, 0])
 
 
 def test_a_step_with_a_gradient_that_is_not_finite_is_skipped_on_every_engine(run_world: Callable[..., Any]) -> None:

@@ -125,7 +125,7 @@ def test_every_engine_on_every_number_of_processes_gives_the_accuracy_of_an_inde
     assert max(expected.values()) > 0.35  # features of random weights, four classes
     found = {
         (engine, nproc): run_world("integration/fewshot_worker.py", nproc, small_set, small_val, *engines)[engine]
-        for nproc, engines in ((1, ["plain"]), (2, ["plain", "deepspeed:3"]))
+        for nproc, engines in ((1, ["plain"]), (2, ["plain", "fsdp", "deepspeed:3"]))
         for engine in engines
     }
     one_more_would_be = 1 / (45 * 2)
@@ -138,7 +138,7 @@ def test_every_engine_on_every_number_of_processes_gives_the_accuracy_of_an_inde
         assert values.keys() == expected.keys()
         for tag, value in values.items():  # resizing rounds pixels its own way: one example in a draw may tip over
             assert value == pytest.approx(expected[tag], abs=2.01 * one_more_would_be), found
-    assert found["plain", 1] == found["plain", 2]
+    assert found["plain", 1] == found["plain", 2] == found["fsdp", 2]
     for ranks in tmp_path.glob("fewshot_worker-2-*.1"):
         assert json.loads(ranks.read_text()) == json.loads(ranks.with_suffix(".0").read_text())
 

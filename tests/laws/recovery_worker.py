@@ -5,7 +5,7 @@ python recovery_worker.py OUT OPERATION ...
     load:ENGINE:FROM:TO      FROM's checkpoint into a new engine, then a checkpoint of that in TO
     drift:ENGINE:TO          as train, then one bit of a weight of rank 1 flips: what the guard says goes to the output
     mismatch:ENGINE:TO       as drift, but in the partition that rank 1 computes with under ZeRO-3
-ENGINE is plain, zero-1, zero-2 or zero-3, with -bf16 or -fp32.
+ENGINE is plain, zero-1, zero-2, zero-3, fsdp or fsdp-resharded, with -bf16 or -fp32.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from tests.integration.engine_worker import BATCH, CLASSES, SIZE
+from tests.integration.engine_worker import CLASSES, SIZE
 from vit_dist.cli.main import leave
 from vit_dist.config.load import resolve
 from vit_dist.core.errors import RunError
@@ -30,6 +30,13 @@ from vit_dist.train.checkpoint.store import Retention
 from vit_dist.train.health.guards import check_replicas
 from vit_dist.train.losses import make_loss
 from vit_dist.train.process_group import process_group
+
+BATCH = 12
+ENGINES = {
+    "plain": {"name": "plain"},
+    "fsdp": {"name": "fsdp"},
+    "fsdp-resharded": {"name": "fsdp", "reshard_after_forward": True},
+}
 
 
 def cut_most_parameters() -> None:
@@ -46,7 +53,7 @@ def cut_most_parameters() -> None:
 
 def build(name: str, world, device, seed: int):
     kind, _, precision = name.rpartition("-")
-    engine = {"name": "plain"} if kind == "plain" else {"name": "deepspeed", "zero_stage": int(kind[-1])}
+    engine = ENGINES.get(kind) or {"name": "deepspeed", "zero_stage": int(kind[-1])}
     recipe = resolve(
         {
             "horizon": "1 epoch",

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.distributed
 
 ENGINES = {
     "plain": ["engine.name=plain", "precision=bf16"],
+    "fsdp": ["engine={name: fsdp, reshard_after_forward: true}", "precision=bf16"],
     "zero-1": ["engine.zero_stage=1", "precision=bf16"],
     "zero-3": ["engine.zero_stage=3", "precision=fp32"],
 }
@@ -102,7 +103,10 @@ def assert_same_bits(a: Path, b: Path) -> None:
         assert same, f"{name} differs"
 
 
-@pytest.mark.parametrize("engine", [pytest.param("plain", marks=pytest.mark.drill), "zero-1", "zero-3"])
+@pytest.mark.parametrize(
+    "engine",
+    [*(pytest.param(engine, marks=pytest.mark.drill) for engine in ("plain", "fsdp")), "zero-1", "zero-3"],
+)
 def test_ten_steps_equal_six_then_kill_minus_9_then_four(
     tmp_path: Path, small_set: str, small_val: str, engine: str
 ) -> None:

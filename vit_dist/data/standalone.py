@@ -23,7 +23,8 @@ from vit_dist.config.schema import DataConfig
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.world import World, launched_world
-from vit_dist.data.decode import Augment, decode
+from vit_dist.data.augment import Augment
+from vit_dist.data.decode import decode
 from vit_dist.data.images import DecodeError, load
 from vit_dist.data.manifest import ShardManifest, read_manifest
 from vit_dist.data.mixture import MixtureOrder
@@ -106,7 +107,7 @@ def open_stream(
     decode: Decode = "crop",
     transform: Transform | None = None,
     image_size: int = 224,
-    augment: Literal["inception", "flip", "none"] = "inception",
+    augment: str | Mapping[str, Any] = "inception",
     rank: int | None = None,
     world_size: int | None = None,
     device: str | torch.device | None = None,
@@ -134,7 +135,8 @@ def open_stream(
         transform: called with that and its `Sample`, in `workers` threads; what it returns is the example. One that
             raises DecodeError has the sample replaced, any other error ends the stream.
         image_size: S, in pixels.
-        augment: "inception": random area crop and flip, "flip": resize and flip, "none": resize; of `decode="crop"`.
+        augment: of `decode="crop"`: "inception": random area crop and flip, "flip": resize and flip, "none": resize; or
+            what a recipe's `data.augment` takes, such as {"jitter": {"brightness": 0.4}}.
         rank: of this process among `world_size`; both left out: those of torch.distributed, once it is initialised,
             else of torchrun or srun (RANK and WORLD_SIZE, SLURM_PROCID), else a world of one.
         world_size: ranks.
@@ -160,7 +162,7 @@ def open_stream(
     opened = open_training_set(wanted, read=read, labelled=False)
     end = _end(opened, epochs, batch, drop_last=drop_last)
     at = load_position(position, batch, opened.identity, shuffle=shuffle) if position is not None else 0
-    make = _maker(decode, transform, Augment.of(config, seed))
+    make = _maker(decode, transform, Augment.of(config, seed), upright=config.upright)
     inner = TrainStream(opened, wanted, world, at, uneven=True, end=end, stored=not shuffle, make=make)
     return Stream(inner, opened, wanted, world, at, end, shuffle=shuffle, device=device)
 
@@ -356,7 +358,7 @@ def _end(data: TrainingSet, epochs: int | None, batch: int, *, drop_last: bool) 
     return total - total % batch if drop_last else total
 
 
-def _maker(how: Decode, transform: Transform | None, crop: Augment) -> Make | None:
+def _maker(how: Decode, transform: Transform | None, crop: Augment, *, upright: bool) -> Make | None:
     """What becomes of a sample; None: what becomes of it in training."""
     if how == "crop" and transform is None:
         return None
@@ -364,9 +366,9 @@ def _maker(how: Decode, transform: Transform | None, crop: Augment) -> Make | No
     def make(content: memoryview, sample: Sample) -> Any:
         image: Any
         if how == "crop":
-            image = crop.apply(decode(content), epoch=sample.epoch, ordinal=sample.ordinal)
+            image = crop.apply(decode(content, upright=upright), epoch=sample.epoch, ordinal=sample.ordinal)
         elif how == "pil":
-            image = load(content).image.convert("RGB")
+            image = load(content, upright=upright).image.convert("RGB")
         else:
             image = bytes(content)
         if transform is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 FLOPS_PER_MAC = 2
 PASSES = 3
@@ -99,6 +99,31 @@ def state_bytes(
     cast = 2 if reduce_dtype == "bf16" else 0
     passing = (4 + cast) * min(params, FLATTENED_AT_ONCE) if one_buffer else 4 * reduce_bucket
     return StateBytes(weights, gradients, optimizer, passing)
+
+
+Sums = Literal["none", "whole", "shards"]
+
+
+def fsdp_state_bytes(
+    params: int, *, precision: str, resharded: bool, sums: Sums = "none", moments: int = 2, devices: int = 1
+) -> StateBytes:
+    """As `state_bytes`, for the FSDP engine: between passes a rank keeps its shards alone, in fp32.
+
+    What one block takes while it is at work comes on top: its weights, its gradients and their copy that is reduced.
+
+    Args:
+        params: numbers that are trained.
+        precision: 'bf16'; any other computes in 4 bytes.
+        resharded: a block's weights are freed after its forward pass; else all are there until the backward pass.
+        sums: how micro-batches are summed up: whole before ranks reduce, as shards after it, or there is one alone.
+        moments: numbers that the optimizer keeps for each weight; of AdamW 2.
+        devices: that a run is trained on.
+    """
+    gradients, optimizer = 4 * params / devices, 4 * (1 + moments) * params / devices
+    gathered = 0 if resharded else (2 if precision == "bf16" else 4) * params
+    # All is there when a backward pass begins; what has become a shard when it ends is no longer whole then.
+    begins = gathered + {"none": 0, "whole": 4 * params, "shards": gradients}[sums]
+    return StateBytes(0, gradients, optimizer, max(0, begins - gradients))
 
 
 def model_cost(config: Any, *, num_classes: int, image_size: int) -> Cost | None:

@@ -14,7 +14,7 @@ from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_bytes, format_flops
 from vit_dist.data.order import SMALL_SET_BYTES
 from vit_dist.data.sets import idle_outputs
-from vit_dist.models.costs import Cost, model_cost, state_bytes, training_flops
+from vit_dist.models.costs import Cost, StateBytes, Sums, fsdp_state_bytes, model_cost, state_bytes, training_flops
 from vit_dist.study.grid import Cell
 from vit_dist.study.sets import DatasetSize, SetsOfCells
 
@@ -123,21 +123,42 @@ def _problems(
     if batch % devices:
         problems.append(f"global_batch={batch} is not divisible by {devices} devices")
     if device is not None and cost is not None:
-        needed = state_bytes(
-            cost.params,
-            precision=recipe.precision,
-            moments=recipe.optim.moments,  # type: ignore[attr-defined]
-            zero_stage=getattr(recipe.engine, "zero_stage", 0),
-            devices=devices,
-            reduce_bucket=int(getattr(recipe.engine, "reduce_bucket", 0)),
-            reduce_dtype=str(getattr(recipe.engine, "reduce_dtype", "fp32")),
-        ).peak
+        needed = engine_bytes(recipe, cost.params, devices).peak
         if needed > device.memory_bytes:
+            resharded = getattr(recipe.engine, "reshard_after_forward", None)
+            more = "a higher engine.zero_stage" if resharded is None else "engine.reshard_after_forward=true"
             problems.append(
                 f"weights, gradients and optimizer need {format_bytes(needed)} a device, {device.name} has "
-                f"{format_bytes(device.memory_bytes)}; use more devices or a higher engine.zero_stage"
+                f"{format_bytes(device.memory_bytes)}; use more devices{'' if resharded else f' or {more}'}"
             )
     return problems
+
+
+def engine_bytes(recipe: Recipe, params: int, devices: int) -> StateBytes:
+    """What training of so many weights keeps on each device, by the recipe's engine, precision and optimizer."""
+    engine, moments = recipe.engine, recipe.optim.moments  # type: ignore[attr-defined]
+    reduce_dtype = str(getattr(engine, "reduce_dtype", "fp32"))
+    resharded, limit = getattr(engine, "reshard_after_forward", None), getattr(engine, "max_micro_batch", None)
+    if resharded is not None:
+        accumulates = limit is not None and limit < recipe.global_batch // devices
+        summed: Sums = "whole" if not resharded and reduce_dtype == "fp32" else "shards"
+        return fsdp_state_bytes(
+            params,
+            precision=recipe.precision,
+            resharded=resharded,
+            sums=summed if accumulates else "none",
+            moments=moments,
+            devices=devices,
+        )
+    return state_bytes(
+        params,
+        precision=recipe.precision,
+        moments=moments,
+        zero_stage=getattr(engine, "zero_stage", 0),
+        devices=devices,
+        reduce_bucket=int(getattr(engine, "reduce_bucket", 0)),
+        reduce_dtype=reduce_dtype,
+    )
 
 
 def problem_lines(estimates: Iterable[CostEstimate], *, remarks: bool = False) -> list[str]:

@@ -107,6 +107,8 @@ def _less_memory(recipe: Recipe, world: World, plan: Plan | None) -> list[str]:
     # What one rank alone has it can share with none.
     if stage is not None and stage < 3 and world.size > 1:
         advice.append(f"engine.zero_stage={stage + 1} (is {stage}), which shares more among the ranks")
+    if getattr(engine, "reshard_after_forward", None) is False and world.size > 1:
+        advice.append("engine.reshard_after_forward=true (is false), which gathers weights a block at a time")
     return advice
 
 

@@ -212,6 +212,34 @@ def test_zero_shards_more_from_stage_to_stage(study_file: Path, stage: int, byte
     assert fits(needed - cost.params * 4 / 8 + 1)
 
 
+@pytest.mark.parametrize(
+    ("settings", "bytes_each"),
+    [
+        ("", 2 + 12 / 8),
+        ("reshard_after_forward: true", (4 + 12) / 8),
+        ("max_micro_batch: 4", 2 + 4 + 12 / 8),
+        ("max_micro_batch: 8", 2 + 12 / 8),
+        ("max_micro_batch: 4, reduce_dtype: bf16", 2 + (4 + 12) / 8),
+        ("max_micro_batch: 4, reshard_after_forward: true", (4 + 12) / 8),
+    ],
+)
+def test_fsdp_is_planned_by_what_stays_whole(study_file: Path, settings: str, bytes_each: float) -> None:
+    words = (f"engine={{name: fsdp, {settings}}}", "precision=bf16", "models=[ViT-B/16]", "data.image_size=224")
+    (cell, *_) = cells_of(study_file, *words)
+    cost = model_cost(cell.recipe.model, num_classes=10, image_size=224)
+    assert cost is not None
+
+    def problems(memory_bytes: float) -> str:
+        device = replace(find_device("h100"), memory_bytes=memory_bytes)
+        return " ".join(estimate_costs([cell], {}, devices=8, device=device)[0].problems)
+
+    assert "weights, gradients and optimizer need" not in problems(cost.params * bytes_each + 1)
+    refusal = problems(cost.params * bytes_each - 1)
+    assert "weights, gradients and optimizer need" in refusal
+    assert "zero_stage" not in refusal
+    assert ("engine.reshard_after_forward=true" in refusal) is ("reshard" not in settings)
+
+
 def finish(cell: Cell, run_dir: Path, seconds: float, ranks: int = 2) -> None:
     """Files of a run that is done, as training leaves them."""
     files = RunDir(run_dir)

@@ -154,6 +154,16 @@ def test_only_settings_that_apply_are_named(tmp_path: Path) -> None:
     assert "more memory, or more GPUs" in told
 
 
+@pytest.mark.parametrize(("resharded", "told"), [(False, True), (True, False)])
+def test_weights_that_stay_gathered_are_named_where_they_do(tmp_path: Path, resharded: bool, told: bool) -> None:
+    engine = {"name": "fsdp", "reshard_after_forward": resharded}
+    error = torch.OutOfMemoryError(OUT_OF_MEMORY)
+    advice = str(explained(error, recipe(engine), tmp_path, RANK_3, Plan(4, 0, 1, 8)))  # type: ignore[arg-type]
+    assert ("engine.reshard_after_forward=true (is false)" in advice) is told
+    alone = str(explained(error, recipe(engine), tmp_path, World(), Plan(4, 0, 1, 8)))  # type: ignore[arg-type]
+    assert "reshard_after_forward" not in alone
+
+
 def test_a_summary_that_cannot_be_written_does_not_hide_the_error(tmp_path: Path) -> None:
     (tmp_path / "out-of-memory").write_text("in the way")
     told = str(explain(torch.OutOfMemoryError("CUDA out of memory."), tmp_path))
