@@ -107,14 +107,17 @@ def check_before(recipe: Recipe, run_dir: Path, ranks: int) -> TrainingSet:
 
 def announce(recipe: Recipe, run_dir: Path, ranks: int) -> None:
     """Say what is about to happen, before what takes its time: sets are opened, and every rank imports torch."""
+    from vit_dist.core.files import redact
     from vit_dist.core.log import WARNING, log
     from vit_dist.core.run import names
     from vit_dist.core.run.checkpoints import newest_step
 
     step = newest_step(run_dir)
     begun = (run_dir / names.RUN).exists()
-    new = "nothing of it here: checkpoint.remote is asked" if recipe.checkpoint.remote else "a new run"
-    state = f"it goes on from step {step:,}" if step else "begun before, nothing saved yet" if begun else new
+    remote = redact(recipe.checkpoint.remote)
+    new = f"nothing of it here: {remote} is asked" if remote else "a new run"
+    lost = f"begun before, no checkpoint here{f': {remote} is asked' if remote else ', nothing saved yet'}"
+    state = f"it goes on from step {step:,}" if step else lost if begun else new
     log(f"  {recipe.name}: in {run_dir} ({state}); logs in {run_dir / names.LOGS}")
     measured, others = recipe.measured()
     if not measured and not others:

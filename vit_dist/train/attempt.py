@@ -300,7 +300,12 @@ def _make_saver(
 def _announce_restored(restored: checkpoints.Restored | None, state: TrainState, engine: Engine) -> None:
     if restored is None:
         return
-    log(f"  resumed from step {state.step:,} ({restored.path})")
+    if restored.fetched:
+        log(
+            f"  restored from {redact(restored.fetched)} at step {state.step:,}, now in {restored.path}; it goes on there"
+        )
+    else:
+        log(f"  resumed from step {state.step:,} ({restored.path})")
     changes = checkpoints.layout_changes(restored.marker["layout"], engine.layout)
     if changes:
         log(
