@@ -166,7 +166,8 @@ def check(request: SubmitRequest) -> None:
     """Check what can be checked without Slurm, network or manifest.
 
     Raises:
-        ConfigError: the ranks do not divide the batch, too many nodes, a path that cannot be, a time that is none.
+        ConfigError: the ranks do not divide the batch, too many nodes, a path that cannot be, a time that is none, a
+            directory with other people's files.
     """
     if request.nodes < 1 or request.spares < 0:
         raise ConfigError(
@@ -192,6 +193,7 @@ def check(request: SubmitRequest) -> None:
                 f"{request.cluster.name}: {pairs}{error}{hint}"
             ) from None
     check_path(request.directory, "run directory", in_container=request.cluster.container is not None)
+    RunDir(request.directory).check_ours()
 
 
 def warnings(request: SubmitRequest) -> list[str]:

@@ -110,11 +110,12 @@ def check_directories(cells: Sequence[Cell], directory: Path) -> None:
     """Make sure that no cell would resume in the directory of another recipe.
 
     Raises:
-        ConfigError: some would; they are named.
+        ConfigError: some would; they are named. Or one holds other people's files.
         RunError: some have begun with other plug-in code, also those that are done: one study would mix the two.
     """
     others = []
     for cell in cells:
+        RunDir(directory / cell.name).check_ours()
         recipe_hash = cell_state(directory / cell.name).recipe_hash
         if recipe_hash is not None and recipe_hash != cell.hash:
             others.append(f"{cell.name} ({recipe_hash} there, {cell.hash} here)")

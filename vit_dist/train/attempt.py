@@ -14,8 +14,9 @@ import torch
 
 from vit_dist import __version__
 from vit_dist.config.cadences import unrated_checkpoints
-from vit_dist.config.load import differences, identity, recipe_hash, recipe_yaml, shipped_set
-from vit_dist.config.plugins import check_plugins, with_copies
+from vit_dist.config.claims import check_run_dir, refuse_another
+from vit_dist.config.load import identity, recipe_hash, recipe_yaml, shipped_set
+from vit_dist.config.plugins import with_copies
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.files import redact, write_bytes
@@ -299,7 +300,12 @@ def _make_saver(
 def _announce_restored(restored: checkpoints.Restored | None, state: TrainState, engine: Engine) -> None:
     if restored is None:
         return
-    log(f"  resumed from step {state.step:,} ({restored.path})")
+    if restored.fetched:
+        log(
+            f"  restored from {redact(restored.fetched)} at step {state.step:,}, now in {restored.path}; it goes on there"
+        )
+    else:
+        log(f"  resumed from step {state.step:,} ({restored.path})")
     changes = checkpoints.layout_changes(restored.marker["layout"], engine.layout)
     if changes:
         log(
@@ -328,15 +334,11 @@ def stop_requests() -> Iterator[StopRequest]:
 
 def _claim(directory: RunDir, recipe: Recipe, run_identity: dict[str, Any]) -> None:
     """Make the directory this run's, or refuse one that is another's."""
+    # Whoever starts processes has asked before: this is for a set and weights that were opened since, and for others.
+    check_run_dir(recipe, directory.path)
     claimed = directory.read_json(names.RUN)
     if claimed is not None:
-        check_plugins(recipe, claimed, directory.path)
-        changes = differences(run_identity, claimed.get("identity", {}))
-        if changes:
-            raise RunError(
-                f"{directory.path}: holds another run: {'; '.join(changes)}. Restore these settings to resume it, "
-                f"or give another --run-dir"
-            )
+        refuse_another(directory.path, run_identity, claimed.get("identity", {}))
         # Of a run whose directory was lost, all but this was brought back.
         if not (directory.path / names.RECIPE).exists():
             _write_recipe(directory, recipe)

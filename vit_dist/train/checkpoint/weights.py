@@ -29,11 +29,6 @@ CLASSES = "classes"
 """The marker's entry with the names of the head's classes in the order of its outputs, '' where one has none."""
 
 
-def is_checkpoint(path: Path) -> bool:
-    """Whether a directory is a checkpoint or a run."""
-    return path.is_dir() and ((path / MARKER).is_file() or (path / names.RUN).is_file())
-
-
 def checkpoint_weights(path: Path) -> Weights:
     """The weights of a checkpoint, or of the newest intact one of a run.
 
