@@ -2,9 +2,9 @@
 
 python engine_worker.py OUT CASE [CASE ...]
 
-CASE: engine:stage:precision:model[+key=value]:accumulation[:steps[:nan|same|sgd]]. A model is written with ~ for each
+CASE: engine:stage:precision:model[+key=value]:accumulation[:steps[:nan|refused|same|sgd]]. A model is written with ~ for each
 colon of its own; values are YAML; a key `engine.KEY` is the engine's. nan: a gradient that is not finite in the third
-step; same: one batch in every step; sgd: SGD without clipping, whose steps are as long as the gradients are.
+step; refused: rank 1 has no compiler; same: one batch in every step; sgd: SGD without clipping, whose steps are as long as the gradients are.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from pathlib import Path
 import torch
 import yaml
 
+from tests.compilers import Counted, Refuses
 from vit_dist.cli.main import leave
 from vit_dist.config.load import resolve
 from vit_dist.core.world import launched_world
+from vit_dist.engines import _compile
 from vit_dist.engines._collectives import all_gather_object
 from vit_dist.engines._protocol import EngineInputs
 from vit_dist.engines._slices import WEIGHT
@@ -143,6 +145,8 @@ def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str],
     seeded = {parameter_name: p.detach().clone() for parameter_name, p in model.named_parameters()}
     rank_batch = BATCH // world.size
     micro = rank_batch // int(accumulation)
+    compiler = Refuses() if "refused" in rest and world.rank == 1 else Counted()
+    _compile.BACKEND = compiler
     built = recipe.engine.build(
         EngineInputs(
             model,
@@ -155,8 +159,11 @@ def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str],
             micro,
             int(accumulation),
             torch.channels_last if last else torch.contiguous_format,
+            image_size=SIZE,
         )
     )
+    graphs = getattr(compiler, "made", 0)
+    compiler.ran = 0
     differing, mismatch = differing_masters(built, seeded, world), built.master_mismatch()
     watched = hasattr(getattr(built, "_optimizer", None), "fp32_groups_gradients_flat")
     bf16_shares = watch_gradients(built) if watched else clipped
@@ -183,6 +190,9 @@ def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str],
         "losses": losses,
         "norms": norms,
         "applied": applied,
+        "compiled": built.layout["compiled"],
+        "graphs": [graphs, getattr(compiler, "made", 0)],
+        "blocks_ran": compiler.ran,
         "description": built.description,
         "reduced": sorted(reduced),
         "bf16_shares": [*bf16_shares],
