@@ -178,7 +178,7 @@ def open_run(
     start.mark("data")
 
     engine, num_params = build_engine(recipe, plan, world, device)
-    start.mark("model and engine")
+    start.mark("model and engine", {"compiling": engine.timer.compiling_s})
     probe = make_probe(recipe, data.parts[0].manifest, world, recipe.checkpoint.probe)
     restored = checkpoints.restore(
         directory.checkpoints, engine, run_identity, world, probe=probe, remote=recipe.checkpoint.remote
@@ -237,8 +237,18 @@ def _bring_back(recipe: Recipe, data: TrainingSet, directory: RunDir, world: Wor
         log(f"  {directory.path}: {count} files of logs and records were brought back from {redact(remote)}")
 
 
-def build_engine(recipe: Recipe, plan: Plan, world: World, device: torch.device) -> tuple[Engine, int]:
-    """The model in its engine, with the weights of the seed, and how many parameters it has. A collective."""
+def build_engine(
+    recipe: Recipe, plan: Plan, world: World, device: torch.device, *, trains: bool = True
+) -> tuple[Engine, int]:
+    """The model in its engine, with the weights of the seed, and how many parameters it has. A collective.
+
+    Args:
+        recipe: of the run.
+        plan: of the run.
+        world: this rank's place.
+        device: this rank's.
+        trains: whether a step will be taken.
+    """
     config, optim = recipe.model, recipe.optim
     assert isinstance(config, ModelConfig)
     assert isinstance(optim, OptimizerConfig)
@@ -258,6 +268,7 @@ def build_engine(recipe: Recipe, plan: Plan, world: World, device: torch.device)
         accumulation=plan.accumulation,
         memory_format=torch.channels_last if recipe.engine.channels_last else torch.contiguous_format,  # type: ignore[attr-defined]
         timer=StepTimer(device),
+        image_size=recipe.data.image_size if trains else None,
     )
     engine: Engine = recipe.engine.build(inputs)  # type: ignore[attr-defined]
     limit_collectives(patience(float(recipe.guards.hang.value)))
