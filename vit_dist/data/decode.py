@@ -55,7 +55,7 @@ def _turned(pixels: Tensor, stored: int) -> Tensor:
     elif stored in (6, 8):
         pixels = pixels.rot90(1 if stored == 8 else 3, (-2, -1))
     flipped = {2: (-1,), 3: (-2, -1), 4: (-2,), 7: (-2, -1)}.get(stored, ())
-    return pixels.flip(flipped).contiguous() if stored != 1 else pixels
+    return pixels.flip(flipped) if flipped else pixels
 
 
 def centre(image: Tensor, size: int, fraction: float) -> Tensor:

@@ -24,6 +24,10 @@ GREY = 128
 _STRONGEST = 30  # of torchvision, whose magnitudes are 0 to 30
 _LEVEL = 10  # of big_vision, which may be exceeded
 _SIDE = 224  # pixels for which big_vision gives shifts
+_WHITE = 255
+
+_FACTORS = frozenset(["Brightness", "Color", "Contrast", "Sharpness"])
+_UNITS = {"Rotate": " deg", "TranslateX": " px", "TranslateY": " px", "Posterize": " bits"}
 
 
 class Op(NamedTuple):
@@ -40,8 +44,17 @@ class Op(NamedTuple):
     fill: int = 0
 
     def words(self) -> str:
-        """For people, such as `Rotate -30`."""
-        return " ".join([self.name, *(f"{value:.3g}" for value in self.values)])
+        """For people, such as `Rotate -30 deg`."""
+        if not self.values:
+            return self.name
+        value = self.values[0]
+        if self.name == "Cutout":
+            return f"Cutout {2 * value:.0f} px"
+        if self.name in _FACTORS:
+            return f"{self.name} x {1 + value:.2f}"
+        if self.name == "Solarize" and value > _WHITE:
+            return "Solarize nothing"
+        return f"{self.name} {value:.3g}{_UNITS.get(self.name, '')}"
 
 
 # By the share of the strongest magnitude, m / 30, and the image's side in pixels; and whether half are negative.
@@ -131,7 +144,7 @@ def _cutout(image: Tensor, values: tuple[float, ...], fill: list[float]) -> Tens
 
 def _solarize(image: Tensor, values: tuple[float, ...], _: list[float]) -> Tensor:
     # torchvision refuses thresholds that no pixel reaches.
-    solarized: Tensor = tv.solarize(image, values[0]) if values[0] <= 255 else image
+    solarized: Tensor = tv.solarize(image, values[0]) if values[0] <= _WHITE else image
     return solarized
 
 
