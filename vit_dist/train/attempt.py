@@ -312,9 +312,7 @@ def _announce_restored(restored: checkpoints.Restored | None, state: TrainState,
     if restored is None:
         return
     if restored.fetched:
-        log(
-            f"  restored from {redact(restored.fetched)} at step {state.step:,}, now in {restored.path}; it goes on there"
-        )
+        log(f"  restored from {redact(restored.fetched)} at step {state.step:,}; it goes on in {restored.path}")
     else:
         log(f"  resumed from step {state.step:,} ({restored.path})")
     changes = checkpoints.layout_changes(restored.marker["layout"], engine.layout)
