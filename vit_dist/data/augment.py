@@ -118,10 +118,13 @@ class Augment:
         image = resize(image, self.size, self.size)
         if draw.flip:
             image = image.flip(-1)
-        for name, factor in draw.jitter:
-            image = _JITTER[name](image, factor)
-        for op in draw.ops:
-            image = apply_op(image, op)
+        if draw.jitter or draw.ops:
+            picture = tv.to_pil_image(image)
+            for name, factor in draw.jitter:
+                picture = _JITTER[name](picture, factor)
+            for op in draw.ops:
+                picture = apply_op(picture, op)
+            image = tv.pil_to_tensor(picture)
         return _erase(image, draw.erased) if draw.erased is not None else image
 
     def crop_box(self, height: int, width: int, key: int) -> tuple[int, int, int, int]:
