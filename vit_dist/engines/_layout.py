@@ -34,7 +34,8 @@ def completed(wrote: Mapping[str, Any], reads: Mapping[str, Any]) -> dict[str, A
     """The layout of a checkpoint, with what layouts of its version did not say yet.
 
     What was not said then was so: torch chose kernels, TF32 was on for convolutions of fp32 on GPUs, the head computed
-    as the model did, and DeepSpeed summed gradients in the dtype of the weights. A key added later belongs here too.
+    as the model did, and DeepSpeed summed gradients its own way, in the dtype of the weights. A key added later belongs
+    here too.
 
     Args:
         wrote: of the checkpoint.
@@ -51,5 +52,6 @@ def completed(wrote: Mapping[str, Any], reads: Mapping[str, Any]) -> dict[str, A
         "reduce_dtype": bf16 if wrote.get("engine") == "deepspeed" else "fp32",
         "deterministic": False,
         "attention": "auto",
+        "gradient_sums": "DeepSpeed's",
     }
     return {**{key: value for key, value in unsaid.items() if key in reads}, **wrote}
