@@ -78,11 +78,11 @@ def bf16_share(tensors) -> float:
 
 
 def watch_gradients(built) -> list[float]:
-    """The bf16 share of what DeepSpeed's bf16 optimizer steps on; a step each."""
+    """The bf16 share of what this rank's part of DeepSpeed's bf16 optimizer steps on; a step each."""
     shares, step = [], built._optimizer.step
 
     def look(*given, **named):
-        shares.append(bf16_share(built._optimizer.fp32_groups_gradients_flat))
+        shares.append(bf16_share(built._optimizer.fp32_groups_gradient_flat_partition))
         return step(*given, **named)
 
     built._optimizer.step = look

@@ -32,8 +32,7 @@ def test_state_takes_the_bytes_that_arithmetic_says(run_world: Callable[..., Any
     for case in CASES:
         _, stage, precision, _ = case.split(":")
         expected = state_bytes(1, precision=precision, zero_stage=int(stage), devices=nproc)
-        # Above it are a tensor of gradients on its way, images, and what stage 3 keeps gathered of small weights; and
-        # stage 1's flattened sums, which are there for a moment, and now and then still when they are looked for.
+        # Above it are a tensor of gradients on its way, images, and what stage 3 has gathered.
         assert expected.held - 0.05 <= found[case] <= expected.peak + 0.6, (case, nproc, found[case], expected)
     for case in FSDP:
         _, stage, precision, accumulation, *when = case.split(":")

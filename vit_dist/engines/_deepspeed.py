@@ -31,6 +31,7 @@ from vit_dist.engines._protocol import (
     nan_if_over,
     set_lr,
 )
+from vit_dist.engines._reduce_scatter import reduce_scatter, sums_by_reduce_scatter
 from vit_dist.engines._slices import EngineState, Source
 from vit_dist.engines._zero import gathered, load_zero_state, master_mismatch, write_masters, zero_state
 from vit_dist.engines.deepspeed import DeepSpeedConfig
@@ -67,8 +68,16 @@ def engine_config(config: DeepSpeedConfig, inputs: EngineInputs) -> dict[str, An
         "zero_optimization": {
             "stage": config.zero_stage,
             "overlap_comm": False,  # races on stages 1 and 2 (deepspeed issue 5545)
+            # ZeRO-1 in bf16 has no buckets: its sums lie flat already (_reduce_scatter.py). ZeRO-1 in fp32 and ZeRO-2
+            # sum each bucket by all-reduce and keep their part of it, whatever `reduce_scatter` says; the alternative,
+            # `use_multi_rank_bucket_allreduce: false`, is a `reduce` to each rank in turn: half of the bytes, but as
+            # many collectives as ranks. ZeRO-3 does scatter. tests/integration/test_collectives.py counts.
             "reduce_bucket_size": config.reduce_bucket,
+            # Without effect: where torch can gather into one tensor, which it can, a group is gathered as a whole.
             "allgather_bucket_size": config.allgather_bucket,
+            # ZeRO-3 gathers each weight below it by itself after each step (100,000 elements, if left out: every norm
+            # and bias of a ViT); at 0 they come with the others of their layer.
+            "stage3_param_persistence_threshold": 0,
             "memory_efficient_linear": False,  # its in-place bias breaks recomputed activations
         },
         "timers": {"throughput": {"enabled": False}},  # it waits for the device twice a micro-batch
@@ -111,12 +120,17 @@ class DeepSpeedEngine:
         self.module: nn.Module = self._engine.module
         self.device, self.timer = inputs.device, inputs.timer
         write_masters(self.module, self._optimizer, self._stage, inputs.world, seeded)
+        scatters = sums_by_reduce_scatter(self._optimizer)
+        if scatters:
+            summed = torch.bfloat16 if config.reduce_dtype == "bf16" else torch.float32
+            reduce_scatter(self._engine, self._optimizer, inputs.world, summed)
         # Under stage 3 weights are gathered by hooks of each module, which torch cannot compile together with it.
         self._compiled = compile_blocks(config, inputs, self.module, self._logits, by_default=self._stage < 3)
         self.layout: dict[str, Any] = {
             "engine": "deepspeed",
             "deepspeed": deepspeed.__version__,
             "zero_stage": config.zero_stage,
+            "gradient_sums": "reduce-scatter" if scatters else "DeepSpeed's",
             **layout(config, inputs, compiled=bool(self._compiled)),
         }
         self.description = (

@@ -35,8 +35,8 @@ def completed(wrote: Mapping[str, Any], reads: Mapping[str, Any]) -> dict[str, A
     """The layout of a checkpoint, with what layouts of its version did not say yet.
 
     What was not said then was so: all was eager, torch chose kernels, TF32 was on for convolutions of fp32 on GPUs, the
-    head computed as the model did, and DeepSpeed summed gradients in the dtype of the weights. A key added later
-    belongs here too.
+    head computed as the model did, and DeepSpeed summed gradients its own way, in the dtype of the weights. A key added
+    later belongs here too.
 
     Args:
         wrote: of the checkpoint.
@@ -54,5 +54,6 @@ def completed(wrote: Mapping[str, Any], reads: Mapping[str, Any]) -> dict[str, A
         "deterministic": False,
         "attention": "auto",
         "compiled": False,
+        "gradient_sums": "DeepSpeed's",
     }
     return {**{key: value for key, value in unsaid.items() if key in reads}, **wrote}

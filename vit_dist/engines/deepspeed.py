@@ -22,8 +22,12 @@ class DeepSpeedConfig(EngineConfig):
         1, description="what is sharded over ranks. 1: optimizer state; 2: and gradients; 3: and weights"
     )
     # Counts: DeepSpeed's buckets are in elements, whatever type those have.
-    reduce_bucket: Count = Field(100_000_000, description="gradient elements reduced at once")
-    allgather_bucket: Count = Field(200_000_000, description="weight elements gathered at once")
+    reduce_bucket: Count = Field(
+        100_000_000, description="gradient elements reduced at once; ZeRO-1 in bf16 needs no such buffer"
+    )
+    allgather_bucket: Count = Field(
+        200_000_000, description="without effect: weights are gathered whole, by group of parameters"
+    )
 
     def check(self, recipe: Recipe) -> None:
         """Refuse what DeepSpeed would get wrong in silence.

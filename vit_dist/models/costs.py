@@ -59,10 +59,6 @@ class StateBytes:
         return self.held + self.passing
 
 
-FLATTENED_AT_ONCE = 500_000_000
-"""Elements of gradients that DeepSpeed's ZeRO-1 in bf16 copies into one tensor before it sums them over ranks."""
-
-
 def state_bytes(
     params: int,
     *,
@@ -77,7 +73,7 @@ def state_bytes(
 
     Plain torch keeps everything in fp32, and in bf16 casts weights for the length of a step. ZeRO shards the optimizer
     from stage 1 on, gradients from stage 2 on, weights from stage 3 on. In bf16 stage 1 keeps gradients twice, as they
-    come and summed in fp32, and flattens the sums to reduce them.
+    come and summed in fp32; the ranks' sums are added up where they lie.
 
     Args:
         params: numbers that are trained.
@@ -86,7 +82,7 @@ def state_bytes(
         zero_stage: 0 is the plain engine.
         devices: that a run is trained on.
         reduce_bucket: elements of gradients that ZeRO reduces at once, from a buffer in fp32.
-        reduce_dtype: 'bf16' casts what ZeRO-1 has flattened once more, to sum it in half the bytes.
+        reduce_dtype: 'bf16' casts what ZeRO-1 has summed, to send half the bytes and to receive its own part.
     """
     half = precision == "bf16"
     if zero_stage == 0:
@@ -95,9 +91,9 @@ def state_bytes(
     weights = each * params / (devices if zero_stage == 3 else 1)
     gradients = 4 * params / devices if zero_stage > 1 else (4 + (2 if half else 0)) * params
     optimizer = 4 * (1 + moments) * params / devices
-    one_buffer = half and zero_stage == 1
-    cast = 2 if reduce_dtype == "bf16" else 0
-    passing = (4 + cast) * min(params, FLATTENED_AT_ONCE) if one_buffer else 4 * reduce_bucket
+    in_place = half and zero_stage == 1
+    cast = 2 * (params + params / devices) if reduce_dtype == "bf16" and devices > 1 else 0
+    passing = cast if in_place else 4 * reduce_bucket
     return StateBytes(weights, gradients, optimizer, passing)
 
 
