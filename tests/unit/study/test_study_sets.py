@@ -83,7 +83,9 @@ def test_a_set_that_is_not_there_is_told_by_plan_and_refused_by_run(
 
 def test_the_sets_of_a_mixture_are_looked_at_too(study_file: Path) -> None:
     mixture = "data={train: '', mixture: {a: {train: gone/a}}}"
-    (line,) = lines_of(study_file, "subsets=[all]", "horizon=1k examples", "eval.every=10 steps", "checkpoint.every=9 steps", mixture)
+    (line,) = lines_of(
+        study_file, "subsets=[all]", "horizon=1k examples", "eval.every=10 steps", "checkpoint.every=9 steps", mixture
+    )
     assert line.startswith("cannot be read: vit-demo-all-s0, bit-demo-all-s0: data.mixture.a.train: gone/a/manifest")
 
 
