@@ -9,9 +9,11 @@ from launcher.doctor.finding import Finding, Subject
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import AwayError, MissingError, VitDistError
 from vit_dist.core.events.reader import read_run
-from vit_dist.core.files import exists, is_remote, is_s3
+from vit_dist.core.files import is_remote, is_s3
 from vit_dist.core.run import names
+from vit_dist.core.run.copies import check_place
 from vit_dist.core.run.log import TRAIN_EXAMPLES_PER_S
+from vit_dist.core.store_refusals import NO_BUCKET
 from vit_dist.core.units import format_bytes
 from vit_dist.data.readrate import measure, places
 from vit_dist.data.sets import open_training_set
@@ -73,7 +75,7 @@ def _advice(error: VitDistError, missing: str) -> str:
         endpoint = "AWS_ENDPOINT_URL_S3 (another store than Amazon's), "
         return f"the store was not reached: look at its address, {endpoint}the network and the proxies of this machine"
     # Anything else that is wrong with a set, such as damage, comes with what to do about it.
-    return missing if isinstance(error, MissingError) else ""
+    return missing if isinstance(error, MissingError) and NO_BUCKET not in str(error) else ""
 
 
 def _urls(recipe: Recipe) -> list[str]:
@@ -165,7 +167,7 @@ def _wanted(subject: Subject) -> tuple[float | None, str]:
 
 def _copies(url: str) -> Iterator[Finding]:
     try:
-        exists(url)
+        check_place(url)
     except VitDistError as error:
         other = "a run that cannot list its copies does not start; name another place with checkpoint.remote=URL"
         yield Finding(_AREA, "fail", f"checkpoint.remote: {error}", _advice(error, other))

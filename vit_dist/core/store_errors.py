@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 
 from vit_dist.core.errors import AwayError, DataError, MissingError, RefusedError, VitDistError
 from vit_dist.core.store_patience import asked_at
+from vit_dist.core.store_refusals import CREDENTIALS_REFUSED, NO_BUCKET, REFUSALS, credentials_from, refused
 from vit_dist.core.urls import is_remote, is_web, redact
 
 _LIBRARIES = frozenset(
@@ -54,13 +56,7 @@ _MAY_PASS_NUMBERS = frozenset(
     {errno.EBUSY, errno.EIO, errno.EAGAIN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ECONNRESET}
     | {getattr(errno, "EREMOTEIO", errno.EIO)}
 )
-_EXPIRED = frozenset(
-    {
-        *("ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "RequestExpired"),
-        *("InvalidAccessKeyId", "InvalidClientTokenId", "UnrecognizedClientException", "SignatureDoesNotMatch"),
-        *("UnauthorizedSSOTokenError", "SSOTokenLoadError", "TokenRetrievalError"),
-    }
-)
+_EXPIRED = CREDENTIALS_REFUSED | {"UnauthorizedSSOTokenError", "SSOTokenLoadError", "TokenRetrievalError"}
 _DISK_PROBLEMS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the quota is used up",
@@ -93,17 +89,20 @@ def explained(url: str, doing: str) -> Iterator[None]:
         yield
     except VitDistError:
         raise
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        _raise_refusal(url, doing, error)
         raise MissingError(
             f"{redact(url)}: no such file, so it cannot be {doing}; check the path and its spelling"
         ) from None
     except PermissionError as error:
+        _raise_refusal(url, doing, error)
         raise RefusedError(
             f"{redact(url)}: not allowed: it cannot be {doing} ({_text(error)}); {_credentials_advice(url, error)}"
         ) from None
     except Exception as error:
         if not isinstance(error, OSError) and not _is_of_a_library(error):
             raise
+        _raise_refusal(url, doing, error)
         if isinstance(error, OSError) and (problem := disk_problem(error)):
             raise DataError(f"{redact(url)}: cannot be {doing}: {problem}") from None
         text = f"{redact(url)}: cannot be {doing}: {type(error).__name__}: {_text(error)}"
@@ -115,6 +114,29 @@ def explained(url: str, doing: str) -> Iterator[None]:
         if any(type(e).__name__ in _NO_CREDENTIALS for e in _chain(error)):
             raise RefusedError(f"{text}; {_NAME_CREDENTIALS}") from None
         raise (AwayError if is_remote(url) else DataError)(text + _address_advice(url, error)) from None
+
+
+def is_without_bucket(error: BaseException) -> bool:
+    """Whether a file is not there because its bucket is not: nothing can be written beside it either."""
+    return any(_code(e) == NO_BUCKET for e in _chain(error))
+
+
+def says_why(error: BaseException) -> bool:
+    """Whether a store has given a reason that is known."""
+    return any(_code(e) in REFUSALS for e in _chain(error))
+
+
+def _raise_refusal(url: str, doing: str, error: BaseException) -> None:
+    """Raise what the store's code says, where it is known."""
+    for one in _chain(error):
+        found = refused(url, doing, _code(one), _own_text(error))
+        if found is not None:
+            raise found from None
+
+
+def _own_text(error: BaseException) -> str:
+    """The store's text without what botocore and Python say around it."""
+    return re.sub(r"^\[Errno \d+\] ", "", _text(error).rpartition(" operation: ")[2]).rstrip(".")
 
 
 def disk_problem(error: OSError) -> str:
@@ -151,8 +173,12 @@ def is_answer(error: BaseException) -> bool:
 
 def is_expired(error: BaseException) -> bool:
     """Whether a store refuses the credentials themselves, so that newer ones might do; it need not say so."""
-    # An answer to HEAD has no body that could say why.
-    return _says_expired(error) or any(_code(e) in _UNTOLD and _asked_for_the_head(e) for e in _chain(error))
+    return _says_expired(error) or is_untold(error)
+
+
+def is_untold(error: BaseException) -> bool:
+    """Whether a store refuses without a word: an answer to HEAD has no body that could say why."""
+    return any(_code(e) in _UNTOLD and _asked_for_the_head(e) for e in _chain(error))
 
 
 def is_past_the_end(error: BaseException) -> bool:
@@ -269,5 +295,7 @@ def _credentials_advice(url: str, error: BaseException) -> str:
             "the store takes these credentials no longer, and no others were found; renew them (such as by "
             "`aws sso login`), or look at AWS_PROFILE and ~/.aws"
         )
-    untold = " (the store does not say what is wrong: they may have expired)" if is_expired(error) else ""
-    return f"check permissions or credentials{untold}"
+    at = asked_at(url)
+    who = f"; asked was {at}, with credentials from {credentials_from()}" if at else ""
+    untold = " (the store does not say what is wrong: they may have expired)" if is_untold(error) else ""
+    return f"check permissions or credentials{untold}{who}"

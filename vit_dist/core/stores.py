@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -15,11 +16,13 @@ from typing import Any, TypeVar
 
 from vit_dist.core.errors import DataError, did_you_mean
 from vit_dist.core.places import check_server
-from vit_dist.core.store_errors import is_answer, is_expired, is_past_the_end
-from vit_dist.core.store_patience import answer, endpoint, has_answered
+from vit_dist.core.store_errors import is_answer, is_expired, is_past_the_end, is_untold, says_why, wait_s
+from vit_dist.core.store_patience import NoAnswerError, answer, endpoint, failed, has_answered, is_known
 from vit_dist.core.urls import SCHEMES, local_path, redact, split_url
 
 _REMOVALS_IN_FLIGHT = 16
+_AGAIN_S = 1.0
+_SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _WITH_FOLDERS = frozenset({"", "file", "local"})
 _TALKATIVE = ("botocore", "aiobotocore", "s3fs", "fsspec", "urllib3", "gcsfs", "google")
 
@@ -33,7 +36,7 @@ def storage_options(scheme: str) -> dict[str, Any]:
     AWS_ENDPOINT_URL[_S3], VIT_DIST_S3_PATH_STYLE=1 and VIT_DIST_S3_REQUESTER_PAYS=1.
 
     Raises:
-        DataError: the endpoint is not the URL of a server.
+        DataError: the endpoint is not the URL of a server, or credentials that cannot be any.
     """
     if scheme in {"http", "https"}:
         from vit_dist.core.web import bounded_client
@@ -42,6 +45,10 @@ def storage_options(scheme: str) -> dict[str, Any]:
     if scheme not in {"s3", "s3a"}:
         return {}
     env = os.environ
+    for name in _SECRET_VARIABLES:
+        # Copied with the line's end: signatures would be wrong, or headers that no library sends.
+        if any(c.isspace() for c in env.get(name, "")):
+            raise DataError(f"the environment variable {name} holds a blank or a line break: set it again without one")
     options: dict[str, Any] = {}
     address, setting = endpoint()
     if address:
@@ -161,21 +168,35 @@ class Store:
         if self._scheme in _WITH_FOLDERS:
             return question(self._system)
         url = f"{self._scheme}://{path.removeprefix(f'{self._scheme}://')}"
-        try:
-            return answer(url, partial(self._ask_until_let_in, question))
-        except Exception as error:
-            if is_answer(error):
-                has_answered(url)
-            raise
+        first: Exception | None = None
+        while True:
+            try:
+                return answer(url, partial(self._ask_until_let_in, path, question))
+            except Exception as error:
+                if is_answer(error):
+                    has_answered(url)
+                if isinstance(error, NoAnswerError) or is_known(url) or wait_s(error) is None:
+                    # That a later try had no time left says less than what went wrong before.
+                    raise first or error from (first or error).__cause__
+                # Until the moment that is told, not until the library has had enough, which is any time before.
+                first = first or error
+                left = failed(url, f"{type(error).__name__}: {error}", "")
+                time.sleep(max(0.0, min(_AGAIN_S, left)))
+                if left <= _AGAIN_S:
+                    raise
 
-    def _ask_until_let_in(self, question: Callable[[Any], T]) -> T:
+    def _ask_until_let_in(self, path: str, question: Callable[[Any], T]) -> T:
         while True:
             system = self._system
             try:
                 return question(system)
             except Exception as error:
-                if not is_expired(error) or not self._renew(system):
+                if is_expired(error) and self._renew(system):
+                    continue
+                reason = _reason(system, path) if is_untold(error) else None
+                if reason is None:
                     raise
+                raise reason from reason.__cause__
 
     def _opened(self) -> Any:
         import fsspec
@@ -206,6 +227,18 @@ class Store:
                 return False
             self._system = fresh
             return True
+
+
+def _reason(system: Any, path: str) -> Exception | None:
+    """Why a store has refused without a word, by a question whose answer has a body; None where it does not say."""
+    if not hasattr(system, "call_s3"):
+        return None
+    bucket, _, key = path.partition("/")
+    try:
+        system.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
+    except Exception as error:
+        return error if says_why(error) else None
+    return None
 
 
 def _credentials(system: Any) -> tuple[Any, ...]:

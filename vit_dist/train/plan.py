@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vit_dist.config.schema import Recipe
-from vit_dist.core.errors import ConfigError, MissingError
-from vit_dist.core.files import exists, file_system, redact
+from vit_dist.core.errors import ConfigError, DataError, MissingError
+from vit_dist.core.files import exists, redact
 from vit_dist.core.run import names
+from vit_dist.core.run.copies import check_place
 from vit_dist.core.units import nearest_multiples
 from vit_dist.core.world import World
 from vit_dist.data.manifest import ShardManifest
@@ -32,11 +33,14 @@ def open_training(recipe: Recipe, world: World) -> tuple[TrainingSet, ShardManif
 
     Raises:
         ConfigError: the recipe does not fit its data or the world.
-        DataError: a manifest cannot be read, or there is no file system for `checkpoint.remote`.
+        DataError: a manifest cannot be read, or the store of `checkpoint.remote` cannot be asked.
     """
-    if recipe.checkpoint.remote:
+    if recipe.checkpoint.remote and world.is_main:
         # A store that nothing can be written to would be noticed at the first save.
-        file_system(recipe.checkpoint.remote)
+        try:
+            check_place(recipe.checkpoint.remote)
+        except DataError as error:
+            raise type(error)(f"checkpoint.remote: {error}") from None
     try:
         data = open_training_set(recipe)
     except MissingError as error:

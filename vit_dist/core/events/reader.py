@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from vit_dist.core.errors import DataError
 from vit_dist.core.events.decode import Decoder, Part, tag_filter
 from vit_dist.core.files import explained, file_system, is_remote, local_path, redact
+from vit_dist.core.store_errors import is_without_bucket
 
 _BLOCK_BYTES = 4 << 20
 # Larger: each block is a request, and a store takes tens of milliseconds to answer one.
@@ -329,7 +330,9 @@ def _list(url: str, *, deep: bool) -> list[FileStamp]:
         try:
             # `find` says nothing of what it may not see, `ls` does.
             entries: Mapping[str, Mapping[str, object]] = {entry["name"]: entry for entry in fs.ls(root)}
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if is_without_bucket(error):
+                raise
             raise DataError(f"{redact(url)}: no such directory; give the one that holds the logs") from None
         if deep:
             entries = fs.find(root)

@@ -27,6 +27,7 @@ from vit_dist.core.files import (
 )
 from vit_dist.core.run import names, records
 from vit_dist.core.small_files import DamagedError, checked, parse_json, read_small
+from vit_dist.core.store_errors import is_without_bucket
 
 # Not named after the file: what a kill leaves of an event file must not be read as one.
 _PARTIAL = ".being-copied"
@@ -135,6 +136,24 @@ def bring_back(directory: Path, remote: str, identity: Mapping[str, Any]) -> int
     return count
 
 
+def check_place(remote: str) -> None:
+    """Ask the store of copies whether it can be listed, before anything is begun. A local folder may come to be later.
+
+    Raises:
+        DataError: it cannot: the credentials, the bucket or the address are wrong, or it does not answer.
+    """
+    system, root = file_system(folder_url(remote))
+    if not is_remote(remote):
+        return
+    with explained(remote, "listed"):
+        try:
+            system.ls(root)
+        except FileNotFoundError as error:
+            # Nothing was written yet.
+            if is_without_bucket(error):
+                raise
+
+
 def _lost(directory: Path) -> bool:
     return not (directory / names.RUN).exists() or not any((directory / names.EVENTS).glob("*"))
 
@@ -146,7 +165,9 @@ def _listed(remote: str) -> dict[str, int]:
         system.invalidate_cache()
         try:
             found = {path: info for path, info in system.find(root).items() if path.startswith(f"{root}/")}
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if is_without_bucket(error):
+                raise
             return {}
     sizes = {path.removeprefix(f"{root}/"): int(info.get("size") or 0) for path, info in found.items()}
     return {name: size for name, size in sizes.items() if _is_carried(name)}

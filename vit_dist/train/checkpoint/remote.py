@@ -29,6 +29,7 @@ from vit_dist.core.log import log
 from vit_dist.core.run.checkpoints import MARKER, marker_in_place, parse_marker, step_of
 from vit_dist.core.run.copies import Copies
 from vit_dist.core.small_files import read_small
+from vit_dist.core.store_errors import is_without_bucket
 from vit_dist.train.checkpoint.store import FETCHING, Retention, Saved, missing_part, remove, saved_of, summaries
 
 _IN_FLIGHT = 4
@@ -203,7 +204,9 @@ def _copies(remote: str) -> dict[str, dict[str, int | None]]:
         fs.invalidate_cache()
         try:
             found = fs.find(root)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if is_without_bucket(error):
+                raise
             return {}
     copies: dict[str, dict[str, int | None]] = {}
     for path, entry in found.items():

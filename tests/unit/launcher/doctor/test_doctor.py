@@ -143,13 +143,13 @@ def answer_of(status: int, code: str) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("status", "code", "says"),
     [
-        (403, "InvalidAccessKeyId", "takes these credentials no longer"),
-        (403, "SignatureDoesNotMatch", "takes these credentials no longer"),
-        (403, "AccessDenied", "check permissions or credentials"),
-        (400, "ExpiredToken", "takes these credentials no longer"),
-        (400, "InvalidToken", "takes these credentials no longer"),
+        (403, "InvalidAccessKeyId", "the store does not know this access key"),
+        (403, "SignatureDoesNotMatch", "the secret key does not belong to the access key"),
+        (403, "AccessDenied", "these credentials are known, and may not do this"),
+        (400, "ExpiredToken", "these credentials have expired"),
+        (400, "InvalidToken", "the session token"),
         (404, "NoSuchKey", "pack or index the set, or name it with data.train=URL"),
-        (404, "NoSuchBucket", "pack or index the set, or name it with data.train=URL"),
+        (404, "NoSuchBucket", "there is no bucket 'bucket'"),
     ],
 )
 def test_advice_about_a_store_goes_by_what_is_wrong_with_it(
@@ -164,7 +164,7 @@ def test_advice_about_a_store_goes_by_what_is_wrong_with_it(
         server.shutdown()
     (found,) = (f for f in findings if f.verdict == "fail")
     assert says in f"{found.text} {found.advice}"
-    assert ("pack or index" in found.advice) == (status == 404)
+    assert ("pack or index" in found.advice) == (code == "NoSuchKey")
 
 
 @pytest.mark.s3
