@@ -31,6 +31,7 @@ from vit_dist.data.reader import Batch, Make, Replacement, Sample
 from vit_dist.data.sets import TrainingSet, open_training_set
 from vit_dist.data.stream import STORED_WINDOW, TrainStream
 from vit_dist.data.stream_state import StreamPosition, dump_position, load_position
+from vit_dist.data.takedown import TakenDown, extended, hold, left_out, read_lines
 
 Decode = Literal["crop", "pil", "bytes"]
 Transform = Callable[[Any, Sample], Any]
@@ -159,10 +160,23 @@ def open_stream(
     wanted = _Wanted(config, seed, batch)
     opened = open_training_set(wanted, read=read, labelled=False)
     end = _end(opened, epochs, batch, drop_last=drop_last)
-    at = load_position(position, batch, opened.identity, shuffle=shuffle) if position is not None else 0
+    at, before = load_position(position, batch, opened.identity, shuffle=shuffle) if position is not None else (0, ())
+    # Read anew for each stream, whatever one before it has read.
+    hold(config.takedown, read_lines(config.takedown))
+    taken = extended(before, config.takedown, opened.parts, at)
     make = _maker(decode, transform, Augment.of(config, seed))
-    inner = TrainStream(opened, wanted, world, at, uneven=True, end=end, stored=not shuffle, make=make)
-    return Stream(inner, opened, wanted, world, at, end, shuffle=shuffle, device=device)
+    inner = TrainStream(
+        opened,
+        wanted,
+        world,
+        at,
+        uneven=True,
+        end=end,
+        stored=not shuffle,
+        make=make,
+        taken_down=left_out(taken),
+    )
+    return Stream(inner, opened, wanted, world, at, end, taken, shuffle=shuffle, device=device)
 
 
 class Stream(Iterator[tuple[StreamBatch, StreamPosition]]):
@@ -186,13 +200,14 @@ class Stream(Iterator[tuple[StreamBatch, StreamPosition]]):
         world: World,
         position: int,
         end: int | None,
+        taken_down: tuple[TakenDown, ...],
         *,
         shuffle: bool,
         device: str | torch.device | None,
     ) -> None:
         self._batches, self._data, self._wanted, self._world = iter(inner), data, wanted, world
         self._begin, self._end, self._shuffle, self._device = position, end, shuffle, device
-        self._bad: set[int] = set()
+        self._bad, self._taken_down = set[int](), taken_down
         # Threads hold the reader and not this object: they end with it also where nobody closes it.
         self._close = weakref.finalize(self, inner.close)
         self.num_samples, self.num_classes = data.num_samples, data.num_classes
@@ -237,7 +252,8 @@ class Stream(Iterator[tuple[StreamBatch, StreamPosition]]):
         self._close()
 
     def _state(self, position: int) -> StreamPosition:
-        return dump_position(position, self._wanted.global_batch, self._data.identity, shuffle=self._shuffle)
+        batch, identity = self._wanted.global_batch, self._data.identity
+        return dump_position(position, batch, identity, self._taken_down, shuffle=self._shuffle)
 
     def _batch(self, batch: Batch, global_size: int) -> StreamBatch:
         # Where items are made of the samples, the buffers of images have no pixels.
@@ -251,7 +267,7 @@ class Stream(Iterator[tuple[StreamBatch, StreamPosition]]):
         return StreamBatch(labels, weights, items, batch.samples, batch.replaced, global_size, scale, images)
 
     def _count_bad(self, replaced: list[Replacement]) -> None:
-        new = [one for one in replaced if one.ordinal not in self._bad]
+        new = [one for one in replaced if one.ordinal not in self._bad and not one.taken_down]
         if not new:
             return
         first, allowed = new[0], math.ceil(self._wanted.data.max_bad * self._data.num_samples)

@@ -15,6 +15,7 @@ VERBS = {
     "subset": Verb("look", "subset_main", "a nested subset, as keys or as a manifest"),
     "dedup": Verb("look", "dedup_main", "a manifest without near-duplicates of evaluation sets"),
     "order": Verb("order", "main", "print the keys of examples in the order they are trained on"),
+    "seen": Verb("seen", "main", "at which steps a run was trained on images"),
 }
 
 
