@@ -157,6 +157,7 @@ class Reader:
         reuse: whoever takes a batch gives it back (Batch.give_back), and its memory is written again.
         make: what becomes of a sample in place of pixels by `view`; images are without pixels then, [B, 3, 0, 0].
         taken_down: ordinals of samples that are left out, each with the first position at which it is.
+        labelled: a sample without a label is an error; else its labels are -1.
     """
 
     def __init__(
@@ -171,12 +172,13 @@ class Reader:
         reuse: bool = False,
         make: Make | None = None,
         taken_down: Mapping[int, int] | None = None,
+        labelled: bool = True,
     ) -> None:
         # As many as are ahead, and the one that is taken.
         self._ring = Ring(config.prefetch_batches + 1) if reuse else None
         self._order, self._positions, self._view = order, positions, view
         self._config, self._whole_shards, self._make = config, whole_shards, make
-        self._taken_down = taken_down or {}
+        self._taken_down, self._labelled = taken_down or {}, labelled
         self._max_labels = max(part.manifest.max_labels for part in parts)
         self._windows: dict[int, _Window] = {}
         self._segments = SegmentReader(parts, config.read_threads, lambda: max(64, 2 * len(self._windows)))
@@ -313,8 +315,7 @@ class Reader:
 
     def _fill_labels(self, batch: Batch, row: int, piece: Piece, sample: int, key: str) -> None:
         labels, weights = piece.index.sample_labels(sample)
-        # A set without labels: whoever opened it for training would have been refused.
-        if not piece.part.manifest.num_classes:
+        if not len(labels) and not self._labelled:
             return
         if not len(labels):
             raise DataError(

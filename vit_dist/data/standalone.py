@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vit_dist.config.load import describe
 from vit_dist.config.schema import DataConfig
-from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.world import World, launched_world
 from vit_dist.data.decode import Augment, decode
@@ -32,6 +32,12 @@ from vit_dist.data.sets import TrainingSet, open_training_set
 from vit_dist.data.stream import STORED_WINDOW, TrainStream
 from vit_dist.data.stream_state import StreamPosition, dump_position, load_position
 from vit_dist.data.takedown import TakenDown, extended, hold, left_out, read_lines
+
+_KEYS = frozenset(
+    {"subset", "subset_seed", "lanes", "window", "crop_area", "crop_aspect", "max_bad", "takedown"}
+    | {"read_threads", "prefetch_batches", "memory_limit"}
+)
+"""Of a recipe's data section: those that mean something here, and have no argument of their own."""
 
 Decode = Literal["crop", "pil", "bytes"]
 Transform = Callable[[Any, Sample], Any]
@@ -141,8 +147,8 @@ def open_stream(
         world_size: ranks.
         device: where labels, weights and images are copied to, from pinned memory without waiting; None: they stay.
         workers: threads that decode; None: the CPUs of the rank less two, 2 to 32.
-        **data: other keys of a recipe's `data` section, such as subset, lanes, window, crop_area, read_threads,
-            prefetch_batches, memory_limit, max_bad (docs/recipe.md).
+        **data: keys of a recipe's `data` section: subset, subset_seed, lanes, window, crop_area, crop_aspect, max_bad,
+            takedown, read_threads, prefetch_batches, memory_limit (docs/recipe.md).
 
     Raises:
         ConfigError: arguments that do not fit the sets or each other, or a state of another order.
@@ -155,6 +161,9 @@ def open_stream(
         )
     _check_arguments(batch, epochs, decode, transform, manifest, shuffle=shuffle, drop_last=drop_last)
     world = _world(rank, world_size)
+    unknown = sorted(data.keys() - _KEYS)
+    if unknown:
+        raise ConfigError(f"open_stream: {unknown[0]}: unknown key{did_you_mean(unknown[0], _KEYS)}")
     fields = {**data, "image_size": image_size, "augment": augment, "decode_threads": workers}
     config, read = _config(manifest, fields, shuffle=shuffle)
     wanted = _Wanted(config, seed, batch)
@@ -175,6 +184,7 @@ def open_stream(
         stored=not shuffle,
         make=make,
         taken_down=left_out(taken),
+        labelled=False,
     )
     return Stream(inner, opened, wanted, world, at, end, taken, shuffle=shuffle, device=device)
 

@@ -52,6 +52,7 @@ class TrainStream:
         stored: in the order in which the samples lie in the shards, in place of the set's order.
         make: see Reader.
         taken_down: see Reader.
+        labelled: see Reader.
 
     Raises:
         ConfigError: the ranks do not divide the batch, or the read-ahead is over the memory limit.
@@ -70,6 +71,7 @@ class TrainStream:
         stored: bool = False,
         make: Make | None = None,
         taken_down: Mapping[int, int] | None = None,
+        labelled: bool = True,
     ) -> None:
         config, batch = recipe.data, recipe.global_batch
         rank_batch = -(-batch // world.size) if uneven else world.rank_batch(batch)
@@ -96,6 +98,7 @@ class TrainStream:
             reuse=reuse,
             make=make,
             taken_down=taken_down,
+            labelled=labelled,
         )
 
     def __iter__(self) -> Iterator[tuple[Batch, StreamState]]:
