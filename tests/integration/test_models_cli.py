@@ -14,6 +14,8 @@ from vit_dist.config.load import load_recipe
 from vit_dist.core.world import World
 from vit_dist.data.decode import normalize
 from vit_dist.data.manifest import read_manifest
+from vit_dist.data.sets import Part
+from vit_dist.data.subset import select
 from vit_dist.models.weights.files import LoadOptions, read_weights
 from vit_dist.train.checkpoint.probe import make_probe
 
@@ -53,7 +55,8 @@ engine: {{name: deepspeed, zero_stage: 3}}
     checkpoint = run_dir / "checkpoints/step-0000000006"
     marker = json.loads((checkpoint / "COMMITTED.json").read_text())
     recipe = load_recipe(str(run_dir / "recipe.yaml"))
-    probe = make_probe(recipe, read_manifest(small_set), World(), marker["probe"]["examples"])
+    manifest = read_manifest(small_set)
+    probe = make_probe(recipe, Part(manifest, select(manifest, None)), World(), marker["probe"]["examples"])
     assert probe is not None
     model = ours.config.build(num_classes=4, image_size=28).eval()
     model.load_state_dict(ours.state)

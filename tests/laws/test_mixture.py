@@ -214,3 +214,11 @@ def test_labels_moved_beyond_the_head_and_sets_too_small_name_the_component(two_
     with pytest.raises(ConfigError, match=r"data\.mixture\.one: data\.subset=91 .* from 90"):
         open_training_set(mixed(two_sets, subset=91))
     assert Path(two_sets[0]).is_file()
+
+
+@given(mixtures(), st.integers(0, 600))
+def test_a_sample_is_found_where_it_is_consumed(order: MixtureOrder, position: int) -> None:
+    window, slot = order.place(position)
+    assert order.home(*order.locate(position)) == (window, slot)
+    assert order.turn(window, slot) == position
+    assert order.preceding(order.following(window)) == window == order.following(order.preceding(window))

@@ -26,6 +26,8 @@ from tests.shards import write_set
 from tests.streams import global_batches, recipe
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.world import World
+from vit_dist.data.manifest import read_manifest
+from vit_dist.data.stream import EvalBatches
 
 SIZE = {"image_size": 28}
 
@@ -179,6 +181,10 @@ def test_sets_without_labels_are_read(tmp_path: Path) -> None:
     ((batch, _),) = ranks(str(tmp_path / "bare.json"), 1, epochs=1)[0]
     assert batch.labels.tolist() == [[-1]] * 12
     assert sorted(batch.keys) == sorted(ranks(manifest, 1, epochs=1)[0][0][0].keys)
+    # Where labels are compared, none is an error as ever.
+    bare = read_manifest(str(tmp_path / "bare.json"))
+    with pytest.raises(DataError, match=r"sample 'k\d+' has no label"):
+        list(EvalBatches(bare, recipe(manifest).data, World(), 4))
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -199,6 +205,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"drop_last": True}, r"drop_last=True: without `epochs` the stream has no last batch"),
     ({"drop_last": True, "epochs": 1, "batch": 201}, r"drop_last=True: 1 epochs of 200 examples are less than one"),
     ({"widow": 3}, r"open_stream: widow: unknown key; did you mean 'window'"),
+    ({"mixup": {"alpha": 0.2}}, r"open_stream: mixup: unknown key"),
+    ({"crop_area": (0.5, 0.1)}, r"open_stream: crop_area: expected two numbers"),
     ({"augment": "inceptoin"}, r"open_stream: augment: must be .*did you mean 'inception'"),
     ({"shuffle": False, "window": 3}, r"window=3 beside shuffle=False"),
     ({"memory_limit": "1000 B"}, r"over data\.memory_limit"),

@@ -102,6 +102,9 @@ class DataConfig(Config):
     max_bad: Annotated[float, Field(ge=0, le=1)] = Field(
         0.001, description="fraction of undecodable examples over which a run stops"
     )
+    takedown: Annotated[AnyPlace, NON_IDENTITY] = Field(
+        "", description="path or URL of a list of keys, one a line, that are not read from the next start on"
+    )
     decode_threads: Annotated[int | None, Field(ge=1), NON_IDENTITY] = Field(
         None, description="left out: the CPUs of a rank less two, 2 to 32"
     )
@@ -399,6 +402,8 @@ def dump(config: Config) -> dict[str, Any]:
         del plain["plugins"]
     if isinstance(config, Recipe) and not config.metrics:
         del plain["metrics"]
+    if isinstance(config, Recipe) and not config.data.takedown:
+        del plain["data"]["takedown"]
     return plain
 
 

@@ -162,6 +162,33 @@ class MixtureOrder:
             shards[indices] = own_shards + self._first_shard[component]
         return epochs, shards, samples
 
+    def following(self, window: WindowId) -> WindowId:
+        """The window behind one, of the same component; see GlobalOrder."""
+        component, own = self._own(window)
+        return self._numbered(component, self.orders[component].following(own))
+
+    def preceding(self, window: WindowId) -> WindowId:
+        """The window that another one is `following`."""
+        component, own = self._own(window)
+        return self._numbered(component, self.orders[component].preceding(own))
+
+    def home(self, epoch: int, shard: int, sample: int) -> tuple[WindowId, int]:
+        """The window in which a sample lies in an epoch of its component, and its place there in stored order."""
+        component = bisect_right(self._first_shard, shard) - 1
+        own, slot = self.orders[component].home(epoch, shard - self._first_shard[component], sample)
+        return self._numbered(component, own), slot
+
+    def turn(self, window: WindowId, slot: int) -> int:
+        """The position that consumes the sample at a place of a window: the inverse of `place`."""
+        component, own = self._own(window)
+        row, place = divmod(self.orders[component].turn(own, slot), self.orders[component].lanes)
+        lanes = [lane for lane, owner in enumerate(self._owner) if owner == component]
+        return row * self.lanes + lanes[place]
+
+    def _numbered(self, component: int, own: WindowId) -> WindowId:
+        """A component's own name of a window, as the mixture's."""
+        return own._replace(lane=own.lane + self._first_lane[component])
+
     def window_segments(self, window: WindowId) -> list[Segment]:
         """The samples of a window in stored order, as runs within shards."""
         component, own = self._own(window)

@@ -262,6 +262,37 @@ class GlobalOrder:
         line, size = self.window_line(window)
         return self.epoch(window.epoch).span(line, size, self.counts)
 
+    def following(self, window: WindowId) -> WindowId:
+        """The window behind one in its lane; behind the last one the next lane's first, behind all the very first."""
+        rest = self.lane_length(window.lane) - self._first_window(window.lane)
+        if window.number < -(-rest // self.window):
+            return window._replace(number=window.number + 1)
+        return window._replace(lane=(window.lane + 1) % self.lanes, number=0)
+
+    def preceding(self, window: WindowId) -> WindowId:
+        """The window that another one is `following`."""
+        if window.number:
+            return window._replace(number=window.number - 1)
+        lane = (window.lane - 1) % self.lanes
+        rest = self.lane_length(lane) - self._first_window(lane)
+        return window._replace(lane=lane, number=max(0, -(-rest // self.window)))
+
+    def home(self, epoch: int, shard: int, sample: int) -> tuple[WindowId, int]:
+        """The window in which a sample lies in an epoch, and its place there in stored order."""
+        order = self.epoch(epoch)
+        line = int(order.starts[int(np.flatnonzero(order.shards == shard)[0])]) + sample
+        longer = self._extra * (self._base + 1)
+        lane = line // (self._base + 1) if line < longer else self._extra + (line - longer) // self._base
+        row = line - self._lane_start(lane)
+        index, start, _ = self._window_at(lane, row)
+        return WindowId(epoch, lane, index), row - start
+
+    def turn(self, window: WindowId, slot: int) -> int:
+        """The position that consumes the sample at a place of a window: the inverse of `place`."""
+        line, _ = self.window_line(window)
+        row = line - self._lane_start(window.lane) + int(np.flatnonzero(self.window_slots(window) == slot)[0])
+        return window.epoch * self.num_samples + row * self.lanes + window.lane
+
     def window_slots(self, window: WindowId) -> I64:
         """The samples of a window in the order they are consumed, as places in stored order. int64 [size]."""
         _, size = self.window_line(window)

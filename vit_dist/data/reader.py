@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -63,13 +63,21 @@ Make = Callable[[memoryview, Sample], Any]
 
 @dataclass(frozen=True)
 class Replacement:
-    """A sample that could not be decoded when its turn came, and what was read in its place."""
+    """A sample that could not be decoded when its turn came, or was taken down, and what was read in its place."""
 
     shard: str
     key: str
     ordinal: int
     reason: str
     replaced_by: str
+
+    @property
+    def taken_down(self) -> bool:
+        """Whether somebody wanted it so; else the sample is broken."""
+        return self.reason == TAKEN_DOWN
+
+
+TAKEN_DOWN = "taken down"
 
 
 @dataclass
@@ -84,7 +92,7 @@ class Batch:
         positions: int64 [B]; where in the order each example stood.
         samples: B of them: which sample each example was made of.
         made: B of them: what `Make` gave, where images are not made here; else None each.
-        replaced: the undecodable samples among those whose turn it was.
+        replaced: the undecodable samples among those whose turn it was, and those that were taken down.
         ring: where images, labels and weights go back to, if their memory is used again.
     """
 
@@ -116,6 +124,9 @@ class Order(Protocol):
     def window_slots(self, window: WindowId) -> I64:
         """The places of a window in the order they are consumed."""
 
+    def following(self, window: WindowId) -> WindowId:
+        """The window behind one, and so on through all of the epoch, or of a mixture's set, in a circle."""
+
 
 class _Window:
     """A window that is being read: its segments, each a future of a piece."""
@@ -146,6 +157,8 @@ class Reader:
         whole_shards: read shards whole and keep them: for sets that fit in memory.
         reuse: whoever takes a batch gives it back (Batch.give_back), and its memory is written again.
         make: what becomes of a sample in place of pixels by `view`; images are without pixels then, [B, 3, 0, 0].
+        taken_down: ordinals of samples that are left out, each with the first position at which it is.
+        labelled: a sample without a label is an error; else its labels are -1.
     """
 
     def __init__(
@@ -159,12 +172,15 @@ class Reader:
         whole_shards: bool,
         reuse: bool = False,
         make: Make | None = None,
+        taken_down: Mapping[int, int] | None = None,
+        labelled: bool = True,
     ) -> None:
         # As many as are ahead, and the one that is taken.
         self._ring = Ring(config.prefetch_batches + 1) if reuse else None
         self._order, self._positions, self._view = order, positions, view
         self._config, self._whole_shards, self._make = config, whole_shards, make
         self._decode = functools.partial(decode, upright=config.upright)
+        self._taken_down, self._labelled = taken_down or {}, labelled
         self._max_labels = max(part.manifest.max_labels for part in parts)
         self._windows: dict[int, _Window] = {}
         self._segments = SegmentReader(parts, config.read_threads, lambda: max(64, 2 * len(self._windows)))
@@ -242,36 +258,55 @@ class Reader:
     def _fill(self, batch: Batch, row: int, position: int, window: _Window, slot: int) -> None:
         """Decode the sample at a place of a window into row `row`; in its stead the next decodable one.
 
-        Only the sample whose turn it is counts as replaced: those after it have turns of their own.
+        Only the sample whose turn it is counts as replaced: those after it have turns of their own. Where samples of a
+        window were taken down, and no other one of it is whole, the next window's are tried.
         """
         if self._closed:
             return
         first: Replacement | None = None
-        tried = 0
-        for candidate in self._candidates(window, slot):
-            piece, sample = window.sample(candidate, whole_shards=self._whole_shards)
-            key, tried = piece.index.key(sample), tried + 1
-            _check_header(piece, sample, key)
-            ordinal = piece.part.ordinal(piece.shard, sample)
-            which = Sample(key, piece.part.name, ordinal, window.identity.epoch, position)
-            try:
-                if self._make is not None:
-                    batch.made[row] = self._make(piece.image(sample), which)
-                else:
-                    batch.images[row].copy_(self._view(self._decode(piece.image(sample)), which.epoch, ordinal))
-            except DecodeError as error:
-                first = first or Replacement(_url(piece), key, ordinal, str(error), "")
-                continue
-            self._fill_labels(batch, row, piece, sample, key)
-            batch.ordinals[row], batch.samples[row] = ordinal, which
-            if first is not None:
-                batch.replaced.append(Replacement(first.shard, first.key, first.ordinal, first.reason, key))
-            return
+        tried, all_broken, begun, turn = 0, False, window.identity, slot
+        while not all_broken:
+            all_broken = True
+            for candidate in self._candidates(window, turn):
+                piece, sample = window.sample(candidate, whole_shards=self._whole_shards)
+                key, tried = piece.index.key(sample), tried + 1
+                ordinal = piece.part.ordinal(piece.shard, sample)
+                which = Sample(key, piece.part.name, ordinal, window.identity.epoch, position)
+                reason = self._problem(batch, row, piece, sample, which)
+                if not reason:
+                    if first is not None:
+                        batch.replaced.append(replace(first, replaced_by=key))
+                    return
+                first = first or Replacement(_url(piece), key, ordinal, reason, "")
+                all_broken = all_broken and reason != TAKEN_DOWN
+            following = self._order.following(window.identity)
+            if following == begun:
+                break
+            if not all_broken:
+                window = self._open(following)
+                turn = int(self._order.window_slots(following)[0])
         assert first is not None
         raise DataError(
             f"{first.shard}: none of the {tried} samples around {first.key!r} can be decoded (the first: "
             f"{first.reason}); the shard is damaged: run `vit-dist data verify`"
         )
+
+    def _problem(self, batch: Batch, row: int, piece: Piece, sample: int, which: Sample) -> str:
+        """Make a sample the example of a row; why it cannot be, or ''."""
+        # First: of one that was taken down not a byte is looked at, and its bytes may have been wiped.
+        if self._taken_down.get(which.ordinal, which.position + 1) <= which.position:
+            return TAKEN_DOWN
+        _check_header(piece, sample, which.key)
+        try:
+            if self._make is not None:
+                batch.made[row] = self._make(piece.image(sample), which)
+            else:
+                batch.images[row].copy_(self._view(self._decode(piece.image(sample)), which.epoch, which.ordinal))
+        except DecodeError as error:
+            return str(error) or "it cannot be decoded"
+        self._fill_labels(batch, row, piece, sample, which.key)
+        batch.ordinals[row], batch.samples[row] = which.ordinal, which
+        return ""
 
     def _candidates(self, window: _Window, slot: int) -> Iterator[int]:
         yield slot
@@ -282,8 +317,7 @@ class Reader:
 
     def _fill_labels(self, batch: Batch, row: int, piece: Piece, sample: int, key: str) -> None:
         labels, weights = piece.index.sample_labels(sample)
-        # A set without labels: whoever opened it for training would have been refused.
-        if not piece.part.manifest.num_classes:
+        if not len(labels) and not self._labelled:
             return
         if not len(labels):
             raise DataError(

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from math import gcd
 from typing import Protocol
 
+import numpy as np
+
 from vit_dist.config.load import shipped_set
 from vit_dist.config.schema import ComponentConfig, DataConfig, Recipe
 from vit_dist.core.errors import ConfigError
@@ -43,6 +45,26 @@ class Part:
         """The ordinal, among all parts, of a sample of a shard of the manifest."""
         return self.first_ordinal + int(self.manifest.first_ordinals[shard]) + sample
 
+    def stored(self, ordinal: int) -> tuple[int, int]:
+        """The shard of the manifest, and the sample in it, with an ordinal among all parts."""
+        inner, first = ordinal - self.first_ordinal, self.manifest.first_ordinals
+        # Empty shards share the first ordinal of the next one; 'right' lands on the last of them, which holds it.
+        shard = int(np.searchsorted(first, inner, side="right")) - 1
+        return shard, inner - int(first[shard])
+
+    def place(self, ordinal: int) -> tuple[int, int] | None:
+        """The same as the order counts them; None for a sample that is not in the subset."""
+        shard, sample = self.stored(ordinal)
+        owns = np.flatnonzero(self.subset.shards == shard)
+        if not len(owns):
+            return None
+        own = int(owns[0])
+        if self.subset.chosen is not None:
+            sample = int(np.searchsorted(self.subset.chosen[own], stored := sample))
+            if sample == len(self.subset.chosen[own]) or self.subset.chosen[own][sample] != stored:
+                return None
+        return (self.first_shard + own, sample) if sample < self.subset.counts[own] else None
+
 
 class Parts(tuple[Part, ...]):
     """The parts of an order, found by its shard numbers."""
@@ -52,6 +74,10 @@ class Parts(tuple[Part, ...]):
         at = bisect_right(self, shard, key=lambda part: part.first_shard) - 1
         part = self[at]
         return part, shard - part.first_shard
+
+    def of(self, ordinal: int) -> Part:
+        """The part of an ordinal."""
+        return self[bisect_right(self, ordinal, key=lambda part: part.first_ordinal) - 1]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vit_dist.config.load import describe
 from vit_dist.config.schema import DataConfig
-from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.world import World, launched_world
 from vit_dist.data.augment import Augment
@@ -32,6 +32,13 @@ from vit_dist.data.reader import Batch, Make, Replacement, Sample
 from vit_dist.data.sets import TrainingSet, open_training_set
 from vit_dist.data.stream import STORED_WINDOW, TrainStream
 from vit_dist.data.stream_state import StreamPosition, dump_position, load_position
+from vit_dist.data.takedown import TakenDown, extended, hold, left_out, read_lines
+
+_KEYS = frozenset(
+    {"subset", "subset_seed", "lanes", "window", "crop_area", "crop_aspect", "max_bad", "takedown"}
+    | {"read_threads", "prefetch_batches", "memory_limit"}
+)
+"""Of a recipe's data section: those that mean something here, and have no argument of their own."""
 
 Decode = Literal["crop", "pil", "bytes"]
 Transform = Callable[[Any, Sample], Any]
@@ -142,8 +149,8 @@ def open_stream(
         world_size: ranks.
         device: where labels, weights and images are copied to, from pinned memory without waiting; None: they stay.
         workers: threads that decode; None: the CPUs of the rank less two, 2 to 32.
-        **data: other keys of a recipe's `data` section, such as subset, lanes, window, crop_area, read_threads,
-            prefetch_batches, memory_limit, max_bad (docs/recipe.md).
+        **data: keys of a recipe's `data` section: subset, subset_seed, lanes, window, crop_area, crop_aspect, max_bad,
+            takedown, read_threads, prefetch_batches, memory_limit (docs/recipe.md).
 
     Raises:
         ConfigError: arguments that do not fit the sets or each other, or a state of another order.
@@ -156,15 +163,32 @@ def open_stream(
         )
     _check_arguments(batch, epochs, decode, transform, manifest, shuffle=shuffle, drop_last=drop_last)
     world = _world(rank, world_size)
+    unknown = sorted(data.keys() - _KEYS)
+    if unknown:
+        raise ConfigError(f"open_stream: {unknown[0]}: unknown key{did_you_mean(unknown[0], _KEYS)}")
     fields = {**data, "image_size": image_size, "augment": augment, "decode_threads": workers}
     config, read = _config(manifest, fields, shuffle=shuffle)
     wanted = _Wanted(config, seed, batch)
     opened = open_training_set(wanted, read=read, labelled=False)
     end = _end(opened, epochs, batch, drop_last=drop_last)
-    at = load_position(position, batch, opened.identity, shuffle=shuffle) if position is not None else 0
+    at, before = load_position(position, batch, opened.identity, shuffle=shuffle) if position is not None else (0, ())
+    # Read anew for each stream, whatever one before it has read.
+    hold(config.takedown, read_lines(config.takedown))
+    taken = extended(before, config.takedown, opened.parts, at)
     make = _maker(decode, transform, Augment.of(config, seed), upright=config.upright)
-    inner = TrainStream(opened, wanted, world, at, uneven=True, end=end, stored=not shuffle, make=make)
-    return Stream(inner, opened, wanted, world, at, end, shuffle=shuffle, device=device)
+    inner = TrainStream(
+        opened,
+        wanted,
+        world,
+        at,
+        uneven=True,
+        end=end,
+        stored=not shuffle,
+        make=make,
+        taken_down=left_out(taken),
+        labelled=False,
+    )
+    return Stream(inner, opened, wanted, world, at, end, taken, shuffle=shuffle, device=device)
 
 
 class Stream(Iterator[tuple[StreamBatch, StreamPosition]]):
@@ -188,13 +212,14 @@ class Stream(Iterator[tuple[StreamBatch, StreamPosition]]):
         world: World,
         position: int,
         end: int | None,
+        taken_down: tuple[TakenDown, ...],
         *,
         shuffle: bool,
         device: str | torch.device | None,
     ) -> None:
         self._batches, self._data, self._wanted, self._world = iter(inner), data, wanted, world
         self._begin, self._end, self._shuffle, self._device = position, end, shuffle, device
-        self._bad: set[int] = set()
+        self._bad, self._taken_down = set[int](), taken_down
         # Threads hold the reader and not this object: they end with it also where nobody closes it.
         self._close = weakref.finalize(self, inner.close)
         self.num_samples, self.num_classes = data.num_samples, data.num_classes
@@ -239,7 +264,8 @@ class Stream(Iterator[tuple[StreamBatch, StreamPosition]]):
         self._close()
 
     def _state(self, position: int) -> StreamPosition:
-        return dump_position(position, self._wanted.global_batch, self._data.identity, shuffle=self._shuffle)
+        batch, identity = self._wanted.global_batch, self._data.identity
+        return dump_position(position, batch, identity, self._taken_down, shuffle=self._shuffle)
 
     def _batch(self, batch: Batch, global_size: int) -> StreamBatch:
         # Where items are made of the samples, the buffers of images have no pixels.
@@ -253,7 +279,7 @@ class Stream(Iterator[tuple[StreamBatch, StreamPosition]]):
         return StreamBatch(labels, weights, items, batch.samples, batch.replaced, global_size, scale, images)
 
     def _count_bad(self, replaced: list[Replacement]) -> None:
-        new = [one for one in replaced if one.ordinal not in self._bad]
+        new = [one for one in replaced if one.ordinal not in self._bad and not one.taken_down]
         if not new:
             return
         first, allowed = new[0], math.ceil(self._wanted.data.max_bad * self._data.num_samples)

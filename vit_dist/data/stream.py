@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -25,6 +25,7 @@ from vit_dist.data.order import OrderIdentity, Segment, WindowId
 from vit_dist.data.reader import Batch, Make, Order, Reader, Replacement
 from vit_dist.data.sets import Part, Parts, TrainingSet, Wanted
 from vit_dist.data.subset import Subset, select
+from vit_dist.data.takedown import taken_in
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class TrainStream:
         end: the position at which it ends, with a smaller batch where no whole one is left; None: never.
         stored: in the order in which the samples lie in the shards, in place of the set's order.
         make: see Reader.
+        taken_down: see Reader.
+        labelled: see Reader.
 
     Raises:
         ConfigError: the ranks do not divide the batch, or the read-ahead is over the memory limit.
@@ -68,6 +71,8 @@ class TrainStream:
         end: int | None = None,
         stored: bool = False,
         make: Make | None = None,
+        taken_down: Mapping[int, int] | None = None,
+        labelled: bool = True,
     ) -> None:
         config, batch = recipe.data, recipe.global_batch
         rank_batch = -(-batch // world.size) if uneven else world.rank_batch(batch)
@@ -93,6 +98,8 @@ class TrainStream:
             whole_shards=data.fits_in_memory,
             reuse=reuse,
             make=make,
+            taken_down=taken_down,
+            labelled=labelled,
         )
 
     def __iter__(self) -> Iterator[tuple[Batch, StreamState]]:
@@ -158,12 +165,18 @@ class StoredOrder:
         """See Order."""
         return np.arange(sum(s.length for s in self.window_segments(window)), dtype=np.int64)
 
+    def following(self, window: WindowId) -> WindowId:
+        """See Order."""
+        windows = -(-int(self._ends[-1]) // STORED_WINDOW)
+        return window._replace(number=(window.number + 1) % windows)
+
 
 class EvalBatches:
     """A validation set, or a subset of one, in stored order, cut into equal runs for the ranks.
 
     Every rank yields the same number of batches (collectives inside the model need that); past the end of a rank's
-    run its batches are shorter, at last None. A sample that cannot be decoded is replaced by its neighbour, and logged.
+    run its batches are shorter, at last None. A sample that cannot be decoded, or that `data.takedown` names, is
+    replaced by its neighbour, and logged.
 
     Args:
         manifest: the set.
@@ -172,6 +185,7 @@ class EvalBatches:
         batch: examples a rank gets at once.
         subset: which of them; None: all.
         view: what an image becomes, given S and the fraction that the crop keeps.
+        name: of the set in a mixture, by which a line of `data.takedown` may mean it alone.
     """
 
     def __init__(
@@ -183,6 +197,7 @@ class EvalBatches:
         *,
         subset: Subset | None = None,
         view: Callable[[Tensor, int, float], Tensor] = centre,
+        name: str = "",
     ) -> None:
         if manifest.num_samples == 0:
             raise DataError(f"the validation set {manifest.name!r} has no samples")
@@ -193,13 +208,16 @@ class EvalBatches:
         self._rounds = -(-per_rank // batch)
         chunks = [positions[i * batch : (i + 1) * batch] for i in range(self._rounds)]
         size, crop = config.image_size, config.val_fraction
+        parts = Parts([Part(manifest, subset, name)])
+        taken_down = {ordinal: 0 for found in taken_in(config.takedown, parts).values() for ordinal in found}
         self._reader = Reader(
-            Parts([Part(manifest, subset)]),
+            parts,
             StoredOrder(subset.counts),
             iter([c for c in chunks if len(c)]),
             lambda image, _epoch, _ordinal: view(image, size, crop),
             config,
             whole_shards=False,
+            taken_down=taken_down,
         )
 
     def __iter__(self) -> Iterator[Batch | None]:
@@ -209,11 +227,15 @@ class EvalBatches:
                 batch = self._reader.next()
                 replaced += batch.replaced if batch is not None else []
                 yield batch
-            if replaced:
-                first = replaced[0]
-                log(
-                    f"  {len(replaced)} validation examples cannot be decoded and count as their neighbours do; the "
-                    f"first: {first.key!r} of {first.shard}: {first.reason}"
-                )
+            for what, some in (
+                ("cannot be decoded", [r for r in replaced if not r.taken_down]),
+                ("are taken down", [r for r in replaced if r.taken_down]),
+            ):
+                if some:
+                    first = some[0]
+                    log(
+                        f"  {len(some)} validation examples {what} and count as their neighbours do; the first: "
+                        f"{first.key!r} of {first.shard}: {first.reason}"
+                    )
         finally:
             self._reader.close()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.run.records import is_taken_down
 from vit_dist.core.small_files import is_count
 from vit_dist.data.mixture import MixtureIdentity
 from vit_dist.data.order import OrderIdentity, describe_identity_change
+from vit_dist.data.takedown import TakenDown, dump_taken, load_taken
 
 StreamPosition = dict[str, Any]
 """What a stream gives with each batch, and goes on from: plain data, which JSON and pickle carry alike."""
@@ -20,10 +22,15 @@ _FIELDS = frozenset({"kind", "version", "position", "batch", "shuffle", "order"}
 
 
 def dump_position(
-    position: int, batch: int, identity: OrderIdentity | MixtureIdentity, *, shuffle: bool
+    position: int,
+    batch: int,
+    identity: OrderIdentity | MixtureIdentity,
+    taken_down: Sequence[TakenDown],
+    *,
+    shuffle: bool,
 ) -> StreamPosition:
     """The state of a stream that has given so many examples, on all ranks together."""
-    return {
+    state = {
         "kind": _KIND,
         "version": _VERSION,
         "position": position,
@@ -31,12 +38,13 @@ def dump_position(
         "shuffle": shuffle,
         "order": asdict(identity),
     }
+    return {**state, "taken_down": dump_taken(taken_down)} if taken_down else state
 
 
 def load_position(
     state: Mapping[str, Any], batch: int, identity: OrderIdentity | MixtureIdentity, *, shuffle: bool
-) -> int:
-    """The examples that were given before, read from what `dump_position` made, for the stream that is being opened.
+) -> tuple[int, tuple[TakenDown, ...]]:
+    """The examples that were given before, and what was taken down, for the stream that is being opened.
 
     Raises:
         ConfigError: it is no state of a stream, or of another order; says what differs.
@@ -56,8 +64,7 @@ def load_position(
             f"batch={state['batch']}; to go on with other batches on purpose (the order is the same, each remaining "
             f"example comes once): position={{**state, 'batch': {batch}}}"
         )
-    position: int = state["position"]
-    return position
+    return state["position"], load_taken(state.get("taken_down", []))
 
 
 def _check(state: Mapping[str, Any]) -> None:
@@ -80,6 +87,7 @@ def _check(state: Mapping[str, Any]) -> None:
         ("batch", is_count(state["batch"]) and state["batch"] > 0, "a whole number from 1"),
         ("shuffle", isinstance(state["shuffle"], bool), "true or false"),
         ("order", isinstance(state["order"], Mapping), "a mapping"),
+        ("taken_down", is_taken_down(state.get("taken_down", [])), "lists of a key, a position and ordinals"),
     ):
         if not fits:
-            raise ConfigError(f"position: the state is damaged: {name} is {state[name]!r:.100}, expected {what}")
+            raise ConfigError(f"position: the state is damaged: {name} is {state.get(name)!r:.100}, expected {what}")

@@ -207,11 +207,11 @@ def _hashes(manifest: ShardManifest, seed: int) -> U64:
     hashes = np.empty(manifest.num_samples, np.uint64)
     for shard, start in enumerate(manifest.first_ordinals.tolist()):
         index = manifest.read_index(shard)
-        hashes[start : start + index.num_samples] = _key_hashes(index, hash64(seed, _TAG_SUBSET, shard))
+        hashes[start : start + index.num_samples] = key_hashes(index, hash64(seed, _TAG_SUBSET, shard))
     return hashes
 
 
-def _key_hashes(index: ShardIndex, state: int) -> U64:
+def key_hashes(index: ShardIndex, state: int) -> U64:
     """hash64(state, length, words...) of every key, its bytes taken as little-endian 64-bit words. uint64 [n]."""
     lengths = np.diff(index.key_ends, prepend=0)
     num_words = (lengths + 7) // 8

@@ -61,6 +61,7 @@ from vit_dist.train.progress.goodput import Goodput, carried
 from vit_dist.train.progress.performance import describe_device
 from vit_dist.train.run import Run, StopRequest
 from vit_dist.train.state import TrainState
+from vit_dist.train.takedown import agree_on_list, with_list
 
 
 def attempt(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps | None = None) -> None:
@@ -161,6 +162,7 @@ def open_run(
     assert isinstance(model_config, ModelConfig)
     assert isinstance(recipe.schedule, ScheduleConfig)
     data, val, plan = open_training(recipe, world)
+    agree_on_list(recipe, world)
     _bring_back(recipe, data, directory, world)
     initial = Initial(recipe, directory, world, data.class_names)
     plugins = agreed_plugins(recipe, world)
@@ -179,7 +181,7 @@ def open_run(
 
     engine, num_params = build_engine(recipe, plan, world, device)
     start.mark("model and engine", {"compiling": engine.timer.compiling_s})
-    probe = make_probe(recipe, data.parts[0].manifest, world, recipe.checkpoint.probe)
+    probe = make_probe(recipe, data.parts[0], world, recipe.checkpoint.probe)
     restored = checkpoints.restore(
         directory.checkpoints, engine, run_identity, world, probe=probe, remote=recipe.checkpoint.remote
     )
@@ -189,6 +191,7 @@ def open_run(
     else:
         state = TrainState.load(restored.state, data.identity, str(restored.path))
         checkpoints.agree_on_place((state.step, state.position), restored.path, world)
+    state = with_list(state, recipe, data, val, world)
     start.mark("restoring" if restored is not None else "probe")
     if world.is_main:
         _announce(recipe, data, plan, engine, world, num_params)

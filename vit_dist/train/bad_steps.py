@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from vit_dist.core.log import WARNING, log
 from vit_dist.data.sets import TrainingSet
 from vit_dist.engines._collectives import all_gather_object
@@ -85,12 +83,10 @@ def _keys(data: TrainingSet, ordinals: list[int]) -> list[str]:
     """Keys of samples; of large batches the first ones only, since each may take an index of its own to be read."""
     keys = []
     for ordinal in ordinals:
-        part = [p for p in data.parts if p.first_ordinal <= ordinal][-1]
-        first = part.manifest.first_ordinals
-        inner = ordinal - part.first_ordinal
-        shard = int(np.searchsorted(first[: len(part.manifest.counts)], inner, side="right")) - 1
+        part = data.parts.of(ordinal)
+        shard, sample = part.stored(ordinal)
         try:
-            keys.append(part.manifest.read_index(shard).key(inner - int(first[shard])))
+            keys.append(part.manifest.read_index(shard).key(sample))
         # The index may be away just now, and this is only a diagnosis: the ordinal names the example too.
         except Exception:
             keys.append(f"#{ordinal}")

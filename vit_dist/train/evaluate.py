@@ -18,6 +18,7 @@ from vit_dist.core.run import history, names
 from vit_dist.core.run.copies import Copies
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
+from vit_dist.data.takedown import refuse_forgetting
 from vit_dist.engines._numerics import check_precision, numerics
 from vit_dist.evals import EvalContext
 from vit_dist.train.attempt import build_engine
@@ -30,6 +31,7 @@ from vit_dist.train.plan import open_training
 from vit_dist.train.plugin_code import agreed_plugins
 from vit_dist.train.process_group import process_group
 from vit_dist.train.state import TrainState
+from vit_dist.train.takedown import agree_on_list
 
 
 def evaluate(
@@ -73,6 +75,7 @@ def _evaluate(recipe: Recipe, run_dir: Path, world: World, checkpoint: str, out:
         device = stack.enter_context(process_group(world, limits, directory.stacks))
         check_precision(recipe.precision, device)
         data, val, plan = open_training(recipe, world)
+        agree_on_list(recipe, world)
         engine, _ = build_engine(recipe, plan, world, device, trains=False)
         plugins = agreed_plugins(recipe, world)
         # Rank 0 alone reads the run's directory: all ranks go on from one answer, whatever the file system shows.
@@ -90,6 +93,7 @@ def _evaluate(recipe: Recipe, run_dir: Path, world: World, checkpoint: str, out:
             raise RunError(f"{run_dir}: no checkpoint in it to evaluate; train it first")
         state = TrainState.load(restored.state, data.identity, str(restored.path))
         checkpoints.agree_on_place((state.step, state.position), restored.path, world)
+        refuse_forgetting(state.taken_down, recipe.data.takedown)
         measures = open_measures(EvalContext(engine, recipe, world, val), directory, world)
         measures.announce(INFO)
         known = checkpoints.on_main(lambda: history.evaluations(run_dir, state.step), world)

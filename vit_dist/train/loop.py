@@ -28,6 +28,7 @@ from vit_dist.core.seeding import hash64
 from vit_dist.core.store_patience import run_has_begun
 from vit_dist.data.reader import Batch, Replacement
 from vit_dist.data.stream import StreamState, TrainStream
+from vit_dist.data.takedown import left_out
 from vit_dist.engines._protocol import PendingStep, StepResult
 from vit_dist.optim import OptimizerConfig, ScheduleConfig
 from vit_dist.train.agreement import Agreement, Requests
@@ -88,7 +89,14 @@ def _train_until_rewind(run: Run) -> bool:
     requests, flight = Requests(), None
     feed = Feed(run.recipe, plan.micro_batch, run.engine.device)
     with (
-        TrainStream(run.data, run.recipe, run.world, run.state.position, reuse=True) as stream,
+        TrainStream(
+            run.data,
+            run.recipe,
+            run.world,
+            run.state.position,
+            reuse=True,
+            taken_down=left_out(run.state.taken_down),
+        ) as stream,
         Progress(
             "  training", plan.total_steps, "steps", quiet=not run.world.is_main, done=run.state.step, summary=False
         ) as progress,
@@ -97,7 +105,8 @@ def _train_until_rewind(run: Run) -> bool:
         for batch, after in stream:
             clock.enter("train")
             before = run.state
-            agreement = Agreement(run, batch.replaced, requests)
+            # What was taken down follows from the train state: only what is broken has to be told.
+            agreement = Agreement(run, [r for r in batch.replaced if not r.taken_down], requests)
             step = _queue(run, feed.micro_batches(batch), batch.ordinals, after)
             agreed = agreement.wait()
             # Before the state moves on: a superseded attempt writes neither log nor checkpoint from here.

@@ -16,6 +16,7 @@ from vit_dist.core.run import log as runlog
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet
+from vit_dist.data.takedown import summary
 from vit_dist.engines._protocol import Engine
 from vit_dist.train.checkpoint.probe import Probe
 from vit_dist.train.checkpoint.saver import Saver
@@ -86,6 +87,8 @@ class Run:
             runlog.write_start(self.writer, self.info, recipe_yaml(self.recipe))
             self.evaluation.begin_file()
             runlog.write_metrics(self.writer, self.recipe.measured()[0] | self.recipe.metrics)
+            if self.state.taken_down:
+                self.writer.json(runlog.TAKEDOWN, summary(self.state.taken_down), self.state.step)
         self.write_status()
 
     def write_status(self) -> None:

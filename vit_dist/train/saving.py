@@ -34,7 +34,7 @@ def save(run: Run) -> None:
         except RunError:
             extras[LOG] = run.writer.unwritten()
     if run.probe is not None:
-        extras["probe"] = {"examples": len(run.probe.images), "loss": run.probe.measure(run.engine)}
+        extras["probe"] = run.probe.record(run.probe.measure(run.engine))
     names = Classes("", run.recipe.data.num_classes, run.data.class_names).listing()
     if names:
         extras[CLASSES] = names

@@ -8,12 +8,17 @@ from typing import Any
 from vit_dist.core.errors import CheckpointError
 from vit_dist.data.mixture import MixtureIdentity
 from vit_dist.data.order import OrderIdentity, describe_identity_change
+from vit_dist.data.takedown import TakenDown, dump_taken, load_taken
 
 _SKIPPED_RANGES_KEY = "passed_over"
 """Name of `skipped_ranges` in a checkpoint's marker."""
 
 _LOSS_STEPS_KEY = "loss_steps"
 """Steps of `losses` there. Markers of former versions have none: the last steps before the checkpoint then."""
+
+
+_TAKEN_DOWN_KEY = "taken_down"
+"""There only if something was."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class TrainState:
         bad_in_row: steps up to now that were not applied, without one between that was.
         spikes: steps whose loss was a spike.
         skipped_ranges: ranges of positions [begin, end) that a rewind left out of training.
+        taken_down: keys that are not read any more, each with the position from which it is not.
     """
 
     step: int = 0
@@ -39,11 +45,21 @@ class TrainState:
     bad_in_row: int = 0
     spikes: int = 0
     skipped_ranges: tuple[tuple[int, int], ...] = ()
+    taken_down: tuple[TakenDown, ...] = ()
 
     @property
     def examples(self) -> int:
         """Examples that were trained on."""
         return self.position - sum(end - begin for begin, end in self.skipped_ranges)
+
+    def step_of(self, position: int, global_batch: int) -> int | None:
+        """The step (1, 2, ...) that trained on a position before this state's; None: a rewind left it out."""
+        before = 0
+        for begin, end in self.skipped_ranges:
+            if begin <= position < end:
+                return None
+            before += end - begin if end <= position else 0
+        return (position - before) // global_batch + 1
 
     def advance(self, *, position: int, quarantined: frozenset[int]) -> TrainState:
         """The state once one more step was begun, whose result is not known yet."""
@@ -71,7 +87,9 @@ class TrainState:
         since = given_up.skipped_ranges[len(self.skipped_ranges) :]
         begin, end = since[-1][1] if since else self.position, given_up.position
         ranges = (*given_up.skipped_ranges, (begin, end))
-        return replace(self, position=end, skipped_ranges=ranges, spikes=given_up.spikes)
+        return replace(
+            self, position=end, skipped_ranges=ranges, spikes=given_up.spikes, taken_down=given_up.taken_down
+        )
 
     def dump(self, identity: OrderIdentity | MixtureIdentity) -> dict[str, Any]:
         """As plain data, with the order that the position belongs to."""
@@ -79,6 +97,9 @@ class TrainState:
         # The key has another name than the attribute: markers that were written under it must stay readable, and a
         # marker that is written now must be readable to the version before.
         fields[_SKIPPED_RANGES_KEY] = fields.pop("skipped_ranges")
+        # Where nothing was taken down the marker is that of the versions before.
+        taken = fields.pop(_TAKEN_DOWN_KEY)
+        fields |= {_TAKEN_DOWN_KEY: dump_taken(self.taken_down)} if taken else {}
         fields["losses"], fields[_LOSS_STEPS_KEY] = [loss for _, loss in self.losses], [step for step, _ in self.losses]
         return {**fields, "quarantined": sorted(self.quarantined), "order": asdict(identity)}
 
@@ -106,4 +127,5 @@ class TrainState:
             raw["bad_in_row"],
             raw["spikes"],
             tuple((begin, end) for begin, end in raw[_SKIPPED_RANGES_KEY]),
+            load_taken(raw.get(_TAKEN_DOWN_KEY, ())),
         )

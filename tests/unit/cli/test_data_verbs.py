@@ -28,7 +28,7 @@ from vit_dist.data.index import encode_index
 from vit_dist.data.manifest import ShardManifest, checksum, encode_manifest, read_manifest
 from vit_dist.data.order import GlobalOrder, resolve_lanes
 from vit_dist.data.sets import open_training_set
-from vit_dist.data.subset import Subset, _key_hashes, select, select_balanced
+from vit_dist.data.subset import Subset, key_hashes, select, select_balanced
 
 
 def picture(number: int, size: int = 64) -> Image.Image:
@@ -399,7 +399,7 @@ def test_keys_are_hashed_as_one_by_one(packed: Path) -> None:
         raw = key.encode()
         words = [int.from_bytes(raw[i : i + 8], "little") for i in range(0, len(raw), 8)]
         expected.append(hash64(77, len(raw), *words))
-    assert _key_hashes(index, 77).tolist() == expected
+    assert key_hashes(index, 77).tolist() == expected
 
 
 def test_near_hashes_finds_what_comparing_all_pairs_finds() -> None:

@@ -19,7 +19,7 @@ from vit_dist.cli.models.options import model_config
 from vit_dist.config.keys import search
 from vit_dist.config.load import config_dirs, find_config, load_recipe, recipe_hash
 from vit_dist.core.errors import ConfigError, VitDistError
-from vit_dist.core.run.log import METRICS, RECIPE, RUN, STATUS
+from vit_dist.core.run.log import METRICS, RECIPE, RUN, STATUS, TAKEDOWN
 from vit_dist.study.grid import StudyConfig, load_study, plan
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -214,7 +214,7 @@ def test_every_path_of_the_repository_is_there(page: Path) -> None:
     for word in (word for code in (*spans(text), *blocks(text)) for word in code.split()):
         path = word.partition(":")[0].strip("'\"(),;")
         top = path.partition("/")[0]
-        if path in {RUN, RECIPE, METRICS, STATUS}:
+        if path in {RUN, RECIPE, METRICS, STATUS, TAKEDOWN}:
             continue
         named = top in {"configs", "docs", "slurm", "tests", "benchmarks", "vit_dist", "launcher"} and "/" in path
         if (named or re.fullmatch(r"[a-z_]+(/[a-z_]+)+\.py", path)) and not re.search(r"[A-Z<>]{2,}|\.\.\.", path):

@@ -51,6 +51,9 @@ def _of_state(state: Mapping[str, Any], recipe: Mapping[str, Any]) -> Iterator[s
             yield from _beyond_horizon(step, batch, recipe.get("horizon"), state.get("order", {}))
     if ranges and ranges[-1][1] > position:
         yield f"passed_over ends at {ranges[-1][1]:,}, behind position {position:,}"
+    late = next((entry for entry in state.get("taken_down", []) if entry[1] > position), None)
+    if late is not None:
+        yield f"taken_down: {shown(late[0])} counts from position {late[1]:,} on, behind position {position:,}"
     if skipped > step:
         yield f"skipped is {skipped:,}, of {step:,} steps"
     if bad_in_row > skipped:

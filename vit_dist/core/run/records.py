@@ -82,6 +82,14 @@ def _is_ranges(value: Any) -> bool:
     return all(map(is_count, ends)) and ends == sorted(ends)
 
 
+def is_taken_down(value: Any) -> bool:
+    """Lists, each of a line, a position and the ordinals that it means from there on."""
+    if not isinstance(value, list | tuple):
+        return False
+    shaped = (isinstance(one, list | tuple) and len(one) == 3 and isinstance(one[2], list | tuple) for one in value)
+    return all(shaped) and all(is_text(line) and all(map(is_count, [at, *found])) for line, at, found in value)
+
+
 STATE: Mapping[str, Check] = {
     "step": is_count,
     "position": is_count,
@@ -94,8 +102,11 @@ STATE: Mapping[str, Check] = {
     "order": is_mapping,
 }
 """The train state in a checkpoint's marker; who goes on from it needs every field."""
-STATE_SINCE: Mapping[str, Check] = {"loss_steps": lambda value: isinstance(value, list) and all(map(is_count, value))}
-"""What markers of former versions lack in it."""
+STATE_SINCE: Mapping[str, Check] = {
+    "loss_steps": lambda value: isinstance(value, list) and all(map(is_count, value)),
+    "taken_down": is_taken_down,
+}
+"""What markers of former versions lack in it, and others may."""
 MARKER: Mapping[str, Check] = {
     "format": is_count,
     "vit_dist": is_text,

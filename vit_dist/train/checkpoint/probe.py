@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vit_dist.config.schema import Recipe
 from vit_dist.core.world import World
-from vit_dist.data.manifest import ShardManifest
+from vit_dist.data.sets import Part
 from vit_dist.data.stream import EvalBatches
 from vit_dist.engines._layout import completed
 from vit_dist.engines._protocol import Engine, mean_over_ranks
@@ -29,13 +29,25 @@ _KERNELS = ("engine", "zero_stage", "torch", "device", "tf32", "head", "attentio
 
 @dataclass(frozen=True)
 class Probe:
-    """A fixed batch and how it is judged. uint8 images [n, 3, S, S], float32 targets [n, K]."""
+    """A fixed batch and how it is judged. uint8 images [n, 3, S, S], float32 targets [n, K].
+
+    `without` are the ordinals of samples that were taken down, in whose place others are in the batch.
+    """
 
     images: Tensor
     targets: Tensor
     loss: Any
     world: World
     precision: str
+    without: tuple[int, ...] = ()
+
+    def record(self, loss: float) -> dict[str, Any]:
+        """The entry of a checkpoint's marker."""
+        return {"examples": len(self.images), "loss": loss, **({"without": list(self.without)} if self.without else {})}
+
+    def is_of(self, recorded: dict[str, Any]) -> bool:
+        """Whether a marker's entry was measured on this very batch."""
+        return bool(recorded["examples"] == len(self.images) and recorded.get("without", []) == list(self.without))
 
     def measure(self, engine: Engine) -> float:
         """The loss of the batch with the engine's weights as they are. A collective."""
@@ -69,12 +81,14 @@ class Probe:
         )
 
 
-def make_probe(recipe: Recipe, manifest: ShardManifest, world: World, examples: int) -> Probe | None:
+def make_probe(recipe: Recipe, part: Part, world: World, examples: int) -> Probe | None:
     """The first examples of a set as they lie in the shards; None for 0 examples."""
     if examples == 0:
         return None
-    with contextlib.closing(iter(EvalBatches(manifest, recipe.data, World(), examples))) as batches:  # type: ignore[type-var]
+    everything = EvalBatches(part.manifest, recipe.data, World(), examples, name=part.name)
+    with contextlib.closing(iter(everything)) as batches:  # type: ignore[type-var]
         batch = next(batches)
     assert batch is not None, "a training set is never empty"
     targets = make_targets(batch.labels, batch.weights, recipe.data.num_classes, recipe.loss)
-    return Probe(batch.images, targets, make_loss(recipe.loss), world, recipe.precision)
+    without = tuple(r.ordinal for r in batch.replaced if r.taken_down)
+    return Probe(batch.images, targets, make_loss(recipe.loss), world, recipe.precision, without)

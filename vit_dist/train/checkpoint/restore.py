@@ -160,7 +160,7 @@ def _restore_one(
     recorded = marker.get("probe")
     if source is not None and not problems:
         engine.load(source)
-        if probe is not None and recorded is not None and recorded["examples"] == len(probe.images):
+        if probe is not None and recorded is not None and probe.is_of(recorded):
             problems = all_problems(probe.judge(engine, float(recorded["loss"]), marker["layout"]), world)
     if problems:
         if world.is_main:

@@ -22,6 +22,7 @@ from vit_dist.engines._slices import WEIGHT, EngineState, Slice, Source
 from vit_dist.train.checkpoint.format import Snapshot
 from vit_dist.train.checkpoint.remote import remote_steps
 from vit_dist.train.checkpoint.restore import restore
+from vit_dist.train.checkpoint.probe import Probe
 from vit_dist.train.checkpoint.saver import Contents, Saver, SupersededError
 from vit_dist.train.checkpoint.store import Retention, sweep
 
@@ -230,6 +231,8 @@ class Judge:
     """A probe that finds some steps' weights wrong."""
 
     images = (0, 0, 0, 0)
+    without = ()
+    is_of = Probe.is_of
 
     def judge(self, engine: TinyEngine, recorded: float, wrote: dict[str, Any]) -> str:
         return "" if float(engine.weight[0]) == recorded else f"the loss was {recorded}"

@@ -1,0 +1,197 @@
+"""A run that is given a list of keys amid it: what was before stays, what comes after is without, nothing is forgotten.
+
+In this process and on one rank; that every number of ranks reads the same is in test_takedown.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import trains_here
+from tests.laws.test_resume import recipe_file
+from vit_dist.cli.data import main as data_verb
+from vit_dist.config.load import load_recipe
+from vit_dist.core.errors import ConfigError, RunError
+from vit_dist.core.events.reader import read_run
+from vit_dist.core.run import log as runlog
+from vit_dist.core.run.checkpoints import committed, read_marker
+from vit_dist.core.run.directory import RunDir
+from vit_dist.core.world import World
+from vit_dist.train import loop
+from vit_dist.train.attempt import attempt
+from vit_dist.train.evaluate import evaluate
+from vit_dist.train.run import Run
+
+STEPS, BATCH = 18, 16
+SETTINGS = [
+    "engine.name=plain",
+    "precision=fp32",
+    f"horizon={STEPS} steps",
+    "guards.hang=0s",
+    "checkpoint.every=5 steps",
+    "eval.every=18 steps",
+    "log.order=true",
+]
+
+
+class CutError(BaseException):
+    """The process ends here."""
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    with trains_here():
+        yield
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, small_set: str, small_val: str) -> Path:
+    return recipe_file(tmp_path, small_set, small_val)
+
+
+def train(recipe: Path, run_dir: Path, *overrides: str, cut: int = 0, patch: pytest.MonkeyPatch | None = None) -> None:
+    """Train to the end, or until a step is about to be queued."""
+    config = load_recipe(str(recipe), [*SETTINGS, *overrides])
+    if not cut or patch is None:
+        attempt(config, run_dir, World())
+        return
+    queue = loop._queue
+
+    def stop(run: Run, *given: Any) -> Any:
+        if run.state.step + 1 == cut:
+            raise CutError
+        return queue(run, *given)
+
+    with patch.context() as patched:
+        patched.setattr(loop, "_queue", stop)
+        with pytest.raises(CutError):
+            attempt(config, run_dir, World())
+
+
+def end(run_dir: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    last = committed(RunDir(run_dir).checkpoints)[0]
+    marker, problem = read_marker(last)
+    assert (problem, marker["state"]["step"]) == ("", STEPS)
+    return marker["state"], {path.name: path.read_bytes() for path in last.glob("*.safetensors")}
+
+
+def trained_on(run_dir: Path) -> dict[int, list[int]]:
+    """The ordinals of each step, as the attempt wrote them that counts."""
+    steps = {}
+    for path in sorted((run_dir / "order").glob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            steps[entry["step"]] = entry["ordinals"]
+    return steps
+
+
+def test_a_list_that_is_given_amid_a_run(
+    recipe: Path,
+    tmp_path: Path,
+    small_set: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    listed = tmp_path / "list.txt"
+    # The first is among the examples that checkpoints are judged by; one is of the validation set, one of none.
+    listed.write_text("k000000\nk000077\nk000123\nk010003\nnobody\n")
+    plain, once, often = (tmp_path / name for name in ("plain", "once", "often"))
+    train(recipe, plain)
+    with_list = f"data.takedown={listed}"
+    train(recipe, once, cut=11, patch=monkeypatch)
+    capsys.readouterr()
+    train(recipe, once, with_list)
+    said = "".join(capsys.readouterr())
+    assert "1 of 5 new keys are in no set of this run: 'nobody'" in said
+    assert "takedown: 5 keys, 3 samples of the training set, from position 160 on" in said
+    assert "1 validation examples are taken down" in said
+    assert "damaged" not in said
+    before, after = trained_on(plain), trained_on(once)
+    assert {step: before[step] for step in range(1, 11)} == {step: after[step] for step in range(1, 11)}
+    gone = {0, 77, 123}
+    assert gone <= {ordinal for step in range(1, 14) for ordinal in before[step]}
+    assert not gone & {ordinal for step in range(11, STEPS + 1) for ordinal in after[step]}
+    for step in range(11, STEPS + 1):
+        same = [a == b for a, b in zip(before[step], after[step], strict=True)]
+        assert [o in gone for o in before[step]] == [not one for one in same]
+
+    # Cut elsewhere, begun with the list at the same place: the same bits.
+    train(recipe, often, cut=14, patch=monkeypatch)
+    train(recipe, often, with_list, cut=17, patch=monkeypatch)
+    train(recipe, often, with_list)
+    assert end(often) == end(once)
+    state, _ = end(once)
+    expected = [["k000000", 160, [0]], ["k000077", 160, [77]], ["k000123", 160, [123]]]
+    assert state["taken_down"] == [*expected, ["k010003", 160, []], ["nobody", 160, []]]
+    assert state["quarantined"] == []
+    text = read_run(str(RunDir(once).events)).last_text(runlog.TAKEDOWN)
+    assert text is not None
+    assert json.loads(text) == {"keys": 5, "examples": 3, "keys_since_position": {"160": 5}}
+    assert read_run(str(RunDir(plain).events)).last_text(runlog.TAKEDOWN) is None
+
+    check_seen(once, after, capsys)
+    check_nothing_is_forgotten(recipe, once, listed)
+
+
+def check_seen(run_dir: Path, steps: dict[int, list[int]], capsys: pytest.CaptureFixture[str]) -> None:
+    """`data seen` says of each key what the run wrote down while it trained."""
+    keys = [f"k{ordinal:06d}" for ordinal in range(200)]
+    capsys.readouterr()
+    assert data_verb(["seen", str(run_dir), *keys]) == 0
+    told: dict[int, list[int]] = {}
+    ordinal = -1
+    for line in capsys.readouterr().out.splitlines()[1:]:
+        if line.startswith("  step"):
+            told[ordinal].append(int(line.split(",")[0].removeprefix("  step ")))
+        else:
+            ordinal = int(line.partition("ordinal ")[2].partition(")")[0])
+            told[ordinal] = []
+    assert told == {
+        o: [s for s in sorted(steps) if o in steps[s] for _ in range(steps[s].count(o))] for o in range(200)
+    }
+    assert data_verb(["seen", str(run_dir), "k000077", "k1"]) == 1
+    said = capsys.readouterr().out
+    assert said.startswith(f"{run_dir}: {STEPS} steps of {BATCH}, {STEPS * BATCH} examples\n")
+    assert "ordinal 77): trained on" in said
+    assert "times; taken down from position 160 on" in said
+    assert said.endswith("k1: in no training set of this run\n")
+
+
+def check_nothing_is_forgotten(recipe: Path, run_dir: Path, listed: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no data\.takedown is given that has 5 of the 5 keys that were taken down"):
+        train(recipe, run_dir, "log.every=2 steps")
+    listed.write_text("k000000\nk000077\nk000123\nnobody\nmore\n")
+    with pytest.raises(ConfigError, match=r"lacks 1 of the 5 keys .* from position 160 on: 'k010003'"):
+        train(recipe, run_dir, f"data.takedown={listed}")
+    with pytest.raises(ConfigError, match=r"no data\.takedown is given"):
+        evaluate(load_recipe(str(recipe), SETTINGS), run_dir, World())
+
+
+def test_a_run_that_begins_with_a_list_counts_it_from_the_first_example(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text("k000077\n")
+    train(recipe, tmp_path / "run", f"data.takedown={listed}", cut=7, patch=monkeypatch)
+    listed.write_text("k000077\nk000078\n")
+    train(recipe, tmp_path / "run", f"data.takedown={listed}")
+    assert end(tmp_path / "run")[0]["taken_down"] == [["k000077", 0, [77]], ["k000078", 80, [78]]]
+    steps = trained_on(tmp_path / "run")
+    assert 77 not in {ordinal for ordinals in steps.values() for ordinal in ordinals}
+    assert 78 not in {ordinal for step in range(6, STEPS + 1) for ordinal in steps[step]}
+
+
+def test_seen_says_where_there_is_nothing_to_tell(tmp_path: Path, recipe: Path) -> None:
+    with pytest.raises(RunError, match=r"no run directory: there is no recipe\.yaml in it"):
+        data_verb(["seen", str(tmp_path / "none"), "a"])
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "recipe.yaml").write_text(recipe.read_text())
+    with pytest.raises(RunError, match="no checkpoint in it"):
+        data_verb(["seen", str(tmp_path / "new"), "a"])
+    with pytest.raises(ConfigError, match="give keys, or a list of them"):
+        data_verb(["seen", str(tmp_path)])

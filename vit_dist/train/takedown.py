@@ -1,0 +1,42 @@
+"""What a run leaves out since somebody wanted it so: one list for all ranks, and none that forgets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vit_dist.config.schema import Recipe
+from vit_dist.core.world import World
+from vit_dist.data.manifest import ShardManifest
+from vit_dist.data.sets import Part, Parts, TrainingSet
+from vit_dist.data.subset import select
+from vit_dist.data.takedown import extended, hold, read_lines
+from vit_dist.train.checkpoint.restore import on_main
+from vit_dist.train.state import TrainState
+
+
+def agree_on_list(recipe: Recipe, world: World) -> None:
+    """Read `data.takedown` on one rank, for all: it may grow meanwhile. A collective.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    url = recipe.data.takedown
+    if url:
+        hold(url, on_main(lambda: read_lines(url), world))
+
+
+def with_list(
+    state: TrainState, recipe: Recipe, data: TrainingSet, val: ShardManifest | None, world: World
+) -> TrainState:
+    """The state with what the list says beside what was taken down before. A collective.
+
+    Raises:
+        ConfigError: the list lacks something that was.
+        DataError: an index cannot be read.
+    """
+    beside = None if val is None or not val.num_samples else Parts([Part(val, select(val, None))])
+    # On one rank: it may read the indexes of all shards.
+    taken = on_main(
+        lambda: extended(state.taken_down, recipe.data.takedown, data.parts, state.position, beside=beside), world
+    )
+    return replace(state, taken_down=taken)
