@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from vit_dist.config.load import recipe_yaml
+from launcher.status.logs import first_error
+from vit_dist.config.load import recipe_hash, recipe_yaml
 from vit_dist.config.plugins import with_copies
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import VitDistError
@@ -24,6 +25,7 @@ from vit_dist.core.process import STOP_SIGNALS, cli_command, handling, parent_de
 from vit_dist.core.run import history, names
 from vit_dist.core.run.checkpoints import newest_step
 from vit_dist.core.run.directory import RunDir
+from vit_dist.core.run.history import State
 from vit_dist.core.world import without_world
 
 _POLL_S = 0.05
@@ -53,11 +55,45 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int, options: Sequence[st
     with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
         recipe_file = Path(scratch) / names.RECIPE
         write_bytes(str(recipe_file), recipe_yaml(recipe).encode())
-        logs = run_dir / names.LOGS / names.attempt_folder(history.read(run_dir).next_opened)
+        before = history.read(run_dir)
+        logs = run_dir / names.LOGS / names.attempt_folder(before.next_opened)
         words = ["train", str(recipe_file), "--run-dir", str(run_dir), *options]
         code, asked = _run_ranks(words, nproc=nproc, scratch=Path(scratch), logs=logs)
     _close_attempt(RunDir(run_dir), code)
+    if code and code != SUPERSEDED and not asked:
+        _note_end_without_a_word(RunDir(run_dir), recipe, before, nproc, first_words(logs, code))
     return _of_request(code, asked)
+
+
+def first_words(logs: Path, code: int) -> str:
+    """Why ranks failed, in one line, and where that is logged.
+
+    Args:
+        logs: of the attempt.
+        code: that it ended with.
+    """
+    number = signal_of(code)
+    error = first_error(logs) if logs.is_dir() else None
+    what = f"a rank was killed by signal {number}" if number is not None else f"a rank ended with exit code {code}"
+    if error is not None and number is None:
+        # The verb's own name says nothing: it is the one that was given.
+        head, _, text = error.message.partition(": error: ")
+        what = text if text and head.startswith("vit-dist") else error.message
+    return f"{what} (log: {error.file if error is not None else logs})"
+
+
+def _note_end_without_a_word(directory: RunDir, recipe: Recipe, before: State, nproc: int, reason: str) -> None:
+    """Write that an attempt failed whose ranks had not come so far as to say so themselves.
+
+    Not into the directory of another run, which they refuse, nor where a supervisor writes the end.
+    """
+    path, last = directory.path, before.last
+    if (last is not None and last.open) or history.read(path).next_opened != before.next_opened:
+        return
+    run = directory.read_json(names.RUN)
+    if directory.is_free() and (run is None or run.get("recipe_hash") == recipe_hash(recipe)):
+        with contextlib.suppress(VitDistError):
+            history.failed_to_begin(path, ranks=nproc, saved=newest_step(path), reason=reason)
 
 
 def run_ranks(arguments: Sequence[str], *, nproc: int, scratch: Path, logs: Path | None = None) -> int:

@@ -82,13 +82,13 @@ class SideBySide:
 
     @staticmethod
     def last_error_line(run_dir: Path) -> str:
-        """The error that a run's `train.log` ends with; '' where it ends with something else, or there is none."""
+        """The error that a run's `train.log` ends with, and that file; '' where it ends with something else."""
         try:
             text = (run_dir / LOG).read_text(errors="replace").rstrip()
         except OSError:
             return ""
         verb, _, error = text.rpartition("\n")[2].partition(": error: ")
-        return error if verb.startswith("vit-dist ") else ""
+        return f"{error} (log: {run_dir / LOG})" if error and verb.startswith("vit-dist ") else ""
 
     def signals(self) -> AbstractContextManager[None]:
         """While this lasts, SIGTERM and Ctrl-C let the attempts save and stop; a second Ctrl-C kills them."""

@@ -166,14 +166,15 @@ def check(request: SubmitRequest) -> None:
     """Check what can be checked without Slurm, network or manifest.
 
     Raises:
-        ConfigError: the ranks do not divide the batch, too many nodes, a path that cannot be, a time that is none.
+        ConfigError: the ranks do not divide the batch, too many nodes, a path that cannot be, a time that is none, a
+            directory with other people's files.
     """
     if request.nodes < 1 or request.spares < 0:
         raise ConfigError(
             f"--nodes={request.nodes} --spares={request.spares}: at least one node, and no fewer than no spare"
         )
     batch, ranks = request.recipe.global_batch, request.ranks
-    together = 2 if request.recipe.data.mixup is not None else 1
+    together = 2 if request.recipe.data.pair_mixing is not None else 1
     if batch % (ranks * together):
         step = request.cluster.tasks * together
         possible = [n for n in range(1, batch // step + 1) if batch % (n * step) == 0]
@@ -181,15 +182,18 @@ def check(request: SubmitRequest) -> None:
         high = min((n for n in possible if n > request.nodes), default=None)
         fitting = ", ".join(str(n) for n in (low, high) if n is not None)
         hint = f"; numbers of nodes that do: {fitting}" if fitting else ""
+        pairs = (
+            f"with {request.recipe.data.mixing_key} twice the ranks must divide the batch: " if together == 2 else ""
+        )
         try:
             World(size=ranks * together).rank_batch(batch)
         except ConfigError as error:
             raise ConfigError(
                 f"--nodes={request.nodes}: {request.nodes} x {request.cluster.tasks} ranks on cluster "
-                f"{request.cluster.name}: "
-                f"{'with data.mixup twice the ranks must divide the batch: ' if together == 2 else ''}{error}{hint}"
+                f"{request.cluster.name}: {pairs}{error}{hint}"
             ) from None
     check_path(request.directory, "run directory", in_container=request.cluster.container is not None)
+    RunDir(request.directory).check_ours()
 
 
 def warnings(request: SubmitRequest) -> list[str]:

@@ -24,6 +24,16 @@ def open_entry(
     return history.begin(run_dir, launcher=launcher, devices=devices, step=step, job=job, restart=restart, nodes=nodes)
 
 
+def began_from(run_dir: Path, entry: Attempt) -> int:
+    """The step that an attempt went on from, as its ranks say: that may have come from a store, to an empty directory.
+
+    Raises:
+        RunError: the history cannot be read.
+    """
+    known = history.read(run_dir).attempt(entry.attempt)
+    return entry.step if known is None else known.step
+
+
 def close_entry(
     run_dir: Path,
     entry: Attempt,
@@ -47,7 +57,8 @@ def close_entry(
     saved = newest_step(run_dir)
     reached = status.step if status is not None else saved
     # `give_up` looks at the attempt as it will stand in the history, for its action is part of the same line.
-    ended = replace(entry, cause=cause, saved=saved, gained=max(0, saved - entry.step))
+    since = began_from(run_dir, entry)
+    ended = replace(entry, cause=cause, step=since, saved=saved, gained=max(0, saved - since))
     if action in {"respawn", "requeue"} and give_up(ended):
         action = "give_up"
     return history.close(

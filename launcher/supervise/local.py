@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.supervise.attempts import close_entry, describe_end, open_entry, pause_before
+from launcher.supervise.attempts import began_from, close_entry, describe_end, open_entry, pause_before
 from launcher.supervise.causes import cause_of_code
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import RunError
@@ -99,7 +99,7 @@ def supervise_local(
         code = attempt(recipe, run_dir)
         status = history.read(run_dir).status_of(entry.attempt)
         ended, cause = AttemptEnd(code, status), cause_of_code(code, status)
-        gained = newest_step(run_dir) > entry.step
+        gained = newest_step(run_dir) > began_from(run_dir, entry)
         final = code == 0 or code in FINAL
         idle = 0 if gained else idle + 1
         action = "none" if final else "give_up" if idle >= give_up_after else "respawn"

@@ -7,8 +7,12 @@ import math
 import pytest
 import torch
 
-from tests.gpu.engines import FAMILIES, FSDP, PLAIN, RESHARDED, batch, build, zero
+from tests.gpu.engines import FAMILIES, FSDP, PLAIN, RESHARDED, batch, build, recipe, zero
 from tests.host_reads import HostReads
+from vit_dist.core.world import World
+from vit_dist.data.manifest import read_manifest
+from vit_dist.evals import EvalContext
+from vit_dist.evals._classification import correct_and_loss
 
 pytestmark = pytest.mark.gpu
 
@@ -51,6 +55,20 @@ def test_deepspeed_itself_waits_as_often_as_the_docs_say(one_rank: torch.device,
     found = reads_of_a_step(one_rank, zero(stage), "vit-test", "bf16", 100.0)
     assert not [place for place in found if "/deepspeed/runtime/" not in place.partition("_deepspeed.py")[0]], found
     assert len([place for place in found if "copy" not in place.partition(" at ")[0]]) == READS[stage], found
+
+
+def test_an_evaluation_reads_its_sums_once(one_rank: torch.device, small_val: str) -> None:
+    counts = []
+    for at_once in (64, 4):
+        trained = build(one_rank, "vit-test", PLAIN)
+        settings = recipe("vit-test", PLAIN)
+        settings = settings.model_copy(update={"eval": settings.eval.model_copy(update={"batch": at_once})})
+        context = EvalContext(trained, settings, World(), read_manifest(small_val))
+        with HostReads() as reads:
+            _, _, examples = correct_and_loss(context, context.val)
+        assert examples == 45
+        counts.append(len(reads.places))
+    assert counts[0] == counts[1]
 
 
 def test_a_read_is_noticed(one_rank: torch.device) -> None:

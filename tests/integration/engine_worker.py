@@ -2,9 +2,10 @@
 
 python engine_worker.py OUT CASE [CASE ...]
 
-CASE: engine:stage:precision:model[+key=value]:accumulation[:steps[:nan|same|sgd]]. A model is written with ~ for each
-colon of its own; values are YAML; a key `engine.KEY` is the engine's. nan: a gradient that is not finite in the third
-step; same: one batch in every step; sgd: SGD without clipping, whose steps are as long as the gradients are.
+CASE: engine:stage:precision:model[+key=value]:accumulation[:steps[:nan|refused|same|sgd]]. A model is written with ~
+for each colon of its own; values are YAML; a key `engine.KEY` is the engine's. nan: a gradient that is not finite in
+the third step; refused: rank 1 has no compiler; same: one batch in every step; sgd: SGD without clipping, whose steps
+are as long as the gradients are.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from pathlib import Path
 import torch
 import yaml
 
+from tests.compilers import Counted, Refuses
 from vit_dist.cli.main import leave
 from vit_dist.config.load import resolve
 from vit_dist.core.world import launched_world
+from vit_dist.engines import _compile
 from vit_dist.engines._collectives import all_gather_object
 from vit_dist.engines._protocol import EngineInputs
 from vit_dist.engines._slices import WEIGHT
@@ -149,6 +152,8 @@ def run_case(
     batch = -(-BATCH // world.size) * world.size
     rank_batch = batch // world.size
     micro = rank_batch // int(accumulation)
+    compiler = Refuses() if "refused" in rest and world.rank == 1 else Counted()
+    _compile.BACKEND = compiler
     built = recipe.engine.build(
         EngineInputs(
             model,
@@ -161,8 +166,11 @@ def run_case(
             micro,
             int(accumulation),
             torch.channels_last if last else torch.contiguous_format,
+            image_size=SIZE,
         )
     )
+    graphs = getattr(compiler, "made", 0)
+    compiler.ran = 0
     differing, mismatch = differing_masters(built, seeded, world), built.master_mismatch()
     watched = hasattr(getattr(built, "_optimizer", None), "fp32_groups_gradients_flat")
     bf16_shares = watch_gradients(built) if watched else clipped
@@ -190,6 +198,9 @@ def run_case(
         "losses": losses,
         "norms": norms,
         "applied": applied,
+        "compiled": built.layout["compiled"],
+        "graphs": [graphs, getattr(compiler, "made", 0)],
+        "blocks_ran": compiler.ran,
         "description": built.description,
         "reduced": sorted(reduced),
         "bf16_shares": [*bf16_shares],

@@ -1,4 +1,7 @@
-"""Ranks that evaluate an untrained model on few shots: `python fewshot_worker.py OUT TRAIN VAL ENGINE[:STAGE] ...`."""
+"""Ranks that evaluate an untrained model, on few shots and by its head.
+
+python fewshot_worker.py OUT TRAIN VAL ENGINE[:STAGE] ...
+"""
 
 from __future__ import annotations
 
@@ -30,18 +33,22 @@ def evaluate(train: str, val: str, engine: str, world: World, device) -> dict[st
             "optim": {"name": "adamw", "lr": 1e-3},
             "schedule": {"name": "constant", "warmup": "0 steps"},
             "engine": {"name": name, **({"zero_stage": int(stage)} if stage else {})},
-            "evaluators": [{"name": "fewshot", "set": "small", "shots": [1, 5, 12], "seeds": 2, "l2": 1.0}],
+            "evaluators": [
+                {"name": "fewshot", "set": "small", "shots": [1, 5, 12], "seeds": 2, "l2": 1.0},
+                "classification",
+            ],
             "eval": {"batch": 16},
         }
     )
     torch.manual_seed(0)
     model = recipe.model.build(num_classes=7, image_size=28)
+    torch.nn.init.normal_(model.head.weight, std=0.05)  # of zeros every class has the same score
     share = 8 // world.size
     inputs = EngineInputs(
         model, recipe.optim.build(model), make_loss(recipe.loss), world, device, "fp32", 1.0, share, 1
     )
     context = EvalContext(recipe.engine.build(inputs), recipe, world, read_manifest(val))
-    return dict(recipe.evaluators[0].run(context))
+    return {name: value for evaluator in recipe.evaluators for name, value in evaluator.run(context)}
 
 
 def main() -> None:

@@ -206,3 +206,24 @@ def test_plain_torch_sends_no_constant_buffers_and_keeps_one_copy_of_the_gradien
     places = found["gradients"]
     assert len(places) > 20
     assert len(set(places)) < len(places) / 5  # views of the buckets that are summed
+
+
+def test_compiled_blocks_train_as_eager_ones_on_every_engine_and_where_one_rank_cannot_none_does(
+    run_world: Callable[..., Any],
+) -> None:
+    model = "vit-test+recompute+dropout=0.1+stochastic_depth=0.2"
+    compiled = f"{model}+engine.compile=true"
+    engines = ["plain:0:bf16", "deepspeed:1:bf16", "deepspeed:2:bf16"]
+    cases = {f"{engine}:{model}:2:6": f"{engine}:{compiled}:2:6" for engine in engines}
+    refused = f"plain:0:bf16:{compiled}:2:6:refused"
+    found = run_world("integration/engine_worker.py", 2, *cases, *cases.values(), refused)
+    for eager, case in cases.items():
+        assert (found[eager]["compiled"], found[case]["compiled"]) == (False, True)
+        assert worst(found[eager], found[case]) < BF16_TOLERANCE, case
+        # Both blocks, forward and recomputed, in two micro-batches of six steps, and no graph more than was tried.
+        assert found[case]["blocks_ran"] == 2 * 2 * 2 * 6, case
+        assert found[case]["graphs"][0] == found[case]["graphs"][1], case
+    assert found[refused]["compiled"] is False
+    assert found[refused]["blocks_ran"] == 0
+    eager = found[f"{engines[0]}:{model}:2:6"]
+    assert (found[refused]["losses"], found[refused]["norms"]) == (eager["losses"], eager["norms"])

@@ -129,6 +129,11 @@ def test_every_engine_on_every_number_of_processes_gives_the_accuracy_of_an_inde
         for engine in engines
     }
     one_more_would_be = 1 / (45 * 2)
+    # By the head: 45 examples, each once, also where two processes have 23 and 22 of them.
+    scored = [{tag: values.pop(tag) for tag in ("val/top1", "val/loss")} for values in found.values()]
+    for values in scored:
+        assert values["val/top1"] * 45 == pytest.approx(round(scored[0]["val/top1"] * 45), abs=1e-9), scored
+        assert values["val/loss"] == pytest.approx(scored[0]["val/loss"], rel=1e-6), scored
     for values in found.values():
         assert values.keys() == expected.keys()
         for tag, value in values.items():  # resizing rounds pixels its own way: one example in a draw may tip over

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tests.streams import recipe
-from vit_dist.config.schema import MixupConfig, Recipe
+from vit_dist.config.augment import MixupConfig
+from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.world import World
 from vit_dist.data.mixup import PairMix, draw_mix, mix_images, mix_targets

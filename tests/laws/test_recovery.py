@@ -373,7 +373,8 @@ def test_a_run_whose_directory_is_lost_resumes_from_the_store_with_its_weights_a
     output = finish(start(recipe, run_dir, *options, f"checkpoint.remote={remote}", nproc=1))
     assert "files of logs and records were brought back from" in output
     assert f"fetching {remote_steps(remote)[-1][:7]}" in output
-    assert "resumed from step" in output
+    assert f"(nothing of it here: {remote} is asked)" in output
+    assert f"restored from {remote} at step " in output
     assert_same_bits(straight / "checkpoints/step-0000000060", run_dir / "checkpoints/step-0000000060")
     lost, resumed = history.read(run_dir).attempts
     assert [lost.told, resumed.told] == ["killed", "done"]

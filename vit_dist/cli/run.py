@@ -39,15 +39,13 @@ def main(argv: list[str]) -> int:
 
     from launcher.processes.ranks import run_local
     from launcher.supervise.local import supervise_local
-    from vit_dist.cli.train import announce, default_run_dir
+    from vit_dist.cli.train import check_before, default_run_dir
     from vit_dist.config.load import identity, load_recipe
     from vit_dist.core.errors import ConfigError
     from vit_dist.core.log import launcher_log
     from vit_dist.core.run import names
     from vit_dist.core.run.copies import bring_back
-    from vit_dist.core.run.directory import wait_for_stores
-    from vit_dist.core.world import World, starts_ranks
-    from vit_dist.train.plan import open_training
+    from vit_dist.core.world import starts_ranks
     from vit_dist.train.profile import profile_options
 
     starts_ranks("run", args.nproc)
@@ -56,10 +54,7 @@ def main(argv: list[str]) -> int:
     options = profile_options(args.profile)
     recipe = load_recipe(args.recipe, args.overrides)
     run_dir = args.run_dir or default_run_dir(recipe)
-    # A batch that the ranks do not divide, or a set that cannot be opened, is an error before anything is started.
-    announce(recipe, run_dir, args.nproc)
-    wait_for_stores(run_dir)
-    data, _, _ = open_training(recipe, World(size=args.nproc))
+    data = check_before(recipe, run_dir, args.nproc)
     # Before the ledger counts its attempts: of a run whose directory is lost it lies on the store.
     bring_back(run_dir, recipe.checkpoint.remote, {**identity(recipe), "fingerprint": data.fingerprint})
     with launcher_log(run_dir / names.LOGS / names.BATCH_LOG):

@@ -13,6 +13,7 @@ from vit_dist.core.places import local_option, local_or_name
 if TYPE_CHECKING:
     from vit_dist.config.schema import Recipe
     from vit_dist.core.world import World
+    from vit_dist.data.sets import TrainingSet
     from vit_dist.train.profile import ProfileSteps
 
 SUMMARY = "train a recipe on this machine, or as one rank of a job"
@@ -57,7 +58,6 @@ def main(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)
 
     from vit_dist.config.load import load_recipe
-    from vit_dist.core.world import World as Ranks
     from vit_dist.core.world import world_or_ranks
     from vit_dist.train.profile import ProfileSteps, profile_options
 
@@ -67,18 +67,10 @@ def main(argv: list[str]) -> int:
     profile = ProfileSteps.parse(args.profile) if args.profile else None
     if world is None:
         from launcher.processes.ranks import run_local
-        from vit_dist.config.plugins import check_plugins
         from vit_dist.core.log import launcher_log
         from vit_dist.core.run import names
-        from vit_dist.core.run.directory import RunDir, wait_for_stores
-        from vit_dist.train.plan import check_initial, open_training
 
-        announce(recipe, run_dir, ranks)
-        wait_for_stores(run_dir)
-        check_plugins(recipe, RunDir(run_dir).read_json(names.RUN), run_dir)
-        # A batch that the ranks do not divide, or a set that cannot be opened, is an error before anything is started.
-        open_training(recipe, Ranks(size=ranks))
-        check_initial(recipe, run_dir)
+        check_before(recipe, run_dir, ranks)
         with launcher_log(run_dir / names.LOGS / names.BATCH_LOG):
             return run_local(recipe, run_dir, nproc=ranks, options=profile_options(args.profile))
     return _rank(recipe, run_dir, world, profile)
@@ -92,16 +84,40 @@ def default_run_dir(recipe: Recipe) -> Path:
     return Path("runs") / run_folder(recipe.name, recipe_hash(recipe))
 
 
+def check_before(recipe: Recipe, run_dir: Path, ranks: int) -> TrainingSet:
+    """Refuse what cannot be before anything is started or written, and say what is about to happen.
+
+    A directory that is not this run's or in use, a batch that the ranks do not divide, a set that cannot be opened.
+    """
+    from vit_dist.config.claims import check_run_dir
+    from vit_dist.core.run.directory import RunDir, wait_for_stores
+    from vit_dist.core.world import World
+    from vit_dist.train.plan import check_initial, open_training
+
+    check_run_dir(recipe, run_dir)
+    RunDir(run_dir).check_free()
+    World(size=ranks).rank_batch(recipe.global_batch)
+    announce(recipe, run_dir, ranks)
+    wait_for_stores(run_dir)
+    data, _, _ = open_training(recipe, World(size=ranks))
+    check_run_dir(recipe, run_dir, data.fingerprint)
+    check_initial(recipe, run_dir)
+    return data
+
+
 def announce(recipe: Recipe, run_dir: Path, ranks: int) -> None:
     """Say what is about to happen, before what takes its time: sets are opened, and every rank imports torch."""
+    from vit_dist.core.files import redact
     from vit_dist.core.log import WARNING, log
     from vit_dist.core.run import names
     from vit_dist.core.run.checkpoints import newest_step
 
     step = newest_step(run_dir)
     begun = (run_dir / names.RUN).exists()
-    new = "nothing of it here: checkpoint.remote is asked" if recipe.checkpoint.remote else "a new run"
-    state = f"it goes on from step {step:,}" if step else "begun before, nothing saved yet" if begun else new
+    remote = redact(recipe.checkpoint.remote)
+    new = f"nothing of it here: {remote} is asked" if remote else "a new run"
+    lost = f"begun before, no checkpoint here{f': {remote} is asked' if remote else ', nothing saved yet'}"
+    state = f"it goes on from step {step:,}" if step else lost if begun else new
     log(f"  {recipe.name}: in {run_dir} ({state}); logs in {run_dir / names.LOGS}")
     measured, others = recipe.measured()
     if not measured and not others:
@@ -111,6 +127,7 @@ def announce(recipe: Recipe, run_dir: Path, ranks: int) -> None:
 
 
 def _rank(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps | None) -> int:
+    from vit_dist.config.claims import check_run_dir
     from vit_dist.core.exit_codes import PEER_LOST
     from vit_dist.core.log import ERROR, RANK_LOGS_VARIABLE, log, speak_as_rank
     from vit_dist.core.process import STOP_SIGNALS, ended_by_stop_signals, heavy_imports
@@ -123,9 +140,11 @@ def _rank(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps | N
     logs = os.environ.get(RANK_LOGS_VARIABLE)
     speak_as_rank(world.rank, Path(logs) / rank_log(world.rank) if logs else None)
 
-    # Whoever started ranks of ours has said it.
-    if world.is_main and not logs:
-        announce(recipe, run_dir, world.size)
+    # Whoever started ranks of ours has asked and said it. Every rank asks: one that ended alone would be waited for.
+    if not logs:
+        check_run_dir(recipe, run_dir)
+        if world.is_main:
+            announce(recipe, run_dir, world.size)
 
     def say(name: str) -> None:
         log(f"rank {world.rank} of {world.size}: {name} while it was being started: it ends")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vit_dist.core.files import write_bytes
+from vit_dist.core.folders import refuse_others
 from vit_dist.core.places import local_option, local_or_name
 from vit_dist.core.run import names
 
@@ -74,6 +75,8 @@ def main(argv: list[str]) -> int:
     recipe = load_recipe(args.recipe, [*args.overrides, *_overrides(args.steps)])
     for size in (args.nproc, *worlds):
         World(size=size).rank_batch(recipe.global_batch)
+    if args.dir is not None:
+        refuse_others(args.dir, lambda _: False, what="a new kill test", do="give another --dir")
     tolerance = args.tolerance or {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}[recipe.precision]
     with tempfile.TemporaryDirectory(prefix="vit-dist-verify-") as scratch:
         base = args.dir or Path(scratch)

@@ -210,8 +210,13 @@ def _value(annotation: Any, metadata: Iterable[Any]) -> tuple[str, str]:
     return f"{word}{_bounds(metadata)}", ""
 
 
-_NAMED_READERS = {"slurm_time": "time limit", "_length": "length, or amount of compute", "_subset": "count, or all"}
-"""Readers of rooms above this one, by their names."""
+_NAMED_READERS = {
+    "slurm_time": "time limit",
+    "_length": "length, or amount of compute",
+    "_subset": "count, or all",
+    "spelt_augment": "section, or a crop",
+}
+"""Readers of values that may be written in another way, some of them of rooms above this one, by their names."""
 
 
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}

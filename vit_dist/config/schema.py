@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from vit_dist.config.augment import AugmentConfig, Floats, MixupConfig, check_range, spelt_augment
 from vit_dist.core.metrics import Metric, known_metric, nearest, undeclared
 from vit_dist.core.registry import AnyPlace, Config, LocalPath, Plugin
 from vit_dist.core.units import Duration, Length, Span, parse_bytes, parse_count
@@ -25,10 +34,16 @@ class Layout:
 
 LAYOUT = Layout()
 
+
+class WhenSet:
+    """Marks a field that came later: at its default it is not written, and runs of before count as they did."""
+
+
+WHEN_SET = WhenSet()
+
 Count = Annotated[int, BeforeValidator(parse_count)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 AnyPlugin = SerializeAsAny[Plugin]
-Floats = Annotated[tuple[float, ...], Field(strict=False)]
 
 
 class ComponentConfig(Config):
@@ -43,26 +58,6 @@ class ComponentConfig(Config):
     subset: Annotated[Count, Field(ge=1)] | None = Field(None, description="the first n examples of its nested order")
     subset_seed: Annotated[int, Field(ge=0)] = Field(0, description="which nested family of subsets")
     label_offset: Annotated[int, Field(ge=0)] = Field(0, description="added to each of the set's labels")
-
-
-class MixupConfig(Config):
-    """MixUp (Zhang et al. 2018) and CutMix (Yun et al. 2019) of example j of the global batch with j + B/2.
-
-    An alpha is that of Beta(alpha, alpha), from which each pair draws its lambda; 0 switches that one off.
-    """
-
-    alpha: Annotated[float, Field(ge=0, le=4)] = Field(0.0, description="of MixUp")
-    cutmix_alpha: Annotated[float, Field(ge=0, le=4)] = Field(0.0, description="of CutMix")
-    cutmix_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.5, description="fraction of the mixed pairs that are cut where both are on"
-    )
-    probability: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="fraction of the pairs that are mixed")
-
-    @model_validator(mode="after")
-    def _does_something(self) -> MixupConfig:
-        if not self.alpha and not self.cutmix_alpha:
-            raise ValueError("alpha and cutmix_alpha are both 0: give one of them, or leave data.mixup out")
-        return self
 
 
 class DataConfig(Config):
@@ -89,14 +84,20 @@ class DataConfig(Config):
         None, description="samples of a lane that are shuffled among each other; left out: 32, or all of a small set"
     )
     image_size: Annotated[int, Field(ge=1)] = Field(224, description="side of the square that a model gets, in pixels")
-    augment: Literal["inception", "flip", "none"] = Field(
-        "inception", description="inception: random area crop and flip; flip: resize and flip; none: resize only"
+    augment: Annotated[AugmentConfig, BeforeValidator(spelt_augment)] = Field(
+        AugmentConfig(), description="how training images are changed; a text is short for {crop: TEXT}"
     )
     crop_area: Floats = Field((0.05, 1.0), description="range of the crop's area, as a fraction of the image's")
     crop_aspect: Floats = Field((3 / 4, 4 / 3), description="range of the crop's width over its height")
     mixup: MixupConfig | None = Field(None, description="mix pairs of training examples; left out: none")
     val_crop: Annotated[float, Field(gt=0, le=1)] = Field(
         0.875, description="fraction of the shorter side that evaluation's centre crop keeps"
+    )
+    val_resize: Annotated[Annotated[int, Field(ge=1)] | None, WHEN_SET] = Field(
+        None, description="pixels that evaluation resizes the shorter side to; left out: image_size / val_crop"
+    )
+    upright: Annotated[bool, WHEN_SET] = Field(
+        False, description="turn photos as their EXIF data say, for training and evaluation"
     )
     max_bad: Annotated[float, Field(ge=0, le=1)] = Field(
         0.001, description="fraction of undecodable examples over which a run stops"
@@ -116,9 +117,7 @@ class DataConfig(Config):
     @field_validator("crop_area", "crop_aspect")
     @classmethod
     def _is_range(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if len(value) != 2 or not 0 < value[0] <= value[1]:
-            raise ValueError("expected two numbers [low, high] with 0 < low <= high")
-        return value
+        return check_range(value)
 
     @field_validator("subset")
     @classmethod
@@ -133,6 +132,39 @@ class DataConfig(Config):
             if self.mixture and given:
                 raise ValueError(f"{key}={given} beside mixture: give `{key}` to each set of the mixture")
         return self
+
+    @model_validator(mode="after")
+    def _fits(self) -> DataConfig:
+        if self.augment.augreg is not None and self.mixup is not None:
+            raise ValueError(
+                f"mixup beside augment.augreg={self.augment.augreg}, {self.augment.numbers}: leave one of them out"
+            )
+        if self.val_resize is not None and self.val_resize < self.image_size:
+            raise ValueError(
+                f"val_resize: {self.val_resize} pixels are fewer than image_size={self.image_size}, the side of what "
+                f"is cut out of them; give {self.image_size} or more"
+            )
+        return self
+
+    @property
+    def pair_mixing(self) -> MixupConfig | None:
+        """How pairs are mixed: as `mixup` says, or the strength of AugReg."""
+        return MixupConfig(alpha=self.augment.alpha) if self.augment.alpha else self.mixup
+
+    @property
+    def mixing_key(self) -> str:
+        """The key that says so, for errors."""
+        return "data.augment.augreg" if self.augment.alpha else "data.mixup"
+
+    @property
+    def val_fraction(self) -> float:
+        """Fraction of the resized shorter side that evaluation's centre crop keeps."""
+        return self.val_crop if self.val_resize is None else self.image_size / self.val_resize
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = handler(self)
+        return {name: value for name, value in plain.items() if not _is_unset(self, name)}
 
 
 class InitConfig(Config):
@@ -297,10 +329,10 @@ class Recipe(Config):
             raise ValueError("horizon: a run of length 0 trains nothing")
         if self.data.mixture:
             self._check_no_epochs()
-        if self.data.mixup is not None and self.global_batch % 2:
+        if self.data.pair_mixing is not None and self.global_batch % 2:
             raise ValueError(
-                f"global_batch: {self.global_batch} is odd, but data.mixup pairs its halves; nearest that can be: "
-                f"{self.global_batch - 1}, {self.global_batch + 1}"
+                f"global_batch: {self.global_batch} is odd, but {self.data.mixing_key} pairs its halves; nearest that "
+                f"can be: {self.global_batch - 1}, {self.global_batch + 1}"
             )
         for plugin in (self.model, self.optim, self.schedule, self.engine, *self.evaluators):
             check = getattr(plugin, "check", None)
@@ -374,16 +406,23 @@ def dump_identity(config: Config) -> dict[str, Any]:
     """The part of a config that decides what is learned: without its NON_IDENTITY fields."""
     plain: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
-        if any(isinstance(mark, NonIdentity) for mark in field.metadata):
+        if any(isinstance(mark, NonIdentity) for mark in field.metadata) or _is_unset(config, name):
             continue
         value = getattr(config, name)
         plain[name] = _plain(value)
     return plain
 
 
+def _is_unset(config: Config, name: str) -> bool:
+    field = type(config).model_fields[name]
+    return any(isinstance(mark, WhenSet) for mark in field.metadata) and getattr(config, name) == field.default
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Duration):
         return str(value)
+    if isinstance(value, AugmentConfig):
+        return value.model_dump(mode="json")
     if isinstance(value, Config):
         return dump_identity(value)
     if isinstance(value, tuple | list):

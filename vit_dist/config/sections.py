@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from vit_dist.config.augment import spelt_augment
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.registry import ENGINES, MODELS, OPTIMIZERS, SCHEDULES, Registry
 
@@ -49,6 +50,9 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any], *, of_one_layer: 
     merged = Replacing(below, below.before) if isinstance(below, Replacing) else dict(below)
     for key, given in above.items():
         value, old = spelt_out(key, given), spelt_out(key, merged.get(key))
+        if key == "augment" and (isinstance(value, Mapping) or (of_one_layer and isinstance(old, Mapping))):
+            # A text alone takes the place of all that was below; beside keys of the section it is one of them.
+            value, old = spelt_augment(value), spelt_augment(old)
         if not isinstance(value, Mapping) or not isinstance(old, Mapping):
             merged[key] = value
         elif _is_another(key, value, old, of_one_layer=of_one_layer):

@@ -28,6 +28,7 @@ ADDRESS_MODULE = "launcher.slurm.addresses"
 _LISTEN_S = 0.1
 _PARENT_VARIABLE = "VIT_DIST_PARENT"
 _PR_SET_PDEATHSIG = 1
+_PF_EXITING = 0x4
 
 
 def code_root() -> Path:
@@ -52,6 +53,20 @@ def wait_until(ready: Callable[[], bool], timeout_s: float, poll_s: float) -> bo
             return False
         time.sleep(poll_s)
     return True
+
+
+def lives(pid: int) -> bool:
+    """Whether a process of this machine is there and not on its way out: killed, though not yet gone. Linux only."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        # Behind the name, which may hold anything: state, ppid, pgrp, session, tty, tpgid, flags.
+        flags = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[6])
+    except (OSError, ValueError, IndexError):
+        return False
+    fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    pending = int(fields.get("SigPnd", "0"), 16) | int(fields.get("ShdPnd", "0"), 16)
+    killed = pending & (1 << (signal.SIGKILL - 1))
+    return not (killed or flags & _PF_EXITING or fields.get("State", "Z").strip()[:1] in "ZX")
 
 
 @contextlib.contextmanager

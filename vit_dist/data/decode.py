@@ -1,40 +1,36 @@
-"""From the bytes of an image to uint8 [3, S, S]. Of data/, only this, mixup, reader and stream need torch.
+"""From the bytes of an image to uint8 [3, H, W], and the views of evaluation.
 
-Randomness is a function of (seed, epoch, ordinal of the sample in its manifest), so an image is cropped the same
-way on whatever rank and after whatever restart it is read.
+Of data/, only this, augment, randaugment, gallery, mixup, reader and stream need torch.
 """
 
 from __future__ import annotations
-
-import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
-from vit_dist.config.schema import DataConfig
-from vit_dist.core.seeding import hash64, uniform
-from vit_dist.data.images import JPEG_BEGINS, DecodeError, check_jpeg, load
+from vit_dist.data.images import JPEG_BEGINS, DecodeError, check_jpeg, load, orientation
 
-_TAG_CROP = 0x43524F50  # "CROP"
-_TRIES = 10
 _LONG = 16
 _BETWEEN = 1 << 24  # pixels
 
 
-def decode(content: bytes | memoryview) -> Tensor:
+def decode(content: bytes | memoryview, *, upright: bool = False) -> Tensor:
     """Bytes of an image of any of `images.FORMATS` -> uint8 [3, H, W], by the rules that stand there.
 
     Only JPEGs go to torchvision, which is faster there: its PNG decoder dies of some damaged files, and takes the
     whole process with it.
 
+    Args:
+        content: of the image's file.
+        upright: turn it as its EXIF orientation says; else only TIFFs are turned, by Pillow.
+
     Raises:
         DecodeError: not an image that is read, or cut off.
     """
     if content[:3] != JPEG_BEGINS:
-        image = load(content).image
+        image = load(content, upright=upright).image
         pixels: Tensor = tv.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
         return pixels
     # A copy: torch wants writable memory, and says so in a warning.
@@ -44,58 +40,22 @@ def decode(content: bytes | memoryview) -> Tensor:
         pixels = decode_jpeg(torch.frombuffer(jpeg, dtype=torch.uint8), mode=ImageReadMode.RGB)
     except RuntimeError as error:
         raise DecodeError(str(error).splitlines()[0]) from None
-    return pixels
+    # Asked of `images` as for packing: torchvision has a reader of EXIF of its own, which differs in damaged data.
+    return _turned(pixels, orientation(content)) if upright and _says_how_it_lies(jpeg) else pixels
 
 
-@dataclass(frozen=True)
-class Augment:
-    """How a training image is cropped, flipped and resized.
+def _says_how_it_lies(jpeg: bytearray) -> bool:
+    return any(name in jpeg for name in (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/"))
 
-    Attributes:
-        kind: 'inception', 'flip' or 'none'.
-        size: S, the side of the result in pixels.
-        area: range of the crop's area, as a fraction of the image's.
-        aspect: range of the crop's width over height.
-        seed: the run's seed.
-    """
 
-    kind: str
-    size: int
-    area: tuple[float, float]
-    aspect: tuple[float, float]
-    seed: int
-
-    @classmethod
-    def of(cls, config: DataConfig, seed: int) -> Augment:
-        """The augmentation of a recipe's data section."""
-        area, aspect = config.crop_area, config.crop_aspect
-        return cls(config.augment, config.image_size, (area[0], area[1]), (aspect[0], aspect[1]), seed)
-
-    def apply(self, image: Tensor, *, epoch: int, ordinal: int) -> Tensor:
-        """uint8 [3, H, W] -> uint8 [3, S, S]."""
-        if self.kind == "none":
-            return _resize(image, self.size, self.size)
-        key = hash64(self.seed, epoch, _TAG_CROP, ordinal)
-        if self.kind == "inception":
-            top, left, height, width = self.crop_box(image.shape[1], image.shape[2], key)
-            image = image[:, top : top + height, left : left + width]
-        image = _resize(image, self.size, self.size)
-        return image.flip(-1) if uniform(key, 0) < 0.5 else image
-
-    def crop_box(self, height: int, width: int, key: int) -> tuple[int, int, int, int]:
-        """Top, left, height, width of a random crop: Inception's (Szegedy et al. 2015), ten tries, then the centre."""
-        low, high = math.log(self.aspect[0]), math.log(self.aspect[1])
-        for attempt in range(_TRIES):
-            area = height * width * (self.area[0] + uniform(key, attempt, 1) * (self.area[1] - self.area[0]))
-            aspect = math.exp(low + uniform(key, attempt, 2) * (high - low))
-            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if 0 < w <= width and 0 < h <= height:
-                top = int(uniform(key, attempt, 3) * (height - h + 1))
-                left = int(uniform(key, attempt, 4) * (width - w + 1))
-                return top, left, h, w
-        ratio = min(max(width / height, self.aspect[0]), self.aspect[1])
-        w, h = min(width, max(1, round(height * ratio))), min(height, max(1, round(width / ratio)))
-        return (height - h) // 2, (width - w) // 2, h, w
+def _turned(pixels: Tensor, stored: int) -> Tensor:
+    """uint8 [3, H, W] of an EXIF orientation -> upright."""
+    if stored in (5, 7):
+        pixels = pixels.transpose(-1, -2)
+    elif stored in (6, 8):
+        pixels = pixels.rot90(1 if stored == 8 else 3, (-2, -1))
+    flipped = {2: (-1,), 3: (-2, -1), 4: (-2,), 7: (-2, -1)}.get(stored, ())
+    return pixels.flip(flipped) if flipped else pixels
 
 
 def centre(image: Tensor, size: int, fraction: float) -> Tensor:
@@ -109,7 +69,7 @@ def centre(image: Tensor, size: int, fraction: float) -> Tensor:
     side = round(size / fraction)
     scale = side / min(height, width)
     tall, wide = max(size, round(height * scale)), max(size, round(width * scale))
-    image = _resize(image, tall, wide)
+    image = resize(image, tall, wide)
     top, left = (tall - size) // 2, (wide - size) // 2
     return image[:, top : top + size, left : left + size]
 
@@ -121,7 +81,7 @@ def squash(image: Tensor, size: int, fraction: float) -> Tensor:
     """
     side = max(size, round(size / fraction))
     edge = (side - size) // 2
-    return _resize(image, side, side)[:, edge : edge + size, edge : edge + size]
+    return resize(image, side, side)[:, edge : edge + size, edge : edge + size]
 
 
 def _middle(image: Tensor) -> Tensor:
@@ -132,7 +92,8 @@ def _middle(image: Tensor) -> Tensor:
     return image[:, edges[0] : image.shape[1] - edges[0], edges[1] : image.shape[2] - edges[1]]
 
 
-def _resize(image: Tensor, height: int, width: int) -> Tensor:
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """uint8 [3, H, W] -> [3, height, width], by antialiased bilinear interpolation."""
     if image.shape[1:] == (height, width):
         return image
     # Rows are resized before columns, so that what lies between is as tall as the image and as wide as the result.

@@ -276,12 +276,17 @@ def load(content: bytes | memoryview, *, upright: bool = False, grey_from: int |
 
 def is_turned(content: bytes | memoryview) -> bool:
     """Whether an image's EXIF orientation says that it is stored on its side or mirrored. TIFFs are turned anyway."""
+    return orientation(content) != 1
+
+
+def orientation(content: bytes | memoryview) -> int:
+    """How an image is stored, by its EXIF data: 1 upright, 2 to 8 mirrored or on its side. TIFFs are turned anyway."""
     try:
         image, form = _opened(bytes(content))
-        return form != "TIFF" and _turn(image) is not None
+        return _orientation(image) if form != "TIFF" else 1
     except Exception:
         # No image: who decodes it says so.
-        return False
+        return 1
 
 
 def _opened(content: bytes) -> tuple[Any, str]:
@@ -342,11 +347,16 @@ def _turn(image: Any) -> Any:
         7: way.TRANSVERSE,
         8: way.ROTATE_90,
     }
+    return ways.get(_orientation(image))
+
+
+def _orientation(image: Any) -> int:
     try:
-        return ways.get(image.getexif().get(_ORIENTATION, 1))
+        found = image.getexif().get(_ORIENTATION, 1)
     except Exception:
         # As above; the pixels are none the worse for it.
-        return None
+        return 1
+    return found if found in range(2, 9) else 1
 
 
 def _eight_bits(image: Any, form: str) -> Any:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vit_dist.config.schema import MixupConfig
+from vit_dist.config.augment import MixupConfig
 from vit_dist.core.seeding import hash64, uniform
 
 _TAG_MIX = 0x4D4958  # "MIX"

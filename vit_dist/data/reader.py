@@ -7,12 +7,13 @@ whole state of a stream.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -38,6 +39,29 @@ View = Callable[[Tensor, int, int], Tensor]
 
 
 @dataclass(frozen=True)
+class Sample:
+    """Which sample is made an example of, and which example.
+
+    Attributes:
+        key: as the tar has it.
+        set: its name in a mixture; '' where there is one set.
+        ordinal: in its manifest; in a mixture, manifests count on from each other.
+        epoch: of its set, from 0.
+        position: of the example in the order, from 0.
+    """
+
+    key: str
+    set: str
+    ordinal: int
+    epoch: int
+    position: int
+
+
+Make = Callable[[memoryview, Sample], Any]
+"""What becomes of a sample in place of pixels in the batch's buffer: (bytes of its image, which it is) -> anything."""
+
+
+@dataclass(frozen=True)
 class Replacement:
     """A sample that could not be decoded when its turn came, and what was read in its place."""
 
@@ -58,6 +82,8 @@ class Batch:
         weights: float32 [B, L]; 1 but for soft labels, 0 where the label is -1.
         ordinals: int64 [B]; each sample's ordinal in its manifest; in a mixture, manifests count on from each other.
         positions: int64 [B]; where in the order each example stood.
+        samples: B of them: which sample each example was made of.
+        made: B of them: what `Make` gave, where images are not made here; else None each.
         replaced: the undecodable samples among those whose turn it was.
         ring: where images, labels and weights go back to, if their memory is used again.
     """
@@ -67,6 +93,8 @@ class Batch:
     weights: Tensor
     ordinals: Tensor
     positions: Tensor
+    samples: list[Sample] = field(default_factory=list)
+    made: list[Any] = field(default_factory=list)
     replaced: list[Replacement] = field(default_factory=list)
     ring: Ring | None = None
 
@@ -117,6 +145,7 @@ class Reader:
         config: threads, prefetch, image size, classes.
         whole_shards: read shards whole and keep them: for sets that fit in memory.
         reuse: whoever takes a batch gives it back (Batch.give_back), and its memory is written again.
+        make: what becomes of a sample in place of pixels by `view`; images are without pixels then, [B, 3, 0, 0].
     """
 
     def __init__(
@@ -129,11 +158,13 @@ class Reader:
         *,
         whole_shards: bool,
         reuse: bool = False,
+        make: Make | None = None,
     ) -> None:
         # As many as are ahead, and the one that is taken.
         self._ring = Ring(config.prefetch_batches + 1) if reuse else None
         self._order, self._positions, self._view = order, positions, view
-        self._config, self._whole_shards = config, whole_shards
+        self._config, self._whole_shards, self._make = config, whole_shards, make
+        self._decode = functools.partial(decode, upright=config.upright)
         self._max_labels = max(part.manifest.max_labels for part in parts)
         self._windows: dict[int, _Window] = {}
         self._segments = SegmentReader(parts, config.read_threads, lambda: max(64, 2 * len(self._windows)))
@@ -178,7 +209,8 @@ class Reader:
         positions = next(self._positions, None)
         if positions is None:
             return None
-        n, size, width = len(positions), self._config.image_size, self._max_labels
+        n, width = len(positions), self._max_labels
+        size = self._config.image_size if self._make is None else 0
         buffers = self._ring.take(n, size, width) if self._ring is not None else Buffers.make(n, size, width)
         if buffers is None:
             return None
@@ -188,6 +220,8 @@ class Reader:
             weights=buffers.weights.zero_(),
             ordinals=torch.zeros(n, dtype=torch.int64),
             positions=torch.tensor(positions, dtype=torch.int64),
+            samples=[_NO_SAMPLE] * n,
+            made=[None] * n,
             ring=self._ring,
         )
         tasks = []
@@ -197,7 +231,7 @@ class Reader:
             if window is None or window.identity != identity:
                 # A lane's windows are met one after the other: the old one lives on only in the tasks that need it.
                 window = self._windows[identity.lane] = self._open(identity)
-            tasks.append(self._decoders.submit(self._fill, batch, row, window, slot))
+            tasks.append(self._decoders.submit(self._fill, batch, row, position, window, slot))
         return batch, tasks
 
     def _open(self, identity: WindowId) -> _Window:
@@ -205,7 +239,7 @@ class Reader:
         read = self._segments.read_whole if self._whole_shards else self._segments.read
         return _Window(identity, segments, [read(segment) for segment in segments])
 
-    def _fill(self, batch: Batch, row: int, window: _Window, slot: int) -> None:
+    def _fill(self, batch: Batch, row: int, position: int, window: _Window, slot: int) -> None:
         """Decode the sample at a place of a window into row `row`; in its stead the next decodable one.
 
         Only the sample whose turn it is counts as replaced: those after it have turns of their own.
@@ -219,14 +253,17 @@ class Reader:
             key, tried = piece.index.key(sample), tried + 1
             _check_header(piece, sample, key)
             ordinal = piece.part.ordinal(piece.shard, sample)
+            which = Sample(key, piece.part.name, ordinal, window.identity.epoch, position)
             try:
-                image = self._view(decode(piece.image(sample)), window.identity.epoch, ordinal)
+                if self._make is not None:
+                    batch.made[row] = self._make(piece.image(sample), which)
+                else:
+                    batch.images[row].copy_(self._view(self._decode(piece.image(sample)), which.epoch, ordinal))
             except DecodeError as error:
                 first = first or Replacement(_url(piece), key, ordinal, str(error), "")
                 continue
-            batch.images[row].copy_(image)
             self._fill_labels(batch, row, piece, sample, key)
-            batch.ordinals[row] = ordinal
+            batch.ordinals[row], batch.samples[row] = ordinal, which
             if first is not None:
                 batch.replaced.append(Replacement(first.shard, first.key, first.ordinal, first.reason, key))
             return
@@ -245,6 +282,9 @@ class Reader:
 
     def _fill_labels(self, batch: Batch, row: int, piece: Piece, sample: int, key: str) -> None:
         labels, weights = piece.index.sample_labels(sample)
+        # A set without labels: whoever opened it for training would have been refused.
+        if not piece.part.manifest.num_classes:
+            return
         if not len(labels):
             raise DataError(
                 f"{_url(piece)}: sample {key!r} has no label; `vit-dist data index --skip-bad` makes a manifest "
@@ -289,6 +329,9 @@ def _decoders(threads: int) -> ThreadPoolExecutor:
 def _alone() -> None:
     torch.get_num_threads()  # a thread's first use of torch takes the number of the process, over what was set before
     torch.set_num_threads(1)
+
+
+_NO_SAMPLE = Sample("", "", -1, -1, -1)
 
 
 def _url(piece: Piece) -> str:

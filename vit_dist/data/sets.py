@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import gcd
+from typing import Protocol
 
+from vit_dist.config.load import shipped_set
 from vit_dist.config.schema import ComponentConfig, DataConfig, Recipe
 from vit_dist.core.errors import ConfigError
 from vit_dist.data.classes import Classes, lay_out
@@ -152,12 +154,47 @@ def idle_outputs(head: int, known: int) -> str:
     )
 
 
+def how_to_pack(recipe: Recipe) -> str:
+    """What to do where the images of a shipped recipe lie beside it, and were not packed yet; '' of any other."""
+    shipped = shipped_set(recipe)
+    if shipped is None or not shipped.with_suffix("").is_dir():
+        return ""
+    images = f"configs/data/{shipped.stem}"
+    return (
+        f". The images of data.dataset={shipped.stem} are not packed yet: `make demo` does it, or `vit-dist data pack "
+        f"{images} runs/data/{shipped.stem}/train --split-name train` and `... /val --split-name test`"
+    )
+
+
 _INDEX_BYTES = 64
 """Of one sample in an index in memory: offsets, lengths, a label, a key of some ten letters."""
 
 
-def open_training_set(recipe: Recipe) -> TrainingSet:
+class Wanted(Protocol):
+    """What says which examples are read, in which order and batches: a recipe, or a stream without one."""
+
+    @property
+    def data(self) -> DataConfig:
+        """The sets, and how they are read."""
+
+    @property
+    def seed(self) -> int:
+        """Of order and augmentation."""
+
+    @property
+    def global_batch(self) -> int:
+        """Examples of one step, on all ranks."""
+
+
+def open_training_set(
+    recipe: Wanted, *, read: Callable[[str], ShardManifest] = read_manifest, labelled: bool = True
+) -> TrainingSet:
     """Read the manifests, choose the subsets and fix the order.
+
+    Args:
+        recipe: of the run, or of the stream.
+        read: from a manifest's URL to it.
+        labelled: refuse a set without labels.
 
     Raises:
         ConfigError: no set is named, a subset larger than its set, more lanes than examples, labels that the head does
@@ -166,22 +203,24 @@ def open_training_set(recipe: Recipe) -> TrainingSet:
     """
     config = recipe.data
     if config.mixture:
-        return _open_mixture(recipe, config)
+        return _open_mixture(recipe, config, read, labelled=labelled)
     if not config.train:
         raise ConfigError("data.train is empty: give the URL of a manifest, made by `vit-dist data pack`")
-    part = _open_part(
-        "", ComponentConfig(train=config.train, subset=config.subset, subset_seed=config.subset_seed), config, 0, 0
-    )
+    whole = ComponentConfig(train=config.train, subset=config.subset, subset_seed=config.subset_seed)
+    part = _open_part("", whole, config, read(config.train), labelled=labelled)
     lanes, window = resolve_lanes(part.subset.num_samples, part.subset.num_bytes, config.lanes, config.window)
     order = GlobalOrder(part.subset.counts, seed=recipe.seed, lanes=lanes, window=window)
     return TrainingSet(Parts([part]), order, _identity(part, order, config.subset_seed))
 
 
-def _open_mixture(recipe: Recipe, config: DataConfig) -> TrainingSet:
+def _open_mixture(
+    recipe: Wanted, config: DataConfig, read: Callable[[str], ShardManifest], *, labelled: bool
+) -> TrainingSet:
     parts: list[Part] = []
     shards = ordinals = 0
     for name, component in sorted(config.mixture.items()):
-        part = _open_part(name, component, config, shards, ordinals)
+        part = _open_part(name, component, config, read(component.train), labelled=labelled)
+        part = replace(part, first_shard=shards, first_ordinal=ordinals)
         parts.append(part)
         shards, ordinals = shards + len(part.subset.counts), ordinals + part.manifest.num_samples
     placed, _ = lay_out({part.name: (part.manifest, part.label_offset) for part in parts}, config.num_classes)
@@ -204,10 +243,11 @@ def _open_mixture(recipe: Recipe, config: DataConfig) -> TrainingSet:
     return TrainingSet(Parts(parts), MixtureOrder(orders), MixtureIdentity(identities))
 
 
-def _open_part(name: str, component: ComponentConfig, config: DataConfig, first_shard: int, first_ordinal: int) -> Part:
-    where = f"data.mixture.{name}: " if name else ""
-    manifest, offset = read_manifest(component.train), component.label_offset
-    if not manifest.num_classes:
+def _open_part(
+    name: str, component: ComponentConfig, config: DataConfig, manifest: ShardManifest, *, labelled: bool
+) -> Part:
+    where, offset = f"data.mixture.{name}: " if name else "", component.label_offset
+    if labelled and not manifest.num_classes:
         raise ConfigError(
             f"{where}the set {manifest.name!r} has no labels to train on; index its tars by `vit-dist data index "
             f"--labels EXT`"
@@ -223,7 +263,7 @@ def _open_part(name: str, component: ComponentConfig, config: DataConfig, first_
         subset = select(manifest, component.subset, component.subset_seed)
     except ConfigError as error:
         raise ConfigError(f"{where}{error}") from None
-    return Part(manifest, subset, name, offset, first_shard, first_ordinal)
+    return Part(manifest, subset, name, offset)
 
 
 def _identity(part: Part, order: GlobalOrder, subset_seed: int) -> OrderIdentity:

@@ -10,19 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vit_dist.config.schema import DataConfig, Recipe
+from vit_dist.config.schema import DataConfig
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.log import log
 from vit_dist.core.memory import pinned_bytes
 from vit_dist.core.seeding import I64
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
-from vit_dist.data.decode import Augment, centre
+from vit_dist.data.augment import Augment
+from vit_dist.data.decode import centre
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.mixture import MixtureIdentity
 from vit_dist.data.order import OrderIdentity, Segment, WindowId
-from vit_dist.data.reader import Batch, Reader, Replacement
-from vit_dist.data.sets import Part, Parts, TrainingSet
+from vit_dist.data.reader import Batch, Make, Order, Reader, Replacement
+from vit_dist.data.sets import Part, Parts, TrainingSet, Wanted
 from vit_dist.data.subset import Subset, select
 
 
@@ -35,25 +36,42 @@ class StreamState:
 
 
 class TrainStream:
-    """One rank's batches of a run, from `position` on, for ever; each with the stream's state after it.
+    """One rank's batches of a run, from `position` on; each with the stream's state after it.
 
     Rank r of W owns the positions g = r mod W, so the global batch of every step is the same set of examples, in
     the same order, whatever W.
 
     Args:
         data: the set, or the mixture.
-        recipe: of the run.
+        recipe: of the run, or of the stream.
         world: this rank's place.
         position: examples consumed before.
         reuse: each batch is given back (Batch.give_back) before the next but `data.prefetch_batches` is asked for.
+        uneven: where the ranks do not divide the batch, some have one example more than others.
+        end: the position at which it ends, with a smaller batch where no whole one is left; None: never.
+        stored: in the order in which the samples lie in the shards, in place of the set's order.
+        make: see Reader.
 
     Raises:
         ConfigError: the ranks do not divide the batch, or the read-ahead is over the memory limit.
     """
 
-    def __init__(self, data: TrainingSet, recipe: Recipe, world: World, position: int, *, reuse: bool = False) -> None:
-        config, rank_batch = recipe.data, world.rank_batch(recipe.global_batch)
-        self._data, self._batch, self._position = data, recipe.global_batch, position
+    def __init__(
+        self,
+        data: TrainingSet,
+        recipe: Wanted,
+        world: World,
+        position: int,
+        *,
+        reuse: bool = False,
+        uneven: bool = False,
+        end: int | None = None,
+        stored: bool = False,
+        make: Make | None = None,
+    ) -> None:
+        config, batch = recipe.data, recipe.global_batch
+        rank_batch = -(-batch // world.size) if uneven else world.rank_batch(batch)
+        self._data, self._batch, self._position, self._end = data, batch, position, end
         images = rank_batch * 3 * config.image_size**2
         # Beside a GPU the reader pins its batches.
         images = pinned_bytes(images) if torch.cuda.is_available() else images
@@ -65,40 +83,54 @@ class TrainStream:
                 f"fewer data.lanes, a smaller data.window or data.prefetch_batches, or raise the limit"
             )
         augment = Augment.of(config, recipe.seed)
+        order: Order = StoredOrder(data.parts[0].subset.counts) if stored else data.order
         self._reader = Reader(
             data.parts,
-            data.order,
-            _positions(position, recipe.global_batch, world),
+            order,
+            _positions(position, batch, world, end),
             lambda image, epoch, ordinal: augment.apply(image, epoch=epoch, ordinal=ordinal),
             config,
             whole_shards=data.fits_in_memory,
             reuse=reuse,
+            make=make,
         )
 
     def __iter__(self) -> Iterator[tuple[Batch, StreamState]]:
         while True:
             batch = self._reader.next()
-            assert batch is not None, "the order of training has no end"
-            self._position += self._batch
+            if batch is None:
+                return
+            self._position = _after(self._position, self._batch, self._end)
             yield batch, StreamState(self._position, self._data.identity)
 
     def __enter__(self) -> TrainStream:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the threads."""
         self._reader.close()
 
 
-def _positions(position: int, global_batch: int, world: World) -> Iterator[Sequence[int]]:
-    while True:
-        yield range(position + world.rank, position + global_batch, world.size)
-        position += global_batch
+def _positions(position: int, global_batch: int, world: World, end: int | None) -> Iterator[Sequence[int]]:
+    while end is None or position < end:
+        after = _after(position, global_batch, end)
+        yield range(position + world.rank, after, world.size)
+        position = after
+
+
+def _after(position: int, global_batch: int, end: int | None) -> int:
+    """The position behind the next batch."""
+    return position + global_batch if end is None else min(end, position + global_batch)
+
+
+STORED_WINDOW = 256
 
 
 class StoredOrder:
-    """Samples as they lie in the shards, once: the order of evaluation."""
-
-    _WINDOW = 256
+    """Samples as they lie in the shards, epoch after epoch the same: the order of evaluation."""
 
     def __init__(self, counts: I64) -> None:
         self.counts = counts
@@ -106,12 +138,13 @@ class StoredOrder:
 
     def place(self, position: int) -> tuple[WindowId, int]:
         """See Order."""
-        return WindowId(0, 0, position // self._WINDOW), position % self._WINDOW
+        epoch, line = divmod(position, int(self._ends[-1]))
+        return WindowId(epoch, 0, line // STORED_WINDOW), line % STORED_WINDOW
 
     def window_segments(self, window: WindowId) -> list[Segment]:
         """See Order."""
-        line = window.number * self._WINDOW
-        todo = min(self._WINDOW, int(self._ends[-1]) - line)
+        line = window.number * STORED_WINDOW
+        todo = min(STORED_WINDOW, int(self._ends[-1]) - line)
         segments, shard = [], int(np.searchsorted(self._ends, line, side="right"))
         while todo > 0:
             first = line - int(self._ends[shard] - self.counts[shard])
@@ -159,7 +192,7 @@ class EvalBatches:
         positions = range(min(total, world.rank * per_rank), min(total, (world.rank + 1) * per_rank))
         self._rounds = -(-per_rank // batch)
         chunks = [positions[i * batch : (i + 1) * batch] for i in range(self._rounds)]
-        size, crop = config.image_size, config.val_crop
+        size, crop = config.image_size, config.val_fraction
         self._reader = Reader(
             Parts([Part(manifest, subset)]),
             StoredOrder(subset.counts),

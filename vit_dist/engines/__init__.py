@@ -12,6 +12,7 @@ from vit_dist.core.registry import Plugin
 if TYPE_CHECKING:
     from vit_dist.engines._protocol import Engine, EngineInputs
 
+Compile = Literal["auto"] | bool
 Attention = Literal["auto", "flash", "efficient", "cudnn", "math"]
 ReduceDtype = Literal["fp32", "bf16"]
 
@@ -25,6 +26,11 @@ class EngineConfig(Plugin):
     )
     activation_checkpointing: Literal["none", "full"] = Field(
         "none", description="full: each block keeps its input alone, and computes the rest again in the backward pass"
+    )
+    compile: Annotated[Compile, LAYOUT] = Field(
+        "auto",
+        description="blocks by torch.compile, before the first step; auto: on GPUs, but under ZeRO stage 3 "
+        "and fsdp (docs/performance.md)",
     )
     channels_last: bool = Field(
         False, description="images as NHWC in memory, for convolutions; measure it first: docs/models.md"

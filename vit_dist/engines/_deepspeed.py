@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_dist.data.decode import normalize
+from vit_dist.engines._compile import compile_blocks
 from vit_dist.engines._fit import Wanted, wanted_of
 from vit_dist.engines._layout import layout
 from vit_dist.engines._numerics import computed
@@ -110,13 +111,18 @@ class DeepSpeedEngine:
         self.module: nn.Module = self._engine.module
         self.device, self.timer = inputs.device, inputs.timer
         write_masters(self.module, self._optimizer, self._stage, inputs.world, seeded)
+        # Under stage 3 weights are gathered by hooks of each module, which torch cannot compile together with it.
+        self._compiled = compile_blocks(config, inputs, self.module, self._logits, by_default=self._stage < 3)
         self.layout: dict[str, Any] = {
             "engine": "deepspeed",
             "deepspeed": deepspeed.__version__,
             "zero_stage": config.zero_stage,
-            **layout(config, inputs),
+            **layout(config, inputs, compiled=bool(self._compiled)),
         }
-        self.description = f"DeepSpeed {deepspeed.__version__}, ZeRO stage {config.zero_stage}, {inputs.precision}"
+        self.description = (
+            f"DeepSpeed {deepspeed.__version__}, ZeRO stage {config.zero_stage}, {inputs.precision}"
+            f"{self._compiled.described}"
+        )
 
     @computed
     def train_step(
@@ -178,6 +184,10 @@ class DeepSpeedEngine:
             warnings.simplefilter("ignore", FutureWarning)
             logits: Tensor = self._engine(self._input(images))
         return logits.float()
+
+    def _logits(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.module(self._input(images))
+        return logits
 
     def _input(self, images: Tensor) -> Tensor:
         images = images.to(self.device, non_blocking=True)

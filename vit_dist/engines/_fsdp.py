@@ -24,7 +24,7 @@ from vit_dist.data.decode import normalize
 from vit_dist.engines._fit import Wanted, wanted_of
 from vit_dist.engines._layout import layout
 from vit_dist.engines._numerics import computed
-from vit_dist.engines._protocol import EngineInputs, MicroBatches, OnGradients, PendingStep, nan_if_over, set_lr
+from vit_dist.engines._protocol import EAGER, EngineInputs, MicroBatches, OnGradients, PendingStep, nan_if_over, set_lr
 from vit_dist.engines._slices import (
     BUFFER,
     WEIGHT,
@@ -54,7 +54,7 @@ class FSDPEngine:
         self._units = _sharded(inputs.model, config, inputs)
         self._root: Any = self._units[-1]
         self._shards = list(_shards(inputs.model, inputs.world))
-        self._optimizer, self._stepped = inputs.optimizer, False
+        self._optimizer, self._stepped, self._compiled = inputs.optimizer, False, EAGER
         _step_on_shards(self._optimizer, names, self._shards)
         # torch keeps whole sums in the dtype in which ranks add them up: in bf16 they would be rounded here already.
         self._whole_sums = not config.reshard_after_forward and config.reduce_dtype == "fp32"

@@ -14,7 +14,7 @@ from vit_dist.engines._protocol import EngineInputs
 CPU = "cpu"
 
 
-def layout(config: EngineConfig, inputs: EngineInputs) -> dict[str, Any]:
+def layout(config: EngineConfig, inputs: EngineInputs, *, compiled: bool = False) -> dict[str, Any]:
     """What every engine's layout holds, beside what the engine is."""
     device = inputs.device
     return {
@@ -27,14 +27,16 @@ def layout(config: EngineConfig, inputs: EngineInputs) -> dict[str, Any]:
         "reduce_dtype": config.reduce_dtype,
         "deterministic": config.deterministic,
         "attention": config.attention,
+        "compiled": compiled,
     }
 
 
 def completed(wrote: Mapping[str, Any], reads: Mapping[str, Any]) -> dict[str, Any]:
     """The layout of a checkpoint, with what layouts of its version did not say yet.
 
-    What was not said then was so: torch chose kernels, TF32 was on for convolutions of fp32 on GPUs, the head computed
-    as the model did, and DeepSpeed summed gradients in the dtype of the weights. A key added later belongs here too.
+    What was not said then was so: all was eager, torch chose kernels, TF32 was on for convolutions of fp32 on GPUs, the
+    head computed as the model did, and DeepSpeed summed gradients in the dtype of the weights. A key added later
+    belongs here too.
 
     Args:
         wrote: of the checkpoint.
@@ -51,5 +53,6 @@ def completed(wrote: Mapping[str, Any], reads: Mapping[str, Any]) -> dict[str, A
         "reduce_dtype": bf16 if wrote.get("engine") == "deepspeed" else "fp32",
         "deterministic": False,
         "attention": "auto",
+        "compiled": False,
     }
     return {**{key: value for key, value in unsaid.items() if key in reads}, **wrote}

@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError
-from vit_dist.engines import EngineConfig
-from vit_dist.engines._protocol import EngineInputs
+from vit_dist.engines import Attention, EngineConfig
+from vit_dist.engines._protocol import Compilation, EngineInputs
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,6 +42,9 @@ class _Computes(Protocol):
 
     @property
     def _in(self) -> EngineInputs: ...
+
+    @property
+    def _compiled(self) -> Compilation: ...
 
 
 E = TypeVar("E", bound=_Computes)
@@ -114,9 +117,15 @@ def check_precision(precision: str, device: torch.device) -> None:
     )
 
 
-def computed(method: Callable[Concatenate[E, P], R]) -> Callable[Concatenate[E, P], R]:
-    """An engine's method with the config's kernel of attention; where torch has no kernel as asked, in our words.
+def attention_kernel(attention: Attention) -> contextlib.AbstractContextManager[Any]:
+    """For as long as the block lasts, scaled_dot_product_attention has this kernel alone."""
+    return contextlib.nullcontext() if attention == "auto" else sdpa_kernel(_KERNELS[attention])
 
+
+def computed(method: Callable[Concatenate[E, P], R]) -> Callable[Concatenate[E, P], R]:
+    """An engine's method with the config's kernel of attention and what is compiled.
+
+    Where torch has no kernel as asked, that is said in our words.
     Around a whole step: what activation checkpointing computes again in the backward pass must take the same kernel.
     """
 
@@ -124,7 +133,7 @@ def computed(method: Callable[Concatenate[E, P], R]) -> Callable[Concatenate[E, 
     def with_kernels(engine: E, /, *args: P.args, **kwargs: P.kwargs) -> R:
         attention = engine._config.attention
         try:
-            with contextlib.nullcontext() if attention == "auto" else sdpa_kernel(_KERNELS[attention]):
+            with attention_kernel(attention), engine._compiled.running():
                 return method(engine, *args, **kwargs)
         except RuntimeError as error:
             refusal = _refused_by_torch(str(error), attention, engine._in)

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vit_dist.data.decode import normalize
 from vit_dist.engines import EngineConfig
+from vit_dist.engines._compile import compile_blocks
 from vit_dist.engines._fit import Wanted, wanted_of
 from vit_dist.engines._layout import layout
 from vit_dist.engines._numerics import computed
@@ -50,8 +51,10 @@ class PlainEngine:
         self.device, self.timer = inputs.device, inputs.timer
         self._ddp = _replicated(self.module, config.reduce_dtype) if inputs.world.size > 1 else None
         self._optimizer, self._stepped = inputs.optimizer, False
-        self.layout: dict[str, Any] = {"engine": "plain", **layout(config, inputs)}
-        self.description = f"plain torch {torch.__version__.partition('+')[0]} (DDP), {inputs.precision}"
+        self._compiled = compile_blocks(config, inputs, self.module, self._logits)
+        self.layout: dict[str, Any] = {"engine": "plain", **layout(config, inputs, compiled=bool(self._compiled))}
+        version = torch.__version__.partition("+")[0]
+        self.description = f"plain torch {version} (DDP), {inputs.precision}{self._compiled.described}"
 
     @computed
     def train_step(
@@ -106,9 +109,13 @@ class PlainEngine:
     def predict(self, images: Tensor) -> Tensor:
         """See Engine."""
         self.module.eval()
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad():
+            return self._logits(images).float()
+
+    def _logits(self, images: Tensor) -> Tensor:
+        with self._autocast():
             logits: Tensor = self.module(self._input(images))
-        return logits.float()
+        return logits
 
     def _input(self, images: Tensor) -> Tensor:
         images = images.to(self.device, non_blocking=True)

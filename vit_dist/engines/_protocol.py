@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -145,6 +146,36 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
+class Compilation:
+    """What became of compiling (engines/_compile.py), the same on every rank.
+
+    Attributes:
+        blocks: how many are compiled; 0: all is eager.
+    """
+
+    blocks: int = 0
+
+    def __bool__(self) -> bool:
+        return self.blocks > 0
+
+    @property
+    def described(self) -> str:
+        """For people, behind what an engine is: ', blocks compiled', or ''."""
+        return ", blocks compiled" if self else ""
+
+    def running(self) -> contextlib.AbstractContextManager[Any]:
+        """Around all that an engine computes: compiled graphs where they fit, and nothing is compiled any more."""
+        # Not asked without need: torch.compiler brings in torch._dynamo, which takes two seconds.
+        if not self:
+            return contextlib.nullcontext()
+        entered: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("eager_on_recompile")
+        return entered
+
+
+EAGER = Compilation()
+
+
+@dataclass(frozen=True)
 class EngineInputs:
     """What an engine is built from."""
 
@@ -160,6 +191,8 @@ class EngineInputs:
     memory_format: torch.memory_format = torch.contiguous_format
     """Of the images alone: DeepSpeed cannot initialize a model that is channels-last itself."""
     timer: StepTimer = field(default_factory=StepTimer)
+    image_size: int | None = None
+    """Side of the images of a step; None: no step will be taken, so that nothing is compiled for one."""
 
 
 def mean_over_ranks(value: Tensor, world: World) -> Tensor:

@@ -27,6 +27,8 @@ class StepTimer:
     def __init__(self, device: torch.device | None = None) -> None:
         self._cuda = device is not None and device.type == "cuda"
         self._seconds = dict.fromkeys(PHASES, 0.0)
+        self.compiling_s = 0.0
+        """Before the first step; no phase of it."""
         self._pending: deque[tuple[str, torch.cuda.Event, torch.cuda.Event]] = deque()
 
     @contextlib.contextmanager

@@ -43,6 +43,10 @@ class EvaluatorConfig(Plugin):
             ValueError: a set is not named.
         """
 
+    def own_sets(self) -> Mapping[str, str]:
+        """URLs of sets that it names itself, by its own field; the recipe's are known."""
+        return {}
+
     def check_sets(self, recipe: Recipe) -> None:
         """Look at the sets that it will need, before training starts.
 
@@ -71,7 +75,7 @@ class EvaluatorConfig(Plugin):
         if val is None:
             return None
         settings = {name: value for name, value in dump_identity(self).items() if name != "name"}
-        return whole_set(val, recipe.data.image_size, recipe.data.val_crop, settings)
+        return whole_set(val, recipe.data.image_size, recipe.data.val_fraction, settings)
 
     def run(self, context: EvalContext) -> Iterator[tuple[str, float]]:
         """Names and values, the same on every rank. A collective."""

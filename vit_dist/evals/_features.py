@@ -15,6 +15,7 @@ from vit_dist.data.reader import Batch
 from vit_dist.data.stream import EvalBatches
 from vit_dist.data.subset import Subset
 from vit_dist.evals import EvalContext
+from vit_dist.evals._pace import paced
 
 
 def feature_width(context: EvalContext) -> int:
@@ -31,7 +32,7 @@ def features(
     crop: float,
     view: Callable[[Tensor, int, float], Tensor] = centre,
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """This rank's part of a set, batch by batch, each with its features, float32 [B, D]. A collective.
+    """This rank's part of a set, batch by batch, each with its features, float32 [B, D] on the device. A collective.
 
     Features are what enters the head while the whole model runs, so that any engine can give them, whichever way it
     has sharded the weights.
@@ -44,7 +45,8 @@ def features(
         view: what an image becomes.
     """
     recipe, engine = context.recipe, context.engine
-    config = recipe.data.model_copy(update={"num_classes": manifest.num_classes, "val_crop": crop})
+    own = {"num_classes": manifest.num_classes, "val_crop": crop, "val_resize": None}
+    config = recipe.data.model_copy(update=own)
     size = config.image_size
     captured: list[Tensor] = []
 
@@ -53,7 +55,7 @@ def features(
 
     head: Any = engine.module.head
     batches = EvalBatches(manifest, config, context.world, recipe.eval.batch, subset=subset, view=view)
-    with contextlib.closing(iter(batches)) as rank_batches:  # type: ignore[type-var]
+    with contextlib.closing(paced(batches, engine.device)) as rank_batches:  # type: ignore[type-var]
         hook = head.register_forward_pre_hook(capture)
         try:
             for batch in rank_batches:

@@ -37,7 +37,7 @@ def accuracies(config: FewShotConfig, context: EvalContext) -> dict[int, float]:
     # Correct examples of each fit, and last the number of examples.
     correct = torch.zeros(len(fits) + 1, dtype=torch.float64, device=device)
     for batch, x_test in features(context, test, crop=config.crop, view=squash):
-        truth = batch.labels.to(device)
+        truth = batch.labels.to(device, non_blocking=True)
         for i, (weight, bias) in enumerate(fits):
             guess = (x_test @ weight + bias).argmax(1, keepdim=True)
             correct[i] += (truth == guess).any(1).sum()
@@ -97,8 +97,8 @@ def _shots(
     x = torch.zeros(subset.num_samples, feature_width(context), device=context.engine.device)
     labels = torch.zeros(subset.num_samples, dtype=torch.int64, device=context.engine.device)
     for batch, x_batch in features(context, manifest, subset=subset, crop=config.crop, view=squash):
-        rows = batch.positions.to(x.device)
-        x[rows], labels[rows] = x_batch, batch.labels[:, 0].to(x.device)
+        rows, truth = (whole.to(x.device, non_blocking=True) for whole in (batch.positions, batch.labels))
+        x[rows], labels[rows] = x_batch, truth[:, 0]
     # Each row was filled by one rank: a sum with zeros is exact, and the fit is the same on any number of ranks.
     if context.world.size > 1:
         torch.distributed.all_reduce(x)

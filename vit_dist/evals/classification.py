@@ -28,30 +28,8 @@ class ClassificationConfig(EvaluatorConfig):
         """See EvaluatorConfig. Yields nothing without a validation set."""
         if context.val is None:
             return
-        import torch
-        from torch.nn import functional
+        from vit_dist.evals._classification import correct_and_loss
 
-        from vit_dist.data.stream import EvalBatches
-
-        recipe, engine = context.recipe, context.engine
-        size, classes = recipe.data.image_size, recipe.data.num_classes
-        # Of this rank: correct, loss, examples.
-        sums = torch.zeros(3, dtype=torch.float64)
-        for batch in EvalBatches(context.val, recipe.data, context.world, recipe.eval.batch):
-            # This rank has none left, but under ZeRO-3 a forward pass gathers weights from all ranks: it takes part
-            # with an image whose result nobody uses.
-            if batch is None:
-                engine.predict(torch.zeros(1, 3, size, size, dtype=torch.uint8))
-                continue
-            logits = engine.predict(batch.images).cpu()
-            correct = (batch.labels == logits.argmax(1, keepdim=True)).any(1).sum()
-            targets = torch.zeros(len(logits), classes).scatter_add_(1, batch.labels.clamp(min=0), batch.weights)
-            targets /= targets.sum(1, keepdim=True).clamp(min=1e-12)
-            loss = functional.cross_entropy(logits, targets, reduction="sum")
-            sums += torch.tensor([float(correct), float(loss), float(len(logits))], dtype=torch.float64)
-        if context.world.size > 1:
-            device_sums = sums.to(engine.device)
-            torch.distributed.all_reduce(device_sums)
-            sums = device_sums.cpu()
-        yield VAL_TOP1, float(sums[0] / sums[2])
-        yield VAL_LOSS, float(sums[1] / sums[2])
+        correct, loss, examples = correct_and_loss(context, context.val)
+        yield VAL_TOP1, correct / examples
+        yield VAL_LOSS, loss / examples

@@ -74,6 +74,10 @@ class FewShotConfig(EvaluatorConfig):
                 )
         return ""
 
+    def own_sets(self) -> Mapping[str, str]:
+        """See EvaluatorConfig."""
+        return {key: url for key, url in (("train", self.train), ("test", self.test)) if url}
+
     def check_sets(self, recipe: Recipe) -> None:
         """See EvaluatorConfig: reads both manifests, and the labels of the set of shots."""
         self.open_sets(recipe)

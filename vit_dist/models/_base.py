@@ -72,6 +72,19 @@ class ImageModel(nn.Module):
         return block(x, *others)
 
 
+def repeated_blocks(module: nn.Module) -> list[nn.Module]:
+    """The blocks of a model, in order: modules of one class in a list, that are made of others and hold no such list.
+
+    Those of a ViT, residual units of a ResNet and of a hybrid's, whatever the class: timm has hundreds.
+    """
+    found = [b for part in module.children() for b in repeated_blocks(part)]
+    members = list(module.children())
+    listed = isinstance(module, nn.ModuleList | nn.Sequential) and len({type(member) for member in members}) == 1
+    if found or not listed or not all(any(True for _ in member.children()) for member in members):
+        return found
+    return members
+
+
 def seed_weights(seed: int) -> None:
     """Make the initial weights of the models built next a function of a run's seed."""
     torch.manual_seed(hash64(seed, _TAG_WEIGHTS))

@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vit_dist.config.cadences import unrated_checkpoints
 from vit_dist.config.schema import Recipe
 from vit_dist.core.devices import Device
-from vit_dist.core.errors import DataError
 from vit_dist.core.run import history, names
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_bytes, format_flops
-from vit_dist.data.manifest import read_manifest
-from vit_dist.data.not_a_set import NotASetError
 from vit_dist.data.order import SMALL_SET_BYTES
 from vit_dist.data.sets import idle_outputs
 from vit_dist.models.costs import Cost, StateBytes, Sums, fsdp_state_bytes, model_cost, state_bytes, training_flops
 from vit_dist.study.grid import Cell
-
-
-@dataclass(frozen=True)
-class DatasetSize:
-    """How many samples a dataset has, and in how many bytes."""
-
-    samples: int
-    num_bytes: int
-    classes: int = 0
+from vit_dist.study.sets import DatasetSize, SetsOfCells
 
 
 @dataclass(frozen=True)
 class CostEstimate:
     """What one cell comes to; None where it hangs on something unknown (a dataset's size, a model's cost).
 
-    `problems` says what will not fit, `remark` what is odd and will run all the same, or ''.
+    `problems` says what will not fit, `missing` which sets are not there, `remark` what is odd and will run all the
+    same, or ''.
     """
 
     cell: Cell
@@ -46,11 +36,12 @@ class CostEstimate:
     num_bytes: int | None
     problems: tuple[str, ...]
     remark: str
+    missing: tuple[str, ...] = ()
 
 
 def estimate_costs(
     cells: Iterable[Cell],
-    datasets: Mapping[str, DatasetSize],
+    sets: SetsOfCells,
     *,
     devices: int = 1,
     device: Device | None = None,
@@ -59,7 +50,7 @@ def estimate_costs(
 
     Args:
         cells: of a study.
-        datasets: sizes of training sets by URL, as `dataset_sizes` reads them; those of others are unknown.
+        sets: what is known of those that they read, see `look_at_sets`.
         devices: that a run is trained on.
         device: whose memory must hold weights, gradients and optimizer; None asks for nothing.
     """
@@ -71,29 +62,10 @@ def estimate_costs(
         if id(recipe.model) not in costs:
             size, classes = recipe.data.image_size, recipe.data.num_classes
             costs[id(recipe.model)] = model_cost(recipe.model, num_classes=classes, image_size=size)
-        dataset = datasets.get(_dataset_url(recipe))
-        estimates.append(_estimate(cell, costs[id(recipe.model)], dataset, devices, device))
+        dataset = sets.sizes.get(_dataset_url(recipe))
+        estimate = _estimate(cell, costs[id(recipe.model)], dataset, devices, device)
+        estimates.append(replace(estimate, missing=sets.missing(cell)))
     return estimates
-
-
-def dataset_sizes(cells: Iterable[Cell]) -> dict[str, DatasetSize]:
-    """The sizes of the cells' training sets by URL, each manifest read once; without those that are not there.
-
-    Raises:
-        NotASetError: something else than a set is there.
-    """
-    sizes = {}
-    for url in dict.fromkeys(_dataset_url(cell.recipe) for cell in cells):
-        try:
-            manifest = read_manifest(url) if url else None
-        except NotASetError:
-            raise
-        except DataError:
-            # A study may be planned before its data is packed, or far from it.
-            manifest = None
-        if manifest is not None:
-            sizes[url] = DatasetSize(manifest.num_samples, int(manifest.sizes.sum()), manifest.num_classes)
-    return sizes
 
 
 def _dataset_url(recipe: Recipe) -> str:
@@ -136,6 +108,11 @@ def _problems(
     recipe, batch, problems = cell.recipe, cell.recipe.global_batch, []
     if dataset is not None and subset is not None and subset > dataset.samples:
         problems.append(f"the set has only {dataset.samples:,} examples")
+    if dataset is not None and not dataset.classes:
+        problems.append("the set has no labels to train on; index its tars by `vit-dist data index --labels EXT`")
+    if dataset is not None and dataset.classes > recipe.data.num_classes:
+        known = f"data.num_classes={recipe.data.num_classes}, but the set has {dataset.classes} classes"
+        problems.append(f"{known}; set data.num_classes={dataset.classes}")
     if steps == 0:
         problems.append(f"horizon={recipe.horizon} is less than half a step of global_batch={batch}")
     warmup = getattr(recipe.schedule, "warmup", None)
@@ -185,9 +162,11 @@ def engine_bytes(recipe: Recipe, params: int, devices: int) -> StateBytes:
 
 
 def problem_lines(estimates: Iterable[CostEstimate], *, remarks: bool = False) -> list[str]:
-    """Which cells will not fit and why, a line a reason; with what is worth a remark, where that is wanted."""
+    """Which cells cannot be trained and why, a line a reason; with what is worth a remark, where that is wanted."""
     reasons: dict[str, list[str]] = {}
     for estimate in estimates:
+        for problem in estimate.missing:
+            reasons.setdefault(f"cannot be read: {{}}: {problem}", []).append(estimate.cell.name)
         for problem in estimate.problems:
             reasons.setdefault(f"will not fit: {{}}: {problem}", []).append(estimate.cell.name)
         if remarks and estimate.remark:

@@ -44,6 +44,7 @@ _STATES: Mapping[str, State] = {
     "given up": "failed",
 }
 """Of how a run stands; all others have not begun, or will resume."""
+_MOST_TOLD = 20
 _ENDED_BY_REQUEST = BY_PERSON | {WARNED}
 
 
@@ -109,11 +110,12 @@ def check_directories(cells: Sequence[Cell], directory: Path) -> None:
     """Make sure that no cell would resume in the directory of another recipe.
 
     Raises:
-        ConfigError: some would; they are named.
+        ConfigError: some would; they are named. Or one holds other people's files.
         RunError: some have begun with other plug-in code, also those that are done: one study would mix the two.
     """
     others = []
     for cell in cells:
+        RunDir(directory / cell.name).check_ours()
         recipe_hash = cell_state(directory / cell.name).recipe_hash
         if recipe_hash is not None and recipe_hash != cell.hash:
             others.append(f"{cell.name} ({recipe_hash} there, {cell.hash} here)")
@@ -175,9 +177,14 @@ def run_cells(
         if loop.first_error is not None:
             raise loop.first_error
     if loop.failed:
-        failed = ", ".join(loop.failed)
+        told = list(loop.failed.values())
+        others = "" if len(told) == len(cells) else "; the others are trained"
+        lines = "\n".join(f"  {failure}" for failure in told[:_MOST_TOLD])
+        more = f"\n  and {len(told) - _MOST_TOLD} more: {', '.join([*loop.failed][_MOST_TOLD:])}" * (
+            len(told) > _MOST_TOLD
+        )
         raise RunError(
-            f"{len(loop.failed)} of {len(cells)} cells failed: {failed}; try them again with: {resume_command}"
+            f"{len(told)} of {len(cells)} cells failed{others}:\n{lines}{more}\ntry them again with: {resume_command}"
         )
 
 
@@ -203,7 +210,7 @@ class _WorkerLoop:
         self._todo = iter(enumerate(cells))
         self._lock = threading.Lock()
         self._rates = _Rates()
-        self.failed: list[str] = []
+        self.failed: dict[str, str] = {}
         self.first_error: Exception | None = None
 
     def work(self) -> None:
@@ -254,8 +261,12 @@ class _WorkerLoop:
             )
         self._stop_if_asked(cell, code)
         reason = after.reason or self._last_error_line(run_dir)
-        failure = f"{cell.name} failed with exit code {code}" + (f": {reason}" if reason else "")
-        self._fail(cell, failure, f". Its files are in {run_dir}")
+        if code and after.state == "missing":
+            # It was refused before it had a history: a table of the study is to show it as what it is.
+            with contextlib.suppress(VitDistError):
+                history.failed_to_begin(run_dir, ranks=0, saved=0, reason=reason or f"exit code {code}")
+        failure = f"{cell.name} failed with exit code {code}" + (f": {first_line(reason)}" if reason else "")
+        self._fail(cell, failure, "" if "(log: " in reason else f". Its files are in {run_dir}")
 
     def _stop_if_asked(self, cell: Cell, code: int) -> None:
         """Begin no other cell where a person has ended this one before it could save."""
@@ -266,8 +277,8 @@ class _WorkerLoop:
         """Raise, or with `keep_going` print and remember."""
         if not self._keep_going:
             raise RunError(f"{failure}{where}; when the cause is fixed, resume with: {self._resume_command}")
-        self._print_line(f"{failure}; continuing with the other cells")
-        self.failed.append(cell.name)
+        self._print_line(f"{failure}{where}; continuing with the other cells")
+        self.failed[cell.name] = failure
 
     def _evaluate_done(self, cell: Cell) -> None:
         """Evaluate a cell that is done, unless that was done before."""
@@ -293,6 +304,11 @@ class _WorkerLoop:
         rest = [c for c in self._cells[i:] if cell_state(self._directory / c.name).state != "done"]
         left = self._rates.seconds_for(rest)
         return f", about {format_seconds(left / self._jobs)} left" if left else ""
+
+
+def first_line(text: str) -> str:
+    """The first line of a reason: more of it is in the log."""
+    return text.strip().partition("\n")[0]
 
 
 def headline(cell: Cell) -> str:

@@ -14,8 +14,9 @@ import torch
 
 from vit_dist import __version__
 from vit_dist.config.cadences import unrated_checkpoints
-from vit_dist.config.load import differences, identity, recipe_hash, recipe_yaml, shipped_set
-from vit_dist.config.plugins import check_plugins, with_copies
+from vit_dist.config.claims import check_run_dir, refuse_another
+from vit_dist.config.load import identity, recipe_hash, recipe_yaml, shipped_set
+from vit_dist.config.plugins import with_copies
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.files import redact, write_bytes
@@ -177,7 +178,7 @@ def open_run(
     start.mark("data")
 
     engine, num_params = build_engine(recipe, plan, world, device)
-    start.mark("model and engine")
+    start.mark("model and engine", {"compiling": engine.timer.compiling_s})
     probe = make_probe(recipe, data.parts[0].manifest, world, recipe.checkpoint.probe)
     restored = checkpoints.restore(
         directory.checkpoints, engine, run_identity, world, probe=probe, remote=recipe.checkpoint.remote
@@ -236,8 +237,18 @@ def _bring_back(recipe: Recipe, data: TrainingSet, directory: RunDir, world: Wor
         log(f"  {directory.path}: {count} files of logs and records were brought back from {redact(remote)}")
 
 
-def build_engine(recipe: Recipe, plan: Plan, world: World, device: torch.device) -> tuple[Engine, int]:
-    """The model in its engine, with the weights of the seed, and how many parameters it has. A collective."""
+def build_engine(
+    recipe: Recipe, plan: Plan, world: World, device: torch.device, *, trains: bool = True
+) -> tuple[Engine, int]:
+    """The model in its engine, with the weights of the seed, and how many parameters it has. A collective.
+
+    Args:
+        recipe: of the run.
+        plan: of the run.
+        world: this rank's place.
+        device: this rank's.
+        trains: whether a step will be taken.
+    """
     config, optim = recipe.model, recipe.optim
     assert isinstance(config, ModelConfig)
     assert isinstance(optim, OptimizerConfig)
@@ -257,6 +268,7 @@ def build_engine(recipe: Recipe, plan: Plan, world: World, device: torch.device)
         accumulation=plan.accumulation,
         memory_format=torch.channels_last if recipe.engine.channels_last else torch.contiguous_format,  # type: ignore[attr-defined]
         timer=StepTimer(device),
+        image_size=recipe.data.image_size if trains else None,
     )
     engine: Engine = recipe.engine.build(inputs)  # type: ignore[attr-defined]
     limit_collectives(patience(float(recipe.guards.hang.value)))
@@ -299,7 +311,10 @@ def _make_saver(
 def _announce_restored(restored: checkpoints.Restored | None, state: TrainState, engine: Engine) -> None:
     if restored is None:
         return
-    log(f"  resumed from step {state.step:,} ({restored.path})")
+    if restored.fetched:
+        log(f"  restored from {redact(restored.fetched)} at step {state.step:,}; it goes on in {restored.path}")
+    else:
+        log(f"  resumed from step {state.step:,} ({restored.path})")
     changes = checkpoints.layout_changes(restored.marker["layout"], engine.layout)
     if changes:
         log(
@@ -328,15 +343,11 @@ def stop_requests() -> Iterator[StopRequest]:
 
 def _claim(directory: RunDir, recipe: Recipe, run_identity: dict[str, Any]) -> None:
     """Make the directory this run's, or refuse one that is another's."""
+    # Whoever starts processes has asked before: this is for a set and weights that were opened since, and for others.
+    check_run_dir(recipe, directory.path)
     claimed = directory.read_json(names.RUN)
     if claimed is not None:
-        check_plugins(recipe, claimed, directory.path)
-        changes = differences(run_identity, claimed.get("identity", {}))
-        if changes:
-            raise RunError(
-                f"{directory.path}: holds another run: {'; '.join(changes)}. Restore these settings to resume it, "
-                f"or give another --run-dir"
-            )
+        refuse_another(directory.path, run_identity, claimed.get("identity", {}))
         # Of a run whose directory was lost, all but this was brought back.
         if not (directory.path / names.RECIPE).exists():
             _write_recipe(directory, recipe)

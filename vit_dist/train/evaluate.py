@@ -73,7 +73,7 @@ def _evaluate(recipe: Recipe, run_dir: Path, world: World, checkpoint: str, out:
         device = stack.enter_context(process_group(world, limits, directory.stacks))
         check_precision(recipe.precision, device)
         data, val, plan = open_training(recipe, world)
-        engine, _ = build_engine(recipe, plan, world, device)
+        engine, _ = build_engine(recipe, plan, world, device, trains=False)
         plugins = agreed_plugins(recipe, world)
         # Rank 0 alone reads the run's directory: all ranks go on from one answer, whatever the file system shows.
         began_as, of_run = checkpoints.on_main(lambda: (recorded(directory), directory.read_json(names.RUN)), world)

@@ -46,11 +46,12 @@ class MicroBatches:
         recipe, size, n = feed.recipe, feed.micro_batch, len(batch.images)
         self._mixes: list[PairMix] = []
         self._parts: list[tuple[slice, ...]] = [(slice(i, i + size),) for i in range(0, n, size)]
-        if recipe.data.mixup is not None:
+        mixing = recipe.data.pair_mixing
+        if mixing is not None:
             half, pairs = n // 2, size // 2
             firsts = batch.positions[:half].tolist()
             side = batch.images.shape[-1]
-            self._mixes = [draw_mix(recipe.data.mixup, recipe.seed, position, side) for position in firsts]
+            self._mixes = [draw_mix(mixing, recipe.seed, position, side) for position in firsts]
             # Whole pairs: the first rows of both halves of the batch, then the next ones, and so on.
             self._parts = [(slice(i, i + pairs), slice(half + i, half + i + pairs)) for i in range(0, half, pairs)]
         self._ahead = self._send(0)

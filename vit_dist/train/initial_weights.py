@@ -19,6 +19,7 @@ from vit_dist.core.errors import CheckpointError, RunError, VitDistError
 from vit_dist.core.files import is_remote, local_path, redact
 from vit_dist.core.log import log
 from vit_dist.core.run import names
+from vit_dist.core.run.checkpoints import is_checkpoint
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
 from vit_dist.data.classes import Classes, numbers_in
@@ -29,7 +30,7 @@ from vit_dist.models.weights.adapt import fit
 from vit_dist.models.weights.files import LoadOptions, Weights, read_weights, with_rows
 from vit_dist.models.weights.names import KEYS
 from vit_dist.train.checkpoint.restore import on_main
-from vit_dist.train.checkpoint.weights import CLASSES, checkpoint_state, intact_checkpoint, is_checkpoint
+from vit_dist.train.checkpoint.weights import CLASSES, checkpoint_state, intact_checkpoint
 from vit_dist.train.checkpoint.weights_remote import download, errors_naming
 
 _KEY = "initial_weights"

@@ -138,7 +138,7 @@ class Measures:
     def record(self) -> dict[str, Any]:
         """What the history and `--out` say beside step, evaluators and values: the sets, and the tags in the log."""
         recipe, val = self.context.recipe, self.context.val
-        whole = val and whole_set(val, recipe.data.image_size, recipe.data.val_crop, {})
+        whole = val and whole_set(val, recipe.data.image_size, recipe.data.val_fraction, {})
         return {
             "set": whole and whole.model_dump(mode="json"),
             "val": redact(recipe.data.val),

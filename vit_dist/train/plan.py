@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vit_dist.config.load import shipped_set
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError, MissingError
 from vit_dist.core.files import exists, file_system, redact
@@ -13,7 +12,7 @@ from vit_dist.core.run import names
 from vit_dist.core.units import nearest_multiples
 from vit_dist.core.world import World
 from vit_dist.data.manifest import ShardManifest
-from vit_dist.data.sets import TrainingSet, open_training_set
+from vit_dist.data.sets import TrainingSet, how_to_pack, open_training_set
 from vit_dist.data.validation import open_validation_set
 from vit_dist.evals import EvaluatorConfig
 
@@ -41,24 +40,12 @@ def open_training(recipe: Recipe, world: World) -> tuple[TrainingSet, ShardManif
     try:
         data = open_training_set(recipe)
     except MissingError as error:
-        raise MissingError(f"{error}{_how_to_pack(recipe)}") from None
+        raise MissingError(f"{error}{how_to_pack(recipe)}") from None
     val = open_validation_set(recipe, data)
     for evaluator in recipe.evaluators if world.is_main else ():
         assert isinstance(evaluator, EvaluatorConfig)
         evaluator.check_sets(recipe)
     return data, val, make_plan(recipe, data, world)
-
-
-def _how_to_pack(recipe: Recipe) -> str:
-    """What to do where the images of a shipped recipe lie beside it, and were not packed yet."""
-    shipped = shipped_set(recipe)
-    if shipped is None or not shipped.with_suffix("").is_dir():
-        return ""
-    images = f"configs/data/{shipped.stem}"
-    return (
-        f". The images of data.dataset={shipped.stem} are not packed yet: `make demo` does it, or `vit-dist data pack "
-        f"{images} runs/data/{shipped.stem}/train --split-name train` and `... /val --split-name test`"
-    )
 
 
 def check_initial(recipe: Recipe, run_dir: Path) -> None:
@@ -98,15 +85,15 @@ def make_plan(recipe: Recipe, data: TrainingSet, world: World) -> Plan:
     rank_batch = world.rank_batch(batch)
     limit = getattr(recipe.engine, "max_micro_batch", None) or rank_batch
     multiple = 1
-    if recipe.data.mixup is not None:
-        _check_pairs(batch, world.size, limit)
+    if recipe.data.pair_mixing is not None:
+        _check_pairs(batch, world.size, limit, recipe.data.mixing_key)
         # MixUp mixes neighbours: a micro-batch holds whole pairs.
         multiple = 2
     micro = max(d for d in range(multiple, min(limit, rank_batch) + 1, multiple) if rank_batch % d == 0)
     return Plan(total, warmup, micro, rank_batch // micro)
 
 
-def _check_pairs(global_batch: int, ranks: int, micro_batch_limit: int | None) -> None:
+def _check_pairs(global_batch: int, ranks: int, micro_batch_limit: int | None, key: str) -> None:
     """Whether every pair is on one rank, and fits one micro-batch.
 
     Raises:
@@ -114,8 +101,8 @@ def _check_pairs(global_batch: int, ranks: int, micro_batch_limit: int | None) -
     """
     if global_batch % (2 * ranks):
         raise ConfigError(
-            f"global_batch={global_batch} is not divisible by twice the {ranks} ranks, so that data.mixup cannot keep "
+            f"global_batch={global_batch} is not divisible by twice the {ranks} ranks, so that {key} cannot keep "
             f"its pairs together; nearest that are: {nearest_multiples(global_batch, 2 * ranks)}"
         )
     if micro_batch_limit == 1:
-        raise ConfigError("engine.max_micro_batch=1 cannot hold the pairs of data.mixup; give it 2 or more")
+        raise ConfigError(f"engine.max_micro_batch=1 cannot hold the pairs of {key}; give it 2 or more")

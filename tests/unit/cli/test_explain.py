@@ -74,6 +74,8 @@ def test_a_plain_key_of_the_schema_is_missing_nowhere() -> None:
     assert paths(plain) <= shown
 
 
+AUGMENT_SECTIONS = tuple(f"data.augment.{name}." for name in ("randaugment", "jitter", "erase"))
+
 DEFAULTS = [
     key
     for key in recipe_keys()
@@ -81,7 +83,7 @@ DEFAULTS = [
     and "NAME" not in key.path
     and key.value != "plug-in"
     # Inside of a section that is left out.
-    and not key.path.startswith(("init.", "data.mixup."))
+    and not key.path.startswith(("init.", "data.mixup.", *AUGMENT_SECTIONS))
 ]
 
 
@@ -102,6 +104,9 @@ def test_what_counts_for_the_identity_is_what_the_identity_holds() -> None:
         [
             "init={weights: w.npz}",
             "data.mixup={alpha: 0.2}",
+            "data.augment={randaugment: {}, jitter: {hue: 0.1}, erase: {}}",
+            "data.val_resize=32",
+            "data.upright=true",
             "global_batch=8",
             "data.train=",
             "data.mixture={a: {train: x}}",
@@ -117,6 +122,9 @@ def test_what_counts_for_the_identity_is_what_the_identity_holds() -> None:
             walk(value, f"{prefix}{key}.") if isinstance(value, dict) else held.add(f"{prefix}{key}")
 
     walk(identity(recipe), "")
+    # In place of two that are given above.
+    strength = resolve(RECIPE, ["data.augment.augreg=light2", "global_batch=8"])
+    walk(identity(strength)["data"]["augment"], "data.augment.")
     held = {path.replace("data.mixture.a.", "data.mixture.NAME.") for path in held}
     sections = {key.path.rpartition(".")[0] for key in all_keys()} | {"data.mixture", *KINDS}
     names = {recipe.model.name: "vit", recipe.optim.name: "adamw", recipe.schedule.name: "constant"}

@@ -14,7 +14,9 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
-from vit_dist.data.decode import Augment, centre, decode, squash
+from vit_dist.config.augment import AugmentConfig
+from vit_dist.data.augment import Augment
+from vit_dist.data.decode import centre, decode, squash
 from vit_dist.data.describe import size_of
 from vit_dist.data.images import FORMATS, MAX_SIDE, DecodeError, load
 from vit_dist.data.members import IMAGE_EXTENSIONS
@@ -319,9 +321,8 @@ def test_a_side_of_more_than_a_million_pixels_is_refused_though_it_is_thin(size:
 @pytest.mark.parametrize("shape", [(1, 8000), (8000, 1), (3, 30_000), (30_000, 2), (1, 1_000_000), (1_000_000, 1)])
 def test_views_of_long_images_take_memory_by_what_goes_in_and_comes_out(shape: tuple[int, int]) -> None:
     image = torch.full((3, *shape), 7, dtype=torch.uint8)
-    plain = Augment("none", 224, (0.05, 1.0), (0.75, 1.33), 0)
-    for kind in ("none", "flip", "inception"):
-        view = Augment(kind, plain.size, plain.area, plain.aspect, plain.seed).apply(image, epoch=0, ordinal=0)
+    for config in (AugmentConfig(crop="none"), AugmentConfig(crop="flip"), AugmentConfig()):
+        view = Augment(config, 224, (0.05, 1.0), (0.75, 1.33), 0).apply(image, epoch=0, ordinal=0)
         assert view.shape == (3, 224, 224)
         assert torch.all(view == 7)
     for look in (centre, squash):

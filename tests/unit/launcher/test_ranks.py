@@ -14,8 +14,10 @@ import pytest
 from launcher.processes import ranks
 from launcher.processes.ranks import run_ranks
 from launcher.supervise.local import supervise_local
+from vit_dist.core.errors import RunError
 from vit_dist.core.exit_codes import of_signal
 from vit_dist.core.run import history
+from vit_dist.core.run.checkpoints import MARKER, step_name
 
 RANK = """
 import os, signal, sys, time
@@ -82,3 +84,20 @@ def test_no_other_attempt_is_begun_after_one_that_was_asked_to_stop(
     assert (code, len(begun)) == (of_signal(signal.SIGTERM), 1)
     assert last is not None
     assert last.action == "none"
+
+
+def test_a_checkpoint_that_was_only_brought_back_is_no_progress(tmp_path: Path) -> None:
+    begun = []
+
+    def attempt(*_: object) -> int:
+        begun.append(1)
+        number, _token, _state = history.take(tmp_path, ranks=1, saved=0)
+        saved = tmp_path / "checkpoints" / step_name(18)
+        saved.mkdir(parents=True, exist_ok=True)
+        (saved / MARKER).write_text("{}")
+        history.training(tmp_path, number, 18)
+        return 1
+
+    with pytest.raises(RunError, match="2 attempts in a row have saved no new step"):
+        supervise_local(None, tmp_path, attempt, give_up_after=2, pause_s=0.0)  # type: ignore[arg-type]
+    assert len(begun) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -26,15 +27,14 @@ from vit_dist.core.units import Flops, format_flops
 from vit_dist.data.manifest import read_manifest
 from vit_dist.models.costs import model_cost, training_flops
 from vit_dist.study.cost import (
-    DatasetSize,
     Throughput,
-    dataset_sizes,
     estimate_costs,
     measured_throughput,
     rates,
 )
 from vit_dist.study.grid import Cell, load_study, plan
 from vit_dist.study.local import cell_state, evaluated, run_cells
+from vit_dist.study.sets import DatasetSize, SetsOfCells, look_at_sets
 
 RECIPE = """
 global_batch: 64
@@ -64,6 +64,13 @@ def study_file(tmp_path: Path) -> Path:
 
 def cells_of(path: Path, *overrides: str) -> list[Cell]:
     return plan(load_study(str(path), overrides))
+
+
+NOTHING = SetsOfCells({}, {})
+
+
+def known(samples: int, num_bytes: int) -> SetsOfCells:
+    return SetsOfCells({"set": DatasetSize(samples, num_bytes, 10)}, {})
 
 
 def macs(recipe: Recipe) -> int:
@@ -146,7 +153,7 @@ def test_evaluations_are_checked_when_the_study_is_planned(study_file: Path) -> 
 
 
 def test_a_cell_costs_its_examples_its_flops_and_its_bytes(study_file: Path) -> None:
-    small, large = {"set": DatasetSize(10_000, 10_000_000)}, {"set": DatasetSize(10_000, 10 << 30)}
+    small, large = known(10_000, 10_000_000), known(10_000, 10 << 30)
     cells = cells_of(study_file, "data.train=set")
     (first, *_) = estimate_costs(cells, small)
     assert (first.examples, first.steps, first.epochs) == (78 * 64, 78, 78 * 64 / 500)
@@ -154,16 +161,16 @@ def test_a_cell_costs_its_examples_its_flops_and_its_bytes(study_file: Path) -> 
     assert first.num_bytes == 500_000  # is read once and kept
     (first, *_) = estimate_costs(cells, large)
     assert first.num_bytes == (10 << 30) * 78 * 64 // 10_000
-    (first, *_) = estimate_costs(cells, {})
+    (first, *_) = estimate_costs(cells, NOTHING)
     assert (first.num_bytes, first.steps) == (None, 78)
-    (whole, *_) = estimate_costs(cells_of(study_file, "subsets=[all]"), {})
+    (whole, *_) = estimate_costs(cells_of(study_file, "subsets=[all]"), NOTHING)
     assert (whole.examples, whole.flops) == (None, None)
 
 
 def test_what_will_not_fit_is_said(study_file: Path) -> None:
     words = ("subsets=[500,20k]", "schedule.warmup=80 steps", "models=[ViT-H/14]", "data.image_size=224")
     cells = cells_of(study_file, *words, "data.train=set")
-    sizes = {"set": DatasetSize(10_000, 1)}
+    sizes = known(10_000, 1)
     estimates = estimate_costs(cells, sizes, devices=3, device=find_device("v100"))
     small, large = estimates[0].problems, estimates[-1].problems
     assert "the set has only 10,000 examples" in large
@@ -178,9 +185,9 @@ def test_what_will_not_fit_is_said(study_file: Path) -> None:
         "precision=bf16",
         "schedule.warmup=0 steps",
     )
-    (short, *_) = estimate_costs(cells, {}, devices=1, device=find_device("v100"))
+    (short, *_) = estimate_costs(cells, NOTHING, devices=1, device=find_device("v100"))
     assert "weights, gradients and optimizer need" in short.problems[0]
-    assert estimate_costs(cells, {}, devices=64, device=find_device("v100"))[0].problems == ()
+    assert estimate_costs(cells, NOTHING, devices=64, device=find_device("v100"))[0].problems == ()
 
 
 @pytest.mark.parametrize(
@@ -192,7 +199,7 @@ def test_zero_shards_more_from_stage_to_stage(study_file: Path, stage: int, byte
     device = find_device("h100")
 
     def fits(memory_bytes: float) -> bool:
-        (estimate,) = estimate_costs([cell], {}, devices=8, device=replace(device, memory_bytes=memory_bytes))
+        (estimate,) = estimate_costs([cell], NOTHING, devices=8, device=replace(device, memory_bytes=memory_bytes))
         return not any("weights, gradients and optimizer need" in problem for problem in estimate.problems)
 
     cost = model_cost(cell.recipe.model, num_classes=10, image_size=224)
@@ -244,17 +251,17 @@ def test_sizes_are_those_of_the_manifests_and_unknown_where_there_is_none(
     study_file: Path, tmp_path: Path, small_set: str
 ) -> None:
     manifest = read_manifest(small_set)
-    known = cells_of(study_file, f"data.train={small_set}")
-    assert dataset_sizes(known) == {small_set: DatasetSize(manifest.num_samples, int(manifest.sizes.sum()), 4)}
+    named = cells_of(study_file, f"data.train={small_set}")
+    assert look_at_sets(named).sizes == {small_set: DatasetSize(manifest.num_samples, int(manifest.sizes.sum()), 4)}
     idle = cells_of(study_file, f"data.train={small_set}", "data.num_classes=1000")
-    remarks = {one.remark for one in estimate_costs(idle, dataset_sizes(idle))}
+    remarks = {one.remark for one in estimate_costs(idle, look_at_sets(idle))}
     assert all("but the training set has 4 classes" in remark for remark in remarks)
-    assert dataset_sizes(cells_of(study_file)) == {}
-    assert dataset_sizes(cells_of(study_file, f"data.train={tmp_path}/nowhere")) == {}
+    assert look_at_sets(cells_of(study_file)).sizes == {}
+    assert look_at_sets(cells_of(study_file, f"data.train={tmp_path}/nowhere")).sizes == {}
 
 
 def test_the_throughput_of_finished_runs_is_what_hours_are_counted_by(study_file: Path, tmp_path: Path) -> None:
-    estimates = estimate_costs(cells_of(study_file), {})
+    estimates = estimate_costs(cells_of(study_file), NOTHING)
     assert measured_throughput(estimates, tmp_path) == {}
     finish(estimates[0].cell, tmp_path / estimates[0].cell.name, seconds=10.0)
     measured = measured_throughput(estimates, tmp_path)
@@ -262,7 +269,7 @@ def test_the_throughput_of_finished_runs_is_what_hours_are_counted_by(study_file
     assert [*measured] == ["bf16"]
     assert measured["bf16"].runs == 1
     assert measured["bf16"].sustained == pytest.approx(estimates[0].flops / (10.0 * 2))
-    longer = estimate_costs(cells_of(study_file, "horizon=20 epochs"), {})
+    longer = estimate_costs(cells_of(study_file, "horizon=20 epochs"), NOTHING)
     assert measured_throughput(longer, tmp_path) == {}  # what lies there is another recipe's
 
 
@@ -282,7 +289,7 @@ def test_the_throughput_of_finished_runs_is_what_hours_are_counted_by(study_file
 def test_hours_are_counted_by_the_peak_of_the_recipes_own_precision(
     study_file: Path, device: str, precision: str, peak: float | None
 ) -> None:
-    estimates = estimate_costs(cells_of(study_file, f"precision={precision}"), {})
+    estimates = estimate_costs(cells_of(study_file, f"precision={precision}"), NOTHING)
     by = rates(estimates, {}, find_device(device), 0.5)
     assert estimates[0].flops is not None
     expected = None if peak is None else pytest.approx(estimates[0].flops / (peak * 0.5) / 3600)
@@ -293,7 +300,7 @@ def test_hours_are_counted_by_the_peak_of_the_recipes_own_precision(
 def test_what_was_measured_in_one_precision_says_nothing_of_another(study_file: Path) -> None:
     text = study_file.read_text() + "cells: [{when: {family: bit-demo}, set: {precision: fp32}}]\n"
     study_file.write_text(text)
-    estimates = estimate_costs(cells_of(study_file), {})
+    estimates = estimate_costs(cells_of(study_file), NOTHING)
     by = rates(estimates, {"bf16": Throughput(1e9, 3)}, find_device("a100"), 0.4)
     assert by.sustained == {"bf16": 1e9, "fp32": 19.5e12 * 0.4}
     assert "bf16 measured: 1 GFLOP/s a device over 3 finished runs" in by.sources["bf16"]
@@ -428,24 +435,20 @@ def test_beside_a_run_that_fails_the_others_end_and_none_is_begun(study_file: Pa
     assert len(pair.names) <= 4
 
 
-def test_a_run_side_by_side_that_fails_says_why_though_it_prints_elsewhere(
-    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_side_by_side_that_is_refused_says_why_and_stands_as_failed(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        RunError, match=r"failed with exit code 1: nowhere/manifest\.json: no such file.* in runs/tiny/"
-    ):
-        main(
-            [
-                "run",
-                str(study_file),
-                "--jobs",
-                "2",
-                "--stop-on-failure",
-                "data.train=nowhere",
-                "schedule.warmup=0 steps",
-            ]
-        )
+    monkeypatch.setenv("COLUMNS", "400")
+    words = ["seeds=[0]", "subsets=[500]", "models=[vit-demo]", "schedule.warmup=0 steps", "data.train=nowhere"]
+    reason = r"nowhere/manifest\.json: no such file.* \(log: runs/tiny/vit-demo-500-s0/train\.log\)"
+    with pytest.raises(RunError, match=f"failed with exit code 1: {reason}"):
+        main(["run", str(study_file), *words, "--jobs", "2", "--anyway"])
+    capsys.readouterr()
+    assert main(["status", str(study_file), *words]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(f"failed +vit-demo-500-s0, step 0 of 78 .*{reason}", shown)
+    assert "not begun" not in shown
 
 
 def test_a_run_that_is_done_is_evaluated_once(study_file: Path, tmp_path: Path) -> None:
@@ -524,4 +527,4 @@ def test_every_shipped_study_can_be_planned(path: Path) -> None:
     cells = plan(study)
     assert study.name == path.stem
     assert len(cells) == len(study.families) * len(study.subsets) * len(study.seeds)
-    assert all(estimate.flops and not estimate.problems for estimate in estimate_costs(cells, {}))
+    assert all(estimate.flops and not estimate.problems for estimate in estimate_costs(cells, NOTHING))

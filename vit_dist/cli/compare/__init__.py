@@ -129,12 +129,10 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--figure={args.figure}: its ending must be one of {', '.join(ENDINGS)}")
 
 
-def _rows(args: argparse.Namespace) -> list[Row]:
+def _configs(args: argparse.Namespace) -> tuple[dict[str, ModelConfig], dict[str, int]]:
+    """The models that are compared, and the image size of each; before torch, whose import takes seconds."""
     from vit_dist.cli.models.options import model_config, usual_size
-    from vit_dist.compare.memory import count
-    from vit_dist.compare.rows import Row, others_than, training_flops_per_image
-    from vit_dist.core.log import log
-    from vit_dist.models.costs import state_bytes
+    from vit_dist.compare.rows import others_than
 
     names = list(PAPER) if args.models is None else [n.strip() for n in args.models.split(",") if n.strip()]
     if not names:
@@ -145,6 +143,17 @@ def _rows(args: argparse.Namespace) -> list[Row]:
         config.fit(sizes[name])
     if args.match:
         others_than("vit", [config.family for config in configs.values()])
+    return configs, sizes
+
+
+def _rows(args: argparse.Namespace) -> list[Row]:
+    configs, sizes = _configs(args)
+
+    from vit_dist.compare.memory import count
+    from vit_dist.compare.rows import Row, training_flops_per_image
+    from vit_dist.core.log import log
+    from vit_dist.models.costs import state_bytes
+
     counts: dict[str, Counted] = {}
     for name, config in configs.items():
         log(f"counting {name}")

@@ -1,4 +1,4 @@
-"""`vit-dist data`: pack, index, look at and order datasets. A module for each verb or a few; no torch."""
+"""`vit-dist data`: pack, index, look at and order datasets. A module for each verb or a few; torch for `show` alone."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ VERBS = {
     "subset": Verb("look", "subset_main", "a nested subset, as keys or as a manifest"),
     "dedup": Verb("look", "dedup_main", "a manifest without near-duplicates of evaluation sets"),
     "order": Verb("order", "main", "print the keys of examples in the order they are trained on"),
+    "show": Verb("show", "main", "a picture of what training sees of some examples, augmentation and all"),
 }
 
 

@@ -99,6 +99,7 @@ def main(argv: list[str]) -> int:
     if recipe.measured() == ({}, False):
         raise ConfigError(f"{run_dir}: {_nothing(recipe)}")
     world, ranks = world_or_ranks(args.nproc)
+    _check_before(recipe, run_dir, checkpoint, args.out, whole=world is None)
     if world is None:
         from launcher.processes.ranks import run_ranks
 
@@ -120,6 +121,30 @@ def main(argv: list[str]) -> int:
         log(f"vit-dist evaluate: rank {world.rank}: {error}", ERROR)
         return PEER_LOST
     return 0
+
+
+def _check_before(recipe: Recipe, run_dir: Path, checkpoint: str, out: Path | None, *, whole: bool) -> None:
+    """Refuse what can be known to fail before torch is imported.
+
+    Args:
+        whole: no rank has been started yet, which may hold the run's directory by now.
+    """
+    from vit_dist.core.errors import CheckpointError, ConfigError
+    from vit_dist.core.run.checkpoints import MARKER, committed
+    from vit_dist.core.run.directory import RunDir
+
+    if out is not None and out.is_dir():
+        raise ConfigError(f"--out {out}: a directory; name a file, such as {out / 'values.json'}")
+    root = run_dir / names.CHECKPOINTS
+    if checkpoint and not (root / checkpoint / MARKER).is_file():
+        known = ", ".join(path.name for path in committed(root)[:3])
+        raise CheckpointError(
+            f"{root / checkpoint}: no such checkpoint; {f'the newest are {known}' if known else 'the run has none'}"
+        )
+    if not checkpoint and not committed(root) and not recipe.checkpoint.remote:
+        raise CheckpointError(f"{run_dir}: no checkpoint in it to evaluate; train it first")
+    if whole:
+        RunDir(run_dir).check_free()
 
 
 def _nothing(recipe: Recipe) -> str:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from vit_dist.cli.models.options import at_least_one, model_config, usual_size
 from vit_dist.cli.plugins import add_plugin, load_plugins
 from vit_dist.cli.verbs import verb_parser
-from vit_dist.core.errors import ConfigError, did_you_mean
+from vit_dist.core.errors import CheckpointError, ConfigError, did_you_mean
 from vit_dist.core.files import redact
 from vit_dist.core.places import any_option, local_option
 
 if TYPE_CHECKING:
+    from vit_dist.models import ModelConfig
     from vit_dist.models.weights.files import Weights
 
 _FORMS = """
@@ -81,22 +82,35 @@ def import_main(argv: list[str]) -> int:
     at_least_one(args, "image_size", "num_classes")
     if args.settings and not args.model:
         raise ConfigError(f"{args.settings[0]}: settings are those of a model; give --model NAME")
+    from vit_dist.core.files import is_remote, local_path
+    from vit_dist.core.run.checkpoints import is_checkpoint
     from vit_dist.data.labels import read_classes
+    from vit_dist.models.weights.forms import check_readable, form_to_write
+
+    config = model_config(args.model, args.settings) if args.model else None
+    classes = read_classes(args.classes) if args.classes else ()
+    # Before torch: its import takes seconds.
+    form_to_write(args.out)
+    of_ours = ConfigError(f"{redact(args.source)}: a checkpoint or run of ours; `vit-dist models export` reads it")
+    if not is_remote(args.source):
+        if is_checkpoint(local_path(args.source)):
+            raise of_ours
+        check_readable(local_path(args.source))
+
     from vit_dist.models.weights.files import LoadOptions, read_weights
-    from vit_dist.train.checkpoint.weights import is_checkpoint
     from vit_dist.train.checkpoint.weights_remote import downloaded
 
     options = LoadOptions(
-        config=model_config(args.model, args.settings) if args.model else None,
+        config=config,
         num_classes=args.num_classes,
         image_size=args.image_size,
         head=args.head,
         positions=args.positions,
-        classes=read_classes(args.classes) if args.classes else (),
+        classes=classes,
     )
     with downloaded(args.source) as path:
         if is_checkpoint(path):
-            raise ConfigError(f"{redact(args.source)}: a checkpoint or run of ours; `vit-dist models export` reads it")
+            raise of_ours
         _write(read_weights(path, options), args.out)
     return 0
 
@@ -120,10 +134,38 @@ def export_main(argv: list[str]) -> int:
     if args.seed is not None and args.seed < 0:
         raise ConfigError(f"--seed={args.seed}: at least 0 is needed")
 
-    from vit_dist.core.files import is_remote
+    from vit_dist.models.weights.forms import form_to_write
+
+    # Before torch: its import takes seconds.
+    form_to_write(args.out)
+    config = _config_to_export(args)
+
+    from vit_dist.core.run.checkpoints import is_checkpoint
     from vit_dist.models.weights.files import read_weights
-    from vit_dist.train.checkpoint.weights import checkpoint_weights, fresh_weights, is_checkpoint
+    from vit_dist.train.checkpoint.weights import checkpoint_weights, fresh_weights
     from vit_dist.train.checkpoint.weights_remote import downloaded
+
+    if config is None:
+        with downloaded(args.source) as here:
+            _write(checkpoint_weights(here) if is_checkpoint(here) else read_weights(here), args.out)
+    else:
+        size = args.image_size or usual_size(config)
+        _write(fresh_weights(config, args.num_classes or 1000, size, args.seed or 0), args.out)
+    return 0
+
+
+def _config_to_export(args: argparse.Namespace) -> ModelConfig | None:
+    """The model whose fresh weights are wanted; None where SOURCE is a place that weights can be read from.
+
+    Raises:
+        ConfigError: neither a place nor a model, or options that are none of it.
+        CheckpointError: a run without a checkpoint.
+        DataError: no file of weights.
+    """
+    from vit_dist.core.files import is_remote
+    from vit_dist.core.run import names
+    from vit_dist.core.run.checkpoints import MARKER, committed, is_checkpoint
+    from vit_dist.models.weights.forms import check_readable
 
     path = Path(args.source)
     fresh = {"--seed": args.seed, "--num-classes": args.num_classes, "--image-size": args.image_size}
@@ -131,16 +173,17 @@ def export_main(argv: list[str]) -> int:
         given = [name for name, value in fresh.items() if value is not None] + args.settings
         if given:
             raise ConfigError(f"{given[0]} is for fresh weights, not for {redact(args.source)}; see `models import`")
-        with downloaded(args.source) as here:
-            _write(checkpoint_weights(here) if is_checkpoint(here) else read_weights(here), args.out)
-    elif path.suffix or args.source.count(os.sep) > 1 or args.source.startswith(("/", ".")):
+        if is_remote(args.source):
+            return None
+        if not is_checkpoint(path):
+            check_readable(path)
+        elif not (path / MARKER).is_file() and not committed(path / names.CHECKPOINTS):
+            raise CheckpointError(f"{path}: this run has saved no checkpoint yet; `vit-dist status {path}` says why")
+        return None
+    if path.suffix or args.source.count(os.sep) > 1 or args.source.startswith(("/", ".")):
         raise ConfigError(f"{path}: no such checkpoint, run or file")
-    else:
-        _known(args.source)
-        config = model_config(args.source, args.settings)
-        size = args.image_size or usual_size(config)
-        _write(fresh_weights(config, args.num_classes or 1000, size, args.seed or 0), args.out)
-    return 0
+    _known(args.source)
+    return model_config(args.source, args.settings)
 
 
 def _parser(verb: str, description: str, epilog: str, *, source: str, settings: str) -> argparse.ArgumentParser:

@@ -42,11 +42,12 @@ def main(argv: list[str]) -> int:
     device, utilisation = find_device(args.device or "a100"), _utilisation(args.utilisation or "40%")
     study = named_study(args.words, parser.prog, args.runs)
 
-    from vit_dist.study.cost import dataset_sizes, estimate_costs, measured_throughput, rates
+    from vit_dist.study.cost import estimate_costs, measured_throughput, rates
     from vit_dist.study.local import cell_state
+    from vit_dist.study.sets import look_at_sets
 
     fits_on = device if args.device else None
-    estimates = estimate_costs(study.cells, dataset_sizes(study.cells), devices=args.devices, device=fits_on)
+    estimates = estimate_costs(study.cells, look_at_sets(study.cells), devices=args.devices, device=fits_on)
     states = {cell.name: state_word(cell, cell_state(study.directory / cell.name)) for cell in study.cells}
     # A device or a utilisation that was asked for says what to count by, measured or not.
     measured = {} if args.device or args.utilisation else measured_throughput(estimates, study.directory)
@@ -186,5 +187,5 @@ def _record(estimate: CostEstimate, state: str, rate: Rates) -> dict[str, Any]:
         "device_hours": rate.hours(estimate),
         "bytes_read": estimate.num_bytes,
         "state": state,
-        "problems": list(estimate.problems),
+        "problems": [*estimate.missing, *estimate.problems],
     }

@@ -62,7 +62,8 @@ def main(argv: list[str]) -> int:
 
     from vit_dist.core.run.log import VAL_TOP1
     from vit_dist.scaling.collect import collect
-    from vit_dist.scaling.report.write import write_report
+    from vit_dist.scaling.report.tensorboard import check_directory, export_tensorboard
+    from vit_dist.scaling.report.write import check_out, write_report
     from vit_dist.scaling.tagmap import load_tag_map
 
     # The URL of logs may stand in the place of a study, which has none.
@@ -71,6 +72,11 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"{parser.prog}: give the logs once: {', '.join(map(redact, [*urls, args.logs or '']))}")
     args.logs, args.words = (urls or [args.logs])[0], [word for word in args.words if word not in urls]
     name, study = _study(args, parser.prog)
+    # Before logs are read, which may take minutes.
+    if args.out is not None:
+        check_out(args.out)
+    if args.tensorboard is not None:
+        check_directory(args.tensorboard)
     logs = args.logs or str(args.runs / str(name))
     metric = args.metric or (study.metric if study else VAL_TOP1)
     tag_map = load_tag_map(args.tag_map) if args.tag_map else None
@@ -85,8 +91,6 @@ def main(argv: list[str]) -> int:
     console.print(f"        {len(files.figures)} figures as PNG and SVG, such as {files.figures[0]}", markup=False)
     console.print(f"        {len(files.tables)} tables as CSV, and {files.json.name}", markup=False)
     if args.tensorboard:
-        from vit_dist.scaling.report.tensorboard import export_tensorboard
-
         export_tensorboard(collection, args.tensorboard)
         console.print(f"by examples and by GFLOPs: tensorboard --logdir {args.tensorboard}", markup=False)
     return 0

@@ -37,7 +37,9 @@ def main(argv: list[str]) -> int:
         "--jobs", type=int, default=1, metavar="N", help="runs at once, each printing to its train.log (1)"
     )
     parser.add_argument("--stop-on-failure", action="store_true", help="train no other cell once one has failed")
-    parser.add_argument("--anyway", action="store_true", help="begin although the plan says that cells will not fit")
+    parser.add_argument(
+        "--anyway", action="store_true", help="begin although cells cannot be trained, by what the plan says"
+    )
     args = parser.parse_intermixed_args(argv)
     at_least_one(args, "nproc", "jobs")
     starts_ranks("study run", args.nproc)
@@ -48,7 +50,7 @@ def main(argv: list[str]) -> int:
     from vit_dist.study.local import evaluation_words, run_cells
 
     console.print(f"study {study.config.name}: {study.shape}, in {study.directory}", markup=False)
-    _refuse_what_will_not_fit(study, args.nproc, console, anyway=args.anyway)
+    _refuse_what_cannot_be_trained(study, args.nproc, args.jobs, console, anyway=args.anyway)
     run = partial(
         run_cells,
         study.cells,
@@ -79,21 +81,26 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _refuse_what_will_not_fit(study: NamedStudy, devices: int, console: Console, *, anyway: bool) -> None:
-    """Say which of the cells that are to be trained will not fit.
+def _refuse_what_cannot_be_trained(study: NamedStudy, nproc: int, jobs: int, console: Console, *, anyway: bool) -> None:
+    """Say which of the cells that are to be trained cannot be: sets that are not there, what will not fit.
 
     Raises:
         ConfigError: there are such, and nobody said to begin anyway.
     """
-    from vit_dist.study.cost import dataset_sizes, estimate_costs, problem_lines
+    from launcher.processes.device import device_here
+    from vit_dist.study.cost import estimate_costs, problem_lines
     from vit_dist.study.local import cell_state
+    from vit_dist.study.sets import look_at_sets
 
     left = [cell for cell in study.cells if cell_state(study.directory / cell.name).state != "done"]
-    lines = problem_lines(estimate_costs(left, dataset_sizes(left), devices=devices))
+    estimates = estimate_costs(left, look_at_sets(left), devices=nproc, device=device_here(nproc * jobs))
+    lines = problem_lines(estimates)
     if not lines:
         return
     if not anyway:
         told = "\n".join(lines)
-        raise ConfigError(f"{told}\nmend the study, or begin with --anyway: then the other cells are trained")
+        unfit = sum(bool(e.missing or e.problems) for e in estimates)
+        count = f"{unfit} of the {len(left)} cells that are left cannot be trained:"
+        raise ConfigError(f"{count}\n{told}\nmend the study, or begin with --anyway: then the other cells are trained")
     for line in lines:
         console.print(line, markup=False)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from vit_dist.cli.study.options import NamedStudy
     from vit_dist.study.grid import Cell
     from vit_dist.study.local import CellState
 
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> int:
     counted = Counter(words.values())
     legend = [f"[{_LOOK[w][2]}]{_LOOK[w][plain]}[/] {_LOOK[w][3]} {counted[w]}" for w in _LOOK if counted[w]]
     console.print("   ".join(legend) + f"   [dim]seeds {', '.join(map(str, study.config.seeds))}[/]")
-    _details(console, cells, states, words)
+    _details(console, study, states, words)
     return 0
 
 
@@ -83,17 +84,20 @@ def _matrix(title: str, cells: Sequence[Cell], words: Mapping[str, str], plain: 
     return result
 
 
-def _details(
-    console: Console, cells: Sequence[Cell], states: Mapping[str, CellState], words: Mapping[str, str]
-) -> None:
+def _details(console: Console, study: NamedStudy, states: Mapping[str, CellState], words: Mapping[str, str]) -> None:
+    from vit_dist.core.run import names
+    from vit_dist.study.local import first_line
+
+    cells, directory = study.cells, study.directory
     for cell in cells:
         state, word, total = states[cell.name], words[cell.name], _steps(cell)
         at = f"step {state.step or 0:,}" + (f" of {total:,} ({100 * (state.step or 0) / total:.0f}%)" if total else "")
-        because = f": {state.reason}" if state.reason else ""
+        because = f": {first_line(state.reason)}" if state.reason else ""
         if word in ("running", "stopped", "started"):
             console.print(f"{_LOOK[word][3]:<20} {cell.name}, {at}{because}", markup=False)
         elif word == "failed":
-            console.print(f"failed               {cell.name}, {at}{because}", markup=False, style="red")
+            logs = "" if "(log: " in because else f" (logs: {directory / cell.name / names.LOGS})"
+            console.print(f"failed               {cell.name}, {at}{because}{logs}", markup=False, style="red")
         elif word == "other recipe":
             text = f"{state.recipe_hash} there, {cell.hash} here"
             console.print(f"holds another recipe {cell.name}: {text}", markup=False, style="red")

@@ -19,7 +19,7 @@ from typing import Any
 
 from vit_dist.core.run import records
 from vit_dist.core.run.marker import check_relations
-from vit_dist.core.run.names import CHECKPOINTS
+from vit_dist.core.run.names import CHECKPOINTS, RUN
 from vit_dist.core.small_files import DamagedError, checked, is_count, parse_json, read_small, shown
 
 MARKER = "COMMITTED.json"
@@ -70,6 +70,11 @@ def committed(root: Path) -> list[Path]:
     return sorted(
         (p.parent for p in root.glob(f"{_STEP}*/{MARKER}") if step_of(p.parent.name) is not None), reverse=True
     )
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a directory is a checkpoint or a run."""
+    return path.is_dir() and ((path / MARKER).is_file() or (path / RUN).is_file())
 
 
 def partial(root: Path) -> list[Path]:

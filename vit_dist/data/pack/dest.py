@@ -10,11 +10,28 @@ from pathlib import Path
 from vit_dist.core import locks
 from vit_dist.core.errors import RunError
 from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, redact, remove_tree
+from vit_dist.core.folders import refuse_others
 from vit_dist.data.pack.plan import PLAN_FILE
 from vit_dist.data.pack.shards import STATE_FOLDER
 
 BAD_LIST = "bad.jsonl"
 _TRIES = 100
+
+
+def refuse_strangers(dest: str) -> None:
+    """Nothing, where a local destination is new or empty, or holds a packing or a set; before anything is read.
+
+    Raises:
+        ConfigError: other files lie there, among which shards would be strewn.
+    """
+    # Under a prefix of a store anything may lie, and asking what does may take an hour.
+    if is_remote(dest):
+        return
+    folder = local_path(dest)
+    # What packed there, or what set lies there, is asked once the source is known.
+    if any((folder / name).exists() for name in (PLAN_FILE, "manifest.json")):
+        return
+    refuse_others(folder, lambda _: False, what="a packing", do="give another destination, or --force")
 
 
 def remove_markers(dest: str) -> None:

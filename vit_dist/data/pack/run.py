@@ -32,7 +32,7 @@ from vit_dist.core.progress import Progress
 from vit_dist.data import workers
 from vit_dist.data.grammar import ClassSpace, check_classes, check_pairs
 from vit_dist.data.manifest import ShardManifest, read_manifest, write_manifest
-from vit_dist.data.pack.dest import BAD_LIST, claimed, clear, remove_markers
+from vit_dist.data.pack.dest import BAD_LIST, claimed, clear, refuse_strangers, remove_markers
 from vit_dist.data.pack.items import Item, Listing, check_item, shuffled_ordinals
 from vit_dist.data.pack.plan import PLAN_FILE, PackPlan, all_there, read_markers, tasks_of
 from vit_dist.data.pack.shards import STATE_FOLDER, DoneMarker, ImageOptions, Job, Task, pack_shard
@@ -110,6 +110,8 @@ def pack(
     dest = destination(dest, "DEST")
     label = f"{part[0] % part[1]}-of-{part[1]}" if part else "all"
     with contextlib.ExitStack() as stack:
+        if not force:
+            refuse_strangers(dest)
         stack.enter_context(claimed(dest, label))
         scratch = stack.enter_context(_scratch(dest, work, label))
         # Beside where it goes: a tar gets its place by a rename.

@@ -4,6 +4,7 @@ google.py        names and layouts of google-research's .npz files (ViT, hybrid,
 huggingface.py   a folder that `ViTForImageClassification` loads
 timm_form.py     what timm's own models load
 
+forms.py         which form a name stands for, and what is refused before anything is opened; no torch
 files.py         reading and writing each form
 opened.py        what a file says it holds, before a value is read; promised.py: tensors that are not read yet
 torch_file.py    files of torch, whose pickle is read as data by pickles.py

@@ -24,6 +24,7 @@ from vit_dist.models import ModelConfig
 from vit_dist.models._positions import Resampling
 from vit_dist.models.weights.adapt import Head, fit, shapes_of
 from vit_dist.models.weights.described import config_of, stated
+from vit_dist.models.weights.forms import CONFIG, FOLDER_FILES, check_readable, form_to_write
 from vit_dist.models.weights.google import RULES, check_google, from_google, to_google
 from vit_dist.models.weights.huggingface import from_hugging_face, to_hugging_face
 from vit_dist.models.weights.names import OPTIONS, Wording, without_prefix
@@ -41,10 +42,6 @@ from vit_dist.models.weights.promised import State as Promises
 from vit_dist.models.weights.timm_form import from_timm, kind_of, to_timm
 
 State = dict[str, Tensor]
-CONFIG = "config.json"
-"""Of a folder of Hugging Face: which model it holds."""
-FORMS = ".npz (Google), .safetensors (ours), .timm.safetensors (timm's names), or a folder (Hugging Face)"
-PICKLED = (".pth", ".pt", ".bin", ".ckpt")
 # Files of one folder, and classes of a head whose number nobody states.
 _MAX_FILES = 1_000
 _MAX_CLASSES = 2**18
@@ -103,45 +100,38 @@ def read_weights(path: Path, options: LoadOptions = LoadOptions()) -> Weights:
         ConfigError: the form is unknown, or the file does not say its model and none was given.
         DataError: missing, damaged, or of another model: says which tensors.
     """
+    check_readable(path)
     if path.is_dir():
         return _read_hugging_face(path, options)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; known forms: {FORMS}, and timm's {', '.join(PICKLED)}")
     if path.suffix == ".npz":
         return _read_npz(path, options)
-    if path.suffix == ".safetensors" or path.suffix in PICKLED:
-        with opened(path) as (tensors, metadata):
-            return _from_named(without_prefix(tensors), metadata, path, options)
-    raise ConfigError(
-        f"{path}: weights in a file of this name are not known; known: {FORMS}, and timm's {', '.join(PICKLED)}"
-    )
+    with opened(path) as (tensors, metadata):
+        return _from_named(without_prefix(tensors), metadata, path, options)
 
 
 def write_weights(weights: Weights, out: Path | str) -> None:
     """Write a file or folder; its form follows from the name's ending.
 
     Raises:
-        ConfigError: no form has this ending, or the form cannot hold this model.
+        ConfigError: no form has this ending, the form cannot hold this model, or a folder holds something else.
         DataError: it cannot be written.
     """
     text, path = str(out), Path(out)
+    form = form_to_write(text)
     weights = replace(weights, classes=clean_classes(weights.classes, weights.num_classes, text))
     with explained(text, "written"):
-        if text.endswith(".npz"):
+        if form == "google":
             _write_npz(weights, path)
-        elif text.endswith(".timm.safetensors"):
+        elif form == "timm":
             renamed = to_timm(weights.state, weights.config, weights.num_classes, weights.image_size)
             said = (weights.config, weights.num_classes, weights.image_size, weights.crop, weights.classes)
             # The notes first: where the file is, all of it is there.
             write_bytes(str(path.with_name(f"{path.name}.md")), timm_notes(path.name, *said).encode())
             _save(renamed, path, {**_metadata(weights), "timm": json.dumps(timm_config(*said))})
-        elif text.endswith(".safetensors"):
+        elif form == "ours":
             _save(weights.state, path, _metadata(weights))
-        elif text.endswith("/") or path.is_dir() or not path.suffix:
-            _write_hugging_face(weights, path)
         else:
-            pickled = "; a pickle runs code when it is loaded" if path.suffix in PICKLED else ""
-            raise ConfigError(f"{out}: no form of weights has this ending{pickled}; known: {FORMS}")
+            _write_hugging_face(weights, path)
 
 
 def _write_hugging_face(weights: Weights, path: Path) -> None:
@@ -153,15 +143,23 @@ def _write_hugging_face(weights: Weights, path: Path) -> None:
         labels(weights.classes, weights.num_classes),
     )
     texts = {CONFIG: described, "preprocessor_config.json": images}
-    others = sorted({p.name for p in path.iterdir()} - {*texts, "model.safetensors"}) if path.is_dir() else []
-    if others:
-        raise DataError(f"{path}: there is something else in it ({', '.join(others[:3])}); name a new folder")
     # All of the old or all of the new: weights beside the config of others would load as what they are not. Where a
     # link leads to it, the folder itself is replaced.
-    with replacing_folder(path.resolve()) as fresh:
-        _save(tensors, fresh / "model.safetensors", {"format": "pt"})
-        for name, content in texts.items():
-            write_bytes(str(fresh / name), (json.dumps(content, indent=2) + "\n").encode())
+    path = path.resolve()
+    if path.is_dir() and any(inner.name not in FOLDER_FILES for inner in path.iterdir()):
+        # Hidden files lie there, such as .git: they stay. Without its config the folder is none meanwhile.
+        (path / CONFIG).unlink(missing_ok=True)
+        _write_folder(path, tensors, texts)
+        return
+    with replacing_folder(path) as fresh:
+        _write_folder(fresh, tensors, texts)
+
+
+def _write_folder(folder: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, Mapping[str, Any]]) -> None:
+    _save(dict(tensors), folder / "model.safetensors", {"format": "pt"})
+    # The config last.
+    for name in sorted(texts, key=lambda name: name == CONFIG):
+        write_bytes(str(folder / name), (json.dumps(texts[name], indent=2) + "\n").encode())
 
 
 def heads_of(config: ModelConfig) -> int:

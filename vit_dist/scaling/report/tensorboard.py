@@ -11,10 +11,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from vit_dist.core.errors import ConfigError
 from vit_dist.core.events.reader import Series, read_run
 from vit_dist.core.events.writer import EventWriter
 from vit_dist.core.files import join_url, remove_tree
+from vit_dist.core.folders import refuse_others
 from vit_dist.core.run.log import LAYOUT
 from vit_dist.core.run.names import is_plain_name, safe_name
 from vit_dist.scaling.collect import Collection, Observation
@@ -25,6 +25,16 @@ _LAST_STEP = 2.0**63
 _SHOWN = ("family", "model", "subset", "seed", "base_lr", "weight_decay", "global_batch", "num_params", "dataset")
 
 
+def check_directory(directory: Path) -> None:
+    """Nothing, where the runs can be written into a directory: it is new or empty, or holds such an export.
+
+    Raises:
+        ConfigError: something else lies there.
+    """
+    what = "an export for TensorBoard"
+    refuse_others(directory, lambda path: path.name in AXES, what=what, do="give another --tensorboard")
+
+
 def export_tensorboard(collection: Collection, directory: Path) -> list[Path]:
     """Write every observed run once for each axis; returns the directories made.
 
@@ -32,9 +42,7 @@ def export_tensorboard(collection: Collection, directory: Path) -> list[Path]:
         ConfigError: the directory holds something else.
         DataError: a log cannot be read any more.
     """
-    others = [path.name for path in directory.iterdir() if path.name not in AXES] if directory.is_dir() else []
-    if others:
-        raise ConfigError(f"{directory}: holds {others[0]!r}, which is no such export; give a new directory")
+    check_directory(directory)
     for axis in AXES:
         remove_tree(directory / axis)
     made = []

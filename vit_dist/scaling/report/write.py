@@ -23,6 +23,7 @@ from typing import Any
 from vit_dist.core.errors import DataError
 from vit_dist.core.events.cache import load_entry, store_entry
 from vit_dist.core.files import write_bytes
+from vit_dist.core.folders import refuse_others
 from vit_dist.core.tables import csv_text
 from vit_dist.scaling.collect import Collection, Excluded, Observation
 from vit_dist.scaling.fit.curve import CurveFit
@@ -30,6 +31,7 @@ from vit_dist.scaling.results import Results, analyse
 from vit_dist.scaling.summary import Mean
 
 HTML = "report.html"
+JSON = "report.json"
 # What an entry of the cache may be.
 _FILE = re.compile(r"[a-z][A-Za-z0-9._+-]{0,150}\.(html|json|png|svg|csv)")
 _LARGEST_FILE = 256 << 20
@@ -62,8 +64,10 @@ def write_report(collection: Collection, directory: Path, *, cached: bool = True
         cached: take what an earlier report of the same logs made.
 
     Raises:
+        ConfigError: the directory holds something else than a report.
         DataError: no run can be used (the reasons are given), or the directory cannot be written.
     """
+    check_out(directory)
     if not collection.observations:
         raise DataError(_nothing(collection))
     key = _fingerprint(collection)
@@ -77,10 +81,20 @@ def write_report(collection: Collection, directory: Path, *, cached: bool = True
     paths = [directory / name for name in files]
     return ReportFiles(
         directory / HTML,
-        directory / "report.json",
+        directory / JSON,
         tuple(path for path in paths if path.suffix == ".png"),
         tuple(path for path in paths if path.suffix == ".csv"),
     )
+
+
+def check_out(directory: Path) -> None:
+    """Nothing, where a report can be written into a directory: it is new or empty, or holds one.
+
+    Raises:
+        ConfigError: something else lies there.
+    """
+    if not (directory / JSON).is_file():
+        refuse_others(directory, lambda _: False, what="a report", do="give another --out")
 
 
 def render(results: Results) -> dict[str, bytes]:
@@ -94,7 +108,7 @@ def render(results: Results) -> dict[str, bytes]:
         files[f"{drawing.name}.png"] = to_png(drawing.figure)
         files[f"{drawing.name}.svg"] = to_svg(drawing.figure)
     files |= tables(results)
-    files["report.json"] = (json.dumps(to_json(results), indent=1, allow_nan=False) + "\n").encode()
+    files[JSON] = (json.dumps(to_json(results), indent=1, allow_nan=False) + "\n").encode()
     files[HTML] = page(results, drawings, files).encode()
     return files
 

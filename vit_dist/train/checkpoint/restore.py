@@ -47,6 +47,7 @@ class Restored:
         marker: all of it.
         damaged: steps of the newer ones that were skipped.
         damaged_copies: the same of copies.
+        fetched: URL of the copy that it was fetched from; '' of one that lay here.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class Restored:
     marker: dict[str, Any]
     damaged: frozenset[int] = frozenset()
     damaged_copies: frozenset[int] = frozenset()
+    fetched: str = ""
 
 
 def restore(
@@ -109,7 +111,7 @@ def restore(
             log(f"copy {redact(remote)}/{name} is damaged and skipped: {problem}", WARNING)
         restored = None if problem else tried(name)
         if restored is not None:
-            return restored
+            return replace(restored, fetched=remote)
         damaged_copies.add(step_of(name) or 0)
     if candidates or copies:
         raise CheckpointError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,6 @@ CLASSES = "classes"
 """The marker's entry with the names of the head's classes in the order of its outputs, '' where one has none."""
 
 
-def is_checkpoint(path: Path) -> bool:
-    """Whether a directory is a checkpoint or a run."""
-    return path.is_dir() and ((path / MARKER).is_file() or (path / names.RUN).is_file())
-
-
 def checkpoint_weights(path: Path) -> Weights:
     """The weights of a checkpoint, or of the newest intact one of a run.
 
@@ -58,12 +53,20 @@ def checkpoint_weights(path: Path) -> Weights:
         except CheckpointError as error:
             _skip(path, chosen, str(error), problems)
             continue
-        crop = marker["recipe"]["data"].get("val_crop")
-        crop = float(crop) if is_number(crop) and 0 < crop <= 1 else 0.875
+        crop = _crop(marker["recipe"]["data"], image_size)
         for other, unknown in foreign:
             _skip(path, other, str(unknown), problems)
         return Weights(_state(source), config, num_classes, image_size, facts, _classes(marker), crop)
     raise foreign[0][1] if foreign else _none_intact(path, problems)
+
+
+def _crop(data: Mapping[str, Any], image_size: int) -> float:
+    """The fraction that evaluation's centre crop keeps, by a marker, which may hold anything."""
+    side: Any = data.get("val_resize")
+    crop: Any = data.get("val_crop")
+    if is_count(side) and side >= image_size:
+        return float(image_size / side)
+    return float(crop) if is_number(crop) and 0 < crop <= 1 else 0.875
 
 
 def checkpoint_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

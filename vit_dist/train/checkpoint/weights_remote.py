@@ -24,7 +24,7 @@ from vit_dist.core.files import (
 )
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.run.checkpoints import MARKER
-from vit_dist.models.weights.files import CONFIG, FORMS
+from vit_dist.models.weights.forms import CONFIG, FORMS
 from vit_dist.models.weights.notes import sidecar_of
 from vit_dist.train.checkpoint.remote import fetch, remote_steps
 from vit_dist.train.checkpoint.weights import intact_checkpoint

@@ -29,10 +29,17 @@ class StartUp:
         self._parts: list[tuple[str, float]] = []
         self._last = self.began
 
-    def mark(self, part: str) -> None:
-        """What was done since the last mark."""
+    def mark(self, part: str, within: Mapping[str, float] | None = None) -> None:
+        """What was done since the last mark.
+
+        Args:
+            part: what.
+            within: seconds of it that are told apart, by what they were spent on; zeros are left out.
+        """
         now = time.monotonic()
-        self._parts.append((part, now - self._last))
+        apart = {name: seconds for name, seconds in (within or {}).items() if seconds}
+        self._parts.append((part, now - self._last - sum(apart.values())))
+        self._parts += apart.items()
         self._last = now
 
     def describe(self) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launcher.processes.ranks import _close_attempt, run_local
+from launcher.processes.ranks import _close_attempt, _note_end_without_a_word, first_words, run_local
 from launcher.supervise.attempts import open_entry
 from launcher.supervise.local import supervise_local
 from tests.histories import speak
+from vit_dist.config.load import load_recipe, recipe_hash
 from vit_dist.core.errors import RunError
 from vit_dist.core.run import history
 from vit_dist.core.run.checkpoints import newest_step
@@ -98,6 +101,54 @@ def test_who_comes_second_leaves_status_and_ledger_of_the_first_alone(
     closed = history.read(tmp_path).status
     assert closed is not None
     assert (closed.status, closed.reason) == ("failed", "a rank was killed by signal 9")
+
+
+LOGGED = "2026-11-26T03:50:43.012Z rank 0 ERROR vit-dist train: error: set: no such file; look\nthere"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("nothing", "failed"),
+        ("an attempt that failed", "failed"),
+        ("run.json of this recipe", "failed"),
+        ("run.json of another", "new"),
+        ("a word of its own", "done"),
+        ("a supervisor", "lost"),
+        ("an attempt that runs", "new"),
+    ],
+)
+def test_ranks_that_fail_before_they_own_the_directory_leave_a_run_that_failed(
+    tmp_path: Path, before: str, after: str
+) -> None:
+    recipe, run, logs = load_recipe("demo"), RunDir(tmp_path), tmp_path / "logs" / "attempt-0001"
+    logs.mkdir(parents=True)
+    (logs / "rank-0.log").write_text(LOGGED)
+    if before == "an attempt that failed":
+        speak(tmp_path, "failed", reason="before")
+    if before == "a supervisor":
+        open_entry(tmp_path, launcher="local", devices=1)
+    if "run.json" in before:
+        run.write_json("run.json", {"recipe_hash": recipe_hash(recipe) if "this" in before else "0123"})
+    state = history.read(tmp_path)
+    if before == "a word of its own":
+        speak(tmp_path, "done", 5)
+    with run.locked() if before == "an attempt that runs" else contextlib.nullcontext():
+        _note_end_without_a_word(run, recipe, state, 2, first_words(logs, 1))
+    state = history.read(tmp_path)
+    assert history.stands(state, history.JobWord(), time.time())[0] == after
+    if after == "failed":
+        assert state.status is not None
+        assert state.status.reason == f"set: no such file; look (log: {logs / 'rank-0.log'})"
+        assert state.status.attempt == (2 if before == "an attempt that failed" else 1)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(137, "a rank was killed by signal 9 (log: gone)"), (3, "a rank ended with exit code 3 (log: gone)")],
+)
+def test_ranks_that_die_without_a_line_are_told_by_their_end(code: int, said: str) -> None:
+    assert first_words(Path("gone"), code) == said
 
 
 def commit(run_dir: Path, step: int) -> None:

@@ -374,11 +374,15 @@ def test_what_cannot_be_written_leaves_nothing_behind_and_a_folder_of_other_thin
     with pytest.raises(DataError, match=r"w\.npz: cannot be written: Is a directory"):
         write_weights(before, tmp_path / "w.npz")
     assert [path.name for path in tmp_path.iterdir()] == ["w.npz"]
-    with pytest.raises(DataError, match=r"something else in it \(w\.npz\); name a new folder"):
+    with pytest.raises(ConfigError, match=r"something else than a folder of Hugging Face's: w\.npz/\. .*name another"):
         write_weights(before, f"{tmp_path}/")
     write_weights(before, tmp_path / "hf")
     write_weights(weights("vit-test", depth=1), tmp_path / "hf")
     assert read_weights(tmp_path / "hf").config.depth == 1  # type: ignore[attr-defined]
+    (tmp_path / "hf" / ".git").mkdir()
+    write_weights(before, tmp_path / "hf")
+    assert read_weights(tmp_path / "hf").config.depth == 2  # type: ignore[attr-defined]
+    assert (tmp_path / "hf" / ".git").is_dir()
 
 
 def test_weights_of_another_model_are_refused_with_what_differs(tmp_path: Path) -> None:

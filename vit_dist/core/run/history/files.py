@@ -199,6 +199,27 @@ def take(path: Path, *, ranks: int, saved: int) -> tuple[int, str, State]:
     return number, token, before
 
 
+def failed_to_begin(path: Path, *, ranks: int, saved: int, reason: str) -> None:
+    """Write an attempt that failed before its ranks could own the directory: whoever started them does it for them.
+
+    Nothing is superseded by it: it has no token.
+
+    Args:
+        path: of the run.
+        ranks: how many they were.
+        saved: up to which step the run is saved.
+        reason: why, for people.
+
+    Raises:
+        RunError: the history cannot be read or written.
+    """
+    number = read(path).next_opened
+    me = {"host": socket.gethostname(), "pid": os.getpid()}
+    append(path, names.BY_RANKS, "opened", attempt=number, **me, ranks=ranks, step=saved)
+    progress = Progress(attempt=number, time=time.time(), step=saved)
+    end(path, "failed", progress, reason=reason, saved=saved)
+
+
 def superseded_by(path: Path, token: str) -> str:
     """The later attempt that owns the directory, in words; '' where the attempt with this token still does.
 

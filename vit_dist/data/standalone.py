@@ -1,0 +1,386 @@
+"""The stream by itself, for training loops that are not ours: `vit_dist.open_stream`.
+
+It is the trainer's own stream (data/stream.py): the same order, the same reader, the same crop. Here are only the
+arguments, and the batch and the state in the form that such a loop wants.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from vit_dist.config.load import describe
+from vit_dist.config.schema import DataConfig
+from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.log import WARNING, log
+from vit_dist.core.world import World, launched_world
+from vit_dist.data.augment import Augment
+from vit_dist.data.decode import decode
+from vit_dist.data.images import DecodeError, load
+from vit_dist.data.manifest import ShardManifest, read_manifest
+from vit_dist.data.mixture import MixtureOrder
+from vit_dist.data.reader import Batch, Make, Replacement, Sample
+from vit_dist.data.sets import TrainingSet, open_training_set
+from vit_dist.data.stream import STORED_WINDOW, TrainStream
+from vit_dist.data.stream_state import StreamPosition, dump_position, load_position
+
+Decode = Literal["crop", "pil", "bytes"]
+Transform = Callable[[Any, Sample], Any]
+
+
+@dataclass(frozen=True)
+class StreamBatch:
+    """One rank's examples of a global batch, b of them, in the order of the global batch.
+
+    Attributes:
+        labels: int64 [b, L], L the most labels that a sample of the sets has; -1 where a sample has fewer, or none.
+        weights: float32 [b, L]; 1, or the weight of a soft label; 0 where the label is -1.
+        items: b of them: what `transform` gave, or the PIL images or bytes; [] where images are made by `decode="crop"`
+            alone.
+        samples: b of them: key, set, ordinal, epoch and position of each example.
+        replaced: samples of this rank that could not be decoded when their turn came, and what is in their place.
+        global_size: examples of this step on all ranks; less than `batch` at the end of the last epoch alone.
+        loss_scale: ranks / global_size. A rank's *sum* of losses times this, averaged over the ranks as DDP averages
+            gradients, is the mean over the global batch, however unevenly the ranks share it.
+    """
+
+    labels: Tensor
+    weights: Tensor
+    items: list[Any]
+    samples: list[Sample]
+    replaced: list[Replacement]
+    global_size: int
+    loss_scale: float
+    _images: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def images(self) -> Tensor:
+        """uint8 [b, 3, S, S] by `decode="crop"` alone; else what `transform` gave, stacked: [b, ...].
+
+        Raises:
+            ConfigError: what it gave are no tensors of one shape; `items` has them.
+        """
+        if self._images is None:
+            what = type(self.items[0]).__name__ if self.items else "nothing"
+            raise ConfigError(
+                f"batch.images: items of type {what} are not tensors of one shape; take batch.items, or give a "
+                f"transform that makes such tensors"
+            )
+        return self._images
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the samples, as the tars have them."""
+        return [sample.key for sample in self.samples]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """See `sets.Wanted`."""
+
+    data: DataConfig
+    seed: int
+    global_batch: int
+
+
+def open_stream(
+    manifest: str | Mapping[str, str | Mapping[str, Any]],
+    *,
+    batch: int,
+    seed: int = 0,
+    position: Mapping[str, Any] | None = None,
+    epochs: int | None = None,
+    shuffle: bool = True,
+    drop_last: bool = False,
+    decode: Decode = "crop",
+    transform: Transform | None = None,
+    image_size: int = 224,
+    augment: str | Mapping[str, Any] = "inception",
+    rank: int | None = None,
+    world_size: int | None = None,
+    device: str | torch.device | None = None,
+    workers: int | None = None,
+    **data: Any,
+) -> Stream:
+    """Open one rank's stream of examples: `for batch, state in vit_dist.open_stream(...)`.
+
+    Each example comes once an epoch over all ranks together, in an order that is a function of the sets, the seed and
+    the epoch alone. `state` says where the stream stands once the batch is consumed: save it with the weights; opened
+    with `position=state`, on any number of ranks, the stream goes on with exactly the examples that are left. Threads
+    read and decode ahead; no DataLoader is to be wrapped around it.
+
+    Args:
+        manifest: path or URL of a `manifest.json`, or of the folder that holds it; for a mixture a mapping of names to
+            those, or to {"train": URL, "weight": 3, "subset": ..., "label_offset": ...}.
+        batch: examples of one step on ALL ranks together. Where the ranks do not divide it, some have one more.
+        seed: of the order and of random crops.
+        position: the `state` to go on from, the same on every rank; None: from the beginning.
+        epochs: ends after so many, counted from the beginning of the order and not from `position`; None: never. The
+            last batch may be smaller, and empty on ranks for which nothing is left.
+        shuffle: False: each epoch in the order of the tars.
+        drop_last: leave out what is left behind the last whole batch of the last epoch.
+        decode: "crop": uint8 [3, S, S] as the trainer crops it, "pil": a PIL image in RGB, "bytes": as in the tar.
+        transform: called with that and its `Sample`, in `workers` threads; what it returns is the example. One that
+            raises DecodeError has the sample replaced, any other error ends the stream.
+        image_size: S, in pixels.
+        augment: of `decode="crop"`: "inception": random area crop and flip, "flip": resize and flip, "none": resize; or
+            what a recipe's `data.augment` takes, such as {"jitter": {"brightness": 0.4}}.
+        rank: of this process among `world_size`; both left out: those of torch.distributed, once it is initialised,
+            else of torchrun or srun (RANK and WORLD_SIZE, SLURM_PROCID), else a world of one.
+        world_size: ranks.
+        device: where labels, weights and images are copied to, from pinned memory without waiting; None: they stay.
+        workers: threads that decode; None: the CPUs of the rank less two, 2 to 32.
+        **data: other keys of a recipe's `data` section, such as subset, lanes, window, crop_area, read_threads,
+            prefetch_batches, memory_limit, max_bad (docs/recipe.md).
+
+    Raises:
+        ConfigError: arguments that do not fit the sets or each other, or a state of another order.
+        DataError: a manifest that cannot be read.
+    """
+    if torch.utils.data.get_worker_info() is not None:
+        raise ConfigError(
+            "open_stream inside a worker process of a DataLoader: each worker would give all examples of the rank; "
+            "iterate over the stream itself, it reads and decodes ahead in threads of its own"
+        )
+    _check_arguments(batch, epochs, decode, transform, manifest, shuffle=shuffle, drop_last=drop_last)
+    world = _world(rank, world_size)
+    fields = {**data, "image_size": image_size, "augment": augment, "decode_threads": workers}
+    config, read = _config(manifest, fields, shuffle=shuffle)
+    wanted = _Wanted(config, seed, batch)
+    opened = open_training_set(wanted, read=read, labelled=False)
+    end = _end(opened, epochs, batch, drop_last=drop_last)
+    at = load_position(position, batch, opened.identity, shuffle=shuffle) if position is not None else 0
+    make = _maker(decode, transform, Augment.of(config, seed), upright=config.upright)
+    inner = TrainStream(opened, wanted, world, at, uneven=True, end=end, stored=not shuffle, make=make)
+    return Stream(inner, opened, wanted, world, at, end, shuffle=shuffle, device=device)
+
+
+class Stream(Iterator[tuple[StreamBatch, StreamPosition]]):
+    """One rank's batches, each with the state after it. Made by `open_stream`.
+
+    A context manager, and an iterator that is gone through once; `len()` is the batches that were left when it was
+    opened. Its threads end with `close()`, at the end of the last epoch, or with the object.
+
+    Attributes:
+        num_samples: examples of an epoch; of a mixture, of all its sets together.
+        num_classes: that the labels may mean.
+        class_names: by label, as far as the sets have names.
+        state: where it stands: of the last batch that it gave, or that it was opened with.
+    """
+
+    def __init__(
+        self,
+        inner: TrainStream,
+        data: TrainingSet,
+        wanted: _Wanted,
+        world: World,
+        position: int,
+        end: int | None,
+        *,
+        shuffle: bool,
+        device: str | torch.device | None,
+    ) -> None:
+        self._batches, self._data, self._wanted, self._world = iter(inner), data, wanted, world
+        self._begin, self._end, self._shuffle, self._device = position, end, shuffle, device
+        self._bad: set[int] = set()
+        # Threads hold the reader and not this object: they end with it also where nobody closes it.
+        self._close = weakref.finalize(self, inner.close)
+        self.num_samples, self.num_classes = data.num_samples, data.num_classes
+        self.class_names = data.class_names
+        self.state = self._state(position)
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> tuple[StreamBatch, StreamPosition]:
+        """The next batch and the state after it.
+
+        Raises:
+            DataError: a shard that cannot be read, or more undecodable samples on this rank than max_bad.
+        """
+        if not self._close.alive:
+            raise StopIteration
+        before: int = self.state["position"]
+        try:
+            batch, after = next(self._batches)
+        except StopIteration:
+            self.close()
+            raise
+        self._count_bad(batch.replaced)
+        given = self._batch(batch, after.position - before)
+        self.state = self._state(after.position)
+        return given, self.state
+
+    def __len__(self) -> int:
+        if self._end is None:
+            raise TypeError("a stream without `epochs` has no length: it never ends")
+        return max(0, -(-(self._end - self._begin) // self._wanted.global_batch))
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads that read ahead; the stream gives no more batches. `state` stays."""
+        self._close()
+
+    def _state(self, position: int) -> StreamPosition:
+        return dump_position(position, self._wanted.global_batch, self._data.identity, shuffle=self._shuffle)
+
+    def _batch(self, batch: Batch, global_size: int) -> StreamBatch:
+        # Where items are made of the samples, the buffers of images have no pixels.
+        items = [] if batch.images.shape[-1] else batch.made
+        images = batch.images if batch.images.shape[-1] else _stacked(items)
+        labels, weights = batch.labels, batch.weights
+        if self._device is not None:
+            labels, weights = (x.to(self._device, non_blocking=True) for x in (labels, weights))
+            images = images.to(self._device, non_blocking=True) if images is not None else None
+        scale = self._world.size / global_size
+        return StreamBatch(labels, weights, items, batch.samples, batch.replaced, global_size, scale, images)
+
+    def _count_bad(self, replaced: list[Replacement]) -> None:
+        new = [one for one in replaced if one.ordinal not in self._bad]
+        if not new:
+            return
+        first, allowed = new[0], math.ceil(self._wanted.data.max_bad * self._data.num_samples)
+        self._bad |= {one.ordinal for one in new}
+        log(f"  {first.key!r} of {first.shard} is replaced by {first.replaced_by!r}: {first.reason}", WARNING)
+        if len(self._bad) > allowed:
+            raise DataError(
+                f"{len(self._bad)} examples cannot be decoded on rank {self._world.rank} alone, over max_bad="
+                f"{self._wanted.data.max_bad:g} of {self._data.num_samples}; the last: {first.key!r} of {first.shard}: "
+                f"{first.reason}. Run `vit-dist data verify --images`, or raise max_bad"
+            )
+
+
+def _stacked(items: list[Any]) -> Tensor | None:
+    """Tensors of one shape and type as one; None where they are not such. Of no items: an empty one."""
+    if not all(isinstance(item, Tensor) for item in items) or len({(x.shape, x.dtype) for x in items}) > 1:
+        return None
+    return torch.stack(items) if items else torch.empty(0)
+
+
+def _check_arguments(
+    batch: int,
+    epochs: int | None,
+    decode: str,
+    transform: object,
+    manifest: object,
+    *,
+    shuffle: bool,
+    drop_last: bool,
+) -> None:
+    for name, value in (("batch", batch), ("epochs", epochs)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigError(f"{name}={value!r}: expected a whole number from 1")
+    if decode not in {"crop", "pil", "bytes"}:
+        raise ConfigError(f"decode={decode!r}: expected 'crop', 'pil' or 'bytes'; a callable is given as transform=")
+    if transform is not None and not callable(transform):
+        raise ConfigError(f"transform={transform!r}: expected a callable of (image, sample)")
+    if isinstance(manifest, Mapping):
+        if not shuffle:
+            raise ConfigError("shuffle=False: a mixture is read from all its sets in turn; give one set, or shuffle")
+        if epochs is not None:
+            raise ConfigError(
+                f"epochs={epochs}: the sets of a mixture have epochs of their own; leave it out, and stop after as "
+                f"many batches as you like"
+            )
+    if drop_last and epochs is None:
+        raise ConfigError("drop_last=True: without `epochs` the stream has no last batch; leave it out")
+
+
+def _world(rank: int | None, world_size: int | None) -> World:
+    if rank is None and world_size is None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return World(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        return launched_world() or World()
+    if rank is None or world_size is None or not 0 <= rank < world_size:
+        raise ConfigError(f"rank={rank}, world_size={world_size}: give both, rank from 0 to world_size - 1, or neither")
+    return World(rank, world_size)
+
+
+def _config(
+    manifest: str | Mapping[str, str | Mapping[str, Any]], fields: dict[str, Any], *, shuffle: bool
+) -> tuple[DataConfig, Callable[[str], ShardManifest]]:
+    """The data section of a recipe that reads so, and what reads its manifests, each once.
+
+    Raises:
+        ConfigError: every mistake, a line each.
+    """
+    if isinstance(manifest, Mapping):
+        fields["mixture"] = {n: {"train": one} if isinstance(one, str) else dict(one) for n, one in manifest.items()}
+    else:
+        fields["train"] = str(manifest)
+    if not shuffle:
+        given = sorted({"lanes", "window"} & fields.keys())
+        if given:
+            raise ConfigError(f"{given[0]}={fields[given[0]]} beside shuffle=False: it is of the shuffled order alone")
+        fields |= {"lanes": 1, "window": STORED_WINDOW}
+    read = lru_cache(maxsize=None)(read_manifest)
+
+    def checked(classes: int) -> DataConfig:
+        try:
+            return DataConfig.model_validate({"num_classes": classes, **fields})
+        except ValidationError as error:
+            raise ConfigError("\n".join(f"open_stream: {line}" for line in describe(error, DataConfig, ""))) from None
+
+    # Before a manifest is read, so that mistakes are told of first.
+    config = checked(1)
+    if not (config.train or config.mixture):
+        raise ConfigError("manifest is empty: give the path or URL of a manifest, or a mapping of names to such")
+    places = [(c.train, c.label_offset) for c in config.mixture.values()] or [(config.train, 0)]
+    known = max(read(place).num_classes + offset for place, offset in places)
+    return checked(max(1, known)), read
+
+
+def _end(data: TrainingSet, epochs: int | None, batch: int, *, drop_last: bool) -> int | None:
+    if epochs is None or isinstance(data.order, MixtureOrder):
+        return None
+    total = epochs * data.num_samples
+    if drop_last and total < batch:
+        raise ConfigError(
+            f"drop_last=True: {epochs} epochs of {data.num_samples} examples are less than one batch={batch}"
+        )
+    return total - total % batch if drop_last else total
+
+
+def _maker(how: Decode, transform: Transform | None, crop: Augment, *, upright: bool) -> Make | None:
+    """What becomes of a sample; None: what becomes of it in training."""
+    if how == "crop" and transform is None:
+        return None
+
+    def make(content: memoryview, sample: Sample) -> Any:
+        image: Any
+        if how == "crop":
+            image = crop.apply(decode(content, upright=upright), epoch=sample.epoch, ordinal=sample.ordinal)
+        elif how == "pil":
+            image = load(content, upright=upright).image.convert("RGB")
+        else:
+            image = bytes(content)
+        if transform is None:
+            return image
+        try:
+            return transform(image, sample)
+        except DecodeError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"transform failed on sample {sample.key!r} (ordinal {sample.ordinal}, position {sample.position}): "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    return make
