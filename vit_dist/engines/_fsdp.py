@@ -120,10 +120,11 @@ class FSDPEngine:
             return
         self._last = last
         self._root.set_is_last_backward(last)
-        if self._whole_sums:
-            # Until the last micro-batch no rank needs another's gradients, nor has any weight changed.
-            self._root.set_requires_gradient_sync(last)
+        # Until the last micro-batch no weight changes, and no rank needs another's gradients.
+        if not self._config.reshard_after_forward:
             self._root.set_reshard_after_backward(last)
+        if self._whole_sums:
+            self._root.set_requires_gradient_sync(last)
 
     def _agree(self, total: Tensor) -> tuple[Tensor, Tensor]:
         """Mean loss over the ranks, and the norm of the gradient of which each has a part. A collective."""

@@ -155,8 +155,9 @@ def engine_of(make: Callable[[], nn.Module], engine: dict[str, Any], precision: 
 def test_the_host_reads_nothing_amid_a_step(engine: dict[str, Any], precision: str, limit: float) -> None:
     trained = build(CPU, "vit-test", engine, precision)
     losses(trained, 2)
+    micro_batches = [batch(2), batch(3)]
     with HostReads() as reads:
-        pending = trained.train_step([batch(2), batch(3)], 1e-3, skip_over=limit)
+        pending = trained.train_step(micro_batches, 1e-3, skip_over=limit)
     assert reads.places == []
     assert pending.read().applied
 
