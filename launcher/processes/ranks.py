@@ -21,7 +21,15 @@ from vit_dist.core.exit_codes import PEER_LOST, SUPERSEDED, of_return_code, of_s
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import ERROR, RANK_LOGS_VARIABLE, log
 from vit_dist.core.network import free_port
-from vit_dist.core.process import STOP_SIGNALS, cli_command, handling, parent_death_signal, wait_until
+from vit_dist.core.process import (
+    STOP_SIGNALS,
+    cli_command,
+    handling,
+    held_back,
+    parent_death_signal,
+    signal_text,
+    wait_until,
+)
 from vit_dist.core.run import history, names
 from vit_dist.core.run.checkpoints import newest_step
 from vit_dist.core.run.directory import RunDir
@@ -42,8 +50,8 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int, options: Sequence[st
         options: further words of `vit-dist train`.
 
     Returns:
-        0 where the run is done or was stopped on request (its history says which), else the exit code of the rank
-        that failed first.
+        0 where the run is done or was stopped by a request (its history says which), 128 + n where signal n asked for
+        its end, saved or not; else the exit code of the rank that failed first.
     """
     RunDir(run_dir).check_free()
     resolved = run_dir / names.RECIPE
@@ -62,7 +70,7 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int, options: Sequence[st
     _close_attempt(RunDir(run_dir), code)
     if code and code != SUPERSEDED and not asked:
         _note_end_without_a_word(RunDir(run_dir), recipe, before, nproc, first_words(logs, code))
-    return _of_request(code, asked)
+    return of_signal(asked[0]) if asked and not _is_done(run_dir, before.next_opened) else code
 
 
 def first_words(logs: Path, code: int) -> str:
@@ -99,7 +107,7 @@ def _note_end_without_a_word(directory: RunDir, recipe: Recipe, before: State, n
 def run_ranks(arguments: Sequence[str], *, nproc: int, scratch: Path, logs: Path | None = None) -> int:
     """Run `vit-dist ARGUMENTS` as `nproc` ranks of one world on this machine; the first failure ends them all.
 
-    SIGTERM, SIGUSR2 and SIGINT are forwarded: the ranks then save and stop. A second SIGINT kills them.
+    SIGTERM, SIGUSR2 and SIGINT are forwarded: ranks that train save and stop. A second SIGINT kills them.
 
     Args:
         arguments: of the command.
@@ -114,6 +122,14 @@ def run_ranks(arguments: Sequence[str], *, nproc: int, scratch: Path, logs: Path
     return _of_request(*_run_ranks(arguments, nproc=nproc, scratch=scratch, logs=logs))
 
 
+def _is_done(run_dir: Path, attempt: int) -> bool:
+    """Whether an attempt says that its run is done, whatever it was asked at the last moment."""
+    with contextlib.suppress(VitDistError):
+        status = history.read(run_dir).status
+        return status is not None and status.status == "done" and status.attempt >= attempt
+    return False
+
+
 def _of_request(code: int, asked: Sequence[int]) -> int:
     return of_signal(asked[0]) if code and asked else code
 
@@ -126,16 +142,20 @@ def _run_ranks(
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = cli_command(*arguments)
     environ = {**without_world(os.environ), **({RANK_LOGS_VARIABLE: str(logs)} if logs is not None else {})}
-    ranks = [
-        subprocess.Popen(
-            command, env=_rank_environment(environ, rank, nproc, address, scratch), stdin=subprocess.DEVNULL
-        )
-        for rank in range(nproc)
-    ]
+    ranks: list[subprocess.Popen[bytes]] = []
+    asked: list[int] = []
     try:
-        asked: list[int] = []
+        # Before the first: a signal that comes while they are started reaches all of them.
         with _forward_signals_to(ranks, asked):
-            return _wait(ranks), asked
+            for rank in range(nproc):
+                if asked:
+                    _say_asked(asked, saves=False)
+                    return of_signal(asked[0]), asked
+                environment = _rank_environment(environ, rank, nproc, address, scratch)
+                # They are held back in it until it listens: Python itself would end with a traceback.
+                with held_back():
+                    ranks.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL))
+            return _wait(ranks, asked, saves=arguments[0] == "train"), asked
     finally:
         # After the first failure the others wait for a dead peer in a collective, some for half an hour: no SIGTERM.
         for process in ranks:
@@ -165,8 +185,12 @@ def _rank_environment(
     }
 
 
-def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], asked: Sequence[int], *, saves: bool) -> int:
+    told = 0
     while True:
+        if len(asked) > told:
+            told = len(asked)
+            _say_asked(asked, saves=saves)
         codes = [process.poll() for process in ranks]
         failed = [(rank, code) for rank, code in enumerate(codes) if code not in (None, 0)]
         if failed:
@@ -177,12 +201,24 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
             rank = next((r for r, c in {**dict(failed), **ended}.items() if c != PEER_LOST), failed[0][0])
             code = ended[rank]
             if code < 0:
-                log(f"rank {rank} was killed by {signal.Signals(-code).name}; the other ranks were ended", ERROR)
+                # Of ranks that were asked to end it has been said why.
+                if not asked:
+                    log(f"rank {rank} was killed by {signal.Signals(-code).name}; the other ranks were ended", ERROR)
                 return of_return_code(code)
             return code
         if all(code == 0 for code in codes):
             return 0
         time.sleep(_POLL_S)
+
+
+def _say_asked(asked: Sequence[int], *, saves: bool) -> None:
+    # Not in the handler: the code that it interrupts may hold the lock of the log.
+    what = signal_text(asked[-1])
+    if asked.count(signal.SIGINT) > 1:
+        log(f"  {what} again: the ranks are ended at once{', without saving' if saves else ''}")
+    elif len(asked) == 1:
+        hint = f"; Ctrl-C{' once more' if asked[0] == signal.SIGINT else ' twice'} ends them at once"
+        log(f"  {what}: the ranks {'save and stop' if saves else 'end'}{hint if saves else ''}")
 
 
 def _forward_signals_to(
@@ -192,11 +228,10 @@ def _forward_signals_to(
         asked.append(number)
         kill = asked.count(signal.SIGINT) > 1
         # A terminal's Ctrl-C has reached the ranks too, for they are of the same process group, but a `kill -INT` of
-        # this process has not. SIGTERM asks them for the same stop, and asking twice changes nothing.
-        passed_on = signal.SIGTERM if number == signal.SIGINT else number
-        for process in ranks:
+        # this process has not. Asking twice changes nothing.
+        for process in list(ranks):
             if process.poll() is None:
-                process.send_signal(signal.SIGKILL if kill else passed_on)
+                process.send_signal(signal.SIGKILL if kill else number)
 
     return handling(STOP_SIGNALS, forward)
 

@@ -6,7 +6,6 @@ Each has a parent-death signal: where this process is killed, they and their ran
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import tempfile
 import threading
@@ -17,9 +16,9 @@ from types import FrameType
 
 from vit_dist.config.load import recipe_yaml
 from vit_dist.config.schema import Recipe
-from vit_dist.core.exit_codes import INTERRUPTED
+from vit_dist.core.exit_codes import of_signal
 from vit_dist.core.files import explained, open_append, write_bytes
-from vit_dist.core.process import cli_command, handling, parent_death_signal
+from vit_dist.core.process import STOP_SIGNALS, cli_command, handling, parent_death_signal
 from vit_dist.core.run import names
 from vit_dist.core.world import without_world
 
@@ -41,7 +40,7 @@ class SideBySide:
         self._environ = {**limits, **without_world(os.environ), **parent_death_signal()}
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
-        self._stop_requests = 0
+        self._asked: list[int] = []
 
     def __call__(self, recipe: Recipe, run_dir: Path) -> int:
         """One attempt of a run, and its exit code; what it prints goes to `train.log` in the run directory."""
@@ -58,6 +57,8 @@ class SideBySide:
             opened = open_append(run_dir / LOG)
         with opened as output:
             with self._lock:
+                if self._asked:
+                    return of_signal(self._asked[0])
                 # A session of its own: Ctrl-C in the terminal reaches it once, through `signals`, and not twice, which
                 # would kill it. Its parent-death signal comes when this thread ends, which waits for it below.
                 process = subprocess.Popen(
@@ -69,13 +70,13 @@ class SideBySide:
                     start_new_session=True,
                 )
                 self._running.add(process)
-                # A stop that came between two runs found nothing to forward to.
-                if self._stop_requests:
-                    process.send_signal(signal.SIGTERM)
+                # A stop that came just now found nothing to forward to.
+                if self._asked:
+                    process.send_signal(self._asked[0])
             try:
                 code = process.wait()
                 # Whatever it ended with, it was asked to: no other is begun after it.
-                return INTERRUPTED if code and self._stop_requests else code
+                return of_signal(self._asked[0]) if code and self._asked else code
             finally:
                 with self._lock:
                     self._running.discard(process)
@@ -95,10 +96,10 @@ class SideBySide:
 
         def forward(number: int, _frame: FrameType | None) -> None:
             # No lock: the code that is interrupted may hold it. A process that is started just now gets the stop from
-            # `run`, which looks at the count after it has added the process.
-            self._stop_requests += 1
+            # `run`, which looks at it after it has added the process.
+            self._asked.append(number)
             for process in list(self._running):
                 if process.poll() is None:
-                    process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+                    process.send_signal(number)
 
-        return handling((signal.SIGTERM, signal.SIGINT), forward)
+        return handling(STOP_SIGNALS, forward)

@@ -13,6 +13,7 @@ from launcher.supervise.causes import cause_of_code
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import RunError
 from vit_dist.core.exit_codes import (
+    ASKED,
     FAILED,
     FINAL,
     HUNG,
@@ -51,12 +52,17 @@ class AttemptEnd:
     status: Status | None
 
     @property
+    def saved_on_request(self) -> bool:
+        """Whether it has obeyed a signal, and saved: its code is that of the signal."""
+        return self.code in ASKED and self.status is not None and self.status.status == "stopped"
+
+    @property
     def cause(self) -> str:
         """Why it ended, for people."""
         # One that still says `running` was killed: the reason there, if any, is not that of its end.
         final = self.status is not None and self.status.status in {"failed", "stopped", "done"}
         reason = f": {self.status.reason}" if final and self.status is not None and self.status.reason else ""
-        if self.code == 0:
+        if self.code == 0 or self.saved_on_request:
             return f"{self.status.status if self.status else 'ended'}{reason}"
         if self.code not in CODE_MEANINGS and (number := signal_of(self.code)) is not None:
             return f"killed by signal {number}"
@@ -85,7 +91,7 @@ def supervise_local(
         devices: ranks of an attempt, for the history.
 
     Returns:
-        0 where the run is done or was stopped, else the exit code of the last attempt.
+        0 where the run is done or was stopped by a request, else the exit code of the last attempt.
 
     Raises:
         RunError: given up (says why the attempts ended), or another attempt runs there.
@@ -98,7 +104,8 @@ def supervise_local(
         entry = open_entry(run_dir, launcher="local", devices=devices, nodes=[socket.gethostname()])
         code = attempt(recipe, run_dir)
         status = history.read(run_dir).status_of(entry.attempt)
-        ended, cause = AttemptEnd(code, status), cause_of_code(code, status)
+        ended = AttemptEnd(code, status)
+        cause = "stopped" if ended.saved_on_request else cause_of_code(code, status)
         gained = newest_step(run_dir) > began_from(run_dir, entry)
         final = code == 0 or code in FINAL
         idle = 0 if gained else idle + 1

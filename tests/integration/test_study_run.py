@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import command
+from vit_dist.core.exit_codes import TERMINATED
 from vit_dist.core.run import history
 from vit_dist.core.run.directory import RunDir
 
@@ -94,7 +95,7 @@ def test_runs_side_by_side_die_and_stop_with_their_study_resume_and_are_evaluate
     with trained(words, runs, attempt=2) as first:
         first.send_signal(signal.SIGTERM)
         text, _ = first.communicate(timeout=240)
-    assert first.returncode == 130, text
+    assert first.returncode == TERMINATED, text
     assert text.count("resumes from an earlier attempt") == 2
     assert "was stopped at step" in text
     assert "resume with: vit-dist study run" in text

@@ -49,6 +49,7 @@ def test_every_curve_and_table_of_a_study_is_rebuilt_from_its_event_files_alone(
     assert sorted(rows) == list(SUBSETS)
     for subset, status in measured.items():
         assert status is not None
-        assert float(rows[subset]["value"]) == pytest.approx(status.metrics["top1"], rel=1e-6)
+        assert {"train/loss", "val/loss"} <= set(status.metrics)
+        assert float(rows[subset]["value"]) == pytest.approx(status.metrics["val/top1"], rel=1e-6)
         assert (int(rows[subset]["step"]), int(rows[subset]["examples_seen"])) == (status.step, status.examples)
     assert json.loads(rebuilt.json.read_text())["study"] == "law-5"

@@ -13,6 +13,7 @@ import torch
 
 from tests.conftest import command
 from vit_dist.core.events.reader import read_run
+from vit_dist.core.exit_codes import INTERRUPTED, TERMINATED
 from vit_dist.core.run import history
 from vit_dist.train.checkpoint.format import SliceSource
 
@@ -65,13 +66,13 @@ def start(recipe: Path, run_dir: Path, *overrides: str, nproc: int = 2) -> subpr
     )
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 200) -> str:
+def finish(process: subprocess.Popen[str], timeout: float = 200, code: int = 0) -> str:
     try:
         output = process.communicate(timeout=timeout)[0]
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, output[-4000:]
+    assert process.returncode == code, output[-4000:]
     return output
 
 
@@ -142,7 +143,8 @@ def test_sigterm_saves_and_stops_and_the_same_command_resumes(tmp_path: Path, sm
         time.sleep(0.01)
     time.sleep(1)
     os.kill(first.pid, signal.SIGTERM)
-    output = finish(first)
+    output = finish(first, code=TERMINATED)
+    assert "SIGTERM: the ranks save and stop" in output
     assert "stopped at step" in output
     status = history.read(run_dir).status
     assert status is not None
@@ -153,8 +155,12 @@ def test_sigterm_saves_and_stops_and_the_same_command_resumes(tmp_path: Path, sm
     while history.read(run_dir).status.status != "running":
         assert time.monotonic() < deadline + 100
         time.sleep(0.01)
-    os.kill(again.pid, signal.SIGTERM)
-    assert f"resumed from step {status.step:,}" in finish(again)
+    # As a terminal sends it: to all processes of the group.
+    os.killpg(again.pid, signal.SIGINT)
+    output = finish(again, code=INTERRUPTED)
+    assert f"resumed from step {status.step:,}" in output
+    assert "on Ctrl-C (SIGINT); the same command resumes" in output
+    assert "Traceback" not in output
 
 
 def test_a_damaged_checkpoint_is_skipped_and_logged(tmp_path: Path, small_set: str, small_val: str) -> None:

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     from vit_dist.core.exit_codes import FAILED
     from vit_dist.core.terminal import OutputError, give_up
 
-    arguments = sys.argv[1:] if argv is None else argv
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         try:
             return _run(arguments)
@@ -75,6 +75,11 @@ def main(argv: list[str] | None = None) -> int:
     except OutputError as error:
         _say(f"vit-dist: error: {error}")
         return FAILED
+    except KeyboardInterrupt:
+        from vit_dist.core.exit_codes import INTERRUPTED
+
+        _say(" ".join(["vit-dist", *arguments[:1]]) + ": Ctrl-C (SIGINT): interrupted")
+        return INTERRUPTED
 
 
 def _run(arguments: list[str]) -> int:
@@ -85,7 +90,7 @@ def _run(arguments: list[str]) -> int:
         print(f"vit-dist {__version__}")  # noqa: T201
         return 0
     from vit_dist.core.errors import VitDistError, did_you_mean
-    from vit_dist.core.exit_codes import FAILED, INTERRUPTED
+    from vit_dist.core.exit_codes import FAILED
 
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:
@@ -106,9 +111,6 @@ def _run(arguments: list[str]) -> int:
             raise
         _say(f"vit-dist {verb}: error: {f'{error.filename}: ' if error.filename else ''}{problem}")
         return FAILED
-    except KeyboardInterrupt:
-        _say(f"vit-dist {verb}: interrupted")
-        return INTERRUPTED
 
 
 def _say(message: str) -> None:

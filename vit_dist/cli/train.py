@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 SUMMARY = "train a recipe on this machine, or as one rank of a job"
 
 _EXAMPLES = """
-Trains until the horizon, or until SIGTERM or Ctrl-C, which save and stop. Started again with the same run directory
-it resumes from the newest committed checkpoint. Started by `srun`, torchrun or anything that sets RANK and WORLD_SIZE,
-each process is one rank; else --nproc ranks are started here. In a world of one, as a shell on a compute node is
-(`srun --pty bash`), --nproc starts ranks all the same.
+Trains until the horizon, or until SIGTERM or Ctrl-C, which save and stop (exit codes 143 and 130; Ctrl-C once more
+ends it at once). Started again with the same run directory it resumes from the newest committed checkpoint. Started by
+`srun`, torchrun or anything that sets RANK and WORLD_SIZE, each process is one rank; else --nproc ranks are started
+here. In a world of one, as a shell on a compute node is (`srun --pty bash`), --nproc starts ranks all the same.
 
 examples:
   vit-dist train demo --nproc 2
@@ -147,7 +147,10 @@ def _rank(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps | N
             announce(recipe, run_dir, world.size)
 
     def say(name: str) -> None:
-        log(f"rank {world.rank} of {world.size}: {name} while it was being started: it ends")
+        # Where a parent of ours tells of it, one rank is enough.
+        if world.is_main or not logs:
+            who = f"rank {world.rank} of {world.size}: " if world.size > 1 else ""
+            log(f"  {who}{name} while it was being started: it ends, and nothing has begun that could be saved")
 
     with ended_by_stop_signals(say), heavy_imports():
         from vit_dist.train.attempt import attempt

@@ -21,10 +21,13 @@ WARNED = SIGNAL_BASE + signal.SIGUSR2
 """The time limit is near, or a checkpoint was wanted, and the run had not begun."""
 
 BY_PERSON = frozenset({INTERRUPTED, TERMINATED})
-"""Ended because somebody asked for it, before it could save."""
+"""Ended because somebody asked for it; of a rank, before it could save."""
+ASKED = BY_PERSON | {WARNED}
+"""Ended by a signal that asks for it. Of whoever starts ranks also where they have saved; a rank ends with 0 then:
+another code would make srun end those that still wait for the last commit."""
 NOT_THE_CAUSE = frozenset({PEER_LOST, TERMINATED})
 """Codes of ranks that ended since another one had: what went wrong stands elsewhere."""
-FINAL = frozenset({INVALID, SUPERSEDED, WARNED}) | BY_PERSON
+FINAL = frozenset({INVALID, SUPERSEDED}) | ASKED
 """Another attempt would end the same way, or is not wanted."""
 
 

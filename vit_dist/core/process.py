@@ -110,6 +110,22 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 """Ask a rank to save and stop."""
 
 
+def signal_text(number: int) -> str:
+    """A signal for people: 'Ctrl-C (SIGINT)', 'SIGTERM'."""
+    name = signal.Signals(number).name
+    return f"Ctrl-C ({name})" if number == signal.SIGINT else name
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """While this lasts stop signals wait, also in processes that are started: until those say who listens to them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 @contextlib.contextmanager
 def ended_by_stop_signals(say: Callable[[str], None]) -> Iterator[None]:
     """While this lasts a stop signal ends the process at once, with exit code 128 + n: there is nothing to save yet.
@@ -118,7 +134,7 @@ def ended_by_stop_signals(say: Callable[[str], None]) -> Iterator[None]:
     after it as they were before: one that comes in between waits for whoever lets them in.
 
     Args:
-        say: is told the name of the signal, in a thread, before the process ends.
+        say: is told what it was, as `signal_text` has it, in a thread, before the process ends.
     """
     # Python lets no other thread set handlers either: there signals are the business of the embedding program.
     if threading.current_thread() is not threading.main_thread():
@@ -132,8 +148,8 @@ def ended_by_stop_signals(say: Callable[[str], None]) -> Iterator[None]:
             received = signal.sigtimedwait(STOP_SIGNALS, _LISTEN_S)
             # Once, under load, it came back with a number that is no signal's: nothing that was asked for.
             if received is not None and received.si_signo in STOP_SIGNALS:
-                number = signal.Signals(received.si_signo)
-                say(number.name)
+                number = received.si_signo
+                say(signal_text(number))
                 # Without clean-up: the main thread may never come back from where it is.
                 os._exit(of_signal(number))
 

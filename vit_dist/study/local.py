@@ -16,7 +16,7 @@ from vit_dist.config.load import read_mapping
 from vit_dist.config.plugins import check_plugins
 from vit_dist.config.schema import Recipe, dump
 from vit_dist.core.errors import ConfigError, RunError, VitDistError
-from vit_dist.core.exit_codes import BY_PERSON, INTERRUPTED, WARNED, of_return_code
+from vit_dist.core.exit_codes import ASKED, INTERRUPTED, of_return_code
 from vit_dist.core.files import redact
 from vit_dist.core.run import history, names
 from vit_dist.core.run.directory import RunDir
@@ -45,13 +45,16 @@ _STATES: Mapping[str, State] = {
 }
 """Of how a run stands; all others have not begun, or will resume."""
 _MOST_TOLD = 20
-_ENDED_BY_REQUEST = BY_PERSON | {WARNED}
 
 
 class StudyStoppedError(RunError):
-    """A study that was asked to stop before its last cell."""
+    """A study that was asked to stop before its last cell; `code` is that of the signal, if one asked."""
 
     exit_code = INTERRUPTED
+
+    def __init__(self, message: str, code: int = INTERRUPTED) -> None:
+        super().__init__(message)
+        self.exit_code = code
 
 
 @dataclass(frozen=True)
@@ -254,10 +257,11 @@ class _WorkerLoop:
             if self._jobs > 1:
                 self._print_line(f"{head}: done in {format_seconds(time.monotonic() - began)}")
             return
-        if code == 0 and after.state == "stopped":
+        if code in {0, *ASKED} and after.state == "stopped":
             because = f" ({after.reason})" if after.reason else ""
             raise StudyStoppedError(
-                f"{cell.name} was stopped at step {after.step}{because}; resume with: {self._resume_command}"
+                f"{cell.name} was stopped at step {after.step}{because}; resume with: {self._resume_command}",
+                code or INTERRUPTED,
             )
         self._stop_if_asked(cell, code)
         reason = after.reason or self._last_error_line(run_dir)
@@ -270,8 +274,9 @@ class _WorkerLoop:
 
     def _stop_if_asked(self, cell: Cell, code: int) -> None:
         """Begin no other cell where a person has ended this one before it could save."""
-        if of_return_code(code) in _ENDED_BY_REQUEST:
-            raise StudyStoppedError(f"stopped in {cell.name}; resume with: {self._resume_command}")
+        code = of_return_code(code)
+        if code in ASKED:
+            raise StudyStoppedError(f"stopped in {cell.name}; resume with: {self._resume_command}", code)
 
     def _fail(self, cell: Cell, failure: str, where: str = "") -> None:
         """Raise, or with `keep_going` print and remember."""

@@ -22,7 +22,7 @@ from vit_dist.core.errors import RunError, VitDistError
 from vit_dist.core.files import redact, write_bytes
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.metrics import ACCURACY
-from vit_dist.core.process import STOP_SIGNALS, handling
+from vit_dist.core.process import STOP_SIGNALS, handling, signal_text
 from vit_dist.core.run import log as runlog
 from vit_dist.core.run import names
 from vit_dist.core.run.checkpoints import LOG
@@ -332,16 +332,20 @@ def stop_requests() -> Iterator[StopRequest]:
     stop = StopRequest()
 
     def ask(number: int, _frame: Any) -> None:
-        stop.reason = signal.Signals(number).name
+        stop.reason = signal_text(number)
 
     # Python sets handlers in the main thread only; elsewhere (tests, an embedding program) signals are the caller's.
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     with handling(STOP_SIGNALS, ask):
-        # The command line has held them back: only now is there a handler that they can reach.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        yield stop
+        # The command line has held them back: only now is there a handler that they can reach. And again afterwards:
+        # what ends now has said how, and a signal must not turn a run that is done into one that was killed.
+        before = signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        try:
+            yield stop
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _claim(directory: RunDir, recipe: Recipe, run_identity: dict[str, Any]) -> None:

@@ -275,7 +275,7 @@ def _log(run: Run, result: StepResult, progress: Progress) -> None:
     # Collective: what tells a slow rank from the others is known to itself alone.
     performance = measure(window, run.info, run.world, run.engine.device, trained=state.examples)
     run.record.examples_per_s = window.examples_per_s or run.record.examples_per_s
-    run.record.metrics["loss"] = window.loss
+    run.record.metrics[runlog.TRAIN_LOSS] = window.loss
     epoch = state.position / run.data.num_samples
     if run.writer is not None:
         run.writer.scalars(
@@ -298,7 +298,7 @@ def _log(run: Run, result: StepResult, progress: Progress) -> None:
             },
         )
     run.write_status()
-    progress.update(state.step, metrics={"epoch": epoch, "loss": window.loss, **performance.shown})
+    progress.update(state.step, metrics={"epoch": epoch, runlog.TRAIN_LOSS: window.loss, **performance.shown})
 
 
 def _evaluate(run: Run, state: TrainState, progress: Progress) -> None:
@@ -311,12 +311,11 @@ def _evaluate(run: Run, state: TrainState, progress: Progress) -> None:
         run.evaluation.keep()
         _warn_of_values(run, state, values)
     run.metrics = (state.step, values)
-    run.record.metrics.update({name.removeprefix("val/"): value for name, value in values.items()})
+    run.record.metrics.update(values)
     if values and run.writer is not None:
         run.evaluation.write(run.writer, state.step, values)
-        shown = {name.removeprefix("val/"): value for name, value in values.items()}
         epoch = state.position / run.data.num_samples
-        progress.update(state.step, metrics={"epoch": epoch, **shown}, force=True)
+        progress.update(state.step, metrics={"epoch": epoch, **values}, force=True)
 
 
 def _warn_of_values(run: Run, state: TrainState, values: dict[str, float]) -> None:

@@ -84,7 +84,8 @@ def test_a_stop_signal_ends_a_process_that_hears_nothing_else(blocked: str, wait
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
-        assert process.stdout.read() == f"heard {number.name}\n"
+        name = "Ctrl-C (SIGINT)" if number == signal.SIGINT else number.name
+        assert process.stdout.read() == f"heard {name}\n"
         assert process.wait() == 128 + number
 
 

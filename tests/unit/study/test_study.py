@@ -246,9 +246,20 @@ def test_a_cell_that_a_person_ended_before_it_could_save_ends_the_study(
     study_file: Path, tmp_path: Path, code: int
 ) -> None:
     ended = Trainer({"bit-500-s0": (code, "failed")})
-    with pytest.raises(StudyStoppedError, match="stopped in bit-500-s0; resume with: AGAIN"):
+    with pytest.raises(StudyStoppedError, match="stopped in bit-500-s0; resume with: AGAIN") as stopped:
         train(cells_of(study_file), tmp_path / "runs", ended)
+    assert stopped.value.exit_code == (143 if code == -15 else code)
     assert ended.asked == ["vit-500-s0", "bit-500-s0"]
+
+
+@pytest.mark.parametrize(("code", "expected"), [(0, 130), (130, 130), (143, 143), (140, 140)])
+def test_a_cell_that_has_saved_when_it_was_asked_to_stop_ends_the_study_with_the_code_of_what_asked(
+    study_file: Path, tmp_path: Path, code: int, expected: int
+) -> None:
+    ended = Trainer({"bit-500-s0": (code, "stopped")})
+    with pytest.raises(StudyStoppedError, match=r"bit-500-s0 was stopped at step .*; resume with: AGAIN") as stopped:
+        train(cells_of(study_file), tmp_path / "runs", ended)
+    assert stopped.value.exit_code == expected
 
 
 def test_an_exit_code_of_0_without_a_word_that_the_run_is_done_is_a_failure(study_file: Path, tmp_path: Path) -> None:

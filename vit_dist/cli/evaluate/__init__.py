@@ -12,6 +12,7 @@ from vit_dist.core.run import names
 
 if TYPE_CHECKING:
     from vit_dist.config.schema import Recipe
+    from vit_dist.core.world import World
 
 SUMMARY = "evaluate a trained run: a checkpoint of it, the newest unless one is named, into its own log"
 
@@ -107,19 +108,29 @@ def main(argv: list[str]) -> int:
             where = run_dir / names.CHECKPOINTS / checkpoint if checkpoint else run_dir
             words = ["evaluate", str(where), *overrides, *(["--out", str(args.out)] if args.out else [])]
             return run_ranks(words, nproc=ranks, scratch=Path(scratch))
+    return _rank(recipe, run_dir, world, checkpoint, args.out)
+
+
+def _rank(recipe: Recipe, run_dir: Path, world: World, checkpoint: str, out: Path | None) -> int:
     from vit_dist.core.exit_codes import PEER_LOST
     from vit_dist.core.log import ERROR, log
-    from vit_dist.core.process import heavy_imports
+    from vit_dist.core.process import ended_by_stop_signals, heavy_imports
 
-    with heavy_imports():
-        from vit_dist.train.evaluate import evaluate
-        from vit_dist.train.failures import PeerLostError
+    def say(name: str) -> None:
+        # Whoever has begun again measures what is not in the history.
+        if world.is_main:
+            log(f"  {name}: the evaluation of {run_dir} ends, and what it has measured is not kept")
 
-    try:
-        evaluate(recipe, run_dir, world, checkpoint=checkpoint, out=args.out)
-    except PeerLostError as error:
-        log(f"vit-dist evaluate: rank {world.rank}: {error}", ERROR)
-        return PEER_LOST
+    with ended_by_stop_signals(say):
+        with heavy_imports():
+            from vit_dist.train.evaluate import evaluate
+            from vit_dist.train.failures import PeerLostError
+
+        try:
+            evaluate(recipe, run_dir, world, checkpoint=checkpoint, out=out)
+        except PeerLostError as error:
+            log(f"vit-dist evaluate: rank {world.rank}: {error}", ERROR)
+            return PEER_LOST
     return 0
 
 

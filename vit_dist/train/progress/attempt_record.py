@@ -59,7 +59,9 @@ class AttemptRecord:
         self.before = state.status or self.before
         self._step, self._examples, self._goodput = self.before.step, self.before.examples, self.before.goodput
         # What was measured last stays that until something is measured, also where nothing is left to be done.
-        self.total_steps, self.metrics = self.before.total_steps, dict(self.before.metrics)
+        # A former version called train/loss and val/loss by one name; here every tag has its folder.
+        self.total_steps = self.before.total_steps
+        self.metrics = {tag: value for tag, value in self.before.metrics.items() if "/" in tag}
         # Goodput's `down` is the one span between two machines' clocks; it is cut at 0, and this says why it may be.
         if self.before.time > time.time() + 60:
             ahead = format_seconds(self.before.time - time.time())

@@ -63,6 +63,15 @@ def test_an_attempt_that_could_not_say_how_it_ended_counts_as_killed(tmp_path: P
     assert (status.status, status.reason, status.attempt) == ("stopped", "SIGTERM", 2)
 
 
+def test_values_of_a_former_version_whose_names_could_be_two_things_are_not_carried_on(tmp_path: Path) -> None:
+    old = {"loss": 0.3, "top1": 0.9, "val/top1": 0.8, "fewshot/a_5shot": 0.7}
+    speak(tmp_path, "stopped", 7, 70, metrics=old)
+    record = AttemptRecord(RunDir(tmp_path), World())
+    record.begin()
+    assert record.metrics == {"val/top1": 0.8, "fewshot/a_5shot": 0.7}
+    record.end("stopped")
+
+
 def test_an_attempt_that_was_superseded_leaves_the_history_alone(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     orphan, owner = AttemptRecord(run, World()), AttemptRecord(run, World())

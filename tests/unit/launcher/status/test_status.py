@@ -196,10 +196,10 @@ def test_where_a_run_stands_is_computed_from_its_files(tmp_path: Path) -> None:
     assert (found.rate, found.eta_s) == (256.0, 600 * 64 / 256.0)
     assert steps_in_hand(run) == {200, 300, 400}
     alive = json.loads((run / "alive.json").read_text())
-    alive |= {"total_steps": 500, "examples_per_s": 640.0, "metrics": {"loss": 1.5}}
+    alive |= {"total_steps": 500, "examples_per_s": 640.0, "metrics": {"train/loss": 1.5}}
     (run / "alive.json").write_text(json.dumps(alive))
     exact = view(read_run(run), None, "asked nobody", now=NOW)
-    assert (exact.total_steps, exact.rate, exact.eta_s, exact.metrics) == (500, 640.0, 10.0, {"loss": 1.5})
+    assert (exact.total_steps, exact.rate, exact.eta_s, exact.metrics) == (500, 640.0, 10.0, {"train/loss": 1.5})
     facts = dict(shown.facts(found, NOW))
     assert facts["progress"] == "step 400 of 1,000 (40.0%), 25,600 examples"
     assert facts["saved"] == "step 300, 1m00s ago; 100 steps since"

@@ -31,7 +31,7 @@ class Progress:
         total_steps: length of the run; 0 where that is not known yet.
         examples_per_s: at the last log.
         goodput: where the time of all attempts went, in seconds (see train/progress/goodput.py).
-        metrics: what was measured last, by short names.
+        metrics: what was measured last, by the tags of the event files.
     """
 
     attempt: int = 0
