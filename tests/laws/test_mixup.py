@@ -128,3 +128,14 @@ def test_ranks_that_would_part_a_pair_are_refused_with_the_nearest_batches(small
         make_plan(alone, open_training_set(config), World())
     with pytest.raises(ConfigError, match=r"alpha and cutmix_alpha are both 0"):
         recipe(small_set, "data.mixup.probability=0.5")
+
+
+def test_a_strength_of_augreg_mixes_as_its_numbers_do(small_set: str) -> None:
+    numbers = "data.augment.randaugment={magnitude: 15, ops: big_vision}", "data.mixup.alpha=0.5"
+    named = recipe(small_set, "data.augment.augreg=medium2", "global_batch=16")
+    spelt = recipe(small_set, *numbers, "global_batch=16")
+    assert all(map(torch.equal, mixed_batches(named, 1, 16, 0, 2), mixed_batches(spelt, 2, 4, 0, 2)))
+    unmixed = recipe(small_set, numbers[0], "global_batch=16")
+    assert not any(map(torch.equal, mixed_batches(named, 1, 16, 0, 2), mixed_batches(unmixed, 1, 16, 0, 2)))
+    with pytest.raises(ConfigError, match=r"the 4 ranks, so that data\.augment\.augreg cannot keep its pairs together"):
+        make_plan(recipe(small_set, "data.augment.augreg=medium2"), open_training_set(named), World(0, 4))

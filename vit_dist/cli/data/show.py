@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vit_dist.cli.data.options import count, out, parser, positive
 from vit_dist.core.files import redact
-from vit_dist.core.places import any_option
+from vit_dist.core.places import any_option, local_or_name
 
 _DETAILS = """
 A row an example: as it is stored, as evaluation views it, and as training will see it, epoch by epoch, with what
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     p = parser(
         "show", "Draw some examples of a recipe as training sees them, into a PNG.", _DETAILS, _EXAMPLES.strip("\n")
     )
-    p.add_argument("recipe", metavar="RECIPE", help="a .yaml file, or the name of one")
+    p.add_argument("recipe", type=local_or_name, metavar="RECIPE", help="a .yaml file, or the name of one")
     p.add_argument("overrides", metavar="k=v", nargs="*", help="dotted overrides of the recipe")
     p.add_argument("--out", type=any_option, metavar="PNG", required=True, help="where the picture goes")
     p.add_argument("--images", type=positive, default=4, metavar="N", help="examples, each a row (4)")
