@@ -20,9 +20,9 @@ from vit_dist.core.world import World
 from vit_dist.engines._fit import Kept, Wanted
 from vit_dist.engines._slices import WEIGHT, EngineState, Slice, Source
 from vit_dist.train.checkpoint.format import Snapshot
+from vit_dist.train.checkpoint.probe import Probe
 from vit_dist.train.checkpoint.remote import remote_steps
 from vit_dist.train.checkpoint.restore import restore
-from vit_dist.train.checkpoint.probe import Probe
 from vit_dist.train.checkpoint.saver import Contents, Saver, SupersededError
 from vit_dist.train.checkpoint.store import Retention, sweep
 
