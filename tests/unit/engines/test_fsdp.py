@@ -241,6 +241,13 @@ class Peeking(Model):
         return super().forward(images) + self.parts[0].wide.weight.sum()
 
 
+def test_collectives_go_over_the_group_of_tensors_that_there_is() -> None:
+    groups = [*torch.distributed.distributed_c10d._world.pg_map]
+    trained = build(CPU, "vit-test", RESHARDED)
+    losses(trained, 1)
+    assert [*torch.distributed.distributed_c10d._world.pg_map] == groups
+
+
 def test_what_cannot_be_dealt_out_is_refused_in_words() -> None:
     with pytest.raises(ConfigError, match=r"the weight scale is a single number .* give it the shape \[1\]"):
         engine_of(Scaled, FSDP)
