@@ -21,6 +21,7 @@ from vit_dist.train.losses import make_loss
 from vit_dist.train.process_group import process_group
 
 PLAIN = {"name": "plain"}
+FSDP = {"name": "fsdp"}
 LR = 1e-4
 
 

@@ -73,12 +73,12 @@ def test_zero_3_trains_as_plain_torch_does(run_world: Callable[..., Any], nproc:
 )
 def test_fsdp_trains_as_plain_torch_does(run_world: Callable[..., Any], nproc: int) -> None:
     several, resharded = nproc if nproc > 1 else 2, "+recompute+engine.reshard_after_forward=true"
-    plain = {model: f"plain:0:fp32:{model}:1" for model in TOLERANCE}
-    alike = {model: [f"fsdp:0:fp32:{model}:1", f"fsdp:0:fp32:{model}{resharded}:{several}"] for model in TOLERANCE}
-    alike["vit-test"].append(f"fsdp:0:fp32:vit-test:{several}")
-    alike["bit-test"].append("fsdp:0:fp32:bit-test+channels-last:1")
-    bf16 = ["plain:0:bf16:vit-test:1", f"fsdp:0:bf16:vit-test:{several}", f"fsdp:0:bf16:vit-test{resharded}:1"]
-    half = [f"fsdp:0:bf16:vit-test+engine.reduce_dtype=bf16{more}:{several}" for more in ("", resharded)]
+    plain = {model: f"plain:0:fp32:{model}:1:8" for model in TOLERANCE}
+    alike = {model: [f"fsdp:0:fp32:{model}:1:8", f"fsdp:0:fp32:{model}{resharded}:{several}:8"] for model in TOLERANCE}
+    alike["vit-test"].append(f"fsdp:0:fp32:vit-test:{several}:8")
+    alike["bit-test"].append("fsdp:0:fp32:bit-test+channels-last:1:8")
+    bf16 = ["plain:0:bf16:vit-test:1:8", f"fsdp:0:bf16:vit-test:{several}:8", f"fsdp:0:bf16:vit-test{resharded}:1:8"]
+    half = [f"fsdp:0:bf16:vit-test+engine.reduce_dtype=bf16{more}:{several}:8" for more in ("", resharded)]
     steep = ["plain:0:fp32:vit-test:1:12:sgd", f"fsdp:0:fp32:vit-test:{several}:12:sgd"]
     skipped = ["fsdp:0:bf16:vit-test:1:6:nan", f"fsdp:0:bf16:vit-test{resharded}:{several}:6:nan"]
     positions = [
@@ -89,7 +89,9 @@ def test_fsdp_trains_as_plain_torch_does(run_world: Callable[..., Any], nproc: i
     found = run_world("integration/engine_worker.py", nproc, *cases)
     for model, tolerance in TOLERANCE.items():
         for case in alike[model]:
-            assert worst(found[plain[model]], found[case]) < tolerance, case
+            # Three ranks' gradients are summed in another order, from which a hybrid departs as a BiT does.
+            limit = max(TOLERANCE.values()) if nproc > 2 else tolerance
+            assert worst(found[plain[model]], found[case]) < limit, case
     for case in [*bf16[1:], *half]:
         assert worst(found[bf16[0]], found[case]) < BF16_TOLERANCE, case
     for some in (steep, positions):

@@ -41,7 +41,10 @@ guards: {{hang: {hang}, checksum_every: 1 step}}
     return path
 
 
-@pytest.mark.parametrize("engine", ["{name: plain}", "{name: fsdp}", "{name: deepspeed, zero_stage: 1}"])
+@pytest.mark.parametrize(
+    "engine",
+    ["{name: plain}", pytest.param("{name: fsdp}", marks=pytest.mark.drill), "{name: deepspeed, zero_stage: 1}"],
+)
 def test_objects_and_flags_go_over_a_group_of_their_own_and_every_group_waits_as_long(
     run_world: Callable[..., Any], tmp_path: Path, small_set: str, small_val: str, engine: str
 ) -> None:

@@ -77,6 +77,33 @@ def test_weights_and_moments_cross_worlds_and_engines_without_a_bit_changed(
                 )
 
 
+@pytest.mark.parametrize(("precision", "nproc"), [pytest.param("fp32", 2, marks=pytest.mark.drill), ("bf16", 1)])
+def test_fsdp_takes_weights_and_moments_from_other_engines_and_worlds_and_gives_them(
+    tmp_path: Path, run_world: Callable[..., Any], precision: str, nproc: int
+) -> None:
+    fsdp, resharded = f"fsdp-{precision}", f"fsdp-resharded-{precision}"
+    # On three ranks most weights are cut unevenly, and of some the last ranks hold no row.
+    three = [f"train:plain-{precision}:{tmp_path}/plain", f"train:{fsdp}:{tmp_path}/fsdp"]
+    others = [
+        f"load:{resharded}:{tmp_path}/plain:{tmp_path}/plain-a",
+        f"load:plain-{precision}:{tmp_path}/fsdp:{tmp_path}/fsdp-a",
+        f"load:zero-1-{precision}:{tmp_path}/fsdp:{tmp_path}/fsdp-b",
+        f"load:{fsdp}:{tmp_path}/fsdp-b:{tmp_path}/fsdp-c",
+        # Last: stage 3 replaces torch's linear function for good.
+        f"load:zero-3-{precision}:{tmp_path}/fsdp:{tmp_path}/fsdp-d",
+    ]
+    again = f"load:{fsdp}:{tmp_path}/fsdp:{tmp_path}/fsdp-again"
+    losses = run_world("laws/recovery_worker.py", 3, *three, again)
+    losses |= run_world("laws/recovery_worker.py", nproc, *others)
+    assert losses[again] == losses[three[1]][4:], "on an equal layout what follows is the same, bit for bit"
+    step = "checkpoints/step-0000000004"
+    for case in (again, *others):
+        origin = case.rpartition("/")[2].partition("-")[0]
+        assert_same_bits(tmp_path / origin / step, Path(case.rpartition(":")[2]) / step)
+        trained = losses[three[origin == "fsdp"]][4:]
+        assert losses[case] == pytest.approx(trained, rel=LOSS_TOLERANCE[precision]), case
+
+
 def test_a_run_moves_from_two_processes_to_one_and_back(tmp_path: Path, small_set: str, small_val: str) -> None:
     recipe = recipe_file(tmp_path, small_set, small_val)
     options = ["model.dropout=0.0", "precision=fp32", "engine.zero_stage=2"]

@@ -101,6 +101,27 @@ def test_a_run_that_is_cut_at_each_of_its_steps_ends_as_the_undisturbed_one(
     assert end(tmp_path / "cut") == end(straight)
 
 
+def test_a_run_under_fsdp_that_is_cut_ends_as_the_undisturbed_one(
+    tmp_path: Path, small_set: str, small_val: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, queue, cut_at = recipe_file(tmp_path, small_set, small_val), loop._queue, {"step": 0}
+    train(recipe, tmp_path / "straight", "engine.name=fsdp")
+
+    def cut(run: Run, *given: Any) -> Any:
+        queued = queue(run, *given)
+        if run.state.step + 1 == cut_at["step"]:
+            raise CutError
+        return queued
+
+    monkeypatch.setattr(loop, "_queue", cut)
+    for cut_at["step"] in (3, 17, 31):
+        with pytest.raises(CutError):
+            train(recipe, tmp_path / "cut", "engine.name=fsdp")
+    cut_at["step"] = 0
+    train(recipe, tmp_path / "cut", "engine.name=fsdp")
+    assert end(tmp_path / "cut") == end(tmp_path / "straight")
+
+
 def test_a_stop_that_is_asked_for_in_a_step_comes_after_the_next_one(
     undisturbed: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ from vit_dist.engines._slices import (
     split_state,
 )
 from vit_dist.engines.fsdp import FSDPConfig
+from vit_dist.models._base import repeated_blocks
 
 # What torch says where a weight is read that is not gathered.
 _NOT_GATHERED = "mixed torch.Tensor and DTensor"
@@ -282,50 +283,19 @@ def _sharded(model: nn.Module, config: FSDPConfig, inputs: EngineInputs) -> list
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The parts that are gathered each as one: modules in an nn.ModuleList or nn.Sequential whose class comes up again.
-
-    Of a stage that consists of blocks it is the blocks. A part that shares a weight with what is outside is left out.
-    """
+    """What is gathered as one, each: blocks that have a forward pass, and share no weight with what is outside."""
     places = _places(model)
-
-    def alone(block: nn.Module) -> bool:
-        return all(places[weight] == count for weight, count in _places(block).items())
-
-    listed = [
-        child
-        for module in model.modules()
-        if isinstance(module, nn.ModuleList | nn.Sequential)
-        for child in module.children()
-        # A layer by itself is too little for a collective of its own, and a list has no forward pass to begin it.
-        if any(True for _ in child.children()) and not isinstance(child, nn.ModuleList | nn.ModuleDict)
+    return [
+        block
+        for block in repeated_blocks(model)
+        if not isinstance(block, nn.ModuleList | nn.ModuleDict)
+        and all(places[weight] == count for weight, count in _places(block).items())
     ]
-    # Where blocks have a class of their own, an nn.Sequential is part of one, or a stage of which some model calls the
-    # blocks alone.
-    for candidates in ([m for m in listed if type(m) is not nn.Sequential], listed):
-        classes = Counter(type(module) for module in candidates)
-        repeated = {id(module) for module in candidates if classes[type(module)] > 1}
-        if blocks := [block for block in _outermost(model, repeated) if alone(block)]:
-            return blocks
-    return []
-
-
-def _outermost(module: nn.Module, candidates: set[int]) -> Iterator[nn.Module]:
-    """Those of the candidates in a module that are in no other, but for one that consists of them."""
-    for child in module.children():
-        within = list(_outermost(child, candidates))
-        if id(child) in candidates and 2 * sum(map(_size, within)) <= _size(child):
-            yield child
-        else:
-            yield from within
 
 
 def _places(module: nn.Module) -> Counter[int]:
     """How often each weight of a module stands in it."""
     return Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
-
-
-def _size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 @contextlib.contextmanager

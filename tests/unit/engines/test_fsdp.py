@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from tests.conftest import trains_here
 from tests.gpu.engines import FSDP, PLAIN, RESHARDED, batch, build, losses
+from tests.gpu.test_engines_gpu import same_bits, written
 from tests.host_reads import HostReads
 from vit_dist.cli.models.options import model_config
 from vit_dist.config.load import load_recipe
@@ -21,6 +23,7 @@ from vit_dist.core.world import World
 from vit_dist.engines._fsdp import blocks_of
 from vit_dist.engines._protocol import Engine, EngineInputs
 from vit_dist.engines.fsdp import FSDPConfig
+from vit_dist.train.checkpoint.format import SliceSource
 from vit_dist.train.process_group import process_group
 
 CPU = torch.device("cpu")
@@ -85,7 +88,8 @@ def twice() -> Model:
 
 FORMS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "in a list": (lambda: Model(Layer(), Layer(), listed=True), ["parts.0", "parts.1"]),
-    "in a sequence": (lambda: Model(Layer(), nn.GELU(), Layer()), ["parts.0", "parts.2"]),
+    "in a sequence": (lambda: Model(Layer(), Layer(), Layer()), ["parts.0", "parts.1", "parts.2"]),
+    "among others": (lambda: Model(Layer(), nn.GELU(), Layer()), []),
     "in stages": (
         lambda: Model(Stage(Layer(), Layer()), Stage(Layer(), Layer(), Layer())),
         [*(f"parts.0.blocks.{i}" for i in range(2)), *(f"parts.1.blocks.{i}" for i in range(3))],
@@ -101,7 +105,7 @@ FORMS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     ),
     "a weight in common": (shared, ["parts.1", "parts.3"]),
     "one that is run twice": (twice, []),
-    "one alone": (lambda: Model(Layer()), []),
+    "one alone": (lambda: Model(Layer()), ["parts.0"]),
     "layers alone": (lambda: Model(nn.Linear(6, 6), nn.Linear(6, 6)), []),
 }
 
@@ -185,6 +189,25 @@ def test_predictions_are_those_of_the_weights_as_they_are_now() -> None:
     assert not torch.equal(first, second)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_state_crosses_to_plain_torch_and_back_bit_for_bit(precision: str, tmp_path: Path) -> None:
+    first = build(CPU, "vit-test", FSDP, precision)
+    losses(first, 3)
+    before = written(first, tmp_path / "before")
+    for i, engine in enumerate((PLAIN, RESHARDED, FSDP)):
+        other = build(CPU, "vit-test", engine, precision, seed=1 + i)
+        other.load(before)
+        assert same_bits(before, written(other, tmp_path / str(i)))
+        assert losses(other, 2, begin=3) == pytest.approx(losses(build_from(before, precision), 2, begin=3), rel=5e-3)
+    assert losses(build_from(before, precision), 2, begin=3) == losses(first, 2, begin=3)
+
+
+def build_from(source: SliceSource, precision: str) -> Engine:
+    engine = build(CPU, "vit-test", FSDP, precision, seed=9)
+    engine.load(source)
+    return engine
+
+
 def test_a_frozen_weight_stays_as_it_is_and_is_saved() -> None:
     def make() -> nn.Module:
         model = Model(Layer(), Layer())
@@ -216,6 +239,13 @@ class Peeking(Model):
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images) + self.parts[0].wide.weight.sum()
+
+
+def test_collectives_go_over_the_group_of_tensors_that_there_is() -> None:
+    groups = [*torch.distributed.distributed_c10d._world.pg_map]
+    trained = build(CPU, "vit-test", RESHARDED)
+    losses(trained, 1)
+    assert [*torch.distributed.distributed_c10d._world.pg_map] == groups
 
 
 def test_what_cannot_be_dealt_out_is_refused_in_words() -> None:
