@@ -7,7 +7,7 @@ import contextlib
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,6 +71,7 @@ def main(argv: list[str]) -> int:
     from vit_dist.config.load import load_recipe
     from vit_dist.core.errors import ConfigError
     from vit_dist.core.world import World, starts_ranks
+    from vit_dist.train.plan import open_training
 
     for count in (args.nproc, *(args.worlds or ())):
         starts_ranks("verify-resume", count)
@@ -82,6 +83,8 @@ def main(argv: list[str]) -> int:
         World(size=size).rank_batch(recipe.global_batch)
     if args.dir is not None:
         refuse_others(args.dir, lambda _: False, what="a new kill test", do="give another --dir")
+    # Before the first attempt: a set that cannot be opened would be told with its whole output.
+    open_training(recipe, World(size=args.nproc))
     tolerance = args.tolerance or {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}[recipe.precision]
     with scratch(Path(tempfile.gettempdir()), "vit-dist-verify") as folder:
         base = args.dir or folder
@@ -116,20 +119,24 @@ def _kill_test(
     def run(name: str, sizes: Sequence[int], proves: str) -> Path:
         nonlocal stage
         stage, run_dir = stage + 1, base / name
+        word = "process" if set(sizes) == {1} else "processes"
         killed = f", killed after steps {kills[0]} and {kills[1]}" if len(sizes) > 1 else f", {steps} steps"
-        log(f"  {stage} of {count}, {name}: {' -> '.join(map(str, sizes))} processes{killed}: {proves}")
-        with _shown(name, run_dir, steps):
+        log(f"  {stage} of {count}, {name}: {' -> '.join(map(str, sizes))} {word}{killed}: {proves}")
+        with _shown(name, run_dir, steps, len(sizes)) as begun:
             for size, step in zip(sizes[:-1], kills, strict=False):
+                begun()
                 Attempt(file, run_dir, size).kill_when(lambda step=step: newest_step(run_dir) >= step, _TIMEOUT_S)  # type: ignore[misc]
+            begun()
             Attempt(file, run_dir, sizes[-1]).finish(_TIMEOUT_S)
         return run_dir
 
     attempts = 1 + 3 * (1 + len(worlds))
     log(f"  {count} runs of {steps} steps in {attempts} attempts, each of which imports PyTorch first; in {base}")
     undisturbed = run("undisturbed", [nproc], "what the others are held to")
+    many = f"{nproc} process{'es' if nproc > 1 else ''}"
     same = run("killed-twice", [nproc] * 3, "shows that kills cost no bit")
-    comparisons = [_order(f"killed twice, {nproc} processes", undisturbed, same, steps)]
-    comparisons.append(_bits(f"killed twice, {nproc} processes", undisturbed, same, steps))
+    comparisons = [_order(f"killed twice, {many}", undisturbed, same, steps)]
+    comparisons.append(_bits(f"killed twice, {many}", undisturbed, same, steps))
     for size in worlds:
         done = f"killed, {nproc} -> {size} -> {nproc} processes"
         held = "" if getattr(recipe.model, "dropout", 0) else f", and losses within {tolerance:g}"
@@ -141,28 +148,36 @@ def _kill_test(
 
 
 @contextlib.contextmanager
-def _shown(name: str, run_dir: Path, steps: int) -> Iterator[None]:
-    """While this lasts, how many steps a run has saved and since when it runs are shown; then how long it took."""
+def _shown(name: str, run_dir: Path, steps: int, attempts: int) -> Iterator[Callable[[], None]]:
+    """While this lasts, how many steps a run has saved and since when it runs are shown; then how long it took.
+
+    Yields what is to be called when an attempt begins.
+    """
     from vit_dist.core.log import log
     from vit_dist.core.progress import Progress
     from vit_dist.core.run.checkpoints import newest_step
     from vit_dist.core.units import format_seconds
 
-    began, over = time.monotonic(), threading.Event()
+    began, over, attempt = time.monotonic(), threading.Event(), 0
+
+    def begin() -> None:
+        nonlocal attempt
+        attempt += 1
 
     def spent() -> str:
         return format_seconds(time.monotonic() - began)
 
-    with Progress(f"    {name}", steps, "steps", summary=False) as progress:
+    with Progress(f"    {name}", steps, "steps", summary=False, estimate=False) as progress:
 
         def watch() -> None:
             while not over.wait(_LOOK_S):
-                progress.update(newest_step(run_dir), metrics={"after": spent()})
+                known = {"attempt": f"{attempt} of {attempts}", "after": spent()}
+                progress.update(newest_step(run_dir), metrics=known)
 
         watcher = threading.Thread(target=watch, name="progress", daemon=True)
         watcher.start()
         try:
-            yield
+            yield begin
         finally:
             over.set()
             watcher.join()
