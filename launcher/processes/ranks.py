@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from vit_dist.core.run import history, names
 from vit_dist.core.run.checkpoints import newest_step
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.run.history import State
+from vit_dist.core.scratch import scratch
 from vit_dist.core.world import without_world
 
 _POLL_S = 0.05
@@ -60,13 +60,13 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int, options: Sequence[st
     # ranks.
     if not resolved.exists():
         write_bytes(str(resolved), recipe_yaml(with_copies(recipe, run_dir)).encode())
-    with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
-        recipe_file = Path(scratch) / names.RECIPE
+    with scratch(run_dir, "start") as folder:
+        recipe_file = folder / names.RECIPE
         write_bytes(str(recipe_file), recipe_yaml(recipe).encode())
         before = history.read(run_dir)
         logs = run_dir / names.LOGS / names.attempt_folder(before.next_opened)
         words = ["train", str(recipe_file), "--run-dir", str(run_dir), *options]
-        code, asked = _run_ranks(words, nproc=nproc, scratch=Path(scratch), logs=logs)
+        code, asked = _run_ranks(words, nproc=nproc, folder=folder, logs=logs)
     _close_attempt(RunDir(run_dir), code)
     if code and code != SUPERSEDED and not asked:
         _note_end_without_a_word(RunDir(run_dir), recipe, before, nproc, first_words(logs, code))
@@ -104,7 +104,7 @@ def _note_end_without_a_word(directory: RunDir, recipe: Recipe, before: State, n
             history.failed_to_begin(path, ranks=nproc, saved=newest_step(path), reason=reason)
 
 
-def run_ranks(arguments: Sequence[str], *, nproc: int, scratch: Path, logs: Path | None = None) -> int:
+def run_ranks(arguments: Sequence[str], *, nproc: int, folder: Path, logs: Path | None = None) -> int:
     """Run `vit-dist ARGUMENTS` as `nproc` ranks of one world on this machine; the first failure ends them all.
 
     SIGTERM, SIGUSR2 and SIGINT are forwarded: ranks that train save and stop. A second SIGINT kills them.
@@ -112,14 +112,14 @@ def run_ranks(arguments: Sequence[str], *, nproc: int, scratch: Path, logs: Path
     Args:
         arguments: of the command.
         nproc: how many ranks.
-        scratch: a directory in which the ranks agree on who prints a shared error.
+        folder: a directory in which the ranks agree on who prints a shared error.
         logs: a directory in which each rank writes a log beside what it prints.
 
     Returns:
         0, or the exit code of the rank that failed first (128 + n where it died of signal n); where ranks were asked to
         stop and failed over that, 128 + the signal that asked: whoever starts ranks again must not do so then.
     """
-    return _of_request(*_run_ranks(arguments, nproc=nproc, scratch=scratch, logs=logs))
+    return _of_request(*_run_ranks(arguments, nproc=nproc, folder=folder, logs=logs))
 
 
 def _is_done(run_dir: Path, attempt: int) -> bool:
@@ -135,7 +135,7 @@ def _of_request(code: int, asked: Sequence[int]) -> int:
 
 
 def _run_ranks(
-    arguments: Sequence[str], *, nproc: int, scratch: Path, logs: Path | None = None
+    arguments: Sequence[str], *, nproc: int, folder: Path, logs: Path | None = None
 ) -> tuple[int, Sequence[int]]:
     """See run_ranks: the code of the ranks themselves, and the stop signals that came meanwhile."""
     # Another process may take the port before rank 0 listens there; then this attempt fails, and the next gets another.
@@ -151,7 +151,7 @@ def _run_ranks(
                 if asked:
                     _say_asked(asked, saves=False)
                     return of_signal(asked[0]), asked
-                environment = _rank_environment(environ, rank, nproc, address, scratch)
+                environment = _rank_environment(environ, rank, nproc, address, folder)
                 # They are held back in it until it listens: Python itself would end with a traceback.
                 with held_back():
                     ranks.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL))
@@ -165,7 +165,7 @@ def _run_ranks(
 
 
 def _rank_environment(
-    environ: Mapping[str, str], rank: int, nproc: int, address: Mapping[str, str], scratch: Path
+    environ: Mapping[str, str], rank: int, nproc: int, address: Mapping[str, str], folder: Path
 ) -> dict[str, str]:
     threads = str(max(1, len(os.sched_getaffinity(0)) // nproc))
     return {
@@ -181,7 +181,7 @@ def _rank_environment(
         "WORLD_SIZE": str(nproc),
         "LOCAL_WORLD_SIZE": str(nproc),
         **parent_death_signal(),
-        "VIT_DIST_SCRATCH": str(scratch),
+        "VIT_DIST_SCRATCH": str(folder),
     }
 
 

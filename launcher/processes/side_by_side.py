@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -20,9 +19,11 @@ from vit_dist.core.exit_codes import of_signal
 from vit_dist.core.files import explained, open_append, write_bytes
 from vit_dist.core.process import STOP_SIGNALS, cli_command, handling, parent_death_signal
 from vit_dist.core.run import names
+from vit_dist.core.scratch import scratch
 from vit_dist.core.world import without_world
 
 LOG = "train.log"
+_LAST_LINES = 4
 
 
 class SideBySide:
@@ -44,8 +45,8 @@ class SideBySide:
 
     def __call__(self, recipe: Recipe, run_dir: Path) -> int:
         """One attempt of a run, and its exit code; what it prints goes to `train.log` in the run directory."""
-        with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
-            recipe_file = Path(scratch) / names.RECIPE
+        with scratch(run_dir, "study") as folder:
+            recipe_file = folder / names.RECIPE
             write_bytes(str(recipe_file), recipe_yaml(recipe).encode())
             return self.run(["train", str(recipe_file), "--run-dir", str(run_dir)], run_dir)
 
@@ -83,13 +84,16 @@ class SideBySide:
 
     @staticmethod
     def last_error_line(run_dir: Path) -> str:
-        """The error that a run's `train.log` ends with, and that file; '' where it ends with something else."""
+        """The error near the end of a run's `train.log`, without what to do next, and that file; '' where there is none."""
         try:
             text = (run_dir / LOG).read_text(errors="replace").rstrip()
         except OSError:
             return ""
-        verb, _, error = text.rpartition("\n")[2].partition(": error: ")
-        return f"{error} (log: {run_dir / LOG})" if error and verb.startswith("vit-dist ") else ""
+        for line in reversed(text.splitlines()[-_LAST_LINES:]):
+            verb, _, error = line.partition(": error: ")
+            if error and verb.startswith("vit-dist "):
+                return f"{error} (log: {run_dir / LOG})"
+        return ""
 
     def signals(self) -> AbstractContextManager[None]:
         """While this lasts, SIGTERM and Ctrl-C let the attempts save and stop; a second Ctrl-C kills them."""

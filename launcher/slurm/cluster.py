@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from vit_dist.config.blame import Sources
 from vit_dist.config.load import find_config, merge, parse_overrides, read_mapping, validate
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.registry import Config, LocalPath
@@ -220,16 +221,25 @@ def load_cluster(name: str, overrides: Sequence[str] = ()) -> Cluster:
         ConfigError: every mistake, a line each, with the nearest valid name.
     """
     path = find_config(name, "clusters")
-    raw = read_cluster_file(path)
-    return validate(Cluster, {"name": path.stem, **merge(raw, parse_overrides(overrides))}, str(path))
+    files: list[Path] = []
+    raw = read_cluster_file(path, files=files)
+    merged = {"name": path.stem, **merge(raw, parse_overrides(overrides))}
+    return validate(Cluster, merged, Sources(str(path), overrides, files))
 
 
-def read_cluster_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, object]:
+def read_cluster_file(path: Path, seen: tuple[Path, ...] = (), files: list[Path] | None = None) -> dict[str, object]:
     """A cluster file with the file that its `base:` names merged below it.
+
+    Args:
+        path: of the file.
+        seen: those that have it as their base.
+        files: is given the paths of all that were read, the one that wins first.
 
     Raises:
         ConfigError: missing, not YAML, or a base that leads back to itself.
     """
+    if files is not None:
+        files.append(path)
     raw = read_mapping(path)
     base = raw.pop("base", None)
     if path in seen:
@@ -238,5 +248,5 @@ def read_cluster_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, obje
         return raw
     local = path.parent / f"{base}.yaml"
     return merge(
-        read_cluster_file(local if local.is_file() else find_config(str(base), "clusters"), (*seen, path)), raw
+        read_cluster_file(local if local.is_file() else find_config(str(base), "clusters"), (*seen, path), files), raw
     )

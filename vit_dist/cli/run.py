@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
 
     from launcher.processes.ranks import run_local
     from launcher.supervise.local import supervise_local
+    from vit_dist.cli.farewell import farewell
     from vit_dist.cli.train import check_before, default_run_dir
     from vit_dist.config.load import identity, load_recipe
     from vit_dist.core.errors import ConfigError
@@ -58,10 +59,12 @@ def main(argv: list[str]) -> int:
     # Before the ledger counts its attempts: of a run whose directory is lost it lies on the store.
     bring_back(run_dir, recipe.checkpoint.remote, {**identity(recipe), "fingerprint": data.fingerprint})
     with launcher_log(run_dir / names.LOGS / names.BATCH_LOG):
-        return supervise_local(
+        code = supervise_local(
             recipe,
             run_dir,
             lambda r, d: run_local(r, d, nproc=args.nproc, options=options),
             give_up_after=args.give_up_after,
             devices=args.nproc,
         )
+        farewell(run_dir, code, ["vit-dist", "run", *argv])
+        return code

@@ -67,12 +67,15 @@ def main(argv: list[str]) -> int:
     profile = ProfileSteps.parse(args.profile) if args.profile else None
     if world is None:
         from launcher.processes.ranks import run_local
+        from vit_dist.cli.farewell import farewell
         from vit_dist.core.log import launcher_log
         from vit_dist.core.run import names
 
         check_before(recipe, run_dir, ranks)
         with launcher_log(run_dir / names.LOGS / names.BATCH_LOG):
-            return run_local(recipe, run_dir, nproc=ranks, options=profile_options(args.profile))
+            code = run_local(recipe, run_dir, nproc=ranks, options=profile_options(args.profile))
+            farewell(run_dir, code, ["vit-dist", "train", *argv])
+            return code
     return _rank(recipe, run_dir, world, profile)
 
 

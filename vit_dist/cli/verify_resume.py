@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +16,7 @@ from vit_dist.core.files import write_bytes
 from vit_dist.core.folders import refuse_others
 from vit_dist.core.places import local_option, local_or_name
 from vit_dist.core.run import names
+from vit_dist.core.scratch import scratch
 
 if TYPE_CHECKING:
     from vit_dist.config.schema import Recipe
@@ -33,6 +37,7 @@ examples:
   vit-dist verify-resume vit-l16-imagenet21k data.train=s3://bucket/in21k/train --nproc 8 --worlds 4 2 --steps 12
 """
 _TIMEOUT_S = 3600.0
+_LOOK_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ def main(argv: list[str]) -> int:
     from vit_dist.config.load import load_recipe
     from vit_dist.core.errors import ConfigError
     from vit_dist.core.world import World, starts_ranks
+    from vit_dist.train.plan import open_training
 
     for count in (args.nproc, *(args.worlds or ())):
         starts_ranks("verify-resume", count)
@@ -77,9 +83,11 @@ def main(argv: list[str]) -> int:
         World(size=size).rank_batch(recipe.global_batch)
     if args.dir is not None:
         refuse_others(args.dir, lambda _: False, what="a new kill test", do="give another --dir")
+    # Before the first attempt: a set that cannot be opened would be told with its whole output.
+    open_training(recipe, World(size=args.nproc))
     tolerance = args.tolerance or {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}[recipe.precision]
-    with tempfile.TemporaryDirectory(prefix="vit-dist-verify-") as scratch:
-        base = args.dir or Path(scratch)
+    with scratch(Path(tempfile.gettempdir()), "vit-dist-verify") as folder:
+        base = args.dir or folder
         comparisons = _kill_test(recipe, base, args.nproc, worlds, args.steps, tolerance)
     return _verdict(recipe, args.steps, comparisons)
 
@@ -106,28 +114,74 @@ def _kill_test(
     file = base / names.RECIPE
     write_bytes(str(file), recipe_yaml(recipe).encode())
     kills = (max(1, steps // 4), max(3, steps // 2 + 1))
+    count, stage = 2 + len(worlds), 0
 
-    def disturbed(name: str, sizes: Sequence[int]) -> Path:
-        run_dir = base / name
-        log(f"  {name}: {' -> '.join(map(str, sizes))} processes, killed after steps {kills[0]} and {kills[1]}")
-        for size, step in zip(sizes, kills, strict=False):
-            Attempt(file, run_dir, size).kill_when(lambda step=step: newest_step(run_dir) >= step, _TIMEOUT_S)  # type: ignore[misc]
-        Attempt(file, run_dir, sizes[-1]).finish(_TIMEOUT_S)
+    def run(name: str, sizes: Sequence[int], proves: str) -> Path:
+        nonlocal stage
+        stage, run_dir = stage + 1, base / name
+        word = "process" if set(sizes) == {1} else "processes"
+        killed = f", killed after steps {kills[0]} and {kills[1]}" if len(sizes) > 1 else f", {steps} steps"
+        log(f"  {stage} of {count}, {name}: {' -> '.join(map(str, sizes))} {word}{killed}: {proves}")
+        with _shown(name, run_dir, steps, len(sizes)) as begun:
+            for size, step in zip(sizes[:-1], kills, strict=False):
+                begun()
+                Attempt(file, run_dir, size).kill_when(lambda step=step: newest_step(run_dir) >= step, _TIMEOUT_S)  # type: ignore[misc]
+            begun()
+            Attempt(file, run_dir, sizes[-1]).finish(_TIMEOUT_S)
         return run_dir
 
-    log(f"  undisturbed: {nproc} processes, {steps} steps")
-    undisturbed = base / "undisturbed"
-    Attempt(file, undisturbed, nproc).finish(_TIMEOUT_S)
-    same = disturbed("killed-twice", [nproc] * 3)
-    comparisons = [_order(f"killed twice, {nproc} processes", undisturbed, same, steps)]
-    comparisons.append(_bits(f"killed twice, {nproc} processes", undisturbed, same, steps))
+    attempts = 1 + 3 * (1 + len(worlds))
+    log(f"  {count} runs of {steps} steps in {attempts} attempts, each of which imports PyTorch first; in {base}")
+    undisturbed = run("undisturbed", [nproc], "what the others are held to")
+    many = f"{nproc} process{'es' if nproc > 1 else ''}"
+    same = run("killed-twice", [nproc] * 3, "shows that kills cost no bit")
+    comparisons = [_order(f"killed twice, {many}", undisturbed, same, steps)]
+    comparisons.append(_bits(f"killed twice, {many}", undisturbed, same, steps))
     for size in worlds:
         done = f"killed, {nproc} -> {size} -> {nproc} processes"
-        other = disturbed(f"world-{size}", [nproc, size, nproc])
+        held = "" if getattr(recipe.model, "dropout", 0) else f", and losses within {tolerance:g}"
+        other = run(f"world-{size}", [nproc, size, nproc], f"shows that the order stays on any number of them{held}")
         comparisons.append(_order(done, undisturbed, other, steps))
-        if not getattr(recipe.model, "dropout", 0):
+        if held:
             comparisons.append(_losses(done, undisturbed, other, tolerance))
     return comparisons
+
+
+@contextlib.contextmanager
+def _shown(name: str, run_dir: Path, steps: int, attempts: int) -> Iterator[Callable[[], None]]:
+    """While this lasts, how many steps a run has saved and since when it runs are shown; then how long it took.
+
+    Yields what is to be called when an attempt begins.
+    """
+    from vit_dist.core.log import log
+    from vit_dist.core.progress import Progress
+    from vit_dist.core.run.checkpoints import newest_step
+    from vit_dist.core.units import format_seconds
+
+    began, over, attempt = time.monotonic(), threading.Event(), 0
+
+    def begin() -> None:
+        nonlocal attempt
+        attempt += 1
+
+    def spent() -> str:
+        return format_seconds(time.monotonic() - began)
+
+    with Progress(f"    {name}", steps, "steps", summary=False, estimate=False) as progress:
+
+        def watch() -> None:
+            while not over.wait(_LOOK_S):
+                known = {"attempt": f"{attempt} of {attempts}", "after": spent()}
+                progress.update(newest_step(run_dir), metrics=known)
+
+        watcher = threading.Thread(target=watch, name="progress", daemon=True)
+        watcher.start()
+        try:
+            yield begin
+        finally:
+            over.set()
+            watcher.join()
+    log(f"    {name}: done after {spent()}")
 
 
 def _order(done: str, undisturbed: Path, other: Path, steps: int) -> _Comparison:

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from vit_dist.config.blame import Sources, key_hint
+from vit_dist.config.keys import KINDS, keys_of, plugin_keys
 from vit_dist.config.plugins import anchored, load_plugins
 from vit_dist.config.safe_yaml import BoundedLoader, parse_yaml
 from vit_dist.config.schema import DataConfig, Recipe, dump, dump_identity
@@ -101,7 +103,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: every mistake, a line each.
     """
     path = find_config(name, "recipes")
-    return resolve(read_recipe_file(path), overrides, where=str(path))
+    files: list[Path] = []
+    raw = read_recipe_file(path, files=files)
+    return resolve(raw, overrides, where=Sources(str(path), overrides, files))
 
 
 def dropped(name: str, overrides: Sequence[str], recipe: Recipe) -> str:
@@ -128,8 +132,16 @@ def dropped(name: str, overrides: Sequence[str], recipe: Recipe) -> str:
     return "\n".join(sorted(said))
 
 
-def read_recipe_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe file with its `base:` files merged below it; paths of plug-ins count from the file that names them."""
+def read_recipe_file(path: Path, seen: tuple[Path, ...] = (), files: list[Path] | None = None) -> dict[str, Any]:
+    """A recipe file with its `base:` files merged below it; paths of plug-ins count from the file that names them.
+
+    Args:
+        path: of the file.
+        seen: those that have it as their base.
+        files: is given the paths of all that were read, the one that wins first.
+    """
+    if files is not None:
+        files.append(path)
     raw = anchored(read_mapping(path), path.parent)
     base = raw.pop("base", None)
     if base is None:
@@ -138,7 +150,7 @@ def read_recipe_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: `base:` goes round in a circle: {' -> '.join(map(str, (*seen, path)))}")
     local = path.parent / f"{base}.yaml"
     parent = local if _exists(local.is_file) else find_config(str(base), "recipes")
-    return merge(read_recipe_file(parent, (*seen, path)), raw)
+    return merge(read_recipe_file(parent, (*seen, path), files), raw)
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
@@ -169,15 +181,24 @@ def shipped_set(recipe: Recipe) -> Path | None:
     return path if place in {"", recipe.data.train} else None
 
 
-def resolve(raw: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str = "recipe") -> Recipe:
+def resolve(raw: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str | Sources = "recipe") -> Recipe:
     """Check plain data and make it a Recipe.
+
+    Args:
+        raw: the data.
+        overrides: over it.
+        where: what the data is, for errors: a file, or which lines and overrides say what.
 
     Raises:
         ConfigError: every mistake, a line each, with the path, the value and the nearest valid name.
     """
+    overrides = tuple(overrides)
+    sources = where if isinstance(where, Sources) else Sources(where, overrides)
     data = merge(merge(_DEFAULTS, raw), parse_overrides(overrides))
     problems: list[str] = []
-    data["plugins"] = load_plugins(data.get("plugins", ()), where)  # first: they may define whatever follows
+    data["plugins"] = load_plugins(
+        data.get("plugins", ()), sources.of("plugins")
+    )  # first: they may define whatever follows
     section = spelt_out("data", data.get("data"))
     if isinstance(section, Mapping) and isinstance(section.get("dataset"), str) and section["dataset"] != "custom":
         path = find_config(section["dataset"], "data")
@@ -202,7 +223,7 @@ def resolve(raw: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str
         said = {_section(problem) for problem in problems}  # a section that is wrong is also wrong as a part
         problems += [p for p in describe(error, Recipe, "") if _section(p) not in said]
     if problems or recipe is None:
-        raise ConfigError("\n".join(f"{where}: {problem}" for problem in problems))
+        raise ConfigError("\n".join(map(sources.blame, problems)))
     return recipe
 
 
@@ -235,8 +256,13 @@ def _is_missing(line: str, path: str, absent: Sequence[str]) -> bool:
     return any(line.startswith(f"{path}.{name}: is required and missing") for name in absent)
 
 
-def validate(cls: type[C], raw: Any, where: str) -> C:
+def validate(cls: type[C], raw: Any, where: str | Sources) -> C:
     """Check plain data against any config class (a study, a cluster).
+
+    Args:
+        cls: the class.
+        raw: the data.
+        where: what the data is, for errors: a file, or which lines and overrides say what.
 
     Raises:
         ConfigError: every mistake, a line each.
@@ -244,7 +270,8 @@ def validate(cls: type[C], raw: Any, where: str) -> C:
     try:
         return cls.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{where}: {line}" for line in describe(error, cls, ""))) from None
+        sources = where if isinstance(where, Sources) else Sources(where)
+        raise ConfigError("\n".join(map(sources.blame, describe(error, cls, "")))) from None
 
 
 def describe(error: ValidationError, cls: type[BaseModel], prefix: str) -> list[str]:
@@ -255,8 +282,8 @@ def describe(error: ValidationError, cls: type[BaseModel], prefix: str) -> list[
         path = ".".join(([prefix] if prefix else []) + [str(part) for part in loc])
         kind, shown = problem["type"], _short(problem.get("input"))
         if kind == "extra_forbidden":
-            known = _fields_at(cls, loc[:-1])
-            lines.append(f"{path}: unknown key{did_you_mean(str(loc[-1]), known)}")
+            hint = key_hint(path, _fields_at(cls, loc[:-1]), _all_keys(cls, prefix))
+            lines.append(f"{path}: unknown key{hint}")
         elif kind == "missing":
             lines.append(f"{path}: is required and missing{_meaning_at(cls, loc)}")
         elif kind == "value_error":
@@ -274,6 +301,14 @@ def describe(error: ValidationError, cls: type[BaseModel], prefix: str) -> list[
             message = problem["msg"].replace("Input should be", "must be")
             lines.append(f"{path}: {message}, got {shown}")
     return lines
+
+
+def _all_keys(cls: type[BaseModel], prefix: str) -> list[str]:
+    """Dotted paths of every key of the file that a class, or the section at `prefix`, is of."""
+    if not prefix and cls is not Recipe:
+        return [key.path for key in keys_of(cls)]
+    of_plugins = (key.path for kind in KINDS for plugin in plugin_keys(kind) for key in plugin.keys)
+    return [*(key.path for key in keys_of(Recipe)), *of_plugins]
 
 
 def _text(problem: Mapping[str, Any]) -> str:

@@ -25,14 +25,23 @@ class Progress:
         quiet: show nothing.
         done: how many were done before, of which the rate knows nothing: a run that resumes.
         summary: end with one line of what was done in place of the bar; else the bar stays as it was last shown.
+        estimate: show the time that is left; not where things take their time at anything but the same rate.
     """
 
     def __init__(
-        self, title: str, total: int, unit: str, *, quiet: bool = False, done: int = 0, summary: bool = True
+        self,
+        title: str,
+        total: int,
+        unit: str,
+        *,
+        quiet: bool = False,
+        done: int = 0,
+        summary: bool = True,
+        estimate: bool = True,
     ) -> None:
         self.title, self.total, self.unit, self.quiet = title, total, unit, quiet
         self.done, self.num_bytes = done, 0
-        self._first, self._summary = done, summary
+        self._first, self._summary, self._estimate = done, summary, estimate
         self._started = time.monotonic()
         self._last_line = self._started
         self._bar: Any = None
@@ -102,6 +111,6 @@ class Progress:
         shown = "  ".join(f"{name} {value}" for name, value in each) if metrics else self._rate()
         if not self.total:
             return f"{self._amount()}, {shown}"
-        lately = self.done - self._first
+        lately = self.done - self._first if self._estimate else 0
         eta = f", {format_seconds(self._spent_s() / lately * (self.total - self.done))} left" if lately else ""
         return f"{self.done:,} of {self.total:,} {self.unit} ({self.done / self.total:.0%}), {shown}{eta}"

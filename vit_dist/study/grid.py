@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
+from vit_dist.config.blame import Sources
 from vit_dist.config.load import (
     find_config,
     merge,
@@ -145,6 +146,8 @@ class StudyConfig(Config):
     evaluations: Annotated[tuple[str | dict[str, Any], ...], Field(strict=False)] = Field(
         (), description="evaluators that look at each run once it is done, in jobs of their own on a cluster"
     )
+    # Texts of the command line that are keys of the recipe, for errors.
+    _typed: tuple[str, ...] = PrivateAttr(())
 
     @model_validator(mode="before")
     @classmethod
@@ -241,7 +244,9 @@ def load_study(name: str, overrides: Sequence[str] = ()) -> StudyConfig:
         # The last rule, and one that matches every cell: what the command line says wins over the whole file.
         rules = raw.get("cells", [])
         raw["cells"] = [*(rules if isinstance(rules, list) else [rules]), {"set": parse_overrides(of_recipe)}]
-    return validate(StudyConfig, raw, str(path))
+    study = validate(StudyConfig, raw, Sources(str(path), of_study, [path]))
+    study._typed = tuple(of_recipe)
+    return study
 
 
 def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -346,7 +351,7 @@ def _resolve(
     # Into the recipe: a run says in its log how its metrics are read.
     raw = merge({"metrics": {tag: metric.model_dump() for tag, metric in study.metrics.items()}}, raw)
     identity = {"name": name, "study": study.name, "family": family, "seed": seed, "data": {"subset": subset}}
-    recipe = resolve(merge(raw, identity), where=f"study {study.name}, {name}")
+    recipe = resolve(merge(raw, identity), where=Sources(f"study {study.name}, {name}", study._typed))
     if study.duration is not None and study.duration.equal == "compute":
         recipe = recipe.model_copy(update={"horizon": study.duration.horizon(recipe)})
     return recipe

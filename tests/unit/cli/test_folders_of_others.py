@@ -64,7 +64,7 @@ def _words(verb: str, folder: Path, small: str) -> Sequence[str]:
         "train": ["train", *recipe, "--run-dir", str(folder)],
         "run": ["run", *recipe, "--run-dir", str(folder)],
         "verify-resume": ["verify-resume", *recipe, "--dir", str(folder)],
-        "pack": ["data", "pack", "configs/data/fashion-mnist-mini/val", str(folder)],
+        "pack": ["data", "pack", "configs/data/fashion-mnist-mini", str(folder)],
         "report": ["study", "report", str(folder.parent), "--logs", str(folder.parent), "--out", str(folder)],
         "export": ["models", "export", "vit-test", f"{folder}/"],
     }[verb]

@@ -13,6 +13,7 @@ from launcher.processes.ranks import _rank_environment
 from vit_dist.cli import evaluate, run, train, verify_resume
 from vit_dist.cli.study import run as study_run
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.run.checkpoints import MARKER, step_name
 from vit_dist.core.world import launched_world, starts_ranks, without_world, world_or_ranks
 
 SLURM_STEP = {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
@@ -67,6 +68,9 @@ def verbs(tmp_path: Path, small_set: str) -> dict[str, Callable[..., int]]:
     """The verbs that take --nproc and then start that many ranks: called with its value."""
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "recipe.yaml").write_text("base: demo\n")
+    saved = tmp_path / "done" / "checkpoints" / step_name(8)
+    saved.mkdir(parents=True)
+    (saved / MARKER).write_text("{}")
     recipe = ["demo", f"data={{dataset: custom, train: {small_set}, num_classes: 4, image_size: 28}}", "evaluators=[]"]
     here = ["--run-dir", str(tmp_path / "run")]
     return {

@@ -44,7 +44,7 @@ def test_a_checkpoint_cannot_be_kept_by_what_nothing_measures(
 ) -> None:
     with pytest.raises(ConfigError) as error:
         config(["demo", f"checkpoint.keep_best={words[0]}", *words[1:]])
-    assert "demo.yaml: checkpoint.keep_best: " in str(error.value)
+    assert f"checkpoint.keep_best={words[0]} on the command line: checkpoint.keep_best: " in str(error.value)
     assert says in str(error.value)
     assert capsys.readouterr().out == ""
 

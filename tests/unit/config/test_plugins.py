@@ -121,7 +121,7 @@ def test_a_file_that_cannot_be_is_refused_with_its_name_line_and_reason(
     written(tmp_path / "beside.py", "")
     recipe = recipe_file(tmp_path, name)
     for _ in range(2):  # what failed half-way has left nothing that would change the second answer
-        with pytest.raises(ConfigError, match=rf"r\.yaml: plugins: .*{says}"):
+        with pytest.raises(ConfigError, match=rf"r\.yaml, line 2: plugins: .*{says}"):
             load_recipe(recipe)
     assert load_recipe("demo").optim.name == "adamw"
 

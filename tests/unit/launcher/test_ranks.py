@@ -169,12 +169,12 @@ def test_the_exit_code_is_that_of_the_signal_that_asked(
 ) -> None:
     rank(monkeypatch, tmp_path / "there")
     ask(tmp_path / "there", *numbers)
-    assert run_ranks(["train"], nproc=1, scratch=tmp_path) == code
+    assert run_ranks(["train"], nproc=1, folder=tmp_path) == code
 
 
 def test_a_rank_that_dies_unasked_tells_its_own_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ranks, "cli_command", lambda *_: [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
-    assert run_ranks(["train"], nproc=1, scratch=tmp_path) == of_signal(signal.SIGKILL)
+    assert run_ranks(["train"], nproc=1, folder=tmp_path) == of_signal(signal.SIGKILL)
 
 
 def test_no_other_attempt_is_begun_after_one_that_was_asked_to_stop(
@@ -186,7 +186,7 @@ def test_no_other_attempt_is_begun_after_one_that_was_asked_to_stop(
     def attempt(*_: object) -> int:
         begun.append(1)
         ask(tmp_path / "there", signal.SIGTERM)
-        return run_ranks(["train"], nproc=1, scratch=tmp_path)
+        return run_ranks(["train"], nproc=1, folder=tmp_path)
 
     run_dir = tmp_path / "run"
     run_dir.mkdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,11 +102,12 @@ def main(argv: list[str]) -> int:
     _check_before(recipe, run_dir, checkpoint, args.out, whole=world is None)
     if world is None:
         from launcher.processes.ranks import run_ranks
+        from vit_dist.core.scratch import scratch
 
-        with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
+        with scratch(run_dir, "evaluate") as folder:
             where = run_dir / names.CHECKPOINTS / checkpoint if checkpoint else run_dir
             words = ["evaluate", str(where), *overrides, *(["--out", str(args.out)] if args.out else [])]
-            return run_ranks(words, nproc=ranks, scratch=Path(scratch))
+            return run_ranks(words, nproc=ranks, folder=folder)
     return _rank(recipe, run_dir, world, checkpoint, args.out)
 
 

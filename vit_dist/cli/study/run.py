@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +46,7 @@ def main(argv: list[str]) -> int:
 
     from launcher.processes.ranks import run_local, run_ranks
     from launcher.processes.side_by_side import SideBySide
+    from vit_dist.core.scratch import scratch
     from vit_dist.study.local import evaluation_words, run_cells
 
     console.print(f"study {study.config.name}: {study.shape}, in {study.directory}", markup=False)
@@ -63,8 +63,8 @@ def main(argv: list[str]) -> int:
     if args.jobs == 1:
 
         def evaluate(cell: Cell, run_dir: Path) -> int:
-            with tempfile.TemporaryDirectory(prefix="vit-dist-") as scratch:
-                return run_ranks(evaluation_words(cell, run_dir), nproc=args.nproc, scratch=Path(scratch))
+            with scratch(run_dir, "evaluate") as folder:
+                return run_ranks(evaluation_words(cell, run_dir), nproc=args.nproc, folder=folder)
 
         run(attempt=lambda recipe, run_dir: run_local(recipe, run_dir, nproc=args.nproc), evaluate=evaluate)
     else:

@@ -29,6 +29,7 @@ from vit_dist.core.files import (
     write_bytes,
 )
 from vit_dist.core.progress import Progress
+from vit_dist.core.scratch import scratch
 from vit_dist.data import workers
 from vit_dist.data.grammar import ClassSpace, check_classes, check_pairs
 from vit_dist.data.manifest import ShardManifest, read_manifest, write_manifest
@@ -151,7 +152,7 @@ def _scratch(dest: str, work: Path | None, label: str) -> Iterator[Path]:
             # Of this destination alone: another packing may use the same scratch disk.
             folder = work / f"vit-dist-pack-{label}-{hashlib.sha256(dest.encode()).hexdigest()[:8]}"
         elif is_remote(dest):
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vit-dist-pack-")))
+            folder = stack.enter_context(scratch(Path(tempfile.gettempdir()), "vit-dist-pack"))
         else:
             folder = local_path(dest) / STATE_FOLDER / f"work-{label}"
         remove_tree(folder)

@@ -24,6 +24,7 @@ from vit_dist.core.files import (
 )
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.run.checkpoints import MARKER
+from vit_dist.core.scratch import scratch
 from vit_dist.models.weights.forms import CONFIG, FORMS
 from vit_dist.models.weights.notes import sidecar_of
 from vit_dist.train.checkpoint.remote import fetch, remote_steps
@@ -36,8 +37,8 @@ def downloaded(url: str) -> Iterator[Path]:
     if not is_remote(url):
         yield local_path(url)
         return
-    with tempfile.TemporaryDirectory(prefix="vit-dist-weights-") as folder:
-        path = download(url, Path(folder) / "weights")
+    with scratch(Path(tempfile.gettempdir()), "vit-dist-weights") as folder:
+        path = download(url, folder / "weights")
         with errors_naming(url, path):
             yield path
 
@@ -50,13 +51,13 @@ def uploaded(url: str) -> Iterator[str]:
         return
     is_folder = url.endswith("/")
     name = url_name(url)
-    with tempfile.TemporaryDirectory(prefix="vit-dist-weights-") as folder:
-        here = Path(folder) / name
+    with scratch(Path(tempfile.gettempdir()), "vit-dist-weights") as folder:
+        here = folder / name
         with errors_naming(url, here):
             yield f"{here}/" if is_folder else str(here)
         if not here.is_dir():
             # A file's notes stand beside it, and go first: where the file is, all of it is there.
-            for path in sorted(Path(folder).iterdir(), key=lambda path: (path == here, path)):
+            for path in sorted(folder.iterdir(), key=lambda path: (path == here, path)):
                 _put(path, join_url(parent_url(url), path.name))
             return
         # Without its config a folder is none: gone first and sent last, it never stands beside the weights of others.
@@ -84,45 +85,45 @@ def errors_naming(url: str, path: Path) -> Iterator[None]:
         raise type(error)(str(error).replace(str(path), redact(url))) from None
 
 
-def download(url: str, scratch: Path) -> Path:
+def download(url: str, to: Path) -> Path:
     """Copy a file, a folder of Hugging Face, a checkpoint's copy or the newest of a run's copies into a new directory.
 
     Raises:
         DataError: there is none of these, or the store cannot be read.
         CheckpointError: copies are there, and none of them is whole.
     """
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    shutil.rmtree(to, ignore_errors=True)
+    to.mkdir(parents=True)
     base, name = parent_url(folder_url(url)), url_name(url)
     log(f"  fetching {redact(url)}")
     if exists(join_url(folder_url(url), MARKER)):
-        return fetch(base, name, scratch)
+        return fetch(base, name, to)
     if exists(join_url(folder_url(url), CONFIG)):
-        _copy_folder(url, scratch)
-        return scratch
+        _copy_folder(url, to)
+        return to
     steps = remote_steps(url)
     if steps:
-        return _newest_intact(url, steps, scratch)
+        return _newest_intact(url, steps, to)
     if not exists(url) or not Path(name).suffix:
         raise DataError(f"{redact(url)}: no weights there: no checkpoint, no run's copies, and none of {FORMS}")
-    copy_here(url, scratch / name)
+    copy_here(url, to / name)
     if name.endswith(".npz") and exists(join_url(base, sidecar_of(Path(name)).name)):
-        copy_here(join_url(base, sidecar_of(Path(name)).name), sidecar_of(scratch / name))
-    return scratch / name
+        copy_here(join_url(base, sidecar_of(Path(name)).name), sidecar_of(to / name))
+    return to / name
 
 
-def _newest_intact(url: str, steps: Sequence[str], scratch: Path) -> Path:
+def _newest_intact(url: str, steps: Sequence[str], to: Path) -> Path:
     """Fetch the newest copy of a run's checkpoints that is whole; of those that are not, say so."""
     problems = []
     for name in steps:
         try:
-            return intact_checkpoint(fetch(url, name, scratch))
+            return intact_checkpoint(fetch(url, name, to))
         except CheckpointError as error:
-            problem = str(error).replace(str(scratch), redact(url))
+            problem = str(error).replace(str(to), redact(url))
         problems.append(f"{name}: {problem}")
         log(f"copy {redact(url)}/{name} is damaged and skipped: {problem}", WARNING)
         # Disks of a node seldom hold two.
-        shutil.rmtree(scratch / name, ignore_errors=True)
+        shutil.rmtree(to / name, ignore_errors=True)
     raise CheckpointError(f"{redact(url)}: none of the {len(steps):,} copies is intact: {'; '.join(problems)}")
 
 
