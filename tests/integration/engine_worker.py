@@ -2,9 +2,10 @@
 
 python engine_worker.py OUT CASE [CASE ...]
 
-CASE: engine:stage:precision:model[+key=value]:accumulation[:steps[:nan|refused|same|sgd]]. A model is written with ~ for each
-colon of its own; values are YAML; a key `engine.KEY` is the engine's. nan: a gradient that is not finite in the third
-step; refused: rank 1 has no compiler; same: one batch in every step; sgd: SGD without clipping, whose steps are as long as the gradients are.
+CASE: engine:stage:precision:model[+key=value]:accumulation[:steps[:nan|refused|same|sgd]]. A model is written with ~
+for each colon of its own; values are YAML; a key `engine.KEY` is the engine's. nan: a gradient that is not finite in
+the third step; refused: rank 1 has no compiler; same: one batch in every step; sgd: SGD without clipping, whose steps
+are as long as the gradients are.
 """
 
 from __future__ import annotations

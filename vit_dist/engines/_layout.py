@@ -34,8 +34,9 @@ def layout(config: EngineConfig, inputs: EngineInputs, *, compiled: bool = False
 def completed(wrote: Mapping[str, Any], reads: Mapping[str, Any]) -> dict[str, Any]:
     """The layout of a checkpoint, with what layouts of its version did not say yet.
 
-    What was not said then was so: all was eager, torch chose kernels, TF32 was on for convolutions of fp32 on GPUs, the head computed
-    as the model did, and DeepSpeed summed gradients in the dtype of the weights. A key added later belongs here too.
+    What was not said then was so: torch chose kernels, nothing was compiled, TF32 was on for convolutions of fp32 on
+    GPUs, the head computed as the model did, and DeepSpeed summed gradients in the dtype of the weights. A key added
+    later belongs here too.
 
     Args:
         wrote: of the checkpoint.

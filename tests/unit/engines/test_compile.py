@@ -1,6 +1,7 @@
 """Blocks by torch.compile: what they compute, what building them leaves alone, and what is said where it fails.
 
-But for the tests that need a C++ compiler, graphs are made and differentiated as for inductor and run by torch's eager kernels.
+But for tests that need a C++ compiler, graphs are made and differentiated as for inductor, and torch's eager kernels
+run them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 from tests.compilers import Counted, Refuses
 from tests.plugins import build_model
 from vit_dist.config.load import resolve
-from vit_dist.core.errors import ConfigError
 from vit_dist.core.world import World
 from vit_dist.engines import _compile
 from vit_dist.engines._protocol import Engine, EngineInputs

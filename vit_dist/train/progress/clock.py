@@ -34,7 +34,7 @@ class StartUp:
 
         Args:
             part: what.
-            within: seconds of it that are told apart, by what they were spent on; without those of which there are none.
+            within: seconds of it that are told apart, by what they were spent on; what took none is left out.
         """
         now = time.monotonic()
         apart = {name: seconds for name, seconds in (within or {}).items() if seconds}
