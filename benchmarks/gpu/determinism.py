@@ -43,7 +43,9 @@ def _compare(kit: Kit, model: str, settings: list[str], count: int) -> None:
     differing: set[str] = set()
     spent = []
     for _ in range(_REPEATS):
-        engine = build_engine(kit, model, PLAIN, micro_batch=count, image_size=size, settings=settings)
+        # As a run is by default: compiled on a GPU.
+        config = {**PLAIN, "compile": "auto", "deterministic": kit.case == "strict"}
+        engine = build_engine(kit, model, config, micro_batch=count, image_size=size, settings=settings)
         batch = make_batch(kit, count, size)
         kit.seconds(lambda engine=engine, batch=batch: engine.train_step([batch], LR), 2)
         spent.append(kit.seconds(lambda engine=engine, batch=batch: engine.train_step([batch], LR), timed))

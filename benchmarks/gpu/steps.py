@@ -1,7 +1,7 @@
 """A training step of one model in a bare loop, the plain engine and ZeRO-1, in turns: time, MFU, memory, syncs.
 
 The bare loop is what torch does without us: forward under autocast, loss, backward, clip, fused AdamW. First as it
-comes, then with full activation checkpointing, then with every block compiled.
+comes, then with full activation checkpointing, then with every block compiled: in the engines by their own key.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from vit_dist.cli.models.options import model_config, usual_size
 from vit_dist.compare.memory import count
 from vit_dist.config.schema import LossConfig
 from vit_dist.data.decode import normalize
+from vit_dist.engines import _compile
+from vit_dist.models._base import repeated_blocks
 from vit_dist.train.losses import make_loss
 
-_BLOCKS = ("Block", "PreActBottleneck", "PreActBasic", "Bottleneck")
-"""Classes of timm's that are compiled, each instance on its own: they share their code, so it takes seconds."""
 _TRACED = "ViT-L/16"
+_ENGINES = {"plain": PLAIN, "zero1": zero(1)}
 
 
 @dataclass
@@ -53,7 +54,7 @@ def measure(kit: Kit) -> None:
             _memory(kit, contest)
             _census(kit, contest)
         _checkpointing(kit, contest)
-        _compile(kit, contest)
+        _compile_all(kit, contest)
         _race(kit, contest, "compiled")
 
 
@@ -73,12 +74,23 @@ def _enter(kit: Kit, contest: Contest) -> None:
         optimizer.step()
 
     contest.steps["bare"], contest.modules["bare"] = bare_step, bare
-    for name, config in (("plain", PLAIN), ("zero1", zero(1))):
-        engine = build_engine(
-            kit, contest.model, config, micro_batch=contest.batch, image_size=contest.image_size, classes=CLASSES
-        )
-        contest.steps[name] = lambda engine=engine: engine.train_step([(images, targets)], LR)
-        contest.modules[name] = engine.module
+    for name in _ENGINES:
+        _enter_engine(kit, contest, name)
+
+
+def _enter_engine(kit: Kit, contest: Contest, name: str, *, compiled: bool = False) -> None:
+    """Build an engine, in place of the one of its name."""
+    contest.steps.pop(name, None)
+    contest.modules.pop(name, None)
+    gc.collect()
+    images, targets = make_batch(kit, contest.batch, contest.image_size, CLASSES)
+    config = {**_ENGINES[name], "compile": compiled}
+    engine = build_engine(
+        kit, contest.model, config, micro_batch=contest.batch, image_size=contest.image_size, classes=CLASSES
+    )
+    assert engine.layout["compiled"] is compiled, f"{name} {contest.model} was not compiled"
+    contest.steps[name] = lambda engine=engine: engine.train_step([(images, targets)], LR)
+    contest.modules[name] = engine.module
 
 
 def _race(kit: Kit, contest: Contest, tag: str) -> None:
@@ -161,16 +173,18 @@ def _checkpointing(kit: Kit, contest: Contest) -> None:
     kit.record("full checkpointing, plain", ms=1e3 * spent, images_per_s=contest.batch / spent)
 
 
-def _compile(kit: Kit, contest: Contest) -> None:
-    """Compile every block of every module in place; the first steps after it pay for it."""
+def _compile_all(kit: Kit, contest: Contest) -> None:
+    """Compile the blocks of the bare loop in place, and build the engines anew with `compile: true`."""
     # On a CPU blocks are traced and not compiled: that needs no C++ compiler, and its speed is of no interest.
     backend = "inductor" if kit.gpu else "eager"
-    torch._dynamo.config.recompile_limit = 64
+    _compile.BACKEND = backend
     began = time.perf_counter()
-    for name, module in contest.modules.items():
-        blocks = [block for block in module.modules() if type(block).__name__ in _BLOCKS]
-        assert blocks, f"{name} {contest.model} has no block of the classes {_BLOCKS}"
-        for block in blocks:
-            block.compile(dynamic=False, backend=backend)
+    blocks = repeated_blocks(contest.modules["bare"])
+    assert blocks, f"{contest.model} has no blocks"
+    for block in blocks:
+        block.compile(dynamic=False, backend=backend, recompile_limit=64)
+    kit.seconds(contest.steps["bare"], 1)
+    for name in _ENGINES:
+        _enter_engine(kit, contest, name, compiled=True)
         kit.seconds(contest.steps[name], 1)
     kit.record("compiling", seconds=time.perf_counter() - began)

@@ -84,7 +84,7 @@ class SideBySide:
 
     @staticmethod
     def last_error_line(run_dir: Path) -> str:
-        """The error near the end of a run's `train.log`, without what to do next, and that file; '' where there is none."""
+        """The error near the end of a run's `train.log`, without what to do next, and that file; '' if none."""
         try:
             text = (run_dir / LOG).read_text(errors="replace").rstrip()
         except OSError:

@@ -1,8 +1,9 @@
 """Blocks compiled by torch.compile, each in its place: tried before the first step, by all ranks or by none.
 
-A block keeps its name, its weights and its hooks; what is around it (stem, head, loss, the engine's own sums) stays
-eager. One graph is made for each kind of block, of a training step with micro-batches of one size. Nothing is compiled
-later: evaluation, and a shape that comes unforeseen, run eagerly, so that no rank can be held up, or fail, by itself.
+A block keeps its name, its weights and its hooks; what is around it (stem, head, loss, an engine's sums) stays eager.
+One graph is made for each kind of block, of a training step with micro-batches of one size. Nothing is compiled later:
+evaluation, and a shape that comes unforeseen, run eagerly, so that no rank can be held up, or fail, by itself. Where
+activations are recomputed, that is done around the graph: by torch's checkpoint, which sets the generators back.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ BACKEND = "inductor"
 """torch's compiler. Others of torch need neither a C++ compiler nor Triton, and show all but the kernels."""
 _MOST_GRAPHS = 256
 """Stochastic depth makes each block a kind of its own. torch would stop at 8, and run the others eagerly unasked."""
-_OFF = "engine.compile=false"
 
 
 def is_wanted(config: EngineConfig, device: torch.device, *, by_default: bool = True) -> bool:
@@ -126,7 +126,7 @@ def _try(config: EngineConfig, inputs: EngineInputs, module: nn.Module, forward:
             module.train()
             trained = [p for p in module.parameters() if p.requires_grad]
             with attention_kernel(config.attention):
-                # Not backward(): nothing is added to .grad, and no hook by which engines sum over ranks is called.
+                # Not backward(): nothing is added to .grad, and the hooks by which engines sum over ranks stay silent.
                 torch.autograd.grad(forward(images).float().sum(), trained, allow_unused=True)
     finally:
         module.train(training)
@@ -144,8 +144,8 @@ def _cause(message: str) -> str:
 def _told(failed: list[int], problems: list[str]) -> str:
     ranks = "rank " + str(failed[0]) if len(failed) == 1 else f"{len(failed)} of {len(problems)} ranks"
     return (
-        f"  blocks could not be compiled on {ranks}, so that all ranks run eagerly: slower, and rounded otherwise. "
-        f"Rank {failed[0]}: {problems[failed[0]]}. To try no more: {_OFF}"
+        f"  blocks could not be compiled on {ranks}, so that all ranks run eagerly: slower, and rounded otherwise than "
+        f"compiled ones. Rank {failed[0]}: {problems[failed[0]]}. To try no more: engine.compile=false"
     )
 
 

@@ -33,8 +33,14 @@ class DeepSpeedConfig(EngineConfig):
         """Refuse what DeepSpeed would get wrong in silence.
 
         Raises:
-            ValueError: an optimizer that ZeRO's flat shards break.
+            ValueError: an optimizer that ZeRO's flat shards break, or compiled blocks under stage 3.
         """
+        # Tried: gathering weights is left to each rank's own compiler, and ranks wait for each other for ever.
+        if self.zero_stage == 3 and self.compile is True:
+            raise ValueError(
+                "engine.compile: true does not go with engine.zero_stage=3, which gathers weights by hooks on modules "
+                "inside the blocks; use engine.compile=auto (off there), or stage 1 or 2"
+            )
         if not getattr(recipe.optim, "elementwise", False):
             raise ValueError(
                 f"optim.name: {recipe.optim.name!r} needs whole tensors, which ZeRO's shards are "

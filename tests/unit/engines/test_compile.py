@@ -1,12 +1,14 @@
 """Blocks by torch.compile: what they compute, what building them leaves alone, and what is said where it fails.
 
-But for the tests that need a C++ compiler, graphs are made and differentiated as for inductor, and run by torch's eager
-kernels.
+But for tests that need a C++ compiler, graphs are made and differentiated as for inductor, and torch's eager kernels
+run them.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,13 +42,13 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
     torch._dynamo.reset()
 
 
-def settings(model: str, precision: str = "fp32", **engine: Any) -> Any:
+def settings(model: str | dict[str, Any], precision: str = "fp32", **engine: Any) -> Any:
     return resolve(
         {
             "horizon": "1 epoch",
             "global_batch": BATCH,
             "precision": precision,
-            "model": {"name": model, **FAMILIES.get(model, {})},
+            "model": {"name": model, **FAMILIES.get(model, {})} if isinstance(model, str) else model,
             "data": {"num_classes": CLASSES, "image_size": SIZE},
             "optim": {"name": "adamw", "lr": 1e-3},
             "schedule": {"name": "constant", "warmup": "0 steps"},
@@ -241,3 +243,44 @@ def test_auto_compiles_on_gpus_where_the_engine_is_for_it(
 def test_blocks_are_what_repeats_in_a_model(model: str, kinds: dict[str, int]) -> None:
     found = [type(block).__name__ for block in repeated_blocks(build_model(model, **FAMILIES.get(model, {})))]
     assert {kind: found.count(kind) for kind in found} == kinds
+
+
+def test_stage_3_is_not_compiled_and_asking_for_it_is_refused() -> None:
+    assert settings("vit-test", name="deepspeed", zero_stage=3).engine.compile == "auto"
+    assert settings("vit-test", name="deepspeed", zero_stage=2, compile=True).engine.compile is True
+    with pytest.raises(ConfigError, match=r"engine\.compile: true does not go with engine\.zero_stage=3"):
+        settings("vit-test", name="deepspeed", zero_stage=3, compile=True)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed: NOTHING WAS COMPILED by inductor")
+def test_inductor_compiles_a_block_that_trains_as_the_eager_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model = {"name": "vit-test", "depth": 1, "dropout": 0.2}
+    eager = losses(build(settings(model, activation_checkpointing="full")))
+    engine = build(settings(model, activation_checkpointing="full", compile=True))
+    said = capsys.readouterr().err
+    assert "compiled 1 blocks in" in said
+    assert str(tmp_path) in said
+    assert any(tmp_path.rglob("*.so"))
+    found = losses(engine)
+    assert found == pytest.approx(eager, rel=1e-5)
+    # Fused sums are taken in another order: had the block been left eager, nothing would differ.
+    assert found != eager
+
+
+def test_without_a_cxx_compiler_blocks_are_eager_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch._inductor.config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    # What torch has read from CXX in the environment.
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "/nowhere/g++"))
+    eager = losses(build(settings("vit-test")))
+    engine = build(settings("vit-test", compile=True))
+    assert "could not be compiled on rank 0" in capsys.readouterr().err
+    assert engine.layout["compiled"] is False
+    assert losses(engine) == eager
+    torch._dynamo.reset()
