@@ -1,13 +1,13 @@
 """Processes that need not import torch: each is forked from one that has, and is all else that `python` would start.
 
-`Popen` is a subprocess.Popen. Where it is asked for `python -m vit_dist.cli.main ...` or `python -c ...`, a process that
-has imported what ranks import, and has done nothing else, forks one that goes on as that command: with the arguments, the
-environment, the directory and the files that it was given, a child of the one that asked, under a number of its own. What
-it starts in the same way is forked so too: a launcher's ranks. Anything else is started as ever, and so is what changes
-how an interpreter starts. Imports cost a rank six seconds of a CPU, which is more than most tests train for.
+`Popen` is a subprocess.Popen. Where it is asked for `python -m vit_dist.cli.main ...` or `python -c ...`, a process
+that has imported what ranks import, and has done nothing else, forks one that goes on as that command: with the
+arguments, the environment, the directory and the files that it was given, a child of the one that asked, with a number
+of its own. What it starts in the same way is forked so too: a launcher's ranks. Anything else is started as ever, and
+so is what changes how an interpreter starts. Imports cost a rank six seconds of a CPU: more than most tests train for.
 
-That the command is whole when nothing was imported before is for tests that use subprocess.Popen: kills that are law 4
-(laws/test_resume.py), plug-ins, the jobs of slurm/.
+That a command is whole when nothing was imported before is for tests that use subprocess.Popen: runs that are killed
+(laws/test_resume.py, drills), plug-ins, studies, the jobs of slurm/.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from vit_dist.core.process import CLI_MODULE
 _PR_SET_CHILD_SUBREAPER = 36
 _READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "OMP_NUM_THREADS", "MKL_")
 _LAUNCHERS = {"train", "run", "study", "verify-resume"}
+IMPORT_TORCH = {*_LAUNCHERS, "evaluate"}
+"""Verbs that import torch, they or what they start."""
 
 _lock = threading.Lock()
 _server: subprocess.Popen[bytes] | None = None
@@ -44,7 +46,9 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
     """A process that is forked where that is the same, else started."""
 
     def _execute_child(self, *given: Any) -> None:
-        (args, executable, preexec_fn, _, pass_fds, cwd, env, _, _, shell, *pipes, _, _, _, _, _, new_session, _) = given
+        (args, executable, preexec_fn, _, pass_fds, cwd, env, _, _, shell, *pipes, _, _, _, _, _, new_session, _) = (
+            given
+        )
         p2cread, _, _, c2pwrite, _, errwrite = pipes[:6]
         environment = dict(os.environ if env is None else env)
         words = [] if isinstance(args, str | bytes | os.PathLike) else [os.fspath(word) for word in args]
@@ -58,6 +62,22 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         self._child_created = True
         self._close_pipe_fds(*pipes[:6])
         return None
+
+
+def run(words: list[str], *, timeout: float, check: bool, **options: Any) -> subprocess.CompletedProcess[str]:
+    """As subprocess.run, of a process that is forked where that is the same."""
+    if options.pop("capture_output", False):
+        options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with Popen(words, **options) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    done = subprocess.CompletedProcess(words, process.returncode, out, err)
+    if check:
+        done.check_returncode()
+    return done
 
 
 def close() -> None:
@@ -77,9 +97,7 @@ def _starts_alike(environment: Mapping[str, str]) -> bool:
     """Whether an interpreter would start there as the one that forks did."""
     known = _environment if _requests is not None else os.environ
     return all(
-        environment.get(name) == known.get(name)
-        for name in {*environment, *known}
-        if name.startswith(_READ_AT_START)
+        environment.get(name) == known.get(name) for name in {*environment, *known} if name.startswith(_READ_AT_START)
     )
 
 
