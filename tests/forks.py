@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import io
 import json
 import os
@@ -25,6 +26,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from tests.places import ROOT
@@ -35,6 +37,7 @@ _READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "OMP_NUM_THREADS", "MKL_")
 _LAUNCHERS = {"train", "run", "study", "verify-resume"}
 IMPORT_TORCH = {*_LAUNCHERS, "evaluate"}
 """Verbs that import torch, they or what they start."""
+_RANKS_IMPORT = ("vit_dist.cli.train", "vit_dist.train.attempt", "vit_dist.engines._plain", "vit_dist.models._hybrid")
 
 _lock = threading.Lock()
 _server: subprocess.Popen[bytes] | None = None
@@ -56,7 +59,7 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         if odd or words[:1] != [sys.executable] or not _is_ours(words) or not _starts_alike(environment):
             return super()._execute_child(*given)
         standard = [own if own != -1 else number for number, own in enumerate((p2cread, c2pwrite, errwrite))]
-        wanted = {"words": words, "environment": environment, "cwd": os.fspath(cwd or os.getcwd())}
+        wanted = {"words": words, "environment": environment, "cwd": os.fspath(cwd or Path.cwd())}
         blocked = sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
         self.pid = _forked({**wanted, "session": bool(new_session), "blocked": blocked}, standard)
         self._child_created = True
@@ -165,7 +168,7 @@ def _become(wanted: dict[str, Any], standard: list[int]) -> NoReturn:
     for fd in standard:
         os.close(fd)
     # Those of the one that forks know another kind of file.
-    sys.stdin = sys.__stdin__ = open(0, encoding=sys.stdin.encoding, closefd=False)
+    sys.stdin = sys.__stdin__ = open(0, encoding=sys.stdin.encoding, closefd=False)  # noqa: SIM115
     sys.stdout = sys.__stdout__ = _text(1, sys.stdout.errors)
     sys.stderr = sys.__stderr__ = _text(2, "backslashreplace", always=True)
     os.environ.clear()
@@ -195,7 +198,7 @@ def _become(wanted: dict[str, Any], standard: list[int]) -> NoReturn:
 
 
 def _text(fd: int, errors: str | None, *, always: bool = False) -> io.TextIOWrapper:
-    stream = open(fd, "w", encoding=sys.stdout.encoding, errors=errors, closefd=False)
+    stream = open(fd, "w", encoding=sys.stdout.encoding, errors=errors, closefd=False)  # noqa: SIM115
     stream.reconfigure(line_buffering=always or os.isatty(fd))
     return stream
 
@@ -224,10 +227,8 @@ def _code_of(words: list[str]) -> int:
 def main() -> NoReturn:
     """Import what ranks import, and fork. The argument is the number of the socket that asks."""
     gc.disable()
-    import vit_dist.cli.train
-    import vit_dist.engines._plain
-    import vit_dist.models._hybrid
-    import vit_dist.train.attempt
+    for module in _RANKS_IMPORT:
+        importlib.import_module(module)
     from vit_dist.engines._deepspeed import import_deepspeed
 
     import_deepspeed()
