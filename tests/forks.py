@@ -83,6 +83,11 @@ def run(words: list[str], *, timeout: float, check: bool, **options: Any) -> sub
     return done
 
 
+def ready() -> None:
+    """Wait until the process that forks is there: for tests that look at the clock."""
+    run([sys.executable, "-c", "pass"], timeout=280, check=True)
+
+
 def close() -> None:
     """End the process that forks."""
     global _server, _requests
@@ -126,7 +131,8 @@ def _serving() -> socket.socket:
     _requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     _environment = dict(os.environ)
     _server = subprocess.Popen(
-        [sys.executable, "-m", "tests.forks", str(theirs.fileno())],
+        # The name is what a process of ours is known by.
+        [sys.executable, "-m", "tests.forks", str(theirs.fileno()), "vit-dist"],
         cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
     )  # fmt: skip
     theirs.close()
@@ -218,8 +224,12 @@ def _code_of(words: list[str]) -> int:
         if isinstance(end.code, str):
             sys.stderr.write(f"{end.code}\n")
         return end.code if isinstance(end.code, int) else 1 if end.code else 0
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
+        if isinstance(error, KeyboardInterrupt):
+            sys.stderr.flush()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
         return 1
     return 0
 

@@ -137,6 +137,7 @@ def test_a_request_saves_or_stops_and_is_recorded(tmp_path: Path, small_set: str
 
 
 def test_goodput_adds_up_over_attempts_and_stands_in_the_log(tmp_path: Path, small_set: str, small_val: str) -> None:
+    forks.ready()
     recipe, run_dir, began = recipe_file(tmp_path, small_set, small_val), tmp_path / "run", time.time()
     options = ["engine.name=plain", "horizon=30 steps", "checkpoint.every=10 steps"]
     process = start(recipe, run_dir, *options, nproc=1)
