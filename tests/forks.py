@@ -103,10 +103,14 @@ def _is_ours(words: list[str]) -> bool:
 
 def _starts_alike(environment: Mapping[str, str]) -> bool:
     """Whether an interpreter would start there as the one that forks did."""
-    known = _environment if _requests is not None else os.environ
-    return all(
-        environment.get(name) == known.get(name) for name in {*environment, *known} if name.startswith(_READ_AT_START)
-    )
+    return _read_at_start(environment) == _read_at_start(_environment if _requests is not None else os.environ)
+
+
+def _read_at_start(environment: Mapping[str, str]) -> dict[str, object]:
+    read: dict[str, object] = {name: text for name, text in environment.items() if name.startswith(_READ_AT_START)}
+    # This project is found anyhow.
+    path = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry not in {"", str(ROOT)}]
+    return {**read, "PYTHONPATH": path}
 
 
 def _forked(wanted: dict[str, Any], standard: list[int]) -> int:
@@ -181,7 +185,7 @@ def _become(wanted: dict[str, Any], standard: list[int]) -> NoReturn:
     os.environ.update(wanted["environment"])
     os.chdir(wanted["cwd"])
     words = wanted["words"][1:]
-    sys.path[0] = wanted["cwd"] if words[0] == "-m" else ""
+    sys.path[:1] = [wanted["cwd"] if words[0] == "-m" else "", str(ROOT)]
     if words[0] == "-m" and words[2:3] and words[2] in _LAUNCHERS and "RANK" not in os.environ:
         # What it starts is forked by one that is as untouched as this process is now.
         _requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
