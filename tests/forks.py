@@ -1,7 +1,7 @@
 """Processes that need not import torch: each is forked from one that has, and is all else that `python` would start.
 
 `Popen` is a subprocess.Popen. Where it is asked for `python -m vit_dist.cli.main ...` or `python -c ...`, a process
-that has imported what ranks import, and has done nothing else, forks one that goes on as that command: with the
+that has imported what ranks import, but for DeepSpeed, and has done nothing else, forks one that goes on as that command: with the
 arguments, the environment, the directory and the files that it was given, a child of the one that asked, with a number
 of its own. What it starts in the same way is forked so too: a launcher's ranks. Anything else is started as ever, and
 so is what changes how an interpreter starts. Imports cost a rank six seconds of a CPU: more than most tests train for.
@@ -240,13 +240,10 @@ def _code_of(words: list[str]) -> int:
 
 def main() -> NoReturn:
     """Import what ranks import, and fork. The argument is the number of the socket that asks."""
+    # Without DeepSpeed, which keeps functions of torch.distributed: some workers put others there before it comes.
     gc.disable()
     for module in _RANKS_IMPORT:
         importlib.import_module(module)
-    from vit_dist.engines._deepspeed import import_deepspeed
-
-    import_deepspeed()
-    del os.environ["DS_ACCELERATOR"]
     assert threading.active_count() == 1
     gc.freeze()
     _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -191,6 +191,7 @@ def run_case(case: str, world, device, reduced: set[str], broadcasts: list[str],
         "seeded_bf16_share": bf16_share([t for t in seeded.values() if t.ndim > 1]),
         "broadcasts": len(broadcasts),
         "gradients": [p.grad.untyped_storage().data_ptr() for p in built.module.parameters() if p.grad is not None],
+        "compiler": "torch._inductor.compile_fx" in sys.modules,
         "timed": name == "deepspeed" and timed(built._engine),
     }
 
