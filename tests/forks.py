@@ -1,10 +1,11 @@
 """Processes that need not import torch: each is forked from one that has, and is all else that `python` would start.
 
 `Popen` is a subprocess.Popen. Where it is asked for `python -m vit_dist.cli.main ...` or `python -c ...`, a process
-that has imported what ranks import, but for DeepSpeed, and has done nothing else, forks one that goes on as that command: with the
-arguments, the environment, the directory and the files that it was given, a child of the one that asked, with a number
-of its own. What it starts in the same way is forked so too: a launcher's ranks. Anything else is started as ever, and
-so is what changes how an interpreter starts. Imports cost a rank six seconds of a CPU: more than most tests train for.
+that has imported what ranks import (but for DeepSpeed) and has done nothing else forks one that goes on as that
+command: with the arguments, the environment, the directory and the files that it was given, a child of the one that
+asked, with a number of its own. What it starts in the same way is forked so too: a launcher's ranks. Anything else is
+started as ever, and so is what changes how an interpreter starts. Imports cost a rank six seconds of a CPU: more than
+most tests train for.
 
 That a command is whole when nothing was imported before is for tests that use subprocess.Popen: runs that are killed
 (laws/test_resume.py, drills), plug-ins, studies, the jobs of slurm/.
