@@ -67,10 +67,11 @@ study: setup
 	$(BIN)/vit-dist study run fashion-mnist --jobs $(JOBS)
 	$(BIN)/vit-dist study report fashion-mnist
 
-# Two at a time: most wait for processes of theirs. Those of Slurm share one cluster, whose clock the others would slow.
+# Two at a time: most wait for processes of theirs. Those of Slurm share one cluster, whose clock the others would slow;
+# to find them nothing else is imported.
 test: setup
 	$(BIN)/python -m pytest -m "not drill and not big and not slurm and not gpu" -n 2 --dist worksteal
-	$(BIN)/python -m pytest -m "slurm and not drill"
+	$(BIN)/python -m pytest -m "slurm and not drill" $$(grep -rl --include='test_*.py' mark.slurm tests)
 
 # Without a GPU they are skipped, and say so.
 test-gpu: setup

@@ -17,6 +17,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+from tests import forks
 from tests.places import GOLDEN, ROOT
 from tests.skips import unlisted
 from vit_dist.core.process import CLI_MODULE
@@ -48,6 +49,7 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    forks.close()
     if session.config.getoption("--no-skips") and unlisted(_skipped):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -99,7 +101,9 @@ def vit_dist() -> Callable[..., subprocess.CompletedProcess[str]]:
     """vit_dist(*arguments, timeout=...): the command in a process of its own, its output captured."""
 
     def run(*arguments: str, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        # Others import no torch, which is for them to show.
+        start = forks.run if arguments[0] in forks.IMPORT_TORCH else subprocess.run
+        return start(
             command(*arguments),
             capture_output=True,
             text=True,
@@ -139,7 +143,7 @@ def run_world(tmp_path: Path) -> Callable[..., Any]:
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(nproc)}
         shared |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         ranks = [
-            subprocess.Popen(
+            forks.Popen(
                 [sys.executable, "-c", _WORKER, str(ROOT / "tests" / script), str(out), *arguments],
                 env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdout=subprocess.PIPE,

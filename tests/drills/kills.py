@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.processes.kill_test import Attempt, end
+from tests import forks
+from tests.conftest import command
 from tests.laws.test_resume import assert_same_bits, recipe_file
 from vit_dist.core.errors import RunError
 from vit_dist.core.events.reader import read_run
@@ -78,7 +80,8 @@ def drill(folder: Path, train: str, val: str, engine: str, *, kills: int, seed: 
     text = text.replace("engine: {name: deepspeed, reduce_bucket: 1000000, allgather_bucket: 1000000}", section)
     recipe.write_text(text.replace("eval: {every: 5 steps}", f"eval: {{every: {steps} steps}}"))
     undisturbed, killed = folder / "undisturbed", folder / "killed"
-    Attempt(recipe, undisturbed, 2).finish(_TIMEOUT_S)
+    words = command("train", str(recipe), "--run-dir", str(undisturbed), "--nproc", "2")
+    forks.run(words, timeout=_TIMEOUT_S, check=True)
 
     dice, report, began = random.Random(f"{engine} {seed}"), Report(engine, seed, steps), time.monotonic()
     while len(report.kills) < kills:

@@ -210,6 +210,7 @@ def run_case(
         "broadcasts": len(broadcasts),
         "collectives": [sum(kind in name for name in collectives) for kind in ("all_gather", "reduce_scatter")],
         "gradients": storages_of_gradients(built.module) if name == "plain" else [],
+        "compiler": "torch._inductor.compile_fx" in sys.modules,
         "timed": name == "deepspeed" and timed(built._engine),
     }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests import forks
 from tests.conftest import command, free_ports
 from vit_dist.core.exit_codes import TERMINATED
 from vit_dist.core.network import is_free
@@ -75,7 +76,7 @@ def test_a_rank_whose_peers_do_not_come_says_so(tmp_path: Path, small_set: str, 
     (port,) = free_ports(1)
     world = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
     world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
+    done = forks.run(
         command("train", str(recipe), "--run-dir", str(tmp_path / "run")),
         env={**os.environ, **world},
         capture_output=True,
@@ -97,7 +98,7 @@ def test_a_rank_that_waits_for_its_peers_hears_a_stop(tmp_path: Path, small_set:
     (port,) = free_ports(1)
     world = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
     world |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    with subprocess.Popen(
+    with forks.Popen(
         command("train", str(recipe), "--run-dir", str(tmp_path / "run")),
         env={**os.environ, **world},
         stderr=subprocess.PIPE,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forks
 from tests.conftest import command
 from vit_dist.core.exit_codes import TERMINATED
 from vit_dist.core.run import history
@@ -42,9 +43,11 @@ evaluations: [{name: fewshot, set: small, shots: [3]}]
 
 
 @contextlib.contextmanager
-def trained(words: list[str], runs: list[RunDir], attempt: int) -> Iterator[subprocess.Popen[str]]:
+def trained(
+    words: list[str], runs: list[RunDir], attempt: int, popen: type[subprocess.Popen[str]] = forks.Popen
+) -> Iterator[subprocess.Popen[str]]:
     """A study on its way, each of whose runs is in this attempt."""
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             deadline = time.monotonic() + 240
             while [one and one.attempt for run in runs for one in [history.read(run.path).status]] != [attempt] * len(
@@ -81,7 +84,7 @@ def test_runs_side_by_side_die_and_stop_with_their_study_resume_and_are_evaluate
     words = command("study", "run", str(tmp_path / "pair.yaml"), "--runs", str(tmp_path), "--jobs", "2")
     runs = [RunDir(tmp_path / "pair" / f"{name}-100-s0") for name in ("vit-test", "bit-test")]
 
-    with trained(words, runs, attempt=1) as killed:
+    with trained(words, runs, 1, subprocess.Popen) as killed:
         below = descendants(killed.pid)
         assert len(below) == 4  # a launcher and a rank a run
         killed.kill()
@@ -92,7 +95,7 @@ def test_runs_side_by_side_die_and_stop_with_their_study_resume_and_are_evaluate
             time.sleep(0.05)
     assert "done" not in [status.status for run in runs if (status := history.read(run.path).status)]
 
-    with trained(words, runs, attempt=2) as first:
+    with trained(words, runs, 2) as first:
         first.send_signal(signal.SIGTERM)
         text, _ = first.communicate(timeout=240)
     assert first.returncode == TERMINATED, text
@@ -103,7 +106,7 @@ def test_runs_side_by_side_die_and_stop_with_their_study_resume_and_are_evaluate
     assert [s and s.status for s in before] == ["stopped", "stopped"], text
     assert all(s and s.step < 60 for s in before)
 
-    again = subprocess.run(words, capture_output=True, text=True, timeout=400, env=dict(os.environ), check=False)
+    again = forks.run(words, capture_output=True, text=True, timeout=400, env=dict(os.environ), check=False)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "resumes from an earlier attempt (stopped)" in again.stdout
     for run in runs:
@@ -115,6 +118,6 @@ def test_runs_side_by_side_die_and_stop_with_their_study_resume_and_are_evaluate
         assert entry["step"] == 60
         assert 0.25 < entry["values"]["fewshot/small_3shot"] <= 1
 
-    third = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    third = forks.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert third.stdout.count("done before") == 2
     assert "evaluating" not in third.stdout

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forks
 from tests.conftest import command
 from tests.shards import write_set
 
@@ -123,7 +124,7 @@ def test_another_recipe_in_the_same_directory_is_refused_with_the_difference(
 def test_a_second_run_in_a_directory_in_use_is_refused(vit_dist: Command, recipe: str, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     long = command("train", recipe, "horizon=100k steps", "--run-dir", str(run_dir))
-    with subprocess.Popen(long, stderr=subprocess.DEVNULL) as first:
+    with forks.Popen(long, stderr=subprocess.DEVNULL) as first:
         deadline = time.monotonic() + 100
         while not (run_dir / "alive.json").exists():
             assert first.poll() is None

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import forks
 from tests.conftest import command, free_ports
 from tests.histories import speak
 from tests.laws.test_resume import assert_same_bits, finish, recipe_file, start
@@ -35,7 +36,7 @@ def start_ranks(recipe: Path, run_dir: Path, *overrides: str) -> list[subprocess
     (port,) = free_ports(1)
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
     return [
-        subprocess.Popen(
+        forks.Popen(
             command("train", str(recipe), *overrides, "--run-dir", str(run_dir)),
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
@@ -136,6 +137,7 @@ def test_a_request_saves_or_stops_and_is_recorded(tmp_path: Path, small_set: str
 
 
 def test_goodput_adds_up_over_attempts_and_stands_in_the_log(tmp_path: Path, small_set: str, small_val: str) -> None:
+    forks.ready()
     recipe, run_dir, began = recipe_file(tmp_path, small_set, small_val), tmp_path / "run", time.time()
     options = ["engine.name=plain", "horizon=30 steps", "checkpoint.every=10 steps"]
     process = start(recipe, run_dir, *options, nproc=1)
@@ -330,7 +332,7 @@ def test_an_older_attempt_that_wakes_up_leaves_the_run_to_the_newer_one(
 def test_run_starts_again_after_a_kill_until_it_is_done(tmp_path: Path, small_set: str, small_val: str) -> None:
     recipe, run_dir = recipe_file(tmp_path, small_set, small_val), tmp_path / "run"
     arguments = ["engine.name=plain", "horizon=200 steps", "checkpoint.every=10 steps", "--run-dir", str(run_dir)]
-    process = subprocess.Popen(
+    process = forks.Popen(
         command("run", str(recipe), *arguments, "--nproc", "1"),
         stderr=subprocess.PIPE,
         text=True,

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.processes.kill_test import Attempt, trained_order
+from launcher.processes.kill_test import trained_order
+from tests import forks
 from tests.conftest import command
 from tests.laws.test_resume import assert_same_bits, tensors
 from tests.slurm.cluster import job_processes, wait_for
@@ -52,7 +53,8 @@ def undisturbed(folder: Path, train: str, nproc: int = 2) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     run = folder / f"undisturbed-{nproc}"
     if newest_step(run) < STEPS:
-        Attempt(recipe_file(folder, train), run, nproc).finish(_START_S)
+        words = command("train", str(recipe_file(folder, train)), "--run-dir", str(run), "--nproc", str(nproc))
+        forks.run(words, timeout=_START_S, check=True)
     return run
 
 

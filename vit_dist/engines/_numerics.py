@@ -125,8 +125,6 @@ def attention_kernel(attention: Attention) -> contextlib.AbstractContextManager[
 def computed(method: Callable[Concatenate[E, P], R]) -> Callable[Concatenate[E, P], R]:
     """An engine's method with the config's kernel of attention and its compiled blocks.
 
-    Where torch has no kernel as asked it says so in our words.
-
     Where torch has no kernel as asked, that is said in our words.
     Around a whole step: what activation checkpointing computes again in the backward pass must take the same kernel.
     """

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tests.compilers import Counted, Refuses
 from tests.plugins import build_model
 from vit_dist.config.load import resolve
+from vit_dist.core.errors import ConfigError
 from vit_dist.core.world import World
 from vit_dist.engines import _compile
 from vit_dist.engines._protocol import Engine, EngineInputs
