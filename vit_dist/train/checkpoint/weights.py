@@ -53,14 +53,14 @@ def checkpoint_weights(path: Path) -> Weights:
         except CheckpointError as error:
             _skip(path, chosen, str(error), problems)
             continue
-        crop = _crop(marker["recipe"]["data"], image_size)
+        crop = crop_of(marker["recipe"]["data"], image_size)
         for other, unknown in foreign:
             _skip(path, other, str(unknown), problems)
         return Weights(_state(source), config, num_classes, image_size, facts, _classes(marker), crop)
     raise foreign[0][1] if foreign else _none_intact(path, problems)
 
 
-def _crop(data: Mapping[str, Any], image_size: int) -> float:
+def crop_of(data: Mapping[str, Any], image_size: int) -> float:
     """The fraction that evaluation's centre crop keeps, by a marker, which may hold anything."""
     side: Any = data.get("val_resize")
     crop: Any = data.get("val_crop")
