@@ -31,7 +31,7 @@ def reduce_scatter(engine: Any, optimizer: Any, world: World, dtype: torch.dtype
         dtype: in which they are summed.
     """
 
-    def reduce(grads: None = None, elements_per_buffer: int = 0) -> None:  # noqa: ARG001
+    def reduce(**_: Any) -> None:
         flats, parts = optimizer.fp32_groups_gradients_flat, optimizer.fp32_groups_gradient_flat_partition
         for whole, own in zip(flats, parts, strict=True):
             _reduce(whole, own, world, dtype)
