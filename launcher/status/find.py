@@ -98,8 +98,8 @@ def holds_runs(wanted: str, roots: Sequence[Path]) -> bool:
 def none_in(directory: Path) -> str:
     """Words for a directory without runs, and what to do."""
     return (
-        f"{str(directory)!r}: no run is in this directory, nor in the {_DEPTH} levels below it; give the directory of a "
-        f"run, or one that holds runs, such as the --run-dir of `vit-dist train` (`runs/NAME-HASH` by default)"
+        f"{str(directory)!r}: no run is in this directory, nor in the {_DEPTH} levels below it; give the directory of "
+        f"a run, or one that holds runs, such as the --run-dir of `vit-dist train` (`runs/NAME-HASH` by default)"
     )
 
 

@@ -157,7 +157,8 @@ def _print_notes(console: Console, collection: Collection, study: StudyConfig | 
     missing = [cell.name for cell in plan(study) if cell.name not in observed] if study else []
     if missing:
         shown = ", ".join(missing[:6]) + (", ..." if len(missing) > 6 else "")
-        console.print(f"note: {len(missing)} cells of the study are not in the figure: {shown}", markup=False)
+        count = "1 cell of the study is" if len(missing) == 1 else f"{len(missing)} cells of the study are"
+        console.print(f"note: {count} not in the figure: {shown}", markup=False)
 
 
 def _means_table(collection: Collection) -> Table:
