@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from vit_dist.core.errors import DataError, MissingError
 from vit_dist.core.world import World
 from vit_dist.data.manifest import read_manifest
 from vit_dist.data.not_a_set import NotASetError
-from vit_dist.study.cost import dataset_sizes
 from vit_dist.study.grid import load_study, plan
+from vit_dist.study.sets import look_at_sets
 from vit_dist.train.plan import open_training
 
 
@@ -64,8 +65,8 @@ def test_what_is_no_set_is_named_with_what_to_do(
     recipe = load_recipe("demo", [f"data.train='{given}'", "data.val="])
     with pytest.raises(NotASetError, match=message):
         open_training(recipe, World())
-    with pytest.raises(NotASetError, match=message):
-        dataset_sizes(plan(load_study("demo", [f"data.train='{given}'"]))[:1])
+    (cell, *_) = plan(load_study("demo", [f"data.train='{given}'"]))
+    assert re.search(message, look_at_sets([cell]).unread[given])
 
 
 def test_a_set_that_is_not_there_is_missing_and_one_that_is_there_is_read(tmp_path: Path) -> None:
