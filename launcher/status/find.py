@@ -55,14 +55,13 @@ def find_run(wanted: str, roots: Sequence[Path]) -> Path:
     Raises:
         ConfigError: there is none, or more than one; they are listed.
     """
-    direct = Path(wanted)
+    direct, inside = Path(wanted), list[Path]()
     if wanted and direct.is_dir():
         if is_run(direct) or (direct / names.RECIPE).is_file():
             return direct
-        if not find_runs([direct]):
-            raise ConfigError(
-                f"{wanted!r}: a directory, but not of a run: it has none of {', '.join(sorted(names.MARKS_OF_A_RUN))}"
-            )
+        inside = find_runs([direct])
+        if not inside:
+            raise ConfigError(none_in(direct))
     runs = find_runs(roots)
     if records.is_job_number(wanted):
         with_job = [run for run in runs if wanted in jobs_of(run)]
@@ -75,12 +74,46 @@ def find_run(wanted: str, roots: Sequence[Path]) -> Path:
     ):
         if matches:
             return _only(wanted, matches, "this may be any of several runs")
+    if inside:
+        raise ConfigError(_several(wanted, inside))
     where = ", ".join(str(root) for root in roots) or "no directory (there is no runs/ here)"
     hint = did_you_mean(wanted, [run.name for run in runs]) if runs else "; there are no runs there"
     raise ConfigError(
         f"no run {wanted!r}: not the directory of a run, nor the name or the job of one in {where}{hint}; --runs DIR "
         "looks elsewhere"
     )
+
+
+def holds_runs(wanted: str, roots: Sequence[Path]) -> bool:
+    """Whether what a person names is a directory of runs, and neither a run nor the name of one."""
+    direct = Path(wanted)
+    if not wanted or not direct.is_dir() or is_run(direct) or (direct / names.RECIPE).is_file():
+        return False
+    parts = direct.parts
+    if parts and any(run.parts[-len(parts) :] == parts for run in find_runs(roots)):
+        return False
+    return bool(find_runs([direct]))
+
+
+def none_in(directory: Path) -> str:
+    """Words for a directory without runs, and what to do."""
+    return (
+        f"{str(directory)!r}: no run is in this directory, nor in the {_DEPTH} levels below it; give the directory of "
+        f"a run, or one that holds runs, such as the --run-dir of `vit-dist train` (`runs/NAME-HASH` by default)"
+    )
+
+
+def no_runs(roots: Sequence[Path]) -> str:
+    """Words for what was looked through in vain, and what to do."""
+    where = ", ".join(str(root) for root in roots) or "runs (there is no such directory here)"
+    return f"no runs: looked in {where}; --runs DIR looks elsewhere, `vit-dist train demo` begins one"
+
+
+def _several(wanted: str, inside: Sequence[Path]) -> str:
+    shown = "".join(f"\n  {run}" for run in inside[:20])
+    more = f"\n  and {len(inside) - 20} more" if len(inside) > 20 else ""
+    count = f"{len(inside)} run{'s' * (len(inside) > 1)}"
+    return f"{wanted!r}: a directory that holds {count}, and is none; give one:{shown}{more}"
 
 
 def is_run(path: Path) -> bool:

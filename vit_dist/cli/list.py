@@ -45,12 +45,14 @@ def main(argv: list[str]) -> int:
 
 
 def _runs(args: argparse.Namespace) -> int:
-    from launcher.status.find import find_runs, run_roots
+    from launcher.status.find import find_runs, no_runs, run_roots
     from launcher.status.view import look
     from vit_dist.cli.runs.facts import one_line
+    from vit_dist.core.log import log
 
     roots = run_roots(args.runs)
-    views, _ = look(find_runs(roots), ask_slurm=False)
+    found = find_runs(roots)
+    views, _ = look(found, ask_slurm=False)
     views = sorted((v for v in views if not args.state or v.state in args.state), key=lambda v: (v.seen, v.name))
     if args.json:
         records = [
@@ -65,6 +67,9 @@ def _runs(args: argparse.Namespace) -> int:
         ]
         sys.stdout.write(json.dumps(records, indent=1) + "\n")
         return 0
+    if not views:
+        # Not on stdout: a script that counts lines gets none.
+        log(f"no runs in state {', '.join(args.state)}" if args.state and found else no_runs(roots))
     paths = [one_line(str(v.path)) for v in views]
     jobs = [f"job {v.job_id}" if v.job_id else "" for v in views]
     damages = [f"damaged: {one_line(v.problems[0])}" if v.problems else "" for v in views]

@@ -62,7 +62,7 @@ _CLOCK = Refusal(
 )
 _ELSEWHERE = Refusal(
     "bucket {bucket!r} lies in another region, or behind another address",
-    "set AWS_REGION to its region (`aws s3api get-bucket-location --bucket {bucket}`), or correct the address",
+    "set AWS_REGION to its region (`aws s3api get-bucket-location` tells it), or correct the address",
     of_credentials=False,
 )
 _NO_BUCKET = Refusal(

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from vit_dist.core.metrics import ACCURACY, FEW_SHOT, Metric, known_metric
 from vit_dist.scaling.collect import Collection, Observation
 from vit_dist.scaling.fit.crossings import Crossover, crossover
@@ -109,7 +111,8 @@ def analyse(collection: Collection, options: FitOptions | None = None) -> Result
 
 
 def _fit(rule: Metric, label: str, members: Sequence[Observation], options: FitOptions) -> CurveFit:
-    errors = [rule.error(one.value) or math.nan for one in members]
+    found = [rule.error(one.value) for one in members]
+    errors = [math.nan if error is None else error for error in found]
     runs = [one.directory for one in members]
     return fit_curve([one.subset for one in members], errors, points="runs", runs=runs, name=label, options=options)
 
@@ -121,9 +124,16 @@ def _pairs(
     pairs = [
         (fits[a], fits[b], series[a][0].family == series[b][0].family)
         for a, b in itertools.combinations(fits, 2)
-        if fits[a].fitted and fits[b].fitted
+        if fits[a].fitted and fits[b].fitted and not _are_one(fits[a], fits[b])
     ]
     return itertools.chain(((a, b) for a, b, same in pairs if not same), ((a, b) for a, b, same in pairs if same))
+
+
+def _are_one(a: CurveFit, b: CurveFit) -> bool:
+    """Whether two curves are the same wherever either has data: then neither overtakes the other."""
+    low, high = min(a.x_range[0], b.x_range[0]), max(a.x_range[1], b.x_range[1])
+    grid = np.geomspace(low, high, 9)
+    return bool(np.allclose(a.predict(grid), b.predict(grid), rtol=1e-6))
 
 
 def _hold_out(fit: CurveFit, options: FitOptions) -> HeldOut | None:

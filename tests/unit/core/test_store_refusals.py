@@ -59,7 +59,7 @@ KEYS = "with credentials from the environment variables AWS_ACCESS_KEY_ID and AW
         ("RequestTimeTooSkewed", 403, "the clock of this machine is not the store's", "date -u", False),
         ("PermanentRedirect", 301, "bucket 'photos' lies in another region", "set AWS_REGION", False),
         ("AuthorizationHeaderMalformed", 400, "bucket 'photos' lies in another region", "set AWS_REGION", False),
-        ("301", 301, "bucket 'photos' lies in another region", "get-bucket-location --bucket photos", False),
+        ("301", 301, "bucket 'photos' lies in another region", "get-bucket-location", False),
         ("NoSuchBucket", 404, "there is no bucket 'photos'", "aws s3 mb s3://photos", False),
         ("InvalidBucketName", 400, "'photos' can be no bucket's name", "small letters", False),
         ("InvalidObjectState", 403, "the file is archived", "restore it", False),

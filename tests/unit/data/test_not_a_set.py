@@ -65,9 +65,8 @@ def test_what_is_no_set_is_named_with_what_to_do(
     recipe = load_recipe("demo", [f"data.train='{given}'", "data.val="])
     with pytest.raises(NotASetError, match=message):
         open_training(recipe, World())
-    (cell,) = plan(load_study("demo", [f"data.train='{given}'"]))[:1]
-    (said, *_) = look_at_sets([cell]).missing(cell)
-    assert re.search(message, said)
+    (cell, *_) = plan(load_study("demo", [f"data.train='{given}'"]))
+    assert re.search(message, look_at_sets([cell]).unread[given])
 
 
 def test_a_set_that_is_not_there_is_missing_and_one_that_is_there_is_read(tmp_path: Path) -> None:

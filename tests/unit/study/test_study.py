@@ -343,6 +343,15 @@ def test_run_then_status_then_report_on_the_command_line(
     assert "4 cells of the study are not in the figure: vit-500-s1" in out
     assert "50.0 [1]" in out
     assert "standard deviation [seeds]" in " ".join(out.split())
+    assert "higher is better" in out
+    # A family of an earlier grid, in the same directory.
+    log_run(tmp_path / "runs" / "tiny", "resnet", 500, 0)
+    assert main(["report", str(study_file)]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "left out: resnet-500-s0 (" in told
+    assert "not a cell of the study as its file" in told
+    assert "resnet" not in told.partition("left out")[0]
+    assert "trained by another recipe than the study's file has now" in told
     png = tmp_path / "runs" / "tiny" / "report" / "accuracy_by_examples.png"
     assert png.is_file()
     assert str(png.relative_to(tmp_path)) in out

@@ -29,6 +29,7 @@ states:
 examples:
   vit-dist status
   vit-dist status vit-l16 --watch         refreshes in place until the run ends or Ctrl-C
+  vit-dist status runs/my-study           all runs in a directory
   vit-dist status 123456                  by the number of its job
   vit-dist status --runs /shared/runs --json | jq '.runs[] | select(.state == "failed") | .path'
 
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> int:
     add_runs(parser)
     args = parser.parse_args(argv)
 
-    from launcher.status.find import find_run, run_roots
+    from launcher.status.find import find_run, holds_runs, run_roots
     from vit_dist.core.errors import ConfigError
 
     if args.watch and args.json:
@@ -61,6 +62,8 @@ def main(argv: list[str]) -> int:
     if not 0.2 <= args.every <= 86400:
         raise ConfigError(f"--every={args.every:g}: between 0.2 and 86400 seconds are possible")
     roots = run_roots(args.runs)
+    if args.run is not None and holds_runs(args.run, roots):
+        roots, args.run = [Path(args.run)], None
     path = find_run(args.run, roots) if args.run is not None else None
     if args.watch:
         return _watch(path, roots, args.every)
@@ -178,11 +181,13 @@ def _plain_many(views: list[RunView], note: str) -> str:
 
     now = time.time()
     lines = to_lines(columns([row(view, now) for view in order(views)], COLUMNS)) if views else []
-    return "\n".join([*lines, summary(views), *([one_line(note)] if note else [])]) + "\n"
+    total = [summary(views)] if views else []
+    return "\n".join([*lines, *total, *([one_line(note)] if note else [])]) + "\n"
 
 
 def _note(views: list[RunView], silence: str, roots: list[Path]) -> str:
+    from launcher.status.find import no_runs
+
     if not views:
-        where = ", ".join(str(root) for root in roots) or "runs (there is no such directory here)"
-        return f"looked in {where}; --runs DIR looks elsewhere"
+        return no_runs(roots)
     return f"jobs could not be asked about, so this is what the files say: {silence}" if silence else ""

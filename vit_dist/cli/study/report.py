@@ -82,6 +82,8 @@ def main(argv: list[str]) -> int:
     tag_map = load_tag_map(args.tag_map) if args.tag_map else None
     declared = study.metrics if study else {}
     collection = collect(logs, study=name, metric=metric, tag_map=tag_map, declared=declared, val_set=args.val_set)
+    if study is not None:
+        collection = _of_the_grid(collection, study)
     out = args.out or _default_out(args.runs, collection.study or "runs")
     files = write_report(collection, out, cached=not args.no_cache)
     console = make_console()
@@ -123,6 +125,30 @@ def _study(args: argparse.Namespace, prog: str) -> tuple[str | None, StudyConfig
     return study.name, study
 
 
+def _of_the_grid(collection: Collection, study: StudyConfig) -> Collection:
+    """The runs that are cells of the study: what else was once trained beside them is no point of its curves."""
+    from dataclasses import replace
+
+    from vit_dist.scaling.collect import Excluded
+    from vit_dist.study.grid import plan
+
+    cells = {cell.name: cell for cell in plan(study)}
+    others = [one for one in collection.observations if one.run not in cells]
+    inside = [one for one in collection.observations if one.run in cells]
+    reason = "not a cell of the study as its file (and the command line) has it now"
+    changed = [one.run for one in inside if one.recipe_hash != cells[one.run].hash]
+    remarks = list(collection.remarks)
+    if changed:
+        shown = ", ".join(changed[:4]) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
+        remarks.append(f"{shown}: trained by another recipe than the study's file has now")
+    return replace(
+        collection,
+        observations=tuple(inside),
+        excluded=(*collection.excluded, *(Excluded(one.run, one.directory, reason) for one in others)),
+        remarks=tuple(remarks),
+    )
+
+
 def _print_notes(console: Console, collection: Collection, study: StudyConfig | None) -> None:
     """What was left out, what is odd about the logs, and which cells of the study are not in them."""
     from vit_dist.study.grid import plan
@@ -135,7 +161,8 @@ def _print_notes(console: Console, collection: Collection, study: StudyConfig | 
     missing = [cell.name for cell in plan(study) if cell.name not in observed] if study else []
     if missing:
         shown = ", ".join(missing[:6]) + (", ..." if len(missing) > 6 else "")
-        console.print(f"note: {len(missing)} cells of the study are not in the figure: {shown}", markup=False)
+        count = "1 cell of the study is" if len(missing) == 1 else f"{len(missing)} cells of the study are"
+        console.print(f"note: {count} not in the figure: {shown}", markup=False)
 
 
 def _means_table(collection: Collection) -> Table:
@@ -146,7 +173,8 @@ def _means_table(collection: Collection) -> Table:
     averaged = means(collection.observations)
     families = list(dict.fromkeys(point.series for point in averaged))
     scale, (unit, digits) = collection.rule.scale, (" (%)", 1) if collection.rule.is_fraction else ("", 4)
-    title = f"{collection.metric}{unit} by pretraining examples: mean ± standard deviation \\[seeds]"
+    better = f"{collection.rule.better} is better"
+    title = f"{collection.metric}{unit}, {better}, by pretraining examples: mean ± standard deviation \\[seeds]"
     result = table(title, "examples", *families, align="r")
     for row in mean_rows(averaged, families, scale=scale, digits=digits):
         result.add_row(*map(escape, row))

@@ -121,12 +121,22 @@ def _usable(
     warnings = []
     left_out = np.flatnonzero(~usable)
     if left_out.size:
-        shown = ", ".join(f"{errors[i]:g} at x = {sizes[i]:g}" for i in left_out[:4])
-        more = ", ..." if left_out.size > 4 else ""
-        warnings.append(f"left out {left_out.size} of {usable.size} points that are not numbers above 0: {shown}{more}")
+        warnings.append(_left_out(sizes[left_out], errors[left_out], usable.size))
     order = np.flatnonzero(usable)[np.argsort(sizes[usable], kind="stable")]
     names = [str(runs[i]) for i in order] if runs is not None else []
     return Points(sizes[order], np.log(errors[order])), names, warnings
+
+
+def _left_out(sizes: Array, errors: Array, of: int) -> str:
+    """A warning on points that no curve can be fitted to."""
+    if (errors == 0).all() and (sizes > 0).all():
+        at = ", ".join(f"{size:,.10g}" for size in np.unique(sizes)[:4])
+        more = ", ..." if np.unique(sizes).size > 4 else ""
+        points = f"{errors.size} of {of} points have" if of > 1 else "the only point has"
+        return f"{points} an error of 0 (at {at}{more}), which has no logarithm: left out of the fit"
+    shown = ", ".join(f"{error:g} at x = {size:g}" for size, error in zip(sizes[:4], errors[:4], strict=True))
+    more = ", ..." if errors.size > 4 else ""
+    return f"left out {errors.size} of {of} points that are not numbers above 0: {shown}{more}"
 
 
 def _along_curves(data: Points, names: list[str], points: str) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vit_dist.core.metrics import Metric
 from vit_dist.core.terminal import clean
 from vit_dist.core.units import format_count
 
@@ -150,6 +151,28 @@ def plain_log_axis(axis: Any) -> None:
         axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     axis.set_minor_formatter(NullFormatter())
+
+
+def error_axis(axes: Axes, errors: Sequence[float]) -> None:
+    """A logarithmic y axis for errors; where all are equal it has room about them."""
+    low, high = min(errors), max(errors)
+    if high / low < _LEAST_SPAN:
+        # Before the scale: that of a span of nothing is a warning.
+        middle = math.sqrt(low * high)
+        axes.set_ylim(middle / _LEAST_SPAN, middle * _LEAST_SPAN)
+    axes.set_yscale("log")
+    plain_log_axis(axes.yaxis)
+
+
+def value_axis(axes: Axes, rule: Metric) -> None:
+    """A linear y axis for values of a metric, but for room for the marks not beyond what it can have, such as 104%."""
+    low, high = axes.get_ylim()
+    least, most = (None if end is None else end * rule.scale for end in rule.range)
+    room = 0.03 * (high - low)
+    bottom = low if least is None else max(low, least - room)
+    top = high if most is None else min(high, most + room)
+    if bottom < top:
+        axes.set_ylim(bottom, top)
 
 
 def short(value: float) -> str:
@@ -293,5 +316,8 @@ def _variable(match: re.Match[str]) -> str:
     name = _VARIABLES.get(match.group().lower())
     return f"var({name})" if name else match.group()
 
+
+_LEAST_SPAN = 1.15
+"""Of an axis of errors: a span of nothing has no ticks, and a tiny one shows noise as if it were a trend."""
 
 Draw = Callable[["Results"], "Drawing | None"]

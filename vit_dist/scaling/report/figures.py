@@ -34,6 +34,7 @@ from vit_dist.scaling.report.figure_style import (
     paper_lines,
     plain_log_axis,
     short,
+    value_axis,
 )
 from vit_dist.scaling.results import Results
 from vit_dist.scaling.summary import Mean
@@ -81,6 +82,7 @@ def examples_figure(results: Results) -> Drawing:
     if behind:
         paper_lines(axes, behind)
         axes.set_xlim(min(sizes) / 1.3, 303e6 * 3)
+    value_axis(axes, results.rule)
     legend(figure, axes)
     seen = sorted({one.examples_seen for one in everyone})
     amount = short(seen[0]) if len(seen) == 1 else f"{short(seen[0])} to {short(seen[-1])}"
@@ -211,6 +213,7 @@ def few_shot_figures(results: Results) -> list[Drawing]:
             )
         count_axis(axes, [float(one.subset) for one, _ in pairs], f"{_EXAMPLES}, log scale")
         axes.set_ylabel(metric_name(tag, ACCURACY))
+        value_axis(axes, ACCURACY)
         legend(figure, axes)
         caption = (
             f"{tag} at the end of {len(pairs)} runs: a linear model on frozen features, fitted by regularised least "
@@ -263,6 +266,7 @@ def learning_figure(results: Results, axis: str = "examples") -> Drawing | None:
         plain_log_axis(axes.xaxis)
         if axis == "examples":
             axes.set_title(f"{labels[place]}: {_ladder(shown, labels[place])}", loc="left", fontsize=SMALL, pad=4)
+        value_axis(axes, results.rule)
         short_name = "%" if results.rule.is_fraction else "value"
         axes.set_ylabel(metric_name(results.metric, results.rule) if len(panels) == 1 else short_name)
     panels[-1].set_xlabel(f"{unit}, log scale")

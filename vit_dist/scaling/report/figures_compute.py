@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from vit_dist.scaling import paper
+from vit_dist.scaling.fit.frontiers import Frontier
 from vit_dist.scaling.report.figure_style import (
     COLOURS,
     INK,
@@ -13,14 +16,19 @@ from vit_dist.scaling.report.figure_style import (
     Drawing,
     colours,
     compute_unit,
+    error_axis,
     legend,
     new_figure,
     paper_lines,
     plain_log_axis,
     short,
+    value_axis,
 )
 from vit_dist.scaling.report.figures import metric_name
 from vit_dist.scaling.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _RULE = "exaFLOPs are 6 x multiply-adds of one image's forward pass x examples seen / 1e18, as in the paper's Table 6."
 
@@ -30,8 +38,11 @@ def compute_figure(results: Results) -> Drawing | None:
     costed = {label: [one for one in members if one.exaflops] for label, members in results.series.items()}
     if results.frontier is None or not any(costed.values()):
         return None
-    figure, (top, bottom) = new_figure(5.2, 2)
+    # An error of 0 has no place on a logarithmic axis: where all are 0 the panel above says it.
+    errors = [error for members in costed.values() for one in members if (error := results.error(one.value))]
+    figure, panels = new_figure(5.2 if errors else 3.1, 2 if errors else 1)
     figure.subplots_adjust(hspace=0.16)
+    top, bottom = panels[0], panels[-1]
     chosen, xs = colours(results), [one.exaflops or 0.0 for members in costed.values() for one in members]
     factor, unit = compute_unit(xs)
     for label, members in costed.items():
@@ -41,36 +52,46 @@ def compute_figure(results: Results) -> Drawing | None:
         x = [factor * (one.exaflops or 0.0) for one in members]
         how = {"ls": "none", "marker": marker, "ms": 4.5, "color": colour, "alpha": 0.8}
         top.plot(x, [one.value * results.scale for one in members], label=label, **how)  # type: ignore[arg-type]
-        bottom.plot(x, [results.error(one.value) for one in members], **how)  # type: ignore[arg-type]
-    best = results.frontier.points
-    bottom.plot(
-        [factor * p.compute for p in best], [p.error for p in best], color=INK, lw=1.1, drawstyle="steps-post", zorder=1
-    )
+        placed = [(at, error) for at, one in zip(x, members, strict=True) if (error := results.error(one.value))]
+        if placed:
+            bottom.plot(*zip(*placed, strict=True), **how)  # type: ignore[arg-type]
     fit = results.frontier.fit
-    if fit is not None and fit.fitted:
-        grid = np.geomspace(*fit.x_range, 60)
-        bottom.plot(factor * grid, fit.predict(grid), color=INK, lw=1.1, ls=":", zorder=1)
+    if errors:
+        _frontier(bottom, results.frontier, factor)
     behind = results.rule.is_accuracy and factor == 1
-    for axes in (top, bottom):
+    for axes in panels:
         axes.set_xscale("log")
         axes.set_xlim(factor * min(xs) / 1.3, max(factor * max(xs) * 1.3, 14000 if behind else 0))
     if behind:
         paper_lines(top, paper.pretraining_compute())
     plain_log_axis(top.xaxis)
-    plain_log_axis(bottom.xaxis)
-    top.tick_params(labelbottom=False)
-    bottom.set_yscale("log")
-    plain_log_axis(bottom.yaxis)
     bottom.set_xlabel(f"pretraining compute ({unit}), log scale")
     top.set_ylabel(metric_name(results.metric, results.rule))
-    bottom.set_ylabel("error, log scale")
+    value_axis(top, results.rule)
+    if errors:
+        plain_log_axis(bottom.xaxis)
+        top.tick_params(labelbottom=False)
+        error_axis(bottom, errors)
+        bottom.set_ylabel("error, log scale")
     legend(figure, top)
     caption = (
-        f"Each mark is a run. {_RULE} Black steps: the frontier, runs that no cheaper run beats"
-        + (f"; dotted: a curve through it ({fit.estimator})." if fit is not None and fit.fitted else ".")
+        f"Each mark is a run. {_RULE} "
+        + ("Black steps: the frontier, runs that no cheaper run beats" if errors else "All errors are 0: no frontier")
+        + (f"; dotted: a curve through it ({fit.estimator})." if errors and fit is not None and fit.fitted else ".")
+        + (" Runs whose error is 0 stand in the upper panel alone." if errors and len(errors) < len(xs) else "")
         + (f" Dashed grey: the paper's Table 6, ImageNet top-1 after fine-tuning ({paper.SOURCE})." if behind else "")
     )
     return Drawing("compute", "Compute", caption, figure)
+
+
+def _frontier(axes: Axes, best: Frontier, factor: float) -> None:
+    """The frontier as steps, and the curve through it, as far as errors have logarithms."""
+    points = [(factor * p.compute, p.error) for p in best.points if p.error > 0]
+    if points:
+        axes.plot(*zip(*points, strict=True), color=INK, lw=1.1, drawstyle="steps-post", zorder=1)
+    if best.fit is not None and best.fit.fitted:
+        grid = np.geomspace(*best.fit.x_range, 60)
+        axes.plot(factor * grid, best.fit.predict(grid), color=INK, lw=1.1, ls=":", zorder=1)
 
 
 def paper_compute_figure(results: Results) -> Drawing | None:
@@ -111,9 +132,8 @@ def iso_figure(results: Results) -> Drawing | None:
         if budget.best is not None and budget.best_error is not None:
             axes.plot([budget.best], [budget.best_error], marker="*", ms=10, color=colour, mec=SURFACE, ls="none")
     axes.set_xscale("log")
-    axes.set_yscale("log")
     plain_log_axis(axes.xaxis)
-    plain_log_axis(axes.yaxis)
+    error_axis(axes, [error for budget in budgets for error in budget.errors])
     axes.set_xlabel("parameters, log scale")
     axes.set_ylabel("error, log scale")
     legend(figure, axes)

@@ -18,9 +18,11 @@ from vit_dist.scaling.report.figure_style import (
     Drawing,
     colours,
     count_axis,
+    error_axis,
     legend,
     new_figure,
     plain_log_axis,
+    short,
 )
 from vit_dist.scaling.results import Results
 
@@ -74,10 +76,9 @@ def fit_figure(results: Results) -> Drawing | None:
             axes.plot(
                 [one.size * 1.07], [one.predicted], marker="x", ms=5.5, mew=1.4, color=colour, ls="none", zorder=5
             )
-    axes.set_yscale("log")
+    error_axis(axes, [y for fit in fits.values() for y in fit.error])
     count_axis(axes, [*sizes, _BEYOND * max(sizes)], f"{_EXAMPLES}, log scale", reach=1.2)
     axes.set_xlim(min(sizes) / 1.3, max(sizes) * _BEYOND * 1.35)
-    plain_log_axis(axes.yaxis)
     axes.set_ylabel(f"{_error_label(results)}, log scale")
     legend(figure, axes)
     caption = (
@@ -102,6 +103,8 @@ def residual_figure(results: Results) -> Drawing | None:
     fits = [fit for fit in results.fits.values() if fit.fitted and fit.num_points > len(fit.params)]
     if not fits:
         return None
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     figure, (axes,) = new_figure(3.0)
     chosen = colours(results)
     axes.axhline(0, color=AXIS, lw=1)
@@ -115,6 +118,11 @@ def residual_figure(results: Results) -> Drawing | None:
         middle = [100 * fit.residuals[np.array(fit.x) == size].mean() for size in sizes]
         axes.plot(sizes * aside, middle, color=colour, lw=1.4, marker=marker, ms=1, label=fit.name)
     count_axis(axes, [x for fit in fits for x in fit.x], f"{_EXAMPLES}, log scale")
+    # Of a fit through every point the residuals are those of floating point.
+    most = max(1.0, 110 * max(float(np.abs(fit.residuals).max()) for fit in fits))
+    axes.set_ylim(-most, most)
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     axes.set_ylabel("log error, less the curve's (%)")
     legend(figure, axes)
     caption = (

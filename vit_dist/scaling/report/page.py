@@ -85,8 +85,10 @@ def page(results: Results, drawings: Sequence[Drawing], files: Mapping[str, byte
 
 
 def _summary(results: Results) -> list[str]:
-    """What there is to say in a few sentences: means at the ends, crossovers, forecasts."""
-    sentences = []
+    """What there is to say in a few sentences: which way is better, means at the ends, crossovers, forecasts."""
+    sentences = [
+        f"{_capital_first(figures.metric_name(results.metric, results.rule))}: {results.rule.better} is better."
+    ]
     for label in results.series:
         points = [point for point in results.means if point.series == label]
         first, last = points[0], points[-1]
@@ -96,6 +98,11 @@ def _summary(results: Results) -> list[str]:
         sentences.append(text + ".")
     sentences += [f"{_capital(cross.text)}." for cross, _, _ in results.crossovers]
     return sentences
+
+
+def _capital_first(text: str) -> str:
+    """For a sentence that begins with words; a tag, such as val/loss, is what it is called."""
+    return text if "/" in text.split(" ")[0] else text[:1].upper() + text[1:]
 
 
 def _capital(text: str) -> str:
