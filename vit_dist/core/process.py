@@ -58,9 +58,12 @@ def wait_until(ready: Callable[[], bool], timeout_s: float, poll_s: float) -> bo
 def lives(pid: int) -> bool:
     """Whether a process of this machine is there and not on its way out: killed, though not yet gone. Linux only."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
-        # Behind the name, which may hold anything: state, ppid, pgrp, session, tty, tpgid, flags.
-        flags = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[6])
+        # Its name may be any bytes.
+        status, stat = (
+            Path(f"/proc/{pid}/{file}").read_bytes().decode("ascii", "replace") for file in ("status", "stat")
+        )
+        # Behind the name: state, ppid, pgrp, session, tty, tpgid, flags.
+        flags = int(stat.rpartition(")")[2].split()[6])
     except (OSError, ValueError, IndexError):
         return False
     fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
