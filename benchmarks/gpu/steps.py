@@ -88,7 +88,7 @@ def _enter_engine(kit: Kit, contest: Contest, name: str, *, compiled: bool = Fal
     engine = build_engine(
         kit, contest.model, config, micro_batch=contest.batch, image_size=contest.image_size, classes=CLASSES
     )
-    assert engine.layout["compiled"] is compiled, f"{name} {contest.model} was not compiled"
+    assert engine.layout["compile"] is compiled, f"{name} {contest.model} was not compiled"
     contest.steps[name] = lambda engine=engine: engine.train_step([(images, targets)], LR)
     contest.modules[name] = engine.module
 

@@ -198,7 +198,7 @@ def run_case(
         "losses": losses,
         "norms": norms,
         "applied": applied,
-        "compiled": built.layout["compiled"],
+        "compiled": built.layout["compile"],
         "graphs": [graphs, getattr(compiler, "made", 0)],
         "blocks_ran": compiler.ran,
         "description": built.description,

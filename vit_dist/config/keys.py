@@ -187,7 +187,7 @@ def _value(annotation: Any, metadata: Iterable[Any]) -> tuple[str, str]:
             return _NAMED_READERS[mark.func.__name__], ""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
-        return " | ".join(map(str, args)), ""
+        return " | ".join(str(arg).lower() if isinstance(arg, bool) else str(arg) for arg in args), ""
     if origin in (typing.Union, types.UnionType):
         parts = [_value(arg, [m for m in metadata if not isinstance(m, BeforeValidator)]) for arg in args]
         words = dict.fromkeys(word for word, _ in parts if word)

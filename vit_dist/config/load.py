@@ -290,8 +290,12 @@ def describe(error: ValidationError, cls: type[BaseModel], prefix: str) -> list[
             message = problem["msg"].removeprefix("Value error, ")
             lines.append(f"{path}: {message}" if path else message)
         elif kind == "literal_error":
-            hint = did_you_mean(str(problem.get("input")), re.findall(r"'([^']+)'", problem["msg"]))
-            lines.append(f"{path}: {problem['msg'].replace('Input should be', 'must be')}, got {shown}{hint}")
+            # As YAML writes what Python calls True and False.
+            wanted = re.sub(r"\b(True|False)\b", lambda found: found[0].lower(), problem["msg"])
+            names = re.findall(r"'([^']+)'", wanted)
+            # Of a single name beside true and false, the sentence has said all there is.
+            hint = did_you_mean(str(problem.get("input")), names) if len(names) > 1 else ""
+            lines.append(f"{path}: {wanted.replace('Input should be', 'must be')}, got {shown}{hint}")
         elif kind == "string_type" and isinstance(problem.get("input"), bool | int | float | date):
             # Unquoted, YAML takes 0, 1e3, true or 2026-01-01 for something other than the text that is meant.
             lines.append(

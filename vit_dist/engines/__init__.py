@@ -12,7 +12,7 @@ from vit_dist.core.registry import Plugin
 if TYPE_CHECKING:
     from vit_dist.engines._protocol import Engine, EngineInputs
 
-Compile = Literal["auto"] | bool
+Compile = Literal["auto", True, False]
 Attention = Literal["auto", "flash", "efficient", "cudnn", "math"]
 ReduceDtype = Literal["fp32", "bf16"]
 

@@ -27,7 +27,7 @@ def layout(config: EngineConfig, inputs: EngineInputs, *, compiled: bool = False
         "reduce_dtype": config.reduce_dtype,
         "deterministic": config.deterministic,
         "attention": config.attention,
-        "compiled": compiled,
+        "compile": compiled,
     }
 
 
@@ -53,7 +53,7 @@ def completed(wrote: Mapping[str, Any], reads: Mapping[str, Any]) -> dict[str, A
         "reduce_dtype": bf16 if wrote.get("engine") == "deepspeed" else "fp32",
         "deterministic": False,
         "attention": "auto",
-        "compiled": False,
+        "compile": False,
         "gradient_sums": "DeepSpeed's",
     }
     return {**{key: value for key, value in unsaid.items() if key in reads}, **wrote}

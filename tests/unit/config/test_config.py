@@ -89,6 +89,7 @@ def test_bad_yaml_is_named_with_its_place(text: str, says: str) -> None:
             ["engine.attention=fast"],
             "engine.attention: must be 'auto', 'flash', 'efficient', 'cudnn' or 'math', got 'fast'",
         ),
+        (["engine.compile=yes please"], "engine.compile: must be 'auto', true or false, got 'yes please'"),
         (["engine.reduce_dtype=fp16"], "engine.reduce_dtype: must be 'fp32' or 'bf16', got 'fp16'"),
         (["engine.zero_stage=0"], "engine.zero_stage: must be 1, 2 or 3, got 0"),
         (["schedule.warmup=10"], "schedule.warmup: 10 has no unit; write '10 steps', '10 examples' or '10 epochs'"),

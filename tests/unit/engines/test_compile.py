@@ -175,11 +175,11 @@ def test_evaluation_and_batches_of_another_size_run_eagerly_and_compile_nothing(
 def test_the_layout_and_the_description_say_what_was_compiled_and_the_timer_how_long(compiler: Counted) -> None:
     for recipe, size in ((settings("vit-test"), SIZE), (settings("vit-test", compile=True), None)):
         engine = build(recipe, image_size=size)  # not wanted on a CPU; no step will be taken
-        assert engine.layout["compiled"] is False
+        assert engine.layout["compile"] is False
         assert "compiled" not in engine.description
         assert engine.timer.compiling_s == compiler.made == 0
     engine = build(settings("vit-test", compile=True))
-    assert engine.layout["compiled"] is True
+    assert engine.layout["compile"] is True
     assert engine.description.endswith(", blocks compiled")
     assert engine.timer.compiling_s > 0
 
@@ -194,7 +194,7 @@ def test_what_cannot_be_compiled_runs_eagerly_in_words(
     assert "blocks could not be compiled on rank 0, so that all ranks run eagerly" in said
     assert "no compiler of any kind" in said
     assert "engine.compile=false" in said
-    assert engine.layout["compiled"] is False
+    assert engine.layout["compile"] is False
     assert losses(engine) == eager
 
 
@@ -208,7 +208,7 @@ class Leaf(nn.Linear):
 def test_a_model_without_blocks_runs_eagerly_in_words(capsys: pytest.CaptureFixture[str], compiler: Counted) -> None:
     engine = build(settings("vit-test", compile=True), Net(Leaf))
     assert "Net: no blocks found to compile" in capsys.readouterr().err
-    assert engine.layout["compiled"] is False
+    assert engine.layout["compile"] is False
     assert compiler.made == 0
 
 
@@ -282,6 +282,6 @@ def test_without_a_cxx_compiler_blocks_are_eager_in_words(
     eager = losses(build(settings("vit-test")))
     engine = build(settings("vit-test", compile=True))
     assert "could not be compiled on rank 0" in capsys.readouterr().err
-    assert engine.layout["compiled"] is False
+    assert engine.layout["compile"] is False
     assert losses(engine) == eager
     torch._dynamo.reset()

@@ -82,11 +82,13 @@ def test_what_an_older_layout_does_not_say_is_what_was_so_then(
 ) -> None:
     older = {**HERE, "engine": engine}
     now = {**older, "device": device, "precision": precision, "tf32": "none", "head": "fp32", "reduce_dtype": "fp32"}
-    now |= {"deterministic": False, "attention": "auto"}
+    now |= {"deterministic": False, "attention": "auto", "compile": False}
     assert layout_changes(older, now) == changes
     assert layout_changes(now, now) == []
-    another = {**now, "deterministic": True, "attention": "math", "reduce_dtype": "bf16"}
-    assert len(layout_changes(now, another)) == 3
+    another = {**now, "deterministic": True, "attention": "math", "reduce_dtype": "bf16", "compile": True}
+    assert len(layout_changes(now, another)) == 4
+    # The probe is computed by eager blocks.
+    assert probe(precision).tolerance(now, {**now, "compile": True}) == probe(precision).tolerance(now, now)
     # What rounded the loss then is granted to it, however close the same kernels would be.
     tolerance = probe(precision).tolerance(older, now)
     assert (tolerance > probe(precision).tolerance(now, now)) == any("reduce" not in change for change in changes)
