@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -25,12 +26,14 @@ def test_ranks_leave_logs_with_time_and_rank_and_the_first_error_is_found(
     assert re.search(r"^  model: vit-test", done.stderr, re.MULTILINE)
     folder = run / "logs" / "attempt-0001"
     assert re.search(r"^\S+Z rank 0 INFO   engine: plain", (folder / "rank-0.log").read_text(), re.MULTILINE)
-    # Refused by the ranks: another run lives in this directory. One of them prints it, each writes it down.
-    failed = vit_dist(*words, "optim.lr=1")
+    # Refused by the ranks, for want of a checkpoint that is whole. One of them prints it, each writes it down.
+    for part in (run / "checkpoints").glob("step-*/*.safetensors"):
+        os.truncate(part, 100)
+    failed = vit_dist(*words, "horizon=2 steps")
     assert failed.returncode == 1
-    assert failed.stderr.count("holds another run") == 1
+    assert failed.stderr.count("checkpoints is intact") == 1
     assert vit_dist("logs", str(run), "--attempt", "1").stdout.count("model: vit-test") == 1
     first = vit_dist("logs", str(run), "--first-error")
     assert first.returncode == 0, first.stderr
-    assert "holds another run" in first.stdout
+    assert "checkpoints is intact" in first.stdout
     assert "logs/attempt-0002/rank-0.log" in first.stderr

@@ -155,10 +155,16 @@ _JITTER: dict[str, Any] = {
 def _draw_jitter(config: JitterConfig, key: int) -> tuple[tuple[str, float], ...]:
     if uniform(key, 0) >= config.probability:
         return ()
+    strengths = {
+        "brightness": config.brightness,
+        "contrast": config.contrast,
+        "saturation": config.saturation,
+        "hue": config.hue,
+    }
     drawn = []
     for number in permutation(len(_JITTER), key, 1).tolist():
         name = list(_JITTER)[number]
-        strength = getattr(config, name)
+        strength = strengths[name]
         low, high = (-strength, strength) if name == "hue" else (max(0.0, 1 - strength), 1 + strength)
         if strength:
             drawn.append((name, low + uniform(key, 2, number) * (high - low)))

@@ -33,9 +33,9 @@ def met(manifest: str, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tupl
     """The numbers of OpenMP threads that decode threads see while a stream is read, and how many of these there are."""
     seen: dict[str, int] = {}
 
-    def looking(content: bytes | memoryview) -> torch.Tensor:
+    def looking(content: bytes | memoryview, *, upright: bool) -> torch.Tensor:
         seen[threading.current_thread().name] = torch.get_num_threads()
-        return decode(content)
+        return decode(content, upright=upright)
 
     monkeypatch.setattr(reader, "decode", looking)
     recipe = resolve(

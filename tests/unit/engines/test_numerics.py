@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.conftest import trains_here
+from tests.gpu.engines import FSDP, build
 from tests.places import GOLDEN
 from tests.plugins import build_model
 from vit_dist.cli.explain import all_keys
@@ -20,6 +22,7 @@ from vit_dist.core.world import World
 from vit_dist.engines._numerics import check_precision, numerics
 from vit_dist.engines._protocol import Engine, EngineInputs
 from vit_dist.train.losses import make_loss
+from vit_dist.train.process_group import process_group
 
 SIZE, CLASSES = 28, 10
 
@@ -211,7 +214,9 @@ def test_a_precision_that_the_gpu_lacks_is_refused_in_words(
 
 def test_the_keys_that_are_told_to_be_of_the_layout_are_in_it() -> None:
     marker = json.loads((GOLDEN / "checkpoint" / "step-0000000004" / "COMMITTED.json").read_text())
-    written = {*plain(recipe(), build_model("vit-test")).layout, *marker["layout"]}
+    with trains_here(), process_group(World()):
+        fsdp = build(torch.device("cpu"), "vit-test", FSDP).layout
+    written = {*plain(recipe(), build_model("vit-test")).layout, *fsdp, *marker["layout"]}
     told = {key.path.rpartition(".")[2] for key in all_keys() if key.layout}
     of_no_recipe = {"torch", "deepspeed", "world_size", "device", "tf32", "head"}
     assert {"engine" if name == "name" else name for name in told} == written - of_no_recipe

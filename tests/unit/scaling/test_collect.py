@@ -161,8 +161,8 @@ def denying_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_bucket_without_permission_is_one_sentence_that_says_what_to_do(denying_store: None) -> None:
     with pytest.raises(DataError) as error:
         collect("s3://locked/logs")
-    assert "s3://locked/logs: not allowed: it cannot be listed" in str(error.value)
-    assert "check permissions or credentials" in str(error.value)
+    assert "s3://locked/logs: cannot be listed: these credentials are known, and may not do this" in str(error.value)
+    assert "let whoever runs bucket 'locked' allow it" in str(error.value)
     assert "hidden-secret" not in str(error.value)
 
 

@@ -190,9 +190,7 @@ def test_what_will_not_fit_is_said(study_file: Path) -> None:
     assert estimate_costs(cells, NOTHING, devices=64, device=find_device("v100"))[0].problems == ()
 
 
-@pytest.mark.parametrize(
-    ("stage", "bytes_each"), [(1, 2 + 6 + 12 / 8 + 4), (2, 2 + (4 + 12) / 8), (3, (2 + 4 + 12) / 8)]
-)
+@pytest.mark.parametrize(("stage", "bytes_each"), [(1, 2 + 6 + 12 / 8), (2, 2 + (4 + 12) / 8), (3, (2 + 4 + 12) / 8)])
 def test_zero_shards_more_from_stage_to_stage(study_file: Path, stage: int, bytes_each: float) -> None:
     words = (f"engine={{name: deepspeed, zero_stage: {stage}, reduce_bucket: 1000}}", "precision=bf16")
     (cell, *_) = cells_of(study_file, *words, "models=[ViT-B/16]", "data.image_size=224")
@@ -231,7 +229,7 @@ def test_fsdp_is_planned_by_what_stays_whole(study_file: Path, settings: str, by
 
     def problems(memory_bytes: float) -> str:
         device = replace(find_device("h100"), memory_bytes=memory_bytes)
-        return " ".join(estimate_costs([cell], {}, devices=8, device=device)[0].problems)
+        return " ".join(estimate_costs([cell], NOTHING, devices=8, device=device)[0].problems)
 
     assert "weights, gradients and optimizer need" not in problems(cost.params * bytes_each + 1)
     refusal = problems(cost.params * bytes_each - 1)
