@@ -407,7 +407,7 @@ def test_storage_that_is_away_is_logged_at_a_save_and_refused_at_a_restore(
     refused = start(recipe, run_dir, *options, nproc=1)
     output = refused.communicate(timeout=200)[0]
     assert refused.returncode == 1
-    assert "s3://bucket/runs/away/run.json: cannot be read" in output
+    assert "checkpoint.remote: s3://bucket/runs/away: cannot be listed" in output
     assert "Traceback" not in output
 
     finish(start(recipe, run_dir, "engine.name=plain", "horizon=10 steps", nproc=1))

@@ -91,11 +91,11 @@ def _check_data(request: SubmitRequest) -> None:
     """What cannot be is an error now, not after hours in the queue."""
     from launcher.submit.run import check
     from vit_dist.core.world import World
-    from vit_dist.train.plan import check_initial, open_training
+    from vit_dist.train.plan import check_beginning, open_training
 
     check(request)
     open_training(request.recipe, World(size=request.ranks))
-    check_initial(request.recipe, request.directory)
+    check_beginning(request.recipe, request.directory)
 
 
 def _report(done: Submitted, request: SubmitRequest) -> None:

@@ -95,7 +95,7 @@ def check_before(recipe: Recipe, run_dir: Path, ranks: int) -> TrainingSet:
     from vit_dist.config.claims import check_run_dir
     from vit_dist.core.run.directory import RunDir, wait_for_stores
     from vit_dist.core.world import World
-    from vit_dist.train.plan import check_initial, open_training
+    from vit_dist.train.plan import check_beginning, open_training
 
     check_run_dir(recipe, run_dir)
     RunDir(run_dir).check_free()
@@ -104,7 +104,7 @@ def check_before(recipe: Recipe, run_dir: Path, ranks: int) -> TrainingSet:
     wait_for_stores(run_dir)
     data, _, _ = open_training(recipe, World(size=ranks))
     check_run_dir(recipe, run_dir, data.fingerprint)
-    check_initial(recipe, run_dir)
+    check_beginning(recipe, run_dir)
     return data
 
 

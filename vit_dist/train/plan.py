@@ -33,14 +33,8 @@ def open_training(recipe: Recipe, world: World) -> tuple[TrainingSet, ShardManif
 
     Raises:
         ConfigError: the recipe does not fit its data or the world.
-        DataError: a manifest cannot be read, or the store of `checkpoint.remote` cannot be asked.
+        DataError: a manifest cannot be read.
     """
-    if recipe.checkpoint.remote and world.is_main:
-        # A store that nothing can be written to would be noticed at the first save.
-        try:
-            check_place(recipe.checkpoint.remote)
-        except DataError as error:
-            raise type(error)(f"checkpoint.remote: {error}") from None
     try:
         data = open_training_set(recipe)
     except MissingError as error:
@@ -52,14 +46,24 @@ def open_training(recipe: Recipe, world: World) -> tuple[TrainingSet, ShardManif
     return data, val, make_plan(recipe, data, world)
 
 
-def check_initial(recipe: Recipe, run_dir: Path) -> None:
-    """Refuse a run that has not begun yet and whose `init.weights` are not there.
+def check_beginning(recipe: Recipe, run_dir: Path) -> None:
+    """Refuse a run that has not begun yet, and whose `init.weights` or store of `checkpoint.remote` are not there.
+
+    One that has begun goes on without them: it has weights, and tries to send its copies again at each save.
 
     Raises:
-        ConfigError: they are not.
-        DataError: the store cannot be asked.
+        ConfigError: the weights are not there.
+        DataError: a store cannot be asked.
     """
-    if recipe.init is None or (run_dir / names.RUN).exists() or exists(recipe.init.weights):
+    if (run_dir / names.RUN).exists():
+        return
+    if recipe.checkpoint.remote:
+        # A store that nothing can be written to would be noticed at the first save.
+        try:
+            check_place(recipe.checkpoint.remote)
+        except DataError as error:
+            raise type(error)(f"checkpoint.remote: {error}") from None
+    if recipe.init is None or exists(recipe.init.weights):
         return
     raise ConfigError(
         f"init.weights={redact(recipe.init.weights)}: there is no such file or folder; give weights of a form that "

@@ -37,6 +37,7 @@ TEXTS = {
         "val_set",
         "after",
         "keep",
+        "keys",
         "forget",
         "exclude",
         "device",
