@@ -33,7 +33,7 @@ def test_zero_1_and_2_and_fsdp_give_the_norms_of_plain_torch_and_looking_changes
     bf16 = ["plain:0:bf16:vit-test:2", "deepspeed:1:bf16:vit-test:2"]
     convolutions = ["plain:0:fp32:bit-test:1", "deepspeed:2:fp32:bit-test:1"]
     cases.append("fsdp:0:fp32:vit-test:2")
-    bf16.append("fsdp:0:bf16:vit-test:1")
+    bf16.append("fsdp:0:bf16:vit-test:2")
     found = run_world("integration/norms_worker.py", nproc, *cases, *relative, *bf16, *convolutions)
     for some, tolerance in (cases, 1e-4), (relative, 1e-4), (bf16, 3e-2), (convolutions, 1e-3):
         for case in some:

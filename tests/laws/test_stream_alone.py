@@ -207,7 +207,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"widow": 3}, r"open_stream: widow: unknown key; did you mean 'window'"),
     ({"mixup": {"alpha": 0.2}}, r"open_stream: mixup: unknown key"),
     ({"crop_area": (0.5, 0.1)}, r"open_stream: crop_area: expected two numbers"),
-    ({"augment": "inceptoin"}, r"open_stream: augment: must be .*did you mean 'inception'"),
+    ({"augment": "inceptoin"}, r"open_stream: augment\.crop: must be .*did you mean 'inception'"),
+    ({"augment": {"augreg": "medium1"}}, r"open_stream: augment\.augreg=medium1, .*batches are not mixed here"),
     ({"shuffle": False, "window": 3}, r"window=3 beside shuffle=False"),
     ({"memory_limit": "1000 B"}, r"over data\.memory_limit"),
 ]
