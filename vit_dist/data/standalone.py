@@ -368,8 +368,8 @@ def _config(
     config = checked(1)
     if config.pair_mixing is not None:
         raise ConfigError(
-            f"open_stream: augment.augreg={config.augment.augreg}, {config.augment.numbers}: batches are not mixed here; "
-            f"write its randaugment out (docs/data.md), and mix in the training loop"
+            f"open_stream: augment.augreg={config.augment.augreg}, {config.augment.numbers}: batches are not mixed "
+            f"here; write its randaugment out (docs/data.md), and mix in the training loop"
         )
     if not (config.train or config.mixture):
         raise ConfigError("manifest is empty: give the path or URL of a manifest, or a mapping of names to such")
