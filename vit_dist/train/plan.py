@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError, DataError, MissingError
-from vit_dist.core.files import exists, redact
+from vit_dist.core.files import exists, file_system, redact
 from vit_dist.core.run import names
 from vit_dist.core.run.copies import check_place
 from vit_dist.core.units import nearest_multiples
@@ -33,8 +33,11 @@ def open_training(recipe: Recipe, world: World) -> tuple[TrainingSet, ShardManif
 
     Raises:
         ConfigError: the recipe does not fit its data or the world.
-        DataError: a manifest cannot be read.
+        DataError: a manifest cannot be read, or there is no file system for `checkpoint.remote`.
     """
+    if recipe.checkpoint.remote:
+        # Without asking the store: whether it is there is asked where a run begins.
+        file_system(recipe.checkpoint.remote)
     try:
         data = open_training_set(recipe)
     except MissingError as error:
