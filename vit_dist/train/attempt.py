@@ -394,7 +394,8 @@ def _announce(recipe: Recipe, data: TrainingSet, plan: Plan, engine: Engine, wor
     log(
         f"  engine: {engine.description}{recompute}; {world.size} process{'es' if world.size > 1 else ''} on "
         f"{describe_device(engine.device, recipe.precision)}\n"
-        f"  model: {recipe.model.name}, {num_params:,} parameters\n"
+        f"  model: {recipe.model.name}, {num_params:,} parameters, images of {recipe.data.image_size} x "
+        f"{recipe.data.image_size} pixels\n"
         f"  data: {data.num_samples:,} of {data.total_samples:,} examples ({data.name}, "
         f"{format_bytes(data.num_bytes)}), {data.order.lanes} lanes{again}\n"
         f"  plan: {plan.total_steps:,} steps of {recipe.global_batch} ({recipe.horizon}), a rank runs {micro} a step"
