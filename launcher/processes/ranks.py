@@ -218,7 +218,7 @@ def _say_asked(asked: Sequence[int], *, saves: bool) -> None:
         log(f"  {what} again: the ranks are ended at once{', without saving' if saves else ''}")
     elif len(asked) == 1:
         hint = f"; Ctrl-C{' once more' if asked[0] == signal.SIGINT else ' twice'} ends them at once"
-        log(f"  {what}: the ranks {'save and stop' if saves else 'end'}{hint if saves else ''}")
+        log(f"  {what}: the ranks {'save what they have trained, and stop' if saves else 'end'}{hint if saves else ''}")
 
 
 def _forward_signals_to(
