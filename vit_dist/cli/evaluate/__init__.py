@@ -141,7 +141,7 @@ def _check_before(recipe: Recipe, run_dir: Path, checkpoint: str, out: Path | No
         whole: no rank has been started yet, which may hold the run's directory by now.
     """
     from vit_dist.core.errors import CheckpointError, ConfigError
-    from vit_dist.core.run.checkpoints import MARKER, committed
+    from vit_dist.core.run.checkpoints import MARKER, committed, no_checkpoint
     from vit_dist.core.run.directory import RunDir
 
     if out is not None and out.is_dir():
@@ -153,7 +153,7 @@ def _check_before(recipe: Recipe, run_dir: Path, checkpoint: str, out: Path | No
             f"{root / checkpoint}: no such checkpoint; {f'the newest are {known}' if known else 'the run has none'}"
         )
     if not checkpoint and not committed(root) and not recipe.checkpoint.remote:
-        raise CheckpointError(f"{run_dir}: no checkpoint in it to evaluate; train it first")
+        raise no_checkpoint(run_dir, "evaluate")
     if whole:
         RunDir(run_dir).check_free()
 
