@@ -394,21 +394,27 @@ def recipe_yaml(recipe: Recipe) -> str:
     return to_yaml(dump(recipe))
 
 
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Where two identities differ: 'optim.lr: 0.001 here, 0.003 there', one line each."""
-    lines = []
+    return [f"{path}: {a!r} here, {b!r} there" for path, a, b in differing(ours, theirs)]
+
+
+def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two identities differ: dotted path and both values, None for one that is not there."""
+    found = list[tuple[str, Any, Any]]()
     for key in sorted({*ours, *theirs}):
         a, b, path = ours.get(key), theirs.get(key), f"{prefix}{key}"
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            lines += differences(a, b, f"{path}.")
+            found += differing(a, b, f"{path}.")
         elif a != b:
-            lines.append(f"{path}: {a!r} here, {b!r} there")
-    return lines
+            found.append((path, a, b))
+    return found
 
 
 __all__ = [
     "Plugin",
     "differences",
+    "differing",
     "dropped",
     "find_config",
     "identity",

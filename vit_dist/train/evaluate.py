@@ -15,6 +15,7 @@ from vit_dist.core.events.writer import EventWriter
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import INFO, WARNING, log
 from vit_dist.core.run import history, names
+from vit_dist.core.run.checkpoints import no_checkpoint
 from vit_dist.core.run.copies import Copies
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
@@ -51,7 +52,8 @@ def evaluate(
         out: a JSON file for the result.
 
     Raises:
-        RunError: there is no checkpoint, or an attempt of the run holds the directory.
+        CheckpointError: there is no checkpoint.
+        RunError: an attempt of the run holds the directory.
         VitDistError: what keeps a set from being read, the checkpoint from being restored, or an evaluator from
             running.
         PeerLostError: another rank died (train/failures.py).
@@ -90,7 +92,7 @@ def _evaluate(recipe: Recipe, run_dir: Path, world: World, checkpoint: str, out:
                 directory.checkpoints, engine, run_identity, world, remote=recipe.checkpoint.remote
             )
         if restored is None:
-            raise RunError(f"{run_dir}: no checkpoint in it to evaluate; train it first")
+            raise no_checkpoint(run_dir, "evaluate")
         state = TrainState.load(restored.state, data.identity, str(restored.path))
         checkpoints.agree_on_place((state.step, state.position), restored.path, world)
         refuse_forgetting(state.taken_down, recipe.data.takedown)

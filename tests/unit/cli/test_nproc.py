@@ -67,7 +67,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def verbs(tmp_path: Path, small_set: str) -> dict[str, Callable[..., int]]:
     """The verbs that take --nproc and then start that many ranks: called with its value."""
     (tmp_path / "done").mkdir()
-    (tmp_path / "done" / "recipe.yaml").write_text("base: demo\n")
+    of_sets = f"{{train: '{small_set}', val: '{small_set}', num_classes: 4}}"
+    (tmp_path / "done" / "recipe.yaml").write_text(f"base: demo\ndata: {of_sets}\n")
     saved = tmp_path / "done" / "checkpoints" / step_name(8)
     saved.mkdir(parents=True)
     (saved / MARKER).write_text("{}")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from vit_dist.config.load import identity, load_recipe, recipe_yaml
+from vit_dist.core.errors import VitDistError
 from vit_dist.core.process import lives
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
@@ -110,7 +111,7 @@ def test_names_that_cannot_be(occupied: Path) -> None:
         (["models", "export", "vit-test", "s3://bucket/x.onnx"], "no form of weights has this ending"),
         (["models", "export", "none-such", "x.npz"], "no model has this name"),
         (["models", "export", "runs/none/such", "x.npz"], "no such checkpoint, run or file"),
-        (["models", "export", run, "x.npz"], "has saved no checkpoint yet"),
+        (["models", "export", run, "x.npz"], "no checkpoint in it to export; train it first"),
         (["models", "export", f"{run}/run.json", "x.npz"], "weights in a file of this name are not known"),
         (["models", "import", run, "x.npz"], "`vit-dist models export` reads it"),
         (["models", "import", "none.npz", "x.safetensors"], "no such file"),
@@ -123,6 +124,29 @@ def test_names_that_cannot_be(occupied: Path) -> None:
     ]
     for said, (words, told) in zip(refused(*(words for words, _ in wanted)), wanted, strict=True):
         assert told in said, words
+
+
+@pytest.mark.parametrize(
+    ("holds", "told"),
+    [
+        (names.RECIPE, "no checkpoint in it to export; train it first"),
+        (names.RUN, "no checkpoint in it to export; train it first"),
+        (names.BY_RANKS, "no checkpoint in it to export; train it first"),
+        (names.BY_SUPERVISOR, "no checkpoint in it to export; train it first"),
+        (names.BY_PEOPLE, "no checkpoint in it to export; train it first"),
+        (names.FORMER_STATUS, "no checkpoint in it to export; train it first"),
+        ("model.safetensors", "no folder of Hugging Face, which has a config.json"),
+        ("0.tar", "no run or checkpoint of ours"),
+    ],
+)
+def test_a_folder_without_weights_is_not_exported(holds: str, told: str, tmp_path: Path) -> None:
+    from vit_dist.cli.models.weights import export_main, import_main
+
+    (tmp_path / holds).write_text("{}")
+    with pytest.raises(VitDistError, match=told):
+        export_main([str(tmp_path), "out.safetensors"])
+    with pytest.raises(VitDistError, match="`vit-dist models export` reads it" if "to export" in told else told):
+        import_main([str(tmp_path), "out.safetensors"])
 
 
 def test_an_evaluation_of_what_is_not_there(small_set: str, occupied: Path) -> None:

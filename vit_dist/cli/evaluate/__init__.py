@@ -30,7 +30,8 @@ Results go to a new event file in RUN-DIR/tb, at the step of the checkpoint, and
 val/top1 is of one set for the whole run, the first that was measured under it: the run's own. What is measured on
 another set, or with other settings of an evaluator, is logged as val@NAME-FINGERPRINT/top1, and reports of studies
 leave it out. The history and --out name the set beside the values. The same metric of the same set at the same step
-is not measured again. Overrides may change where things are and what is evaluated, not what was trained.
+is not measured again. Overrides may change where things are and what is evaluated; one that changes what was trained,
+such as data.num_classes, is refused.
 """
 
 
@@ -71,6 +72,7 @@ def main(argv: list[str]) -> int:
     """Entry of the verb."""
     args = _parser().parse_intermixed_args(argv)
 
+    from vit_dist.cli.evaluate.checks import check_before
     from vit_dist.config.load import load_recipe
     from vit_dist.core.errors import ConfigError
     from vit_dist.core.world import array_element, world_or_ranks
@@ -99,7 +101,7 @@ def main(argv: list[str]) -> int:
     if recipe.measured() == ({}, False):
         raise ConfigError(f"{run_dir}: {_nothing(recipe)}")
     world, ranks = world_or_ranks(args.nproc)
-    _check_before(recipe, run_dir, checkpoint, args.out, whole=world is None)
+    check_before(recipe, run_dir, checkpoint, args.out, overrides, ranks if world is None else None)
     if world is None:
         from launcher.processes.ranks import run_ranks
         from vit_dist.core.scratch import scratch
@@ -132,30 +134,6 @@ def _rank(recipe: Recipe, run_dir: Path, world: World, checkpoint: str, out: Pat
             log(f"vit-dist evaluate: rank {world.rank}: {error}", ERROR)
             return PEER_LOST
     return 0
-
-
-def _check_before(recipe: Recipe, run_dir: Path, checkpoint: str, out: Path | None, *, whole: bool) -> None:
-    """Refuse what can be known to fail before torch is imported.
-
-    Args:
-        whole: no rank has been started yet, which may hold the run's directory by now.
-    """
-    from vit_dist.core.errors import CheckpointError, ConfigError
-    from vit_dist.core.run.checkpoints import MARKER, committed
-    from vit_dist.core.run.directory import RunDir
-
-    if out is not None and out.is_dir():
-        raise ConfigError(f"--out {out}: a directory; name a file, such as {out / 'values.json'}")
-    root = run_dir / names.CHECKPOINTS
-    if checkpoint and not (root / checkpoint / MARKER).is_file():
-        known = ", ".join(path.name for path in committed(root)[:3])
-        raise CheckpointError(
-            f"{root / checkpoint}: no such checkpoint; {f'the newest are {known}' if known else 'the run has none'}"
-        )
-    if not checkpoint and not committed(root) and not recipe.checkpoint.remote:
-        raise CheckpointError(f"{run_dir}: no checkpoint in it to evaluate; train it first")
-    if whole:
-        RunDir(run_dir).check_free()
 
 
 def _nothing(recipe: Recipe) -> str:

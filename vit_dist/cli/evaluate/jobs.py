@@ -26,6 +26,8 @@ def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list
     from launcher.slurm.render import Site, check_no_secrets, render_evaluate
     from launcher.submit.run import parse_time
     from launcher.submit.snapshot import take_snapshot
+    from vit_dist.cli.evaluate.checks import check_unchanged
+    from vit_dist.config.load import load_recipe
     from vit_dist.core.files import make_folder, write_bytes
     from vit_dist.core.process import code_root
 
@@ -47,6 +49,8 @@ def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list
     # With --after the run may have to begin yet: another job trains it first.
     if args.list is None and not args.after and not (where / names.RECIPE).is_file():
         raise ConfigError(f"{where}: no recipe.yaml in it: not the directory of a run that has begun")
+    if args.list is None and not args.after:
+        check_unchanged(load_recipe(str(where / names.RECIPE), overrides), where, overrides)
     folder = (where / names.LOGS) if args.list is None else subject.with_name(f"{subject.name}.evaluate")
     stamp = hashlib.sha256(f"{time.time_ns()}".encode()).hexdigest()[:6]
     code = code_root() if args.dry_run else folder / f"evaluate-{stamp}.code"

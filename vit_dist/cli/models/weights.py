@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vit_dist.cli.models.options import at_least_one, model_config, usual_size
 from vit_dist.cli.plugins import add_plugin, load_plugins
 from vit_dist.cli.verbs import verb_parser
-from vit_dist.core.errors import CheckpointError, ConfigError, did_you_mean
+from vit_dist.core.errors import ConfigError, did_you_mean
 from vit_dist.core.files import redact
 from vit_dist.core.places import any_option, local_option
 
@@ -164,7 +164,7 @@ def _config_to_export(args: argparse.Namespace) -> ModelConfig | None:
     """
     from vit_dist.core.files import is_remote
     from vit_dist.core.run import names
-    from vit_dist.core.run.checkpoints import MARKER, committed, is_checkpoint
+    from vit_dist.core.run.checkpoints import MARKER, committed, is_checkpoint, no_checkpoint
     from vit_dist.models.weights.forms import check_readable
 
     path = Path(args.source)
@@ -178,7 +178,7 @@ def _config_to_export(args: argparse.Namespace) -> ModelConfig | None:
         if not is_checkpoint(path):
             check_readable(path)
         elif not (path / MARKER).is_file() and not committed(path / names.CHECKPOINTS):
-            raise CheckpointError(f"{path}: this run has saved no checkpoint yet; `vit-dist status {path}` says why")
+            raise no_checkpoint(path, "export")
         return None
     if path.suffix or args.source.count(os.sep) > 1 or args.source.startswith(("/", ".")):
         raise ConfigError(f"{path}: no such checkpoint, run or file")

@@ -17,9 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vit_dist.core.errors import CheckpointError
 from vit_dist.core.run import records
 from vit_dist.core.run.marker import check_relations
-from vit_dist.core.run.names import CHECKPOINTS, RUN
+from vit_dist.core.run.names import CHECKPOINTS, MARKS_OF_A_RUN, RECIPE
 from vit_dist.core.small_files import DamagedError, checked, is_count, parse_json, read_small, shown
 
 MARKER = "COMMITTED.json"
@@ -73,8 +74,20 @@ def committed(root: Path) -> list[Path]:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a directory is a checkpoint or a run."""
-    return path.is_dir() and ((path / MARKER).is_file() or (path / RUN).is_file())
+    """Whether a directory is a checkpoint or a run, also one that ended before it wrote its identity."""
+    return path.is_dir() and any((path / mark).is_file() for mark in (MARKER, RECIPE, *MARKS_OF_A_RUN))
+
+
+def no_checkpoint(run_dir: Path, to: str) -> CheckpointError:
+    """The error of a run of which somebody wants a checkpoint before there is one.
+
+    Args:
+        run_dir: of the run.
+        to: what for, such as 'evaluate'.
+    """
+    return CheckpointError(
+        f"{run_dir}: no checkpoint in it to {to}; train it first (`vit-dist status {run_dir}` says how it stands)"
+    )
 
 
 def partial(root: Path) -> list[Path]:

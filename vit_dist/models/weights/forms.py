@@ -5,6 +5,7 @@ What is inside a file says files.py, which reads and writes them.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -49,6 +50,11 @@ def check_readable(path: Path) -> None:
         ConfigError: its ending is no form's.
     """
     if path.is_dir():
+        if not os.path.lexists(path / CONFIG):
+            raise DataError(
+                f"{path}: no weights are read from this folder: it is no run or checkpoint of ours, and no folder of "
+                f"Hugging Face, which has a {CONFIG}; known forms: {FORMS}"
+            )
         return
     if not path.is_file():
         raise DataError(f"{path}: no such file; known forms: {FORMS}, and timm's {', '.join(PICKLED)}")

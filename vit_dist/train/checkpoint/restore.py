@@ -202,8 +202,8 @@ def _check_belongs(path: Path, marker: dict[str, Any], identity: dict[str, Any])
     changes = differences(identity, marker["recipe"])
     if changes:
         raise CheckpointError(
-            f"{path}: a checkpoint of another recipe: {'; '.join(changes)}. Restore these settings, or start in "
-            f"another --run-dir"
+            f"{path}: a checkpoint of another recipe: {'; '.join(changes)}. Restore these settings, or train "
+            f"anew in another --run-dir"
         )
 
 
