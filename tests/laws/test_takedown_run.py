@@ -171,6 +171,12 @@ def check_seen(run_dir: Path, steps: dict[int, list[int]], capsys: pytest.Captur
     assert "ordinal 77): trained on" in said
     assert "times; taken down from position 160 on" in said
     assert said.endswith("k1: in no training set of this run\n")
+    assert data_verb(["seen", str(run_dir), "k010003"]) == 0
+    assert "k010003: in the validation set of this run, which is not trained on\n" in capsys.readouterr().out
+    assert data_verb(["seen", str(run_dir), "k000077.png", "k010003 "]) == 1
+    said = capsys.readouterr().out
+    assert "k000077.png: in no training set of this run, did you mean 'k000077'?\n" in said
+    assert "k010003 : in no training set of this run, did you mean 'k010003'?\n" in said
 
 
 def check_nothing_is_forgotten(recipe: Path, run_dir: Path, listed: Path) -> None:
