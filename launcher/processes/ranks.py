@@ -55,9 +55,9 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int, options: Sequence[st
     """
     RunDir(run_dir).check_free()
     resolved = run_dir / names.RECIPE
-    # Written once: what stands there is the recipe that the run began with. An attempt may bring other non-identity
-    # fields (threads, cadences), which is why its own goes by a file of its own; another identity is refused by the
-    # ranks.
+    # Written once: what stands there is the recipe that the run began with; only data.takedown follows, once ranks
+    # have accepted a list. An attempt may bring other non-identity fields (threads, cadences), which is why its own
+    # goes by a file of its own; another identity is refused by the ranks.
     if not resolved.exists():
         write_bytes(str(resolved), recipe_yaml(with_copies(recipe, run_dir)).encode())
     with scratch(run_dir, "start") as folder:

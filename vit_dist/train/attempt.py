@@ -61,7 +61,7 @@ from vit_dist.train.progress.goodput import Goodput, carried
 from vit_dist.train.progress.performance import describe_device
 from vit_dist.train.run import Run, StopRequest
 from vit_dist.train.state import TrainState
-from vit_dist.train.takedown import agree_on_list, with_list
+from vit_dist.train.takedown import agree_on_list, name_list, with_list
 
 
 def attempt(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps | None = None) -> None:
@@ -192,6 +192,7 @@ def open_run(
         state = TrainState.load(restored.state, data.identity, str(restored.path))
         checkpoints.agree_on_place((state.step, state.position), restored.path, world)
     state = with_list(state, recipe, data, val, world)
+    name_list(directory, recipe, world)
     start.mark("restoring" if restored is not None else "probe")
     if world.is_main:
         _announce(recipe, data, plan, engine, world, num_params)
