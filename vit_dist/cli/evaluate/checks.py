@@ -76,7 +76,8 @@ def check_unchanged(recipe: Recipe, run_dir: Path, overrides: Sequence[str]) -> 
     if changed:
         said = [
             f"{given}: the run has {', '.join(values[:_SHOWN])}"
-            f"{f' and {len(values) - _SHOWN} more' if len(values) > _SHOWN else ''}; leave {given.partition('=')[0]} out"
+            f"{f' and {len(values) - _SHOWN} more' if len(values) > _SHOWN else ''}; "
+            f"leave {given.partition('=')[0]} out"
             for given, values in changed.items()
         ]
         raise ConfigError(f"{run_dir}: an evaluation cannot change what was trained: {'; '.join(said)}")
