@@ -55,9 +55,9 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int, options: Sequence[st
     """
     RunDir(run_dir).check_free()
     resolved = run_dir / names.RECIPE
-    # Written once: what stands there is the recipe that the run began with. An attempt may bring other non-identity
-    # fields (threads, cadences), which is why its own goes by a file of its own; another identity is refused by the
-    # ranks.
+    # Written once: what stands there is the recipe that the run began with; only data.takedown follows, once ranks
+    # have accepted a list. An attempt may bring other non-identity fields (threads, cadences), which is why its own
+    # goes by a file of its own; another identity is refused by the ranks.
     if not resolved.exists():
         write_bytes(str(resolved), recipe_yaml(with_copies(recipe, run_dir)).encode())
     with scratch(run_dir, "start") as folder:
@@ -218,7 +218,7 @@ def _say_asked(asked: Sequence[int], *, saves: bool) -> None:
         log(f"  {what} again: the ranks are ended at once{', without saving' if saves else ''}")
     elif len(asked) == 1:
         hint = f"; Ctrl-C{' once more' if asked[0] == signal.SIGINT else ' twice'} ends them at once"
-        log(f"  {what}: the ranks {'save and stop' if saves else 'end'}{hint if saves else ''}")
+        log(f"  {what}: the ranks {'save what they have trained, and stop' if saves else 'end'}{hint if saves else ''}")
 
 
 def _forward_signals_to(

@@ -153,7 +153,7 @@ def test_sigterm_saves_and_stops_and_the_same_command_resumes(tmp_path: Path, sm
     time.sleep(1)
     os.kill(first.pid, signal.SIGTERM)
     output = finish(first, code=TERMINATED)
-    assert "SIGTERM: the ranks save and stop" in output
+    assert "SIGTERM: the ranks save what they have trained, and stop" in output
     assert "stopped at step" in output
     status = history.read(run_dir).status
     assert status is not None

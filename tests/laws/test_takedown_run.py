@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import trains_here
 from tests.laws.test_resume import recipe_file
 from vit_dist.cli.data import main as data_verb
-from vit_dist.config.load import load_recipe
+from vit_dist.config.load import load_recipe, read_mapping
 from vit_dist.core.errors import ConfigError, RunError
 from vit_dist.core.events.reader import read_run
 from vit_dist.core.run import log as runlog
@@ -134,8 +134,19 @@ def test_a_list_that_is_given_amid_a_run(
     assert json.loads(text) == {"keys": 5, "examples": 3, "keys_since_position": {"160": 5}}
     assert read_run(str(RunDir(plain).events)).last_text(runlog.TAKEDOWN) is None
 
+    check_the_recipe_follows(plain, once, listed)
     check_seen(once, after, capsys)
     check_nothing_is_forgotten(recipe, once, listed)
+
+
+def check_the_recipe_follows(plain: Path, run_dir: Path, listed: Path) -> None:
+    """What begins from the run's own recipe has the list, and nothing else than the list."""
+    began, now = read_mapping(plain / "recipe.yaml"), read_mapping(run_dir / "recipe.yaml")
+    assert "takedown" not in began["data"]
+    assert now == {**began, "data": {**began["data"], "takedown": str(listed)}}
+    own = load_recipe(str(run_dir / "recipe.yaml"))
+    assert evaluate(own, run_dir, World())
+    attempt(own, run_dir, World())
 
 
 def check_seen(run_dir: Path, steps: dict[int, list[int]], capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,6 +171,12 @@ def check_seen(run_dir: Path, steps: dict[int, list[int]], capsys: pytest.Captur
     assert "ordinal 77): trained on" in said
     assert "times; taken down from position 160 on" in said
     assert said.endswith("k1: in no training set of this run\n")
+    assert data_verb(["seen", str(run_dir), "k010003"]) == 0
+    assert "k010003: in the validation set of this run, which is not trained on\n" in capsys.readouterr().out
+    assert data_verb(["seen", str(run_dir), "k000077.png", "k010003 "]) == 1
+    said = capsys.readouterr().out
+    assert "k000077.png: in no training set of this run, did you mean 'k000077'?\n" in said
+    assert "k010003 : in no training set of this run, did you mean 'k010003'?\n" in said
 
 
 def check_nothing_is_forgotten(recipe: Path, run_dir: Path, listed: Path) -> None:
@@ -170,6 +187,12 @@ def check_nothing_is_forgotten(recipe: Path, run_dir: Path, listed: Path) -> Non
         train(recipe, run_dir, f"data.takedown={listed}")
     with pytest.raises(ConfigError, match=r"no data\.takedown is given"):
         evaluate(load_recipe(str(recipe), SETTINGS), run_dir, World())
+    # A list that is refused is named nowhere.
+    other = listed.with_name("other.txt")
+    other.write_text("k000000\n")
+    with pytest.raises(ConfigError, match="lacks 4 of the 5 keys"):
+        train(recipe, run_dir, f"data.takedown={other}")
+    assert load_recipe(str(run_dir / "recipe.yaml")).data.takedown == str(listed)
 
 
 def test_a_run_that_begins_with_a_list_counts_it_from_the_first_example(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vit_dist.core.errors import VitDistError
-from vit_dist.core.exit_codes import ASKED
+from vit_dist.core.exit_codes import ASKED, INVALID
 from vit_dist.core.log import log
 from vit_dist.core.run import history, names
 from vit_dist.core.run.checkpoints import newest_step
@@ -36,5 +36,8 @@ def farewell(run_dir: Path, code: int, command: Sequence[str]) -> None:
         )
     elif code == 0 or code in ASKED:
         log(f"{where}\n  {'it goes on' if step else 'it begins'} with: {again}")
+    elif code == INVALID:
+        # Why was said a line above; the same command would be refused again.
+        log(where)
     else:
         log(f"{where}\n  failed, exit code {code}; why: vit-dist logs {run} --first-error\n  again: {again}")

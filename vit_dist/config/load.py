@@ -297,7 +297,7 @@ def describe(error: ValidationError, cls: type[BaseModel], prefix: str) -> list[
         path = ".".join(([prefix] if prefix else []) + [str(part) for part in loc])
         kind, shown = problem["type"], _short(problem.get("input"))
         if kind == "extra_forbidden":
-            hint = key_hint(path, _fields_at(cls, loc[:-1]), _all_keys(cls, prefix))
+            hint = _of_others(path) or key_hint(path, _fields_at(cls, loc[:-1]), _all_keys(cls, prefix))
             lines.append(f"{path}: unknown key{hint}")
         elif kind == "missing":
             lines.append(f"{path}: is required and missing{_meaning_at(cls, loc)}")
@@ -320,6 +320,15 @@ def describe(error: ValidationError, cls: type[BaseModel], prefix: str) -> list[
             message = problem["msg"].replace("Input should be", "must be")
             lines.append(f"{path}: {message}, got {shown}")
     return lines
+
+
+def _of_others(path: str) -> str:
+    """A hint for a key that other plug-ins of the section have, and the one that is named has not; or nothing."""
+    section = path.partition(".")[0]
+    if section not in KINDS or section == "evaluators":
+        return ""
+    owners = [plugin.names[0] for plugin in plugin_keys(section) if path in {key.path for key in plugin.keys}]
+    return f" here; it belongs to {' or '.join(f'{section}.name={name}' for name in owners)}" if owners else ""
 
 
 def _all_keys(cls: type[BaseModel], prefix: str) -> list[str]:

@@ -7,8 +7,10 @@ what lies before replays as it was.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -17,6 +19,8 @@ from vit_dist.core.files import redact
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.text import read_text
 from vit_dist.data.index import IndexedSample, build_index
+from vit_dist.data.members import IMAGE_EXTENSIONS
+from vit_dist.data.pack.items import safe_key
 from vit_dist.data.sets import Part, Parts
 from vit_dist.data.subset import key_hashes
 
@@ -143,6 +147,42 @@ def _samples(wanted: Iterable[str], part: Part) -> Iterable[tuple[str, int]]:
                 yield key, part.ordinal(shard, sample)
 
 
+def spelt(lines: Sequence[str], *sets: Parts) -> dict[str, str]:
+    """Of lines that name no sample: those that do in another spelling, each with that.
+
+    A key is the name of a file without its extension, with %XX for what is not plain (`safe_key`); people write the
+    file's own name. Reads the indexes of all shards, unless there are no lines.
+
+    Raises:
+        DataError: an index cannot be read.
+    """
+    forms = {line: _spellings(line) for line in lines}
+    wanted = list(dict.fromkeys(form for tried in forms.values() for form in tried))
+    known = {form for parts in sets for form, ordinals in find(wanted, parts).items() if ordinals}
+    first = {line: next((form for form in tried if form in known), "") for line, tried in forms.items()}
+    return {line: form for line, form in first.items() if form}
+
+
+def _spellings(line: str) -> list[str]:
+    """Lines by which the sample may be known that a line was meant for, the likeliest first."""
+    name, tab, key = line.rpartition("\t")
+    found = []
+    # A name may hold a tab itself.
+    for prefix, text in ((name + tab, key), ("", line)):
+        plain = text.strip().removeprefix("./")
+        stem, _, extension = plain.rpartition(".")
+        for one in (text, plain, *([stem] if extension.lower() in IMAGE_EXTENSIONS else [])):
+            # Two systems of files write an umlaut in two ways. Tars that others have made hold names as they are.
+            composed = (one, unicodedata.normalize("NFC", one), unicodedata.normalize("NFD", one))
+            found += [prefix + form for form in (*map(safe_key, composed), *composed, unquote(one))]
+    return [form for form in dict.fromkeys(found) if form != line]
+
+
+def hint(line: str, meant: Mapping[str, str]) -> str:
+    """ ", did you mean ...?" of a line that `spelt` has found, else ''."""
+    return f", did you mean {meant[line]!r}?" if line in meant else ""
+
+
 def extended(
     known: Sequence[TakenDown], url: str, parts: Parts, position: int, *, beside: Parts | None = None
 ) -> tuple[TakenDown, ...]:
@@ -156,7 +196,8 @@ def extended(
         beside: further sets in which a key may be, such as that of validation.
 
     Raises:
-        ConfigError: the list lacks something that was left out before, or leaves nothing to train on.
+        ConfigError: the list lacks something that was left out before, leaves nothing to train on, or names samples in
+            another spelling than that of keys.
         DataError: it cannot be read, or an index.
     """
     lines = held_lines(url)
@@ -168,6 +209,15 @@ def extended(
     found = find(new, parts)
     elsewhere = find([line for line in new if not found[line]], beside) if beside is not None else {}
     unknown = [line for line in new if not found[line] and not elsewhere.get(line)]
+    meant = spelt(unknown, parts, *([beside] if beside is not None else []))
+    if meant:
+        # Kept as keys of no sample they would let the images be trained on.
+        shown = "; ".join(f"{line!r}{hint(line, meant)}" for line in list(meant)[:_SHOWN])
+        raise ConfigError(
+            f"data.takedown={redact(url)}: {len(meant)} of {len(new)} new keys name images of this run in another "
+            f"spelling: {shown}{' ...' if len(meant) > _SHOWN else ''} Keys are names of files without extension, "
+            f"with %XX for what is not plain; write them so, as `vit-dist data order` prints them"
+        )
     if unknown:
         log(
             f"  data.takedown={redact(url)}: {len(unknown)} of {len(new)} new keys are in no set of this run: "

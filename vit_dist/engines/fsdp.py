@@ -32,7 +32,9 @@ class FSDPConfig(EngineConfig):
         """
         if self.compile is True:
             # Trying a block takes collectives here: a rank on which it fails would leave the others waiting.
-            raise ValueError("compile: blocks are not compiled under fsdp; leave it out, or use engine.name=plain")
+            raise ValueError(
+                "engine.compile: true does not go with fsdp; use engine.compile=auto (off there), or engine.name=plain"
+            )
         if not getattr(recipe.optim, "elementwise", False):
             raise ValueError(
                 f"optim.name: {recipe.optim.name!r} needs whole tensors, which the shards of FSDP are "

@@ -61,7 +61,7 @@ from vit_dist.train.progress.goodput import Goodput, carried
 from vit_dist.train.progress.performance import describe_device
 from vit_dist.train.run import Run, StopRequest
 from vit_dist.train.state import TrainState
-from vit_dist.train.takedown import agree_on_list, with_list
+from vit_dist.train.takedown import agree_on_list, name_list, with_list
 
 
 def attempt(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps | None = None) -> None:
@@ -192,6 +192,7 @@ def open_run(
         state = TrainState.load(restored.state, data.identity, str(restored.path))
         checkpoints.agree_on_place((state.step, state.position), restored.path, world)
     state = with_list(state, recipe, data, val, world)
+    name_list(directory, recipe, world)
     start.mark("restoring" if restored is not None else "probe")
     if world.is_main:
         _announce(recipe, data, plan, engine, world, num_params)
@@ -394,7 +395,8 @@ def _announce(recipe: Recipe, data: TrainingSet, plan: Plan, engine: Engine, wor
     log(
         f"  engine: {engine.description}{recompute}; {world.size} process{'es' if world.size > 1 else ''} on "
         f"{describe_device(engine.device, recipe.precision)}\n"
-        f"  model: {recipe.model.name}, {num_params:,} parameters\n"
+        f"  model: {recipe.model.name}, {num_params:,} parameters, images of {recipe.data.image_size} x "
+        f"{recipe.data.image_size} pixels\n"
         f"  data: {data.num_samples:,} of {data.total_samples:,} examples ({data.name}, "
         f"{format_bytes(data.num_bytes)}), {data.order.lanes} lanes{again}\n"
         f"  plan: {plan.total_steps:,} steps of {recipe.global_batch} ({recipe.horizon}), a rank runs {micro} a step"

@@ -8,7 +8,7 @@ from pathlib import Path
 from vit_dist.config.blame import ON_THE_COMMAND_LINE, Sources
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError, DataError, MissingError
-from vit_dist.core.files import exists, redact
+from vit_dist.core.files import exists, file_system, redact
 from vit_dist.core.run import names
 from vit_dist.core.run.copies import check_place
 from vit_dist.core.units import nearest_multiples
@@ -41,8 +41,11 @@ def open_training(
 
     Raises:
         ConfigError: the recipe does not fit its data or the world.
-        DataError: a manifest cannot be read; names the key.
+        DataError: a manifest cannot be read (names the key), or there is no file system for `checkpoint.remote`.
     """
+    if recipe.checkpoint.remote:
+        # Without asking the store: whether it is there is asked where a run begins.
+        file_system(recipe.checkpoint.remote)
 
     def read(url: str) -> ShardManifest:
         try:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from vit_dist.config.load import merge, read_mapping, to_yaml
 from vit_dist.config.schema import Recipe
+from vit_dist.core.files import write_bytes
+from vit_dist.core.run import names
+from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.sets import Part, Parts, TrainingSet
@@ -40,3 +44,23 @@ def with_list(
         lambda: extended(state.taken_down, recipe.data.takedown, data.parts, state.position, beside=beside), world
     )
     return replace(state, taken_down=taken)
+
+
+def name_list(directory: RunDir, recipe: Recipe, world: World) -> None:
+    """Name the list that an attempt has accepted in the run's recipe.yaml, for all that begin from that. A collective.
+
+    Nothing else of the file changes.
+
+    Raises:
+        VitDistError: the file cannot be read or written.
+    """
+    url, path = recipe.data.takedown, directory.path / names.RECIPE
+
+    def follow() -> None:
+        before = read_mapping(path)
+        after = merge(before, {"data": {"takedown": url}})
+        if after != before:
+            write_bytes(str(path), to_yaml(after).encode())
+
+    if url:
+        on_main(follow, world)

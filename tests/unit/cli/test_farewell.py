@@ -27,6 +27,7 @@ COMMAND = ["vit-dist", "train", "demo", "data.train=a b", "--run-dir", "runs/x"]
         (143, "", 0, ["nothing is saved yet", "it begins with: vit-dist train demo"]),
         (140, "running", 5, ["saved up to step 5", "it goes on with: "]),
         (1, "failed", 3, ["saved up to step 3", "failed, exit code 1", "vit-dist logs ", "again: vit-dist train demo"]),
+        (2, "stopped", 7, ["saved up to step 7"]),
         (71, "failed", 0, ["nothing is saved yet", "failed, exit code 71", "--first-error"]),
     ],
 )
@@ -44,3 +45,5 @@ def test_they_say_where_everything_is_and_what_is_next(
     for words in (f"logs in {run}/logs", *told):
         assert words in said
     assert ("done; next" in said) == (status == "done")
+    # Nobody is told to give again the command that was just refused.
+    assert ("vit-dist train" in said) == (code != 2 and status != "done")

@@ -81,6 +81,12 @@ def test_bad_yaml_is_named_with_its_place(text: str, says: str) -> None:
         (["optim.lr=fast"], "optim.lr: must be a valid number, got 'fast'"),
         (["optim.lr=-1"], "optim.lr: must be greater than 0, got -1"),
         (["optm.lr=1"], "optm: unknown key; did you mean 'optim'?"),
+        (["optim.momentum=0.9"], "optim.momentum: unknown key here; it belongs to optim.name=sgd"),
+        (["engine.name=fsdp", "engine.zero_stage=2"], "unknown key here; it belongs to engine.name=deepspeed"),
+        (
+            ["model=vit-test", "model.groups=3"],
+            "model.groups: unknown key here; it belongs to model.name=bit or model.name=hybrid",
+        ),
         (["optim.lrr=1"], "optim.lrr: unknown key; did you mean 'lr'?"),
         (["data.subest=30M"], "data.subest: unknown key; did you mean 'subset'?"),
         (["model=ViT-B16"], "model.name: unknown model 'ViT-B16'; did you mean 'ViT-B/16'?"),

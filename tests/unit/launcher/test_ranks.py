@@ -62,12 +62,22 @@ time.sleep(60)
 @pytest.mark.parametrize(
     ("number", "status", "code", "told"),
     [
-        (signal.SIGINT, "stopped", 130, "Ctrl-C (SIGINT): the ranks save and stop; Ctrl-C once more ends them"),
-        (signal.SIGTERM, "stopped", 143, "SIGTERM: the ranks save and stop; Ctrl-C twice ends them"),
-        (signal.SIGUSR2, "stopped", 140, "SIGUSR2: the ranks save and stop"),
-        (signal.SIGINT, "done", 0, "Ctrl-C (SIGINT): the ranks save and stop"),
-        (signal.SIGTERM, "done", 0, "SIGTERM: the ranks save and stop"),
-        (signal.SIGUSR2, "failed", 140, "SIGUSR2: the ranks save and stop"),
+        (
+            signal.SIGINT,
+            "stopped",
+            130,
+            "Ctrl-C (SIGINT): the ranks save what they have trained, and stop; Ctrl-C once more ends them",
+        ),
+        (
+            signal.SIGTERM,
+            "stopped",
+            143,
+            "SIGTERM: the ranks save what they have trained, and stop; Ctrl-C twice ends them",
+        ),
+        (signal.SIGUSR2, "stopped", 140, "SIGUSR2: the ranks save what they have trained, and stop"),
+        (signal.SIGINT, "done", 0, "Ctrl-C (SIGINT): the ranks save what they have trained, and stop"),
+        (signal.SIGTERM, "done", 0, "SIGTERM: the ranks save what they have trained, and stop"),
+        (signal.SIGUSR2, "failed", 140, "SIGUSR2: the ranks save what they have trained, and stop"),
     ],
 )
 def test_the_code_says_what_asked_although_it_was_saved_unless_the_run_is_done(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,9 @@ from vit_dist.core.errors import ConfigError, RunError
 from vit_dist.core.places import any_option, local_option
 
 if TYPE_CHECKING:
+    from vit_dist.config.schema import Recipe
     from vit_dist.data.seen import Reading, Readings
-    from vit_dist.data.sets import Parts
+    from vit_dist.data.sets import Parts, TrainingSet
     from vit_dist.train.state import TrainState
 
 _DETAILS = """
@@ -60,7 +62,7 @@ def main(argv: list[str]) -> int:
 def _print(args: argparse.Namespace, lines: tuple[str, ...]) -> int:
     from vit_dist.data.seen import Readings
     from vit_dist.data.sets import open_training_set
-    from vit_dist.data.takedown import find, left_out
+    from vit_dist.data.takedown import find, hint, left_out, spelt
     from vit_dist.train.state import TrainState
 
     recipe, raw, where = _newest(args.run)
@@ -69,14 +71,34 @@ def _print(args: argparse.Namespace, lines: tuple[str, ...]) -> int:
     taken = left_out(state.taken_down)
     readings = Readings(data, state.position, taken, state.quarantined)
     out(f"{args.run}: {state.step:,} steps of {recipe.global_batch:,}, {state.examples:,} examples\n")
-    found, unknown = find(lines, data.parts), 0
+    found = find(lines, data.parts)
+    validation = _validation(recipe, data)
+    elsewhere = find([line for line in lines if not found[line]], validation)
+    unknown = {line: None for line in lines if not found[line] and not elsewhere[line]}
+    meant = spelt(list(unknown), data.parts, validation)
     for line in lines:
-        if not found[line]:
-            out(f"{line}: in no training set of this run\n")
-            unknown += 1
+        if line in unknown:
+            out(f"{line}: in no training set of this run{hint(line, meant)}\n")
+        elif not found[line]:
+            out(f"{line}: in the validation set of this run, which is not trained on\n")
         for ordinal in found[line]:
             out(_told(line, ordinal, readings, state, recipe.global_batch, data.parts, taken.get(ordinal)))
     return 1 if unknown else 0
+
+
+def _validation(recipe: Recipe, data: TrainingSet) -> Parts:
+    """The validation set of a run; no part where it has none, or none that can be read now."""
+    from vit_dist.core.errors import VitDistError
+    from vit_dist.data.sets import Part, Parts
+    from vit_dist.data.subset import select
+    from vit_dist.data.validation import open_validation_set
+
+    # What was trained on is known without it.
+    with contextlib.suppress(VitDistError):
+        val = open_validation_set(recipe, data)
+        if val is not None and val.num_samples:
+            return Parts([Part(val, select(val, None))])
+    return Parts()
 
 
 def _told(
