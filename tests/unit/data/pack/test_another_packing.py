@@ -39,8 +39,10 @@ def _images(**options: Any) -> dict[str, Any]:
         ({"classes": ("cat", "fox")}, 'name of class 1: "fox" now, "dog" there'),
         (
             {"digest": "d2", "classes": ("cat", "dog", "fox"), "num_classes": 3},
-            "SRC: other images or labels now than there; number of classes: 3 now, 2 there; "
-            "names of classes: 3 now, 2 there",
+            (
+                "SRC: other images or labels now than there; number of classes: 3 now, 2 there; "
+                "names of classes: 3 now, 2 there"
+            ),
         ),
         ({"num_classes": 5, "seed": 1}, "--seed: 1 now, 0 there; number of classes: 5 now, 2 there"),
     ],
