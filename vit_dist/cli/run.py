@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     from launcher.supervise.local import supervise_local
     from vit_dist.cli.farewell import farewell
     from vit_dist.cli.train import check_before, default_run_dir
-    from vit_dist.config.load import identity, load_recipe
+    from vit_dist.config.load import identity, load_recipe, sources_of
     from vit_dist.core.errors import ConfigError
     from vit_dist.core.log import launcher_log
     from vit_dist.core.run import names
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     options = profile_options(args.profile)
     recipe = load_recipe(args.recipe, args.overrides)
     run_dir = args.run_dir or default_run_dir(recipe)
-    data = check_before(recipe, run_dir, args.nproc)
+    data = check_before(recipe, run_dir, args.nproc, sources_of(args.recipe, args.overrides, recipe))
     # Before the ledger counts its attempts: of a run whose directory is lost it lies on the store.
     bring_back(run_dir, recipe.checkpoint.remote, {**identity(recipe), "fingerprint": data.fingerprint})
     with launcher_log(run_dir / names.LOGS / names.BATCH_LOG):

@@ -10,6 +10,7 @@ from vit_dist.core.places import local_option, local_or_name
 
 if TYPE_CHECKING:
     from launcher.submit.run import SubmitRequest, Submitted
+    from vit_dist.config.blame import Sources
 
 SUMMARY = "train a recipe as a Slurm job that survives time limits, preemption and dead nodes"
 
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> int:
 
     from launcher.slurm.cluster import load_cluster
     from launcher.submit.run import SubmitRequest, dry_run, parse_time, submit
-    from vit_dist.config.load import find_config, load_recipe
+    from vit_dist.config.load import find_config, load_recipe, sources_of
     from vit_dist.train.profile import profile_options
 
     recipe = load_recipe(args.recipe, args.overrides)
@@ -82,19 +83,19 @@ def main(argv: list[str]) -> int:
     if args.dry_run:
         sys.stdout.write(dry_run(request))
         return 0
-    _check_data(request)
+    _check_data(request, sources_of(args.recipe, args.overrides, recipe))
     _report(submit(request), request)
     return 0
 
 
-def _check_data(request: SubmitRequest) -> None:
+def _check_data(request: SubmitRequest, sources: Sources) -> None:
     """What cannot be is an error now, not after hours in the queue."""
     from launcher.submit.run import check
     from vit_dist.core.world import World
     from vit_dist.train.plan import check_beginning, open_training
 
     check(request)
-    open_training(request.recipe, World(size=request.ranks))
+    open_training(request.recipe, World(size=request.ranks), sources)
     check_beginning(request.recipe, request.directory)
 
 

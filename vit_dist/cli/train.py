@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vit_dist.core.places import local_option, local_or_name
 
 if TYPE_CHECKING:
+    from vit_dist.config.blame import Sources
     from vit_dist.config.schema import Recipe
     from vit_dist.core.world import World
     from vit_dist.data.sets import TrainingSet
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
     )
     args = parser.parse_intermixed_args(argv)
 
-    from vit_dist.config.load import load_recipe
+    from vit_dist.config.load import load_recipe, sources_of
     from vit_dist.core.world import world_or_ranks
     from vit_dist.train.profile import ProfileSteps, profile_options
 
@@ -71,7 +72,7 @@ def main(argv: list[str]) -> int:
         from vit_dist.core.log import launcher_log
         from vit_dist.core.run import names
 
-        check_before(recipe, run_dir, ranks)
+        check_before(recipe, run_dir, ranks, sources_of(args.recipe, args.overrides, recipe))
         with launcher_log(run_dir / names.LOGS / names.BATCH_LOG):
             code = run_local(recipe, run_dir, nproc=ranks, options=profile_options(args.profile))
             farewell(run_dir, code, ["vit-dist", "train", *argv])
@@ -87,10 +88,11 @@ def default_run_dir(recipe: Recipe) -> Path:
     return Path("runs") / run_folder(recipe.name, recipe_hash(recipe))
 
 
-def check_before(recipe: Recipe, run_dir: Path, ranks: int) -> TrainingSet:
+def check_before(recipe: Recipe, run_dir: Path, ranks: int, sources: Sources | None = None) -> TrainingSet:
     """Refuse what cannot be before anything is started or written, and say what is about to happen.
 
-    A directory that is not this run's or in use, a batch that the ranks do not divide, a set that cannot be opened.
+    Refused are a directory that is not this run's or in use, a batch that ranks do not divide, and a set that cannot
+    be opened: `sources` says where the recipe's values come from, to be told with it.
     """
     from vit_dist.config.claims import check_run_dir
     from vit_dist.core.run.directory import RunDir, wait_for_stores
@@ -102,7 +104,7 @@ def check_before(recipe: Recipe, run_dir: Path, ranks: int) -> TrainingSet:
     World(size=ranks).rank_batch(recipe.global_batch)
     announce(recipe, run_dir, ranks)
     wait_for_stores(run_dir)
-    data, _, _ = open_training(recipe, World(size=ranks))
+    data, _, _ = open_training(recipe, World(size=ranks), sources)
     check_run_dir(recipe, run_dir, data.fingerprint)
     check_beginning(recipe, run_dir)
     return data

@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--dir", type=local_option, metavar="DIR", help="keep the test's runs there (default: removed)")
     args = parser.parse_intermixed_args(argv)
 
-    from vit_dist.config.load import load_recipe
+    from vit_dist.config.load import load_recipe, sources_of
     from vit_dist.core.errors import ConfigError
     from vit_dist.core.world import World, starts_ranks
     from vit_dist.train.plan import open_training
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
     if args.dir is not None:
         refuse_others(args.dir, lambda _: False, what="a new kill test", do="give another --dir")
     # Before the first attempt: a set that cannot be opened would be told with its whole output.
-    open_training(recipe, World(size=args.nproc))
+    open_training(recipe, World(size=args.nproc), sources_of(args.recipe, args.overrides, recipe))
     tolerance = args.tolerance or {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}[recipe.precision]
     with scratch(Path(tempfile.gettempdir()), "vit-dist-verify") as folder:
         base = args.dir or folder

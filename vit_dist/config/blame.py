@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -17,6 +17,8 @@ from vit_dist.core.errors import DataError, did_you_mean
 from vit_dist.core.text import read_text
 from vit_dist.core.urls import redact
 
+ON_THE_COMMAND_LINE = "on the command line"
+"""How the place of an override ends."""
 _SHOWN = 80
 _NEAR, _NEAR_ELSEWHERE = 0.75, 0.82
 """How much a name has to be like one beside it, so that the same name elsewhere is not meant; and like one there."""
@@ -38,10 +40,18 @@ class Sources:
         where: what was read, where nothing more is known of a key: a file, a cell of a study.
         overrides: 'key=value' texts of the command line, which win; of two the later.
         files: in which keys may stand, the one that wins first.
+        sections: files that hold what a section lacks, such as that of a dataset's name for 'data'.
     """
 
-    def __init__(self, where: str, overrides: Iterable[str] = (), files: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        where: str,
+        overrides: Iterable[str] = (),
+        files: Sequence[Path] = (),
+        sections: Mapping[str, Path] | None = None,
+    ) -> None:
         self._where, self._overrides, self._files = where, tuple(overrides), tuple(files)
+        self._sections = dict(sections or {})
 
     def of(self, path: str) -> str:
         """Where the value of a dotted path was given: 'optim.lr=x on the command line', 'r.yaml, line 3', 'r.yaml'."""
@@ -58,13 +68,16 @@ class Sources:
                 best, given = len(key), text
         if given:
             short = redact(given if len(given) <= _SHOWN else f"{given[: _SHOWN - 3]}...")
-            return f"{short} on the command line"
+            return f"{short} {ON_THE_COMMAND_LINE}"
         depth, place = 0, self._where
         for file in self._files:
             lines = _lines(file)
             known = max((n for n in range(1, len(parts) + 1) if parts[:n] in lines), default=0)
             if known > depth:
                 depth, place = known, f"{file}, line {lines[parts[:known]]}"
+        file_below = self._sections.get(parts[0])
+        if depth < len(parts) and file_below is not None and parts[1:] in (lines := _lines(file_below)):
+            place = f"{file_below}, line {lines[parts[1:]]}"
         return place
 
     def blame(self, problem: str) -> str:

@@ -108,6 +108,21 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return resolve(raw, overrides, where=Sources(str(path), overrides, files))
 
 
+def sources_of(name: str, overrides: Sequence[str], recipe: Recipe) -> Sources:
+    """Where the values of a recipe come from, for what turns out to be wrong once they are used.
+
+    Args:
+        name: of the recipe, as it was loaded.
+        overrides: over it.
+        recipe: what they make of it.
+    """
+    path, files = find_config(name, "recipes"), list[Path]()
+    read_recipe_file(path, files=files)
+    dataset = recipe.data.dataset
+    sections = {} if dataset == "custom" else {"data": find_config(dataset, "data")}
+    return Sources(str(path), overrides, files, sections)
+
+
 def dropped(name: str, overrides: Sequence[str], recipe: Recipe) -> str:
     """What overrides that name another plug-in have taken out of a recipe, in words for a warning; '' for nothing.
 
@@ -423,6 +438,7 @@ __all__ = [
     "recipe_hash",
     "recipe_yaml",
     "resolve",
+    "sources_of",
     "to_yaml",
     "validate",
 ]

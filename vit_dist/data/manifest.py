@@ -35,7 +35,7 @@ from vit_dist.core.small_files import (
 )
 from vit_dist.data.grammar import MAX_CLASSES, shown
 from vit_dist.data.index import ShardIndex, decode_index
-from vit_dist.data.not_a_set import MANIFEST, NotASetError, refuse_other_files, what_is_there
+from vit_dist.data.not_a_set import MANIFEST, NotASetError, one_level_up, refuse_other_files, what_is_there
 from vit_dist.data.ranges import RangeReader
 from vit_dist.data.tarheader import BLOCK
 
@@ -283,10 +283,14 @@ def read_manifest(url: str) -> ShardManifest:
     try:
         with contextlib.closing(RangeReader()) as reader:
             content = reader.read_all(url)
-    except MissingError:
-        there = what_is_there(folder) if folder else ""
+    except MissingError as error:
+        there, above = what_is_there(folder) if folder else "", one_level_up(parent_url(url))
+        one_there = f"there is one in {redact(above)}" if above else ""
+        if not there and above:
+            raise MissingError(f"{error}; {one_there}") from None
         if not there:
             raise
+        there = f"{one_there}; {there}" if above else there
         raise NotASetError(f"{redact(folder)}: no {MANIFEST} in it; {there}") from None
     where = redact(url)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vit_dist.core.errors import DataError
-from vit_dist.core.files import is_remote, is_web, join_url, local_path, redact, url_name
+from vit_dist.core.files import exists, is_remote, is_web, join_url, local_path, parent_url, redact, url_name
 from vit_dist.data.members import IMAGE_EXTENSIONS
 from vit_dist.data.names import is_directory, names_in
 from vit_dist.data.splits import split_of_folder
@@ -66,6 +66,17 @@ def what_is_there(folder: str) -> str:
         return f"what lies in it: {', '.join(names[:5])}" if names else "the folder is empty"
     except DataError:
         # It cannot be listed, or is not there: then what was said first says more.
+        return ""
+
+
+def one_level_up(folder: str) -> str:
+    """The folder above one without a manifest, where that has one; '' where it has not, or cannot be asked."""
+    above = parent_url(folder.rstrip("/"))
+    if is_web(folder) or above == folder.rstrip("/") or url_name(folder.rstrip("/")) in {"", ".", ".."}:
+        return ""
+    try:
+        return (above or ".") if exists(join_url(above, MANIFEST) if above else MANIFEST) else ""
+    except DataError:
         return ""
 
 

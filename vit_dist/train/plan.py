@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from vit_dist.config.blame import ON_THE_COMMAND_LINE, Sources
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError, DataError, MissingError
 from vit_dist.core.files import exists, file_system, redact
@@ -12,7 +13,7 @@ from vit_dist.core.run import names
 from vit_dist.core.run.copies import check_place
 from vit_dist.core.units import nearest_multiples
 from vit_dist.core.world import World
-from vit_dist.data.manifest import ShardManifest
+from vit_dist.data.manifest import ShardManifest, read_manifest
 from vit_dist.data.sets import TrainingSet, how_to_pack, open_training_set
 from vit_dist.data.validation import open_validation_set
 from vit_dist.evals import EvaluatorConfig
@@ -28,25 +29,51 @@ class Plan:
     accumulation: int
 
 
-def open_training(recipe: Recipe, world: World) -> tuple[TrainingSet, ShardManifest | None, Plan]:
+def open_training(
+    recipe: Recipe, world: World, sources: Sources | None = None
+) -> tuple[TrainingSet, ShardManifest | None, Plan]:
     """The training set, the validation set or None, and the plan of a run.
+
+    Args:
+        recipe: of the run.
+        world: this rank's place.
+        sources: where its values come from, to be told of a set that is not there; None: it is not known.
 
     Raises:
         ConfigError: the recipe does not fit its data or the world.
-        DataError: a manifest cannot be read, or there is no file system for `checkpoint.remote`.
+        DataError: a manifest cannot be read (names the key), or there is no file system for `checkpoint.remote`.
     """
     if recipe.checkpoint.remote:
         # Without asking the store: whether it is there is asked where a run begins.
         file_system(recipe.checkpoint.remote)
+
+    def read(url: str) -> ShardManifest:
+        try:
+            return read_manifest(url)
+        except DataError as error:
+            mixed = (f"data.mixture.{name}.train" for name, part in recipe.data.mixture.items() if part.train == url)
+            raise _of_key(next(mixed, "data.train"), error, recipe, sources) from None
+
+    data = open_training_set(recipe, read=read)
     try:
-        data = open_training_set(recipe)
-    except MissingError as error:
-        raise MissingError(f"{error}{how_to_pack(recipe)}") from None
-    val = open_validation_set(recipe, data)
+        val = open_validation_set(recipe, data)
+    except DataError as error:
+        raise _of_key("data.val", error, recipe, sources) from None
     for evaluator in recipe.evaluators if world.is_main else ():
         assert isinstance(evaluator, EvaluatorConfig)
         evaluator.check_sets(recipe)
     return data, val, make_plan(recipe, data, world)
+
+
+def _of_key(key: str, error: DataError, recipe: Recipe, sources: Sources | None) -> DataError:
+    """What is wrong with a set, with the key that names it and where that was given."""
+    said = f"{key}: {error}"
+    if isinstance(error, MissingError):
+        none = ", or data.val= to train without evaluation" if key == "data.val" else ""
+        typed = sources is None or sources.of(key).endswith(ON_THE_COMMAND_LINE)
+        whose = "" if typed else "the recipe names it: "
+        said += how_to_pack(recipe) or f"; {whose}give {key}=URL of a set{none}"
+    return type(error)(said if sources is None else sources.blame(said))
 
 
 def check_beginning(recipe: Recipe, run_dir: Path) -> None:

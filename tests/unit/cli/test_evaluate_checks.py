@@ -21,7 +21,12 @@ from vit_dist.data.manifest import read_manifest
 def started(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The evaluations whose ranks would be started; none is."""
     calls: list[object] = []
-    monkeypatch.setattr(ranks, "run_ranks", lambda words, **_: (calls.append(words), 0)[1])
+
+    def start(words: list[str], **_: object) -> int:
+        calls.append(words)
+        return 0
+
+    monkeypatch.setattr(ranks, "run_ranks", start)
     return calls
 
 

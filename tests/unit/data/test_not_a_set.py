@@ -69,6 +69,37 @@ def test_what_is_no_set_is_named_with_what_to_do(
     assert re.search(message, look_at_sets([cell]).unread[given])
 
 
+@pytest.mark.parametrize(
+    ("make", "given", "message"),
+    [
+        (write(), "sets/other/train", r"^sets/other/train/manifest\.json: no such file.*; there is one in sets/other$"),
+        (write(), "sets/other/train/", r"there is one in sets/other$"),
+        (write(), "sets/other/val/manifest.json", r"there is one in sets/other$"),
+        (write(), "ABSOLUTE/sets/other/val", r"there is one in /.*/sets/other$"),
+        (write(), "file://ABSOLUTE/sets/other/val", r"there is one in file:///.*/sets/other$"),
+        (write("sets/other/train/0.tar"), "sets/other/train", r"there is one in sets/other; there are tars in it"),
+        (
+            write("sets/other/train/cat/1.jpg"),
+            "sets/other/train",
+            r"there is one in sets/other; there are images in it",
+        ),
+        (write("sets/other/train/n.txt"), "sets/other/train", r"there is one in sets/other; what lies in it: n\.txt"),
+        (write("manifest.json"), "train", r"there is one in \.$"),
+        # Of no help: it lies further up, or there is none.
+        (write(), "sets/other/a/b", r"check the path and its spelling$"),
+        (write(), "sets/train", r"check the path and its spelling$"),
+    ],
+)
+def test_a_manifest_one_level_up_is_named(
+    make: Callable[[Path], None], given: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write("sets/other/manifest.json")(tmp_path)
+    make(tmp_path)
+    with pytest.raises(DataError, match=message):
+        read_manifest(given.replace("ABSOLUTE", str(tmp_path)))
+
+
 def test_a_set_that_is_not_there_is_missing_and_one_that_is_there_is_read(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="no such file"):
         read_manifest(str(tmp_path / "nowhere"))

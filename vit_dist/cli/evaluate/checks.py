@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_dist.config.blame import Sources
-from vit_dist.config.load import differing, identity, load_recipe
+from vit_dist.config.load import differing, identity, load_recipe, sources_of
 from vit_dist.config.schema import Recipe
 from vit_dist.config.sections import value_text
 from vit_dist.core.errors import CheckpointError, ConfigError
@@ -51,7 +51,7 @@ def check_before(
     check_unchanged(recipe, run_dir, overrides)
     if ranks is not None:
         RunDir(run_dir).check_free()
-        _check_sets(recipe, run_dir, ranks)
+        _check_sets(recipe, run_dir, overrides, ranks)
 
 
 def check_unchanged(recipe: Recipe, run_dir: Path, overrides: Sequence[str]) -> None:
@@ -74,13 +74,13 @@ def check_unchanged(recipe: Recipe, run_dir: Path, overrides: Sequence[str]) -> 
         if given:
             changed.setdefault(given, []).append(_what_it_has(path, theirs))
     if changed:
-        said = [
-            f"{given}: the run has {', '.join(values[:_SHOWN])}"
-            f"{f' and {len(values) - _SHOWN} more' if len(values) > _SHOWN else ''}; "
-            f"leave {given.partition('=')[0]} out"
-            for given, values in changed.items()
-        ]
-        raise ConfigError(f"{run_dir}: an evaluation cannot change what was trained: {'; '.join(said)}")
+        said = "; ".join(_to_leave_out(given, values) for given, values in changed.items())
+        raise ConfigError(f"{run_dir}: an evaluation cannot change what was trained: {said}")
+
+
+def _to_leave_out(given: str, values: Sequence[str]) -> str:
+    more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
+    return f"{given}: the run has {', '.join(values[:_SHOWN])}{more}; leave {given.partition('=')[0]} out"
 
 
 def _what_it_has(path: str, value: Any) -> str:
@@ -94,10 +94,11 @@ def _identity_of(run_dir: Path) -> dict[str, Any]:
     return dict(claimed.get("identity", {}))
 
 
-def _check_sets(recipe: Recipe, run_dir: Path, ranks: int) -> None:
+def _check_sets(recipe: Recipe, run_dir: Path, overrides: Sequence[str], ranks: int) -> None:
     from vit_dist.train.plan import open_training
 
-    data, _, _ = open_training(recipe, World(size=ranks))
+    sources = sources_of(str(run_dir / names.RECIPE), overrides, recipe)
+    data, _, _ = open_training(recipe, World(size=ranks), sources)
     trained = _identity_of(run_dir).get("fingerprint", data.fingerprint)
     if data.fingerprint != trained:
         raise ConfigError(

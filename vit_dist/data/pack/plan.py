@@ -21,6 +21,7 @@ from vit_dist.core.small_files import (
     or_none,
     parse_json,
     required,
+    shown,
 )
 from vit_dist.data.grammar import MAX_CLASSES
 from vit_dist.data.pack.shards import STATE_FOLDER, DoneMarker, Task
@@ -45,6 +46,19 @@ _FIELDS: dict[str, tuple[Check, str]] = {
     "num_classes": (lambda value: is_count(value) and value <= MAX_CLASSES, f"a whole number up to {MAX_CLASSES:,}"),
     "classes": (is_texts, "a list of names"),
 }
+_WORDS = {
+    "kind": "--from",
+    "name": "--name",
+    "num_images": "images in SRC",
+    "num_val": "--val, in images",
+    "samples_per_shard": "--samples-per-shard",
+    "seed": "--seed",
+    "num_classes": "number of classes",
+}
+"""What the fields of a plan are called where they differ: the option that says them, or what is counted."""
+_OF_THE_SOURCE = frozenset({"kind", "num_images"})
+"""Fields that do not differ without the digest of the source's list."""
+_LONGEST = 60
 
 
 @dataclass(frozen=True)
@@ -71,13 +85,15 @@ class PackPlan:
         return tasks_of(self.num_images, self.num_val, self.samples_per_shard)
 
     def changes(self, now: Mapping[str, Any]) -> str:
-        """Where the fields of a plan of now differ from this one, which lies there; '' where they do not."""
+        """Where the fields of a plan of now differ from this one, which lies there, as options; '' for nowhere."""
         there = asdict(self)
-        return "; ".join(
-            f"{name}: {_shorten(value)} now, {_shorten(there[name])} there"
-            for name, value in now.items()
-            if there[name] != value
-        )
+        changed = [name for name, value in now.items() if there[name] != value]
+        # What follows from another difference says less than that.
+        if not _OF_THE_SOURCE.isdisjoint(changed):
+            changed = [name for name in changed if name != "digest"]
+        if "num_images" in changed and all(p.get("samples_per_shard") == p["num_images"] for p in (now, there)):
+            changed = [name for name in changed if name != "samples_per_shard"]
+        return "; ".join(text for name in changed for text in _changes_of(name, now[name], there[name]))
 
     def encode(self) -> bytes:
         """As JSON."""
@@ -152,10 +168,30 @@ def unpacked_parts(dest: str, parts: int, expected: Mapping[str, Any] | None = N
     return sorted({i % parts for i, task in enumerate(tasks) if task not in packed})
 
 
-def _shorten(value: Any) -> str:
-    """A value, cut short, for a message."""
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+def _changes_of(name: str, now: Any, there: Any) -> Iterator[str]:
+    """How two values of a field of plans differ, in words that a user has typed or can count."""
+    if name == "images":
+        for key in dict.fromkeys([*now, *there]):
+            if now.get(key) != there.get(key):
+                yield f"--{key.replace('_', '-')}: {_told(now.get(key))} now, {_told(there.get(key))} there"
+    elif name == "classes":
+        if len(now) != len(there):
+            yield f"names of classes: {len(now):,} now, {len(there):,} there"
+        at = next((i for i, (a, b) in enumerate(zip(now, there, strict=False)) if a != b), None)
+        if at is not None:
+            yield f"name of class {at}: {_told(now[at])} now, {_told(there[at])} there"
+    elif name == "digest":
+        yield "SRC: other images or labels now than there"
+    else:
+        yield f"{_WORDS[name]}: {_told(now)} now, {_told(there)} there"
+
+
+def _told(value: Any) -> str:
+    """A value of a plan, cut short, for a message."""
+    if value is None or isinstance(value, bool):
+        return "given" if value else "none" if value is None else "not given"
+    text = shown(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def all_there(dest: str, plan: PackPlan) -> bool:

@@ -256,10 +256,10 @@ def test_the_same_packing_again_does_nothing_and_another_is_refused_unless_force
     run(source, tmp_path / "out", samples_per_shard=2)
     before = files(tmp_path / "out")
     assert run(source, tmp_path / "out", samples_per_shard=2).already_there
-    with pytest.raises(ConfigError, match="samples_per_shard: 3 now, 2 there"):
+    with pytest.raises(ConfigError, match=r"\(--samples-per-shard: 3 now, 2 there\)"):
         run(source, tmp_path / "out", samples_per_shard=3)
     (source / "a" / "new.jpg").write_bytes(image_bytes(99))
-    with pytest.raises(ConfigError, match="num_images: 7 now, 6 there"):
+    with pytest.raises(ConfigError, match=r"\(images in SRC: 7 now, 6 there\)"):
         run(source, tmp_path / "out", samples_per_shard=2)
     assert files(tmp_path / "out") == before
     run(source, tmp_path / "out", samples_per_shard=4, force=True)
