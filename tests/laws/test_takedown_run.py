@@ -16,15 +16,17 @@ from tests.conftest import trains_here
 from tests.laws.test_resume import recipe_file
 from vit_dist.cli.data import main as data_verb
 from vit_dist.config.load import load_recipe, read_mapping
-from vit_dist.core.errors import ConfigError, RunError
+from vit_dist.core.errors import ConfigError, DataError, RunError
 from vit_dist.core.events.reader import read_run
 from vit_dist.core.run import log as runlog
+from vit_dist.core.run import names
 from vit_dist.core.run.checkpoints import committed, read_marker
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
 from vit_dist.train import loop
 from vit_dist.train.attempt import attempt
 from vit_dist.train.evaluate import evaluate
+from vit_dist.train.plan import check_beginning
 from vit_dist.train.run import Run
 
 STEPS, BATCH = 18, 16
@@ -180,6 +182,14 @@ def check_seen(run_dir: Path, steps: dict[int, list[int]], capsys: pytest.Captur
 
 
 def check_nothing_is_forgotten(recipe: Path, run_dir: Path, listed: Path) -> None:
+    stood = {name: (run_dir / name).read_bytes() for name in names.HISTORY if (run_dir / name).exists()}
+    assert stood
+    check_each_refusal(recipe, run_dir, listed)
+    # Whoever asks for what cannot be leaves the run as it was, neither begun again nor failed.
+    assert {name: (run_dir / name).read_bytes() for name in names.HISTORY if (run_dir / name).exists()} == stood
+
+
+def check_each_refusal(recipe: Path, run_dir: Path, listed: Path) -> None:
     with pytest.raises(ConfigError, match=r"no data\.takedown is given that has 5 of the 5 keys that were taken down"):
         train(recipe, run_dir, "log.every=2 steps")
     listed.write_text("k000000\nk000077\nk000123\nnobody\nmore\n")
@@ -187,8 +197,18 @@ def check_nothing_is_forgotten(recipe: Path, run_dir: Path, listed: Path) -> Non
         train(recipe, run_dir, f"data.takedown={listed}")
     with pytest.raises(ConfigError, match=r"no data\.takedown is given"):
         evaluate(load_recipe(str(recipe), SETTINGS), run_dir, World())
-    # A list that is refused is named nowhere.
+    # A list that is refused is named nowhere, and before a process is started.
     other = listed.with_name("other.txt")
+    for there in ("k000000\n", "k000000\nk000077\n"):
+        other.write_text(there)
+        with pytest.raises(ConfigError, match=f"lacks {5 - there.count('k')} of the 5 keys"):
+            check_beginning(load_recipe(str(recipe), [*SETTINGS, f"data.takedown={other}"]), run_dir)
+    with pytest.raises(ConfigError, match=r"no data\.takedown is given that has 5 of the 5 keys"):
+        check_beginning(load_recipe(str(recipe), SETTINGS), run_dir)
+    with pytest.raises(DataError, match="gone"):
+        check_beginning(load_recipe(str(recipe), [*SETTINGS, f"data.takedown={listed.with_name('gone')}"]), run_dir)
+    other.write_text("k000000\nk000077\nk000123\nk010003\nnobody\nmore\n")
+    check_beginning(load_recipe(str(recipe), [*SETTINGS, f"data.takedown={other}"]), run_dir)
     other.write_text("k000000\n")
     with pytest.raises(ConfigError, match="lacks 4 of the 5 keys"):
         train(recipe, run_dir, f"data.takedown={other}")

@@ -15,8 +15,10 @@ from vit_dist.core.units import nearest_multiples
 from vit_dist.core.world import World
 from vit_dist.data.manifest import ShardManifest, read_manifest
 from vit_dist.data.sets import TrainingSet, how_to_pack, open_training_set
+from vit_dist.data.takedown import hold, read_lines, refuse_forgetting
 from vit_dist.data.validation import open_validation_set
 from vit_dist.evals import EvaluatorConfig
+from vit_dist.train.state import taken_down
 
 
 @dataclass(frozen=True)
@@ -77,15 +79,20 @@ def _of_key(key: str, error: DataError, recipe: Recipe, sources: Sources | None)
 
 
 def check_beginning(recipe: Recipe, run_dir: Path) -> None:
-    """Refuse a run that has not begun yet, and whose `init.weights` or store of `checkpoint.remote` are not there.
+    """Refuse a run that cannot begin or go on as asked, before anything is written of it.
 
-    One that has begun goes on without them: it has weights, and tries to send its copies again at each save.
+    One that has not begun yet needs its `init.weights` and the store of `checkpoint.remote`. One that has begun goes on
+    without them: it has weights, and tries to send its copies again at each save. But it forgets no key that was taken
+    down.
 
     Raises:
-        ConfigError: the weights are not there.
-        DataError: a store cannot be asked.
+        ConfigError: the weights are not there, or `data.takedown` lacks keys.
+        DataError: a store cannot be asked, or the list cannot be read.
     """
+    # Read anew: it may have grown since this process has read it.
+    hold(recipe.data.takedown, read_lines(recipe.data.takedown))
     if (run_dir / names.RUN).exists():
+        refuse_forgetting(taken_down(run_dir), recipe.data.takedown)
         return
     if recipe.checkpoint.remote:
         # A store that nothing can be written to would be noticed at the first save.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from vit_dist.core.errors import CheckpointError
+from vit_dist.core.run.checkpoints import committed, read_marker
+from vit_dist.core.run.names import CHECKPOINTS
 from vit_dist.data.mixture import MixtureIdentity
 from vit_dist.data.order import OrderIdentity, describe_identity_change
 from vit_dist.data.takedown import TakenDown, dump_taken, load_taken
@@ -129,3 +132,12 @@ class TrainState:
             tuple((begin, end) for begin, end in raw[_SKIPPED_RANGES_KEY]),
             load_taken(raw.get(_TAKEN_DOWN_KEY, ())),
         )
+
+
+def taken_down(run_dir: Path) -> tuple[TakenDown, ...]:
+    """What the newest checkpoint of a run whose marker can be read has taken down; none without one."""
+    for path in committed(run_dir / CHECKPOINTS):
+        marker, problem = read_marker(path)
+        if not problem:
+            return load_taken(marker["state"].get(_TAKEN_DOWN_KEY, ()))
+    return ()

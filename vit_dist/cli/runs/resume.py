@@ -76,13 +76,14 @@ def _as_job(run: Path, args: argparse.Namespace) -> int:
     from launcher.submit.resume import Changes, request_to_resume
     from launcher.submit.run import check, submit
     from vit_dist.core.world import World
-    from vit_dist.train.plan import open_training
+    from vit_dist.train.plan import check_beginning, open_training
 
     changes = Changes(args.nodes, args.spares, args.time, args.cluster, args.site, args.overrides)
     request = request_to_resume(run, changes)
     check(request)
     # What cannot be is an error now, not after hours in the queue.
     open_training(request.recipe, World(size=request.ranks))
+    check_beginning(request.recipe, request.directory)
     _report(submit(request), request)
     return 0
 
