@@ -68,7 +68,7 @@ def has_torch(pid: int) -> bool:
 
 
 def test_a_slow_and_a_dead_probe_are_named_and_nobody_waits_for_them() -> None:
-    """Node 1 gets a tenth of the time, node 2 is killed. Slow is 0.4 of the median: other work makes no node so slow."""
+    """Node 1 gets a tenth of the time, node 2 is killed. Slow is below 0.4: other work makes no node so slow."""
 
     def torment(over: threading.Event) -> None:
         slow = wait_for("a probe", lambda: probe_of("process 1"))
