@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _check_data(request: SubmitRequest, sources: Sources) -> None:
+def _check_data(request: SubmitRequest, sources: Sources | None) -> None:
     """What cannot be is an error now, not after hours in the queue."""
     from launcher.submit.run import check
     from vit_dist.core.world import World

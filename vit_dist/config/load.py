@@ -24,6 +24,7 @@ from vit_dist.config.sections import SECTIONS, layer, lost, meaning, merge, miss
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 from vit_dist.core.places import Place, Takes
 from vit_dist.core.registry import EVALUATORS, Plugin, Registry
+from vit_dist.core.scratch import in_scratch
 from vit_dist.core.text import read_text
 from vit_dist.core.urls import local_path
 
@@ -108,8 +109,10 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return resolve(raw, overrides, where=Sources(str(path), overrides, files))
 
 
-def sources_of(name: str, overrides: Sequence[str], recipe: Recipe) -> Sources:
+def sources_of(name: str, overrides: Sequence[str], recipe: Recipe) -> Sources | None:
     """Where the values of a recipe come from, for what turns out to be wrong once they are used.
+
+    None of one that a command of ours has written for another, such as a cell of a study: it is gone afterwards.
 
     Args:
         name: of the recipe, as it was loaded.
@@ -117,6 +120,8 @@ def sources_of(name: str, overrides: Sequence[str], recipe: Recipe) -> Sources:
         recipe: what they make of it.
     """
     path, files = find_config(name, "recipes"), list[Path]()
+    if in_scratch(path):
+        return None
     read_recipe_file(path, files=files)
     dataset = recipe.data.dataset
     sections = {} if dataset == "custom" else {"data": find_config(dataset, "data")}

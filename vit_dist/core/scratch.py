@@ -41,6 +41,11 @@ def scratch(folder: Path, name: str) -> Iterator[Path]:
             remove_tree(path)
 
 
+def in_scratch(path: Path) -> bool:
+    """Whether a file lies in such a folder: written for a process, and nothing that a person knows."""
+    return re.fullmatch(r"\..+-[0-9]{1,9}-[0-9a-f]{8}", path.parent.name) is not None
+
+
 def _remove_left(folder: Path, head: str) -> None:
     pattern = re.compile(re.escape(head) + r"([0-9]{1,9})-[0-9a-f]{8}")
     with os.scandir(folder) as entries:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vit_dist.core.scratch import scratch
+from vit_dist.core.scratch import in_scratch, scratch
 
 HOST = re.sub(r"[^A-Za-z0-9.]+", "-", socket.gethostname())
 
@@ -79,3 +79,10 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
         pass
     assert (theirs / "recipe.yaml").exists()
     assert link.is_symlink()
+
+
+def test_what_was_written_for_a_process_is_told_from_what_people_keep(tmp_path: Path) -> None:
+    with scratch(tmp_path, "study") as folder:
+        assert in_scratch(folder / "recipe.yaml")
+    for path in ("recipe.yaml", "runs/a-1/recipe.yaml", ".hidden-7/recipe.yaml", "study-vm-7-0123abcd/recipe.yaml"):
+        assert not in_scratch(tmp_path / path)

@@ -439,7 +439,7 @@ def test_a_run_side_by_side_that_is_refused_says_why_and_stands_as_failed(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "400")
     words = ["seeds=[0]", "subsets=[500]", "models=[vit-demo]", "schedule.warmup=0 steps", "data.train=nowhere"]
-    reason = r"nowhere/manifest\.json: no such file.* \(log: runs/tiny/vit-demo-500-s0/train\.log\)"
+    reason = r"data\.train: nowhere/manifest\.json: no such file.* \(log: runs/tiny/vit-demo-500-s0/train\.log\)"
     with pytest.raises(RunError, match=f"failed with exit code 1: {reason}"):
         main(["run", str(study_file), *words, "--jobs", "2", "--anyway"])
     capsys.readouterr()
