@@ -83,7 +83,7 @@ def test_a_slow_and_a_dead_probe_are_named_and_nobody_waits_for_them() -> None:
                 time.sleep(0.03)
 
     with meanwhile(torment):
-        report = examine_here(4, PreflightOptions(timeout_s=120, silence_s=10, slow=0.4))
+        report = examine_here(4, PreflightOptions(timeout_s=120, silence_s=20, slow=0.4))
     assert {n.node: n.verdict for n in report.nodes} == {
         "process 0": "ok",
         "process 1": "slow",
