@@ -216,9 +216,8 @@ def resolve(raw: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str
     sources = where if isinstance(where, Sources) else Sources(where, overrides)
     data = merge(merge(_DEFAULTS, raw), parse_overrides(overrides))
     problems: list[str] = []
-    data["plugins"] = load_plugins(
-        data.get("plugins", ()), sources.of("plugins")
-    )  # first: they may define whatever follows
+    # First: they may define whatever follows.
+    data["plugins"] = load_plugins(data.get("plugins", ()), sources.of("plugins"))
     section = spelt_out("data", data.get("data"))
     if isinstance(section, Mapping) and isinstance(section.get("dataset"), str) and section["dataset"] != "custom":
         path = find_config(section["dataset"], "data")

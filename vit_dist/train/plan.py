@@ -71,7 +71,7 @@ def _of_key(key: str, error: DataError, recipe: Recipe, sources: Sources | None)
     """What is wrong with a set, with the key that names it and where that was given."""
     said = f"{key}: {error}"
     if isinstance(error, MissingError):
-        none = ", or data.val= to train without evaluation" if key == "data.val" else ""
+        none = ", or data.val= for none" if key == "data.val" else ""
         typed = sources is None or sources.of(key).endswith(ON_THE_COMMAND_LINE)
         whose = "" if typed else "the recipe names it: "
         said += how_to_pack(recipe) or f"; {whose}give {key}=URL of a set{none}"

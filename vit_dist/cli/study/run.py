@@ -11,6 +11,7 @@ from vit_dist.cli.models.options import at_least_one
 from vit_dist.cli.study.options import NamedStudy, add_runs, named_study, study_parser
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.tables import make_console
+from vit_dist.core.urls import redact
 from vit_dist.core.world import starts_ranks
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
         study.cells,
         study.directory,
         print_line=lambda line: console.print(line, markup=False),
-        resume_command=shlex.join(["vit-dist", "study", "run", *argv]),
+        resume_command=redact(shlex.join(["vit-dist", "study", "run", *argv])),
         keep_going=not args.stop_on_failure,
         jobs=args.jobs,
     )
@@ -76,7 +77,7 @@ def main(argv: list[str]) -> int:
                 last_error_line=side_by_side.last_error_line,
             )
     options = [] if args.runs == Path("runs") else ["--runs", str(args.runs)]
-    report = shlex.join(["vit-dist", "study", "report", *args.words, *options])
+    report = redact(shlex.join(["vit-dist", "study", "report", *args.words, *options]))
     console.print(f"study {study.config.name}: all {len(study.cells)} cells are done; next: {report}", markup=False)
     return 0
 

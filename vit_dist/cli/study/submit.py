@@ -12,6 +12,7 @@ from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import local_path
 from vit_dist.core.places import local_option, local_or_name
 from vit_dist.core.tables import make_console
+from vit_dist.core.urls import redact
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -95,7 +96,8 @@ def main(argv: list[str]) -> int:
         console.print(f"  {what}{behind}", markup=False)
     if left.train or left.evaluate:
         options = ["--runs", str(root)]
-        console.print(f"follow: {shlex.join(['vit-dist', 'study', 'status', *args.words, *options])}", markup=False)
+        follow = redact(shlex.join(["vit-dist", "study", "status", *args.words, *options]))
+        console.print(f"follow: {follow}", markup=False)
     return 0
 
 
