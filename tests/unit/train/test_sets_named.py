@@ -19,7 +19,7 @@ _NONE = r".*/manifest\.json: no such file"
     ("recipe", "words", "told"),
     [
         ("", ["data.train=SET"], rf"fashion-mnist-mini\.yaml, line 6: data\.val: runs/data/{_NONE}"),
-        ("", ["data.train=SET"], r"the recipe names it: give data\.val=URL of a set, or data\.val= to train without"),
+        ("", ["data.train=SET"], r"the recipe names it: give data\.val=URL of a set, or data\.val= for none"),
         ("", ["data.train=SET", "data.val=y"], rf"^data\.val=y on the command line: data\.val: y{_NONE}"),
         ("", ["data.train=SET", "data.val=y"], r"spelling; give data\.val=URL of a set"),
         ("", ["data.train=x"], rf"^data\.train=x on the command line: data\.train: x{_NONE}.*; give data\.train=URL"),
