@@ -33,7 +33,7 @@ from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet, idle_outputs
 from vit_dist.data.takedown import refuse_forgetting
 from vit_dist.engines._collectives import broadcast_object
-from vit_dist.engines._numerics import check_precision, numerics
+from vit_dist.engines._numerics import check_precision, numerics, slow_bf16
 from vit_dist.engines._protocol import Engine, EngineInputs
 from vit_dist.engines._timer import StepTimer
 from vit_dist.evals import EvalContext
@@ -404,7 +404,8 @@ def _announce(recipe: Recipe, data: TrainingSet, plan: Plan, engine: Engine, wor
         f"  plan: {plan.total_steps:,} steps of {recipe.global_batch} ({recipe.horizon}), a rank runs {micro} a step"
     )
     unrated = unrated_checkpoints(recipe, data.num_samples)
-    for remark in filter(None, (unrated, idle_outputs(recipe.data.num_classes, data.num_classes))):
+    idle = idle_outputs(recipe.data.num_classes, data.num_classes)
+    for remark in filter(None, (unrated, idle, slow_bf16(recipe.precision, engine.device))):
         log(f"  {remark}", WARNING)
 
 

@@ -19,7 +19,7 @@ from vit_dist.config.load import resolve
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.world import World
-from vit_dist.engines._numerics import check_precision, numerics
+from vit_dist.engines._numerics import check_precision, numerics, slow_bf16
 from vit_dist.engines._protocol import Engine, EngineInputs
 from vit_dist.train.losses import make_loss
 from vit_dist.train.process_group import process_group
@@ -220,3 +220,20 @@ def test_the_keys_that_are_told_to_be_of_the_layout_are_in_it() -> None:
     told = {key.path.rpartition(".")[2] for key in all_keys() if key.layout}
     of_no_recipe = {"torch", "deepspeed", "world_size", "device", "tf32", "head"}
     assert {"engine" if name == "name" else name for name in told} == written - of_no_recipe
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "device", "said"),
+    [
+        ("AVX2", "bf16", "cpu", True),
+        ("AVX2", "fp32", "cpu", False),
+        ("AVX512", "bf16", "cpu", False),
+        ("SVE256", "bf16", "cpu", False),
+        ("AVX2", "bf16", "cuda", False),
+    ],
+)
+def test_bf16_is_said_to_be_slow_where_the_cpu_has_no_kernels_for_it(
+    capability: str, precision: str, device: str, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert ("precision=fp32" in slow_bf16(precision, torch.device(device))) is said
