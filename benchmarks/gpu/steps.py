@@ -182,7 +182,7 @@ def _compile_all(kit: Kit, contest: Contest) -> None:
     blocks = repeated_blocks(contest.modules["bare"])
     assert blocks, f"{contest.model} has no blocks"
     for block in blocks:
-        block.compile(dynamic=False, backend=backend, recompile_limit=64)
+        block.compile(dynamic=False, backend=backend)
     kit.seconds(contest.steps["bare"], 1)
     for name in _ENGINES:
         _enter_engine(kit, contest, name, compiled=True)

@@ -101,9 +101,9 @@ def _problem(
                 dynamic=False,
                 backend=BACKEND,
                 options=options if BACKEND == "inductor" else None,
-                recompile_limit=_MOST_GRAPHS,
             )
-        with warnings.catch_warnings():
+        # Here all graphs are made. An argument of this name is known to torch.compile itself, but not before torch 2.12.
+        with torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _try(config, inputs, module, forward)
         return ""
