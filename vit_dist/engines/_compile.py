@@ -102,7 +102,7 @@ def _problem(
                 backend=BACKEND,
                 options=options if BACKEND == "inductor" else None,
             )
-        # Here all graphs are made. An argument of this name is known to torch.compile itself, but not before torch 2.12.
+        # All graphs are made here. torch.compile has an argument of this name too, but not before torch 2.12.
         with torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _try(config, inputs, module, forward)

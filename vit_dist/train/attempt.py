@@ -33,6 +33,7 @@ from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet, idle_outputs
 from vit_dist.data.takedown import refuse_forgetting
 from vit_dist.engines._collectives import broadcast_object
+from vit_dist.engines._layout import images_format
 from vit_dist.engines._numerics import check_precision, numerics, slow_bf16
 from vit_dist.engines._protocol import Engine, EngineInputs
 from vit_dist.engines._timer import StepTimer
@@ -271,7 +272,7 @@ def build_engine(
         clip=optim.clip,
         micro_batch=plan.micro_batch,
         accumulation=plan.accumulation,
-        memory_format=torch.channels_last if recipe.engine.channels_last else torch.contiguous_format,  # type: ignore[attr-defined]
+        memory_format=images_format(recipe.engine, model, device),  # type: ignore[arg-type]
         timer=StepTimer(device),
         image_size=recipe.data.image_size if trains else None,
     )
