@@ -90,14 +90,14 @@ def watch_gradients(built) -> list[float]:
 
 
 def watch_clipping() -> list[float]:
-    """The bf16 share of the gradients that are clipped from here on: those that plain torch has reduced."""
-    shares, clip = [], torch.nn.utils.clip_grad_norm_
+    """The bf16 share of the gradients whose norm is taken from here on: those that plain torch has reduced."""
+    shares, measure = [], torch.nn.utils.get_total_norm
 
-    def look(parameters, *given, **named):
-        shares.append(bf16_share([p.grad for p in parameters]))
-        return clip(parameters, *given, **named)
+    def look(gradients, *given, **named):
+        shares.append(bf16_share(gradients))
+        return measure(gradients, *given, **named)
 
-    torch.nn.utils.clip_grad_norm_ = look
+    torch.nn.utils.get_total_norm = look
     return shares
 
 
