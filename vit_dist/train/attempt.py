@@ -18,7 +18,7 @@ from vit_dist.config.claims import check_run_dir, refuse_another
 from vit_dist.config.load import identity, recipe_hash, recipe_yaml, shipped_set
 from vit_dist.config.plugins import with_copies
 from vit_dist.config.schema import Recipe
-from vit_dist.core.errors import RunError, VitDistError
+from vit_dist.core.errors import RunError, VitDistError, is_refusal
 from vit_dist.core.files import redact, write_bytes
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.metrics import ACCURACY
@@ -52,7 +52,7 @@ from vit_dist.train.initial_weights import Initial
 from vit_dist.train.loop import train
 from vit_dist.train.losses import make_loss
 from vit_dist.train.measures import MEASURED, open_measures
-from vit_dist.train.plan import Plan, open_training
+from vit_dist.train.plan import Plan, check_outputs, open_training
 from vit_dist.train.plugin_code import agreed_plugins
 from vit_dist.train.process_group import limit_collectives, process_group
 from vit_dist.train.profile import Profiler, ProfileSteps
@@ -100,7 +100,7 @@ def attempt(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps |
             )
         except (VitDistError, RuntimeError, OSError) as error:
             failure = explained(error, recipe, run_dir, world)
-            record.end("failed", str(failure))
+            record.end("failed", str(failure), refused=is_refusal(failure))
             raise failure from (None if failure is error else error)
         try:
             if _is_done(run):
@@ -170,7 +170,7 @@ def open_run(
     run_identity = {**identity(recipe), "fingerprint": data.fingerprint, **initial.identity, **plugins}
     # Before anything is written or superseded: a run directory of another run must be left as it is.
     if world.is_main:
-        _claim(directory, recipe, run_identity)
+        _claim(directory, recipe, data, run_identity)
     record.begin()
     record.total_steps = plan.total_steps
     # Until the checkpoint is there nothing is known to be lost: the sums of before, and this start.
@@ -350,7 +350,7 @@ def stop_requests() -> Iterator[StopRequest]:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _claim(directory: RunDir, recipe: Recipe, run_identity: dict[str, Any]) -> None:
+def _claim(directory: RunDir, recipe: Recipe, data: TrainingSet, run_identity: dict[str, Any]) -> None:
     """Make the directory this run's, or refuse one that is another's."""
     # Whoever starts processes has asked before: this is for a set and weights that were opened since, and for others.
     check_run_dir(recipe, directory.path)
@@ -362,6 +362,8 @@ def _claim(directory: RunDir, recipe: Recipe, run_identity: dict[str, Any]) -> N
         if not (directory.path / names.RECIPE).exists():
             _write_recipe(directory, recipe)
         return
+    # Of a run that has begun the head is what it is.
+    check_outputs(recipe, data)
     try:
         _write_recipe(directory, recipe)
         directory.write_json(

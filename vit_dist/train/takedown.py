@@ -11,8 +11,7 @@ from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
 from vit_dist.data.manifest import ShardManifest
-from vit_dist.data.sets import Part, Parts, TrainingSet
-from vit_dist.data.subset import select
+from vit_dist.data.sets import TrainingSet, whole_set
 from vit_dist.data.takedown import extended, hold, read_lines
 from vit_dist.train.checkpoint.restore import on_main
 from vit_dist.train.state import TrainState
@@ -38,10 +37,10 @@ def with_list(
         ConfigError: the list lacks something that was.
         DataError: an index cannot be read.
     """
-    beside = None if val is None or not val.num_samples else Parts([Part(val, select(val, None))])
     # On one rank: it may read the indexes of all shards.
     taken = on_main(
-        lambda: extended(state.taken_down, recipe.data.takedown, data.parts, state.position, beside=beside), world
+        lambda: extended(state.taken_down, recipe.data.takedown, data.parts, state.position, beside=whole_set(val)),
+        world,
     )
     return replace(state, taken_down=taken)
 
