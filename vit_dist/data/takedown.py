@@ -208,6 +208,24 @@ def new_lines(
     new = [line for line in lines if line not in before]
     if not new:
         return {}, []
+    # Asked before an attempt begins, and by it: indexes of a large set take minutes.
+    asked = (url, lines, tuple(known), _which(parts), _which(beside or ()))
+    if asked not in _meant:
+        _meant[asked] = _meaning(new, known, url, parts, beside)
+    return _meant[asked]
+
+
+_meant: dict[tuple[object, ...], tuple[dict[str, tuple[int, ...]], list[str]]] = {}
+
+
+def _which(parts: Iterable[Part]) -> tuple[object, ...]:
+    # Not by the parts themselves: arrays have no hash.
+    return tuple((part.name, part.first_ordinal, part.manifest.fingerprint, part.subset.num_samples) for part in parts)
+
+
+def _meaning(
+    new: Sequence[str], known: Sequence[TakenDown], url: str, parts: Parts, beside: Parts | None
+) -> tuple[dict[str, tuple[int, ...]], list[str]]:
     found = find(new, parts)
     elsewhere = find([line for line in new if not found[line]], beside) if beside is not None else {}
     unknown = [line for line in new if not found[line] and not elsewhere.get(line)]

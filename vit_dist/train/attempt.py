@@ -31,7 +31,6 @@ from vit_dist.core.run.directory import RunDir, wait_for_stores
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet, idle_outputs
-from vit_dist.data.takedown import refuse_forgetting
 from vit_dist.engines._collectives import broadcast_object
 from vit_dist.engines._numerics import check_precision, numerics, slow_bf16
 from vit_dist.engines._protocol import Engine, EngineInputs
@@ -61,8 +60,8 @@ from vit_dist.train.progress.clock import Clock, StartUp
 from vit_dist.train.progress.goodput import Goodput, carried
 from vit_dist.train.progress.performance import describe_device
 from vit_dist.train.run import Run, StopRequest
-from vit_dist.train.state import TrainState, taken_down
-from vit_dist.train.takedown import agree_on_list, name_list, with_list
+from vit_dist.train.state import TrainState
+from vit_dist.train.takedown import agree_on_list, check_list, name_list, with_list
 
 
 def attempt(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps | None = None) -> None:
@@ -165,6 +164,7 @@ def open_run(
     data, val, plan = open_training(recipe, world)
     agree_on_list(recipe, world)
     _bring_back(recipe, data, directory, world)
+    check_list(recipe, data, val, directory.path, world)
     initial = Initial(recipe, directory, world, data.class_names)
     plugins = agreed_plugins(recipe, world)
     run_identity = {**identity(recipe), "fingerprint": data.fingerprint, **initial.identity, **plugins}
@@ -357,7 +357,6 @@ def _claim(directory: RunDir, recipe: Recipe, data: TrainingSet, run_identity: d
     claimed = directory.read_json(names.RUN)
     if claimed is not None:
         refuse_another(directory.path, run_identity, claimed.get("identity", {}))
-        refuse_forgetting(taken_down(directory.path), recipe.data.takedown)
         # Of a run whose directory was lost, all but this was brought back.
         if not (directory.path / names.RECIPE).exists():
             _write_recipe(directory, recipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from vit_dist.config.load import merge, read_mapping, to_yaml
 from vit_dist.config.schema import Recipe
@@ -12,9 +13,9 @@ from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.sets import TrainingSet, whole_set
-from vit_dist.data.takedown import extended, hold, read_lines
+from vit_dist.data.takedown import extended, hold, new_lines, read_lines
 from vit_dist.train.checkpoint.restore import on_main
-from vit_dist.train.state import TrainState
+from vit_dist.train.state import TrainState, taken_down
 
 
 def agree_on_list(recipe: Recipe, world: World) -> None:
@@ -26,6 +27,17 @@ def agree_on_list(recipe: Recipe, world: World) -> None:
     url = recipe.data.takedown
     if url:
         hold(url, on_main(lambda: read_lines(url), world))
+
+
+def check_list(recipe: Recipe, data: TrainingSet, val: ShardManifest | None, run_dir: Path, world: World) -> None:
+    """Refuse a list before an attempt begins, by what the newest checkpoint here has taken down. A collective.
+
+    Raises:
+        ConfigError: the list lacks something of that, leaves nothing to train on, or names files in place of keys.
+        DataError: an index cannot be read.
+    """
+    url = recipe.data.takedown
+    on_main(lambda: new_lines(taken_down(run_dir), url, data.parts, beside=whole_set(val)), world)
 
 
 def with_list(

@@ -70,7 +70,9 @@ def main(argv: list[str]) -> int:
                 return run_ranks(evaluation_words(cell, run_dir), nproc=args.nproc, folder=folder)
 
         def attempt(recipe: Recipe, run_dir: Path) -> int:
-            refuse_before(recipe, run_dir, args.nproc)
+            # Whoever begins anyway wants the ranks' own word.
+            if not args.anyway:
+                refuse_before(recipe, run_dir, args.nproc)
             return run_local(recipe, run_dir, nproc=args.nproc)
 
         run(attempt=attempt, evaluate=evaluate)
