@@ -20,7 +20,7 @@ from vit_dist.core.errors import ConfigError, DataError, OtherCheckpointError, R
 from vit_dist.core.events.reader import read_run
 from vit_dist.core.run import history, names
 from vit_dist.core.run import log as runlog
-from vit_dist.core.run.checkpoints import MARKER, committed, read_marker
+from vit_dist.core.run.checkpoints import MARKER, committed, read_marker, seal_marker
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
 from vit_dist.train import loop
@@ -275,7 +275,7 @@ def test_what_ranks_refuse_once_they_have_begun_leaves_the_run_as_it_was(
     train(recipe, run, cut=7, patch=monkeypatch)
     marker = committed(run / "checkpoints")[0] / MARKER
     whole = json.loads(marker.read_text())
-    marker.write_text(json.dumps({**whole, "recipe": {**whole["recipe"], "seed": 7}}))
+    marker.write_bytes(seal_marker({**whole, "recipe": {**whole["recipe"], "seed": 7}}))
     for number in (2, 3):
         with pytest.raises(OtherCheckpointError, match="a checkpoint of another recipe: seed"):
             train(recipe, run)

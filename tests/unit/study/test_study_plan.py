@@ -145,7 +145,7 @@ def test_evaluations_are_checked_when_the_study_is_planned(study_file: Path) -> 
     (cell, *_) = cells_of(study_file, "evaluations=[{name: fewshot, set: x, shots: [5]}]")
     assert [e.name for e in cell.evaluations] == ["fewshot"]
     assert [e.name for e in cell.recipe.evaluators] == ["classification"]
-    with pytest.raises(ConfigError, match=r"evaluations as: evaluators\[0\].shot: unknown key; did you mean 'shots'"):
+    with pytest.raises(ConfigError, match=r"evaluations as: evaluators\[0\].shot: unknown key; did you mean 'evaluators\[0\].shots'"):
         cells_of(study_file, "evaluations=[{name: fewshot, set: x, shot: [5]}]")
 
 
