@@ -7,7 +7,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from vit_dist.cli.models.options import at_least_one
-from vit_dist.cli.study.options import named_study, study_parser
+from vit_dist.cli.study.options import named_study, refused_by_name, study_parser
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import local_path
 from vit_dist.core.places import local_option, local_or_name
@@ -113,10 +113,12 @@ def _check_sets(jobs: StudyJobs) -> None:
     """Say before anything is submitted what would fail in every job.
 
     Raises:
-        ConfigError: a recipe that does not come out.
+        ConfigError: a recipe that does not come out, or that names what is not there.
         DataError: a set that cannot be read.
     """
     from vit_dist.core.world import World
+    from vit_dist.study.cost import cell_lines
+    from vit_dist.study.local import cell_state
     from vit_dist.train.plan import open_training
 
     seen = set()
@@ -125,3 +127,9 @@ def _check_sets(jobs: StudyJobs) -> None:
         if key not in seen:
             seen.add(key)
             open_training(cell.recipe, World(size=jobs.nodes * jobs.cluster.tasks))
+    left = [cell for cell in jobs.cells if cell_state(jobs.directory / cell.name).state != "done"]
+    refused = refused_by_name(left, jobs.directory)
+    if refused:
+        raise ConfigError(
+            "cells cannot begin as asked, so that nothing is submitted:\n" + "\n".join(cell_lines(refused))
+        )
