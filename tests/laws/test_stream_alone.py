@@ -203,7 +203,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rank": 1}, r"rank=1, world_size=None: give both"),
     ({"rank": 3, "world_size": 3}, r"rank=3, world_size=3: give both, rank from 0 to world_size - 1"),
     ({"drop_last": True}, r"drop_last=True: without `epochs` the stream has no last batch"),
-    ({"drop_last": True, "epochs": 1, "batch": 201}, r"drop_last=True: 1 epochs of 200 examples are less than one"),
+    ({"drop_last": True, "epochs": 1, "batch": 201}, r"drop_last=True: 1 epoch of 200 examples is less than one"),
     ({"widow": 3}, r"open_stream: widow: unknown key; did you mean 'window'"),
     ({"mixup": {"alpha": 0.2}}, r"open_stream: mixup: unknown key"),
     ({"crop_area": (0.5, 0.1)}, r"open_stream: crop_area: expected two numbers"),

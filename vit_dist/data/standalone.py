@@ -22,6 +22,7 @@ from vit_dist.config.load import describe
 from vit_dist.config.schema import DataConfig
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 from vit_dist.core.log import WARNING, log
+from vit_dist.core.units import counted
 from vit_dist.core.world import World, launched_world
 from vit_dist.data.augment import Augment
 from vit_dist.data.decode import decode
@@ -384,7 +385,8 @@ def _end(data: TrainingSet, epochs: int | None, batch: int, *, drop_last: bool) 
     total = epochs * data.num_samples
     if drop_last and total < batch:
         raise ConfigError(
-            f"drop_last=True: {epochs} epochs of {data.num_samples} examples are less than one batch={batch}"
+            f"drop_last=True: {counted(epochs, 'epoch')} of {data.num_samples} examples "
+            f"{'is' if epochs == 1 else 'are'} less than one batch={batch}"
         )
     return total - total % batch if drop_last else total
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vit_dist.core.places import local_option, local_or_name, local_or_override
 from vit_dist.core.run import names
+from vit_dist.core.units import counted
 
 if TYPE_CHECKING:
     from vit_dist.config.schema import Recipe
@@ -80,7 +81,9 @@ def main(argv: list[str]) -> int:
     runs = [word for word in args.words if "=" not in word]
     overrides = [word for word in args.words if "=" in word]
     if len(runs) != (args.list is None):
-        raise ConfigError(f"vit-dist evaluate: give one run directory or --list FILE, got {len(runs)} directories")
+        raise ConfigError(
+            f"vit-dist evaluate: give one run directory or --list FILE, got {counted(len(runs), 'directory')}"
+        )
     if args.cluster:
         from vit_dist.cli.evaluate.jobs import submit_evaluation
 
@@ -154,5 +157,5 @@ def _line(path: Path, element: int | None) -> Path:
     except DataError as error:
         raise ConfigError(f"--list {error}") from None
     if not 0 <= element < len(lines):
-        raise ConfigError(f"--element {element}: {path} has {len(lines)} lines")
+        raise ConfigError(f"--element {element}: {path} has {counted(len(lines), 'line')}")
     return Path(lines[element])

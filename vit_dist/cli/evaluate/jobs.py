@@ -11,6 +11,7 @@ from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.files import local_path
 from vit_dist.core.run import names
 from vit_dist.core.text import read_text
+from vit_dist.core.units import counted
 
 
 def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list[str]) -> int:
@@ -75,7 +76,7 @@ def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list
     write_bytes(str(path), script.encode())
     after = [f"--dependency=afterok:{args.after}"] if args.after else []
     submission = slurm.sbatch(path, args=after)
-    what = f"an array of {elements} runs" if elements else str(subject)
+    what = f"an array of {counted(elements, 'run')}" if elements else str(subject)
     print(f"job {submission.job}: evaluates {what}\nlogs {folder}/evaluate-{stamp}.log{'-*' if elements else ''}")  # noqa: T201
     return 0
 

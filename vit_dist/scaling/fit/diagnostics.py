@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from vit_dist.core.units import counted
 from vit_dist.scaling.fit.curve import CurveFit
 from vit_dist.scaling.fit.forms import FORMS, MAX_EXPONENT
 
@@ -91,7 +92,9 @@ def _few(fit: CurveFit) -> list[str]:
 def _unidentified(fit: CurveFit) -> list[str]:
     warnings = []
     if fit.starts >= 4 and fit.starts_agree < fit.starts / 4:
-        warnings.append(f"only {fit.starts_agree} of {fit.starts} starts found this curve: there may be a better one")
+        warnings.append(
+            f"only {fit.starts_agree} of {counted(fit.starts, 'start')} found this curve: there may be a better one"
+        )
     b = fit.params["b"]
     if b <= 1e-6:
         warnings.append("the exponent is 0: the curve is flat")

@@ -13,7 +13,7 @@ import numpy as np
 from vit_dist.core.metrics import ACCURACY, FEW_SHOT, Metric
 from vit_dist.core.run.log import VAL_TOP1
 from vit_dist.core.run.names import safe_name
-from vit_dist.core.units import format_count
+from vit_dist.core.units import counted, format_count
 from vit_dist.scaling import paper
 from vit_dist.scaling.collect import Observation
 from vit_dist.scaling.report.figure_style import (
@@ -60,7 +60,7 @@ def seeds_text(averaged: Sequence[Mean]) -> str:
     counts = sorted({point.num_seeds for point in averaged})
     if counts == [1]:
         return "One seed a point: differences between lines may be chance."
-    seeds = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    seeds = f"{counted(counts[0], 'seed')}" if len(counts) == 1 else f"{counts[0]} to {counted(counts[-1], 'seed')}"
     return f"{seeds} a point; lines join their means, bars are ±1 standard deviation, small open marks single runs."
 
 
@@ -87,8 +87,9 @@ def examples_figure(results: Results) -> Drawing:
     seen = sorted({one.examples_seen for one in everyone})
     amount = short(seen[0]) if len(seen) == 1 else f"{short(seen[0])} to {short(seen[-1])}"
     datasets = ", ".join(sorted({one.dataset for one in everyone}))
-    caption = f"{len(everyone)} runs on {datasets}, each saw {amount} examples, repeats counted. " + seeds_text(
-        results.means
+    caption = (
+        f"{counted(len(everyone), 'run')} on {datasets}, each saw {amount} examples, repeats counted. "
+        + seeds_text(results.means)
     )
     caption += " The area of a mark grows with the model's parameters." if _differ(everyone) else ""
     caption += f" Shaded: from the worst to the best {band} model." if band else ""
@@ -216,9 +217,10 @@ def few_shot_figures(results: Results) -> list[Drawing]:
         value_axis(axes, ACCURACY)
         legend(figure, axes)
         caption = (
-            f"{tag} at the end of {len(pairs)} runs: a linear model on frozen features, fitted by regularised least "
-            f"squares on a few images of each class. Lines join the means over seeds, whiskers reach from the lowest "
-            f"to the highest seed; ResNets are dashed. The numbers of the paper's Figure 4 were never published."
+            f"{tag} at the end of {counted(len(pairs), 'run')}: a linear model on frozen features, fitted by "
+            f"regularised least squares on a few images of each class. Lines join the means over seeds, whiskers reach "
+            f"from the lowest to the highest seed; ResNets are dashed. The numbers of the paper's Figure 4 "
+            f"were never published."
         )
         # The tag is from a log, and the name becomes a file's.
         name = safe_name(tag.replace("/", "_"))[:100]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vit_dist.core.units import counted
 from vit_dist.scaling import paper
 from vit_dist.scaling.fit.frontiers import Frontier
 from vit_dist.scaling.report.figure_style import (
@@ -148,6 +149,6 @@ def _iso_caption(results: Results, count: int) -> str:
         span = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
         law = f"best size grows as compute^{results.iso.exponent:.2f}{span} (least squares through the minima's logs)"
     return (
-        f"{count} budgets; runs within 10% of one compute are one budget. Lines: log error as a quadratic in log size, "
-        f"least squares; stars: their minima; {law}. {' '.join(results.iso.warnings)}"
+        f"{counted(count, 'budget')}; runs within 10% of one compute are one budget. Lines: log error as a quadratic "
+        f"in log size, least squares; stars: their minima; {law}. {' '.join(results.iso.warnings)}"
     )
