@@ -100,7 +100,8 @@ def _parser() -> argparse.ArgumentParser:
         """
 SRC is a folder with one directory per class, MNIST's IDX files, a list of paths or URLs with labels (.jsonl,
 .csv, .tsv), Parquet with the images inside, WebDataset tars to be packed anew, or what a plug-in reads. Images
-that cannot be decoded are left out and listed in DEST/bad.jsonl, files under several labels in DEST/copies.jsonl. Original bytes are kept unless a size or quality
+that cannot be decoded are left out and listed in DEST/bad.jsonl; files under several labels stay, and are listed in
+DEST/copies.jsonl. Original bytes are kept unless a size or quality
 is given. The command may be killed and started again: it resumes. Packing twice gives the same bytes.
 docs/data.md says what a label may be. A label that is none is refused with its file, row or sample, and value.
 """,

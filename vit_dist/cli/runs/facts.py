@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,11 @@ def as_json(view: RunView) -> dict[str, Any]:
     plain = asdict(view)
     plain["path"] = str(view.path.resolve())
     plain.pop("logged")
+    # JSON has no NaN.
+    plain["evaluated"] = {
+        tag: {"step": step, "value": value if math.isfinite(value) else None}
+        for tag, (step, value) in view.evaluated.items()
+    }
     plain |= {"name": view.name, "done": view.fraction_done, "useful": view.useful}
     if view.job is not None:
         plain["job"]["label"] = view.job.label
@@ -46,6 +52,7 @@ def facts(view: RunView, now: float) -> list[tuple[str, str]]:
         ("rate", rate_line(view, now)),
         ("saved", saved_line(view, now)),
         ("measured", "  ".join(f"{name} {value:.4g}" for name, value in view.metrics.items())),
+        ("evaluated", evaluated_line(view)),
         ("goodput", goodput_line(view.goodput, view.useful)),
         ("cost", cost_line(view, now)),
     ]
@@ -105,6 +112,14 @@ def saved_line(view: RunView, now: float) -> str:
     behind = view.step - view.saved
     since = f"; {counted(behind, 'step')} since" if behind > 0 and view.active else ""
     return f"step {view.saved:,}, {span(now - view.saved_at)} ago{since}"
+
+
+def evaluated_line(view: RunView) -> str:
+    """What `vit-dist evaluate` measured last, the newest step first; tags name a set that is not the run's own."""
+    steps: dict[int, list[str]] = {}
+    for tag, (step, value) in view.evaluated.items():
+        steps.setdefault(step, []).append(f"{tag} {value:.4g}")
+    return "; ".join(f"step {step:,}: {', '.join(steps[step])}" for step in sorted(steps, reverse=True))
 
 
 def goodput_line(goodput: Mapping[str, float], useful: float | None) -> str:
