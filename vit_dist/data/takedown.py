@@ -18,6 +18,7 @@ from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import redact
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.text import read_text
+from vit_dist.core.units import counted
 from vit_dist.data.index import IndexedSample, build_index
 from vit_dist.data.members import IMAGE_EXTENSIONS
 from vit_dist.data.pack.items import safe_key
@@ -234,7 +235,7 @@ def _meaning(
         # Kept as keys of no sample they would let the images be trained on.
         shown = "; ".join(f"{line!r}{hint(line, meant)}" for line in list(meant)[:_SHOWN])
         raise ConfigError(
-            f"data.takedown={redact(url)}: {len(meant)} of {len(new)} new keys name images of this run in another "
+            f"data.takedown={redact(url)}: {len(meant)} of {counted(len(new), 'new key names', 'new keys name')} images of this run in another "
             f"spelling: {shown}{' ...' if len(meant) > _SHOWN else ''} Keys are names of files without extension, "
             f"with %XX for what is not plain; write them so, as `vit-dist data order` prints them"
         )
@@ -270,12 +271,16 @@ def extended(
         return tuple(known)
     if unknown:
         log(
-            f"  data.takedown={redact(url)}: {len(unknown)} of {len(new)} new keys are in no set of this run: "
-            f"{_shown(unknown)}; they are kept, and leave nothing out. `vit-dist data order` prints keys",
+            f"  data.takedown={redact(url)}: {len(unknown)} of {counted(len(new), 'new key is', 'new keys are')} in no "
+            f"set of this run: {_shown(unknown)}; what names nothing is kept, and leaves nothing out. "
+            "`vit-dist data order` prints keys",
             WARNING,
         )
     examples = sum(map(len, new.values()))
-    log(f"  takedown: {len(new)} keys, {examples:,} samples of the training set, from position {position:,} on")
+    log(
+        f"  takedown: {counted(len(new), 'key')}, {counted(examples, 'sample')} of the training set, "
+        f"from position {position:,} on"
+    )
     return (*known, *(TakenDown(line, position, ordinals) for line, ordinals in new.items()))
 
 
@@ -290,7 +295,7 @@ def refuse_forgetting(known: Sequence[TakenDown], url: str) -> None:
     if lost:
         given = f"data.takedown={redact(url)} lacks" if url else "no data.takedown is given that has"
         raise ConfigError(
-            f"{given} {len(lost)} of the {len(known)} keys that were taken down before, from position "
+            f"{given} {len(lost)} of the {counted(len(known), 'key')} that were taken down before, from position "
             f"{lost[0].position:,} on: {_shown([one.line for one in lost])}; what was taken down is not read again. "
             f"Give a list with these lines too"
         )

@@ -96,9 +96,9 @@ class PlainEngine:
             # What gradients are divided by, so that their norm is `clip` at most.
             scale = None if self._in.clip is None else (norm / self._in.clip).clamp(min=1).float()
             set_lr(self._optimizer, lr)
-            # Told as torch's GradScaler tells it, a fused kernel itself divides gradients, which saves a pass over them, or
-            # leaves weights, moments and counters as they are. Not in the first step: there fused SGD makes its
-            # momentum, and counts on the kernel to write it.
+            # Told as torch's GradScaler tells it, a fused kernel itself divides gradients, which saves a pass over
+            # them, or leaves weights, moments and counters as they are. Not in the first step: there fused SGD makes
+            # its momentum, and counts on the kernel to write it.
             told: Any = self._optimizer
             if self._stepped and getattr(told, "_step_supports_amp_scaling", False):
                 told.found_inf, told.grad_scale = (~finite).float(), scale

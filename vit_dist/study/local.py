@@ -21,7 +21,7 @@ from vit_dist.core.files import redact
 from vit_dist.core.run import history, names
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.run.history import JobWord
-from vit_dist.core.units import format_seconds
+from vit_dist.core.units import counted, format_seconds
 from vit_dist.study.grid import Cell
 
 Attempt = Callable[[Recipe, Path], int]
@@ -187,7 +187,8 @@ def run_cells(
             len(told) > _MOST_TOLD
         )
         raise RunError(
-            f"{len(told)} of {len(cells)} cells failed{others}:\n{lines}{more}\ntry them again with: {resume_command}"
+            f"{len(told)} of {counted(len(cells), 'cell')} failed{others}:\n{lines}{more}\n"
+            f"try them again with: {resume_command}"
         )
 
 
@@ -324,7 +325,7 @@ def first_line(text: str) -> str:
 
 def headline(cell: Cell) -> str:
     """A cell for people: 'vit, 2,000 examples, seed 0'."""
-    examples = "all examples" if cell.subset is None else f"{cell.subset:,} examples"
+    examples = "all examples" if cell.subset is None else f"{counted(cell.subset, 'example')}"
     return f"{cell.family}, {examples}, seed {cell.seed}"
 
 

@@ -28,7 +28,7 @@ from vit_dist.core.run import names
 from vit_dist.core.run.checkpoints import LOG
 from vit_dist.core.run.copies import bring_back
 from vit_dist.core.run.directory import RunDir, wait_for_stores
-from vit_dist.core.units import format_bytes
+from vit_dist.core.units import counted, format_bytes
 from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet, idle_outputs
 from vit_dist.engines._collectives import broadcast_object
@@ -240,7 +240,7 @@ def _bring_back(recipe: Recipe, data: TrainingSet, directory: RunDir, world: Wor
     known = {**identity(recipe), "fingerprint": data.fingerprint}
     count = checkpoints.on_main(lambda: bring_back(directory.path, remote, known), world)
     if count and world.is_main:
-        log(f"  {directory.path}: {count} files of logs and records were brought back from {redact(remote)}")
+        log(f"  {directory.path}: {counted(count, 'file')} of logs and records were brought back from {redact(remote)}")
 
 
 def build_engine(
@@ -395,15 +395,16 @@ def _announce(recipe: Recipe, data: TrainingSet, plan: Plan, engine: Engine, wor
     checkpointing = _recomputes(recipe)
     recompute = f", activation checkpointing {checkpointing}" if checkpointing != "none" else ""
     reads = data.order.read_amplification(world.size)
-    again = f", each byte read by {reads} ranks" if reads > 1 and data.order.lanes > 1 else ""
+    again = f", each byte read by {counted(reads, 'rank')}" if reads > 1 and data.order.lanes > 1 else ""
     log(
         f"  engine: {engine.description}{recompute}; {world.size} process{'es' if world.size > 1 else ''} on "
         f"{describe_device(engine.device, recipe.precision)}\n"
         f"  model: {recipe.model.name}, {num_params:,} parameters, images of {recipe.data.image_size} x "
         f"{recipe.data.image_size} pixels\n"
-        f"  data: {data.num_samples:,} of {data.total_samples:,} examples ({data.name}, "
-        f"{format_bytes(data.num_bytes)}), {data.order.lanes} lanes{again}\n"
-        f"  plan: {plan.total_steps:,} steps of {recipe.global_batch} ({recipe.horizon}), a rank runs {micro} a step"
+        f"  data: {data.num_samples:,} of {counted(data.total_samples, 'example')} ({data.name}, "
+        f"{format_bytes(data.num_bytes)}), {counted(data.order.lanes, 'lane')}{again}\n"
+        f"  plan: {counted(plan.total_steps, 'step')} of {recipe.global_batch} ({recipe.horizon}), "
+        f"a rank runs {micro} a step"
     )
     unrated = unrated_checkpoints(recipe, data.num_samples)
     idle = idle_outputs(recipe.data.num_classes, data.num_classes)

@@ -98,7 +98,7 @@ def _train_until_rewind(run: Run) -> bool:
             taken_down=left_out(run.state.taken_down),
         ) as stream,
         Progress(
-            "  training", plan.total_steps, "steps", quiet=not run.world.is_main, done=run.state.step, summary=False
+            "  training", plan.total_steps, "step", quiet=not run.world.is_main, done=run.state.step, summary=False
         ) as progress,
     ):
         clock.enter("wait")

@@ -11,6 +11,7 @@ from vit_dist.cli.models.options import at_least_one
 from vit_dist.cli.study.options import NamedStudy, add_runs, named_study, refused_by_name, study_parser
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.tables import make_console
+from vit_dist.core.units import counted
 from vit_dist.core.urls import redact
 from vit_dist.core.world import starts_ranks
 
@@ -86,7 +87,10 @@ def main(argv: list[str]) -> int:
             )
     options = [] if args.runs == Path("runs") else ["--runs", str(args.runs)]
     report = redact(shlex.join(["vit-dist", "study", "report", *args.words, *options]))
-    console.print(f"study {study.config.name}: all {len(study.cells)} cells are done; next: {report}", markup=False)
+    console.print(
+        f"study {study.config.name}: all {counted(len(study.cells), 'cell is', 'cells are')} done; next: {report}",
+        markup=False,
+    )
     return 0
 
 
@@ -111,7 +115,7 @@ def _refuse_what_cannot_be_trained(study: NamedStudy, nproc: int, jobs: int, con
     if not anyway:
         told = "\n".join(lines)
         unfit = len({e.cell.name for e in estimates if e.missing or e.problems}.union(*refused.values()))
-        count = f"{unfit} of the {len(left)} cells that are left cannot be trained:"
+        count = f"{unfit} of the {counted(len(left), 'cell that is', 'cells that are')} left cannot be trained:"
         raise ConfigError(f"{count}\n{told}\nmend the study, or begin with --anyway: then the other cells are trained")
     for line in lines:
         console.print(line, markup=False)

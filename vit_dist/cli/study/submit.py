@@ -12,6 +12,7 @@ from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import local_path
 from vit_dist.core.places import local_option, local_or_name
 from vit_dist.core.tables import make_console
+from vit_dist.core.units import counted
 from vit_dist.core.urls import redact
 
 if TYPE_CHECKING:
@@ -91,7 +92,11 @@ def main(argv: list[str]) -> int:
         return 0
     entry = submit(jobs, left)
     for array in entry["arrays"]:
-        what = f"job {array['job']}: {len(array['cells'])} runs" if array["job"] else f"{len(array['cells'])} done runs"
+        what = (
+            f"job {array['job']}: {counted(len(array['cells']), 'run')}"
+            if array["job"]
+            else f"{counted(len(array['cells']), 'done run')}"
+        )
         behind = f", evaluations in job {array['evaluate']}" if array["evaluate"] else ""
         console.print(f"  {what}{behind}", markup=False)
     if left.train or left.evaluate:
@@ -102,9 +107,9 @@ def main(argv: list[str]) -> int:
 
 
 def _show(console: Console, jobs: StudyJobs, left: Todo) -> None:
-    parts = [f"{len(left.train)} runs to train"]
+    parts = [f"{counted(len(left.train), 'run')} to train"]
     if any(cell.evaluations for cell in jobs.cells):
-        parts.append(f"{len(left.evaluate)} done runs to evaluate")
+        parts.append(f"{counted(len(left.evaluate), 'done run')} to evaluate")
     parts += [f"{len(left.done)} done", f"{len(left.queued)} in the queue or running"]
     console.print("  " + ", ".join(parts), markup=False)
 
