@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 
 class GatheredBlocks:
@@ -86,7 +86,7 @@ class GatheredBlocks:
 def _forward_and_backward(
     block: nn.Module, compiled: Callable[..., Any], given: tuple[Any, ...], named: dict[str, Any]
 ) -> Any:
-    """Both graphs of a block while its weights are gathered; returns what the block does."""
+    """Both graphs of a block while its weights are gathered; returns what the block does, with no graph behind it."""
     # Hooks of its own, since those of torch's checkpoint would compute the block again for the backward pass.
     with torch.enable_grad(), saved_tensors_hooks(_same, _same):
         returned = compiled(*given, **named)
@@ -99,7 +99,13 @@ def _forward_and_backward(
         if outputs and inputs:
             # Not backward(): it would go on into the rest of the model, and into the hooks that reduce.
             torch.autograd.grad(outputs, inputs, [torch.ones_like(output) for output in outputs], allow_unused=True)
-    return returned
+        # A weight that two blocks have in common would lead the second one's backward pass into the first.
+        return tree_map(_cut, returned)
+
+
+def _cut(leaf: Any) -> Any:
+    # A copy, since a leaf of autograd's could not be changed in place.
+    return leaf.detach().requires_grad_().clone() if isinstance(leaf, Tensor) and leaf.requires_grad else leaf
 
 
 def _same(tensor: Tensor) -> Tensor:
