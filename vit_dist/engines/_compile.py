@@ -123,9 +123,9 @@ def _problem(
         "deterministic": config.deterministic,
     }
     try:
-        blocks.compile(dynamic=False, backend=BACKEND, options=options if BACKEND == "inductor" else None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            blocks.compile(dynamic=False, backend=BACKEND, options=options if BACKEND == "inductor" else None)
             _try(blocks, config, inputs, module, forward)
         return ""
     # torch, Triton and C++ compilers raise what they like; what keeps a step itself from being computed will say so
