@@ -71,7 +71,7 @@ def asked_at(url: str) -> str:
     profile = os.environ.get("AWS_PROFILE", "")
     where = f"the profile {profile!r} (AWS_PROFILE)" if profile else "the default profile"
     try:
-        import botocore.session  # type: ignore[import-untyped]
+        import botocore.session
 
         address = str(botocore.session.get_session().get_scoped_config().get("endpoint_url") or "")
     # A profile that does not exist, a file that cannot be read: the store's own message says it.
