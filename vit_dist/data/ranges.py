@@ -33,6 +33,9 @@ from vit_dist.core.store_patience import UNKNOWN_S, NoAnswerError, failed, has_a
 from vit_dist.core.versions import Versions
 from vit_dist.core.web import Transient, WebClient, no_ranges
 
+LEAST_RANGE_BYTES, MOST_RANGE_BYTES = 8 << 20, 16 << 20
+"""Of one request: a smaller one spends much of its time on waiting for the first byte, and of a longer one the parts
+come at once over several connections."""
 _MAX_OPEN_FILES = 256
 # Of a store that hands over ranges whole: what a broken connection costs at most.
 _PART_BYTES = 8 << 20
