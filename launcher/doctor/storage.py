@@ -90,7 +90,7 @@ def _credentials(*, needed: bool) -> Iterator[Finding]:
     for name, value in (("AWS_METADATA_SERVICE_TIMEOUT", "1"), ("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "1")):
         os.environ.setdefault(name, value)
     try:
-        import botocore.session  # type: ignore[import-untyped]
+        import botocore.session
 
         session = botocore.session.get_session()
         # On a machine that needs none, nobody is asked over the network.

@@ -87,7 +87,7 @@ def asked_at(url: str) -> str:
 
 def _endpoint_of_profile() -> str:
     try:
-        import botocore.session  # type: ignore[import-untyped]
+        import botocore.session
 
         return str(botocore.session.get_session().get_scoped_config().get("endpoint_url") or "")
     # A profile that does not exist, a file that cannot be read: the store's own message says it.

@@ -28,6 +28,8 @@ from vit_dist.core.store_patience import (
 )
 from vit_dist.core.urls import SCHEMES, local_path, redact, split_url
 
+CONNECTIONS = 64
+"""To one server that are kept: the libraries' own 10 would make the other readers wait, or connect anew each time."""
 _REMOVALS_IN_FLIGHT = 16
 _AGAIN_S = 1.0
 _SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -41,7 +43,8 @@ def storage_options(scheme: str) -> dict[str, Any]:
     """Options of the file system of a scheme, from the environment.
 
     For s3:// the usual variables hold (AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_REGION, ...), and so do
-    AWS_ENDPOINT_URL[_S3], VIT_DIST_S3_PATH_STYLE=1 and VIT_DIST_S3_REQUESTER_PAYS=1.
+    AWS_ENDPOINT_URL[_S3], AWS_CA_BUNDLE, VIT_DIST_S3_PATH_STYLE=1, VIT_DIST_S3_REQUESTER_PAYS=1 and
+    VIT_DIST_S3_ANONYMOUS=1.
 
     Raises:
         DataError: the endpoint is not the URL of a server, or credentials that cannot be any.
@@ -61,13 +64,15 @@ def storage_options(scheme: str) -> dict[str, Any]:
     address, setting = endpoint()
     if address:
         options["endpoint_url"] = check_server(address, setting)
-    config: dict[str, Any] = {"max_pool_connections": 32}
+    config: dict[str, Any] = {"max_pool_connections": CONNECTIONS}
     # An own endpoint is seldom set up for names such as bucket.host: path style is what works there.
     if env.get("VIT_DIST_S3_PATH_STYLE", "1" if address else "0") == "1":
         config["s3"] = {"addressing_style": "path"}
     options["config_kwargs"] = config
     if env.get("VIT_DIST_S3_REQUESTER_PAYS") == "1":
         options["requester_pays"] = True
+    if env.get("VIT_DIST_S3_ANONYMOUS") == "1":
+        options["anon"] = True
     return options
 
 

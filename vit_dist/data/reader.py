@@ -26,6 +26,7 @@ from vit_dist.core.seeding import I64
 from vit_dist.core.world import rank_cpus
 from vit_dist.data.decode import decode
 from vit_dist.data.images import DecodeError
+from vit_dist.data.lookahead import Lookahead, Run
 from vit_dist.data.order import Segment, WindowId
 from vit_dist.data.ring import Buffers, Copied, Ring
 from vit_dist.data.segments import Piece, SegmentReader
@@ -129,20 +130,19 @@ class Order(Protocol):
 
 
 class _Window:
-    """A window that is being read: its segments, each a future of a piece."""
+    """A window that is being read."""
 
-    def __init__(self, identity: WindowId, segments: Sequence[Segment], pieces: Sequence[Future[Piece]]) -> None:
-        self.identity, self._segments, self._pieces = identity, segments, pieces
-        self._ends = np.cumsum([s.length for s in segments]).tolist()
+    def __init__(self, identity: WindowId, runs: Sequence[Run]) -> None:
+        self.identity, self._runs = identity, runs
 
-    def sample(self, slot: int, *, whole_shards: bool) -> tuple[Piece, int]:
+    def sample(self, slot: int) -> tuple[Piece, int]:
         """The piece of a place in the window, once it is here, and the sample as the piece's index counts it."""
-        piece_number = 0
-        while slot >= self._ends[piece_number]:
-            piece_number += 1
-        inner = slot - (self._ends[piece_number - 1] if piece_number else 0)
-        piece = self._pieces[piece_number].result()
-        return piece, int(piece.samples[inner + (self._segments[piece_number].first if whole_shards else 0)])
+        number = 0
+        while slot >= self._runs[number].length:
+            slot -= self._runs[number].length
+            number += 1
+        piece = self._runs[number].piece.result()
+        return piece, int(piece.samples[self._runs[number].first + slot])
 
 
 class Reader:
@@ -155,6 +155,7 @@ class Reader:
         view: what an image becomes.
         config: threads, prefetch, image size, classes.
         whole_shards: read shards whole and keep them: for sets that fit in memory.
+        windows_at_once: of a lane that are read in one range.
         reuse: whoever takes a batch gives it back (Batch.give_back), and its memory is written again.
         make: what becomes of a sample in place of pixels by `view`; images are without pixels then, [B, 3, 0, 0].
         taken_down: ordinals of samples that are left out, each with the first position at which it is.
@@ -170,6 +171,7 @@ class Reader:
         config: DataConfig,
         *,
         whole_shards: bool,
+        windows_at_once: int = 1,
         reuse: bool = False,
         make: Make | None = None,
         taken_down: Mapping[int, int] | None = None,
@@ -178,12 +180,13 @@ class Reader:
         # As many as are ahead, and the one that is taken.
         self._ring = Ring(config.prefetch_batches + 1) if reuse else None
         self._order, self._positions, self._view = order, positions, view
-        self._config, self._whole_shards, self._make = config, whole_shards, make
+        self._config, self._make = config, make
         self._decode = functools.partial(decode, upright=config.upright)
         self._taken_down, self._labelled = taken_down or {}, labelled
         self._max_labels = max(part.manifest.max_labels for part in parts)
         self._windows: dict[int, _Window] = {}
         self._segments = SegmentReader(parts, config.read_threads, lambda: max(64, 2 * len(self._windows)))
+        self._lookahead = Lookahead(order, self._segments, windows_at_once, whole_shards=whole_shards)
         self._decoders = _decoders(config.decode_threads or default_decode_threads())
         self._planner = ThreadPoolExecutor(1, "plan")
         self._closed = False
@@ -246,14 +249,9 @@ class Reader:
             window = self._windows.get(identity.lane)
             if window is None or window.identity != identity:
                 # A lane's windows are met one after the other: the old one lives on only in the tasks that need it.
-                window = self._windows[identity.lane] = self._open(identity)
+                window = self._windows[identity.lane] = _Window(identity, self._lookahead.open(identity))
             tasks.append(self._decoders.submit(self._fill, batch, row, position, window, slot))
         return batch, tasks
-
-    def _open(self, identity: WindowId) -> _Window:
-        segments = self._order.window_segments(identity)
-        read = self._segments.read_whole if self._whole_shards else self._segments.read
-        return _Window(identity, segments, [read(segment) for segment in segments])
 
     def _fill(self, batch: Batch, row: int, position: int, window: _Window, slot: int) -> None:
         """Decode the sample at a place of a window into row `row`; in its stead the next decodable one.
@@ -268,7 +266,7 @@ class Reader:
         while not all_broken:
             all_broken = True
             for candidate in self._candidates(window, turn):
-                piece, sample = window.sample(candidate, whole_shards=self._whole_shards)
+                piece, sample = window.sample(candidate)
                 key, tried = piece.index.key(sample), tried + 1
                 ordinal = piece.part.ordinal(piece.shard, sample)
                 which = Sample(key, piece.part.name, ordinal, window.identity.epoch, position)
@@ -283,7 +281,7 @@ class Reader:
             if following == begun:
                 break
             if not all_broken:
-                window = self._open(following)
+                window = _Window(following, self._lookahead.open_alone(following))
                 turn = int(self._order.window_slots(following)[0])
         assert first is not None
         raise DataError(

@@ -14,10 +14,12 @@ import numpy as np
 from vit_dist.config.load import shipped_set
 from vit_dist.config.schema import ComponentConfig, DataConfig, Recipe
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.urls import is_remote
 from vit_dist.data.classes import Classes, lay_out
 from vit_dist.data.manifest import ShardManifest, read_manifest
 from vit_dist.data.mixture import MixtureIdentity, MixtureOrder, resolve_mixture
 from vit_dist.data.order import SMALL_SET_BYTES, GlobalOrder, OrderIdentity, resolve_lanes
+from vit_dist.data.ranges import LEAST_RANGE_BYTES
 from vit_dist.data.subset import Subset, select
 
 
@@ -161,6 +163,15 @@ class TrainingSet:
             indexed = min(n, 2 * lanes * int(part.manifest.counts.max()))
             total += part.subset.num_bytes * samples // n + _INDEX_BYTES * indexed
         return total
+
+    def windows_at_once(self, ranks: int, most_bytes: int) -> int:
+        """How many neighbouring windows of a lane a rank reads in one range: as many as make a request worth its
+        price where the tars lie in a store, as far as `most_bytes` in all allow, and one at the least."""
+        if self.fits_in_memory or not any(is_remote(part.manifest.shard_url(0)) for part in self.parts):
+            return 1
+        window_bytes = max(1, self.num_bytes * max(order.window for order in self._orders) // self.num_samples)
+        wanted = -(-LEAST_RANGE_BYTES // window_bytes)
+        return max(1, min(wanted, most_bytes // max(1, self.read_ahead_bytes(ranks))))
 
 
 def idle_outputs(head: int, known: int) -> str:

@@ -80,7 +80,9 @@ class TrainStream:
         images = rank_batch * 3 * config.image_size**2
         # Beside a GPU the reader pins its batches.
         images = pinned_bytes(images) if torch.cuda.is_available() else images
-        self.memory_bytes = data.read_ahead_bytes(world.size) + (config.prefetch_batches + 1) * images
+        images *= config.prefetch_batches + 1
+        at_once = data.windows_at_once(world.size, config.memory_limit - images)
+        self.memory_bytes = at_once * data.read_ahead_bytes(world.size) + images
         if self.memory_bytes > config.memory_limit:
             raise ConfigError(
                 f"reading ahead would take {format_bytes(self.memory_bytes)} a rank, over data.memory_limit="
@@ -96,6 +98,7 @@ class TrainStream:
             lambda image, epoch, ordinal: augment.apply(image, epoch=epoch, ordinal=ordinal),
             config,
             whole_shards=data.fits_in_memory,
+            windows_at_once=1 if stored else at_once,
             reuse=reuse,
             make=make,
             taken_down=taken_down,
