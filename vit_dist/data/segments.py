@@ -8,11 +8,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
+from vit_dist.config.cache import CacheConfig
 from vit_dist.core.seeding import I64
+from vit_dist.data.cache import CachedReads, Fetch
 from vit_dist.data.index import ShardIndex
 from vit_dist.data.members import part_of_sample
 from vit_dist.data.order import Segment
@@ -52,6 +53,7 @@ class Piece:
         index: of the shard.
         starts: first byte of each range, ascending.
         ranges: the bytes of each.
+        anew: reads a range from where the shard lies, past any cache; None where none was asked.
     """
 
     part: Part
@@ -59,7 +61,8 @@ class Piece:
     samples: I64
     index: ShardIndex
     starts: Sequence[int]
-    ranges: Sequence[Future[bytes | memoryview]]
+    ranges: list[Future[bytes | memoryview]]
+    anew: Fetch | None = None
 
     def image(self, sample: int) -> memoryview:
         """The bytes of a sample's image. Waits for them; raises what their reading raised."""
@@ -68,6 +71,17 @@ class Piece:
 
     def difference(self, sample: int, key: str) -> str:
         """What the tar has where the index says a sample and its image are; '' where it is just that."""
+        there = self._difference(sample, key)
+        if there and self.anew is not None:
+            # A cache may have it from before the shard was mended.
+            number = bisect_right(self.starts, int(self.index.offsets[sample])) - 1
+            start, fresh = self.starts[number], Future[bytes | memoryview]()
+            fresh.set_result(self.anew(start, start + len(self.ranges[number].result())))
+            self.ranges[number] = fresh
+            there = self._difference(sample, key)
+        return there
+
+    def _difference(self, sample: int, key: str) -> str:
         begin, image = int(self.index.offsets[sample]), int(self.index.image_offsets[sample])
         try:
             for member in walk(self._bytes, begin, image):
@@ -99,10 +113,14 @@ class SegmentReader:
         parts: what the segments count in.
         threads: reads in flight at once.
         num_indexes: how many indexes to keep, asked anew each time.
+        cache: of the node, which remote ranges go through; left out: the machine's, where there is one.
     """
 
-    def __init__(self, parts: Parts, threads: int, num_indexes: Callable[[], int]) -> None:
+    def __init__(
+        self, parts: Parts, threads: int, num_indexes: Callable[[], int], cache: CacheConfig | None = None
+    ) -> None:
         self._parts, self._num_indexes = parts, num_indexes
+        self._cache = CachedReads(cache, parts)
         self._ranges = RangeReader()
         self._pool = ThreadPoolExecutor(threads, "read")
         self._indexes: OrderedDict[tuple[str, int], ShardIndex] = OrderedDict()
@@ -126,6 +144,7 @@ class SegmentReader:
     def stop(self) -> None:
         """Drop what has not begun, and stop trying again."""
         self._ranges.stop()
+        self._cache.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
@@ -145,7 +164,7 @@ class SegmentReader:
         # From a sample's first header, which names it, to the end of its image; what follows is in the index.
         ends = index.image_offsets[samples] + index.image_bytes[samples]
         spans = coalesce(index.offsets[samples], ends, MERGE_GAP)
-        read = partial(self._ranges.read, part.manifest.shard_url(shard))
+        read = self._cache.read(part, shard, self._ranges.read)
         # The usual case needs no second turn in the queue.
         if len(spans) == 1:
             here: Future[bytes | memoryview] = Future()
@@ -153,7 +172,8 @@ class SegmentReader:
             ranges = [here]
         else:
             ranges = [self._pool.submit(read, begin, end) for begin, end in spans]
-        return Piece(part, shard, samples, index, [begin for begin, _ in spans], ranges)
+        anew = self._cache.anew(part, shard, self._ranges.read)
+        return Piece(part, shard, samples, index, [begin for begin, _ in spans], ranges, anew)
 
     def _index(self, part: Part, shard: int) -> ShardIndex:
         key = (part.name, shard)
