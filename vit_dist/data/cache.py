@@ -291,7 +291,8 @@ class CachedReads:
 
     def __init__(self, config: CacheConfig | None, parts: Parts) -> None:
         self._stopped = threading.Event()
-        remote = any(is_remote(part.manifest.shard_url(int(n))) for part in parts for n in part.subset.shards[:1])
+        # Of sets on this machine's own disks nothing is kept, so that their cache need not be in order.
+        remote = any(_is_remote(part.manifest) for part in parts)
         self._cache = open_cache(config) if remote else None
         if self._cache is not None:
             self._cache.keep(parts)
@@ -380,6 +381,11 @@ def _machine_size(text: str) -> int:
             f"{SIZE_VARIABLE}={text}: {error.errors()[0]['msg'].removeprefix('Value error, ')}; it goes with "
             f"{DIR_VARIABLE}, the directory of this machine's cache of shards"
         ) from None
+
+
+def _is_remote(manifest: ShardManifest) -> bool:
+    """Whether any of its shards lies in a store."""
+    return is_remote(manifest.base) or any("://" in shard.url and is_remote(shard.url) for shard in manifest.shards)
 
 
 def _shard(manifest: ShardManifest, shard: int) -> CachedShard:
