@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from vit_dist.config.augment import AugmentConfig, Floats, MixupConfig, check_range, spelt_augment
+from vit_dist.config.cache import CacheConfig
 from vit_dist.core.metrics import Metric, known_metric, nearest, undeclared
 from vit_dist.core.registry import AnyPlace, Config, LocalPath, Plugin
 from vit_dist.core.units import Duration, Length, Span, parse_bytes, parse_count
@@ -114,6 +115,9 @@ class DataConfig(Config):
     read_threads: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(8, description="byte ranges asked for at once")
     prefetch_batches: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(4, description="batches made ready ahead")
     memory_limit: Annotated[Bytes, NON_IDENTITY] = Field(4 << 30, description="read-ahead a rank may hold")
+    cache: Annotated[CacheConfig | None, NON_IDENTITY, WHEN_SET] = Field(
+        None, description="copies of shards on each node; left out: the machine's, where its cluster file gives one"
+    )
 
     @property
     def is_named(self) -> bool:

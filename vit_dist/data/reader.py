@@ -185,7 +185,9 @@ class Reader:
         self._taken_down, self._labelled = taken_down or {}, labelled
         self._max_labels = max(part.manifest.max_labels for part in parts)
         self._windows: dict[int, _Window] = {}
-        self._segments = SegmentReader(parts, config.read_threads, lambda: max(64, 2 * len(self._windows)))
+        self._segments = SegmentReader(
+            parts, config.read_threads, lambda: max(64, 2 * len(self._windows)), config.cache
+        )
         self._lookahead = Lookahead(order, self._segments, windows_at_once, whole_shards=whole_shards)
         self._decoders = _decoders(config.decode_threads or default_decode_threads())
         self._planner = ThreadPoolExecutor(1, "plan")

@@ -235,9 +235,10 @@ def _meaning(
         # Kept as keys of no sample they would let the images be trained on.
         shown = "; ".join(f"{line!r}{hint(line, meant)}" for line in list(meant)[:_SHOWN])
         raise ConfigError(
-            f"data.takedown={redact(url)}: {len(meant)} of {counted(len(new), 'new key names', 'new keys name')} images "
-            f"of this run in another spelling: {shown}{' ...' if len(meant) > _SHOWN else ''} Keys are names of files "
-            f"without extension, with %XX for what is not plain; write them so, as `vit-dist data order` prints them"
+            f"data.takedown={redact(url)}: {len(meant)} of {counted(len(new), 'new key names', 'new keys name')} "
+            f"images of this run in another spelling: {shown}{' ...' if len(meant) > _SHOWN else ''} Keys are names of "
+            f"files without extension, with %XX for what is not plain; write them so, as `vit-dist data order` prints "
+            f"them"
         )
     ordinals = left_out((*known, *(TakenDown(line, 0, found[line]) for line in new)))
     for part in parts:

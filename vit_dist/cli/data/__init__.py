@@ -16,6 +16,7 @@ VERBS = {
     "dedup": Verb("look", "dedup_main", "a manifest without near-duplicates of evaluation sets"),
     "order": Verb("order", "main", "print the keys of examples in the order they are trained on"),
     "show": Verb("show", "main", "a picture of what training sees of some examples, augmentation and all"),
+    "cache": Verb("cache", "main", "what this node's cache of shards holds; or empty it"),
     "seen": Verb("seen", "main", "at which steps a run was trained on images"),
 }
 
