@@ -30,6 +30,7 @@ class RunView:
         tries: how many attempts there were.
         logged: whether an attempt has left logs, and whether its supervisor has.
         metrics: what was measured last.
+        stall: what training waits for, of a run that trains; '' where it hardly waits.
         request: asked for by a person, not served yet.
         problems: what is damaged.
     """
@@ -55,6 +56,7 @@ class RunView:
     tries: int = 0
     logged: tuple[bool, bool] = (False, False)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    stall: str = ""
     request: str = ""
     problems: tuple[str, ...] = ()
 

@@ -29,6 +29,7 @@ from vit_dist.core.small_files import MAX_WHOLE_BYTES
 from vit_dist.core.store_errors import is_answer, is_past_the_end, wait_s
 from vit_dist.core.store_patience import NoAnswerError, failed, has_answered
 from vit_dist.core.web import Transient, WebClient, no_ranges
+from vit_dist.data.pace import Pace
 
 _MAX_OPEN_FILES = 256
 # Of a store that hands over ranges whole: what a broken connection costs at most.
@@ -53,9 +54,13 @@ class RangeReader:
         tries: in a row, without a byte.
         first_wait_s: before the second try; doubled each time.
         timeout_s: without a byte from the store, after which a try counts as broken.
+
+    Attributes:
+        pace: where reads are counted.
     """
 
     def __init__(self, *, tries: int = 9, first_wait_s: float = 0.2, timeout_s: float = 30.0) -> None:
+        self.pace = Pace()
         self._tries, self._first_wait_s, self._timeout_s = tries, first_wait_s, timeout_s
         self._told = -_TOLD_S
         self._files: OrderedDict[str, int] = OrderedDict()
@@ -69,7 +74,7 @@ class RangeReader:
         Raises:
             DataError: missing, forbidden, shorter than `end`, or still failing after several tries.
         """
-        with explained(url, "read"):
+        with explained(url, "read"), self.pace.reading(url, end - start):
             get: Callable[[str, int, int], bytes | memoryview] = (
                 self._read_remote if is_remote(url) else self._read_local
             )
@@ -145,6 +150,7 @@ class RangeReader:
                 os.close(self._files.popitem(last=False)[1])
             # Another thread may close `handle` while this one reads.
             duplicate = os.dup(handle)
+        self.pace.mine.requests += 1
         try:
             parts, position = [], start
             while position < end:
@@ -166,6 +172,8 @@ class RangeReader:
             if not taken:
                 break
             got += taken
+            # A server on the web gives all that it is asked for, unless the connection breaks.
+            self.pace.mine.retries += got < len(content) and is_web(url)
         return content[:got]
 
     def _insist(self, url: str, attempt: Callable[[], T]) -> T:
@@ -175,6 +183,7 @@ class RangeReader:
         """
         failures, problem = 0, ""
         while True:
+            self.pace.mine.requests += 1
             try:
                 result = attempt()
                 has_answered(url)
@@ -194,6 +203,7 @@ class RangeReader:
                     self._told = time.monotonic()
                     log(f"  {redact(url)}: {error}; asked again in {wait:.0f} s, try {failures + 1} of {self._tries}")
                 self._stopped.wait(wait)
+                self.pace.mine.retries += 1
 
 
 def file_size(url: str) -> int:

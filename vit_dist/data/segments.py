@@ -99,11 +99,15 @@ class SegmentReader:
         parts: what the segments count in.
         threads: reads in flight at once.
         num_indexes: how many indexes to keep, asked anew each time.
+
+    Attributes:
+        pace: where reads are counted.
     """
 
     def __init__(self, parts: Parts, threads: int, num_indexes: Callable[[], int]) -> None:
         self._parts, self._num_indexes = parts, num_indexes
         self._ranges = RangeReader()
+        self.pace = self._ranges.pace
         self._pool = ThreadPoolExecutor(threads, "read")
         self._indexes: OrderedDict[tuple[str, int], ShardIndex] = OrderedDict()
         self._index_locks: dict[tuple[str, int], threading.Lock] = {}
@@ -153,7 +157,8 @@ class SegmentReader:
             ranges = [here]
         else:
             ranges = [self._pool.submit(read, begin, end) for begin, end in spans]
-        return Piece(part, shard, samples, index, [begin for begin, _ in spans], ranges)
+        piece = Piece(part, shard, samples, index, [begin for begin, _ in spans], ranges)
+        return self.pace.hold(piece, sum(end - begin for begin, end in spans))
 
     def _index(self, part: Part, shard: int) -> ShardIndex:
         key = (part.name, shard)
