@@ -75,7 +75,7 @@ def _by_state(view: RunView, now: float) -> list[str]:
         if view.seen and now - view.seen > _QUIET_S:
             quiet = format_seconds(now - view.seen)
             return [f"no heartbeat for {quiet}: it may hang; see stacks/ and `vit-dist logs {run}`"]
-        return []
+        return [view.stall] if view.stall else []
     if view.state == "ending":
         return ["the attempt has ended; its job decides what follows"]
     if view.state == "failed":

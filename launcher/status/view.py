@@ -105,6 +105,7 @@ def view(files: RunFiles, job: Job | None, silence: str = "", *, now: float) -> 
         tries=last.attempt if last else 0,
         logged=files.logged,
         metrics=progress.metrics,
+        stall=progress.stall if standing == "running" else "",
         request=state.request,
         problems=files.problems,
     )

@@ -122,3 +122,13 @@ def test_a_truncated_tar_and_a_missing_folder_on_s3_are_named(folder: str, sourc
         cli.main(["index", f"{folder}/set/shard-000000.tar", "--out", str(tmp_path / "m.json")])
     with pytest.raises(DataError, match="nothing-here: no such file"):
         cli.main(["pack", f"{folder}/nothing-here", str(tmp_path / "out")])
+
+
+def test_bench_measures_a_set_in_a_store(folder: str, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["pack", str(source), f"{folder}/set", "--samples-per-shard", "15", "--name", "x"]) == 0
+    capsys.readouterr()
+    assert cli.main(["bench", f"{folder}/set", "--seconds", "1", "data.image_size=32"]) == 0
+    shown = capsys.readouterr().out
+    assert f"x ({folder}/set): 40 images in 3 shards" in " ".join(shown.split())
+    assert "page cache" not in shown, "there is none of a store"
+    assert "verdict    " in shown

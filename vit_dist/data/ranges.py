@@ -32,6 +32,7 @@ from vit_dist.core.store_errors import is_answer, is_past_the_end, told, wait_s
 from vit_dist.core.store_patience import UNKNOWN_S, NoAnswerError, failed, has_answered, is_known
 from vit_dist.core.versions import Versions
 from vit_dist.core.web import Transient, WebClient, no_ranges
+from vit_dist.data.pace import Pace
 
 LEAST_RANGE_BYTES, MOST_RANGE_BYTES = 8 << 20, 16 << 20
 """Of one request: a smaller one spends much of its time on waiting for the first byte, and of a longer one the parts
@@ -63,9 +64,13 @@ class RangeReader:
         tries: in a row, without a byte.
         first_wait_s: before the second try; doubled each time.
         timeout_s: without a byte from the store, after which a try counts as broken.
+
+    Attributes:
+        pace: where reads are counted.
     """
 
     def __init__(self, *, tries: int = 9, first_wait_s: float = 0.2, timeout_s: float = 30.0) -> None:
+        self.pace = Pace()
         self._tries, self._first_wait_s, self._timeout_s = tries, first_wait_s, timeout_s
         self._told = -_TOLD_S
         self._files: OrderedDict[str, int] = OrderedDict()
@@ -91,7 +96,7 @@ class RangeReader:
         Raises:
             DataError: as `read`.
         """
-        with explained(url, "read"):
+        with explained(url, "read"), self.pace.reading(url, len(into)):
             got = (
                 self._remote_into(url, start, into, self._versions)
                 if is_remote(url)
@@ -170,6 +175,7 @@ class RangeReader:
                 os.close(self._files.popitem(last=False)[1])
             # Another thread may close `handle` while this one reads.
             duplicate = os.dup(handle)
+        self.pace.mine.requests += 1
         try:
             got = 0
             while got < len(into) and (count := os.preadv(duplicate, [into[got:]], start + got)):
@@ -199,6 +205,8 @@ class RangeReader:
             if not taken:
                 break
             got += taken
+            # These give all that they are asked for, unless the connection breaks.
+            self.pace.mine.retries += got < len(into) and (is_web(url) or read_by_s3(url))
         return got
 
     def _fetch_of(self, url: str, versions: Versions) -> Callable[[str, int, memoryview], int]:
@@ -218,6 +226,7 @@ class RangeReader:
         """
         failures, problem = 0, ""
         while True:
+            self.pace.mine.requests += 1
             try:
                 result = attempt()
                 has_answered(url)
@@ -240,6 +249,7 @@ class RangeReader:
                     self._told = time.monotonic()
                     log(f"  {redact(url)}: {error}; asked again in {wait:.0f} s, try {failures + 1} of {self._tries}")
                 self._stopped.wait(wait)
+                self.pace.mine.retries += 1
 
 
 def file_size(url: str) -> int:

@@ -160,6 +160,9 @@ class Reader:
         make: what becomes of a sample in place of pixels by `view`; images are without pixels then, [B, 3, 0, 0].
         taken_down: ordinals of samples that are left out, each with the first position at which it is.
         labelled: a sample without a label is an error; else its labels are -1.
+
+    Attributes:
+        pace: what its threads do, counted.
     """
 
     def __init__(
@@ -189,7 +192,9 @@ class Reader:
             parts, config.read_threads, lambda: max(64, 2 * len(self._windows)), config.cache
         )
         self._lookahead = Lookahead(order, self._segments, windows_at_once, whole_shards=whole_shards)
-        self._decoders = _decoders(config.decode_threads or default_decode_threads())
+        self.pace = self._segments.pace
+        self.pace.decoders, self.pace.readers = config.decode_threads or default_decode_threads(), config.read_threads
+        self._decoders = _decoders(self.pace.decoders)
         self._planner = ThreadPoolExecutor(1, "plan")
         self._closed = False
         self._ahead: deque[Future[tuple[Batch, list[Future[None]]] | None]] = deque()
@@ -211,6 +216,7 @@ class Reader:
             task.result()
         # Threads end in any order; the list is the same in every run.
         batch.replaced.sort(key=lambda r: r.ordinal)
+        self.pace.mine.replaced += len(batch.replaced)
         return batch
 
     def close(self) -> None:
@@ -268,7 +274,8 @@ class Reader:
         while not all_broken:
             all_broken = True
             for candidate in self._candidates(window, turn):
-                piece, sample = window.sample(candidate)
+                with self.pace.waiting():
+                    piece, sample = window.sample(candidate)
                 key, tried = piece.index.key(sample), tried + 1
                 ordinal = piece.part.ordinal(piece.shard, sample)
                 which = Sample(key, piece.part.name, ordinal, window.identity.epoch, position)
@@ -296,12 +303,14 @@ class Reader:
         # First: of one that was taken down not a byte is looked at, and its bytes may have been wiped.
         if self._taken_down.get(which.ordinal, which.position + 1) <= which.position:
             return TAKEN_DOWN
-        _check_header(piece, sample, which.key)
+        with self.pace.waiting():
+            _check_header(piece, sample, which.key)
         try:
-            if self._make is not None:
-                batch.made[row] = self._make(piece.image(sample), which)
-            else:
-                batch.images[row].copy_(self._view(self._decode(piece.image(sample)), which.epoch, which.ordinal))
+            with self.pace.decoding(lambda: f"{which.key!r} of {_url(piece)}"):
+                if self._make is not None:
+                    batch.made[row] = self._make(piece.image(sample), which)
+                else:
+                    batch.images[row].copy_(self._view(self._decode(piece.image(sample)), which.epoch, which.ordinal))
         except DecodeError as error:
             return str(error) or "it cannot be decoded"
         self._fill_labels(batch, row, piece, sample, which.key)

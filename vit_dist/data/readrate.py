@@ -6,7 +6,7 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vit_dist.core.errors import AwayError, DataError
@@ -25,12 +25,14 @@ class ReadRate:
         num_bytes, seconds: in how long.
         first_s: until the first range was there: connection, credentials, latency.
         error: what went wrong first, or ''.
+        num_ranges: in how many reads.
     """
 
     num_bytes: int
     seconds: float
     first_s: float
     error: DataError | None = None
+    num_ranges: int = 0
 
     @property
     def bytes_per_s(self) -> float:
@@ -44,13 +46,24 @@ def places(manifest: ShardManifest, most: int = 16) -> list[tuple[str, int]]:
     return [(manifest.shard_url(i), manifest.shards[i].num_bytes) for i in range(0, len(manifest.shards), step)][:most]
 
 
-def measure(files: Sequence[tuple[str, int]], *, seconds: float = 2.0, seed: int | None = None) -> ReadRate:
+def measure(
+    files: Sequence[tuple[str, int]],
+    *,
+    seconds: float = 2.0,
+    seed: int | None = None,
+    threads: int = _THREADS,
+    range_bytes: int = _RANGE_BYTES,
+    before: Callable[[str, int, int], None] | None = None,
+) -> ReadRate:
     """Read random ranges of files of known size for some seconds, in a few threads.
 
     Args:
         files: URL and size in bytes of each; at least one.
         seconds: after which no new range is begun.
         seed: of the places; None draws them anew, so that no cache has them.
+        threads: ranges in flight at once.
+        range_bytes: of each, at most.
+        before: called with URL, begin and end of each range before it is read.
     """
     reader = RangeReader(tries=2, timeout_s=10.0)
     choose, lock = random.Random(seed), threading.Lock()
@@ -62,24 +75,27 @@ def measure(files: Sequence[tuple[str, int]], *, seconds: float = 2.0, seed: int
         while not errors and (not ended or time.monotonic() - began < seconds):
             with lock:
                 url, size = choose.choice(files)
-                start = choose.randrange(max(1, size - _RANGE_BYTES + 1))
-            end = min(size, start + _RANGE_BYTES)
+                start = choose.randrange(max(1, size - range_bytes + 1))
+            end = min(size, start + range_bytes)
             try:
+                if before is not None:
+                    before(url, start, end)
                 reader.read(url, start, end)
             except DataError as error:
                 errors.append(error)
                 return
             ended.append((time.monotonic(), end - start))
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(_THREADS)]
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
     with contextlib.closing(reader):
-        for thread in threads:
+        for thread in workers:
             thread.start()
         # A store that never answers is given up by the reader; the limit is for what hangs before it gets there.
-        for thread in threads:
+        for thread in workers:
             thread.join(max(0.1, began + seconds + 45.0 - time.monotonic()))
     if not errors and not ended:
         errors.append(AwayError(f"{files[0][0]}: no answer"))
     last = max((at for at, _ in ended), default=time.monotonic())
     first = min((at for at, _ in ended), default=last)
-    return ReadRate(sum(size for _, size in ended), last - began, first - began, errors[0] if errors else None)
+    total = sum(size for _, size in ended)
+    return ReadRate(total, last - began, first - began, errors[0] if errors else None, len(ended))

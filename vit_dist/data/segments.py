@@ -149,6 +149,9 @@ class SegmentReader:
         threads: reads in flight at once.
         num_indexes: how many indexes to keep, asked anew each time.
         cache: of the node, which remote ranges go through; left out: the machine's, where there is one.
+
+    Attributes:
+        pace: where reads are counted.
     """
 
     def __init__(
@@ -157,6 +160,7 @@ class SegmentReader:
         self._parts, self._num_indexes = parts, num_indexes
         self._cache = CachedReads(cache, parts)
         self._ranges, self._buffers = RangeReader(), Buffers()
+        self.pace = self._ranges.pace
         self._pool = ThreadPoolExecutor(threads, "read")
         self._indexes: OrderedDict[tuple[str, int], ShardIndex] = OrderedDict()
         self._index_locks: dict[tuple[str, int], threading.Lock] = {}
@@ -202,7 +206,8 @@ class SegmentReader:
         ranges, first_part = self._begin(self._into(part, shard), spans)
         first_part()
         anew = self._cache.anew(part, shard, self._ranges.read)
-        return Piece(part, shard, samples, index, [begin for begin, _ in spans], ranges, anew)
+        piece = Piece(part, shard, samples, index, [begin for begin, _ in spans], ranges, anew)
+        return self.pace.hold(piece, sum(end - begin for begin, end in spans))
 
     def _into(self, part: Part, shard: int) -> Into:
         cached = self._cache.read(part, shard, self._ranges.read)

@@ -22,6 +22,7 @@ from vit_dist.data.decode import centre
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.mixture import MixtureIdentity
 from vit_dist.data.order import OrderIdentity, Segment, WindowId
+from vit_dist.data.pace import Pace
 from vit_dist.data.reader import Batch, Make, Order, Reader, Replacement
 from vit_dist.data.sets import Part, Parts, TrainingSet, Wanted
 from vit_dist.data.subset import Subset, select
@@ -122,6 +123,11 @@ class TrainStream:
     def close(self) -> None:
         """Stop the threads."""
         self._reader.close()
+
+    @property
+    def pace(self) -> Pace:
+        """What its threads do, counted."""
+        return self._reader.pace
 
 
 def _positions(position: int, global_batch: int, world: World, end: int | None) -> Iterator[Sequence[int]]:

@@ -101,6 +101,7 @@ def _train_until_rewind(run: Run) -> bool:
             "  training", plan.total_steps, "step", quiet=not run.world.is_main, done=run.state.step, summary=False
         ) as progress,
     ):
+        clock.follow(stream.pace)
         clock.enter("wait")
         for batch, after in stream:
             clock.enter("train")
@@ -276,6 +277,9 @@ def _log(run: Run, result: StepResult, progress: Progress) -> None:
     performance = measure(window, run.info, run.world, run.engine.device, trained=state.examples)
     run.record.examples_per_s = window.examples_per_s or run.record.examples_per_s
     run.record.metrics[runlog.TRAIN_LOSS] = window.loss
+    run.record.stall = performance.stall.text if performance.stall is not None else ""
+    if run.world.is_main:
+        run.stalls.tell(performance.stall)
     epoch = state.position / run.data.num_samples
     if run.writer is not None:
         run.writer.scalars(

@@ -25,6 +25,7 @@ from vit_dist.train.plan import Plan
 from vit_dist.train.profile import Profiler
 from vit_dist.train.progress.attempt_record import AttemptRecord
 from vit_dist.train.progress.clock import Clock
+from vit_dist.train.progress.loading import StallTeller
 from vit_dist.train.state import TrainState
 
 
@@ -45,6 +46,7 @@ class Run:
         profiler: of this rank; None where it profiles nothing.
         metrics: the last evaluation's values, and the step after which they were measured.
         unwritten: what the checkpoint that was restored holds of the log, since it could not be written there.
+        stalls: says what training waits for.
     """
 
     recipe: Recipe
@@ -67,6 +69,7 @@ class Run:
     metrics: tuple[int, dict[str, float]] = (0, {})
     writer: EventWriter | None = field(default=None)
     unwritten: Any = None
+    stalls: StallTeller = field(default_factory=StallTeller)
     _lines: dict[Path, Lines] = field(default_factory=dict)
 
     def lines(self, path: Path) -> Lines:

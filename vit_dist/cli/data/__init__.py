@@ -1,4 +1,4 @@
-"""`vit-dist data`: pack, index, look at and order datasets. A module for each verb or a few; torch for `show` alone."""
+"""`vit-dist data`: pack, index, look at and order datasets. A module a verb or a few; torch for `show` and `bench`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ VERBS = {
     "dedup": Verb("look", "dedup_main", "a manifest without near-duplicates of evaluation sets"),
     "order": Verb("order", "main", "print the keys of examples in the order they are trained on"),
     "show": Verb("show", "main", "a picture of what training sees of some examples, augmentation and all"),
+    "bench": Verb("bench", "main", "what this machine and this store deliver, and what a recipe needs"),
     "cache": Verb("cache", "main", "what this node's cache of shards holds; or empty it"),
     "seen": Verb("seen", "main", "at which steps a run was trained on images"),
 }

@@ -59,6 +59,14 @@ SLOWEST_RANK = "before_sync/slowest_rank"
 TIME_SHARE = "time_share"
 MEMORY = "memory"
 FIRST_STEP_S = "start/first_step_s"
+DATA_READ = "data/read_mb_per_s"
+DATA_REQUESTS = "data/requests"
+DATA_RETRIES = "data/retries"
+DATA_DECODE = "data/decode_ms"
+DATA_REPLACED = "data/replaced"
+DATA_HELD = "data/held_mib"
+DATA_DECODERS_BUSY = "data/decoders_busy"
+DATA_DECODERS_STARVED = "data/decoders_starved"
 
 WEIGHT_NORM = "weight_norm"
 GRADIENT_NORM = "gradient_norm"
@@ -82,6 +90,13 @@ LAYOUT = {
         "seconds a step": [f"^{STEP_TIME}/"],
         "seconds before ranks meet": [f"^{BEFORE_SYNC}/.*_s$"],
         "memory, GiB": [f"^{MEMORY}/peak_.*_gib$"],
+    },
+    "Data": {
+        "MB/s read": [DATA_READ],
+        "ms of CPU time an image": [DATA_DECODE],
+        "what decodes: at work, without bytes": [f"^({DATA_DECODERS_BUSY}|{DATA_DECODERS_STARVED})$"],
+        "requests and retries": [f"^({DATA_REQUESTS}|{DATA_RETRIES})$"],
+        "MiB of tars held": [DATA_HELD],
     },
     "Norms": {"all layers": [f"^({WEIGHT_NORM}|{GRADIENT_NORM}|{UPDATE_NORM})/{ALL}$"]},
 }

@@ -40,7 +40,7 @@ class AttemptRecord:
         self._step = self._examples = 0
         self._goodput: Mapping[str, float] = {}
         self._timeline: Goodput | None = None
-        self.total_steps, self.examples_per_s, self.metrics = 0, 0.0, dict[str, float]()
+        self.total_steps, self.examples_per_s, self.metrics, self.stall = 0, 0.0, dict[str, float](), ""
         self._heartbeat: Heartbeat | None = None
         # Loop and heartbeat write one file: of two at once the older would win as often as not.
         self._writing = threading.Lock()
@@ -161,4 +161,5 @@ class AttemptRecord:
             examples_per_s=round(self.examples_per_s, 3),
             goodput=dict(self._goodput if timeline is None else timeline.sums()),
             metrics=dict(self.metrics),
+            stall=self.stall,
         )

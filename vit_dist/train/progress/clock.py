@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from vit_dist.config.schema import Recipe
 from vit_dist.core.log import log
 from vit_dist.core.units import format_seconds
 from vit_dist.core.world import World
+from vit_dist.data.pace import Interval, Pace
 from vit_dist.data.sets import TrainingSet
 from vit_dist.engines._protocol import StepResult
 from vit_dist.engines._timer import StepTimer
@@ -79,6 +80,7 @@ class Window:
         seconds: by bucket of train/progress/goodput.py: train, wait, eval, save.
         phases: seconds of `train` by phase of a step, see engines/_timer.py.
         first_step_s: how long the first step took without the wait for its batch; None where it is not in this window.
+        loader: what the stages of the stream did in the time of the timed steps, evaluations and saves included.
     """
 
     loss: float
@@ -87,6 +89,7 @@ class Window:
     seconds: Mapping[str, float]
     phases: Mapping[str, float]
     first_step_s: float | None
+    loader: Interval = field(default_factory=Interval)
 
     @property
     def training_s(self) -> float:
@@ -146,12 +149,16 @@ class Clock:
         self._due: set[str] = set()
         self._world, self._batch = world, batch
         self.goodput, self._watchdog, self._start = goodput, watchdog, start
-        self._timer = timer
+        self._timer, self._pace = timer, Pace()
         self._spent: dict[str, float] = {}
         self._now, self._first = "start", 0
         self._first_step_s: float | None = None
         # Steps that were timed, those whose losses are summed, and that sum.
         self._timed, self._steps, self._loss = 0, 0, 0.0
+
+    def follow(self, pace: Pace) -> None:
+        """From now on batches come from the stream whose counters these are."""
+        self._pace = pace
 
     def enter(self, bucket: str) -> None:
         """From now on time is spent on this: a bucket of train/progress/goodput.py."""
@@ -184,6 +191,7 @@ class Clock:
             self.enter(self._now)
             self._first_step_s = self._spent["train"]
             self._restart_window()
+            self._pace.since_last()
             self._start.mark("first step")
             if self._world.is_main:
                 log(f"  first step {self._start.describe()}")
@@ -216,7 +224,8 @@ class Clock:
         self.enter(self._now)
         loss = self._loss / max(1, self._steps)
         phases = self._timer.take()
-        window = Window(loss, self._timed, self._timed * self._batch, self._spent, phases, self._first_step_s)
+        loader, first = self._pace.since_last(), self._first_step_s
+        window = Window(loss, self._timed, self._timed * self._batch, self._spent, phases, first, loader)
         self._restart_window()
         self._steps, self._loss, self._first_step_s = 0, 0.0, None
         return window

@@ -17,6 +17,7 @@ from vit_dist.core.run import log as runlog
 from vit_dist.core.world import World
 from vit_dist.engines._collectives import all_gather_object
 from vit_dist.train.progress.clock import Window
+from vit_dist.train.progress.loading import Loading, Stall, find_stall, loading, loading_scalars
 
 _FLOPS_PER_MAC = 6
 """Two for a multiply-add, three times: forward, and backward for inputs and for weights. What is computed again for
@@ -38,6 +39,7 @@ class RankSample:
         before_sync_s: of that, what the rank does before it meets the others: data, transfer, forward.
         shares: of the time since the last log, by what it went to; together 1.
         memory: by name with the unit in it.
+        loading: what its stream did.
     """
 
     node: str
@@ -45,6 +47,7 @@ class RankSample:
     before_sync_s: float
     shares: Mapping[str, float]
     memory: Mapping[str, float]
+    loading: Loading
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,12 @@ class Performance:
     Attributes:
         scalars: by tag.
         shown: by short name, for the live line.
+        stall: what training waits for; None where it hardly waits.
     """
 
     scalars: Mapping[str, float]
     shown: Mapping[str, float | str]
+    stall: Stall | None
 
 
 def measure(window: Window, info: runlog.RunInfo, world: World, device: torch.device, *, trained: int) -> Performance:
@@ -74,7 +79,10 @@ def measure(window: Window, info: runlog.RunInfo, world: World, device: torch.de
     scalars = {**_throughput(window, info, world, device, trained), **_over_ranks(samples, timed=window.steps > 0)}
     if window.first_step_s is not None:
         scalars[runlog.FIRST_STEP_S] = window.first_step_s
-    return Performance(scalars, _shown(scalars, samples))
+    if window.loader.seconds:
+        scalars |= loading_scalars([sample.loading for sample in samples])
+    stall = find_stall([sample.loading for sample in samples])
+    return Performance(scalars, _shown(scalars, samples, stall), stall)
 
 
 def describe_device(device: torch.device, precision: str) -> str:
@@ -133,6 +141,7 @@ def _sample(window: Window, world: World, device: torch.device) -> RankSample:
         (wait + phases["transfer"] + phases["forward"]) / steps,
         {name: seconds / total for name, seconds in spent.items()},
         _memory(device),
+        loading(window, world.node),
     )
 
 
@@ -176,7 +185,7 @@ def _slowest(samples: Sequence[RankSample]) -> int:
     return max(range(len(samples)), key=lambda rank: samples[rank].before_sync_s)
 
 
-def _shown(scalars: Mapping[str, float], samples: Sequence[RankSample]) -> dict[str, float | str]:
+def _shown(scalars: Mapping[str, float], samples: Sequence[RankSample], stall: Stall | None) -> dict[str, float | str]:
     shown: dict[str, float | str] = {}
     if runlog.TRAIN_EXAMPLES_PER_S in scalars:
         shown["img/s"] = scalars[runlog.TRAIN_EXAMPLES_PER_S]
@@ -185,7 +194,9 @@ def _shown(scalars: Mapping[str, float], samples: Sequence[RankSample]) -> dict[
     # A CPU's fraction of one is no news.
     elif scalars.get(runlog.TFLOPS_PER_DEVICE, 0.0) >= 1:
         shown["TFLOP/s"] = scalars[runlog.TFLOPS_PER_DEVICE]
-    shown["wait"] = f"{scalars[f'{runlog.TIME_SHARE}/data_wait']:.0%}"
+    shown["wait"] = f"{scalars[f'{runlog.TIME_SHARE}/data_wait']:.0%}" + (
+        f" ({stall.cause})" if stall is not None else ""
+    )
     if f"{runlog.MEMORY}/{_ALLOCATED}" in scalars:
         shown["GiB"] = scalars[f"{runlog.MEMORY}/{_ALLOCATED}"]
     if len(samples) > 1 and runlog.SLOWEST_RANK in scalars:

@@ -175,10 +175,16 @@ def test_a_run_on_this_machine_runs_as_long_as_its_process(tmp_path: Path) -> No
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        run = make_run(tmp_path / "r", "running", at=NOW - 9000, host=socket.gethostname(), pid=process.pid)
+        stall = "training waits for data 43% of the time; decoding is the cause"
+        own = {"host": socket.gethostname(), "pid": process.pid, "stall": stall}
+        run = make_run(tmp_path / "r", "running", at=NOW - 300, **own)
         assert state(run) == ("running", "")
+        found = view(read_run(run), None, now=NOW)
+        assert (found.advice, shown.as_json(found)["stall"]) == ((stall,), stall)
         process.kill()
     assert state(run) == ("lost", f"process {process.pid} is gone, and has left no reason")
+    found = view(read_run(run), None, now=NOW)
+    assert (stall in found.advice, found.stall) == (False, "")
 
 
 def test_where_a_run_stands_is_computed_from_its_files(tmp_path: Path) -> None:

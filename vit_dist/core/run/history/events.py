@@ -110,6 +110,7 @@ PROGRESS: Mapping[str, Check] = {
     "examples_per_s": is_number,
     "goodput": is_numbers,
     "metrics": is_numbers,
+    "stall": is_text,
 }
 """What alive.json holds."""
 OWNER: Mapping[str, Check] = {

@@ -34,6 +34,7 @@ class Progress:
         examples_per_s: at the last log.
         goodput: where the time of all attempts went, in seconds (see train/progress/goodput.py).
         metrics: what was measured last, by the tags of the event files.
+        stall: what training waits for, for people; '' where it hardly waits.
     """
 
     attempt: int = 0
@@ -44,6 +45,7 @@ class Progress:
     examples_per_s: float = 0.0
     goodput: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    stall: str = ""
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Progress:

@@ -1,0 +1,217 @@
+"""What the stages between a store and a batch do, counted while they do it: bytes, requests, images, seconds. No torch.
+
+Every thread has numbers of its own, which only it writes and which only grow, so that counting takes no lock; whoever
+looks adds them up. A further number is a field of `Counts`, and is added up with the others.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import TypeVar
+
+from vit_dist.core.urls import redact
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Counts:
+    """Numbers of one thread, or of all together, since the stream was opened or between two looks.
+
+    Attributes:
+        requests: asked of the store or the disk, those for manifests' indexes and those that failed included.
+        retries: of these, that were asked again since a store stumbled.
+        read_bytes: of tars, that came.
+        waited_s: seconds in which whoever decodes had no bytes to decode.
+        images: that were decoded, cropped and augmented, or could not be.
+        decode_s: seconds that this took.
+        decode_cpu_s: seconds of CPU time in them.
+        replaced: samples in whose place another one was read, since they are broken or taken down.
+        held_bytes: of tars that were put into memory.
+        freed_bytes: of those, that are there no longer.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    read_bytes: int = 0
+    waited_s: float = 0.0
+    images: int = 0
+    decode_s: float = 0.0
+    decode_cpu_s: float = 0.0
+    replaced: int = 0
+    held_bytes: int = 0
+    freed_bytes: int = 0
+
+    def add(self, other: Counts, times: int = 1) -> Counts:
+        """Add others to these, so many times; these."""
+        for one in fields(self):
+            setattr(self, one.name, getattr(self, one.name) + times * getattr(other, one.name))
+        return self
+
+
+@dataclass(frozen=True)
+class Slowest:
+    """What took longest: one read, or one image.
+
+    Attributes:
+        seconds: that it took; of an image, of CPU time.
+        what: it was, with its shard, without secrets; '' for nothing.
+    """
+
+    seconds: float = 0.0
+    what: str = ""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What the stages of a stream did between two looks.
+
+    Attributes:
+        seconds: that went by.
+        counts: what was counted in them.
+        held_bytes: of tars, in memory at the end of them.
+        decoders: threads that decode.
+        readers: reads in flight at once.
+        read: the slowest read.
+        image: the slowest image.
+    """
+
+    seconds: float = 0.0
+    counts: Counts = field(default_factory=Counts)
+    held_bytes: int = 0
+    decoders: int = 1
+    readers: int = 1
+    read: Slowest = Slowest()
+    image: Slowest = Slowest()
+
+
+class Pace:
+    """The counters of one stream.
+
+    Attributes:
+        decoders: threads that decode, once it is known.
+        readers: reads in flight at once, once it is known.
+    """
+
+    def __init__(self) -> None:
+        self.decoders = self.readers = 1
+        self._own = threading.local()
+        # Appending is one step of the interpreter: threads need no lock for it.
+        self._threads: list[_Thread] = []
+        self._last, self._looked = Counts(), time.perf_counter()
+
+    @property
+    def mine(self) -> Counts:
+        """The numbers of the thread that asks."""
+        return self._thread.counts
+
+    @property
+    def _thread(self) -> _Thread:
+        try:
+            found: _Thread = self._own.thread
+        except AttributeError:
+            found = self._own.thread = _Thread()
+            self._threads.append(found)
+        return found
+
+    @contextmanager
+    def reading(self, url: str, num_bytes: int) -> Iterator[None]:
+        """Around a read of so many bytes of a tar; what fails has brought none."""
+        began = time.perf_counter()
+        yield
+        own, seconds = self._thread, time.perf_counter() - began
+        own.counts.read_bytes += num_bytes
+        if seconds > own.read.seconds:
+            own.read = Slowest(seconds, f"{num_bytes / 1e6:.1f} MB of {redact(url)}")
+
+    def waiting(self) -> _Waiting:
+        """Around what a thread that decodes waits for."""
+        return _Waiting(self._thread)
+
+    def decoding(self, what: Callable[[], str]) -> _Decoding:
+        """Around the decoding of an image, and of what is made of it.
+
+        Args:
+            what: which image, with its shard; asked only if none was slower.
+        """
+        return _Decoding(self._thread, what)
+
+    def hold(self, holder: T, num_bytes: int) -> T:
+        """So many bytes of a tar are in memory for as long as `holder` is, which is given back."""
+        self.mine.held_bytes += num_bytes
+        # Where the last reference goes, in whichever thread; nothing is left to be counted at the end of the process.
+        weakref.finalize(holder, self._free, num_bytes).atexit = False
+        return holder
+
+    def _free(self, num_bytes: int) -> None:
+        self.mine.freed_bytes += num_bytes
+
+    def total(self) -> Counts:
+        """All that was counted since the stream was opened."""
+        total = Counts()
+        for one in list(self._threads):
+            total.add(one.counts)
+        return total
+
+    def since_last(self) -> Interval:
+        """What was counted since this was called last, or since the stream was opened."""
+        now, total, threads = time.perf_counter(), self.total(), list(self._threads)
+        read = max((one.read for one in threads), key=lambda slow: slow.seconds, default=Slowest())
+        image = max((one.image for one in threads), key=lambda slow: slow.seconds, default=Slowest())
+        for one in threads:
+            # A thread may be about to set them: then the next look tells it.
+            one.read = one.image = Slowest()
+        counts = Counts().add(total).add(self._last, -1)
+        seconds = now - self._looked
+        self._last, self._looked = total, now
+        held = total.held_bytes - total.freed_bytes
+        return Interval(seconds, counts, held, self.decoders, self.readers, read, image)
+
+
+class _Thread:
+    """What one thread counts."""
+
+    __slots__ = ("counts", "image", "read")
+
+    def __init__(self) -> None:
+        self.counts, self.read, self.image = Counts(), Slowest(), Slowest()
+
+
+class _Waiting:
+    """See Pace.waiting. A class and no generator: it is entered twice an image."""
+
+    __slots__ = ("_began", "_thread")
+
+    def __init__(self, thread: _Thread) -> None:
+        self._thread = thread
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.counts.waited_s += time.perf_counter() - self._began
+
+
+class _Decoding:
+    """See Pace.decoding."""
+
+    __slots__ = ("_began", "_cpu", "_thread", "_what")
+
+    def __init__(self, thread: _Thread, what: Callable[[], str]) -> None:
+        self._thread, self._what = thread, what
+
+    def __enter__(self) -> None:
+        self._began, self._cpu = time.perf_counter(), time.thread_time()
+
+    def __exit__(self, *_: object) -> None:
+        own, cpu = self._thread, time.thread_time() - self._cpu
+        own.counts.images += 1
+        own.counts.decode_s += time.perf_counter() - self._began
+        own.counts.decode_cpu_s += cpu
+        if cpu > own.image.seconds:
+            own.image = Slowest(cpu, self._what())
