@@ -72,12 +72,14 @@ class Processes:
         count: of them, at least 1.
         batch: rows of a batch, at most.
         lanes: of an array of positions: what a process reads all of, or none; None: it does not matter.
+        num_lanes: that the rank reads.
         at_once: the first batch waits for them; else threads make batches until they are there.
     """
 
     count: int
     batch: int
     lanes: Callable[[I64], I64] | None
+    num_lanes: int = 0
     at_once: bool = False
 
 
@@ -118,8 +120,11 @@ class DecodePool:
         self._memory = SharedMemory(layout)
         self._setup = Setup(rows, layout, max(2, -(-read_threads // wanted.count)))
         self._owner: dict[int, int] = {}
-        # Lanes beside each other go to one process, for fewer messages, where there is enough for all to do.
+        # Lanes beside each other go to one process, for fewer messages, where there is enough for all to do; the last
+        # ones, which do not go round, one by one, so that no process has two lanes more than another.
         self._neighbours = min(_MOST_NEIGHBOURS, max(1, slots * wanted.batch // (4 * wanted.count)))
+        round_of_all = wanted.count * self._neighbours
+        self._beside = wanted.num_lanes // round_of_all * round_of_all
         self._jobs: dict[int, _Job] = {}
         self._submitted, self._closing = 0, False
         self._failure: Exception | None = None
@@ -190,7 +195,9 @@ class DecodePool:
         for row, lane in enumerate(self._wanted.lanes(np.asarray(positions, dtype=np.int64)).tolist()):
             owner = self._owner.get(lane)
             if owner is None:
-                owner = self._owner[lane] = len(self._owner) // self._neighbours % count
+                known = len(self._owner)
+                owner = known // self._neighbours if known < self._beside else known - self._beside
+                owner = self._owner[lane] = owner % count
             shares[owner].append(row)
         return shares
 

@@ -84,7 +84,10 @@ class TrainStream:
         config, batch = recipe.data, recipe.global_batch
         rank_batch = -(-batch // world.size) if uneven else world.rank_batch(batch)
         self._data, self._batch, self._position, self._end = data, batch, position, end
-        processes = 0 if stored or make is not None else num_processes(config, _lanes(data, world))
+        num_lanes = data.order.lanes // math.gcd(data.order.lanes, world.size)
+        # Of a set that fits in memory a process has all shards.
+        at_most = None if data.fits_in_memory else num_lanes
+        processes = 0 if stored or make is not None else num_processes(config, at_most)
         images = rank_batch * 3 * config.image_size**2
         # Beside a GPU the reader pins its batches, by torch's allocator or, where processes write them, as they are.
         images = pinned_bytes(images) if torch.cuda.is_available() and not processes else images
@@ -107,7 +110,7 @@ class TrainStream:
             rows,
             _positions(position, batch, world, end),
             reuse=reuse,
-            processes=Processes(processes, rank_batch, lanes, at_once) if processes else None,
+            processes=Processes(processes, rank_batch, lanes, num_lanes, at_once) if processes else None,
         )
 
     def __iter__(self) -> Iterator[tuple[Batch, StreamState]]:
@@ -127,11 +130,6 @@ class TrainStream:
     def close(self) -> None:
         """Stop the threads and processes."""
         self._reader.close()
-
-
-def _lanes(data: TrainingSet, world: World) -> int | None:
-    """How many lanes a rank reads; None: all shards, which it keeps."""
-    return None if data.fits_in_memory else data.order.lanes // math.gcd(data.order.lanes, world.size)
 
 
 def _augmented(augment: Augment, image: Tensor, epoch: int, ordinal: int) -> Tensor:
