@@ -112,6 +112,9 @@ class DataConfig(Config):
     decode_threads: Annotated[int | None, Field(ge=1), NON_IDENTITY] = Field(
         None, description="left out: the CPUs of a rank less two, 2 to 32"
     )
+    decode_workers: Annotated[int | None, Field(ge=0, le=128), NON_IDENTITY, WHEN_SET] = Field(
+        None, description="processes that decode for a rank; 0: threads do; left out: by its CPUs beside a GPU"
+    )
     read_threads: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(8, description="byte ranges asked for at once")
     prefetch_batches: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(4, description="batches made ready ahead")
     memory_limit: Annotated[Bytes, NON_IDENTITY] = Field(4 << 30, description="read-ahead a rank may hold")

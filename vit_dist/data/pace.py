@@ -148,6 +148,13 @@ class Pace:
         weakref.finalize(holder, self._free, num_bytes).atexit = False
         return holder
 
+    def add(self, others: Interval) -> None:
+        """Count what another process did, as this thread's own."""
+        own = self._thread
+        own.counts.add(others.counts)
+        own.read = max(own.read, others.read, key=lambda slow: slow.seconds)
+        own.image = max(own.image, others.image, key=lambda slow: slow.seconds)
+
     def _free(self, num_bytes: int) -> None:
         self.mine.freed_bytes += num_bytes
 

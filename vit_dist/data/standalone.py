@@ -27,11 +27,11 @@ from vit_dist.core.log import WARNING, log
 from vit_dist.core.units import counted
 from vit_dist.core.world import World, launched_world
 from vit_dist.data.augment import Augment
+from vit_dist.data.batch import Batch, Make, Replacement, Sample
 from vit_dist.data.decode import decode
 from vit_dist.data.images import DecodeError, load
 from vit_dist.data.manifest import ShardManifest, read_manifest
 from vit_dist.data.mixture import MixtureOrder
-from vit_dist.data.reader import Batch, Make, Replacement, Sample
 from vit_dist.data.sets import TrainingSet, open_training_set
 from vit_dist.data.stream import STORED_WINDOW, TrainStream
 from vit_dist.data.stream_state import StreamPosition, dump_position, load_position
@@ -39,7 +39,7 @@ from vit_dist.data.takedown import TakenDown, extended, hold, left_out, read_lin
 
 _KEYS = frozenset(
     {"subset", "subset_seed", "lanes", "window", "crop_area", "crop_aspect", "max_bad", "takedown"}
-    | {"read_threads", "prefetch_batches", "memory_limit"}
+    | {"decode_workers", "read_threads", "prefetch_batches", "memory_limit"}
 )
 """Of a recipe's data section: those that mean something here, and have no argument of their own."""
 
@@ -153,7 +153,8 @@ def open_stream(
         device: where labels, weights and images are copied to, from pinned memory without waiting; None: they stay.
         workers: threads that decode; None: the CPUs of the rank less two, 2 to 32.
         **data: keys of a recipe's `data` section: subset, subset_seed, lanes, window, crop_area, crop_aspect, max_bad,
-            takedown, read_threads, prefetch_batches, memory_limit (docs/recipe.md).
+            takedown, decode_workers, read_threads, prefetch_batches, memory_limit (docs/recipe.md). `decode_workers`
+            are processes that decode in place of threads, for `decode="crop"` without a transform, shuffled.
 
     Raises:
         ConfigError: arguments that do not fit the sets or each other, or a state of another order.
@@ -171,6 +172,12 @@ def open_stream(
         raise ConfigError(f"open_stream: {unknown[0]}: unknown key{did_you_mean(unknown[0], _KEYS)}")
     fields = {**data, "image_size": image_size, "augment": augment, "decode_threads": workers}
     config, read = _config(manifest, fields, shuffle=shuffle)
+    if config.decode_workers and (decode != "crop" or transform is not None or not shuffle):
+        raise ConfigError(
+            f"decode_workers={config.decode_workers}: processes make uint8 crops of a shuffled stream; with "
+            f"{'shuffle=False' if not shuffle else 'a transform' if transform is not None else f'decode={decode!r}'} "
+            f"threads decode (workers=N): leave decode_workers out"
+        )
     wanted = _Wanted(config, seed, batch)
     opened = open_training_set(wanted, read=read, labelled=False)
     end = _end(opened, epochs, batch, drop_last=drop_last)
