@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,6 @@ import numpy as np
 import pytest
 
 import vit_dist
-from tests.shards import write_set
 from tests.streams import digest, global_batches, recipe
 from vit_dist.config.load import recipe_hash
 from vit_dist.config.schema import dump
@@ -23,8 +23,8 @@ from vit_dist.data.cache import ShardCache, counts
 from vit_dist.data.cache_files import CELL, CachedShard, folder_of
 from vit_dist.data.manifest import Shard, ShardManifest, read_manifest
 from vit_dist.data.ranges import RangeReader
-from vit_dist.data.sets import Part, Parts
-from vit_dist.data.stream import EvalBatches
+from vit_dist.data.sets import Part, Parts, open_training_set
+from vit_dist.data.stream import EvalBatches, TrainStream
 from vit_dist.data.subset import select
 
 SHAPES = {"whole shards": (), "ranges": ("data.lanes=8", "data.window=5")}
@@ -176,3 +176,15 @@ def test_a_cache_of_half_the_set_has_hits_for_half_of_it(tmp_path: Path) -> None
     assert shares[0] == 0
     assert all(share is not None and 0.45 < share < 0.6 for share in shares[1:])
     assert cache.counts().evicted_bytes >= 9 * CELL
+
+
+def test_the_share_that_the_cache_had_is_counted(small_set: str, stored: str, tmp_path: Path) -> None:
+    shares = []
+    for manifest, place in ((small_set, tmp_path), (stored, tmp_path), (stored, tmp_path)):
+        config = cached(manifest, place, *SHAPES["ranges"])
+        with TrainStream(open_training_set(config), config, World(), 0) as stream:
+            for _ in itertools.islice(stream, STEPS):
+                pass
+            total = stream.pace.total()
+            shares.append((total.asked_bytes > 0, total.asked_bytes == total.hit_bytes))
+    assert shares == [(False, True), (True, False), (True, True)], "of local tars nothing; cold; warm"

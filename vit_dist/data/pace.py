@@ -27,6 +27,8 @@ class Counts:
         requests: asked of the store or the disk, those for manifests' indexes and those that failed included.
         retries: of these, that were asked again since a store stumbled.
         read_bytes: of tars, that came.
+        asked_bytes: of tars, that a cache of the node was asked for.
+        hit_bytes: of those, that came from its disk, and not from the store.
         waited_s: seconds in which whoever decodes had no bytes to decode.
         images: that were decoded, cropped and augmented, or could not be.
         decode_s: seconds that this took.
@@ -39,6 +41,8 @@ class Counts:
     requests: int = 0
     retries: int = 0
     read_bytes: int = 0
+    asked_bytes: int = 0
+    hit_bytes: int = 0
     waited_s: float = 0.0
     images: int = 0
     decode_s: float = 0.0

@@ -215,7 +215,12 @@ class SegmentReader:
             return partial(self._ranges.read_into, part.manifest.shard_url(shard))
 
         def copy(start: int, into: memoryview) -> None:
-            into[:] = cached(start, start + len(into))
+            mine = self.pace.mine
+            before, size = mine.read_bytes, len(into)
+            into[:] = cached(start, start + size)
+            mine.asked_bytes += size
+            # What it lacks is read in this thread, in whole blocks.
+            mine.hit_bytes += max(0, size - (mine.read_bytes - before))
 
         return copy
 

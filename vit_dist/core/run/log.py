@@ -65,6 +65,7 @@ DATA_RETRIES = "data/retries"
 DATA_DECODE = "data/decode_ms"
 DATA_REPLACED = "data/replaced"
 DATA_HELD = "data/held_mib"
+DATA_CACHE_HITS = "data/cache_hits"
 DATA_DECODERS_BUSY = "data/decoders_busy"
 DATA_DECODERS_STARVED = "data/decoders_starved"
 
@@ -97,6 +98,7 @@ LAYOUT = {
         "what decodes: at work, without bytes": [f"^({DATA_DECODERS_BUSY}|{DATA_DECODERS_STARVED})$"],
         "requests and retries": [f"^({DATA_REQUESTS}|{DATA_RETRIES})$"],
         "MiB of tars held": [DATA_HELD],
+        "cache of the node: share of bytes": [DATA_CACHE_HITS],
     },
     "Norms": {"all layers": [f"^({WEIGHT_NORM}|{GRADIENT_NORM}|{UPDATE_NORM})/{ALL}$"]},
 }

@@ -105,6 +105,8 @@ def loading_scalars(ranks: Sequence[Loading]) -> dict[str, float]:
         runlog.DATA_DECODERS_BUSY: sum(one.busy for one in ranks) / len(ranks),
         runlog.DATA_DECODERS_STARVED: sum(one.starved for one in ranks) / len(ranks),
     }
+    if total.asked_bytes:
+        scalars[runlog.DATA_CACHE_HITS] = total.hit_bytes / total.asked_bytes
     if total.images:
         scalars[runlog.DATA_DECODE] = 1000 * total.decode_cpu_s / total.images
     return scalars

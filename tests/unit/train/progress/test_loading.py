@@ -173,7 +173,11 @@ def test_scalars_are_sums_means_and_the_fullest_rank() -> None:
             runlog.DATA_DECODERS_STARVED: 0.2,
         }
     )
-    assert runlog.DATA_DECODE not in loading_scalars([rank(counts=Counts())]), "no image, no time an image"
+    none = loading_scalars([rank(counts=Counts())])
+    assert runlog.DATA_DECODE not in none, "no image, no time an image"
+    assert runlog.DATA_CACHE_HITS not in none, "no cache, no share of it"
+    both = [rank(counts=Counts(asked_bytes=30, hit_bytes=30)), rank(counts=Counts(asked_bytes=10, hit_bytes=0))]
+    assert loading_scalars(both)[runlog.DATA_CACHE_HITS] == 0.75
 
 
 def test_threads_that_go_on_during_an_evaluation_count_as_busy_at_most_all_the_time() -> None:
