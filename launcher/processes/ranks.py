@@ -69,7 +69,9 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int, options: Sequence[st
         code, asked = _run_ranks(words, nproc=nproc, folder=folder, logs=logs)
     _close_attempt(RunDir(run_dir), code)
     if code and code != SUPERSEDED and not asked:
-        _note_end_without_a_word(RunDir(run_dir), recipe, before, nproc, first_words(logs, code), refused=code == INVALID)
+        _note_end_without_a_word(
+            RunDir(run_dir), recipe, before, nproc, first_words(logs, code), refused=code == INVALID
+        )
     return of_signal(asked[0]) if asked and not _is_done(run_dir, before.next_opened) else code
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_dist.config.blame import ON_THE_COMMAND_LINE, Sources
+from vit_dist.config.cadences import too_long_warmup
 from vit_dist.config.load import identity, read_mapping
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import AwayError, ConfigError, DataError, MissingError, VitDistError
@@ -201,11 +202,8 @@ def make_plan(recipe: Recipe, data: TrainingSet, world: World) -> Plan:
         )
     warmup_duration = recipe.schedule.warmup  # type: ignore[attr-defined]
     warmup = warmup_duration.steps(global_batch=batch, epoch_examples=n)
-    if warmup > total:
-        raise ConfigError(
-            f"schedule.warmup={warmup_duration} is {warmup} steps, longer than the whole run of {total} steps "
-            f"(horizon={recipe.horizon} of {n} examples at global_batch={batch}); shorten it"
-        )
+    if too_long := too_long_warmup(recipe, warmup, total):
+        raise ConfigError(too_long)
     rank_batch = world.rank_batch(batch)
     limit = getattr(recipe.engine, "max_micro_batch", None) or rank_batch
     multiple = 1
