@@ -21,7 +21,7 @@ from vit_dist.core.units import nearest_multiples
 from vit_dist.core.world import World
 from vit_dist.data.manifest import ShardManifest, read_manifest
 from vit_dist.data.sets import TrainingSet, how_to_pack, open_training_set, too_many_outputs, whole_set
-from vit_dist.data.takedown import hold, new_lines, read_lines, refuse_forgetting
+from vit_dist.data.takedown import hold, new_lines, read_list, refuse_forgetting
 from vit_dist.data.validation import open_validation_set
 from vit_dist.evals import EvaluatorConfig
 from vit_dist.train.state import taken_down
@@ -128,7 +128,7 @@ def check_named(recipe: Recipe, run_dir: Path, asked: set[str] | None = None) ->
     """
     asked = set() if asked is None else asked
     # Read anew: it may have grown since this process has read it.
-    hold(recipe.data.takedown, read_lines(recipe.data.takedown))
+    hold(recipe.data.takedown, read_list(recipe.data.takedown))
     refuse_forgetting(taken_down(run_dir), recipe.data.takedown)
     if _has_begun(run_dir):
         return
