@@ -275,9 +275,9 @@ def test_what_ranks_refuse_once_they_have_begun_leaves_the_run_as_it_was(
     train(recipe, run, cut=7, patch=monkeypatch)
     marker = committed(run / "checkpoints")[0] / MARKER
     whole = json.loads(marker.read_text())
-    marker.write_bytes(seal_marker({**whole, "recipe": {**whole["recipe"], "seed": 7}}))
+    marker.write_bytes(seal_marker({**whole, "recipe": {**whole["recipe"], "precision": "bf16"}}))
     for number in (2, 3):
-        with pytest.raises(OtherCheckpointError, match="a checkpoint of another recipe: seed"):
+        with pytest.raises(OtherCheckpointError, match="a checkpoint of another recipe: precision"):
             train(recipe, run)
         state = history.read(run)
         assert state.last is not None

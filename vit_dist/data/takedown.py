@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from vit_dist.core.errors import ConfigError
+from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.files import redact
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.text import read_text
@@ -80,6 +80,18 @@ def read_lines(url: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(line for line in lines if line.strip()))
 
 
+def read_list(url: str) -> tuple[str, ...]:
+    """The lines of the list that `data.takedown` names, see `read_lines`.
+
+    Raises:
+        DataError: it cannot be read, or is not text; names the key.
+    """
+    try:
+        return read_lines(url)
+    except DataError as error:
+        raise type(error)(f"data.takedown: {error}") from None
+
+
 def hold(url: str, lines: tuple[str, ...]) -> None:
     """Take these for the lines of a list from now on, in this process."""
     _held[url] = lines
@@ -88,7 +100,7 @@ def hold(url: str, lines: tuple[str, ...]) -> None:
 def held_lines(url: str) -> tuple[str, ...]:
     """The lines of a list: those that are held, or else those that are there now, which are held then."""
     if url not in _held:
-        _held[url] = read_lines(url)
+        _held[url] = read_list(url)
     return _held[url]
 
 

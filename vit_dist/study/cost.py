@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vit_dist.config.cadences import unrated_checkpoints
+from vit_dist.config.cadences import too_long_warmup, unrated_checkpoints
 from vit_dist.config.schema import Recipe
 from vit_dist.core.devices import Device
 from vit_dist.core.run import history, names
@@ -121,8 +121,7 @@ def _problems(
     warmup = getattr(recipe.schedule, "warmup", None)
     if steps and warmup is not None and (subset or warmup.unit != "epochs"):
         warmup_steps = warmup.steps(global_batch=batch, epoch_examples=subset or 0)
-        if warmup_steps > steps:
-            problems.append(f"schedule.warmup={warmup} is {warmup_steps:,} steps, longer than the run's {steps:,}")
+        problems += filter(None, [too_long_warmup(recipe, warmup_steps, steps)])
     if batch % devices:
         problems.append(f"global_batch={batch} is not divisible by {devices} devices")
     if device is not None and cost is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_dist.config.blame import ON_THE_COMMAND_LINE, Sources
+from vit_dist.config.cadences import too_long_warmup
 from vit_dist.config.load import identity, read_mapping
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import AwayError, ConfigError, DataError, MissingError, VitDistError
@@ -20,7 +21,7 @@ from vit_dist.core.units import nearest_multiples
 from vit_dist.core.world import World
 from vit_dist.data.manifest import ShardManifest, read_manifest
 from vit_dist.data.sets import TrainingSet, how_to_pack, open_training_set, too_many_outputs, whole_set
-from vit_dist.data.takedown import hold, new_lines, read_lines, refuse_forgetting
+from vit_dist.data.takedown import hold, new_lines, read_list, refuse_forgetting
 from vit_dist.data.validation import open_validation_set
 from vit_dist.evals import EvaluatorConfig
 from vit_dist.train.state import taken_down
@@ -127,7 +128,7 @@ def check_named(recipe: Recipe, run_dir: Path, asked: set[str] | None = None) ->
     """
     asked = set() if asked is None else asked
     # Read anew: it may have grown since this process has read it.
-    hold(recipe.data.takedown, read_lines(recipe.data.takedown))
+    hold(recipe.data.takedown, read_list(recipe.data.takedown))
     refuse_forgetting(taken_down(run_dir), recipe.data.takedown)
     if _has_begun(run_dir):
         return
@@ -201,11 +202,8 @@ def make_plan(recipe: Recipe, data: TrainingSet, world: World) -> Plan:
         )
     warmup_duration = recipe.schedule.warmup  # type: ignore[attr-defined]
     warmup = warmup_duration.steps(global_batch=batch, epoch_examples=n)
-    if warmup > total:
-        raise ConfigError(
-            f"schedule.warmup={warmup_duration} is {warmup} steps, longer than the whole run of {total} steps "
-            f"(horizon={recipe.horizon} of {n} examples at global_batch={batch}); shorten it"
-        )
+    if too_long := too_long_warmup(recipe, warmup, total):
+        raise ConfigError(too_long)
     rank_batch = world.rank_batch(batch)
     limit = getattr(recipe.engine, "max_micro_batch", None) or rank_batch
     multiple = 1

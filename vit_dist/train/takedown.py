@@ -13,7 +13,7 @@ from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.sets import TrainingSet, whole_set
-from vit_dist.data.takedown import extended, hold, new_lines, read_lines
+from vit_dist.data.takedown import extended, hold, new_lines, read_list
 from vit_dist.train.checkpoint.restore import on_main
 from vit_dist.train.state import TrainState, taken_down
 
@@ -26,7 +26,7 @@ def agree_on_list(recipe: Recipe, world: World) -> None:
     """
     url = recipe.data.takedown
     if url:
-        hold(url, on_main(lambda: read_lines(url), world))
+        hold(url, on_main(lambda: read_list(url), world))
 
 
 def check_list(recipe: Recipe, data: TrainingSet, val: ShardManifest | None, run_dir: Path, world: World) -> None:

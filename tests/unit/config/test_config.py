@@ -117,6 +117,8 @@ def test_bad_yaml_is_named_with_its_place(text: str, says: str) -> None:
         (["data.subset=0"], "data.subset: a subset of 0 examples cannot be trained on"),
         (["data.crop_area=[0.5, 0.1]"], "data.crop_area: expected two numbers [low, high]"),
         (["data.num_classes=ten"], "data.num_classes: must be a valid integer, got 'ten'"),
+        (["evaluators=classification"], "evaluators: must be a list in brackets, [classification] or [classification,"),
+        (["data.crop_area=0.5"], "data.crop_area: must be a list in brackets, [0.5] or [0.5, ...]; got 0.5"),
         (["seed=1.5"], "seed: must be a valid integer, got 1.5"),
         (["evaluators=[clasification]"], "evaluators[0].name: unknown evaluator 'clasification'; did you mean"),
         (["name=0"], 'name: must be text, got 0; write it in quotes, such as name: "0"'),

@@ -119,8 +119,10 @@ def named_study(words: Sequence[str], prog: str, runs: Path) -> NamedStudy:
         ConfigError: not one study, or mistakes in it.
     """
     from vit_dist.study.grid import load_study, plan
+    from vit_dist.study.kept import find_study
 
-    config = load_study(*split_words(words, prog))
+    name, overrides = split_words(words, prog)
+    config = load_study(find_study(name, Path(runs)), overrides)
     return NamedStudy(config, plan(config), runs / config.name)
 
 

@@ -51,10 +51,12 @@ def main(argv: list[str]) -> int:
     from launcher.processes.side_by_side import SideBySide
     from vit_dist.cli.train import refuse_before
     from vit_dist.core.scratch import scratch
+    from vit_dist.study.kept import keep_study
     from vit_dist.study.local import evaluation_words, run_cells
 
     console.print(f"study {study.config.name}: {study.shape}, in {study.directory}", markup=False)
     _refuse_what_cannot_be_trained(study, args.nproc, args.jobs, console, anyway=args.anyway)
+    keep_study(study.config, study.directory)
     run = partial(
         run_cells,
         study.cells,

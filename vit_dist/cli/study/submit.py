@@ -64,6 +64,7 @@ def main(argv: list[str]) -> int:
     from launcher.slurm.cluster import load_cluster
     from launcher.submit.run import parse_time
     from launcher.submit.study import StudyJobs, dry_run, submit, todo
+    from vit_dist.study.kept import keep_study
 
     cluster = load_cluster(args.cluster, args.set)
     # Jobs start in directories of their own.
@@ -90,6 +91,7 @@ def main(argv: list[str]) -> int:
             for script in filter(None, (array.train, array.evaluate)):
                 console.print(f"\n{script}", markup=False, end="")
         return 0
+    keep_study(study.config, study.directory)
     entry = submit(jobs, left)
     for array in entry["arrays"]:
         what = (

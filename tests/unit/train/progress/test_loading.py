@@ -18,7 +18,7 @@ from tests.streams import recipe
 from tests.unit.data.test_ranges import Store
 from vit_dist.core.run import log as runlog
 from vit_dist.core.world import World
-from vit_dist.data import reader, stream
+from vit_dist.data import rows, stream
 from vit_dist.data.decode import decode
 from vit_dist.data.pace import Counts, Interval, Slowest
 from vit_dist.data.sets import open_training_set
@@ -63,7 +63,7 @@ def test_a_slow_decoder_is_the_cause_and_is_said_to_be(set_of_60: str, monkeypat
         time.sleep(0.01)
         return decode(content, upright=upright)
 
-    monkeypatch.setattr(reader, "decode", slow)
+    monkeypatch.setattr(rows, "decode", slow)
     found = trained(set_of_60)
     assert found.busy > found.starved
     stall = find_stall([found])
@@ -80,7 +80,7 @@ def test_a_slow_store_is_the_cause_and_its_slowest_shard_is_named(
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         config_url = f"{server.url}/manifest.json"
-        server.troubles = [""] * 4 + ["sleep 0.1"] * 100
+        server.troubles = [""] * 4 + ["sleep 0.5"] * 100
         found = trained(config_url)
         server.shutdown()
         thread.join()
@@ -89,7 +89,7 @@ def test_a_slow_store_is_the_cause_and_its_slowest_shard_is_named(
     assert stall.cause == "store"
     assert "the store is the cause" in stall.text
     assert f"{server.url}/shard-00000" in stall.text
-    assert "data.read_threads, now 4" in stall.text
+    assert "data.read_threads, now 8" in stall.text
 
 
 def test_a_planner_that_is_late_is_the_host(set_of_60: str, monkeypatch: pytest.MonkeyPatch) -> None:
