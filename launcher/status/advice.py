@@ -32,6 +32,8 @@ _WAITING = {
     "launch_failed_requeued_held": "its launch failed and it is held: `scontrol release {job}`",
     "Licenses": "it waits for a licence",
     "NodeDown": "a node it needs is down",
+    "Nodes_required_for_job_are_DOWN": "fewer nodes are up than it needs: `sinfo -R` tells which are not; on fewer: "
+    "`vit-dist cancel {run}`, then `vit-dist resume {run} --nodes N`",
 }
 
 
@@ -46,6 +48,13 @@ def advise(view: RunView, silence: str, now: float) -> RunView:
         lines.append(f"job {view.job_id} could not be asked about, so this is what the files say: {silence}")
     lines += [f"damaged: {problem}" for problem in view.problems]
     return replace(view, advice=tuple(lines))
+
+
+def in_words(reason: str) -> str:
+    """Slurm's reason for letting a job wait as people read it: its words as they are, its sentences without `_`."""
+    word = reason.partition(",")[0]
+    known = word in _WAITING and not word.startswith("Nodes_")
+    return reason if known or word.startswith(("QOS", "Assoc", "Max")) else reason.replace("_", " ")
 
 
 def explain_waiting(reason: str) -> str:

@@ -62,22 +62,19 @@ def find_run(wanted: str, roots: Sequence[Path], elsewhere: str = "--runs DIR") 
         if is_run(direct) or (direct / names.RECIPE).is_file():
             return direct
         inside = find_runs([direct])
-        if not inside:
-            raise ConfigError(none_in(direct))
     runs = find_runs(roots)
     if records.is_job_number(wanted):
         with_job = [run for run in runs if wanted in jobs_of(run)]
         if with_job:
             return _only(wanted, with_job, "more than one run has had this job number")
     parts = Path(wanted).parts
-    for matches in (
-        [run for run in runs if parts and run.parts[-len(parts) :] == parts],
-        [run for run in runs if wanted and run.name.startswith(wanted)],
-    ):
+    # What lies here by that very name is not the beginning of another one.
+    begins = [] if direct.is_dir() else [run for run in runs if wanted and run.name.startswith(wanted)]
+    for matches in ([run for run in runs if parts and run.parts[-len(parts) :] == parts], begins):
         if matches:
             return _only(wanted, matches, "this may be any of several runs")
-    if inside:
-        raise ConfigError(_several(wanted, inside))
+    if wanted and direct.is_dir():
+        raise ConfigError(_several(wanted, inside) if inside else none_in(direct))
     where = ", ".join(str(root) for root in roots) or "no directory (there is no runs/ here)"
     hint = did_you_mean(wanted, [run.name for run in runs]) if runs else "; there are no runs there"
     if direct.is_file():
@@ -101,7 +98,7 @@ def find_begun(wanted: str) -> tuple[Path, str]:
     if path.parent.name == names.CHECKPOINTS:
         path, checkpoint = path.parent.parent, path.name
     if not (path / names.RECIPE).is_file():
-        path = find_run(str(path) if wanted else "", [] if path.is_dir() else run_roots(), "VIT_DIST_RUNS=DIR")
+        path = find_run(str(path) if wanted else "", run_roots(), "VIT_DIST_RUNS=DIR")
     if not (path / names.RECIPE).is_file():
         raise ConfigError(f"{path}: the directory of a run that has not begun: it holds no {names.RECIPE} yet")
     return path, checkpoint

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from launcher.slurm import commands as slurm
 from launcher.slurm.commands import Job, NoSlurmError, SlurmAwayError
-from launcher.status.advice import advise
+from launcher.status.advice import advise, in_words
 from launcher.status.files import RunFiles, read_run
 from launcher.status.run_view import RunView
 from vit_dist.core.errors import RunError, VitDistError
@@ -131,8 +131,8 @@ def _word(job: Job | None, silent: bool) -> JobWord:
     if job is None:
         return JobWord("unasked" if silent else "gone")
     known: Literal["waiting", "active", "ended"] = "waiting" if job.waiting else "ended" if job.ended else "active"
-    reason = job.reason if job.waiting else _slurm_words(job) if job.ended else ""
-    return JobWord(known, reason, job.start or 0.0, job.restarts, job.state == "CANCELLED")
+    reason = in_words(job.reason) if job.waiting else _slurm_words(job) if job.ended else ""
+    return JobWord(known, reason, job.start or 0.0, job.restarts, job.state == "CANCELLED", job.state == "COMPLETING")
 
 
 def _slurm_words(job: Job) -> str:

@@ -155,7 +155,7 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 def plural(one: str) -> str:
     """The plural of a noun, or of several words that end in it: 'class directory' -> 'class directories'."""
-    if one.endswith(("s", "x", "ch", "sh")):
+    if one.endswith(("s", "x", "ch", "sh")) and not one.endswith("epoch"):
         return f"{one}es"
     if one.endswith("y") and not one.endswith(("ay", "ey", "oy")):
         return f"{one[:-1]}ies"

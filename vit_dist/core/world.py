@@ -40,8 +40,8 @@ class World:
         if global_batch % self.size:
             shown = nearest_multiples(global_batch, self.size)
             raise ConfigError(
-                f"global_batch={global_batch} is not divisible by {self.size} ranks; nearest that are: {shown}. "
-                f"Change global_batch or the number of processes."
+                f"global_batch={global_batch} is not divisible by {self.size} ranks; nearest that are: {shown}; "
+                f"change global_batch or the number of processes"
             )
         return global_batch // self.size
 

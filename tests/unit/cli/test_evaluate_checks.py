@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -123,8 +124,11 @@ def test_a_training_set_of_other_content_is_refused(trained: Path, started: list
         ("runs/done/checkpoints/step-0000000009", "no such checkpoint; the newest are step-0000000008"),
         ("nowhere/checkpoints/step-0000000008", "no run 'nowhere': not the directory of a run"),
         ("empty", "'empty': no run is in this directory, nor in the 3 levels below it"),
-        ("runs", "'runs': a directory that holds 1 run, and is none; give one:\n  runs/done"),
+        ("runs", "'runs': a directory that holds 2 runs, and is none; give one:\n  runs/done"),
         ("file", "no run 'file': a file, where the directory of a run is needed"),
+        ("folder/done", "'folder/done': no run is in this directory"),
+        ("pictures", ""),
+        ("do", "'do': no run is in this directory"),
         ("claimed", "claimed: the directory of a run that has not begun: it holds no recipe.yaml yet"),
         ("", "no run ''"),
     ],
@@ -136,7 +140,10 @@ def test_what_is_no_run_is_told_by_what_it_is(
     monkeypatch.chdir(here)
     (here / "runs").mkdir()
     trained.rename(here / "runs" / "done")
-    (here / "empty").mkdir()
+    # Folders of a person's own, of which one is called like a run, and one as a run begins.
+    for folder in ("empty", "folder/done", "pictures", "do"):
+        (here / folder).mkdir(parents=True)
+    shutil.copytree(here / "runs" / "done", here / "runs" / "pictures")
     (here / "file").write_text("x")
     (here / "claimed").mkdir()
     (here / "claimed" / names.RUN).write_text("{}")

@@ -284,6 +284,7 @@ def test_a_number_that_would_fill_the_memory_is_none(read: Callable[[object], ob
         (2000, ("class",), "2,000 classes"),
         (2, ("class directory",), "2 class directories"),
         (3, ("batch",), "3 batches"),
+        (6, ("epoch",), "6 epochs"),
         (4, ("day",), "4 days"),
         (1, ("shard is", "shards are"), "1 shard is"),
         (1234567, ("shard is", "shards are"), "1,234,567 shards are"),

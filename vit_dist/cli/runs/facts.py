@@ -75,7 +75,7 @@ def job_line(view: RunView, now: float) -> str:
             parts.append(f"expected to start {'now' if soon < 1 else f'in {span(soon)}'}")
     else:
         parts += [job.nodelist or counted(job.nodes, "node"), devices]
-    if job.running and job.end:
+    if job.running and job.end and job.state != "COMPLETING":
         parts.append(f"time limit in {span(max(0.0, job.end - now))}")
     if job.restarts:
         parts.append(f"requeued {counted(job.restarts, 'time')}")

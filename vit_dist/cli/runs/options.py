@@ -48,7 +48,7 @@ def job_and_start(done: Submitted, request: SubmitRequest) -> str:
     start = "unknown" if done.start is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(done.start))
     spare = f" and {request.spares} spare" if request.spares else ""
     return (
-        f"job     {done.job} on {request.cluster.name}: {request.nodes} x "
+        f"job     {done.job} on {request.cluster.name}: {counted(request.nodes, 'node')} x "
         f"{counted(request.cluster.tasks, 'rank')}{spare}\n"
         f"start   {start} (Slurm's estimate)\n"
     )

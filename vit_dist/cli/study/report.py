@@ -122,6 +122,10 @@ def _study(args: argparse.Namespace, prog: str) -> tuple[str | None, StudyConfig
         study = load_study(name, overrides)
     except ConfigError:
         # Logs are enough: beside --logs the word may be the study's name in them, with no file of it here.
+        if not args.logs and Path(name).is_dir():
+            raise ConfigError(
+                f"{name}: a directory, which is no study; what its logs say is reported by `{prog} --logs {name}`"
+            ) from None
         if not args.logs or overrides or Path(name).suffix:
             raise
         return name, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.files import folder_url, is_remote, join_url, local_path, redact, url_name
 from vit_dist.core.registry import SOURCES
-from vit_dist.data.names import named
+from vit_dist.data.names import is_directory, named
 from vit_dist.data.pack.directories import is_image, list_directory
 from vit_dist.data.pack.sources import (
     Source,
@@ -218,7 +219,29 @@ def _by_name(url: str) -> str:
         return "list"
     if name.endswith(".parquet"):
         return "parquet"
+    if len(urls) > 1:
+        _refuse_no_tars(url, urls)
     return "tar" if name.endswith((".tar", ".json")) or len(urls) > 1 else ""
+
+
+def _refuse_no_tars(pattern: str, urls: Sequence[str]) -> None:
+    """Refuse a pattern that names images, or directories of them: of several places tars alone are read together."""
+    shown = redact(pattern)
+    for url in urls[:_LOOKED_INTO]:
+        if is_image(url_name(url)):
+            raise DataError(
+                f"{shown}: a pattern that names images, whose labels it does not tell; give the folder that holds a "
+                f"directory per class, or a list (.csv, .jsonl) of images with labels"
+            )
+        if "." not in url_name(url) and is_directory(url):
+            directories, files = list_directory(url)
+            if not any(is_tar_name(name) for name, _ in files) and (
+                directories or any(is_image(name) for name, _ in files)
+            ):
+                raise DataError(
+                    f"{shown}: a pattern that names directories without tars, such as {redact(url)}; give the folder "
+                    f"that holds them: each of its directories is a class"
+                )
 
 
 def _holds_parquet(url: str, depth: int = 2) -> bool:

@@ -108,6 +108,27 @@ def test_hidden_files_are_left_out_and_counted(
     assert read_manifest(str(tmp_path / "out")).num_samples == 2
 
 
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [
+        ("src/*", "a pattern that names directories without tars, such as src/cat; give the folder that holds them"),
+        ("src/{cat,dog}", "a pattern that names directories without tars, such as src/cat"),
+        ("src/{dog,cat}", "a pattern that names directories without tars, such as src/dog"),
+        ("src/[cd]*", "a pattern that names directories without tars"),
+        ("src/*/*.png", "a pattern that names images, whose labels it does not tell"),
+        ("src/cat/{1,2}.png", "a pattern that names images, whose labels it does not tell"),
+        ("src/???", "a pattern that names directories without tars"),
+    ],
+)
+def test_a_pattern_of_no_tars_is_told_what_to_give(
+    pattern: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "src", "cat/1.png", "cat/2.png", "dog/1.png")
+    with pytest.raises(DataError, match=re.escape(told)):
+        pack(pattern, tmp_path / "out")
+
+
 @pytest.mark.parametrize("inside", [[], ["deeper/"], ["a/b/c/"], [".gitkeep"], ["deeper/.DS_Store"]])
 @pytest.mark.parametrize("name", ["ant", "cow", "zebra"])
 def test_a_class_whose_directory_is_empty_keeps_its_number_which_is_said(

@@ -130,6 +130,54 @@ def test_the_state_of_a_job_that_waits_or_runs_comes_from_slurm(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("told", "cause", "slurm", "expected"),
+    [
+        ("failed", "", "RUNNING", "its ranks have failed; its supervisor finds out what happened"),
+        ("stopped", "", "RUNNING", "its ranks have saved; its supervisor finds out what happened"),
+        ("failed", "node_lost", "RUNNING", "node lost"),
+        ("failed", "node_lost", "COMPLETING", "node lost; it is being queued again"),
+        ("stopped", "preempted", "COMPLETING", "preempted; it is being queued again"),
+        ("stopped", "requeued", "COMPLETING", "requeued; it is being queued again"),
+        ("failed", "", "COMPLETING", "its ranks have failed; its supervisor finds out what happened"),
+    ],
+)
+def test_between_an_attempt_and_the_next_it_is_ending_and_neither_failed_nor_starting(
+    told: str, cause: str, slurm: str, expected: str, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "r", told, job="5")
+    if cause:
+        end(run, cause, "requeue")
+    # A job that is put back into the queue counts as restarted, and as begun, before its nodes are cleared.
+    restarted: dict[str, Any] = {"start": NOW + 50, "restarts": 1} if slurm == "COMPLETING" else {"start": NOW - 50}
+    job = Job("5", slurm, end=NOW + 1800, **restarted)
+    assert state(run, job) == ("ending", expected)
+    shown_line = shown.job_line(view(read_run(run), job, now=NOW), NOW)
+    assert ("time limit" in shown_line) == (slurm == "RUNNING")
+
+
+@pytest.mark.parametrize(
+    ("reason", "words", "advised"),
+    [
+        (
+            "Nodes_required_for_job_are_DOWN,_DRAINED_or_reserved",
+            "Nodes required for job are DOWN, DRAINED",
+            "sinfo -R",
+        ),
+        ("Some_new_sentence_of_Slurm", "Some new sentence of Slurm", ""),
+        ("launch_failed_requeued_held", "launch_failed_requeued_held", "scontrol release 5"),
+        ("QOSMaxJobsPerUserLimit", "QOSMaxJobsPerUserLimit", "a limit of your account"),
+        ("ReqNodeNotAvail,_UnavailableNodes:n[1-2]", "ReqNodeNotAvail,_UnavailableNodes:n[1-2]", "sinfo -R"),
+        ("Priority", "Priority", ""),
+    ],
+)
+def test_why_a_job_waits_is_said_in_words(reason: str, words: str, advised: str, tmp_path: Path) -> None:
+    found = view(read_run(make_run(tmp_path / "r", "running", job="5")), Job("5", "PENDING", reason), now=NOW)
+    assert found.reason.startswith(words)
+    assert advised in " ".join(found.advice)
+    assert "_required" not in found.reason
+
+
+@pytest.mark.parametrize(
     ("cause", "action", "expected"),
     [
         ("stopped", "none", "stopped"),

@@ -54,6 +54,7 @@ class JobWord:
         start: when it began to run, seconds since 1970; 0 where that is not known.
         restarts: how often it was put back into the queue; None where that is not known.
         cancelled: it ended by scancel.
+        completing: active no more but for what its nodes clear away: it is put back into the queue, or ends.
     """
 
     known: Literal["unasked", "gone", "waiting", "active", "ended"] = "unasked"
@@ -61,6 +62,7 @@ class JobWord:
     start: float = 0.0
     restarts: int | None = None
     cancelled: bool = False
+    completing: bool = False
 
 
 def stands(state: State, job: JobWord, now: float) -> tuple[str, str]:
@@ -104,11 +106,23 @@ def words_of(cause: str, detail: str) -> str:
 
 def _in_active_job(state: State, job: JobWord) -> tuple[str, str]:
     last = state.last
+    over = state.phase in (ENDED, AGAIN, QUEUED, CLOSED)
+    if last is not None and over and job.completing:
+        return "ending", _how_it_ended(last) + ("; it is being queued again" if state.phase == QUEUED else "")
     if last is None or state.phase in (SUBMITTED, SUBMITTING) or not _of_this_start(state, last, job):
         return "starting", ""
-    if state.phase in (ENDED, AGAIN, QUEUED, CLOSED):
-        return "ending", (last.cause or last.told).replace("_", " ")
+    if over:
+        return "ending", _how_it_ended(last)
     return ("running" if state.phase == TRAINING else "starting"), ""
+
+
+def _how_it_ended(last: Attempt) -> str:
+    """Of an attempt whose job is not over: what its supervisor has found, else what its ranks have said."""
+    if last.cause:
+        return last.cause.replace("_", " ")
+    # Where a node dies the ranks of the others fail, and say no more than that: "failed" would be a verdict.
+    said = {"failed": "its ranks have failed", "killed": "its ranks were killed", "stopped": "its ranks have saved"}
+    return f"{said[last.told]}; its supervisor finds out what happened" if last.told in said else last.told
 
 
 def _of_this_start(state: State, last: Attempt, job: JobWord) -> bool:
