@@ -98,7 +98,7 @@ class _Blocks:
             block.compile(**settings)
 
     def attempt(self, forward: Callable[[], Tensor], trained: list[nn.Parameter]) -> None:
-        # Here all graphs are made. An argument of this name is known to torch.compile itself, but not before torch 2.12.
+        # Here all graphs are made. torch.compile itself knows an argument of this name, but not before torch 2.12.
         with torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS):
             # Not backward(): nothing is added to .grad, and the hooks by which engines sum over ranks stay silent.
             torch.autograd.grad(forward().float().sum(), trained, allow_unused=True)
