@@ -41,7 +41,7 @@ def test_compiled_blocks_train_as_eager_ones_and_nobody_waits_for_a_step(
     settings["compile"] = "auto" if one_rank.type == "cuda" else True
     compiled = build(one_rank, "vit-test", settings, precision, image_size=SIZE)
     assert compiled.layout["compile"] is True
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
         found = steps(compiled, 3)
     # Both blocks, and again where they are recomputed.
     ran = [event.name for event in seen.events() or ()].count("CompiledFunction")
