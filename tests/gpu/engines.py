@@ -40,16 +40,22 @@ def recipe(model_name: str, engine: dict[str, Any], precision: str = "fp32") -> 
 
 
 def build(
-    device: torch.device, model_name: str, engine: dict[str, Any], precision: str = "fp32", seed: int = 0
+    device: torch.device,
+    model_name: str,
+    engine: dict[str, Any],
+    precision: str = "fp32",
+    seed: int = 0,
+    image_size: int | None = None,
 ) -> Engine:
-    """An engine with the weights of a seed, whatever the device."""
+    """An engine with the weights of a seed, whatever the device; without an image size nothing is compiled."""
     settings = recipe(model_name, engine, precision)
     torch.manual_seed(seed)
     model: Any = settings.model.build(num_classes=CLASSES, image_size=SIZE)  # type: ignore[attr-defined]
+    model.set_activation_checkpointing(engine.get("activation_checkpointing", "none"))
     torch.nn.init.normal_(model.head.weight, std=0.05)  # zeros would send no gradient to what is below
     optimizer = settings.optim.build(model)  # type: ignore[attr-defined]
     loss = make_loss(settings.loss)
-    inputs = EngineInputs(model, optimizer, loss, World(), device, precision, 1.0, BATCH, 1)
+    inputs = EngineInputs(model, optimizer, loss, World(), device, precision, 1.0, BATCH, 1, image_size=image_size)
     built: Engine = settings.engine.build(inputs)  # type: ignore[attr-defined]
     return built
 

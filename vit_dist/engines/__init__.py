@@ -30,7 +30,7 @@ class EngineConfig(Plugin):
     compile: Annotated[Switch, LAYOUT] = Field(
         "auto",
         description="blocks by torch.compile, before the first step; auto: on GPUs, but under ZeRO stage 3 "
-        "and fsdp (docs/performance.md)",
+        "(docs/performance.md)",
     )
     channels_last: Switch = Field(
         "auto",

@@ -48,11 +48,12 @@ class GatheredBlocks:
             Exception: what kept a block from being compiled; after the pass, for which other ranks need this one.
         """
         try:
-            # Where torch.compile itself has failed, the pass is for the other ranks.
-            for block, compiled in zip(self._blocks, self._compiled or [None] * len(self), strict=True):
+            # Where torch.compile itself has failed there are none to try, and the pass is for the other ranks.
+            for block, compiled in zip(self._blocks, self._compiled, strict=not self._failed):
                 vars(block)["forward"] = self._trial(block, compiled)
             # With gradients, though without a backward pass: blocks are to be given what they are given in a step.
-            forward()
+            with torch.set_grad_enabled(self._failed is None):
+                forward()
         finally:
             self.drop()
         if self._failed is not None:
@@ -67,11 +68,11 @@ class GatheredBlocks:
             if own is not None:
                 vars(block)["forward"] = own
 
-    def _trial(self, block: nn.Module, compiled: Callable[..., Any] | None) -> Callable[..., Any]:
+    def _trial(self, block: nn.Module, compiled: Callable[..., Any]) -> Callable[..., Any]:
         eager = block.forward
 
         def run(*given: Any, **named: Any) -> Any:
-            if self._failed is None and compiled is not None:
+            if self._failed is None:
                 try:
                     with torch._dynamo.config.patch(recompile_limit=self._most_graphs):
                         return _forward_and_backward(block, compiled, given, named)

@@ -94,7 +94,7 @@ class Named(Block):
 class Rated(Block):
     """Has a number of its own, which a graph holds as it was."""
 
-    rates = iter(())
+    rates: Iterator[float] = iter(())
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class Ending(Net):
 
 def of(block: Callable[[], nn.Module], *, trained_stem: bool = True) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
-        Rated.rates = iter((1.0, -2.0))
+        Rated.rates = iter([1.0, -2.0])
         model = Ending(block)
         model.stem.requires_grad_(trained_stem)
         return model
