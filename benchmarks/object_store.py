@@ -44,6 +44,8 @@ Read = Callable[[str, int, int], object]
 
 class _Slow(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Else the body waits for the client's word that it has the headers.
+    disable_nagle_algorithm = True
     content = memoryview(os.urandom(1 << 20) * 16)
 
     def do_GET(self) -> None:

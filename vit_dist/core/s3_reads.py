@@ -25,7 +25,7 @@ from vit_dist.core.store_errors import is_answer, is_expired, is_past_the_end, r
 from vit_dist.core.stores import CONNECTIONS, storage_options
 from vit_dist.core.urls import is_s3, redact, split_url
 from vit_dist.core.versions import Versions
-from vit_dist.core.web import Transient, answer_by, ask, check_range, connections, finish, no_ranges, read_into, some
+from vit_dist.core.web import Transient, ask, check_range, connections, finish, no_ranges, read_into, some
 from vit_dist.core.web import worth_waiting as worth_waiting_for
 
 _MOST_ERROR_BYTES = 1 << 14
@@ -172,7 +172,7 @@ class S3Reads:
         self._renewing = threading.Lock()
         # Where buckets are not where they were looked for.
         self._regions: dict[str, str] = {}
-        self._pools: dict[str, urllib3.PoolManager] = {}
+        self._pools: dict[tuple[str, str], urllib3.PoolManager] = {}
         self._lock = threading.Lock()
 
     def fetch(self, url: str, start: int, into: memoryview, versions: Versions, timeout_s: float) -> int:
@@ -224,7 +224,6 @@ class S3Reads:
         told = self._regions.get(asked.bucket, "")
         region = asked.account.region(told)
         address = asked.account.folder(asked.bucket, told) + quote(asked.key, safe="/~-._")
-        answer_by(asked.timeout_s)
         for _ in range(_MOST_MOVES):
             headers = self._signed(asked, address, region)
             try:
@@ -255,13 +254,17 @@ class S3Reads:
 
     def _pool(self, address: str) -> urllib3.PoolManager:
         parts = urlsplit(address)
-        proxy = "" if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme, "")
-        if proxy and "://" not in proxy:
-            proxy = f"http://{proxy}"
+        server = (parts.scheme, parts.netloc)
         with self._lock:
-            if proxy not in self._pools:
-                self._pools[proxy] = connections(CONNECTIONS, trusted=self._account.trusted(), proxy=proxy)
-            return self._pools[proxy]
+            if server not in self._pools:
+                proxy = "" if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme, "")
+                if proxy and "://" not in proxy:
+                    proxy = f"http://{proxy}"
+                # Whoever is given keys is not taken for one that drips.
+                self._pools[server] = connections(
+                    CONNECTIONS, trusted=self._account.trusted(), proxy=proxy, bounded=False
+                )
+            return self._pools[server]
 
     def _moved(self, bucket: str, error: Exception) -> bool:
         """Whether a store has named another region than the one that was asked; from now on that is asked."""
