@@ -346,14 +346,12 @@ def _told(error: Exception) -> Exception:
     """What to raise for an error: something to wait for, or what no waiting mends, in Python's own kinds."""
     if isinstance(error, DataError):
         return error
-    wait = wait_s(error)
-    if wait is not None:
-        return Transient(redact(f"{type(error).__name__}: {error}"), wait, answered=is_answer(error))
     response = getattr(error, "response", None)
-    if isinstance(response, dict):
-        status, text = response["ResponseMetadata"]["HTTPStatusCode"], str(error)
-        if status == 404:
-            return FileNotFoundError(text)
-        if status in {401, 403}:
-            return PermissionError(text)
-    return error
+    status = response["ResponseMetadata"]["HTTPStatusCode"] if isinstance(response, dict) else 0
+    wait = wait_s(error)
+    # Where a redirect that is not followed leads does not change.
+    if wait is not None and status not in _MOVED:
+        return Transient(redact(f"{type(error).__name__}: {error}"), wait, answered=is_answer(error))
+    if status == 404:
+        return FileNotFoundError(str(error))
+    return PermissionError(str(error)) if status in {401, 403} else error
