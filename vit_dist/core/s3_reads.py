@@ -57,11 +57,12 @@ def reads(url: str) -> bool:
 
 def s3_reads() -> S3Reads:
     """The one client of this process for the settings of now: connections and credentials are shared."""
-    return _client(repr(sorted(storage_options("s3").items())))
+    # A forked process must not speak over the connections of its parent.
+    return _client(repr(sorted(storage_options("s3").items())), os.getpid())
 
 
 @cache
-def _client(options: str) -> S3Reads:  # noqa: ARG001 - the key of the cache
+def _client(options: str, process: int) -> S3Reads:  # noqa: ARG001 - the key of the cache
     return S3Reads()
 
 
