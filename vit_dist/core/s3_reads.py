@@ -154,12 +154,13 @@ def _capture(request: Any, **_: Any) -> None:
 
 @dataclass(frozen=True)
 class _Ask:
-    """One question: who asks, and for which bytes of what."""
+    """One question: who asks, and for which bytes of what; `region` is the bucket's, '' where nobody has told it."""
 
     account: _Account
     url: str
     bucket: str
     key: str
+    region: str
     start: int
     into: memoryview
     timeout_s: float
@@ -186,15 +187,16 @@ class S3Reads:
         bucket, _, key = split_url(url)[1].partition("/")
         account, moves = self._account, 0
         while True:
+            region = self._regions.get(bucket, "")
             try:
-                return self._fetch(_Ask(account, url, bucket, key, start, into, timeout_s), versions)
+                return self._fetch(_Ask(account, url, bucket, key, region, start, into, timeout_s), versions)
             except Transient:
                 raise
             except Exception as error:
                 if is_past_the_end(error):
                     return 0
                 moves += 1
-                if moves <= _MOST_MOVES and self._moved(bucket, error):
+                if moves <= _MOST_MOVES and self._moved(bucket, region, error):
                     continue
                 fresh = self._renewed(account) if is_expired(error) else None
                 if fresh is None:
@@ -222,9 +224,8 @@ class S3Reads:
 
     def _open(self, asked: _Ask) -> urllib3.BaseHTTPResponse:
         """The answer to a question, from where it is given."""
-        told = self._regions.get(asked.bucket, "")
-        region = asked.account.region(told)
-        address = asked.account.folder(asked.bucket, told) + quote(asked.key, safe="/~-._")
+        region = asked.account.region(asked.region)
+        address = asked.account.folder(asked.bucket, asked.region) + quote(asked.key, safe="/~-._")
         for _ in range(_MOST_MOVES):
             headers = self._signed(asked, address, region)
             try:
@@ -267,14 +268,14 @@ class S3Reads:
                 )
             return self._pools[server]
 
-    def _moved(self, bucket: str, error: Exception) -> bool:
+    def _moved(self, bucket: str, asked: str, error: Exception) -> bool:
         """Whether a store has named another region than the one that was asked; from now on that is asked."""
         region = getattr(error, "response", {}).get("Error", {}).get("Region", "")
+        if not region or region == asked:
+            return False
         with self._lock:
-            if not region or self._regions.get(bucket) == region:
-                return False
             self._regions[bucket] = region
-            return True
+        return True
 
     def _renewed(self, refused: _Account) -> _Account | None:
         """Other credentials than those that were refused, to be used from then on; None where there are none."""
