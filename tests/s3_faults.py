@@ -31,6 +31,8 @@ class FaultyS3(ThreadingHTTPServer):
         self.target, self.troubles = target, list[str]()
         self.asked: list[tuple[str, str, str]] = []
         self.lock, self.over = threading.Lock(), threading.Event()
+        # Of those who are turned away to another region: none is, before so many are.
+        self.together: threading.Barrier | None = None
 
     @property
     def url(self) -> str:
@@ -72,6 +74,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif kind == "page":
             self._answer(200, {"Content-Type": "text/html"}, b"<!doctype html><title>Log in</title>")
         elif kind in errors:
+            if kind == "region" and self.server.together is not None:
+                self.server.together.wait(20)
             status, code = errors[kind]
             headers = {"Retry-After": value} if value and kind == "503" else {}
             headers |= {"x-amz-bucket-region": value} if kind == "region" else {}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,7 @@ def proxy(s3: str) -> Iterator[FaultyS3]:
 def store(proxy: FaultyS3) -> FaultyS3:
     proxy.troubles.clear()
     proxy.asked.clear()
+    proxy.together = None
     return proxy
 
 
@@ -147,6 +150,15 @@ def test_a_shard_that_is_written_again_in_mid_run_is_told(
         reader.read(url, 100, 200)
 
 
+def test_all_who_asked_in_the_wrong_region_ask_in_the_right_one(store: FaultyS3, reader: RangeReader, url: str) -> None:
+    # None is answered before all have asked.
+    store.together, store.troubles = threading.Barrier(4), ["region eu-south-2"] * 4
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda start: bytes(reader.read(url, start, start + 9)), range(4)))
+    assert found == [CONTENT[start : start + 9] for start in range(4)]
+    assert [signed.split("/")[2] for _, _, signed in store.asked[4:]] == ["eu-south-2"] * 4
+
+
 def test_credentials_that_expire_in_mid_run_are_read_anew(
     store: FaultyS3, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,7 +205,7 @@ def test_the_stream_is_the_same_through_every_fault(
     if client == "direct":
         # fsspec gives no ground to tell these by.
         troubles += ["short 999", "cut 7", "other 7", "stall 300", "redirect", "garbage", "region eu-central-1"]
-    store.troubles = troubles * 2
+    store.troubles = [*troubles, *(trouble.replace("central-1", "west-3") for trouble in troubles)]
     assert digest(global_batches(recipe(f"{s3}/faulty-stream/manifest.json", *shape), 1, 0, 6)) == expected
     assert len(store.troubles) < len(troubles)
 

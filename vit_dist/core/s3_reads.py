@@ -25,7 +25,7 @@ from vit_dist.core.store_errors import is_answer, is_expired, is_past_the_end, r
 from vit_dist.core.stores import CONNECTIONS, storage_options
 from vit_dist.core.urls import is_s3, redact, split_url
 from vit_dist.core.versions import Versions
-from vit_dist.core.web import Transient, answer_by, ask, check_range, connections, finish, no_ranges, read_into, some
+from vit_dist.core.web import Transient, ask, check_range, connections, finish, no_ranges, read_into, some
 from vit_dist.core.web import worth_waiting as worth_waiting_for
 
 _MOST_ERROR_BYTES = 1 << 14
@@ -57,11 +57,12 @@ def reads(url: str) -> bool:
 
 def s3_reads() -> S3Reads:
     """The one client of this process for the settings of now: connections and credentials are shared."""
-    return _client(repr(sorted(storage_options("s3").items())))
+    # A forked process must not speak over the connections of its parent.
+    return _client(repr(sorted(storage_options("s3").items())), os.getpid())
 
 
 @cache
-def _client(options: str) -> S3Reads:  # noqa: ARG001 - the key of the cache
+def _client(options: str, process: int) -> S3Reads:  # noqa: ARG001 - the key of the cache
     return S3Reads()
 
 
@@ -153,12 +154,13 @@ def _capture(request: Any, **_: Any) -> None:
 
 @dataclass(frozen=True)
 class _Ask:
-    """One question: who asks, and for which bytes of what."""
+    """One question: who asks, and for which bytes of what; `region` is the bucket's, '' where nobody has told it."""
 
     account: _Account
     url: str
     bucket: str
     key: str
+    region: str
     start: int
     into: memoryview
     timeout_s: float
@@ -172,7 +174,7 @@ class S3Reads:
         self._renewing = threading.Lock()
         # Where buckets are not where they were looked for.
         self._regions: dict[str, str] = {}
-        self._pools: dict[str, urllib3.PoolManager] = {}
+        self._pools: dict[tuple[str, str], urllib3.PoolManager] = {}
         self._lock = threading.Lock()
 
     def fetch(self, url: str, start: int, into: memoryview, versions: Versions, timeout_s: float) -> int:
@@ -185,15 +187,16 @@ class S3Reads:
         bucket, _, key = split_url(url)[1].partition("/")
         account, moves = self._account, 0
         while True:
+            region = self._regions.get(bucket, "")
             try:
-                return self._fetch(_Ask(account, url, bucket, key, start, into, timeout_s), versions)
+                return self._fetch(_Ask(account, url, bucket, key, region, start, into, timeout_s), versions)
             except Transient:
                 raise
             except Exception as error:
                 if is_past_the_end(error):
                     return 0
                 moves += 1
-                if moves <= _MOST_MOVES and self._moved(bucket, error):
+                if moves <= _MOST_MOVES and self._moved(bucket, region, error):
                     continue
                 fresh = self._renewed(account) if is_expired(error) else None
                 if fresh is None:
@@ -221,10 +224,8 @@ class S3Reads:
 
     def _open(self, asked: _Ask) -> urllib3.BaseHTTPResponse:
         """The answer to a question, from where it is given."""
-        told = self._regions.get(asked.bucket, "")
-        region = asked.account.region(told)
-        address = asked.account.folder(asked.bucket, told) + quote(asked.key, safe="/~-._")
-        answer_by(asked.timeout_s)
+        region = asked.account.region(asked.region)
+        address = asked.account.folder(asked.bucket, asked.region) + quote(asked.key, safe="/~-._")
         for _ in range(_MOST_MOVES):
             headers = self._signed(asked, address, region)
             try:
@@ -255,22 +256,26 @@ class S3Reads:
 
     def _pool(self, address: str) -> urllib3.PoolManager:
         parts = urlsplit(address)
-        proxy = "" if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme, "")
-        if proxy and "://" not in proxy:
-            proxy = f"http://{proxy}"
+        server = (parts.scheme, parts.netloc)
         with self._lock:
-            if proxy not in self._pools:
-                self._pools[proxy] = connections(CONNECTIONS, trusted=self._account.trusted(), proxy=proxy)
-            return self._pools[proxy]
+            if server not in self._pools:
+                proxy = "" if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme, "")
+                if proxy and "://" not in proxy:
+                    proxy = f"http://{proxy}"
+                # Whoever is given keys is not taken for one that drips.
+                self._pools[server] = connections(
+                    CONNECTIONS, trusted=self._account.trusted(), proxy=proxy, bounded=False
+                )
+            return self._pools[server]
 
-    def _moved(self, bucket: str, error: Exception) -> bool:
+    def _moved(self, bucket: str, asked: str, error: Exception) -> bool:
         """Whether a store has named another region than the one that was asked; from now on that is asked."""
         region = getattr(error, "response", {}).get("Error", {}).get("Region", "")
+        if not region or region == asked:
+            return False
         with self._lock:
-            if not region or self._regions.get(bucket) == region:
-                return False
             self._regions[bucket] = region
-            return True
+        return True
 
     def _renewed(self, refused: _Account) -> _Account | None:
         """Other credentials than those that were refused, to be used from then on; None where there are none."""
@@ -343,14 +348,12 @@ def _told(error: Exception) -> Exception:
     """What to raise for an error: something to wait for, or what no waiting mends, in Python's own kinds."""
     if isinstance(error, DataError):
         return error
-    wait = wait_s(error)
-    if wait is not None:
-        return Transient(redact(f"{type(error).__name__}: {error}"), wait, answered=is_answer(error))
     response = getattr(error, "response", None)
-    if isinstance(response, dict):
-        status, text = response["ResponseMetadata"]["HTTPStatusCode"], str(error)
-        if status == 404:
-            return FileNotFoundError(text)
-        if status in {401, 403}:
-            return PermissionError(text)
-    return error
+    status = response["ResponseMetadata"]["HTTPStatusCode"] if isinstance(response, dict) else 0
+    wait = wait_s(error)
+    # Where a redirect that is not followed leads does not change.
+    if wait is not None and status not in _MOVED:
+        return Transient(redact(f"{type(error).__name__}: {error}"), wait, answered=is_answer(error))
+    if status == 404:
+        return FileNotFoundError(str(error))
+    return PermissionError(str(error)) if status in {401, 403} else error

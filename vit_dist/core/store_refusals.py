@@ -90,7 +90,7 @@ REFUSALS: Mapping[str, Refusal] = {
     "InvalidToken": _BAD_TOKEN,
     **dict.fromkeys(("AccessDenied", "AccessDeniedException", "AllAccessDisabled", "InvalidPayer"), _NOT_ALLOWED),
     "RequestTimeTooSkewed": _CLOCK,
-    **dict.fromkeys(("PermanentRedirect", "TemporaryRedirect", "Redirect", "301", "307"), _ELSEWHERE),
+    **dict.fromkeys(("PermanentRedirect", "TemporaryRedirect", "Redirect", "301", "302", "307", "308"), _ELSEWHERE),
     **dict.fromkeys(("AuthorizationHeaderMalformed", "IllegalLocationConstraintException"), _ELSEWHERE),
     NO_BUCKET: _NO_BUCKET,
     "InvalidBucketName": _BAD_NAME,

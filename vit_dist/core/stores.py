@@ -66,8 +66,10 @@ def storage_options(scheme: str) -> dict[str, Any]:
         options["endpoint_url"] = check_server(address, setting)
     config: dict[str, Any] = {"max_pool_connections": CONNECTIONS}
     # An own endpoint is seldom set up for names such as bucket.host: path style is what works there.
-    if env.get("VIT_DIST_S3_PATH_STYLE", "1" if address else "0") == "1":
-        config["s3"] = {"addressing_style": "path"}
+    style = env.get("VIT_DIST_S3_PATH_STYLE", "1" if address else "")
+    if style in {"0", "1"}:
+        # Left to itself, botocore takes path style for some addresses.
+        config["s3"] = {"addressing_style": "path" if style == "1" else "virtual"}
     options["config_kwargs"] = config
     if env.get("VIT_DIST_S3_REQUESTER_PAYS") == "1":
         options["requester_pays"] = True

@@ -126,13 +126,16 @@ class _HttpsPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _Https
 
 
-def connections(size: int, *, trusted: ssl.SSLContext | None = None, proxy: str = "") -> urllib3.PoolManager:
-    """Connections that are kept, `size` to each server; the head of each answer has a deadline (`ask`).
+def connections(
+    size: int, *, trusted: ssl.SSLContext | None = None, proxy: str = "", bounded: bool = True
+) -> urllib3.PoolManager:
+    """Connections that are kept, `size` to each server.
 
     Args:
         size: as many as ask at once.
         trusted: certificates; those of the system where left out.
         proxy: URL of what stands between.
+        bounded: the head of each answer has a deadline (`answer_by`), at the price of a thread; else each byte of it.
     """
     # Redirects are followed, and failures asked again, by whoever asks.
     retries = urllib3.Retry(0, redirect=False, raise_on_status=False, respect_retry_after_header=False)
@@ -140,12 +143,13 @@ def connections(size: int, *, trusted: ssl.SSLContext | None = None, proxy: str 
     if trusted is not None:
         options["ssl_context"] = trusted
     pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
-    pool.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+    if bounded:
+        pool.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
     return pool
 
 
 def ask(pool: urllib3.PoolManager, url: str, headers: Mapping[str, str], timeout_s: float) -> urllib3.BaseHTTPResponse:
-    """The head of an answer to GET, by when `answer_by` says; redirects are not followed."""
+    """The head of an answer to GET; redirects are not followed."""
     timeout = urllib3.Timeout(connect=min(10.0, timeout_s), read=timeout_s)
     return pool.request("GET", url, headers=headers, preload_content=False, redirect=False, timeout=timeout)
 

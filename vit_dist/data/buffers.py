@@ -41,7 +41,7 @@ class Buffers:
             block = np.empty(length, np.uint8)
         lent = block[:size]
         # Its memoryview and slices of that refer to `lent`; an array that is a slice of `lent` would refer to `block`.
-        weakref.finalize(lent, self._returned.append, block).atexit = False
+        weakref.finalize(lent, self._returned.append, block)
         return lent.data
 
     def _sort_returned(self) -> None:

@@ -29,7 +29,7 @@ from vit_dist.core.s3_reads import reads as read_by_s3
 from vit_dist.core.s3_reads import s3_reads
 from vit_dist.core.small_files import MAX_WHOLE_BYTES
 from vit_dist.core.store_errors import is_answer, is_past_the_end, told, wait_s
-from vit_dist.core.store_patience import UNKNOWN_S, NoAnswerError, failed, has_answered, is_known
+from vit_dist.core.store_patience import NoAnswerError, answer, failed, has_answered
 from vit_dist.core.versions import Versions
 from vit_dist.core.web import Transient, WebClient, no_ranges
 from vit_dist.data.pace import Pace
@@ -214,10 +214,17 @@ class RangeReader:
         if is_web(url):
             return partial(self._http.fetch, versions=versions)
         if read_by_s3(url):
-            # An address that is wrong is not to cost as much time as a store that is known.
-            timeout_s = self._timeout_s if is_known(url) else min(self._timeout_s, UNKNOWN_S)
-            return partial(s3_reads().fetch, versions=versions, timeout_s=timeout_s)
+            return partial(self._fetch_from_s3, versions=versions)
         return _fetch_with_fsspec
+
+    def _fetch_from_s3(self, url: str, start: int, into: memoryview, versions: Versions) -> int:
+        def ask() -> int:
+            return s3_reads().fetch(url, start, into, versions, self._timeout_s)
+
+        try:
+            return answer(url, ask)
+        except NoAnswerError as error:
+            raise Transient(str(error)) from error
 
     def _insist(self, url: str, attempt: Callable[[], T], where: str = "") -> T:
         """Call until it succeeds, fails for good, or has failed too often.
@@ -250,6 +257,10 @@ class RangeReader:
                     log(f"  {redact(url)}: {error}; asked again in {wait:.0f} s, try {failures + 1} of {self._tries}")
                 self._stopped.wait(wait)
                 self.pace.mine.retries += 1
+            except Exception as error:
+                if is_answer(error):
+                    has_answered(url)
+                raise
 
 
 def file_size(url: str) -> int:

@@ -220,3 +220,28 @@ def test_a_page_is_no_file(page: bytes) -> None:
 )
 def test_a_file_is_no_page(begin: bytes, told: str | None) -> None:
     refuse_web_page("https://h/a.tar", begin, told)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "text", "seconds"),
+    [
+        (503, "SlowDown", "7", 7.0),
+        (503, "SlowDown", "1", SLOW_DOWN_S),
+        (503, "SlowDown", "", SLOW_DOWN_S),
+        (503, "SlowDown", "3600", SLOW_DOWN_S),
+        (500, "InternalError", "5", 5.0),
+        (500, "InternalError", "-5", 0.0),
+        (429, "TooManyRequests", "9", 9.0),
+        (403, "AccessDenied", "9", None),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_store_of_amazons_that_says_when_to_come_back_is_heard(
+    status: int, code: str, text: str, seconds: float | None, wrapped: bool
+) -> None:
+    said = {"HTTPStatusCode": status, "HTTPHeaders": {"retry-after": text} if text else {}}
+    error: Exception = boto.ClientError({"Error": {"Code": code}, "ResponseMetadata": said}, "GetObject")
+    if wrapped:
+        # As s3fs does.
+        error, error.__cause__ = OSError(5, code), error
+    assert wait_s(error) == seconds

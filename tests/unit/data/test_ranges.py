@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import ssl
 import subprocess
@@ -17,6 +19,7 @@ import pytest
 
 from tests.shards import write_set
 from tests.streams import digest, global_batches, recipe
+from vit_dist.core import s3_reads
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import read_bytes
 from vit_dist.data.ranges import RangeReader, file_size, open_file
@@ -63,8 +66,8 @@ class Handler(BaseHTTPRequestHandler):
         kind, _, value = trouble.partition(" ")
         if kind.isdigit():
             return self.answer(int(kind), {"Retry-After": value} if value else {}, b"SlowDown")
-        if kind == "redirect":
-            return self.answer(302, {"Location": value}, b"")
+        if kind.startswith("redirect"):
+            return self.answer(int(kind.removeprefix("redirect") or 302), {"Location": value}, b"")
         if kind == "sleep":
             time.sleep(float(value))
         content = self.server.files.get(name)
@@ -255,39 +258,119 @@ def test_training_from_a_flaky_server_gives_the_batches_of_the_disk(
     assert len(store.asked) > begin + 6
 
 
-def test_https_works_with_the_certificates_that_the_system_trusts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextlib.contextmanager
+def serving_tls(tmp_path: Path, files: dict[str, bytes]) -> Iterator[tuple[str, str]]:
+    """The URL of a server with a certificate of its own, and that."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
-    files = {name: str(tmp_path / name) for name in ("key.pem", "cert.pem")}
+    paths = {name: str(tmp_path / name) for name in ("key.pem", "cert.pem")}
     subprocess.run(
         [
             *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=DNS:localhost", "-keyout", files["key.pem"], "-out", files["cert.pem"]),
+            *("-addext", "subjectAltName=DNS:localhost", "-keyout", paths["key.pem"], "-out", paths["cert.pem"]),
         ],
         check=True,
         capture_output=True,
     )
-    with Store({"a.tar": CONTENT}) as server:
+    with Store(files) as server:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(files["cert.pem"], files["key.pem"])
+        context.load_cert_chain(paths["cert.pem"], paths["key.pem"])
         server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            url = f"https://localhost:{server.server_port}/a.tar"
-            distrustful = RangeReader(tries=1)
-            with pytest.raises(DataError, match=r"(?i)certificate"):
-                distrustful.read(url, 3, 9)
-            distrustful.close()
-            monkeypatch.setenv("SSL_CERT_FILE", files["cert.pem"])
-            trusting = RangeReader(tries=1)
-            assert trusting.read(url, 3, 9) == CONTENT[3:9]
-            trusting.close()
+            yield f"https://localhost:{server.server_port}", paths["cert.pem"]
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_https_works_with_the_certificates_that_the_system_trusts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving_tls(tmp_path, {"a.tar": CONTENT}) as (url, certificate):
+        distrustful = RangeReader(tries=1)
+        with pytest.raises(DataError, match=r"(?i)certificate"):
+            distrustful.read(f"{url}/a.tar", 3, 9)
+        distrustful.close()
+        monkeypatch.setenv("SSL_CERT_FILE", certificate)
+        trusting = RangeReader(tries=1)
+        assert trusting.read(f"{url}/a.tar", 3, 9) == CONTENT[3:9]
+        trusting.close()
+
+
+@pytest.fixture
+def amazon(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The settings of somebody who asks S3, and no others."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "VIT_DIST_S3_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    return monkeypatch
+
+
+def test_s3_is_read_with_the_certificates_that_it_is_told(tmp_path: Path, amazon: pytest.MonkeyPatch) -> None:
+    with serving_tls(tmp_path, {"bkt/a.tar": CONTENT}) as (url, certificate):
+        amazon.setenv("AWS_ENDPOINT_URL_S3", url)
+        reader = RangeReader(tries=1)
+        with pytest.raises(DataError, match=r"(?i)certificate"):
+            reader.read("s3://bkt/a.tar", 3, 9)
+        amazon.setenv("AWS_CA_BUNDLE", certificate)
+        s3_reads._client.cache_clear()
+        assert reader.read("s3://bkt/a.tar", 3, 9) == CONTENT[3:9]
+        s3_reads._client.cache_clear()
+        reader.close()
+
+
+ASKED = {
+    "path style": ({}, "http://s3.invalid/bkt/a%20b.tar"),
+    "the bucket in the host": ({"VIT_DIST_S3_PATH_STYLE": "0"}, "http://bkt.s3.invalid/a%20b.tar"),
+    "requester pays": ({"VIT_DIST_S3_REQUESTER_PAYS": "1"}, "http://s3.invalid/bkt/a%20b.tar"),
+    "anonymous": ({"VIT_DIST_S3_ANONYMOUS": "1"}, "http://s3.invalid/bkt/a%20b.tar"),
+}
+
+
+@pytest.mark.parametrize("how", ASKED)
+def test_s3_is_asked_as_it_is_set_through_a_proxy(
+    store: Store, reader: RangeReader, amazon: pytest.MonkeyPatch, how: str
+) -> None:
+    settings, address = ASKED[how]
+    store.files[address] = CONTENT
+    for name, value in {"AWS_ENDPOINT_URL_S3": "http://s3.invalid", "HTTP_PROXY": store.url, **settings}.items():
+        amazon.setenv(name, value)
+    amazon.delenv("http_proxy", raising=False)
+    s3_reads._client.cache_clear()
+    assert reader.read("s3://bkt/a b.tar", 3, 9) == CONTENT[3:9]
+    sent = store.headers[0]
+    assert (sent.get("x-amz-request-payer") == "requester") == (how == "requester pays")
+    signed = sent.get("authorization", "")
+    assert ("AWS4-HMAC-SHA256 Credential=key/" in signed and "/eu-west-1/s3/" in signed) == (how != "anonymous")
+    s3_reads._client.cache_clear()
+
+
+@pytest.mark.parametrize("status", ["301", "302", "307", "308"])
+def test_a_signature_does_not_follow_a_redirect_to_others(
+    store: Store, reader: RangeReader, amazon: pytest.MonkeyPatch, status: str
+) -> None:
+    amazon.setenv("AWS_ENDPOINT_URL_S3", store.url)
+    store.troubles = [f"redirect{status} http://localhost:{store.server_port}/bkt/a.tar"]
+    store.files["bkt/a.tar"] = CONTENT
+    with pytest.raises(DataError, match=r"a\.tar: .*lies in another region, or behind another address"):
+        reader.read("s3://bkt/a.tar", 3, 9)
+    assert len(store.asked) == 1
+
+
+@pytest.mark.parametrize("key", ["a/../b.tar", "./b.tar", "a/.", "b.tar?versionId=7"])
+def test_keys_that_would_be_asked_for_by_another_name_are_left_to_s3fs(amazon: pytest.MonkeyPatch, key: str) -> None:
+    assert s3_reads.reads("s3://bkt/a.tar")
+    assert not s3_reads.reads(f"s3://bkt/{key}")
+    assert not s3_reads.reads("gs://bkt/a.tar")
+    amazon.setenv("VIT_DIST_S3_CLIENT", "fsspec")
+    assert not s3_reads.reads("s3://bkt/a.tar")
+    amazon.setenv("VIT_DIST_S3_CLIENT", "boto")
+    with pytest.raises(DataError, match="VIT_DIST_S3_CLIENT is 'boto': set it to direct or fsspec"):
+        s3_reads.reads("s3://bkt/a.tar")
 
 
 def test_neighbours_are_read_at_once_and_far_ones_apart() -> None:
