@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import vit_dist
-from tests.shards import write_set
 from tests.streams import digest, global_batches, recipe
 from vit_dist.config.load import recipe_hash
 from vit_dist.config.schema import dump

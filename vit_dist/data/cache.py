@@ -228,7 +228,8 @@ class ShardCache:
         if not cells:
             return
         chunks = list(chunks_of(self._folder, shard, cells))
-        need = len(cells) * CELL + CHUNK_OVERHEAD * sum(not chunk.path.exists() for chunk, _ in chunks)
+        # Also of chunks that are there now: they may be gone by then.
+        need = len(cells) * CELL + CHUNK_OVERHEAD * len(chunks)
         stored = False
         if time.monotonic() >= self._unwritable_until:
             try:
