@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.streams import digest, global_batches, recipe
 from vit_dist.config.load import recipe_hash
 from vit_dist.config.schema import dump
 from vit_dist.core.errors import DataError
+from vit_dist.core.log import launcher_log
 from vit_dist.core.node_cache import DIR_VARIABLE, SIZE_VARIABLE
 from vit_dist.core.world import World
 from vit_dist.data.cache import ShardCache, counts
@@ -81,6 +83,18 @@ def test_the_stream_is_the_same_cold_warm_half_gone_and_damaged(
         path.unlink() if number % 2 else path.write_bytes(path.read_bytes()[:-9000] + bytes(9000))
     assert digest(global_batches(config, 3, 0, STEPS)) == expected
     assert len(wire) > cold
+
+
+def test_the_log_of_a_rank_says_what_the_cache_was_good_for(stored: str, tmp_path: Path) -> None:
+    place = tmp_path / "cache"
+    place.mkdir()
+    config = cached(stored, place)
+    with launcher_log(tmp_path / "log.txt"):
+        global_batches(config, 1, 0, 1)
+        global_batches(config, 1, 0, 1)
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    said = [re.search(r"shards-\d+: (\S+)% of .* KiB were there, ", line) for line in lines]
+    assert [found and found[1] for found in said] == ["0.0", "100.0"]
 
 
 def test_two_ranks_at_the_same_time_cross_the_wire_once(

@@ -10,7 +10,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 import xxhash
@@ -20,9 +19,10 @@ from vit_dist.config.cache import CacheConfig, CacheSize
 from vit_dist.core.errors import AwayError, ConfigError, DataError, MissingError, RefusedError
 from vit_dist.core.files import disk_problem, is_remote, local_path
 from vit_dist.core.locks import LockHeldError, held, held_soon
-from vit_dist.core.log import WARNING, log
+from vit_dist.core.log import WARNING, log, log_to_file
 from vit_dist.core.node_cache import DIR_VARIABLE, SIZE_VARIABLE, of_machine
 from vit_dist.core.places import check_local
+from vit_dist.data.cache_counts import CacheCounts
 from vit_dist.data.cache_files import (
     CELL,
     CHUNK_OVERHEAD,
@@ -51,41 +51,6 @@ _GAP_CELLS = 4
 _MOST_NOTED = 100_000
 
 
-@dataclass(frozen=True)
-class CacheCounts:
-    """What a process had of its caches since it was started; the difference of two tells of the time between.
-
-    Attributes:
-        hit_bytes: of ranges that were asked for, read from the disk of the node.
-        miss_bytes: of those, read from the store.
-        stored_bytes: written to the cache.
-        unstored_bytes: read from the store and not kept: no room, others wrote, or a disk that took no more.
-        evicted_bytes: removed to make room.
-        waits: ranges for which another process or thread was waited for.
-        damaged_cells: cells (64 KiB) that did not fit their checksum, and were read from the store again.
-    """
-
-    hit_bytes: int = 0
-    miss_bytes: int = 0
-    stored_bytes: int = 0
-    unstored_bytes: int = 0
-    evicted_bytes: int = 0
-    waits: int = 0
-    damaged_cells: int = 0
-
-    @property
-    def hits(self) -> float | None:
-        """Share of the bytes that came from the node's disk, 0 to 1; None where nothing was asked for."""
-        asked = self.hit_bytes + self.miss_bytes
-        return self.hit_bytes / asked if asked else None
-
-    def __add__(self, other: CacheCounts) -> CacheCounts:
-        return CacheCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-    def __sub__(self, earlier: CacheCounts) -> CacheCounts:
-        return CacheCounts(*(getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)))
-
-
 class ShardCache:
     """One directory of cached shards, as this process uses it; safe to use from many threads.
 
@@ -109,6 +74,11 @@ class ShardCache:
         self._unwritable_until = 0.0
         self._ledger = Ledger(self._folder, bound, self._own_keys)
         self._ledger.begin()
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"cache of shards in {self._folder}"
 
     def counts(self) -> CacheCounts:
         """What was read through it so far, of all threads."""
@@ -258,7 +228,7 @@ class ShardCache:
         reason = disk_problem(error) or f"{error.strerror or error}"
         self._tell(
             "trouble",
-            f"  the cache of shards in {self._folder} cannot be {doing}: {reason}. What it lacks is read from the "
+            f"  the {self.name} cannot be {doing}: {reason}. What it lacks is read from the "
             f"store meanwhile; writing is tried again each minute, and not told again",
         )
 
@@ -297,6 +267,7 @@ class CachedReads:
         self._cache = open_cache(config) if remote else None
         if self._cache is not None:
             self._cache.keep(parts)
+            self._before = self._cache.counts()
 
     def read(self, part: Part, shard: int, fetch: Callable[[str, int, int], bytes | memoryview]) -> Fetch:
         """What reads byte ranges of a shard of a part's manifest, given what reads those of a URL."""
@@ -324,8 +295,13 @@ class CachedReads:
         return forget_and_read
 
     def stop(self) -> None:
-        """Wait for no other process any more."""
+        """Wait for no other process any more; what the cache was good for stands in this process's log."""
+        if self._cache is None or self._stopped.is_set():
+            return
         self._stopped.set()
+        since = self._cache.counts() - self._before
+        if since.hits is not None:
+            log_to_file(f"  {self._cache.name}: {since}")
 
 
 _open: dict[tuple[str, int], ShardCache | None] = {}

@@ -24,7 +24,8 @@ from vit_dist.core.errors import AwayError, ConfigError, DataError, MissingError
 from vit_dist.core.locks import LockHeldError, held, holder_of
 from vit_dist.core.node_cache import DIR_VARIABLE, SIZE_VARIABLE
 from vit_dist.data import cache as cache_module
-from vit_dist.data.cache import CacheCounts, ShardCache, counts, open_cache
+from vit_dist.data.cache import ShardCache, counts, open_cache
+from vit_dist.data.cache_counts import CacheCounts
 from vit_dist.data.cache_files import CELL, CHUNK, CachedShard, Chunk, folder_of, runs
 from vit_dist.data.cache_ledger import kept
 
