@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ def test_batches_from_s3_are_those_of_the_disk(tmp_path: Path, s3: str, shape: t
     before = counts()
     for _ in range(2):
         assert digest(global_batches(config, 2, 0, 6)) == expected
-    (found,) = (cache / name for name in os.listdir(cache))
+    (found,) = cache.iterdir()
     assert len(list(found.glob("?/*"))) == 3
     assert (counts() - before).miss_bytes < (counts() - before).hit_bytes
 
