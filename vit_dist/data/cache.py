@@ -115,9 +115,8 @@ class ShardCache:
         if missing:
             with self._alone(shard, missing, stopped):
                 # Whoever held it may have brought them.
-                missing = [
-                    c for a, b in runs(missing) for c in self._load(shard, range(a, b + 1), content, cells.start)
-                ]
+                found = (self._load(shard, range(a, b + 1), content, cells.start, again=True) for a, b in runs(missing))
+                missing = [cell for lacking in found for cell in lacking]
                 try:
                     for a, b in _joined(missing):
                         part = slice(a * CELL - begin, min((b + 1) * CELL, shard.size) - begin)
@@ -146,8 +145,15 @@ class ShardCache:
         with self._lock:
             self._counts += more
 
-    def _load(self, shard: CachedShard, cells: range, content: memoryview, first: int) -> list[int]:
-        """Read what is there of some cells into `content`, which begins with cell `first`; those that are not there."""
+    def _load(
+        self, shard: CachedShard, cells: range, content: memoryview, first: int, *, again: bool = False
+    ) -> list[int]:
+        """Read what is there of some cells into `content`, which begins with cell `first`; those that are not there.
+
+        Args:
+            shard, cells, content, first: see above.
+            again: damage was told before.
+        """
         missing: list[int] = []
         for chunk, inside in chunks_of(self._folder, shard, cells):
             part = range(inside[0], inside[-1] + 1)
@@ -156,7 +162,7 @@ class ShardCache:
             except OSError as error:
                 self._trouble(error, "read")
                 lacking, damaged = inside, 0
-            if damaged:
+            if damaged and not again:
                 self._tell_damage(chunk, damaged)
             if len(lacking) < len(inside):
                 self._note(chunk)
