@@ -133,6 +133,10 @@ def test_validation_and_open_stream_go_through_the_machines_cache(
     assert len(set(seen)) == 200
     first = len(wire)
     assert first == 7
+    own = {"dir": str(tmp_path), "size": "64 MiB"}
+    with vit_dist.open_stream(stored, batch=50, rank=0, world_size=1, image_size=28, epochs=1, cache=own) as stream:
+        assert [key for batch, _ in stream for key in batch.keys] == seen
+    assert len(wire) == first
     batches = [b for b in EvalBatches(read_manifest(stored), config.data, World(), 50) if b is not None]
     assert sum(len(b.ordinals) for b in batches) == 200
     assert len(wire) == first
