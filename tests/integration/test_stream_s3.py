@@ -10,6 +10,7 @@ from tests.shards import write_set
 from tests.streams import digest, global_batches, recipe
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import read_bytes, write_bytes
+from vit_dist.data.cache import counts
 from vit_dist.data.ranges import RangeReader
 
 pytestmark = pytest.mark.s3
@@ -22,6 +23,15 @@ def test_batches_from_s3_are_those_of_the_disk(tmp_path: Path, s3: str, shape: t
         write_bytes(f"{s3}/stream/{path.name}", path.read_bytes())
     expected = digest(global_batches(recipe(local, *shape), 1, 0, 6))
     assert digest(global_batches(recipe(f"{s3}/stream/manifest.json", *shape), 2, 0, 6)) == expected
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    config = recipe(f"{s3}/stream/manifest.json", *shape, f"data.cache.dir={cache}", "data.cache.size=64 MiB")
+    before = counts()
+    for _ in range(2):
+        assert digest(global_batches(config, 2, 0, 6)) == expected
+    (found,) = cache.iterdir()
+    assert len(list(found.glob("?/*"))) == 3
+    assert (counts() - before).miss_bytes < (counts() - before).hit_bytes
 
 
 def test_ranges_of_an_object_and_beyond_it(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.streams import digest, global_batches, recipe
 from vit_dist.config.load import recipe_hash
 from vit_dist.config.schema import dump
 from vit_dist.core.errors import DataError
+from vit_dist.core.log import launcher_log
 from vit_dist.core.node_cache import DIR_VARIABLE, SIZE_VARIABLE
 from vit_dist.core.world import World
 from vit_dist.data.cache import ShardCache, counts
@@ -84,6 +86,18 @@ def test_the_stream_is_the_same_cold_warm_half_gone_and_damaged(
     assert len(wire) > cold
 
 
+def test_the_log_of_a_rank_says_what_the_cache_was_good_for(stored: str, tmp_path: Path) -> None:
+    place = tmp_path / "cache"
+    place.mkdir()
+    config = cached(stored, place)
+    with launcher_log(tmp_path / "log.txt"):
+        global_batches(config, 1, 0, 1)
+        global_batches(config, 1, 0, 1)
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    said = [re.search(r"shards-\d+: (\S+)% of .* KiB were there, ", line) for line in lines]
+    assert [found and found[1] for found in said] == ["0.0", "100.0"]
+
+
 def test_two_ranks_at_the_same_time_cross_the_wire_once(
     small_set: str, stored: str, tmp_path: Path, wire: list[Any]
 ) -> None:
@@ -120,6 +134,10 @@ def test_validation_and_open_stream_go_through_the_machines_cache(
     assert len(set(seen)) == 200
     first = len(wire)
     assert first == 7
+    own = {"dir": str(tmp_path), "size": "64 MiB"}
+    with vit_dist.open_stream(stored, batch=50, rank=0, world_size=1, image_size=28, epochs=1, cache=own) as stream:
+        assert [key for batch, _ in stream for key in batch.keys] == seen
+    assert len(wire) == first
     batches = [b for b in EvalBatches(read_manifest(stored), config.data, World(), 50) if b is not None]
     assert sum(len(b.ordinals) for b in batches) == 200
     assert len(wire) == first

@@ -10,7 +10,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 import xxhash
@@ -20,9 +19,10 @@ from vit_dist.config.cache import CacheConfig, CacheSize
 from vit_dist.core.errors import AwayError, ConfigError, DataError, MissingError, RefusedError
 from vit_dist.core.files import disk_problem, is_remote, local_path
 from vit_dist.core.locks import LockHeldError, held, held_soon
-from vit_dist.core.log import WARNING, log
+from vit_dist.core.log import WARNING, log, log_to_file
 from vit_dist.core.node_cache import DIR_VARIABLE, SIZE_VARIABLE, of_machine
 from vit_dist.core.places import check_local
+from vit_dist.data.cache_counts import CacheCounts
 from vit_dist.data.cache_files import (
     CELL,
     CHUNK_OVERHEAD,
@@ -51,41 +51,6 @@ _GAP_CELLS = 4
 _MOST_NOTED = 100_000
 
 
-@dataclass(frozen=True)
-class CacheCounts:
-    """What a process had of its caches since it was started; the difference of two tells of the time between.
-
-    Attributes:
-        hit_bytes: of ranges that were asked for, read from the disk of the node.
-        miss_bytes: of those, read from the store.
-        stored_bytes: written to the cache.
-        unstored_bytes: read from the store and not kept: no room, others wrote, or a disk that took no more.
-        evicted_bytes: removed to make room.
-        waits: ranges for which another process or thread was waited for.
-        damaged_cells: cells (64 KiB) that did not fit their checksum, and were read from the store again.
-    """
-
-    hit_bytes: int = 0
-    miss_bytes: int = 0
-    stored_bytes: int = 0
-    unstored_bytes: int = 0
-    evicted_bytes: int = 0
-    waits: int = 0
-    damaged_cells: int = 0
-
-    @property
-    def hits(self) -> float | None:
-        """Share of the bytes that came from the node's disk, 0 to 1; None where nothing was asked for."""
-        asked = self.hit_bytes + self.miss_bytes
-        return self.hit_bytes / asked if asked else None
-
-    def __add__(self, other: CacheCounts) -> CacheCounts:
-        return CacheCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-    def __sub__(self, earlier: CacheCounts) -> CacheCounts:
-        return CacheCounts(*(getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)))
-
-
 class ShardCache:
     """One directory of cached shards, as this process uses it; safe to use from many threads.
 
@@ -109,6 +74,11 @@ class ShardCache:
         self._unwritable_until = 0.0
         self._ledger = Ledger(self._folder, bound, self._own_keys)
         self._ledger.begin()
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"cache of shards in {self._folder}"
 
     def counts(self) -> CacheCounts:
         """What was read through it so far, of all threads."""
@@ -145,9 +115,8 @@ class ShardCache:
         if missing:
             with self._alone(shard, missing, stopped):
                 # Whoever held it may have brought them.
-                missing = [
-                    c for a, b in runs(missing) for c in self._load(shard, range(a, b + 1), content, cells.start)
-                ]
+                found = (self._load(shard, range(a, b + 1), content, cells.start, again=True) for a, b in runs(missing))
+                missing = [cell for lacking in found for cell in lacking]
                 try:
                     for a, b in _joined(missing):
                         part = slice(a * CELL - begin, min((b + 1) * CELL, shard.size) - begin)
@@ -176,8 +145,15 @@ class ShardCache:
         with self._lock:
             self._counts += more
 
-    def _load(self, shard: CachedShard, cells: range, content: memoryview, first: int) -> list[int]:
-        """Read what is there of some cells into `content`, which begins with cell `first`; those that are not there."""
+    def _load(
+        self, shard: CachedShard, cells: range, content: memoryview, first: int, *, again: bool = False
+    ) -> list[int]:
+        """Read what is there of some cells into `content`, which begins with cell `first`; those that are not there.
+
+        Args:
+            shard, cells, content, first: see above.
+            again: damage was told before.
+        """
         missing: list[int] = []
         for chunk, inside in chunks_of(self._folder, shard, cells):
             part = range(inside[0], inside[-1] + 1)
@@ -186,7 +162,7 @@ class ShardCache:
             except OSError as error:
                 self._trouble(error, "read")
                 lacking, damaged = inside, 0
-            if damaged:
+            if damaged and not again:
                 self._tell_damage(chunk, damaged)
             if len(lacking) < len(inside):
                 self._note(chunk)
@@ -228,7 +204,8 @@ class ShardCache:
         if not cells:
             return
         chunks = list(chunks_of(self._folder, shard, cells))
-        need = len(cells) * CELL + CHUNK_OVERHEAD * sum(not chunk.path.exists() for chunk, _ in chunks)
+        # Also of chunks that are there now: they may be gone by then.
+        need = len(cells) * CELL + CHUNK_OVERHEAD * len(chunks)
         stored = False
         if time.monotonic() >= self._unwritable_until:
             try:
@@ -257,7 +234,7 @@ class ShardCache:
         reason = disk_problem(error) or f"{error.strerror or error}"
         self._tell(
             "trouble",
-            f"  the cache of shards in {self._folder} cannot be {doing}: {reason}. What it lacks is read from the "
+            f"  the {self.name} cannot be {doing}: {reason}. What it lacks is read from the "
             f"store meanwhile; writing is tried again each minute, and not told again",
         )
 
@@ -296,6 +273,7 @@ class CachedReads:
         self._cache = open_cache(config) if remote else None
         if self._cache is not None:
             self._cache.keep(parts)
+            self._before = self._cache.counts()
 
     def read(self, part: Part, shard: int, fetch: Callable[[str, int, int], bytes | memoryview]) -> Fetch | None:
         """What reads byte ranges of a shard of a part's manifest, given what reads those of a URL; None: no cache."""
@@ -323,8 +301,13 @@ class CachedReads:
         return forget_and_read
 
     def stop(self) -> None:
-        """Wait for no other process any more."""
+        """Wait for no other process any more; what the cache was good for stands in this process's log."""
+        if self._cache is None or self._stopped.is_set():
+            return
         self._stopped.set()
+        since = self._cache.counts() - self._before
+        if since.hits is not None:
+            log_to_file(f"  {self._cache.name}: {since}")
 
 
 _open: dict[tuple[str, int], ShardCache | None] = {}

@@ -116,11 +116,12 @@ class Ledger:
             OSError: they cannot be removed.
         """
         with self._locked(_WAIT_AT_START_S):
+            in_flight = self._in_flight()
             found, total = kept(self._folder)
             for chunk in found:
                 chunk.path.unlink(missing_ok=True)
                 total -= chunk.num_bytes
-            self._write(total + self._in_flight())
+            self._write(total + in_flight)
             return len(found)
 
     def _take(self, need: int, stack: contextlib.ExitStack) -> bool:
@@ -150,8 +151,10 @@ class Ledger:
 
     def _make_room(self, need: int) -> int:
         """Count what there is, and remove what has to go for `need` bytes more; what is left, with what is written."""
+        # In this order: who has written all meanwhile would be in neither else.
+        in_flight = self._in_flight()
         found, total = kept(self._folder)
-        total += self._in_flight()
+        total += in_flight
         if total + need <= self._bound:
             return total
         own = self._own()

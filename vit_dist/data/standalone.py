@@ -39,7 +39,7 @@ from vit_dist.data.takedown import TakenDown, extended, hold, left_out, read_lin
 
 _KEYS = frozenset(
     {"subset", "subset_seed", "lanes", "window", "crop_area", "crop_aspect", "max_bad", "takedown"}
-    | {"decode_workers", "read_threads", "prefetch_batches", "memory_limit"}
+    | {"decode_workers", "read_threads", "prefetch_batches", "memory_limit", "cache"}
 )
 """Of a recipe's data section: those that mean something here, and have no argument of their own."""
 
@@ -153,7 +153,7 @@ def open_stream(
         device: where labels, weights and images are copied to, from pinned memory without waiting; None: they stay.
         workers: threads that decode; None: the CPUs of the rank less two, 2 to 32.
         **data: keys of a recipe's `data` section: subset, subset_seed, lanes, window, crop_area, crop_aspect, max_bad,
-            takedown, decode_workers, read_threads, prefetch_batches, memory_limit (docs/recipe.md). `decode_workers`
+            takedown, decode_workers, read_threads, prefetch_batches, memory_limit, cache (docs/recipe.md). `decode_workers`
             are processes that decode in place of threads, for `decode="crop"` without a transform, shuffled.
 
     Raises:

@@ -42,16 +42,17 @@ def main(argv: list[str]) -> int:
     with explained(str(folder), "looked into"):
         chunks, _ = kept(folder)
     size = format_bytes(sum(chunk.num_bytes for chunk in chunks))
-    shards = len({chunk.key for chunk in chunks})
+    number = len({chunk.key for chunk in chunks})
+    shards = f"{number:,} {'shard' if number == 1 else 'shards'}"
     if args.clear:
         try:
             with explained(str(folder), "emptied"):
                 Ledger(folder, 0, set).clear()
         except LockHeldError:
             raise DataError(f"{folder}: jobs write there without a pause; nothing was removed, try again") from None
-        out(f"{folder}: removed {size} of {shards:,} shards\n")
+        out(f"{folder}: removed {size} of {shards}\n")
         return 0
-    out(f"{folder}: {size} of {shards:,} shards, in {len(chunks):,} files\n")
+    out(f"{folder}: {size} of {shards}, in {len(chunks):,} {'file' if len(chunks) == 1 else 'files'}\n")
     if chunks:
         now = time.time()
         ages = [max(0.0, now - chunk.used_ns / 1e9) for chunk in chunks]

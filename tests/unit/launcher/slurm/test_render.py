@@ -26,6 +26,7 @@ from tests.cost import interpreters
 from tests.places import GOLDEN
 from vit_dist.config.load import config_dirs, find_config, load_recipe
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.node_cache import DIR_VARIABLE, SIZE_VARIABLE
 
 CLUSTERS = sorted(path.stem for path in (config_dirs()[0] / "clusters").glob("*.yaml"))
 RECIPES = sorted(path.stem for path in (config_dirs()[0] / "recipes").glob("*.yaml"))
@@ -180,6 +181,35 @@ def test_containers_get_what_the_ranks_read() -> None:
     assert '"${inside[@]}" python3 -P -m vit_dist.cli.main train' in text
     with pytest.raises(ConfigError, match="a list of container mounts"):
         render_train(site(cluster), job_name="x", run_dir=Path("/data,x/runs"), recipe=["r"], nodes=1)
+
+
+def test_a_cluster_with_a_cache_gives_it_to_ranks_and_containers() -> None:
+    given = "cache={dir: '/local disk/x', size: 500 GB}"
+    plain = load_cluster("generic", [given])
+    text = render_train(site(plain), job_name="x", run_dir=Path("/shared/runs/x"), recipe=["r"], nodes=1)
+    assert f"export {DIR_VARIABLE}='/local disk/x'\nexport {SIZE_VARIABLE}=500000000000\n" in text
+    contained = load_cluster("generic", [given, "container={runtime: apptainer, image: /i.sif, mounts: [/shared]}"])
+    text = render_train(site(contained), job_name="x", run_dir=Path("/shared/runs/x"), recipe=["r"], nodes=1)
+    assert "/local disk/x:/local disk/x" in text
+    none = load_cluster("generic", ["cache={size: 0 B}"])
+    text = render_train(site(none), job_name="x", run_dir=Path("/shared/runs/x"), recipe=["r"], nodes=1)
+    assert DIR_VARIABLE not in text
+
+
+@pytest.mark.parametrize(
+    ("cache", "words"),
+    [
+        ("{size: 500 GB}", "dir: is missing; give a directory that every node has"),
+        ("{dir: /x}", "cache.size"),
+        ("{dir: s3://b/x, size: 500 GB}", "not on a file system of this machine"),
+        ("{dir: /x, size: 500}", "has no unit"),
+        ("{dir: /x, size: 5 MB}", "is too small"),
+        ("{dir: /x, sizes: 5 GB}", "size"),
+    ],
+)
+def test_a_cluster_that_gives_a_cache_wrongly_is_told(cache: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_cluster("generic", [f"cache={cache}"])
 
 
 def test_a_lead_longer_than_half_the_limit_is_cut_and_said() -> None:
