@@ -274,8 +274,8 @@ class Reader:
         while not all_broken:
             all_broken = True
             for candidate in self._candidates(window, turn):
-                with self.pace.waiting():
-                    piece, sample = window.sample(candidate, whole_shards=self._whole_shards)
+                self.pace.thread.wants()
+                piece, sample = window.sample(candidate, whole_shards=self._whole_shards)
                 key, tried = piece.index.key(sample), tried + 1
                 ordinal = piece.part.ordinal(piece.shard, sample)
                 which = Sample(key, piece.part.name, ordinal, window.identity.epoch, position)
@@ -303,16 +303,17 @@ class Reader:
         # First: of one that was taken down not a byte is looked at, and its bytes may have been wiped.
         if self._taken_down.get(which.ordinal, which.position + 1) <= which.position:
             return TAKEN_DOWN
-        with self.pace.waiting():
-            _check_header(piece, sample, which.key)
+        _check_header(piece, sample, which.key)
+        self.pace.thread.has()
         try:
-            with self.pace.decoding(lambda: f"{which.key!r} of {_url(piece)}"):
-                if self._make is not None:
-                    batch.made[row] = self._make(piece.image(sample), which)
-                else:
-                    batch.images[row].copy_(self._view(self._decode(piece.image(sample)), which.epoch, which.ordinal))
+            if self._make is not None:
+                batch.made[row] = self._make(piece.image(sample), which)
+            else:
+                batch.images[row].copy_(self._view(self._decode(piece.image(sample)), which.epoch, which.ordinal))
         except DecodeError as error:
             return str(error) or "it cannot be decoded"
+        finally:
+            self.pace.thread.decoded(lambda: f"{which.key!r} of {_url(piece)}")
         self._fill_labels(batch, row, piece, sample, which.key)
         batch.ordinals[row], batch.samples[row] = which.ordinal, which
         return ""

@@ -197,6 +197,8 @@ def test_the_verdict_names_what_is_too_slow(
     assert found == word
     assert said in text
     shown = verdict(figures, needed, devices)
+    # To be copied: never over the end of a line.
+    assert "fine" in word or not needed or "(`vit-dist data pack --resize-shorter 320`)" in shown
     assert f"verdict    {word.upper()}: " in shown
     assert [line for line in shown.splitlines() if len(line) > 80] == []
     assert facts(figures, needed, devices)["verdict"] == word
