@@ -24,7 +24,7 @@ class Counts:
     """Numbers of one thread, or of all together, since the stream was opened or between two looks.
 
     Attributes:
-        requests: asked of the store or the disk, those for manifests' indexes and those that failed included.
+        requests: ranges asked for, and indexes in a store; those that failed included.
         retries: of these, that were asked again since a store stumbled.
         read_bytes: of tars, that came.
         asked_bytes: of tars, that a cache of the node was asked for.
@@ -32,7 +32,7 @@ class Counts:
         waited_s: seconds in which whoever decodes had no bytes to decode.
         images: that were decoded, cropped and augmented, or could not be.
         decode_s: seconds that this took.
-        decode_cpu_s: seconds of CPU time in them.
+        decode_cpu_s: seconds of CPU time of whoever did it, with what it did for its samples besides.
         replaced: samples in whose place another one was read, since they are broken or taken down.
         held_bytes: of tars that were put into memory.
         freed_bytes: of those, that are there no longer.
@@ -94,6 +94,47 @@ class Interval:
     image: Slowest = Slowest()
 
 
+class Tally:
+    """What one thread counts; and the clock of one that decodes, which costs two microseconds an image.
+
+    Attributes:
+        counts: its numbers.
+        read: its slowest read since somebody looked.
+        image: its slowest image.
+    """
+
+    __slots__ = ("_at", "_cpu", "counts", "image", "read")
+
+    def __init__(self) -> None:
+        self.counts, self.read, self.image = Counts(), Slowest(), Slowest()
+        self._at, self._cpu = 0.0, time.thread_time()
+
+    def wants(self) -> None:
+        """From now on this thread waits for the bytes of a sample."""
+        self._at = time.perf_counter()
+
+    def has(self) -> None:
+        """They are here, and are decoded from now on."""
+        now = time.perf_counter()
+        self.counts.waited_s += now - self._at
+        self._at = now
+
+    def decoded(self, what: Callable[[], str]) -> None:
+        """An image was decoded, and made into what is wanted; or it cannot be.
+
+        Args:
+            what: which image, with its shard; asked only if none was slower.
+        """
+        # One question an image, not two, at a microsecond each: waiting takes no CPU time.
+        cpu, before = time.thread_time(), self._cpu
+        counts, self._cpu = self.counts, cpu
+        counts.images += 1
+        counts.decode_s += time.perf_counter() - self._at
+        counts.decode_cpu_s += cpu - before
+        if cpu - before > self.image.seconds:
+            self.image = Slowest(cpu - before, what())
+
+
 class Pace:
     """The counters of one stream.
 
@@ -106,44 +147,33 @@ class Pace:
         self.decoders = self.readers = 1
         self._own = threading.local()
         # Appending is one step of the interpreter: threads need no lock for it.
-        self._threads: list[_Thread] = []
+        self._threads: list[Tally] = []
         self._last, self._looked = Counts(), time.perf_counter()
+
+    @property
+    def thread(self) -> Tally:
+        """Of the thread that asks."""
+        try:
+            found: Tally = self._own.thread
+        except AttributeError:
+            found = self._own.thread = Tally()
+            self._threads.append(found)
+        return found
 
     @property
     def mine(self) -> Counts:
         """The numbers of the thread that asks."""
-        return self._thread.counts
-
-    @property
-    def _thread(self) -> _Thread:
-        try:
-            found: _Thread = self._own.thread
-        except AttributeError:
-            found = self._own.thread = _Thread()
-            self._threads.append(found)
-        return found
+        return self.thread.counts
 
     @contextmanager
     def reading(self, url: str, num_bytes: int) -> Iterator[None]:
         """Around a read of so many bytes of a tar; what fails has brought none."""
         began = time.perf_counter()
         yield
-        own, seconds = self._thread, time.perf_counter() - began
+        own, seconds = self.thread, time.perf_counter() - began
         own.counts.read_bytes += num_bytes
         if seconds > own.read.seconds:
             own.read = Slowest(seconds, f"{num_bytes / 1e6:.1f} MB of {redact(url)}")
-
-    def waiting(self) -> _Waiting:
-        """Around what a thread that decodes waits for."""
-        return _Waiting(self._thread)
-
-    def decoding(self, what: Callable[[], str]) -> _Decoding:
-        """Around the decoding of an image, and of what is made of it.
-
-        Args:
-            what: which image, with its shard; asked only if none was slower.
-        """
-        return _Decoding(self._thread, what)
 
     def hold(self, holder: T, num_bytes: int) -> T:
         """So many bytes of a tar are in memory for as long as `holder` is, which is given back."""
@@ -154,7 +184,7 @@ class Pace:
 
     def add(self, others: Interval) -> None:
         """Count what another process did, as this thread's own."""
-        own = self._thread
+        own = self.thread
         own.counts.add(others.counts)
         own.read = max(own.read, others.read, key=lambda slow: slow.seconds)
         own.image = max(own.image, others.image, key=lambda slow: slow.seconds)
@@ -182,47 +212,3 @@ class Pace:
         self._last, self._looked = total, now
         held = total.held_bytes - total.freed_bytes
         return Interval(seconds, counts, held, self.decoders, self.readers, read, image)
-
-
-class _Thread:
-    """What one thread counts."""
-
-    __slots__ = ("counts", "image", "read")
-
-    def __init__(self) -> None:
-        self.counts, self.read, self.image = Counts(), Slowest(), Slowest()
-
-
-class _Waiting:
-    """See Pace.waiting. A class and no generator: it is entered twice an image."""
-
-    __slots__ = ("_began", "_thread")
-
-    def __init__(self, thread: _Thread) -> None:
-        self._thread = thread
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.counts.waited_s += time.perf_counter() - self._began
-
-
-class _Decoding:
-    """See Pace.decoding."""
-
-    __slots__ = ("_began", "_cpu", "_thread", "_what")
-
-    def __init__(self, thread: _Thread, what: Callable[[], str]) -> None:
-        self._thread, self._what = thread, what
-
-    def __enter__(self) -> None:
-        self._began, self._cpu = time.perf_counter(), time.thread_time()
-
-    def __exit__(self, *_: object) -> None:
-        own, cpu = self._thread, time.thread_time() - self._cpu
-        own.counts.images += 1
-        own.counts.decode_s += time.perf_counter() - self._began
-        own.counts.decode_cpu_s += cpu
-        if cpu > own.image.seconds:
-            own.image = Slowest(cpu, self._what())

@@ -169,8 +169,8 @@ class Rows:
         while not all_broken:
             all_broken = True
             for candidate in self._candidates(window, turn):
-                with self.pace.waiting():
-                    piece, sample = window.sample(candidate)
+                self.pace.thread.wants()
+                piece, sample = window.sample(candidate)
                 key, tried = piece.index.key(sample), tried + 1
                 ordinal = piece.part.ordinal(piece.shard, sample)
                 which = Sample(key, piece.part.name, ordinal, window.identity.epoch, position)
@@ -198,20 +198,21 @@ class Rows:
         # First: of one that was taken down not a byte is looked at, and its bytes may have been wiped.
         if self._of.taken_down.get(which.ordinal, which.position + 1) <= which.position:
             return TAKEN_DOWN
-        with self.pace.waiting():
-            _check_header(piece, sample, which.key)
-            content = piece.image(sample)
+        _check_header(piece, sample, which.key)
+        content = piece.image(sample)
+        self.pace.thread.has()
         if self._decoding is not None:
             self._decoding(_url(piece), which.key)
         try:
-            with self.pace.decoding(lambda: f"{which.key!r} of {_url(piece)}"):
-                if self._of.make is not None:
-                    batch.made[row] = self._of.make(content, which)
-                else:
-                    pixels = decode(content, upright=self._of.config.upright)
-                    batch.images[row].copy_(self._of.view(pixels, which.epoch, which.ordinal))
+            if self._of.make is not None:
+                batch.made[row] = self._of.make(content, which)
+            else:
+                pixels = decode(content, upright=self._of.config.upright)
+                batch.images[row].copy_(self._of.view(pixels, which.epoch, which.ordinal))
         except DecodeError as error:
             return str(error) or "it cannot be decoded"
+        finally:
+            self.pace.thread.decoded(lambda: f"{which.key!r} of {_url(piece)}")
         self._fill_labels(batch, row, piece, sample, which.key)
         batch.ordinals[row], batch.samples[row] = which.ordinal, which
         return ""

@@ -153,8 +153,9 @@ def open_stream(
         device: where labels, weights and images are copied to, from pinned memory without waiting; None: they stay.
         workers: threads that decode; None: the CPUs of the rank less two, 2 to 32.
         **data: keys of a recipe's `data` section: subset, subset_seed, lanes, window, crop_area, crop_aspect, max_bad,
-            takedown, decode_workers, read_threads, prefetch_batches, memory_limit, cache (docs/recipe.md). `decode_workers`
-            are processes that decode in place of threads, for `decode="crop"` without a transform, shuffled.
+            takedown, decode_workers, read_threads, prefetch_batches, memory_limit, cache (docs/recipe.md).
+            `decode_workers` are processes that decode in place of threads, for `decode="crop"` without a transform,
+            shuffled.
 
     Raises:
         ConfigError: arguments that do not fit the sets or each other, or a state of another order.

@@ -18,6 +18,7 @@ from vit_dist.config.schema import DataConfig
 from vit_dist.core.errors import VitDistError
 from vit_dist.core.events.writer import EventWriter
 from vit_dist.core.run import log as runlog
+from vit_dist.data import bench as module
 from vit_dist.data.bench import Figures, ReadFigure, StreamFigure, _ranks, _thread_counts
 from vit_dist.data.manifest import ShardManifest, write_manifest
 
@@ -126,6 +127,18 @@ def test_what_cannot_be_measured_is_told_in_a_line(
         data_verb(["bench", *(word.format(tmp=tmp_path, set=small_set) for word in words)])
 
 
+@pytest.mark.parametrize("side", [1, 28, 50, 225])
+def test_without_a_recipe_images_may_have_any_size(
+    side: int, small_set: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "bench", lambda *_, **__: FIGURES)
+    assert data_verb(["bench", small_set, f"data.image_size={side}"]) == 0
+    shown = capsys.readouterr().out
+    assert f"transform, {side} px " in shown
+    assert "needs " not in shown
+    assert "With --recipe or --run it is told" in " ".join(shown.split())
+
+
 def test_a_run_needs_what_it_took_while_it_had_data(tmp_path: Path) -> None:
     found = measured(run_dir(tmp_path / "run", [900.0, 100.0, 100.0, 90.0], [0.0, 0.5, 0.0, 0.1]))
     assert found.images_per_s == pytest.approx(150)
@@ -176,7 +189,7 @@ def need(rate: float) -> Need:
          "1,920 images/s with 4 decode threads of the 3,000 that each of 4 devices needs, on its 4 of 16 CPUs; "),
         ({"reads": (ReadFigure(16, 8000.0, 9.0),)}, 1700.0, 4, "fine", "1,920 images/s with 4 decode threads of the"),
         ({"cpus": 8}, 3000.0, 4, "decode bound", "for all 4, which is too little as well. Give a device 8 CPU cores"),
-        ({"reads": (ReadFigure(16, 8000.0, 9.0),)}, 3000.0, 99, "decode bound", "480 images/s with 1 decode thread of"),
+        ({"reads": (ReadFigure(16, 8000.0, 9.0),)}, 3000.0, 99, "decode bound", "on its part of one of 16 CPUs;"),
         ({}, 1900.0, 4, "read bound", "would bring 7,273 for all 4. Bring the set nearer"),
         ({"in_memory": True}, 1900.0, 4, "fine", "there is little to spare"),
         ({"in_memory": True}, None, 1, "decode bound", "decoding is what limits it"),
@@ -197,6 +210,8 @@ def test_the_verdict_names_what_is_too_slow(
     assert found == word
     assert said in text
     shown = verdict(figures, needed, devices)
+    # To be copied: never over the end of a line.
+    assert "fine" in word or not needed or "(`vit-dist data pack --resize-shorter 320`)" in shown
     assert f"verdict    {word.upper()}: " in shown
     assert [line for line in shown.splitlines() if len(line) > 80] == []
     assert facts(figures, needed, devices)["verdict"] == word

@@ -59,7 +59,7 @@ def test_a_set_that_is_read_whole_counts_each_byte_request_and_image_once(small_
     assert (counts.read_bytes, counts.requests, counts.retries) == (sum(expected), len(expected), 0)
     assert counts.images == examples == 200
     assert counts.replaced == 0
-    assert 0 < counts.decode_cpu_s <= counts.decode_s * 1.05
+    assert counts.decode_cpu_s > 0 < counts.decode_s
     assert interval.decoders == threads
     assert interval.held_bytes == sum(expected)
 
@@ -162,8 +162,7 @@ def test_threads_count_for_themselves_and_none_is_lost() -> None:
         begun.wait()
         for _ in range(2000):
             pace.mine.requests += 1
-            with pace.decoding(lambda: "an image"):
-                pass
+            pace.thread.decoded(lambda: "an image")
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:

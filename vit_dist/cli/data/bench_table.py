@@ -135,7 +135,8 @@ def judge(figures: Figures, need: Need | None, devices: int) -> tuple[str, str]:
         return "read bound" if reading else "decode bound", f"{given}; {what}. {_WHAT_IS_NEEDED}"
     wanted = f"the {_number(need.images_per_s)} that the device needs"
     if devices > 1:
-        part = f"{figures.cpus // devices} of {figures.cpus} CPUs"
+        own_cpus = figures.cpus // devices
+        part = f"{own_cpus} of {figures.cpus} CPUs" if own_cpus else f"part of one of {figures.cpus} CPUs"
         wanted = f"the {_number(need.images_per_s)} that each of {devices:,} devices needs, on its {part}"
         reads += f" for all {devices:,}"
     # Of a set that stays in memory once it is read, no epoch but the first waits for that.
