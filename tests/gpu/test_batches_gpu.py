@@ -20,13 +20,17 @@ from vit_dist.train.losses import make_targets
 pytestmark = pytest.mark.gpu
 
 
-def test_pinned_batches_arrive_whole_through_a_hundred_overlapping_copies(device: torch.device, small_set: str) -> None:
-    config = recipe(small_set, "global_batch=64", "data.lanes=1")
+@pytest.mark.parametrize("workers", [0, 2], ids=["threads", "processes"])
+def test_pinned_batches_arrive_whole_through_a_hundred_overlapping_copies(
+    device: torch.device, small_set: str, workers: int
+) -> None:
+    # Processes write into memory that torch has not allocated: only the ring's events keep it from being written early.
+    config = recipe(small_set, "global_batch=64", "data.lanes=4", f"data.decode_workers={workers}")
     busy = torch.randn(1024 if device.type == "cuda" else 64, device=device).unsqueeze(0).T
     weights = torch.arange(64 * 3 * 28 * 28, dtype=torch.int64, device=device) % 1009
     expected, arrived = [], []
     feed = Feed(config, 16, device)
-    with TrainStream(open_training_set(config), config, World(), 0, reuse=True) as stream:
+    with TrainStream(open_training_set(config), config, World(), 0, reuse=True, at_once=bool(workers)) as stream:
         for batch, _ in itertools.islice(stream, 100):
             assert batch.images.is_pinned() == batch.labels.is_pinned() == (device.type == "cuda")
             expected.append(int((batch.images.flatten().long() * weights.cpu()).sum()))

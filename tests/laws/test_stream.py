@@ -149,7 +149,7 @@ def test_pinned_batches_count_with_what_torch_rounds_them_up_to(
     batch = recipe(small_set).global_batch * 3 * 28**2
     with TrainStream(open_training_set(recipe(small_set)), recipe(small_set), World(), 0) as stream:
         plain_bytes = stream.memory_bytes
-    config = recipe(small_set, f"data.memory_limit={plain_bytes} B")
+    config = recipe(small_set, f"data.memory_limit={plain_bytes} B", "data.decode_workers=0")
     with TrainStream(open_training_set(config), config, World(), 0):
         pass
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import selectors
 import signal
 import socket
 import sys
@@ -15,7 +16,6 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +36,8 @@ from vit_dist.data.shared_memory import AVAILABLE, Layout, SharedMemory
 
 MOST_DECODERS = 32
 _AUTO_CPUS = 6
-_MOST_NEIGHBOURS = 8
+_MOST_NEIGHBOURS = 16
+_TASKS_AHEAD = 2
 _CLOSING_S = 10.0
 
 
@@ -122,9 +123,10 @@ class DecodePool:
         self._memory = SharedMemory(layout)
         self._setup = Setup(rows, layout, max(2, -(-read_threads // wanted.count)))
         self._owner: dict[int, int] = {}
+        self._turn = 0
         # Lanes beside each other go to one process, for fewer messages, where there is enough for all to do; the last
         # ones, which do not go round, one by one, so that no process has two lanes more than another.
-        self._neighbours = min(_MOST_NEIGHBOURS, max(1, slots * wanted.batch // (4 * wanted.count)))
+        self._neighbours = min(_MOST_NEIGHBOURS, max(1, slots * wanted.batch // (_TASKS_AHEAD * wanted.count)))
         round_of_all = wanted.count * self._neighbours
         self._beside = wanted.num_lanes // round_of_all * round_of_all
         self._jobs: dict[int, _Job] = {}
@@ -193,7 +195,10 @@ class DecodePool:
         """The rows of each process."""
         count, shares = self._wanted.count, [list[int]() for _ in range(self._wanted.count)]
         if self._wanted.lanes is None:
-            return [list(range(i, len(positions), count)) for i in range(count)]
+            for first in range(0, len(positions), self._neighbours):
+                shares[self._turn] += range(first, min(first + self._neighbours, len(positions)))
+                self._turn = (self._turn + 1) % count
+            return shares
         for row, lane in enumerate(self._wanted.lanes(np.asarray(positions, dtype=np.int64)).tolist()):
             owner = self._owner.get(lane)
             if owner is None:
@@ -219,18 +224,22 @@ class DecodePool:
         self._ready.set()
 
     def _receive(self) -> None:
-        waiting: list[Connection] = [self._control, *self._workers]
-        while True:
-            for connection in wait(waiting):
-                assert isinstance(connection, Connection)
-                if connection is self._control:
-                    self._fail(self._process_gone(*connection.recv()))
-                    continue
-                try:
-                    self._take(self._workers.index(connection), connection.recv())
-                except (EOFError, OSError):
-                    # Why, the keeper knows.
-                    waiting.remove(connection)
+        with selectors.DefaultSelector() as waiting:
+            waiting.register(self._control, selectors.EVENT_READ)
+            for process, connection in enumerate(self._workers):
+                waiting.register(connection, selectors.EVENT_READ, process)
+            while True:
+                for key, _ in waiting.select():
+                    if key.data is None:
+                        self._fail(self._process_gone(*self._control.recv()))
+                        continue
+                    try:
+                        done = self._workers[key.data].recv()
+                    except (EOFError, OSError):
+                        # Why, the keeper knows.
+                        waiting.unregister(key.fileobj)
+                        continue
+                    self._take(key.data, done)
 
     def _take(self, process: int, done: Done) -> None:
         self._pace.add(done.did)
