@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
         "Show how far a study is: its sizes by its families, a mark for each seed; what runs, and what has failed.",
         "demo",
         "demo --runs /scratch/runs",
-        "mine                                        # by its name, where runs/mine holds its runs",
+        "NAME                                        # by its name, where runs/NAME holds its runs",
         "demo --json -                               # a record a run, to standard output",
     )
     add_runs(parser)
