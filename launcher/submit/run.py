@@ -190,7 +190,7 @@ def check(request: SubmitRequest) -> None:
         except ConfigError as error:
             raise ConfigError(
                 f"--nodes={request.nodes}: {request.nodes} x {request.cluster.tasks} ranks on cluster "
-                f"{request.cluster.name}: {pairs}{error}{hint}"
+                f"{request.cluster.name}: {pairs}{str(error).rstrip('.')}{hint}"
             ) from None
     check_path(request.directory, "run directory", in_container=request.cluster.container is not None)
     RunDir(request.directory).check_ours()

@@ -1,4 +1,7 @@
-"""Whether what is due every so often meets: evaluations and the checkpoints that they rate. No torch."""
+"""Whether durations of a recipe fit each other: warm-up and run, evaluations and the checkpoints that they rate.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,25 @@ import math
 from fractions import Fraction
 
 from vit_dist.config.schema import Recipe
+
+
+def too_long_warmup(recipe: Recipe, warmup_steps: int, total_steps: int) -> str:
+    """Why a warm-up does not fit its run, and what to do; '' where it does.
+
+    Args:
+        recipe: of a run.
+        warmup_steps, total_steps: what its warm-up and its horizon come to.
+    """
+    if warmup_steps <= total_steps:
+        return ""
+    warmup = recipe.schedule.warmup  # type: ignore[attr-defined]
+    tenth = total_steps // 10
+    # Most meet it who shorten a recipe's run: its warm-up was made for the whole.
+    return (
+        f"schedule.warmup={warmup} is {warmup_steps:,} steps, longer than the whole run of {total_steps:,} steps "
+        f"(horizon={recipe.horizon}, global_batch={recipe.global_batch}); a horizon that is changed wants a warm-up "
+        f'that goes with it: give "schedule.warmup={tenth} steps" too{", a tenth of the run" if tenth else ""}'
+    )
 
 
 def unrated_checkpoints(recipe: Recipe, num_samples: int | None = None) -> str:

@@ -320,6 +320,10 @@ def describe(error: ValidationError, cls: type[BaseModel], prefix: str) -> list[
             lines.append(
                 f'{path}: must be text, got {shown}; write it in quotes, such as {loc[-1]}: "{_text(problem)}"'
             )
+        elif kind in {"tuple_type", "list_type"}:
+            one = problem.get("input")
+            such = f" in brackets, [{one}] or [{one}, ...]" if isinstance(one, str | int | float) else ""
+            lines.append(f"{path}: must be a list{such}; got {shown}")
         else:
             message = problem["msg"].replace("Input should be", "must be")
             lines.append(f"{path}: {message}, got {shown}")

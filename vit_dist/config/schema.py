@@ -68,6 +68,9 @@ class DataConfig(Config):
 
     dataset: str = Field("custom", description="name of a file in configs/data, which fills in the keys below")
     num_classes: Annotated[int, Field(gt=0)] = Field(description="outputs of the head; no fewer than the set has")
+    spare_outputs: Annotated[bool, NON_IDENTITY, WHEN_SET] = Field(
+        False, description="more than ten outputs of the head for each class of the set are meant, and no mistake"
+    )
     train: Annotated[AnyPlace, NON_IDENTITY] = Field("", description="path or URL of the training manifest")
     val: Annotated[AnyPlace, NON_IDENTITY] = Field(
         "", description="path or URL of the validation manifest; empty: no validation"

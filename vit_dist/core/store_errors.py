@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 
 from vit_dist.core.errors import AwayError, DataError, MissingError, RefusedError, VitDistError
-from vit_dist.core.store_patience import asked_at
+from vit_dist.core.store_patience import NoAnswerError, asked_at
 from vit_dist.core.store_refusals import CREDENTIALS_REFUSED, NO_BUCKET, REFUSALS, credentials_from, refused
 from vit_dist.core.urls import is_remote, is_web, redact
 
@@ -105,7 +105,7 @@ def explained(url: str, doing: str) -> Iterator[None]:
         _raise_refusal(url, doing, error)
         if isinstance(error, OSError) and (problem := disk_problem(error)):
             raise DataError(f"{redact(url)}: cannot be {doing}: {problem}") from None
-        text = f"{redact(url)}: cannot be {doing}: {type(error).__name__}: {_text(error)}"
+        text = f"{redact(url)}: cannot be {doing}: {told(error)}"
         # Of a local file the system's own words say all: its texts name what the user has never heard of.
         if isinstance(error, OSError) and error.strerror and not is_remote(url):
             text = f"{redact(url)}: cannot be {doing}: {error.strerror}"
@@ -119,6 +119,12 @@ def explained(url: str, doing: str) -> Iterator[None]:
 def is_without_bucket(error: BaseException) -> bool:
     """Whether a file is not there because its bucket is not: nothing can be written beside it either."""
     return any(_code(e) == NO_BUCKET for e in _chain(error))
+
+
+def told(error: BaseException) -> str:
+    """An error in one line, without secrets; without the name of its type where that says nothing."""
+    plain = type(error) is OSError or isinstance(error, NoAnswerError)
+    return f"{'' if plain else f'{type(error).__name__}: '}{_text(error)}"
 
 
 def says_why(error: BaseException) -> bool:

@@ -16,8 +16,16 @@ from typing import Any, TypeVar
 
 from vit_dist.core.errors import DataError, did_you_mean
 from vit_dist.core.places import check_server
-from vit_dist.core.store_errors import is_answer, is_expired, is_past_the_end, is_untold, says_why, wait_s
-from vit_dist.core.store_patience import NoAnswerError, answer, endpoint, failed, has_answered, is_known
+from vit_dist.core.store_errors import is_answer, is_expired, is_past_the_end, is_untold, says_why, told, wait_s
+from vit_dist.core.store_patience import (
+    NoAnswerError,
+    NobodyThereError,
+    answer,
+    endpoint,
+    failed,
+    has_answered,
+    is_known,
+)
 from vit_dist.core.urls import SCHEMES, local_path, redact, split_url
 
 _REMOVALS_IN_FLIGHT = 16
@@ -175,12 +183,14 @@ class Store:
             except Exception as error:
                 if is_answer(error):
                     has_answered(url)
+                if isinstance(error, NobodyThereError):
+                    raise
                 if isinstance(error, NoAnswerError) or is_known(url) or wait_s(error) is None:
                     # That a later try had no time left says less than what went wrong before.
                     raise first or error from (first or error).__cause__
                 # Until the moment that is told, not until the library has had enough, which is any time before.
                 first = first or error
-                left = failed(url, f"{type(error).__name__}: {error}", "")
+                left = failed(url, told(error), "")
                 time.sleep(max(0.0, min(_AGAIN_S, left)))
                 if left <= _AGAIN_S:
                     raise

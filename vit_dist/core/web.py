@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import math
+import re
 import socket
 import threading
 import time
@@ -313,7 +314,8 @@ def _worth_waiting(error: urllib3.exceptions.HTTPError) -> Exception:
     if endless is not None:
         return endless
     wait = wait_s(error)
-    text = redact(str(told))
+    # "_Http(host='h', port=80): ..." is urllib3's word for who was asked, which the URL says.
+    text = redact(re.sub(r"^_?\w+\(host='[^']*', port=\d+\): ", "", str(told)))
     return OSError(text) if wait is None else Transient(text, wait)
 
 

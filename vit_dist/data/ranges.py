@@ -26,7 +26,7 @@ from vit_dist.core.files import (
 )
 from vit_dist.core.log import log
 from vit_dist.core.small_files import MAX_WHOLE_BYTES
-from vit_dist.core.store_errors import is_answer, is_past_the_end, wait_s
+from vit_dist.core.store_errors import is_answer, is_past_the_end, told, wait_s
 from vit_dist.core.store_patience import NoAnswerError, failed, has_answered
 from vit_dist.core.web import Transient, WebClient, no_ranges
 
@@ -187,7 +187,9 @@ class RangeReader:
                 problem = problem if problem and isinstance(error.__cause__, NoAnswerError) else str(error)
                 left = failed(url, problem, f"up to {self._tries} times")
                 if failures >= self._tries or self._stopped.is_set() or left <= 0:
-                    raise OSError(f"{problem}, after {failures} {'try' if failures == 1 else 'tries'}") from error
+                    # Stores other than web servers were asked again below this, if they were.
+                    tries = f", after {failures} {'try' if failures == 1 else 'tries'}"
+                    raise OSError(f"{problem}{tries if is_web(url) or failures > 1 else ''}") from error
                 wait = self._first_wait_s * 2 ** (failures - 1) * (0.5 + self._jitter.random())
                 wait = min(_MAX_WAIT_S, max(wait, error.wait_s), left)
                 if wait >= _TOLD_S and time.monotonic() >= self._told + _TOLD_S:
@@ -296,4 +298,4 @@ def _ask_fsspec(url: str, start: int | None, end: int | None) -> bytes:
         wait = wait_s(error)
         if wait is None:
             raise
-        raise Transient(redact(f"{type(error).__name__}: {error}"), wait, answered=is_answer(error)) from error
+        raise Transient(told(error), wait, answered=is_answer(error)) from error

@@ -180,6 +180,34 @@ def idle_outputs(head: int, known: int) -> str:
     )
 
 
+def too_many_outputs(recipe: Recipe, known: int) -> str:
+    """Why a recipe's head has so many more outputs than its set has classes that it must be a mistake; '' where not.
+
+    Not one that says that it is meant (`data.spare_outputs`), nor one that goes on with the head of other weights.
+
+    Args:
+        recipe: of a run that is to begin.
+        known: classes of the training set.
+    """
+    head, keeps = recipe.data.num_classes, recipe.init is not None and recipe.init.head != "new"
+    if recipe.data.spare_outputs or keeps or head <= max(_IDLE_FACTOR * known, known + _IDLE_FEW):
+        return ""
+    return (
+        f"data.num_classes={head:,}, but the training set has {known:,} classes: {head - known:,} outputs of the head "
+        f"would never be right, and cost memory and accuracy; give data.num_classes={known}, or, where so large a head "
+        f"is meant, data.spare_outputs=true"
+    )
+
+
+_IDLE_FACTOR, _IDLE_FEW = 10, 100
+"""Heads are refused that have more than so many outputs for each class, unless they are a few more."""
+
+
+def whole_set(manifest: ShardManifest | None) -> Parts | None:
+    """All samples of a set, as parts; None where there is none."""
+    return None if manifest is None or not manifest.num_samples else Parts([Part(manifest, select(manifest, None))])
+
+
 def how_to_pack(recipe: Recipe) -> str:
     """What to do where the images of a shipped recipe lie beside it, and were not packed yet; '' of any other."""
     shipped = shipped_set(recipe)

@@ -148,6 +148,13 @@ class StudyConfig(Config):
     )
     # Texts of the command line that are keys of the recipe, for errors.
     _typed: tuple[str, ...] = PrivateAttr(())
+    # What was validated, as plain data.
+    _read: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def as_read(self) -> dict[str, Any]:
+        """The file's content, with the overrides, as plain data."""
+        return self._read
 
     @model_validator(mode="before")
     @classmethod
@@ -245,7 +252,7 @@ def load_study(name: str, overrides: Sequence[str] = ()) -> StudyConfig:
         rules = raw.get("cells", [])
         raw["cells"] = [*(rules if isinstance(rules, list) else [rules]), {"set": parse_overrides(of_recipe)}]
     study = validate(StudyConfig, raw, Sources(str(path), of_study, [path]))
-    study._typed = tuple(of_recipe)
+    study._typed, study._read = tuple(of_recipe), raw
     return study
 
 

@@ -15,8 +15,8 @@ from typing import Literal
 from vit_dist.config.load import read_mapping
 from vit_dist.config.plugins import check_plugins
 from vit_dist.config.schema import Recipe, dump
-from vit_dist.core.errors import ConfigError, RunError, VitDistError
-from vit_dist.core.exit_codes import ASKED, INTERRUPTED, of_return_code
+from vit_dist.core.errors import ConfigError, RunError, VitDistError, is_refusal
+from vit_dist.core.exit_codes import ASKED, INTERRUPTED, INVALID, of_return_code
 from vit_dist.core.files import redact
 from vit_dist.core.run import history, names
 from vit_dist.core.run.directory import RunDir
@@ -247,6 +247,8 @@ class _WorkerLoop:
         except KeyboardInterrupt:
             raise StudyStoppedError(f"stopped in {cell.name}; resume with: {self._resume_command}") from None
         except VitDistError as error:
+            if before.state == "missing":
+                self._note(run_dir, str(error), refused=is_refusal(error))
             self._fail(cell, f"{cell.name} could not be trained: {error}")
             return
         after = cell_state(run_dir)
@@ -267,10 +269,14 @@ class _WorkerLoop:
         reason = after.reason or self._last_error_line(run_dir)
         if code and after.state == "missing":
             # It was refused before it had a history: a table of the study is to show it as what it is.
-            with contextlib.suppress(VitDistError):
-                history.failed_to_begin(run_dir, ranks=0, saved=0, reason=reason or f"exit code {code}")
+            self._note(run_dir, reason or f"exit code {code}", refused=code == INVALID)
         failure = f"{cell.name} failed with exit code {code}" + (f": {first_line(reason)}" if reason else "")
         self._fail(cell, failure, "" if "(log: " in reason else f". Its files are in {run_dir}")
+
+    @staticmethod
+    def _note(run_dir: Path, reason: str, *, refused: bool) -> None:
+        with contextlib.suppress(VitDistError):
+            history.failed_to_begin(run_dir, ranks=0, saved=0, reason=reason, refused=refused)
 
     def _stop_if_asked(self, cell: Cell, code: int) -> None:
         """Begin no other cell where a person has ended this one before it could save."""

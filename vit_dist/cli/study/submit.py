@@ -7,7 +7,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from vit_dist.cli.models.options import at_least_one
-from vit_dist.cli.study.options import named_study, study_parser
+from vit_dist.cli.study.options import named_study, refused_by_name, study_parser
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import local_path
 from vit_dist.core.places import local_option, local_or_name
@@ -63,6 +63,7 @@ def main(argv: list[str]) -> int:
     from launcher.slurm.cluster import load_cluster
     from launcher.submit.run import parse_time
     from launcher.submit.study import StudyJobs, dry_run, submit, todo
+    from vit_dist.study.kept import keep_study
 
     cluster = load_cluster(args.cluster, args.set)
     # Jobs start in directories of their own.
@@ -89,6 +90,7 @@ def main(argv: list[str]) -> int:
             for script in filter(None, (array.train, array.evaluate)):
                 console.print(f"\n{script}", markup=False, end="")
         return 0
+    keep_study(study.config, study.directory)
     entry = submit(jobs, left)
     for array in entry["arrays"]:
         what = f"job {array['job']}: {len(array['cells'])} runs" if array["job"] else f"{len(array['cells'])} done runs"
@@ -113,10 +115,12 @@ def _check_sets(jobs: StudyJobs) -> None:
     """Say before anything is submitted what would fail in every job.
 
     Raises:
-        ConfigError: a recipe that does not come out.
+        ConfigError: a recipe that does not come out, or that names what is not there.
         DataError: a set that cannot be read.
     """
     from vit_dist.core.world import World
+    from vit_dist.study.cost import cell_lines
+    from vit_dist.study.local import cell_state
     from vit_dist.train.plan import open_training
 
     seen = set()
@@ -125,3 +129,9 @@ def _check_sets(jobs: StudyJobs) -> None:
         if key not in seen:
             seen.add(key)
             open_training(cell.recipe, World(size=jobs.nodes * jobs.cluster.tasks))
+    left = [cell for cell in jobs.cells if cell_state(jobs.directory / cell.name).state != "done"]
+    refused = refused_by_name(left, jobs.directory)
+    if refused:
+        raise ConfigError(
+            "cells cannot begin as asked, so that nothing is submitted:\n" + "\n".join(cell_lines(refused))
+        )
