@@ -99,7 +99,7 @@ def test_a_dry_run_prints_a_script_and_needs_no_slurm(vit_dist: Callable[..., An
         (["--cluster", "dev", "--nproc", "2"], "a process a device"),
         (["--cluster", "dev", "--after", "12; rm x"], "not the number of a Slurm job"),
         (["--cluster", "dev", "--nodes", "0"], "at least 1 is needed"),
-        (["--cluster", "dev"], "not the directory of a run"),
+        (["--cluster", "dev"], "no run is in this directory"),
     ],
 )
 def test_what_makes_no_sense_is_refused(words: list[str], message: str, tmp_path: Path) -> None:

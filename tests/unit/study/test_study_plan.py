@@ -351,7 +351,7 @@ def test_a_thousand_cells_are_planned_in_seconds_without_torch(study_file: Path,
         "print('torch' in sys.modules, time.process_time() - began)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert "= 1000 runs" in done.stdout
+    assert "= 1,000 runs" in done.stdout
     torch, seconds = done.stdout.split()[-2:]
     assert torch == "False"
     # Of the processor, some 1.5 where nothing else runs: caches shared with other work cost it half as much again.
