@@ -118,7 +118,7 @@ def test_another_recipe_in_the_same_directory_is_refused_with_the_difference(
     assert again.returncode == 0
     assert "this run is done" in again.stderr
     done = vit_dist("train", recipe, "horizon=10 steps", "optim.lr=2e-3", *run)
-    refused(done, "holds another run: optim.lr: 0.002 here, 0.001 there", code=1)
+    refused(done, "holds another run: optim.lr: 0.002 here, 0.001 there", code=2)
 
 
 def test_a_second_run_in_a_directory_in_use_is_refused(vit_dist: Command, recipe: str, tmp_path: Path) -> None:
