@@ -19,7 +19,7 @@ from benchmarks.synthetic import SyntheticSet, served
 from vit_dist.config.load import resolve
 from vit_dist.core.units import parse_count
 from vit_dist.core.world import World
-from vit_dist.data.reader import Batch
+from vit_dist.data.batch import Batch
 from vit_dist.data.sets import TrainingSet, open_training_set
 from vit_dist.data.stream import TrainStream
 

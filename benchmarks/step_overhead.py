@@ -77,7 +77,7 @@ class Turns:
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         import torch
 
-        from vit_dist.data.reader import Batch
+        from vit_dist.data.batch import Batch
         from vit_dist.data.stream import StreamState
 
         n, step = self._recipe.global_batch, self._make_bare()

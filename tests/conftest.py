@@ -185,7 +185,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                         "name": "test",
                         "credentials": [{"accessKey": key, "secretKey": secret}],
                         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-                    }
+                    },
+                    {"name": "anonymous", "actions": ["Read:vit-dist-test-open"]},
                 ]
             }
         )

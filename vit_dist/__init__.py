@@ -14,7 +14,7 @@ _MODULE_OF = {
     "open_stream": "vit_dist.data.standalone",
     "Stream": "vit_dist.data.standalone",
     "StreamBatch": "vit_dist.data.standalone",
-    "Sample": "vit_dist.data.reader",
+    "Sample": "vit_dist.data.batch",
     "DecodeError": "vit_dist.data.images",
 }
 

@@ -15,6 +15,7 @@ from benchmarks.gpu.kit import Kit
 from vit_dist.cli.models.options import model_config
 from vit_dist.config.load import resolve
 from vit_dist.core.world import World
+from vit_dist.engines._layout import images_format
 from vit_dist.engines._protocol import Engine, EngineInputs
 from vit_dist.models._base import ImageModel
 from vit_dist.train.losses import make_loss
@@ -89,6 +90,7 @@ def build_engine(
         micro_batch=micro_batch,
         accumulation=accumulation,
         image_size=image_size,
+        memory_format=images_format(recipe.engine, model, kit.device),
     )
     return recipe.engine.build(inputs)
 

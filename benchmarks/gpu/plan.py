@@ -42,7 +42,7 @@ STAGES = (
         "steps",
         "a training step of MODEL:BATCH: a bare loop, plain and ZeRO-1 in turns; memory; blocks compiled",
         30,
-        75,
+        120,
         ("ViT-L/16:128", "ViT-H/14:64", "ViT-B/16:256", "R50x1:192"),
         ("R152x2:64", "R50+ViT-L/16:96", "ViT-g/14:32"),
         ("hybrid-test:4",),  # its blocks are a transformer's and a ResNet's

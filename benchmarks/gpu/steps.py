@@ -56,6 +56,7 @@ def measure(kit: Kit) -> None:
         _checkpointing(kit, contest)
         _compile_all(kit, contest)
         _race(kit, contest, "compiled")
+        _kernels(kit, contest)
 
 
 def _enter(kit: Kit, contest: Contest) -> None:
@@ -162,6 +163,14 @@ def _profiled(kit: Kit, step: Callable[[], Any], steps: int) -> tuple[dict[str, 
         "device_busy_ms": sum(event.self_device_time_total for event in on_device) / 1e3,
     }
     return found, profiler
+
+
+def _kernels(kit: Kit, contest: Contest) -> None:
+    """Write down where the time of a compiled step goes, kernel by kernel: OUT/kernels-MODEL.txt."""
+    _, profiler = _profiled(kit, contest.steps["plain"], 1)
+    order = "self_device_time_total" if kit.gpu else "self_cpu_time_total"
+    table = profiler.key_averages().table(sort_by=order, row_limit=50, max_name_column_width=100)
+    (kit.out / f"kernels-{contest.model.replace('/', '-')}.txt").write_text(table)
 
 
 def _checkpointing(kit: Kit, contest: Contest) -> None:

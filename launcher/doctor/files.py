@@ -19,7 +19,7 @@ from launcher.slurm import commands as slurm
 from vit_dist.core.run import names
 from vit_dist.core.run.checkpoints import committed, read_marker
 from vit_dist.core.run.names import CHECKPOINTS
-from vit_dist.core.units import format_bytes
+from vit_dist.core.units import counted, format_bytes
 
 _AREA = "Files"
 _SPACE_WANTED = 20 << 30
@@ -144,11 +144,13 @@ def _seen_by_nodes(folder: Path) -> Iterator[Finding]:
         yield Finding(
             _AREA,
             "fail",
-            f"{folder.parent}: not seen by {', '.join(blind[:8])} of {len(nodes)} nodes",
+            f"{folder.parent}: not seen by {', '.join(blind[:8])} of {counted(len(nodes), 'node')}",
             "the run root must be on a file system that all nodes mount at the same place",
         )
     else:
-        yield Finding(_AREA, "ok", f"all {len(nodes)} nodes of job {os.environ.get('SLURM_JOB_ID', '')} see it")
+        yield Finding(
+            _AREA, "ok", f"all {counted(len(nodes), 'node')} of job {os.environ.get('SLURM_JOB_ID', '')} see it"
+        )
 
 
 def _shared(root: Path, subject: Subject) -> Iterator[Finding]:

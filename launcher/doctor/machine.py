@@ -20,7 +20,7 @@ from launcher.doctor.finding import Finding, Subject
 from vit_dist import __version__
 from vit_dist.core.devices import device_of
 from vit_dist.core.process import code_root
-from vit_dist.core.units import format_bytes
+from vit_dist.core.units import counted, format_bytes
 
 _OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 """By CUDA's major version: the oldest NVIDIA driver that runs it (CUDA Compatibility, NVIDIA's documentation)."""
@@ -57,7 +57,7 @@ def environment(_subject: Subject) -> Iterator[Finding]:
     if wrong:
         yield Finding(area, "warn", f"outside the tested bounds: {'; '.join(wrong)}", install)
     if right:
-        yield Finding(area, "ok", f"{right} packages within the tested bounds")
+        yield Finding(area, "ok", f"{counted(right, 'package')} within the tested bounds")
 
 
 def _requirements() -> list[Requirement]:
@@ -76,7 +76,9 @@ def machine(_subject: Subject) -> Iterator[Finding]:
     area = "Machine"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield Finding(area, "ok", f"{platform.node()}: {cores} CPUs for this process, {format_bytes(memory)} of memory")
+    yield Finding(
+        area, "ok", f"{platform.node()}: {counted(cores, 'CPU')} for this process, {format_bytes(memory)} of memory"
+    )
     shm = Path("/dev/shm")  # noqa: S108 - it is what is looked at
     if shm.is_dir():
         free = shutil.disk_usage(shm).free

@@ -13,7 +13,7 @@ from launcher.slurm import commands as slurm
 from launcher.slurm.choices import not_used, option_names
 from launcher.slurm.cluster import Cluster, slurm_seconds
 from launcher.slurm.parse import parse_duration, parse_fields, whole_number
-from vit_dist.core.units import format_seconds
+from vit_dist.core.units import counted, format_seconds
 
 _AREA = "Slurm"
 _TESTED = (22, 5)
@@ -223,7 +223,7 @@ def _nodes(subject: Subject) -> Iterator[Finding]:
     yield Finding(
         _AREA,
         "fail" if states and len(down) == len(states) else "warn" if down else "ok",
-        f"{len(states)} nodes, {len(down)} of them cannot be used{': ' + shown + more if down else ''}",
+        f"{counted(len(states), 'node')}, {len(down)} of them cannot be used{': ' + shown + more if down else ''}",
         "`sinfo -R` tells the reasons" if down else "",
     )
     bad = bad_nodes.active(subject.run_root)
@@ -231,6 +231,6 @@ def _nodes(subject: Subject) -> Iterator[Finding]:
         yield Finding(
             _AREA,
             "warn",
-            f"{len(bad)} nodes on our list of bad ones: {', '.join(list(bad)[:8])}",
+            f"{counted(len(bad), 'node')} on our list of bad ones: {', '.join(list(bad)[:8])}",
             "`vit-dist doctor --bad-nodes` shows why and until when",
         )

@@ -14,7 +14,7 @@ from vit_dist.core.run import names
 from vit_dist.core.run.copies import check_place
 from vit_dist.core.run.log import TRAIN_EXAMPLES_PER_S
 from vit_dist.core.store_refusals import NO_BUCKET
-from vit_dist.core.units import format_bytes
+from vit_dist.core.units import counted, format_bytes, format_rate
 from vit_dist.data.readrate import measure, places
 from vit_dist.data.sets import open_training_set
 from vit_dist.data.validation import open_validation_set
@@ -45,14 +45,14 @@ def data(subject: Subject) -> Iterator[Finding]:
     yield Finding(
         _AREA,
         "ok",
-        f"training set {opened.name}: {opened.num_samples:,} examples, {format_bytes(opened.num_bytes)}, "
+        f"training set {opened.name}: {counted(opened.num_samples, 'example')}, {format_bytes(opened.num_bytes)}, "
         f"{format_bytes(mean)} an example",
     )
     if recipe.data.val:
         try:
             val = open_validation_set(recipe, opened)
             assert val is not None
-            yield Finding(_AREA, "ok", f"validation set {val.name}: {val.num_samples:,} examples")
+            yield Finding(_AREA, "ok", f"validation set {val.name}: {counted(val.num_samples, 'example')}")
         except VitDistError as error:
             other = "name another with data.val=URL, or none with data.val=''"
             yield Finding(_AREA, "fail", str(error), _advice(error, other))
@@ -90,7 +90,7 @@ def _credentials(*, needed: bool) -> Iterator[Finding]:
     for name, value in (("AWS_METADATA_SERVICE_TIMEOUT", "1"), ("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "1")):
         os.environ.setdefault(name, value)
     try:
-        import botocore.session  # type: ignore[import-untyped]
+        import botocore.session
 
         session = botocore.session.get_session()
         # On a machine that needs none, nobody is asked over the network.
@@ -131,7 +131,7 @@ def _rate(subject: Subject, files: list[tuple[str, int]], mean: float) -> Iterat
         return
     feeds = rate.bytes_per_s / mean
     measured = (
-        f"{where} gives this machine {format_bytes(rate.bytes_per_s)}/s, which is {feeds:,.0f} examples/s "
+        f"{where} gives this machine {format_bytes(rate.bytes_per_s)}/s, which is {format_rate(feeds)} examples/s "
         f"(first bytes after {rate.first_s * 1000:.0f} ms)"
     )
     wanted, source = _wanted(subject)
@@ -142,7 +142,7 @@ def _rate(subject: Subject, files: list[tuple[str, int]], mean: float) -> Iterat
     yield Finding(
         _AREA,
         "fail" if feeds < wanted else "warn" if short else "ok",
-        f"{measured}; training takes {wanted:,.0f} examples/s ({source})",
+        f"{measured}; training takes {format_rate(wanted)} examples/s ({source})",
         "training would wait for data: read from nearer by, from more nodes, or pack smaller images (--resize-shorter)"
         if short
         else "",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vit_dist.core.files import redact
 from vit_dist.core.tables import columns, to_lines
-from vit_dist.core.units import format_bytes, format_seconds
+from vit_dist.core.units import counted, format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -150,9 +150,13 @@ def lines(report: PreflightReport, *, colour: bool = False) -> list[str]:
         out += [row, *(f"    {reason}" for reason in node.reasons)]
     reduce = [n.figures["reduce"] for n in report.nodes if "reduce" in n.figures]
     if reduce:
-        out.append(f"all-reduce over {len(reduce)} nodes: {format_bytes(min(reduce))}/s")
+        out.append(f"all-reduce over {counted(len(reduce), 'node')}: {format_bytes(min(reduce))}/s")
     out += [f"! {remark}" for remark in report.remarks]
     bad = len(report.bad)
-    summary = "all nodes are fit" if report.ok else f"{bad} of {len(report.nodes)} nodes are slow or sick"
+    summary = (
+        "all nodes are fit"
+        if report.ok
+        else f"{bad} of {counted(len(report.nodes), 'node is', 'nodes are')} slow or sick"
+    )
     out.append(f"{summary}; {format_seconds(report.seconds)}")
     return out

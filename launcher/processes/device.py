@@ -8,6 +8,7 @@ import subprocess
 
 from vit_dist.core.devices import Device
 from vit_dist.core.memory import available_memory
+from vit_dist.core.units import counted
 
 _ANSWER_S = 10.0
 
@@ -25,7 +26,7 @@ def device_here(ranks: int) -> Device | None:
     if smallest is not None:
         return Device("a GPU of this machine", {}, smallest, "")
     free = available_memory()
-    share = "this machine" if ranks == 1 else f"each of {ranks} processes on this machine"
+    share = "this machine" if ranks == 1 else f"each of {counted(ranks, 'process')} on this machine"
     return None if free is None else Device(share, {}, free / ranks, "")
 
 

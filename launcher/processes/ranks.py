@@ -16,7 +16,7 @@ from vit_dist.config.load import recipe_hash, recipe_yaml
 from vit_dist.config.plugins import with_copies
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import VitDistError
-from vit_dist.core.exit_codes import PEER_LOST, SUPERSEDED, of_return_code, of_signal, signal_of
+from vit_dist.core.exit_codes import INVALID, PEER_LOST, SUPERSEDED, of_return_code, of_signal, signal_of
 from vit_dist.core.files import write_bytes
 from vit_dist.core.log import ERROR, RANK_LOGS_VARIABLE, log
 from vit_dist.core.network import free_port
@@ -69,7 +69,9 @@ def run_local(recipe: Recipe, run_dir: Path, *, nproc: int, options: Sequence[st
         code, asked = _run_ranks(words, nproc=nproc, folder=folder, logs=logs)
     _close_attempt(RunDir(run_dir), code)
     if code and code != SUPERSEDED and not asked:
-        _note_end_without_a_word(RunDir(run_dir), recipe, before, nproc, first_words(logs, code))
+        _note_end_without_a_word(
+            RunDir(run_dir), recipe, before, nproc, first_words(logs, code), refused=code == INVALID
+        )
     return of_signal(asked[0]) if asked and not _is_done(run_dir, before.next_opened) else code
 
 
@@ -90,7 +92,9 @@ def first_words(logs: Path, code: int) -> str:
     return f"{what} (log: {error.file if error is not None else logs})"
 
 
-def _note_end_without_a_word(directory: RunDir, recipe: Recipe, before: State, nproc: int, reason: str) -> None:
+def _note_end_without_a_word(
+    directory: RunDir, recipe: Recipe, before: State, nproc: int, reason: str, *, refused: bool
+) -> None:
     """Write that an attempt failed whose ranks had not come so far as to say so themselves.
 
     Not into the directory of another run, which they refuse, nor where a supervisor writes the end.
@@ -101,7 +105,7 @@ def _note_end_without_a_word(directory: RunDir, recipe: Recipe, before: State, n
     run = directory.read_json(names.RUN)
     if directory.is_free() and (run is None or run.get("recipe_hash") == recipe_hash(recipe)):
         with contextlib.suppress(VitDistError):
-            history.failed_to_begin(path, ranks=nproc, saved=newest_step(path), reason=reason)
+            history.failed_to_begin(path, ranks=nproc, saved=newest_step(path), reason=reason, refused=refused)
 
 
 def run_ranks(arguments: Sequence[str], *, nproc: int, folder: Path, logs: Path | None = None) -> int:
@@ -249,4 +253,5 @@ def _close_attempt(directory: RunDir, code: int) -> None:
         )
         # The disk may be what the rank failed of: its own exit code says more.
         with contextlib.suppress(VitDistError):
-            history.end(directory.path, "failed", status, reason=reason, saved=newest_step(directory.path))
+            saved, refused = newest_step(directory.path), code == INVALID
+            history.end(directory.path, "failed", status, reason=reason, saved=saved, refused=refused)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from vit_dist.config.blame import Sources
+from vit_dist.config.cache import ClusterCacheConfig
 from vit_dist.config.load import find_config, merge, parse_overrides, read_mapping, validate
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.registry import Config, LocalPath
@@ -153,6 +154,9 @@ class Cluster(Config):
 
     run_root: PathLine = Field("", description="shared directory for run directories; empty: `runs` where one is")
     scratch: PathLine = Field("", description="node-local directory for temporary files; must exist on every node")
+    cache: ClusterCacheConfig | None = Field(
+        None, description="copies of shards on each node, for all recipes without a `data.cache`; left out: none"
+    )
     python: PathLine = Field("", description="interpreter on the nodes; empty: the one that submits")
     setup: Lines = Field((), description="lines of shell before everything else: module load, source, ulimit")
     env: dict[str, Line] = Field({}, description="environment variables: NCCL, EFA, proxies. No secrets")

@@ -23,6 +23,7 @@ from launcher.slurm.cluster import Cluster, slurm_seconds
 from launcher.slurm.parse import consecutive
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import holds_secret, redact
+from vit_dist.core.node_cache import DIR_VARIABLE, SIZE_VARIABLE
 from vit_dist.core.process import ADDRESS_MODULE, CLI_MODULE, code_root
 from vit_dist.core.run import names
 
@@ -276,6 +277,7 @@ def _context(site: Site, job_name: str, nodes: int, spares: int) -> dict[str, An
         "inner_python": cluster.container.python if cluster.container else site.python,
         "apptainer": cluster.container is not None and cluster.container.runtime == "apptainer",
         "notes": [_one_line(line) for line in site.notes],
+        "cache_variables": (DIR_VARIABLE, SIZE_VARIABLE),
     }
 
 
@@ -296,7 +298,8 @@ def _mounts(site: Site, *paths: Path) -> list[str]:
     container = site.cluster.container
     if container is None:
         return []
-    needed = [site.run_root, site.code, site.cwd, *paths]
+    cache = [Path(site.cluster.cache.dir)] if site.cluster.cache and site.cluster.cache.size else []
+    needed = [site.run_root, site.code, site.cwd, *cache, *paths]
     for path in needed:
         check_path(path, "path", in_container=True)
     outer: list[Path] = [Path(mount.partition(":")[0]) for mount in container.mounts if ":" not in mount]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vit_dist.core.errors import ConfigError, did_you_mean
 from vit_dist.core.run import history, names, records
+from vit_dist.core.units import counted
 
 _DEPTH = 3
 """ROOT/RUN, ROOT/STUDY/CELL, and one more for folders of a person's own."""
@@ -45,12 +46,13 @@ def find_runs(roots: Iterable[Path]) -> list[Path]:
     return sorted(set(runs))
 
 
-def find_run(wanted: str, roots: Sequence[Path]) -> Path:
+def find_run(wanted: str, roots: Sequence[Path], elsewhere: str = "--runs DIR") -> Path:
     """The directory of the run that is meant.
 
     Args:
         wanted: its directory; its name, or the beginning of its name, or STUDY/CELL; or the number of one of its jobs.
         roots: where to look for it; see `run_roots`.
+        elsewhere: what makes it look in other places.
 
     Raises:
         ConfigError: there is none, or more than one; they are listed.
@@ -78,10 +80,31 @@ def find_run(wanted: str, roots: Sequence[Path]) -> Path:
         raise ConfigError(_several(wanted, inside))
     where = ", ".join(str(root) for root in roots) or "no directory (there is no runs/ here)"
     hint = did_you_mean(wanted, [run.name for run in runs]) if runs else "; there are no runs there"
+    if direct.is_file():
+        raise ConfigError(f"no run {wanted!r}: a file, where the directory of a run is needed")
     raise ConfigError(
-        f"no run {wanted!r}: not the directory of a run, nor the name or the job of one in {where}{hint}; --runs DIR "
-        "looks elsewhere"
+        f"no run {wanted!r}: not the directory of a run, nor the name or the job of one in {where} ({elsewhere} looks "
+        f"elsewhere){hint}"
     )
+
+
+def find_begun(wanted: str) -> tuple[Path, str]:
+    """The directory of a run that has begun, and the name of one of its checkpoints, or ''.
+
+    Args:
+        wanted: a run as `find_run` takes it, or one of its checkpoints: RUN-DIR/checkpoints/step-0000010000.
+
+    Raises:
+        ConfigError: there is no such run, or it has no recipe yet; says which.
+    """
+    path, checkpoint = Path(wanted), ""
+    if path.parent.name == names.CHECKPOINTS:
+        path, checkpoint = path.parent.parent, path.name
+    if not (path / names.RECIPE).is_file():
+        path = find_run(str(path) if wanted else "", [] if path.is_dir() else run_roots(), "VIT_DIST_RUNS=DIR")
+    if not (path / names.RECIPE).is_file():
+        raise ConfigError(f"{path}: the directory of a run that has not begun: it holds no {names.RECIPE} yet")
+    return path, checkpoint
 
 
 def holds_runs(wanted: str, roots: Sequence[Path]) -> bool:
@@ -112,8 +135,7 @@ def no_runs(roots: Sequence[Path]) -> str:
 def _several(wanted: str, inside: Sequence[Path]) -> str:
     shown = "".join(f"\n  {run}" for run in inside[:20])
     more = f"\n  and {len(inside) - 20} more" if len(inside) > 20 else ""
-    count = f"{len(inside)} run{'s' * (len(inside) > 1)}"
-    return f"{wanted!r}: a directory that holds {count}, and is none; give one:{shown}{more}"
+    return f"{wanted!r}: a directory that holds {counted(len(inside), 'run')}, and is none; give one:{shown}{more}"
 
 
 def is_run(path: Path) -> bool:

@@ -30,6 +30,7 @@ class RunView:
         tries: how many attempts there were.
         logged: whether an attempt has left logs, and whether its supervisor has.
         metrics: what was measured last.
+        evaluated: what `vit-dist evaluate` measured last, by tag: step and value; of one run alone, not in a table.
         stall: what training waits for, of a run that trains; '' where it hardly waits.
         request: asked for by a person, not served yet.
         problems: what is damaged.
@@ -56,6 +57,7 @@ class RunView:
     tries: int = 0
     logged: tuple[bool, bool] = (False, False)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    evaluated: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     stall: str = ""
     request: str = ""
     problems: tuple[str, ...] = ()

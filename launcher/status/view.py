@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +60,11 @@ def look_at(path: Path, *, ask_slurm: bool = True) -> tuple[RunView, str]:
             silence = str(error)
     elif state.job_id:
         silence = "Slurm was not asked"
-    return view(files, job, silence, now=time.time()), silence
+    shown = view(files, job, silence, now=time.time())
+    try:
+        return replace(shown, evaluated=history.newest_evaluations(path)), silence
+    except RunError as error:
+        return replace(shown, problems=(*shown.problems, str(error))), silence
 
 
 def view(files: RunFiles, job: Job | None, silence: str = "", *, now: float) -> RunView:

@@ -24,7 +24,7 @@ from vit_dist.core.process import code_root
 from vit_dist.core.run import history, names
 from vit_dist.core.run.checkpoints import measured_save_s
 from vit_dist.core.run.directory import RunDir
-from vit_dist.core.units import format_seconds
+from vit_dist.core.units import counted, format_seconds
 from vit_dist.core.world import World
 from vit_dist.data.sets import idle_outputs, open_training_set
 
@@ -189,7 +189,7 @@ def check(request: SubmitRequest) -> None:
             World(size=ranks * together).rank_batch(batch)
         except ConfigError as error:
             raise ConfigError(
-                f"--nodes={request.nodes}: {request.nodes} x {request.cluster.tasks} ranks on cluster "
+                f"--nodes={request.nodes}: {request.nodes} x {counted(request.cluster.tasks, 'rank')} on cluster "
                 f"{request.cluster.name}: {pairs}{error}{hint}"
             ) from None
     check_path(request.directory, "run directory", in_container=request.cluster.container is not None)
@@ -240,7 +240,7 @@ def _lead(request: SubmitRequest) -> float | None:
 def _site(request: SubmitRequest, code: Path, cluster_file: Path | None) -> Site:
     identity = f"{request.recipe.name} (recipe {recipe_hash(request.recipe)}) on cluster {request.cluster.name}"
     spare = f" and {request.spares} spare" if request.spares else ""
-    size = f"{request.nodes} node{'s' if request.nodes > 1 else ''} x {request.cluster.tasks} ranks{spare}"
+    size = f"{counted(request.nodes, 'node')} x {counted(request.cluster.tasks, 'rank')}{spare}"
     return Site.of(
         request.cluster,
         code,

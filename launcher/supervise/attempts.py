@@ -9,7 +9,7 @@ from pathlib import Path
 from vit_dist.core.run import history
 from vit_dist.core.run.checkpoints import newest_step
 from vit_dist.core.run.history import Attempt, Status
-from vit_dist.core.units import format_seconds
+from vit_dist.core.units import counted, format_seconds
 
 
 def open_entry(
@@ -80,7 +80,7 @@ def describe_end(entry: Attempt, cause: str) -> str:
     spent = format_seconds((entry.ended or entry.begun) - entry.begun)
     return (
         f"attempt {entry.attempt}: {cause}, after {spent}; at step {entry.reached:,}, saved up to {entry.saved:,}: "
-        f"gained {entry.gained:,} steps, lost {entry.lost:,}"
+        f"gained {counted(entry.gained, 'step')}, lost {entry.lost:,}"
     )
 
 

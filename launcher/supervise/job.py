@@ -27,6 +27,7 @@ from vit_dist.core.log import log
 from vit_dist.core.process import cli_command, wait_until
 from vit_dist.core.run import history, names
 from vit_dist.core.run.history import Attempt
+from vit_dist.core.units import counted
 
 
 @dataclass
@@ -53,7 +54,7 @@ class JobSupervisor:
         entries = close_left_open(settings.run_dir, job)
         log(
             f"  supervisor: job {job.job}, start {job.restart + 1}, on {', '.join(job.nodes)}; "
-            f"{settings.nodes} x {settings.tasks_per_node} ranks, the run's attempt {len(entries) + 1}"
+            f"{settings.nodes} x {counted(settings.tasks_per_node, 'rank')}, the run's attempt {len(entries) + 1}"
         )
         # A `scancel` that meets a requeue is lost, and Slurm starts the job once more: the file `cancel` is not.
         if history.is_cancelled(settings.run_dir, job.numbers):
@@ -152,7 +153,7 @@ class JobSupervisor:
         idle = idle_attempts(history.read(settings.run_dir).attempts, job.job)
         if closed.action == "give_up":
             log(
-                f"  supervisor: given up: {idle} attempts in a row have saved no new step (give_up_after "
+                f"  supervisor: given up: {counted(idle, 'attempt')} in a row have saved no new step (give_up_after "
                 f"{settings.give_up_after}). The checkpoints are intact, up to step {closed.saved:,}; mend the cause "
                 f"(`vit-dist logs {settings.run_dir} --first-error`), then `vit-dist resume {settings.run_dir}`"
             )

@@ -30,6 +30,7 @@ from vit_dist.core.run import history
 from vit_dist.core.run.checkpoints import newest_step
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.run.history import Status
+from vit_dist.core.units import counted
 
 CODE_MEANINGS = {
     FAILED: "failed",
@@ -119,7 +120,7 @@ def supervise_local(
             return code
         if action == "give_up":
             raise RunError(
-                f"{run_dir}: given up: {idle} attempts in a row have saved no new step (--give-up-after "
+                f"{run_dir}: given up: {counted(idle, 'attempt')} in a row have saved no new step (--give-up-after "
                 f"{give_up_after}); they ended thus: {'; '.join(dict.fromkeys(causes[-idle:]))}. The checkpoints "
                 f"are intact, up to step {entry.saved:,}; mend the cause and start again"
             )

@@ -2,10 +2,10 @@
 
 python engine_worker.py OUT CASE [CASE ...]
 
-CASE: engine:stage:precision:model[+key=value]:accumulation[:steps[:nan|refused|same|sgd]]. A model is written with ~
+CASE: engine:stage:precision:model[+key=value]:accumulation[:steps[:nan|same|sgd|REFUSED]]. A model is written with ~
 for each colon of its own; values are YAML; a key `engine.KEY` is the engine's. nan: a gradient that is not finite in
-the third step; refused: rank 1 has no compiler; same: one batch in every step; sgd: SGD without clipping, whose steps
-are as long as the gradients are.
+the third step; same: one batch in every step; sgd: SGD without clipping, whose steps are as long as the gradients are;
+REFUSED: rank 1 has no compiler.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from tests.compilers import Counted, Refuses
+from tests.compilers import Counted, Refuses, refuses_all
 from vit_dist.cli.main import leave
 from vit_dist.config.load import resolve
 from vit_dist.core.world import launched_world
@@ -31,6 +31,13 @@ from vit_dist.train.process_group import process_group
 SIZE, CLASSES, BATCH = 28, 10, 8
 REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter", "reduce_scatter_tensor", "reduce_scatter_single")
 BROADCASTS = ("broadcast", "_broadcast_coalesced")
+REFUSED = {
+    "refused": Refuses,
+    "refused-late": lambda: Refuses(after=1),
+    "refused-backward": lambda: Refuses(backward=True),
+    "refused-all": Refuses,
+}
+"""When. All: torch.compile itself, as on a Python that is too new for it."""
 COLLECTIVES = ("all_gather_into_tensor", "all_gather_single", "reduce_scatter_tensor", "reduce_scatter_single")
 
 
@@ -90,14 +97,14 @@ def watch_gradients(built) -> list[float]:
 
 
 def watch_clipping() -> list[float]:
-    """The bf16 share of the gradients that are clipped from here on: those that plain torch has reduced."""
-    shares, clip = [], torch.nn.utils.clip_grad_norm_
+    """The bf16 share of the gradients whose norm is taken from here on: those that plain torch has reduced."""
+    shares, measure = [], torch.nn.utils.get_total_norm
 
-    def look(parameters, *given, **named):
-        shares.append(bf16_share([p.grad for p in parameters]))
-        return clip(parameters, *given, **named)
+    def look(gradients, *given, **named):
+        shares.append(bf16_share(gradients))
+        return measure(gradients, *given, **named)
 
-    torch.nn.utils.clip_grad_norm_ = look
+    torch.nn.utils.get_total_norm = look
     return shares
 
 
@@ -152,8 +159,10 @@ def run_case(
     batch = -(-BATCH // world.size) * world.size
     rank_batch = batch // world.size
     micro = rank_batch // int(accumulation)
-    compiler = Refuses() if "refused" in rest and world.rank == 1 else Counted()
-    _compile.BACKEND = compiler
+    refusal = next((word for word in rest if word in REFUSED and world.rank == 1), None)
+    _compile.BACKEND = compiler = REFUSED[refusal]() if refusal else Counted()
+    compiles = torch.compile
+    torch.compile = refuses_all if refusal == "refused-all" else compiles
     built = recipe.engine.build(
         EngineInputs(
             model,
@@ -169,6 +178,7 @@ def run_case(
             image_size=SIZE,
         )
     )
+    torch.compile = compiles
     graphs = getattr(compiler, "made", 0)
     compiler.ran = 0
     differing, mismatch = differing_masters(built, seeded, world), built.master_mismatch()

@@ -116,7 +116,7 @@ def test_tars_on_s3_are_indexed_and_ordered(
 def test_a_truncated_tar_and_a_missing_folder_on_s3_are_named(folder: str, source: Path, tmp_path: Path) -> None:
     cli.main(["pack", str(source), f"{folder}/set", "--samples-per-shard", "40"])
     write_bytes(f"{folder}/set/shard-000000.tar", read_bytes(f"{folder}/set/shard-000000.tar")[:30_000])
-    with pytest.raises(DataError, match="1 of 1 shards are not what the manifest says"):
+    with pytest.raises(DataError, match="1 of 1 shard is not what the manifest says"):
         cli.main(["verify", f"{folder}/set"])
     with pytest.raises(DataError, match=r"shard-000000\.tar: at byte"):
         cli.main(["index", f"{folder}/set/shard-000000.tar", "--out", str(tmp_path / "m.json")])

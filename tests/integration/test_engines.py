@@ -231,3 +231,29 @@ def test_compiled_blocks_train_as_eager_ones_on_every_engine_and_where_one_rank_
     assert found[refused]["blocks_ran"] == 0
     eager = found[f"{engines[0]}:{model}:2:6"]
     assert (found[refused]["losses"], found[refused]["norms"]) == (eager["losses"], eager["norms"])
+
+
+def test_compiled_blocks_of_fsdp_train_as_in_plain_torch_and_no_rank_waits_for_one_that_cannot(
+    run_world: Callable[..., Any],
+) -> None:
+    model = "vit-test+recompute+dropout=0.1+stochastic_depth=0.2"
+    resharded, compiled = f"{model}+engine.reshard_after_forward=true", "+engine.compile=true"
+    plain = f"plain:0:fp32:{model}:2:6"
+    cases = {f"fsdp:0:fp32:{spec}:2:6": f"fsdp:0:fp32:{spec}{compiled}:2:6" for spec in (model, resharded)}
+    cases[f"fsdp:0:bf16:{resharded}:2:6"] = f"fsdp:0:bf16:{resharded}{compiled}:2:6"
+    whens = {"refused": model, "refused-late": resharded, "refused-backward": resharded, "refused-all": model}
+    refused = {f"fsdp:0:fp32:{spec}{compiled}:2:2:{when}": f"fsdp:0:fp32:{spec}:2:6" for when, spec in whens.items()}
+    found = run_world("integration/engine_worker.py", 2, plain, *cases, *cases.values(), *refused)
+    for eager, case in cases.items():
+        assert (found[eager]["compiled"], found[case]["compiled"]) == (False, True)
+        for reference in (plain, eager):
+            assert worst(found[reference], found[case]) < (1e-5 if "fp32" in case else BF16_TOLERANCE), case
+        # Both blocks, forward and recomputed, in two micro-batches of six steps, and no graph more than was tried.
+        assert found[case]["blocks_ran"] == 2 * 2 * 2 * 6, case
+        assert found[case]["graphs"][0] == found[case]["graphs"][1] > 0, case
+        assert found[case]["collectives"] == found[eager]["collectives"], case
+        assert found[case]["differing_masters"] == [], case
+    for case, eager in refused.items():
+        assert (found[case]["compiled"], found[case]["blocks_ran"]) == (False, 0), case
+        assert found[case]["losses"] == found[eager]["losses"][:2], case
+        assert found[case]["norms"] == found[eager]["norms"][:2], case

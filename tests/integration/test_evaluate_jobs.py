@@ -60,7 +60,7 @@ def test_a_run_is_evaluated_here_and_by_slurm_with_the_same_result(
     words = ["--list", str(names), "--cluster", "dev", "--nodes", "2", "--max-parallel", "1"]
     done = vit_dist("evaluate", *words, f"data.val={small_val}")
     assert done.returncode == 0, done.stderr
-    assert "an array of 1 runs" in done.stdout
+    assert "an array of 1 run" in done.stdout
 
     def logs() -> str:
         return "\n".join(p.read_text() for p in tmp_path.glob("list.evaluate/*.log*"))

@@ -15,7 +15,7 @@ from vit_dist.config.load import load_recipe
 from vit_dist.core.events.reader import read_run
 from vit_dist.core.run import history
 from vit_dist.core.world import World
-from vit_dist.data import reader
+from vit_dist.data import rows
 from vit_dist.data.decode import decode
 from vit_dist.train.attempt import attempt
 from vit_dist.train.progress import loading
@@ -47,7 +47,7 @@ def test_a_slow_decoder_is_told_in_the_log_the_event_file_and_the_history(
         return decode(content, upright=upright)
 
     monkeypatch.setattr(loading, "_STALL_S", 0.0)
-    monkeypatch.setattr(reader, "decode", slow)
+    monkeypatch.setattr(rows, "decode", slow)
     recipe, run_dir = recipe_file(tmp_path, small_set, small_val), tmp_path / "run"
     attempt(load_recipe(str(recipe), SETTINGS), run_dir, World())
     log = read_run(str(run_dir / "tb"))

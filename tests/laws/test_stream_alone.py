@@ -203,7 +203,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rank": 1}, r"rank=1, world_size=None: give both"),
     ({"rank": 3, "world_size": 3}, r"rank=3, world_size=3: give both, rank from 0 to world_size - 1"),
     ({"drop_last": True}, r"drop_last=True: without `epochs` the stream has no last batch"),
-    ({"drop_last": True, "epochs": 1, "batch": 201}, r"drop_last=True: 1 epochs of 200 examples are less than one"),
+    ({"drop_last": True, "epochs": 1, "batch": 201}, r"drop_last=True: 1 epoch of 200 examples is less than one"),
     ({"widow": 3}, r"open_stream: widow: unknown key; did you mean 'window'"),
     ({"mixup": {"alpha": 0.2}}, r"open_stream: mixup: unknown key"),
     ({"crop_area": (0.5, 0.1)}, r"open_stream: crop_area: expected two numbers"),
@@ -323,12 +323,16 @@ def run_here(script: Path, manifest: str, checkpoint: Path, monkeypatch: pytest.
 
 
 def test_the_loop_of_the_page_killed_and_resumed_ends_with_the_same_bits(
-    small_set: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_set: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = tmp_path / "train.py"
     script.write_text(LOOP)
     undisturbed = run_here(script, small_set, tmp_path / "whole.pt", monkeypatch)
     assert undisturbed["stream"]["position"] == 400
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "200 examples, 4 classes; from example 0 on:"
+    assert [line.partition(":")[0] for line in said[1:-1]] == [f"step {n} of 17" for n in (5, 10, 15, 17)]
+    assert said[-1] == f"done; {tmp_path / 'whole.pt'} has the model"
 
     # Each batch waits a little, so that the kill comes amid the run.
     slow = tmp_path / "slow.py"
@@ -342,13 +346,53 @@ def test_the_loop_of_the_page_killed_and_resumed_ends_with_the_same_bits(
         process.send_signal(signal.SIGKILL)
     place = torch.load(killed)["stream"]["position"]
     assert 0 < place < 400
+    capsys.readouterr()
     resumed = run_here(script, small_set, killed, monkeypatch)
+    assert f"from example {place} on" in capsys.readouterr().out
     assert resumed["stream"] == undisturbed["stream"]
     for name, tensor in undisturbed["model"].items():
         assert torch.equal(resumed["model"][name], tensor), name
     for number, moments in undisturbed["optimizer"]["state"].items():
         for name, tensor in moments.items():
             assert torch.equal(resumed["optimizer"]["state"][number][name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("words", "environ"),
+    [(["set.json", "run.pt"], {}), (["set.json"], ALONE), ([], {}), (["a", "b", "c"], ALONE)],
+)
+def test_the_loop_of_the_page_says_how_it_is_started(
+    words: list[str], environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(LOOP)
+    for name in ALONE:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", [str(script), *words])
+    with pytest.raises(SystemExit, match=r"torchrun --nproc-per-node 2 train\.py MANIFEST CHECKPOINT$"):
+        runpy.run_path(str(script), run_name="__main__")
+
+
+@pytest.mark.parametrize(
+    ("manifest", "told"),
+    [
+        (None, "manifest=None: expected the path or URL of a manifest, or a mapping"),
+        (5, "manifest=5: expected the path or URL"),
+        (["a", "b"], "manifest=\\['a', 'b'\\]: expected the path or URL"),
+        (b"set.json", "manifest=b'set.json': expected the path or URL"),
+        ({"a": 3}, "manifest: a=3: expected the path or URL of a manifest, or a mapping with train"),
+        ({"a": None}, "manifest: a=None: expected"),
+        ({"a": ["x"]}, "manifest: a=\\['x'\\]: expected"),
+        ({}, "manifest is empty"),
+        ("", "manifest is empty"),
+        ("s3:/b/c", "open_stream: manifest: s3:/b/c: a URL is written s3://b/c"),
+    ],
+)
+def test_what_names_no_set_is_refused_with_what_does(manifest: Any, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        vit_dist.open_stream(manifest, batch=4)
 
 
 def test_importing_vit_dist_loads_no_torch() -> None:

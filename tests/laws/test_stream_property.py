@@ -155,13 +155,13 @@ def test_a_scattered_subset_reads_little_more_than_its_own_bytes(
     taken: list[int] = []
     from vit_dist.data import segments
 
-    read = segments.RangeReader.read
+    read_into = segments.RangeReader.read_into
 
-    def counted(self: segments.RangeReader, url: str, start: int, end: int) -> bytes | memoryview:
-        taken.append(end - start)
-        return read(self, url, start, end)
+    def counted(self: segments.RangeReader, url: str, start: int, into: memoryview) -> None:
+        taken.append(len(into))
+        read_into(self, url, start, into)
 
-    monkeypatch.setattr(segments.RangeReader, "read", counted)
+    monkeypatch.setattr(segments.RangeReader, "read_into", counted)
     monkeypatch.setattr(segments, "MERGE_GAP", 1536)
     assert digest(global_batches(config, 3, 0, 6)) == expected
     taken.clear()

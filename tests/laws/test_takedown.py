@@ -299,7 +299,7 @@ def test_the_stream_alone_holds_to_it(broken_set: str, tmp_path: Path) -> None:
     rest, state = keys(takedown=str(url), position=json.loads(json.dumps(middle)))
     assert "k000010" not in rest
     assert state["taken_down"] == [["k000010", 60, [10]]]
-    with pytest.raises(ConfigError, match=r"no data\.takedown is given that has 1 of the 1 keys"):
+    with pytest.raises(ConfigError, match=r"no data\.takedown is given that has 1 of the 1 key"):
         keys(position=state)
     with pytest.raises(ConfigError, match="the state is damaged: taken_down"):
         keys(takedown=str(url), position={**state, "taken_down": [["k", 1]]})

@@ -16,17 +16,17 @@ from tests.conftest import trains_here
 from tests.laws.test_resume import recipe_file
 from vit_dist.cli.data import main as data_verb
 from vit_dist.config.load import load_recipe, read_mapping
-from vit_dist.core.errors import ConfigError, DataError, RunError
+from vit_dist.core.errors import ConfigError, DataError, OtherCheckpointError, RunError
 from vit_dist.core.events.reader import read_run
+from vit_dist.core.run import history, names
 from vit_dist.core.run import log as runlog
-from vit_dist.core.run import names
-from vit_dist.core.run.checkpoints import committed, read_marker
+from vit_dist.core.run.checkpoints import MARKER, committed, read_marker, seal_marker
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
 from vit_dist.train import loop
 from vit_dist.train.attempt import attempt
 from vit_dist.train.evaluate import evaluate
-from vit_dist.train.plan import check_beginning
+from vit_dist.train.plan import check_beginning, open_training
 from vit_dist.train.run import Run
 
 STEPS, BATCH = 18, 16
@@ -189,6 +189,13 @@ def check_nothing_is_forgotten(recipe: Path, run_dir: Path, listed: Path) -> Non
     assert {name: (run_dir / name).read_bytes() for name in names.HISTORY if (run_dir / name).exists()} == stood
 
 
+def asks_to_begin(recipe: Path, run_dir: Path, *overrides: str) -> None:
+    """As whoever starts ranks does."""
+    config = load_recipe(str(recipe), [*SETTINGS, *overrides])
+    data, val, _ = open_training(config, World())
+    check_beginning(config, run_dir, data, val)
+
+
 def check_each_refusal(recipe: Path, run_dir: Path, listed: Path) -> None:
     with pytest.raises(ConfigError, match=r"no data\.takedown is given that has 5 of the 5 keys that were taken down"):
         train(recipe, run_dir, "log.every=2 steps")
@@ -202,13 +209,16 @@ def check_each_refusal(recipe: Path, run_dir: Path, listed: Path) -> None:
     for there in ("k000000\n", "k000000\nk000077\n"):
         other.write_text(there)
         with pytest.raises(ConfigError, match=f"lacks {5 - there.count('k')} of the 5 keys"):
-            check_beginning(load_recipe(str(recipe), [*SETTINGS, f"data.takedown={other}"]), run_dir)
+            asks_to_begin(recipe, run_dir, f"data.takedown={other}")
     with pytest.raises(ConfigError, match=r"no data\.takedown is given that has 5 of the 5 keys"):
-        check_beginning(load_recipe(str(recipe), SETTINGS), run_dir)
+        asks_to_begin(recipe, run_dir)
     with pytest.raises(DataError, match="gone"):
-        check_beginning(load_recipe(str(recipe), [*SETTINGS, f"data.takedown={listed.with_name('gone')}"]), run_dir)
+        asks_to_begin(recipe, run_dir, f"data.takedown={listed.with_name('gone')}")
     other.write_text("k000000\nk000077\nk000123\nk010003\nnobody\nmore\n")
-    check_beginning(load_recipe(str(recipe), [*SETTINGS, f"data.takedown={other}"]), run_dir)
+    asks_to_begin(recipe, run_dir, f"data.takedown={other}")
+    other.write_text(other.read_text() + "k000078.png\n")
+    with pytest.raises(ConfigError, match=r"in another spelling: 'k000078\.png', did you mean 'k000078'"):
+        asks_to_begin(recipe, run_dir, f"data.takedown={other}")
     other.write_text("k000000\n")
     with pytest.raises(ConfigError, match="lacks 4 of the 5 keys"):
         train(recipe, run_dir, f"data.takedown={other}")
@@ -227,6 +237,58 @@ def test_a_run_that_begins_with_a_list_counts_it_from_the_first_example(
     steps = trained_on(tmp_path / "run")
     assert 77 not in {ordinal for ordinals in steps.values() for ordinal in ordinals}
     assert 78 not in {ordinal for step in range(6, STEPS + 1) for ordinal in steps[step]}
+
+
+@pytest.mark.parametrize(
+    ("line", "refusal"),
+    [
+        ("k000078.png", "another spelling"),
+        ("./k000078.JPEG", "another spelling"),
+        ("k000078 ", "another spelling"),
+        ("".join(f"k{ordinal:06d}\n" for ordinal in range(200)), "names every sample of the set"),
+    ],
+)
+def test_a_list_that_ranks_refuse_leaves_the_run_as_it_was(
+    line: str, refusal: str, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, listed = tmp_path / "run", tmp_path / "list.txt"
+    listed.write_text(line)
+    train(recipe, run, cut=7, patch=monkeypatch)
+    stood = {name: (run / name).read_bytes() for name in names.HISTORY if (run / name).exists()}
+    # As where the set is too large to be looked through beforehand.
+    with pytest.raises(ConfigError, match=refusal):
+        train(recipe, run, f"data.takedown={listed}")
+    assert {name: (run / name).read_bytes() for name in names.HISTORY if (run / name).exists()} == stood
+    # Those who start ranks refuse it before.
+    with pytest.raises(ConfigError, match=refusal):
+        asks_to_begin(recipe, run, f"data.takedown={listed}")
+    train(recipe, run, cut=9, patch=monkeypatch)
+    after = history.read(run).last
+    assert after is not None
+    assert (after.attempt, after.step) == (2, 5)
+
+
+def test_what_ranks_refuse_once_they_have_begun_leaves_the_run_as_it_was(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    train(recipe, run, cut=7, patch=monkeypatch)
+    marker = committed(run / "checkpoints")[0] / MARKER
+    whole = json.loads(marker.read_text())
+    marker.write_bytes(seal_marker({**whole, "recipe": {**whole["recipe"], "seed": 7}}))
+    for number in (2, 3):
+        with pytest.raises(OtherCheckpointError, match="a checkpoint of another recipe: seed"):
+            train(recipe, run)
+        state = history.read(run)
+        assert state.last is not None
+        assert state.last_refusal is not None
+        assert (state.last.attempt, state.last_refusal.attempt, state.findings) == (1, number, ())
+    assert "attempt 3 was refused" in history.stands(state, history.JobWord(), 0.0)[1]
+    marker.write_text(json.dumps(whole))
+    train(recipe, run, cut=9, patch=monkeypatch)
+    after = history.read(run).last
+    assert after is not None
+    assert (after.attempt, after.step) == (4, 5)
 
 
 def test_seen_says_where_there_is_nothing_to_tell(tmp_path: Path, recipe: Path) -> None:

@@ -19,6 +19,8 @@ OTHERS = {
     "vit_dist/core/run/history/requests.py": "a request that is set aside",
     "vit_dist/core/terminal.py": "/dev/null, and the streams of this process",
     "vit_dist/compare/figure.py": "into memory",
+    "vit_dist/data/cache_files.py": "cells of a chunk, each of which counts once its checksum is there",
+    "vit_dist/data/cache_ledger.py": "a number that is too high at worst, and counted anew",
     "vit_dist/data/index.py": "into memory",
     "vit_dist/models/weights/files.py": "within `replacing`",
     "vit_dist/scaling/report/figure_style.py": "into memory",

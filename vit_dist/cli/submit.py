@@ -95,8 +95,8 @@ def _check_data(request: SubmitRequest, sources: Sources | None) -> None:
     from vit_dist.train.plan import check_beginning, open_training
 
     check(request)
-    open_training(request.recipe, World(size=request.ranks), sources)
-    check_beginning(request.recipe, request.directory)
+    data, val, _ = open_training(request.recipe, World(size=request.ranks), sources)
+    check_beginning(request.recipe, request.directory, data, val)
 
 
 def _report(done: Submitted, request: SubmitRequest) -> None:

@@ -89,10 +89,18 @@ def default_run_dir(recipe: Recipe) -> Path:
 
 
 def check_before(recipe: Recipe, run_dir: Path, ranks: int, sources: Sources | None = None) -> TrainingSet:
-    """Refuse what cannot be before anything is started or written, and say what is about to happen.
+    """Refuse what cannot be, see `refuse_before`; then say what is about to happen."""
+    data = refuse_before(recipe, run_dir, ranks, sources)
+    # After all that refuses: a run that is named here is begun.
+    announce(recipe, run_dir, ranks)
+    return data
 
-    Refused are a directory that is not this run's or in use, a batch that ranks do not divide, and a set that cannot
-    be opened: `sources` says where the recipe's values come from, to be told with it.
+
+def refuse_before(recipe: Recipe, run_dir: Path, ranks: int, sources: Sources | None = None) -> TrainingSet:
+    """Refuse what cannot be before anything is started or written.
+
+    Refused are a directory that is not this run's or in use, a batch that ranks do not divide, a set that cannot be
+    opened, and what `check_beginning` refuses: `sources` says where the recipe's values come from, to be told with it.
     """
     from vit_dist.config.claims import check_run_dir
     from vit_dist.core.run.directory import RunDir, wait_for_stores
@@ -102,16 +110,15 @@ def check_before(recipe: Recipe, run_dir: Path, ranks: int, sources: Sources | N
     check_run_dir(recipe, run_dir)
     RunDir(run_dir).check_free()
     World(size=ranks).rank_batch(recipe.global_batch)
-    announce(recipe, run_dir, ranks)
     wait_for_stores(run_dir)
-    data, _, _ = open_training(recipe, World(size=ranks), sources)
+    data, val, _ = open_training(recipe, World(size=ranks), sources)
     check_run_dir(recipe, run_dir, data.fingerprint)
-    check_beginning(recipe, run_dir)
+    check_beginning(recipe, run_dir, data, val)
     return data
 
 
 def announce(recipe: Recipe, run_dir: Path, ranks: int) -> None:
-    """Say what is about to happen, before what takes its time: sets are opened, and every rank imports torch."""
+    """Say what is about to happen, before what takes its time: every rank imports torch."""
     from vit_dist.core.files import redact
     from vit_dist.core.log import WARNING, log
     from vit_dist.core.run import names

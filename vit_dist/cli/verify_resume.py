@@ -167,7 +167,7 @@ def _shown(name: str, run_dir: Path, steps: int, attempts: int) -> Iterator[Call
     def spent() -> str:
         return format_seconds(time.monotonic() - began)
 
-    with Progress(f"    {name}", steps, "steps", summary=False, estimate=False) as progress:
+    with Progress(f"    {name}", steps, "step", summary=False, estimate=False) as progress:
 
         def watch() -> None:
             while not over.wait(_LOOK_S):

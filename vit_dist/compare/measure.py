@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vit_dist.compare.memory import Counted
+from vit_dist.core.units import counted
 from vit_dist.models import ModelConfig
 from vit_dist.models.costs import state_bytes
 
@@ -120,7 +121,7 @@ def measure(benches: Mapping[str, Bench], rounds: int, say: Callable[[str], None
     """Every model once a round, after a round that does not count; medians."""
     forward: dict[str, list[float]] = {name: [] for name in benches}
     train: dict[str, list[float]] = {name: [] for name in benches}
-    what = f"{len(benches)} models" if len(benches) > 1 else "".join(benches)
+    what = f"{counted(len(benches), 'model')}" if len(benches) > 1 else "".join(benches)
     for number in range(rounds + 1):
         say(f"{what}: round {number} of {rounds}" if number else f"{what}: warming up")
         for name, bench in benches.items():

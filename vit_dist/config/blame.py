@@ -124,6 +124,8 @@ def _lines(file: Path) -> dict[tuple[str, ...], int]:
 def key_hint(path: str, beside: Iterable[str], everywhere: Iterable[str]) -> str:
     """A hint for a key that does not exist: the same name elsewhere, the nearest beside it, or the nearest elsewhere.
 
+    All are named in full, as an override or `config --explain` takes them.
+
     Args:
         path: dotted, as it was given.
         beside: the names that there are in its section.
@@ -135,12 +137,28 @@ def key_hint(path: str, beside: Iterable[str], everywhere: Iterable[str]) -> str
     for known in dict.fromkeys(everywhere):
         by_name.setdefault(known.replace("[]", "").rpartition(".")[2].lower(), []).append(known)
     same = [known for known in by_name.get(name.lower(), []) if known != path]
-    if not same and not like:
+    if not same and (not like or _ratio(name, like[0]) < _NEAR_ELSEWHERE):
         near = difflib.get_close_matches(name.lower(), by_name, n=1, cutoff=_NEAR_ELSEWHERE)
         other = _OF_OTHERS.get(name.lower(), "")
         same = [other] if other in everywhere else by_name[near[0]] if near else []
     # The nearest to the top first: a part of a mixture has keys of the whole set, too.
     same.sort(key=lambda known: known.count("."))
-    if same and not like:
-        return f"; did you mean {' or '.join(repr(known) for known in same[:3])}?"
-    return did_you_mean(name, beside)
+    section = path.removesuffix(name)
+    if same and like:
+        # One beside it that is like it, and one elsewhere that is more so, or has that very name.
+        nearer = same if _ratio(name, same[0].rpartition(".")[2]) > _ratio(name, like[0]) else []
+        found = next(one for one in beside if one.lower() == like[0])
+        return _meant([section + found, *nearer])
+    if same:
+        return _meant(same)
+    near_by = did_you_mean(name, beside)
+    found_by = re.fullmatch(r"; did you mean '(.*)'\?", near_by)
+    return _meant([section + found_by[1]]) if found_by else near_by
+
+
+def _meant(keys: Sequence[str]) -> str:
+    return f"; did you mean {' or '.join(repr(key) for key in keys[:3])}?"
+
+
+def _ratio(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, other.lower(), one.lower()).ratio()

@@ -13,7 +13,7 @@ from typing import Any
 from vit_dist.config.load import differences, identity
 from vit_dist.config.plugins import check_plugins
 from vit_dist.config.schema import Recipe
-from vit_dist.core.errors import RunError
+from vit_dist.core.errors import RefusalError
 from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
 
@@ -28,7 +28,8 @@ def check_run_dir(recipe: Recipe, run_dir: Path, fingerprint: str = "") -> None:
 
     Raises:
         ConfigError: what lies there is no run's.
-        RunError: it is another run's, or its `run.json` is damaged; says what differs.
+        RefusalError: it is another run's; says what differs.
+        RunError: its `run.json` is damaged.
     """
     directory = RunDir(run_dir)
     directory.check_ours()
@@ -48,11 +49,11 @@ def refuse_another(run_dir: Path, ours: Mapping[str, Any], theirs: Mapping[str, 
     """Refuse a directory whose run was begun as something else.
 
     Raises:
-        RunError: names what differs.
+        RefusalError: names what differs.
     """
     changes = differences(ours, theirs)
     if changes:
-        raise RunError(
+        raise RefusalError(
             f"{run_dir}: holds another run: {'; '.join(changes)}. Restore these settings to resume it, or give another "
             f"--run-dir"
         )

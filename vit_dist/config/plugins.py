@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_dist.config.schema import Recipe
-from vit_dist.core.errors import ConfigError, RunError
+from vit_dist.core.errors import ConfigError, RefusalError
 from vit_dist.core.files import write_bytes
 from vit_dist.core.plugins import PluginFile, file_of, load_file
 from vit_dist.core.run import names
@@ -68,7 +68,7 @@ def check_plugins(recipe: Recipe, run: Mapping[str, Any] | None, where: Path) ->
         where: the run's directory, with copies of what it began with.
 
     Raises:
-        RunError: names the file.
+        RefusalError: names the file.
     """
     before = (run or {}).get("identity", {}).get(KEY, {})
     for key, file in (plugin_files(recipe) if run is not None else {}).items():
@@ -81,7 +81,7 @@ def check_plugins(recipe: Recipe, run: Mapping[str, Any] | None, where: Path) ->
                 if known
                 else ("was not what this run began with")
             )
-            raise RunError(
+            raise RefusalError(
                 f"{where}: the plug-in {file.path}, which defines {key} {getattr(recipe, key).name!r}, {began}. Bring "
                 f"back what it was{kept}, or start in another directory"
             )

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from vit_dist.config.augment import AugmentConfig, Floats, MixupConfig, check_range, spelt_augment
+from vit_dist.config.cache import CacheConfig
 from vit_dist.core.metrics import Metric, known_metric, nearest, undeclared
 from vit_dist.core.registry import AnyPlace, Config, LocalPath, Plugin
 from vit_dist.core.units import Duration, Length, Span, parse_bytes, parse_count
@@ -68,6 +69,9 @@ class DataConfig(Config):
 
     dataset: str = Field("custom", description="name of a file in configs/data, which fills in the keys below")
     num_classes: Annotated[int, Field(gt=0)] = Field(description="outputs of the head; no fewer than the set has")
+    spare_outputs: Annotated[bool, NON_IDENTITY, WHEN_SET] = Field(
+        False, description="more than ten outputs of the head for each class of the set are meant, and no mistake"
+    )
     train: Annotated[AnyPlace, NON_IDENTITY] = Field("", description="path or URL of the training manifest")
     val: Annotated[AnyPlace, NON_IDENTITY] = Field(
         "", description="path or URL of the validation manifest; empty: no validation"
@@ -108,9 +112,15 @@ class DataConfig(Config):
     decode_threads: Annotated[int | None, Field(ge=1), NON_IDENTITY] = Field(
         None, description="left out: the CPUs of a rank less two, 2 to 32"
     )
-    read_threads: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(4, description="byte ranges asked for at once")
+    decode_workers: Annotated[int | None, Field(ge=0, le=128), NON_IDENTITY, WHEN_SET] = Field(
+        None, description="processes that decode for a rank; 0: threads do; left out: by its CPUs beside a GPU"
+    )
+    read_threads: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(8, description="byte ranges asked for at once")
     prefetch_batches: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(4, description="batches made ready ahead")
     memory_limit: Annotated[Bytes, NON_IDENTITY] = Field(4 << 30, description="read-ahead a rank may hold")
+    cache: Annotated[CacheConfig | None, NON_IDENTITY, WHEN_SET] = Field(
+        None, description="copies of shards on each node; left out: the machine's, where its cluster file gives one"
+    )
 
     @property
     def is_named(self) -> bool:

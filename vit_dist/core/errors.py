@@ -48,6 +48,23 @@ class RunError(VitDistError):
     """A run that cannot start or go on: directory in use, disk full, a rank lost."""
 
 
+class RefusalError(RunError):
+    """A run that cannot begin or go on as it was asked to: the same command would be refused again."""
+
+    exit_code = INVALID
+
+
+class OtherCheckpointError(CheckpointError):
+    """A checkpoint of another recipe or another order of examples: nothing that waits or tries again would fit."""
+
+    exit_code = INVALID
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether something was asked for that cannot be, so that starting again changes nothing."""
+    return isinstance(error, VitDistError) and error.exit_code == INVALID
+
+
 def of_its_family(name: str, known: Iterable[str], count: int = 3) -> str:
     """A hint for a name among very many: the nearest of those that begin with its first word, else of all; or nothing.
 

@@ -7,11 +7,12 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _BUSY = (errno.EAGAIN, errno.EACCES)
 _LOOKED_AT_S = 0.01
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.02
 
 
 class LockHeldError(Exception):
@@ -45,6 +46,35 @@ def held(path: Path, holder: str = "", *, remove: bool = False) -> Iterator[None
             # While it is held: afterwards it may be another process's, and a third one would take a new file.
             path.unlink(missing_ok=True)
         os.close(handle)
+
+
+@contextlib.contextmanager
+def held_soon(
+    path: Path, wait_s: float, *, holder: str = "", remove: bool = False, stopped: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
+    """As `held`, but where another process, or another thread, holds the lock, wait for it.
+
+    Args:
+        path, holder, remove: see `held`.
+        wait_s: at most so long.
+        stopped: asked meanwhile; true: wait no longer.
+
+    Raises:
+        LockHeldError: it is held by another still.
+        OSError: see `held`.
+    """
+    until, pause = time.monotonic() + wait_s, _FIRST_PAUSE_S
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(held(path, holder, remove=remove))
+                break
+            except LockHeldError:
+                if time.monotonic() >= until or stopped():
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+        yield
 
 
 def holder_of(path: Path) -> str | None:

@@ -23,6 +23,7 @@ CLI_MODULE = "vit_dist.cli.main"
 NODE_PROBE_MODULE = "vit_dist.train.health.node_probe"
 HOST_GUARD_MODULE = "launcher.supervise.host_guard"
 ADDRESS_MODULE = "launcher.slurm.addresses"
+DECODE_MODULE = "vit_dist.data.decode_server"
 """Modules that are started by name, `python -m`: no import says so."""
 
 _LISTEN_S = 0.1
@@ -179,8 +180,13 @@ def die_with_parent() -> None:
     parent = os.environ.pop(_PARENT_VARIABLE, None)
     if parent is None or not sys.platform.startswith("linux"):
         return
+    die_with(int(parent))
+
+
+def die_with(parent: int) -> None:
+    """Let the kernel kill this process when the thread of `parent` that started it ends. Linux only."""
     import ctypes
 
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent):  # it died before we asked
+    if os.getppid() != parent:  # it died before we asked
         os._exit(1)

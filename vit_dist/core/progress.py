@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from vit_dist.core.log import log, log_to_file, on_terminal
 from vit_dist.core.terminal import clean, steering
-from vit_dist.core.units import format_bytes, format_seconds
+from vit_dist.core.units import counted, format_bytes, format_rate, format_seconds, plural
 
 _LINE_EVERY_S = 10.0
 
@@ -21,7 +21,7 @@ class Progress:
     Args:
         title: what is being done.
         total: how many things there are; 0: unknown.
-        unit: what is counted, in the plural.
+        unit: what one of them is: 'image'.
         quiet: show nothing.
         done: how many were done before, of which the rate knows nothing: a run that resumes.
         summary: end with one line of what was done in place of the bar; else the bar stays as it was last shown.
@@ -100,10 +100,10 @@ class Progress:
 
     def _amount(self) -> str:
         size = f" ({format_bytes(self.num_bytes)})" if self.num_bytes else ""
-        return f"{self.done:,} {self.unit}{size}"
+        return f"{counted(self.done, self.unit)}{size}"
 
     def _rate(self) -> str:
-        rate = f"{(self.done - self._first) / self._spent_s():,.0f} {self.unit}/s"
+        rate = f"{format_rate((self.done - self._first) / self._spent_s())} {plural(self.unit)}/s"
         return f"{rate}, {format_bytes(self.num_bytes / self._spent_s())}/s" if self.num_bytes else rate
 
     def _text(self, metrics: Mapping[str, float | str] | None) -> str:
@@ -113,4 +113,4 @@ class Progress:
             return f"{self._amount()}, {shown}"
         lately = self.done - self._first if self._estimate else 0
         eta = f", {format_seconds(self._spent_s() / lately * (self.total - self.done))} left" if lately else ""
-        return f"{self.done:,} of {self.total:,} {self.unit} ({self.done / self.total:.0%}), {shown}{eta}"
+        return f"{self.done:,} of {counted(self.total, self.unit)} ({self.done / self.total:.0%}), {shown}{eta}"

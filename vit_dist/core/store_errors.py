@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from email.utils import parsedate_to_datetime
 
 from vit_dist.core.errors import AwayError, DataError, MissingError, RefusedError, VitDistError
-from vit_dist.core.store_patience import asked_at
+from vit_dist.core.store_patience import NoAnswerError, asked_at
 from vit_dist.core.store_refusals import CREDENTIALS_REFUSED, NO_BUCKET, REFUSALS, credentials_from, refused
 from vit_dist.core.urls import is_remote, is_web, redact
 
@@ -20,6 +23,7 @@ _LIBRARIES = frozenset(
     {"fsspec", "s3fs", "botocore", "aiobotocore", "aiohttp", "urllib3", "yarl", "gcsfs", "google", "adlfs", "azure"}
 )
 SLOW_DOWN_S = 2.0
+_LONGEST_RETRY_AFTER_S = 60.0
 _SLOW_DOWN = ("SlowDown", "Slow Down", "reduce your request rate", "TooManyRequests", "RequestLimitExceeded", "503")
 BUSY_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP statuses after which the same question may be answered."""
@@ -105,7 +109,7 @@ def explained(url: str, doing: str) -> Iterator[None]:
         _raise_refusal(url, doing, error)
         if isinstance(error, OSError) and (problem := disk_problem(error)):
             raise DataError(f"{redact(url)}: cannot be {doing}: {problem}") from None
-        text = f"{redact(url)}: cannot be {doing}: {type(error).__name__}: {_text(error)}"
+        text = f"{redact(url)}: cannot be {doing}: {told(error)}"
         # Of a local file the system's own words say all: its texts name what the user has never heard of.
         if isinstance(error, OSError) and error.strerror and not is_remote(url):
             text = f"{redact(url)}: cannot be {doing}: {error.strerror}"
@@ -119,6 +123,12 @@ def explained(url: str, doing: str) -> Iterator[None]:
 def is_without_bucket(error: BaseException) -> bool:
     """Whether a file is not there because its bucket is not: nothing can be written beside it either."""
     return any(_code(e) == NO_BUCKET for e in _chain(error))
+
+
+def told(error: BaseException) -> str:
+    """An error in one line, without secrets; without the name of its type where that says nothing."""
+    plain = type(error) is OSError or isinstance(error, NoAnswerError)
+    return f"{'' if plain else f'{type(error).__name__}: '}{_text(error)}"
 
 
 def says_why(error: BaseException) -> bool:
@@ -152,6 +162,11 @@ def disk_problem(error: OSError) -> str:
 def wait_s(error: BaseException) -> float | None:
     """How long to wait at the least before a store is asked again; None where waiting mends nothing."""
     chain = list(_chain(error))
+    least = _least_wait_s(chain)
+    return None if least is None else max([least, *(retry_after_s(_headers(e)) for e in chain)])
+
+
+def _least_wait_s(chain: list[BaseException]) -> float | None:
     texts = " ".join(f"{type(e).__name__}: {e}" for e in chain)
     if any(sign in texts.lower() for sign in _FINAL_TEXTS):
         return None
@@ -163,6 +178,31 @@ def wait_s(error: BaseException) -> float | None:
     if status:
         return 0.0 if status in BUSY_STATUSES else None
     return 0.0 if _may_pass(chain[0]) else None
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float:
+    """Seconds that a server asks a client to stay away, up to a minute; 0 where it does not, or asks for more."""
+    text = headers.get("Retry-After", "")
+    seconds = whole_number(text)
+    if seconds is not None:
+        return _bearable(seconds)
+    try:
+        wait = parsedate_to_datetime(text).timestamp() - time.time()
+    except (TypeError, ValueError, OverflowError, IndexError):
+        return 0.0
+    return _bearable(wait)
+
+
+def _bearable(seconds: float) -> float:
+    # Whoever asks for hours, or has a clock of his own, is asked again at our own pace.
+    return float(seconds) if math.isfinite(seconds) and 0 < seconds <= _LONGEST_RETRY_AFTER_S else 0.0
+
+
+def whole_number(text: str) -> int | None:
+    """A header's number of bytes or seconds; None where it is none."""
+    # str.isdigit is true of digits that int() refuses, such as a raised 2.
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 
 def is_answer(error: BaseException) -> bool:
@@ -243,6 +283,14 @@ def _code(error: BaseException) -> str:
     """The word by which one of Amazon's stores names an error; '' of others."""
     response = getattr(error, "response", None)
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+
+
+def _headers(error: BaseException) -> dict[str, str]:
+    """The headers of the answer that an error tells of, as they are spelled here; {} where it tells none."""
+    response = getattr(error, "response", None)
+    found = response.get("ResponseMetadata", {}).get("HTTPHeaders") if isinstance(response, dict) else None
+    # botocore's are in small letters.
+    return {name.title(): str(value) for name, value in (found or {}).items()}
 
 
 def _status(error: BaseException) -> int:

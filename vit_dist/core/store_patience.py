@@ -1,29 +1,36 @@
 """How long a store or web server that does not answer is asked again, and what is said meanwhile. No torch.
 
 One that has never answered this process is perhaps a wrong address: it is given up after seconds, and the first failed
-try says what is asked, which setting led there and until when. One that has answered, and any once a run has begun, is
+try says what is asked, which setting led there and until when. Where nobody is at its address, a name that nothing
+has or a port that refuses, there is less to wait for. One that has answered, and any once a run has begun, is
 waited for as patiently as whoever asks can be: an outage is not to end a run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.urls import is_s3, is_web, redact, split_url
 
 UNKNOWN_S = 20.0
 """How long a server that has never answered is asked."""
+ABSENT_S = 4.0
+"""How long one is at whose address nobody is: time enough for a store that is being started, or a name that spreads."""
 SILENT_S = 3.0
 """So long a question may take before something is said."""
 _SAID_EVERY_S = 60.0
 _LEAST_S = 2.0
+_KNOCK_S = 1.0
 
 T = TypeVar("T")
 
@@ -32,12 +39,17 @@ class NoAnswerError(OSError):
     """A store has not answered in the time that one unknown is given."""
 
 
+class NobodyThereError(NoAnswerError):
+    """At the address of a store is nobody who could answer."""
+
+
 class _State:
     """Of this process, by server."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.begun = False
+        self.brief = 0
         self.answered: set[str] = set()
         self.failing_since: dict[str, float] = {}
         self.said: dict[str, float] = {}
@@ -66,20 +78,60 @@ def asked_at(url: str) -> str:
     if not is_s3(url):
         return ""
     address, setting = endpoint()
-    if address:
-        return f"{redact(address)}, from {setting}"
-    profile = os.environ.get("AWS_PROFILE", "")
-    where = f"the profile {profile!r} (AWS_PROFILE)" if profile else "the default profile"
-    try:
-        import botocore.session  # type: ignore[import-untyped]
+    if not address:
+        profile = os.environ.get("AWS_PROFILE", "")
+        where = f"the profile {profile!r} (AWS_PROFILE)" if profile else "the default profile"
+        address, setting = _endpoint_of_profile(), f"endpoint_url of {where} in ~/.aws/config"
+    return f"{redact(address)}, from {setting}" if address else "Amazon's S3, as no AWS_ENDPOINT_URL_S3 is set"
 
-        address = str(botocore.session.get_session().get_scoped_config().get("endpoint_url") or "")
+
+def _endpoint_of_profile() -> str:
+    try:
+        import botocore.session
+
+        return str(botocore.session.get_session().get_scoped_config().get("endpoint_url") or "")
     # A profile that does not exist, a file that cannot be read: the store's own message says it.
     except Exception:
-        address = ""
-    if address:
-        return f"{redact(address)}, from endpoint_url of {where} in ~/.aws/config"
-    return "Amazon's S3, as no AWS_ENDPOINT_URL_S3 is set"
+        return ""
+
+
+def nobody_there(url: str) -> str:
+    """Why nobody can answer for a URL: its host's name is not known, or its port refuses; '' where somebody may.
+
+    Asked is the network alone, in a second. Amazon's own addresses and those behind a proxy are not asked.
+    """
+    address = url if is_web(url) else (endpoint()[0] or _endpoint_of_profile()) if is_s3(url) else ""
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname or "", parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
+    except ValueError:
+        return ""
+    if not host or not port or (parts.scheme in getproxies() and not proxy_bypass(host)):
+        return ""
+    try:
+        socket.create_connection((host, port), _KNOCK_S).close()
+    except socket.gaierror as error:
+        return f"the name {host} cannot be resolved ({error.strerror})"
+    except ConnectionRefusedError:
+        return f"{host}:{port} refuses connections: nothing listens there"
+    except UnicodeError:
+        return f"{host} can be no host's name"
+    # What else there is may pass.
+    except OSError:
+        return ""
+    return ""
+
+
+@contextlib.contextmanager
+def briefly() -> Iterator[None]:
+    """Within this block stores are asked as before a run has begun: nothing is lost by giving up."""
+    with _state.lock:
+        _state.brief += 1
+    try:
+        yield
+    finally:
+        with _state.lock:
+            _state.brief -= 1
 
 
 def run_has_begun() -> None:
@@ -97,7 +149,7 @@ def has_answered(url: str) -> None:
 
 def is_known(url: str) -> bool:
     """Whether who is asked for this URL has answered before, or a run has begun."""
-    return _state.begun or server(url) in _state.answered
+    return (_state.begun and not _state.brief) or server(url) in _state.answered
 
 
 def failed(url: str, problem: str, otherwise: str) -> float:
@@ -109,20 +161,22 @@ def failed(url: str, problem: str, otherwise: str) -> float:
         otherwise: until when a server that is known is asked again, for people: 'up to 9 times'.
 
     Returns:
-        Seconds that are left to ask again; infinite for a server that is known.
+        Seconds that are left to ask again, perhaps none; infinite for a server that is known.
     """
     name, now = server(url), time.monotonic()
+    known = is_known(url)
+    absent = "" if known else nobody_there(url)
     with _state.lock:
         since = _state.failing_since.setdefault(name, now)
-        tell = now - _state.said.get(name, -_SAID_EVERY_S) >= _SAID_EVERY_S
+        left = float("inf") if known else min(UNKNOWN_S, ABSENT_S if absent else UNKNOWN_S) - (now - since)
+        # Of one that is not asked again the error says all.
+        tell = left > 0 and now - _state.said.get(name, -_SAID_EVERY_S) >= _SAID_EVERY_S
         if tell:
             _state.said[name] = now
-    known = is_known(url)
-    left = float("inf") if known else UNKNOWN_S - (now - since)
     if tell:
         at = asked_at(url)
         until = otherwise if known else f"until {_clock(left)}"
-        log(f"  {redact(url)}: {problem}{f' ({at})' if at else ''}; asked again {until}", WARNING)
+        log(f"  {redact(url)}: {absent or problem}{f' ({at})' if at else ''}; asked again {until}", WARNING)
     return left
 
 
@@ -130,7 +184,7 @@ def answer(url: str, question: Callable[[], T]) -> T:
     """What a question to a store gives; of one unknown, within seconds.
 
     Raises:
-        NoAnswerError: it has not answered.
+        NoAnswerError: it has not answered, or nobody is there who could.
         Exception: what the question raises.
     """
     if is_known(url):
@@ -148,6 +202,7 @@ def answer(url: str, question: Callable[[], T]) -> T:
     threading.Thread(target=ask, name="ask store", daemon=True).start()
     with _state.lock:
         since = _state.failing_since.setdefault(server(url), time.monotonic())
+    _wait_for_somebody(url, done, since)
     allowed = max(_LEAST_S, UNKNOWN_S - (time.monotonic() - since))
     silent = min(SILENT_S, allowed)
     if not done.wait(silent):
@@ -159,6 +214,20 @@ def answer(url: str, question: Callable[[], T]) -> T:
         raise error
     has_answered(url)
     return value  # type: ignore[return-value]
+
+
+def _wait_for_somebody(url: str, done: threading.Event, since: float) -> None:
+    """Wait until somebody may answer at the address that was asked, or the question is through.
+
+    Raises:
+        NobodyThereError: nobody has come.
+    """
+    # The libraries ask such an address for longer than it is worth, and tell nothing meanwhile.
+    while not done.is_set() and (why := nobody_there(url)):
+        failed(url, why, "")
+        if time.monotonic() - since >= min(UNKNOWN_S, ABSENT_S):
+            raise NobodyThereError(why)
+        done.wait(_KNOCK_S)
 
 
 def _clock(seconds: float) -> str:

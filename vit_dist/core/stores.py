@@ -16,10 +16,20 @@ from typing import Any, TypeVar
 
 from vit_dist.core.errors import DataError, did_you_mean
 from vit_dist.core.places import check_server
-from vit_dist.core.store_errors import is_answer, is_expired, is_past_the_end, is_untold, says_why, wait_s
-from vit_dist.core.store_patience import NoAnswerError, answer, endpoint, failed, has_answered, is_known
+from vit_dist.core.store_errors import is_answer, is_expired, is_past_the_end, is_untold, says_why, told, wait_s
+from vit_dist.core.store_patience import (
+    NoAnswerError,
+    NobodyThereError,
+    answer,
+    endpoint,
+    failed,
+    has_answered,
+    is_known,
+)
 from vit_dist.core.urls import SCHEMES, local_path, redact, split_url
 
+CONNECTIONS = 64
+"""To one server that are kept: the libraries' own 10 would make the other readers wait, or connect anew each time."""
 _REMOVALS_IN_FLIGHT = 16
 _AGAIN_S = 1.0
 _SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -33,7 +43,8 @@ def storage_options(scheme: str) -> dict[str, Any]:
     """Options of the file system of a scheme, from the environment.
 
     For s3:// the usual variables hold (AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_REGION, ...), and so do
-    AWS_ENDPOINT_URL[_S3], VIT_DIST_S3_PATH_STYLE=1 and VIT_DIST_S3_REQUESTER_PAYS=1.
+    AWS_ENDPOINT_URL[_S3], AWS_CA_BUNDLE, VIT_DIST_S3_PATH_STYLE=1, VIT_DIST_S3_REQUESTER_PAYS=1 and
+    VIT_DIST_S3_ANONYMOUS=1.
 
     Raises:
         DataError: the endpoint is not the URL of a server, or credentials that cannot be any.
@@ -53,13 +64,15 @@ def storage_options(scheme: str) -> dict[str, Any]:
     address, setting = endpoint()
     if address:
         options["endpoint_url"] = check_server(address, setting)
-    config: dict[str, Any] = {"max_pool_connections": 32}
+    config: dict[str, Any] = {"max_pool_connections": CONNECTIONS}
     # An own endpoint is seldom set up for names such as bucket.host: path style is what works there.
     if env.get("VIT_DIST_S3_PATH_STYLE", "1" if address else "0") == "1":
         config["s3"] = {"addressing_style": "path"}
     options["config_kwargs"] = config
     if env.get("VIT_DIST_S3_REQUESTER_PAYS") == "1":
         options["requester_pays"] = True
+    if env.get("VIT_DIST_S3_ANONYMOUS") == "1":
+        options["anon"] = True
     return options
 
 
@@ -175,12 +188,14 @@ class Store:
             except Exception as error:
                 if is_answer(error):
                     has_answered(url)
+                if isinstance(error, NobodyThereError):
+                    raise
                 if isinstance(error, NoAnswerError) or is_known(url) or wait_s(error) is None:
                     # That a later try had no time left says less than what went wrong before.
                     raise first or error from (first or error).__cause__
                 # Until the moment that is told, not until the library has had enough, which is any time before.
                 first = first or error
-                left = failed(url, f"{type(error).__name__}: {error}", "")
+                left = failed(url, told(error), "")
                 time.sleep(max(0.0, min(_AGAIN_S, left)))
                 if left <= _AGAIN_S:
                     raise

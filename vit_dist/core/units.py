@@ -142,6 +142,33 @@ def format_bytes(size: int | float) -> str:
     return f"{size:.1f} TiB"
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """So many of a thing, in its right number: 1 -> '1 image', 2000 -> '2,000 images'. Every count that a user reads.
+
+    Args:
+        count: how many.
+        one: what they are, where there is one; a verb may follow: 'image is'.
+        many: the same for any other number; '': `one` in the plural.
+    """
+    return f"{count:,} {one if count == 1 else many or plural(one)}"
+
+
+def plural(one: str) -> str:
+    """The plural of a noun, or of several words that end in it: 'class directory' -> 'class directories'."""
+    if one.endswith(("s", "x", "ch", "sh")):
+        return f"{one}es"
+    if one.endswith("y") and not one.endswith(("ay", "ey", "oy")):
+        return f"{one[:-1]}ies"
+    return f"{one}s"
+
+
+def format_rate(per_s: float) -> str:
+    """Things a second, for people, never rounded to nothing: 12345.6 -> '12,346', 1.66 -> '1.7', 0.0321 -> '0.032'."""
+    if per_s >= 10 or per_s == 0:
+        return f"{per_s:,.0f}"
+    return f"{per_s:.2g}" if per_s >= 0.0001 else f"{per_s:.1e}"
+
+
 def format_seconds(seconds: float) -> str:
     """A span of time for people: 75 -> '1m15s'."""
     rounded = round(seconds)

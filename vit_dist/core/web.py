@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import math
+import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
@@ -21,8 +21,9 @@ import urllib3
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.small_files import MAX_WHOLE_BYTES
-from vit_dist.core.store_errors import BUSY_STATUSES, refuse_web_page, wait_s
+from vit_dist.core.store_errors import BUSY_STATUSES, refuse_web_page, retry_after_s, wait_s, whole_number
 from vit_dist.core.urls import redact
+from vit_dist.core.versions import Versions
 
 if TYPE_CHECKING:
     import aiohttp
@@ -33,7 +34,7 @@ LEAST_BYTES_S = 1024
 _SNIFFED = 200
 _PATIENCE_S = 20.0
 _MOST_REDIRECTS = 5
-_LONGEST_RETRY_AFTER_S = 60.0
+_CHUNK = 1 << 18
 # Beyond a socket's own time-out, which each byte begins anew.
 _GRACE_S = 10.0
 
@@ -125,30 +126,132 @@ class _HttpsPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _Https
 
 
+def connections(size: int, *, trusted: ssl.SSLContext | None = None, proxy: str = "") -> urllib3.PoolManager:
+    """Connections that are kept, `size` to each server; the head of each answer has a deadline (`ask`).
+
+    Args:
+        size: as many as ask at once.
+        trusted: certificates; those of the system where left out.
+        proxy: URL of what stands between.
+    """
+    # Redirects are followed, and failures asked again, by whoever asks.
+    retries = urllib3.Retry(0, redirect=False, raise_on_status=False, respect_retry_after_header=False)
+    options: dict[str, Any] = {"num_pools": 32, "maxsize": size, "retries": retries}
+    if trusted is not None:
+        options["ssl_context"] = trusted
+    pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+    pool.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+    return pool
+
+
+def ask(pool: urllib3.PoolManager, url: str, headers: Mapping[str, str], timeout_s: float) -> urllib3.BaseHTTPResponse:
+    """The head of an answer to GET, by when `answer_by` says; redirects are not followed."""
+    timeout = urllib3.Timeout(connect=min(10.0, timeout_s), read=timeout_s)
+    return pool.request("GET", url, headers=headers, preload_content=False, redirect=False, timeout=timeout)
+
+
+def answer_by(timeout_s: float) -> None:
+    """From now on the answer to what this thread asks, redirects and all, has so long to begin, and a little longer."""
+    _until.answered = time.monotonic() + timeout_s + _GRACE_S
+
+
+def read_into(response: urllib3.BaseHTTPResponse, into: memoryview, timeout_s: float) -> int:
+    """Read an answer's body straight into memory; returns how many bytes came before it, or the connection, ended.
+
+    Raises:
+        Transient: not one came before the connection broke or fell silent, or they came too slowly.
+    """
+    got, began = 0, time.monotonic()
+    # urllib3's own readinto reads into fresh memory, and copies.
+    raw = getattr(response, "_fp", None)
+    try:
+        while got < len(into):
+            if isinstance(raw, http.client.HTTPResponse) and not response.chunked:
+                count = _received(raw, into[got:])
+            else:
+                chunk = some(response, len(into) - got, timeout_s)
+                count = len(chunk)
+                into[got : got + count] = chunk
+            if not count:
+                break
+            got += count
+            if _is_slow(got, began, max(timeout_s, _PATIENCE_S)):
+                raise Transient(_slowness(got, began), answered=True)
+    except (urllib3.exceptions.HTTPError, OSError, http.client.HTTPException) as error:
+        if not got:
+            raise worth_waiting(error) from error
+    if not got and len(into):
+        raise Transient("the connection ended before a byte of the body came", answered=True)
+    return got
+
+
+def _received(raw: http.client.HTTPResponse, into: memoryview) -> int:
+    """What has come by now, straight into memory; 0 at the end. `readinto` of its own would wait until that is full."""
+    if raw.fp is None:
+        return 0
+    count = int(raw.fp.readinto1(into if raw.length is None else into[: raw.length]))
+    if raw.length is not None:
+        raw.length -= count
+    if not count or raw.length == 0:
+        # So it learns that it is at its end.
+        raw.readinto(bytearray(1))
+    return count
+
+
+def finish(response: urllib3.BaseHTTPResponse, *, complete: bool) -> None:
+    """Keep the connection of an answer that was read to its end; what is left of another is not worth reading."""
+    raw = getattr(response, "_fp", None)
+    read = response.length_remaining == 0 or (isinstance(raw, http.client.HTTPResponse) and raw.isclosed())
+    if complete and read:
+        response.release_conn()
+    else:
+        response.close()
+
+
+def some(response: urllib3.BaseHTTPResponse, most: int, timeout_s: float) -> bytes:
+    """Some bytes of an answer's body, at most `most`; b"" at its end."""
+    most = min(_CHUNK, most)
+    if not response.chunked:
+        return response.read1(most, decode_content=False)
+    # Between chunks stands what is no content, and need not end.
+    until = time.monotonic() + timeout_s + _GRACE_S
+    with _ended_by(getattr(response, "connected_by", None), until, "the server's chunks do not end"):
+        return response.read1(most, decode_content=False)
+
+
+def check_range(headers: Mapping[str, str], start: int, count: int) -> int | None:
+    """How long a file is, by an answer that brings a part of it; None where it does not say.
+
+    Args:
+        headers: of the answer.
+        start: of what was asked for.
+        count: bytes that were asked for.
+
+    Raises:
+        Transient: it is another part.
+    """
+    said = headers.get("Content-Range", "")
+    span, _, total = said.removeprefix("bytes ").partition("/")
+    first, last = (whole_number(text) for text in span.partition("-")[::2])
+    if first is not None and last is not None and (first != start or not start <= last < start + count):
+        raise Transient(f"asked for bytes {start} to {start + count - 1}, it sent {said[:60]!a}", answered=True)
+    return whole_number(total)
+
+
 class WebClient:
     """HTTP and HTTPS with kept connections, redirects and certificates, in threads."""
 
-    _CHUNK = 1 << 18
-
     def __init__(self, timeout_s: float) -> None:
-        self._pool = urllib3.PoolManager(
-            num_pools=32,
-            maxsize=32,
-            timeout=urllib3.Timeout(connect=min(10.0, timeout_s), read=timeout_s),
-            # Redirects are followed here, one by one.
-            retries=urllib3.Retry(0, redirect=False, raise_on_status=False, respect_retry_after_header=False),
-        )
-        self._pool.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+        self._pool = connections(32)
         self._timeout_s = timeout_s
 
-    def fetch(self, url: str, start: int, into: memoryview) -> int:
+    def fetch(self, url: str, start: int, into: memoryview, versions: Versions) -> int:
         """Read a file's bytes from `start` on; returns how many came before the range, the file or the connection
         ended; 0 where the file has none there.
 
         Raises:
             Transient: nothing came, and may the next time.
         """
-        got, began = 0, time.monotonic()
         try:
             with self._open(url, {"Range": f"bytes={start}-{start + len(into) - 1}"}) as response:
                 if response.status == 416:
@@ -157,17 +260,16 @@ class WebClient:
                 if response.status != 206 and start:
                     refuse_web_page(url, self._some(response, _SNIFFED), kind)
                     raise no_ranges(url, f"it answered {response.status}")
-                while got < len(into) and (chunk := self._some(response, len(into) - got)):
-                    into[got : got + len(chunk)] = chunk
-                    got += len(chunk)
-                    if _is_slow(got, began, max(self._timeout_s, _PATIENCE_S)):
-                        raise Transient(_slowness(got, began), answered=got > 0)
+                if response.status == 206:
+                    # Of two servers with one name each may give a tag of its own: the length alone counts.
+                    versions.check(url, total=check_range(response.headers, start, len(into)))
+                length = whole_number(response.headers.get("Content-Length", ""))
+                got = read_into(response, into, self._timeout_s) if length != 0 else 0
                 if not start:
                     refuse_web_page(url, bytes(into[: min(got, _SNIFFED)]), kind)
+                return got
         except urllib3.exceptions.HTTPError as error:
-            if not got:
-                raise _worth_waiting(error) from error
-        return got
+            raise worth_waiting(error) from error
 
     def size(self, url: str) -> tuple[int | None, bool]:
         """Bytes of a file, if the server says so, and whether it gives parts of it.
@@ -181,10 +283,10 @@ class WebClient:
                 begin = self._some(response, _SNIFFED) if response.status == 200 else b""
                 refuse_web_page(url, begin, response.headers.get("Content-Type", ""))
                 if response.status == 200:
-                    return _count(response.headers.get("Content-Length", "")), False
-                return _count(response.headers.get("Content-Range", "").rpartition("/")[2]), True
+                    return whole_number(response.headers.get("Content-Length", "")), False
+                return whole_number(response.headers.get("Content-Range", "").rpartition("/")[2]), True
         except urllib3.exceptions.HTTPError as error:
-            raise _worth_waiting(error) from error
+            raise worth_waiting(error) from error
 
     def get(self, url: str, max_bytes: int = MAX_WHOLE_BYTES) -> bytes:
         """A whole file.
@@ -196,8 +298,8 @@ class WebClient:
         content, began = bytearray(), time.monotonic()
         try:
             with self._open(url, {}) as response:
-                said = _count(response.headers.get("Content-Length", "")) or 0
-                while said <= max_bytes and (chunk := self._some(response, self._CHUNK)):
+                said = whole_number(response.headers.get("Content-Length", "")) or 0
+                while said <= max_bytes and (chunk := self._some(response, _CHUNK)):
                     content += chunk
                     if len(content) > max_bytes:
                         break
@@ -209,7 +311,7 @@ class WebClient:
                 refuse_web_page(url, bytes(content[:_SNIFFED]), response.headers.get("Content-Type", ""))
                 return bytes(content)
         except urllib3.exceptions.HTTPError as error:
-            raise _worth_waiting(error) from error
+            raise worth_waiting(error) from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -227,7 +329,7 @@ class WebClient:
                 raise PermissionError(f"HTTP {status}")
             if status in BUSY_STATUSES:
                 raise Transient(
-                    f"HTTP {status} {response.reason or ''}".strip(), _retry_after(response.headers), answered=True
+                    f"HTTP {status} {response.reason or ''}".strip(), retry_after_s(response.headers), answered=True
                 )
             if status not in {200, 206, 416}:
                 raise OSError(f"HTTP {status} {response.reason or ''}".strip())
@@ -237,11 +339,7 @@ class WebClient:
             yield response
             complete = True
         finally:
-            if complete and response.length_remaining == 0:
-                response.release_conn()
-            else:
-                # What is left of the answer is not worth reading.
-                response.close()
+            finish(response, complete=complete)
 
     def _follow(self, url: str, headers: dict[str, str]) -> tuple[str, urllib3.BaseHTTPResponse]:
         """The answer at the end of all redirects, and the URL without a password that was asked."""
@@ -250,9 +348,9 @@ class WebClient:
         if parsed.auth:
             headers |= urllib3.make_headers(basic_auth=parsed.auth)
         plain = now = parsed._replace(auth=None, fragment=None).url
-        _until.answered = time.monotonic() + self._timeout_s + _GRACE_S
+        answer_by(self._timeout_s)
         for _ in range(_MOST_REDIRECTS + 1):
-            response = self._pool.request("GET", now, headers=headers, preload_content=False, redirect=False)
+            response = ask(self._pool, now, headers, self._timeout_s)
             where = response.get_redirect_location()
             if not where:
                 return plain, response
@@ -269,13 +367,7 @@ class WebClient:
         raise OSError("too many redirects")
 
     def _some(self, response: urllib3.BaseHTTPResponse, most: int) -> bytes:
-        most = min(self._CHUNK, most)
-        if not response.chunked:
-            return response.read1(most, decode_content=False)
-        # Between chunks stands what is no content, and need not end.
-        until = time.monotonic() + self._timeout_s + _GRACE_S
-        with _ended_by(getattr(response, "connected_by", None), until, "the server's chunks do not end"):
-            return response.read1(most, decode_content=False)
+        return some(response, most, self._timeout_s)
 
 
 async def bounded_client(**options: Any) -> aiohttp.ClientSession:
@@ -305,7 +397,7 @@ def no_ranges(url: str, how: str) -> DataError:
     )
 
 
-def _worth_waiting(error: urllib3.exceptions.HTTPError) -> Exception:
+def worth_waiting(error: Exception) -> Exception:
     """What to raise for a request that failed: something to wait for, or what no waiting mends."""
     told = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason is not None else error
     # urllib3 tells of an error of a connection in one of its own.
@@ -313,33 +405,9 @@ def _worth_waiting(error: urllib3.exceptions.HTTPError) -> Exception:
     if endless is not None:
         return endless
     wait = wait_s(error)
-    text = redact(str(told))
+    # "_Http(host='h', port=80): ..." is urllib3's word for who was asked, which the URL says.
+    text = redact(re.sub(r"^_?\w+\(host='[^']*', port=\d+\): ", "", str(told)))
     return OSError(text) if wait is None else Transient(text, wait)
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that a server asks a client to stay away, up to a minute; 0 where it does not, or asks for more."""
-    text = headers.get("Retry-After", "")
-    seconds = _count(text)
-    if seconds is not None:
-        return _bearable(seconds)
-    try:
-        wait = parsedate_to_datetime(text).timestamp() - time.time()
-    except (TypeError, ValueError, OverflowError, IndexError):
-        return 0.0
-    return _bearable(wait)
-
-
-def _bearable(seconds: float) -> float:
-    # Whoever asks for hours, or has a clock of his own, is asked again at our own pace.
-    return float(seconds) if math.isfinite(seconds) and 0 < seconds <= _LONGEST_RETRY_AFTER_S else 0.0
-
-
-def _count(text: str) -> int | None:
-    """A header's number of bytes or seconds; None where it is none."""
-    # str.isdigit is true of digits that int() refuses, such as a raised 2.
-    text = text.strip()
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 
 def _is_slow(got: int, began: float, patience_s: float) -> bool:

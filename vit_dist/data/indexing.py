@@ -44,6 +44,7 @@ from vit_dist.core.small_files import (
     parse_json,
     required,
 )
+from vit_dist.core.units import counted
 from vit_dist.data import workers
 from vit_dist.data.classes import names_beside
 from vit_dist.data.grammar import GRAMMAR, MAX_CLASSES, check_pairs
@@ -178,10 +179,10 @@ def _cached_or_read(
         if entry is not None:
             entries[i] = entry
     if entries:
-        say(f"resuming: {len(entries):,} of {len(tars):,} tars are indexed already and have not changed")
+        there = counted(len(tars), "tar is", "tars are")
+        say(f"resuming: {len(entries):,} of {there} indexed already and not changed since")
     missing = [i for i in range(len(tars)) if i not in entries]
-    with Progress("indexing", sum(sizes[tars[i].url] for i in missing) >> 20, "MiB", quiet=quiet) as progress:
-        done = 0
+    with Progress("indexing", len(missing), "tar", quiet=quiet) as progress:
         for i, entry in _index_all(job, tars, missing, sizes, num_workers):
             entry["rule"] = rule_id
             entry["labels"] = {
@@ -190,8 +191,7 @@ def _cached_or_read(
             }
             write_bytes(_entry_url(job, i, tars[i].url), json.dumps(entry).encode())
             entries[i] = entry
-            done += sizes[tars[i].url]
-            progress.update(done >> 20)
+            progress.advance(1, sizes[tars[i].url])
     return [entries[i] for i in range(len(tars))], len(missing)
 
 
@@ -202,7 +202,7 @@ def _check_entries(tars: list[TarToIndex], entries: list[dict[str, Any]], limit:
         if limit is not None and entry["max_label"] >= limit:
             raise DataError(
                 f"{redact(tar.url)}: sample {entry['max_label_key']!r} has label {entry['max_label']}, but there are "
-                f"{limit} classes; mend it, or give --num-classes"
+                f"{counted(limit, 'class', 'classes')}; mend it, or give --num-classes"
             )
     count = sum(entry["shard"]["num_samples"] for entry in entries)
     check_pairs(where, count if all(entry["pairs"] for entry in entries) else 0, limit)

@@ -143,6 +143,15 @@ class MixtureOrder:
         window, slot = self.orders[component].place(own)
         return window._replace(lane=window.lane + self._first_lane[component]), slot
 
+    def lanes_of(self, positions: I64) -> I64:
+        """The lanes of `place` for an array: int64 [n] -> int64 [n]."""
+        rows, lanes = np.divmod(positions, self.lanes)
+        owners, places = np.asarray(self._owner)[lanes], np.asarray(self._place)[lanes]
+        for component, order in enumerate(self.orders):
+            own = np.flatnonzero(owners == component)
+            lanes[own] = order.lanes_of(rows[own] * order.lanes + places[own]) + self._first_lane[component]
+        return lanes
+
     def locate(self, position: int) -> Location:
         """The example at a position, with the component's epoch. O(1) in the position."""
         component, own = self._find(position)

@@ -241,6 +241,11 @@ class GlobalOrder:
         key = hash64(self.epoch(epoch).window_key, lane, index)
         return WindowId(epoch, lane, index), permute(row - start, size, key)
 
+    def lanes_of(self, positions: I64) -> I64:
+        """The lanes of `place` for an array: int64 [n] -> int64 [n]."""
+        lanes: I64 = positions % self.num_samples % self.lanes
+        return lanes
+
     def locate(self, position: int) -> Location:
         """The example at a position. O(1) in the position."""
         epoch, offset = divmod(position, self.num_samples)

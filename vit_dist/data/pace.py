@@ -75,8 +75,9 @@ class Interval:
         seconds: that went by.
         counts: what was counted in them.
         held_bytes: of tars, in memory at the end of them.
-        decoders: threads that decode.
+        decoders: threads or processes that decode.
         readers: reads in flight at once.
+        processes: whether they are processes.
         read: the slowest read.
         image: the slowest image.
     """
@@ -86,6 +87,7 @@ class Interval:
     held_bytes: int = 0
     decoders: int = 1
     readers: int = 1
+    processes: bool = False
     read: Slowest = Slowest()
     image: Slowest = Slowest()
 
@@ -135,12 +137,14 @@ class Pace:
     """The counters of one stream.
 
     Attributes:
-        decoders: threads that decode, once it is known.
+        decoders: threads or processes that decode, once it is known.
         readers: reads in flight at once, once it is known.
+        processes: whether they are processes.
     """
 
     def __init__(self) -> None:
         self.decoders = self.readers = 1
+        self.processes = False
         self._own = threading.local()
         # Appending is one step of the interpreter: threads need no lock for it.
         self._threads: list[Tally] = []
@@ -178,6 +182,13 @@ class Pace:
         weakref.finalize(holder, self._free, num_bytes).atexit = False
         return holder
 
+    def add(self, others: Interval) -> None:
+        """Count what another process did, as this thread's own."""
+        own = self.thread
+        own.counts.add(others.counts)
+        own.read = max(own.read, others.read, key=lambda slow: slow.seconds)
+        own.image = max(own.image, others.image, key=lambda slow: slow.seconds)
+
     def _free(self, num_bytes: int) -> None:
         self.mine.freed_bytes += num_bytes
 
@@ -200,4 +211,4 @@ class Pace:
         seconds = now - self._looked
         self._last, self._looked = total, now
         held = total.held_bytes - total.freed_bytes
-        return Interval(seconds, counts, held, self.decoders, self.readers, read, image)
+        return Interval(seconds, counts, held, self.decoders, self.readers, self.processes, read, image)

@@ -25,16 +25,26 @@ from vit_dist.core.files import (
     refuse_web_page,
 )
 from vit_dist.core.log import log
+from vit_dist.core.s3_reads import reads as read_by_s3
+from vit_dist.core.s3_reads import s3_reads
 from vit_dist.core.small_files import MAX_WHOLE_BYTES
-from vit_dist.core.store_errors import is_answer, is_past_the_end, wait_s
-from vit_dist.core.store_patience import NoAnswerError, failed, has_answered
+from vit_dist.core.store_errors import is_answer, is_past_the_end, told, wait_s
+from vit_dist.core.store_patience import UNKNOWN_S, NoAnswerError, failed, has_answered, is_known
+from vit_dist.core.versions import Versions
 from vit_dist.core.web import Transient, WebClient, no_ranges
 from vit_dist.data.pace import Pace
 
+LEAST_RANGE_BYTES, MOST_RANGE_BYTES = 8 << 20, 16 << 20
+"""Of one request: a smaller one spends much of its time on waiting for the first byte, and of a longer one the parts
+come at once over several connections."""
 _MAX_OPEN_FILES = 256
 # Of a store that hands over ranges whole: what a broken connection costs at most.
 _PART_BYTES = 8 << 20
+# Of a file that is read whole: most indexes are no longer.
+_FIRST_BYTES = 1 << 20
 _MAX_WAIT_S = 60.0
+# Beyond what a store asks for: else all ranks would be back at the same instant.
+_LATER = 0.25
 # A wait of so long is said, and one of the many threads that wait for a store says it.
 _TOLD_S = 2.0
 # Of a file on a server that gives no parts of it: tables and tars, not small ones.
@@ -64,27 +74,39 @@ class RangeReader:
         self._tries, self._first_wait_s, self._timeout_s = tries, first_wait_s, timeout_s
         self._told = -_TOLD_S
         self._files: OrderedDict[str, int] = OrderedDict()
+        self._versions = Versions()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._jitter = random.Random()
 
-    def read(self, url: str, start: int, end: int) -> bytes | memoryview:
-        """Bytes [start, end) of a file.
+    def read(self, url: str, start: int, end: int) -> memoryview:
+        """Bytes [start, end) of a file, in memory of their own.
 
         Raises:
             DataError: missing, forbidden, shorter than `end`, or still failing after several tries.
         """
-        with explained(url, "read"), self.pace.reading(url, end - start):
-            get: Callable[[str, int, int], bytes | memoryview] = (
-                self._read_remote if is_remote(url) else self._read_local
-            )
-            content = get(url, start, end)
-        if len(content) != end - start:
-            raise DataError(
-                f"{redact(url)}: ends at byte {start + len(content)}, but its index reaches byte {end}: the shard is "
-                f"cut off or is not the one that was indexed; restore it, or index it again"
-            )
+        content = memoryview(bytearray(end - start))
+        self.read_into(url, start, content)
         return content
+
+    def read_into(self, url: str, start: int, into: memoryview) -> None:
+        """Bytes of a file from `start` on, straight into memory until that is full. Every byte of a shard that is
+        trained on comes through here.
+
+        Raises:
+            DataError: as `read`.
+        """
+        with explained(url, "read"), self.pace.reading(url, len(into)):
+            got = (
+                self._remote_into(url, start, into, self._versions)
+                if is_remote(url)
+                else self._local_into(url, start, into)
+            )
+        if got != len(into):
+            raise DataError(
+                f"{redact(url)}: ends at byte {start + got}, but its index reaches byte {start + len(into)}: the shard "
+                f"is cut off or is not the one that was indexed; restore it, or index it again"
+            )
 
     def read_all(self, url: str, max_bytes: int = MAX_WHOLE_BYTES) -> bytes:
         """All bytes of a small file, such as an index; as patient as `read`.
@@ -97,7 +119,10 @@ class RangeReader:
         with explained(url, "read"):
             if is_web(url):
                 return self._insist(url, partial(self._http.get, url, max_bytes))
-            content = self._insist(url, partial(_ask_fsspec, url, 0, max_bytes + 1))
+            if read_by_s3(url):
+                content = self._all_in_parts(url, max_bytes + 1)
+            else:
+                content = self._insist(url, partial(_ask_fsspec, url, 0, max_bytes + 1))
             if len(content) > max_bytes:
                 raise OSError(f"larger than the {max_bytes:,} bytes that such a file may have")
             return content
@@ -140,7 +165,7 @@ class RangeReader:
     def _http(self) -> WebClient:
         return WebClient(self._timeout_s)
 
-    def _read_local(self, url: str, start: int, end: int) -> bytes:
+    def _local_into(self, url: str, start: int, into: memoryview) -> int:
         with self._lock:
             handle = self._files.pop(url, None)
             if handle is None:
@@ -152,31 +177,49 @@ class RangeReader:
             duplicate = os.dup(handle)
         self.pace.mine.requests += 1
         try:
-            parts, position = [], start
-            while position < end:
-                part = os.pread(duplicate, end - position, position)
-                if not part:
-                    break
-                parts.append(part)
-                position += len(part)
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+            got = 0
+            while got < len(into) and (count := os.preadv(duplicate, [into[got:]], start + got)):
+                got += count
+            return got
         finally:
             os.close(duplicate)
 
-    def _read_remote(self, url: str, start: int, end: int) -> memoryview:
-        """The bytes of a range; fewer where the file ends before."""
-        content, got = memoryview(bytearray(end - start)), 0
-        fetch = self._http.fetch if is_web(url) else _fetch_with_fsspec
-        while got < len(content):
-            taken = self._insist(url, partial(fetch, url, start + got, content[got:]))
+    def _all_in_parts(self, url: str, most: int) -> bytes:
+        """The first `most` bytes of a file; all, where it has fewer. What was read of it before does not count."""
+        content, size, versions = bytearray(), _FIRST_BYTES, Versions()
+        while len(content) < most and not versions.ends(url, len(content)):
+            part = memoryview(bytearray(min(size, most - len(content))))
+            got = self._remote_into(url, len(content), part, versions)
+            content += part[:got]
+            if got < len(part):
+                break
+            size = _PART_BYTES
+        return bytes(content)
+
+    def _remote_into(self, url: str, start: int, into: memoryview, versions: Versions) -> int:
+        """How many bytes of a range there are: fewer where the file ends before."""
+        got, fetch = 0, self._fetch_of(url, versions)
+        while got < len(into) and not versions.ends(url, start + got):
+            where = f"bytes {start + got} to {start + len(into) - 1}"
+            taken = self._insist(url, partial(fetch, url, start + got, into[got:]), where)
             if not taken:
                 break
             got += taken
-            # A server on the web gives all that it is asked for, unless the connection breaks.
-            self.pace.mine.retries += got < len(content) and is_web(url)
-        return content[:got]
+            # These give all that they are asked for, unless the connection breaks.
+            self.pace.mine.retries += got < len(into) and (is_web(url) or read_by_s3(url))
+        return got
 
-    def _insist(self, url: str, attempt: Callable[[], T]) -> T:
+    def _fetch_of(self, url: str, versions: Versions) -> Callable[[str, int, memoryview], int]:
+        """Who reads ranges of such a URL: (URL, first byte, memory) -> bytes read, fewer where they break off."""
+        if is_web(url):
+            return partial(self._http.fetch, versions=versions)
+        if read_by_s3(url):
+            # An address that is wrong is not to cost as much time as a store that is known.
+            timeout_s = self._timeout_s if is_known(url) else min(self._timeout_s, UNKNOWN_S)
+            return partial(s3_reads().fetch, versions=versions, timeout_s=timeout_s)
+        return _fetch_with_fsspec
+
+    def _insist(self, url: str, attempt: Callable[[], T], where: str = "") -> T:
         """Call until it succeeds, fails for good, or has failed too often.
 
         Of a server that has never answered that is soon: the address may be wrong (core/store_patience.py).
@@ -196,9 +239,12 @@ class RangeReader:
                 problem = problem if problem and isinstance(error.__cause__, NoAnswerError) else str(error)
                 left = failed(url, problem, f"up to {self._tries} times")
                 if failures >= self._tries or self._stopped.is_set() or left <= 0:
-                    raise OSError(f"{problem}, after {failures} {'try' if failures == 1 else 'tries'}") from error
+                    # Stores other than web servers were asked again below this, if they were.
+                    tries = f", after {failures} {'try' if failures == 1 else 'tries'}"
+                    tries = tries if is_web(url) or failures > 1 else ""
+                    raise OSError(f"{problem}{tries}{f' at {where}' if where else ''}") from error
                 wait = self._first_wait_s * 2 ** (failures - 1) * (0.5 + self._jitter.random())
-                wait = min(_MAX_WAIT_S, max(wait, error.wait_s), left)
+                wait = min(max(min(_MAX_WAIT_S, wait), error.wait_s * (1 + _LATER * self._jitter.random())), left)
                 if wait >= _TOLD_S and time.monotonic() >= self._told + _TOLD_S:
                     self._told = time.monotonic()
                     log(f"  {redact(url)}: {error}; asked again in {wait:.0f} s, try {failures + 1} of {self._tries}")
@@ -306,4 +352,4 @@ def _ask_fsspec(url: str, start: int | None, end: int | None) -> bytes:
         wait = wait_s(error)
         if wait is None:
             raise
-        raise Transient(redact(f"{type(error).__name__}: {error}"), wait, answered=is_answer(error)) from error
+        raise Transient(told(error), wait, answered=is_answer(error)) from error

@@ -2,12 +2,14 @@
 
 A buffer is written again once whoever had its batch has given it back, and, where a GPU copies out of it, once that
 copy is done: the event that says so comes with it. torch's own allocator of pinned memory would do the same for fresh
-buffers, but not for memory that it has not allocated, and fresh memory has its pages zeroed at each batch.
+buffers, but not for memory that it has not allocated, such as that of decode processes (shared_memory.py), and fresh
+memory has its pages zeroed at each batch.
 """
 
 from __future__ import annotations
 
 import queue
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,11 +32,13 @@ class Buffers:
         images: uint8 [B, 3, S, S], pinned where there is a GPU; so are the next two.
         labels: int64 [B, L].
         weights: float32 [B, L].
+        slot: which one of those that processes share; -1: of this process alone.
     """
 
     images: Tensor
     labels: Tensor
     weights: Tensor
+    slot: int = -1
 
     @classmethod
     def make(cls, batch: int, size: int, labels: int) -> Buffers:
@@ -51,14 +55,14 @@ class Ring:
     """A fixed number of buffers that go round.
 
     Args:
-        count: of buffers; each is made when it is first needed.
+        buffers: that go round; or how many, and each is made when it is first needed.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, buffers: int | Sequence[Buffers]) -> None:
         self._free: queue.SimpleQueue[tuple[Buffers | None, Copied | None]] = queue.SimpleQueue()
         self._closed = False
-        for _ in range(count):
-            self._free.put((None, None))
+        for one in [None] * buffers if isinstance(buffers, int) else buffers:
+            self._free.put((one, None))
 
     def take(self, batch: int, size: int, labels: int) -> Buffers | None:
         """Buffers that nobody uses, once there are any; None after `close`."""

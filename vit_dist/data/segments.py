@@ -12,11 +12,14 @@ from functools import partial
 
 import numpy as np
 
+from vit_dist.config.cache import CacheConfig
 from vit_dist.core.seeding import I64
+from vit_dist.data.buffers import Buffers
+from vit_dist.data.cache import CachedReads, Fetch
 from vit_dist.data.index import ShardIndex
 from vit_dist.data.members import part_of_sample
 from vit_dist.data.order import Segment
-from vit_dist.data.ranges import RangeReader
+from vit_dist.data.ranges import MOST_RANGE_BYTES, RangeReader
 from vit_dist.data.sets import Part, Parts
 from vit_dist.data.tarheader import TarFormatError, walk
 
@@ -25,6 +28,41 @@ MERGE_GAP = 256 << 10
 
 A request costs a store some 10 to 50 ms; a quarter of a megabyte takes 3 ms of one connection at 85 MB/s.
 """
+
+
+Into = Callable[[int, memoryview], None]
+"""Reads the bytes of a tar from this one on into memory, as many as that has."""
+
+
+def cuts(begin: int, end: int) -> list[int]:
+    """The ends of the equal parts in which [begin, end) is read."""
+    parts = max(1, -(-(end - begin) // MOST_RANGE_BYTES))
+    return [begin + (end - begin) * part // parts for part in range(1, parts + 1)]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bytes of a tar, in parts each of which is being read or read.
+
+    Attributes:
+        start: the first one.
+        content: their memory.
+        ends: of each part.
+        parts: done, once it is there.
+    """
+
+    start: int
+    content: memoryview
+    ends: Sequence[int]
+    parts: Sequence[Future[None]]
+
+    def bytes(self, begin: int, end: int) -> memoryview:
+        """The bytes [begin, end) of the tar. Waits for them; raises what their reading raised."""
+        for number in range(bisect_right(self.ends, begin), len(self.ends)):
+            self.parts[number].result()
+            if end <= self.ends[number]:
+                break
+        return self.content[begin - self.start : end - self.start]
 
 
 def coalesce(begins: I64, ends: I64, gap: int) -> list[tuple[int, int]]:
@@ -51,7 +89,8 @@ class Piece:
         samples: the wanted ones, as the index counts them, in the segment's order. int64 [n].
         index: of the shard.
         starts: first byte of each range, ascending.
-        ranges: the bytes of each.
+        ranges: that hold them.
+        anew: reads a range from where the shard lies, past any cache; None where none was asked.
     """
 
     part: Part
@@ -59,7 +98,8 @@ class Piece:
     samples: I64
     index: ShardIndex
     starts: Sequence[int]
-    ranges: Sequence[Future[bytes | memoryview]]
+    ranges: list[Range]
+    anew: Fetch | None = None
 
     def image(self, sample: int) -> memoryview:
         """The bytes of a sample's image. Waits for them; raises what their reading raised."""
@@ -68,6 +108,17 @@ class Piece:
 
     def difference(self, sample: int, key: str) -> str:
         """What the tar has where the index says a sample and its image are; '' where it is just that."""
+        there = self._difference(sample, key)
+        if there and self.anew is not None:
+            # A cache may have it from before the shard was mended.
+            number = bisect_right(self.starts, int(self.index.offsets[sample])) - 1
+            begin, end, there_now = self.starts[number], self.ranges[number].ends[-1], Future[None]()
+            there_now.set_result(None)
+            self.ranges[number] = Range(begin, memoryview(self.anew(begin, end)), [end], [there_now])
+            there = self._difference(sample, key)
+        return there
+
+    def _difference(self, sample: int, key: str) -> str:
         begin, image = int(self.index.offsets[sample]), int(self.index.image_offsets[sample])
         try:
             for member in walk(self._bytes, begin, image):
@@ -85,9 +136,7 @@ class Piece:
         return self._slice(begin, end).tobytes()
 
     def _slice(self, begin: int, end: int) -> memoryview:
-        range_number = bisect_right(self.starts, begin) - 1
-        start = self.starts[range_number]
-        return memoryview(self.ranges[range_number].result())[begin - start : end - start]
+        return self.ranges[bisect_right(self.starts, begin) - 1].bytes(begin, end)
 
 
 class SegmentReader:
@@ -99,14 +148,18 @@ class SegmentReader:
         parts: what the segments count in.
         threads: reads in flight at once.
         num_indexes: how many indexes to keep, asked anew each time.
+        cache: of the node, which remote ranges go through; left out: the machine's, where there is one.
 
     Attributes:
         pace: where reads are counted.
     """
 
-    def __init__(self, parts: Parts, threads: int, num_indexes: Callable[[], int]) -> None:
+    def __init__(
+        self, parts: Parts, threads: int, num_indexes: Callable[[], int], cache: CacheConfig | None = None
+    ) -> None:
         self._parts, self._num_indexes = parts, num_indexes
-        self._ranges = RangeReader()
+        self._cache = CachedReads(cache, parts)
+        self._ranges, self._buffers = RangeReader(), Buffers()
         self.pace = self._ranges.pace
         self._pool = ThreadPoolExecutor(threads, "read")
         self._indexes: OrderedDict[tuple[str, int], ShardIndex] = OrderedDict()
@@ -130,6 +183,7 @@ class SegmentReader:
     def stop(self) -> None:
         """Drop what has not begun, and stop trying again."""
         self._ranges.stop()
+        self._cache.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
@@ -149,16 +203,37 @@ class SegmentReader:
         # From a sample's first header, which names it, to the end of its image; what follows is in the index.
         ends = index.image_offsets[samples] + index.image_bytes[samples]
         spans = coalesce(index.offsets[samples], ends, MERGE_GAP)
-        read = partial(self._ranges.read, part.manifest.shard_url(shard))
-        # The usual case needs no second turn in the queue.
-        if len(spans) == 1:
-            here: Future[bytes | memoryview] = Future()
-            here.set_result(read(*spans[0]))
-            ranges = [here]
-        else:
-            ranges = [self._pool.submit(read, begin, end) for begin, end in spans]
-        piece = Piece(part, shard, samples, index, [begin for begin, _ in spans], ranges)
+        ranges, first_part = self._begin(self._into(part, shard), spans)
+        first_part()
+        anew = self._cache.anew(part, shard, self._ranges.read)
+        piece = Piece(part, shard, samples, index, [begin for begin, _ in spans], ranges, anew)
         return self.pace.hold(piece, sum(end - begin for begin, end in spans))
+
+    def _into(self, part: Part, shard: int) -> Into:
+        cached = self._cache.read(part, shard, self._ranges.read)
+        if cached is None:
+            return partial(self._ranges.read_into, part.manifest.shard_url(shard))
+
+        def copy(start: int, into: memoryview) -> None:
+            into[:] = cached(start, start + len(into))
+
+        return copy
+
+    def _begin(self, read_into: Into, spans: Sequence[tuple[int, int]]) -> tuple[list[Range], Callable[[], None]]:
+        """Ranges that are being read, and what reads the first part of them in this thread: the usual case needs no
+        second turn in the queue."""
+        ranges, here = list[Range](), list[Callable[[], None]]()
+        for begin, end in spans:
+            content, ends, parts = self._buffers.take(end - begin), cuts(begin, end), list[Future[None]]()
+            for first, last in zip([begin, *ends], ends, strict=False):
+                read = partial(read_into, first, content[first - begin : last - begin])
+                if here:
+                    parts.append(self._pool.submit(read))
+                else:
+                    parts.append(Future())
+                    here.append(partial(_settle, parts[0], read))
+            ranges.append(Range(begin, content, ends, parts))
+        return ranges, here[0]
 
     def _index(self, part: Part, shard: int) -> ShardIndex:
         key = (part.name, shard)
@@ -179,3 +254,12 @@ class SegmentReader:
                     while len(self._indexes) > self._num_indexes():
                         self._index_locks.pop(self._indexes.popitem(last=False)[0], None)
         return index
+
+
+def _settle(future: Future[None], read: Callable[[], None]) -> None:
+    try:
+        read()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(None)

@@ -14,10 +14,12 @@ import numpy as np
 from vit_dist.config.load import shipped_set
 from vit_dist.config.schema import ComponentConfig, DataConfig, Recipe
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.urls import is_remote
 from vit_dist.data.classes import Classes, lay_out
 from vit_dist.data.manifest import ShardManifest, read_manifest
 from vit_dist.data.mixture import MixtureIdentity, MixtureOrder, resolve_mixture
 from vit_dist.data.order import SMALL_SET_BYTES, GlobalOrder, OrderIdentity, resolve_lanes
+from vit_dist.data.ranges import LEAST_RANGE_BYTES
 from vit_dist.data.subset import Subset, select
 
 
@@ -162,6 +164,15 @@ class TrainingSet:
             total += part.subset.num_bytes * samples // n + _INDEX_BYTES * indexed
         return total
 
+    def windows_at_once(self, ranks: int, most_bytes: int) -> int:
+        """How many neighbouring windows of a lane a rank reads in one range: as many as make a request worth its
+        price where the tars lie in a store, as far as `most_bytes` in all allow, and one at the least."""
+        if self.fits_in_memory or not any(is_remote(part.manifest.shard_url(0)) for part in self.parts):
+            return 1
+        window_bytes = max(1, self.num_bytes * max(order.window for order in self._orders) // self.num_samples)
+        wanted = -(-LEAST_RANGE_BYTES // window_bytes)
+        return max(1, min(wanted, most_bytes // max(1, self.read_ahead_bytes(ranks))))
+
 
 def idle_outputs(head: int, known: int) -> str:
     """Words for a warning where a head has many more outputs than its set has classes; '' where it has not.
@@ -178,6 +189,34 @@ def idle_outputs(head: int, known: int) -> str:
         f"are never right, and cost memory and accuracy; meant is data.num_classes={known}, unless the head is to be "
         f"that of other weights"
     )
+
+
+def too_many_outputs(recipe: Recipe, known: int) -> str:
+    """Why a recipe's head has so many more outputs than its set has classes that it must be a mistake; '' where not.
+
+    Not one that says that it is meant (`data.spare_outputs`), nor one that goes on with the head of other weights.
+
+    Args:
+        recipe: of a run that is to begin.
+        known: classes of the training set.
+    """
+    head, keeps = recipe.data.num_classes, recipe.init is not None and recipe.init.head != "new"
+    if recipe.data.spare_outputs or keeps or head <= max(_IDLE_FACTOR * known, known + _IDLE_FEW):
+        return ""
+    return (
+        f"data.num_classes={head:,}, but the training set has {known:,} classes: {head - known:,} outputs of the head "
+        f"would never be right, and cost memory and accuracy; give data.num_classes={known}, or, where so large a head "
+        f"is meant, data.spare_outputs=true"
+    )
+
+
+_IDLE_FACTOR, _IDLE_FEW = 10, 100
+"""Heads are refused that have more than so many outputs for each class, unless they are a few more."""
+
+
+def whole_set(manifest: ShardManifest | None) -> Parts | None:
+    """All samples of a set, as parts; None where there is none."""
+    return None if manifest is None or not manifest.num_samples else Parts([Part(manifest, select(manifest, None))])
 
 
 def how_to_pack(recipe: Recipe) -> str:

@@ -7,6 +7,8 @@ arguments, and the batch and the state in the form that such a loop wants.
 from __future__ import annotations
 
 import math
+import os
+import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,13 +24,14 @@ from vit_dist.config.load import describe
 from vit_dist.config.schema import DataConfig
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 from vit_dist.core.log import WARNING, log
+from vit_dist.core.units import counted
 from vit_dist.core.world import World, launched_world
 from vit_dist.data.augment import Augment
+from vit_dist.data.batch import Batch, Make, Replacement, Sample
 from vit_dist.data.decode import decode
 from vit_dist.data.images import DecodeError, load
 from vit_dist.data.manifest import ShardManifest, read_manifest
 from vit_dist.data.mixture import MixtureOrder
-from vit_dist.data.reader import Batch, Make, Replacement, Sample
 from vit_dist.data.sets import TrainingSet, open_training_set
 from vit_dist.data.stream import STORED_WINDOW, TrainStream
 from vit_dist.data.stream_state import StreamPosition, dump_position, load_position
@@ -36,7 +39,7 @@ from vit_dist.data.takedown import TakenDown, extended, hold, left_out, read_lin
 
 _KEYS = frozenset(
     {"subset", "subset_seed", "lanes", "window", "crop_area", "crop_aspect", "max_bad", "takedown"}
-    | {"read_threads", "prefetch_batches", "memory_limit"}
+    | {"decode_workers", "read_threads", "prefetch_batches", "memory_limit"}
 )
 """Of a recipe's data section: those that mean something here, and have no argument of their own."""
 
@@ -150,7 +153,8 @@ def open_stream(
         device: where labels, weights and images are copied to, from pinned memory without waiting; None: they stay.
         workers: threads that decode; None: the CPUs of the rank less two, 2 to 32.
         **data: keys of a recipe's `data` section: subset, subset_seed, lanes, window, crop_area, crop_aspect, max_bad,
-            takedown, read_threads, prefetch_batches, memory_limit (docs/recipe.md).
+            takedown, decode_workers, read_threads, prefetch_batches, memory_limit (docs/recipe.md). `decode_workers`
+            are processes that decode in place of threads, for `decode="crop"` without a transform, shuffled.
 
     Raises:
         ConfigError: arguments that do not fit the sets or each other, or a state of another order.
@@ -168,6 +172,12 @@ def open_stream(
         raise ConfigError(f"open_stream: {unknown[0]}: unknown key{did_you_mean(unknown[0], _KEYS)}")
     fields = {**data, "image_size": image_size, "augment": augment, "decode_threads": workers}
     config, read = _config(manifest, fields, shuffle=shuffle)
+    if config.decode_workers and (decode != "crop" or transform is not None or not shuffle):
+        raise ConfigError(
+            f"decode_workers={config.decode_workers}: processes make uint8 crops of a shuffled stream; with "
+            f"{'shuffle=False' if not shuffle else 'a transform' if transform is not None else f'decode={decode!r}'} "
+            f"threads decode (workers=N): leave decode_workers out"
+        )
     wanted = _Wanted(config, seed, batch)
     opened = open_training_set(wanted, read=read, labelled=False)
     end = _end(opened, epochs, batch, drop_last=drop_last)
@@ -317,7 +327,11 @@ def _check_arguments(
         raise ConfigError(f"decode={decode!r}: expected 'crop', 'pil' or 'bytes'; a callable is given as transform=")
     if transform is not None and not callable(transform):
         raise ConfigError(f"transform={transform!r}: expected a callable of (image, sample)")
+    expected = "expected the path or URL of a manifest, or a mapping"
     if isinstance(manifest, Mapping):
+        for name, one in manifest.items():
+            if not isinstance(one, str | os.PathLike | Mapping):
+                raise ConfigError(f"manifest: {name}={one!r}: {expected} with train and more; see help(open_stream)")
         if not shuffle:
             raise ConfigError("shuffle=False: a mixture is read from all its sets in turn; give one set, or shuffle")
         if epochs is not None:
@@ -325,6 +339,8 @@ def _check_arguments(
                 f"epochs={epochs}: the sets of a mixture have epochs of their own; leave it out, and stop after as "
                 f"many batches as you like"
             )
+    elif not isinstance(manifest, str | os.PathLike):
+        raise ConfigError(f"manifest={manifest!r}: {expected} of names to such; see help(open_stream)")
     if drop_last and epochs is None:
         raise ConfigError("drop_last=True: without `epochs` the stream has no last batch; leave it out")
 
@@ -348,9 +364,11 @@ def _config(
         ConfigError: every mistake, a line each.
     """
     if isinstance(manifest, Mapping):
-        fields["mixture"] = {n: {"train": one} if isinstance(one, str) else dict(one) for n, one in manifest.items()}
+        fields["mixture"] = {
+            name: dict(one) if isinstance(one, Mapping) else {"train": os.fspath(one)} for name, one in manifest.items()
+        }
     else:
-        fields["train"] = str(manifest)
+        fields["train"] = os.fspath(manifest)
     if not shuffle:
         given = sorted({"lanes", "window"} & fields.keys())
         if given:
@@ -362,7 +380,9 @@ def _config(
         try:
             return DataConfig.model_validate({"num_classes": classes, **fields})
         except ValidationError as error:
-            raise ConfigError("\n".join(f"open_stream: {line}" for line in describe(error, DataConfig, ""))) from None
+            # The only set is no `train` to whoever has given it.
+            lines = (re.sub(r"^train: ", "manifest: ", line) for line in describe(error, DataConfig, ""))
+            raise ConfigError("\n".join(f"open_stream: {line}" for line in lines)) from None
 
     # Before a manifest is read, so that mistakes are told of first.
     config = checked(1)
@@ -384,7 +404,8 @@ def _end(data: TrainingSet, epochs: int | None, batch: int, *, drop_last: bool) 
     total = epochs * data.num_samples
     if drop_last and total < batch:
         raise ConfigError(
-            f"drop_last=True: {epochs} epochs of {data.num_samples} examples are less than one batch={batch}"
+            f"drop_last=True: {counted(epochs, 'epoch')} of {data.num_samples} examples "
+            f"{'is' if epochs == 1 else 'are'} less than one batch={batch}"
         )
     return total - total % batch if drop_last else total
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,12 +20,15 @@ from vit_dist.core.seeding import I64
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
 from vit_dist.data.augment import Augment
+from vit_dist.data.batch import Batch, Make, Replacement
 from vit_dist.data.decode import centre
+from vit_dist.data.decode_pool import Processes, num_processes
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.mixture import MixtureIdentity
 from vit_dist.data.order import OrderIdentity, Segment, WindowId
 from vit_dist.data.pace import Pace
-from vit_dist.data.reader import Batch, Make, Order, Reader, Replacement
+from vit_dist.data.reader import Reader
+from vit_dist.data.rows import Order, RowsOf
 from vit_dist.data.sets import Part, Parts, TrainingSet, Wanted
 from vit_dist.data.subset import Subset, select
 from vit_dist.data.takedown import taken_in
@@ -52,9 +57,10 @@ class TrainStream:
         uneven: where the ranks do not divide the batch, some have one example more than others.
         end: the position at which it ends, with a smaller batch where no whole one is left; None: never.
         stored: in the order in which the samples lie in the shards, in place of the set's order.
-        make: see Reader.
-        taken_down: see Reader.
-        labelled: see Reader.
+        make: see RowsOf. Threads decode then: not all that can be called can be sent to processes.
+        taken_down: see RowsOf.
+        labelled: see RowsOf.
+        at_once: where processes decode, the first batch waits for them; else threads begin.
 
     Raises:
         ConfigError: the ranks do not divide the batch, or the read-ahead is over the memory limit.
@@ -74,33 +80,48 @@ class TrainStream:
         make: Make | None = None,
         taken_down: Mapping[int, int] | None = None,
         labelled: bool = True,
+        at_once: bool = False,
     ) -> None:
         config, batch = recipe.data, recipe.global_batch
         rank_batch = -(-batch // world.size) if uneven else world.rank_batch(batch)
         self._data, self._batch, self._position, self._end = data, batch, position, end
+        num_lanes = data.order.lanes // math.gcd(data.order.lanes, world.size)
+        # Of a set that fits in memory a process has all shards.
+        at_most = None if data.fits_in_memory else num_lanes
+        processes = 0 if stored or make is not None else num_processes(config, at_most)
         images = rank_batch * 3 * config.image_size**2
-        # Beside a GPU the reader pins its batches.
-        images = pinned_bytes(images) if torch.cuda.is_available() else images
-        self.memory_bytes = data.read_ahead_bytes(world.size) + (config.prefetch_batches + 1) * images
+        # Beside a GPU the reader pins its batches, by torch's allocator or, where processes write them, as they are.
+        images = pinned_bytes(images) if torch.cuda.is_available() and not processes else images
+        images *= config.prefetch_batches + 1
+        windows = data.windows_at_once(world.size, config.memory_limit - images)
+        # Each process has all of a set that fits in memory; so have the threads that begin.
+        holders = 1 + processes if data.fits_in_memory else 1
+        self.memory_bytes = holders * windows * data.read_ahead_bytes(world.size) + images
         if self.memory_bytes > config.memory_limit:
             raise ConfigError(
                 f"reading ahead would take {format_bytes(self.memory_bytes)} a rank, over data.memory_limit="
                 f"{format_bytes(config.memory_limit)}: {data.order.lanes} lanes on {world.size} ranks; use more ranks, "
                 f"fewer data.lanes, a smaller data.window or data.prefetch_batches, or raise the limit"
             )
-        augment = Augment.of(config, recipe.seed)
         order: Order = StoredOrder(data.parts[0].subset.counts) if stored else data.order
-        self._reader = Reader(
+        view = functools.partial(_augmented, Augment.of(config, recipe.seed))
+        rows = RowsOf(
             data.parts,
             order,
-            _positions(position, batch, world, end),
-            lambda image, epoch, ordinal: augment.apply(image, epoch=epoch, ordinal=ordinal),
+            view,
             config,
             whole_shards=data.fits_in_memory,
-            reuse=reuse,
+            windows_at_once=1 if stored else windows,
             make=make,
-            taken_down=taken_down,
+            taken_down=dict(taken_down or {}),
             labelled=labelled,
+        )
+        lanes = None if data.fits_in_memory else data.order.lanes_of
+        self._reader = Reader(
+            rows,
+            _positions(position, batch, world, end),
+            reuse=reuse,
+            processes=Processes(processes, rank_batch, lanes, num_lanes, at_once) if processes else None,
         )
 
     def __iter__(self) -> Iterator[tuple[Batch, StreamState]]:
@@ -118,13 +139,17 @@ class TrainStream:
         self.close()
 
     def close(self) -> None:
-        """Stop the threads."""
+        """Stop the threads and processes."""
         self._reader.close()
 
     @property
     def pace(self) -> Pace:
         """What its threads do, counted."""
         return self._reader.pace
+
+
+def _augmented(augment: Augment, image: Tensor, epoch: int, ordinal: int) -> Tensor:
+    return augment.apply(image, epoch=epoch, ordinal=ordinal)
 
 
 def _positions(position: int, global_batch: int, world: World, end: int | None) -> Iterator[Sequence[int]]:
@@ -216,15 +241,16 @@ class EvalBatches:
         size, crop = config.image_size, config.val_fraction
         parts = Parts([Part(manifest, subset, name)])
         taken_down = {ordinal: 0 for found in taken_in(config.takedown, parts).values() for ordinal in found}
-        self._reader = Reader(
+        rows = RowsOf(
             parts,
             StoredOrder(subset.counts),
-            iter([c for c in chunks if len(c)]),
             lambda image, _epoch, _ordinal: view(image, size, crop),
             config,
             whole_shards=False,
             taken_down=taken_down,
         )
+        # In threads: an evaluation ends about when processes would be there.
+        self._reader = Reader(rows, iter([c for c in chunks if len(c)]))
 
     def __iter__(self) -> Iterator[Batch | None]:
         replaced: list[Replacement] = []

@@ -18,6 +18,7 @@ from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import redact
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.text import read_text
+from vit_dist.core.units import counted
 from vit_dist.data.index import IndexedSample, build_index
 from vit_dist.data.members import IMAGE_EXTENSIONS
 from vit_dist.data.pack.items import safe_key
@@ -183,6 +184,74 @@ def hint(line: str, meant: Mapping[str, str]) -> str:
     return f", did you mean {meant[line]!r}?" if line in meant else ""
 
 
+def new_lines(
+    known: Sequence[TakenDown], url: str, parts: Parts, *, beside: Parts | None = None
+) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """What the lines of a list mean that are new, and which of them name nothing at all.
+
+    Args:
+        known: what was left out before.
+        url: of the list; '': none.
+        parts: of the training set.
+        beside: further sets in which a key may be, such as that of validation.
+
+    Returns:
+        The samples of each new line, see `find`; those of no set.
+
+    Raises:
+        ConfigError: the list lacks something that was left out before, leaves nothing to train on, or names samples in
+            another spelling than that of keys.
+        DataError: it cannot be read, or an index.
+    """
+    lines = held_lines(url)
+    refuse_forgetting(known, url)
+    before = {one.line for one in known}
+    new = [line for line in lines if line not in before]
+    if not new:
+        return {}, []
+    # Asked before an attempt begins, and by it: indexes of a large set take minutes.
+    asked = (url, lines, tuple(known), _which(parts), _which(beside or ()))
+    if asked not in _meant:
+        _meant[asked] = _meaning(new, known, url, parts, beside)
+    return _meant[asked]
+
+
+_meant: dict[tuple[object, ...], tuple[dict[str, tuple[int, ...]], list[str]]] = {}
+
+
+def _which(parts: Iterable[Part]) -> tuple[object, ...]:
+    # Not by the parts themselves: arrays have no hash.
+    return tuple((part.name, part.first_ordinal, part.manifest.fingerprint, part.subset.num_samples) for part in parts)
+
+
+def _meaning(
+    new: Sequence[str], known: Sequence[TakenDown], url: str, parts: Parts, beside: Parts | None
+) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    found = find(new, parts)
+    elsewhere = find([line for line in new if not found[line]], beside) if beside is not None else {}
+    unknown = [line for line in new if not found[line] and not elsewhere.get(line)]
+    meant = spelt(unknown, parts, *([beside] if beside is not None else []))
+    if meant:
+        # Kept as keys of no sample they would let the images be trained on.
+        shown = "; ".join(f"{line!r}{hint(line, meant)}" for line in list(meant)[:_SHOWN])
+        raise ConfigError(
+            f"data.takedown={redact(url)}: {len(meant)} of {counted(len(new), 'new key names', 'new keys name')} "
+            f"images of this run in another spelling: {shown}{' ...' if len(meant) > _SHOWN else ''} Keys are names of "
+            f"files without extension, with %XX for what is not plain; write them so, as `vit-dist data order` prints "
+            f"them"
+        )
+    ordinals = left_out((*known, *(TakenDown(line, 0, found[line]) for line in new)))
+    for part in parts:
+        last, wanted = part.first_ordinal + part.manifest.num_samples, part.subset.num_samples
+        own = [ordinal for ordinal in ordinals if part.first_ordinal <= ordinal < last]
+        if len(own) >= wanted and sum(part.place(ordinal) is not None for ordinal in own) == wanted:
+            raise ConfigError(
+                f"data.takedown={redact(url)}: names every sample of the set {part.name or part.manifest.name!r}; "
+                f"nothing is left to read"
+            )
+    return found, unknown
+
+
 def extended(
     known: Sequence[TakenDown], url: str, parts: Parts, position: int, *, beside: Parts | None = None
 ) -> tuple[TakenDown, ...]:
@@ -196,47 +265,24 @@ def extended(
         beside: further sets in which a key may be, such as that of validation.
 
     Raises:
-        ConfigError: the list lacks something that was left out before, leaves nothing to train on, or names samples in
-            another spelling than that of keys.
-        DataError: it cannot be read, or an index.
+        ConfigError, DataError: as `new_lines`.
     """
-    lines = held_lines(url)
-    refuse_forgetting(known, url)
-    before = {one.line for one in known}
-    new = [line for line in lines if line not in before]
+    new, unknown = new_lines(known, url, parts, beside=beside)
     if not new:
         return tuple(known)
-    found = find(new, parts)
-    elsewhere = find([line for line in new if not found[line]], beside) if beside is not None else {}
-    unknown = [line for line in new if not found[line] and not elsewhere.get(line)]
-    meant = spelt(unknown, parts, *([beside] if beside is not None else []))
-    if meant:
-        # Kept as keys of no sample they would let the images be trained on.
-        shown = "; ".join(f"{line!r}{hint(line, meant)}" for line in list(meant)[:_SHOWN])
-        raise ConfigError(
-            f"data.takedown={redact(url)}: {len(meant)} of {len(new)} new keys name images of this run in another "
-            f"spelling: {shown}{' ...' if len(meant) > _SHOWN else ''} Keys are names of files without extension, "
-            f"with %XX for what is not plain; write them so, as `vit-dist data order` prints them"
-        )
     if unknown:
         log(
-            f"  data.takedown={redact(url)}: {len(unknown)} of {len(new)} new keys are in no set of this run: "
-            f"{_shown(unknown)}; they are kept, and leave nothing out. `vit-dist data order` prints keys",
+            f"  data.takedown={redact(url)}: {len(unknown)} of {counted(len(new), 'new key is', 'new keys are')} in no "
+            f"set of this run: {_shown(unknown)}; what names nothing is kept, and leaves nothing out. "
+            "`vit-dist data order` prints keys",
             WARNING,
         )
-    taken = (*known, *(TakenDown(line, position, found[line]) for line in new))
-    ordinals = left_out(taken)
-    for part in parts:
-        last, wanted = part.first_ordinal + part.manifest.num_samples, part.subset.num_samples
-        own = [ordinal for ordinal in ordinals if part.first_ordinal <= ordinal < last]
-        if len(own) >= wanted and sum(part.place(ordinal) is not None for ordinal in own) == wanted:
-            raise ConfigError(
-                f"data.takedown={redact(url)}: names every sample of the set {part.name or part.manifest.name!r}; "
-                f"nothing is left to read"
-            )
-    examples = sum(len(found[line]) for line in new)
-    log(f"  takedown: {len(new)} keys, {examples:,} samples of the training set, from position {position:,} on")
-    return taken
+    examples = sum(map(len, new.values()))
+    log(
+        f"  takedown: {counted(len(new), 'key')}, {counted(examples, 'sample')} of the training set, "
+        f"from position {position:,} on"
+    )
+    return (*known, *(TakenDown(line, position, ordinals) for line, ordinals in new.items()))
 
 
 def refuse_forgetting(known: Sequence[TakenDown], url: str) -> None:
@@ -250,7 +296,7 @@ def refuse_forgetting(known: Sequence[TakenDown], url: str) -> None:
     if lost:
         given = f"data.takedown={redact(url)} lacks" if url else "no data.takedown is given that has"
         raise ConfigError(
-            f"{given} {len(lost)} of the {len(known)} keys that were taken down before, from position "
+            f"{given} {len(lost)} of the {counted(len(known), 'key')} that were taken down before, from position "
             f"{lost[0].position:,} on: {_shown([one.line for one in lost])}; what was taken down is not read again. "
             f"Give a list with these lines too"
         )

@@ -10,6 +10,7 @@ import numpy as np
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import exists, join_url, parent_url, read_bytes, redact
 from vit_dist.core.small_files import DamagedError, is_flag, is_mapping, is_text, required
+from vit_dist.core.units import counted
 from vit_dist.data import workers
 from vit_dist.data.describe import undecodable
 from vit_dist.data.index import ShardIndex
@@ -96,7 +97,9 @@ def _changed(entry: Shard) -> str:
 def _differences(where: str, index: ShardIndex, places: Places) -> list[str]:
     """Samples that lie elsewhere than their index says; at most five are named."""
     keys = index.keys()
-    wrong = [f"{where}: its index has the key {key!r} {n} times" for key, n in Counter(keys).items() if n > 1]
+    wrong = [
+        f"{where}: its index has the key {key!r} {counted(n, 'time')}" for key, n in Counter(keys).items() if n > 1
+    ]
     columns = (index.offsets.tolist(), index.image_offsets.tolist(), index.image_bytes.tolist())
     for key, offset, image, size in zip(keys, *columns, strict=False):
         begin, members = places.get(key, (-1, frozenset()))
@@ -111,7 +114,7 @@ def _differences(where: str, index: ShardIndex, places: Places) -> list[str]:
                 f"{image:,}"
             )
     if len(wrong) > _SHOWN:
-        wrong[_SHOWN:] = [f"{where}: and {len(wrong) - _SHOWN:,} more samples"]
+        wrong[_SHOWN:] = [f"{where}: and {counted(len(wrong) - _SHOWN, 'more sample')}"]
     if wrong:
         wrong.append(f"{where}: {_what_to_do()}")
     return wrong
@@ -129,7 +132,7 @@ def _other_labels(where: str, index: ShardIndex, scan: TarScan) -> list[str]:
         elif there[key] != own:
             wrong.append(f"{where}: sample {key!r} has the labels {there[key]}, its index says {own}")
     if len(wrong) > _SHOWN:
-        wrong[_SHOWN:] = [f"{where}: and {len(wrong) - _SHOWN:,} more samples with other labels"]
+        wrong[_SHOWN:] = [f"{where}: and {counted(len(wrong) - _SHOWN, 'more sample')} with other labels"]
     if wrong:
         wrong.append(f"{where}: {_what_to_do()}")
     return wrong
@@ -145,7 +148,7 @@ def _bad_images(where: str, manifest: ShardManifest, shard: int) -> list[str]:
     """Images that training would replace by others; at most five are named."""
     bad = [f"{where}: the image of sample {key!r} is bad: {reason}" for key, reason in undecodable(manifest, shard)]
     if len(bad) > _SHOWN:
-        bad[_SHOWN:] = [f"{where}: and {len(bad) - _SHOWN:,} more images"]
+        bad[_SHOWN:] = [f"{where}: and {counted(len(bad) - _SHOWN, 'more image')}"]
     return bad
 
 

@@ -12,7 +12,7 @@ from vit_dist.core.registry import Plugin
 if TYPE_CHECKING:
     from vit_dist.engines._protocol import Engine, EngineInputs
 
-Compile = Literal["auto", True, False]
+Switch = Literal["auto", True, False]
 Attention = Literal["auto", "flash", "efficient", "cudnn", "math"]
 ReduceDtype = Literal["fp32", "bf16"]
 
@@ -27,13 +27,15 @@ class EngineConfig(Plugin):
     activation_checkpointing: Literal["none", "full"] = Field(
         "none", description="full: each block keeps its input alone, and computes the rest again in the backward pass"
     )
-    compile: Annotated[Compile, LAYOUT] = Field(
+    compile: Annotated[Switch, LAYOUT] = Field(
         "auto",
         description="blocks by torch.compile, before the first step; auto: on GPUs, but under ZeRO stage 3 "
         "and fsdp (docs/performance.md)",
     )
-    channels_last: bool = Field(
-        False, description="images as NHWC in memory, for convolutions; measure it first: docs/models.md"
+    channels_last: Switch = Field(
+        "auto",
+        description="images as NHWC in memory, for convolutions; auto: where a GPU's compiled blocks have some "
+        "(docs/models.md)",
     )
     reduce_dtype: Annotated[ReduceDtype, LAYOUT] = Field(
         "fp32", description="of gradients while ranks sum them; bf16: half the bytes, rounded at each addition"
@@ -44,6 +46,11 @@ class EngineConfig(Plugin):
     attention: Annotated[Attention, LAYOUT] = Field(
         "auto", description="kernel of scaled_dot_product_attention; auto: torch's own choice by shape and device"
     )
+
+    @property
+    def compiles_on_gpus(self) -> bool:
+        """Whether blocks are to be compiled on a GPU."""
+        return self.compile is not False
 
     def build(self, inputs: EngineInputs) -> Engine:
         """The engine. A collective."""

@@ -22,6 +22,7 @@ from vit_dist.core.terminal import cut
 from vit_dist.core.units import format_seconds
 from vit_dist.engines import EngineConfig
 from vit_dist.engines._collectives import all_gather_object
+from vit_dist.engines._compile_gathered import GatheredBlocks
 from vit_dist.engines._numerics import attention_kernel
 from vit_dist.engines._protocol import EAGER, Compilation, EngineInputs
 from vit_dist.models._base import repeated_blocks
@@ -44,6 +45,7 @@ def compile_blocks(
     forward: Callable[[Tensor], Tensor],
     *,
     by_default: bool = True,
+    gathered: list[nn.Module] | None = None,
 ) -> Compilation:
     """Compile the blocks of a model where that is wanted, and try them. A collective.
 
@@ -56,11 +58,13 @@ def compile_blocks(
         module: the model as it will train: on its device, in its dtype.
         forward: uint8 images [b, 3, S, S] on the device -> logits, as in a step.
         by_default: whether `auto` compiles on a GPU.
+        gathered: the blocks, where fully_shard has been applied to them; None: those that the model has.
     """
     if inputs.image_size is None or not is_wanted(config, inputs.device, by_default=by_default):
         return EAGER
-    began, blocks, world = time.monotonic(), repeated_blocks(module), inputs.world
-    if not blocks:
+    began, world = time.monotonic(), inputs.world
+    blocks = _Blocks(repeated_blocks(module)) if gathered is None else GatheredBlocks(gathered, _MOST_GRAPHS)
+    if not len(blocks):
         if world.is_main:
             log(f"  {type(module).__name__}: no blocks found to compile (modules of one class in a list); all is eager")
         return EAGER
@@ -69,8 +73,7 @@ def compile_blocks(
     problems = all_gather_object(_problem(blocks, config, inputs, module, forward), world)
     failed = [rank for rank, problem in enumerate(problems) if problem]
     if failed:
-        for block in blocks:
-            block._compiled_call_impl = None
+        blocks.drop()
         if world.is_main:
             log(_told(failed, problems), WARNING)
         return EAGER
@@ -81,8 +84,32 @@ def compile_blocks(
     return Compilation(len(blocks))
 
 
+class _Blocks:
+    """Blocks that no rank waits for: all are tried in one forward and backward pass, and compiled with their hooks."""
+
+    def __init__(self, blocks: list[nn.Module]) -> None:
+        self._blocks = blocks
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def compile(self, **settings: Any) -> None:
+        for block in self._blocks:
+            block.compile(**settings)
+
+    def attempt(self, forward: Callable[[], Tensor], trained: list[nn.Parameter]) -> None:
+        # All graphs are made here. torch.compile has an argument of this name too, but not before torch 2.12.
+        with torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS):
+            # Not backward(): nothing is added to .grad, and the hooks by which engines sum over ranks stay silent.
+            torch.autograd.grad(forward().float().sum(), trained, allow_unused=True)
+
+    def drop(self) -> None:
+        for block in self._blocks:
+            block._compiled_call_impl = None
+
+
 def _problem(
-    blocks: list[nn.Module],
+    blocks: _Blocks | GatheredBlocks,
     config: EngineConfig,
     inputs: EngineInputs,
     module: nn.Module,
@@ -96,16 +123,10 @@ def _problem(
         "deterministic": config.deterministic,
     }
     try:
-        for block in blocks:
-            block.compile(
-                dynamic=False,
-                backend=BACKEND,
-                options=options if BACKEND == "inductor" else None,
-            )
-        # Here all graphs are made. An argument of this name is known to torch.compile itself, but not before torch 2.12.
-        with torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _try(config, inputs, module, forward)
+            blocks.compile(dynamic=False, backend=BACKEND, options=options if BACKEND == "inductor" else None)
+            _try(blocks, config, inputs, module, forward)
         return ""
     # torch, Triton and C++ compilers raise what they like; what keeps a step itself from being computed will say so
     # again when the step is taken.
@@ -115,8 +136,14 @@ def _problem(
         _release_workers()
 
 
-def _try(config: EngineConfig, inputs: EngineInputs, module: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
-    """A forward and a backward pass as in a step, which leave nothing behind."""
+def _try(
+    blocks: _Blocks | GatheredBlocks,
+    config: EngineConfig,
+    inputs: EngineInputs,
+    module: nn.Module,
+    forward: Callable[[Tensor], Tensor],
+) -> None:
+    """Forward and backward passes as in a step, which leave nothing behind."""
     assert inputs.image_size is not None
     device, training = inputs.device, module.training
     images = torch.zeros(inputs.micro_batch, 3, inputs.image_size, inputs.image_size, dtype=torch.uint8, device=device)
@@ -126,8 +153,7 @@ def _try(config: EngineConfig, inputs: EngineInputs, module: nn.Module, forward:
             module.train()
             trained = [p for p in module.parameters() if p.requires_grad]
             with attention_kernel(config.attention):
-                # Not backward(): nothing is added to .grad, and the hooks by which engines sum over ranks stay silent.
-                torch.autograd.grad(forward(images).float().sum(), trained, allow_unused=True)
+                blocks.attempt(lambda: forward(images), trained)
     finally:
         module.train(training)
         with torch.no_grad():

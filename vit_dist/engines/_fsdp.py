@@ -21,10 +21,11 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.world import World
 from vit_dist.data.decode import normalize
+from vit_dist.engines._compile import compile_blocks
 from vit_dist.engines._fit import Wanted, wanted_of
 from vit_dist.engines._layout import layout
 from vit_dist.engines._numerics import computed
-from vit_dist.engines._protocol import EAGER, EngineInputs, MicroBatches, OnGradients, PendingStep, nan_if_over, set_lr
+from vit_dist.engines._protocol import EngineInputs, MicroBatches, OnGradients, PendingStep, nan_if_over, set_lr
 from vit_dist.engines._slices import (
     BUFFER,
     WEIGHT,
@@ -52,23 +53,27 @@ class FSDPEngine:
         self.device, self.timer, self.module = inputs.device, inputs.timer, inputs.model
         self._dtype = torch.bfloat16 if inputs.precision == "bf16" else torch.float32
         names = {id(p): name for name, p in inputs.model.named_parameters()}
+        # Before fully_shard gives those that it is applied to a class of their own.
+        blocks = _callable_blocks(inputs.model)
         self._units = _sharded(inputs.model, config, inputs)
         self._root: Any = self._units[-1]
         self._shards = list(_shards(inputs.model, inputs.world))
-        self._optimizer, self._stepped, self._compiled = inputs.optimizer, False, EAGER
+        self._optimizer, self._stepped = inputs.optimizer, False
         _step_on_shards(self._optimizer, names, self._shards)
         # torch keeps whole sums in the dtype in which ranks add them up: in bf16 they would be rounded here already.
         self._whole_sums = not config.reshard_after_forward and config.reduce_dtype == "fp32"
         self._last = True
+        self._compiled = compile_blocks(config, inputs, self.module, self._logits, gathered=blocks)
+        self._reshard()
         self.layout: dict[str, Any] = {
             "engine": "fsdp",
             "reshard_after_forward": config.reshard_after_forward,
-            **layout(config, inputs),
+            **layout(config, inputs, compiled=bool(self._compiled)),
         }
         kept = "resharded" if config.reshard_after_forward else "gathered"
         self.description = (
             f"torch {torch.__version__.partition('+')[0]} (FSDP2, {len(self._units) - 1} blocks, {kept} after the "
-            f"forward pass), {inputs.precision}"
+            f"forward pass), {inputs.precision}{self._compiled.described}"
         )
 
     @computed
@@ -150,9 +155,13 @@ class FSDPEngine:
         """See Engine."""
         self.module.eval()
         with torch.no_grad(), _in_words():
-            logits: Tensor = self.module(self._input(images))
+            logits = self._logits(images)
         self._reshard()
         return logits.float()
+
+    def _logits(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.module(self._input(images))
+        return logits
 
     def _input(self, images: Tensor) -> Tensor:
         images = images.to(self.device, non_blocking=True)
@@ -287,10 +296,14 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     places = _places(model)
     return [
         block
-        for block in repeated_blocks(model)
-        if not isinstance(block, nn.ModuleList | nn.ModuleDict)
-        and all(places[weight] == count for weight, count in _places(block).items())
+        for block in _callable_blocks(model)
+        if all(places[weight] == count for weight, count in _places(block).items())
     ]
+
+
+def _callable_blocks(model: nn.Module) -> list[nn.Module]:
+    """Blocks that have a forward pass."""
+    return [block for block in repeated_blocks(model) if not isinstance(block, nn.ModuleList | nn.ModuleDict)]
 
 
 def _places(module: nn.Module) -> Counter[int]:

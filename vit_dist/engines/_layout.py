@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from vit_dist.engines import EngineConfig
 from vit_dist.engines._numerics import uses_tf32
@@ -29,6 +30,15 @@ def layout(config: EngineConfig, inputs: EngineInputs, *, compiled: bool = False
         "attention": config.attention,
         "compile": compiled,
     }
+
+
+def images_format(config: EngineConfig, model: nn.Module, device: torch.device) -> torch.memory_format:
+    """How images lie in memory: as the config says, or as its `auto` means for a model on a device."""
+    last = config.channels_last
+    if last == "auto":
+        # Eager norms give their results in the usual layout, whatever they are given: each convolution would copy.
+        last = device.type == "cuda" and config.compiles_on_gpus and getattr(model, "convolutional", False)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def completed(wrote: Mapping[str, Any], reads: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,20 +88,27 @@ class PlainEngine:
         named = [(name, p) for name, p in self.module.named_parameters() if p.grad is not None]
         if on_gradients is not None:
             on_gradients((name, p.grad) for name, p in named if p.grad is not None)
-        clip = self._in.clip
+        gradients = [p.grad for _, p in named if p.grad is not None]
         with self.timer.phase("optimizer"):
-            norm = torch.nn.utils.clip_grad_norm_([p for _, p in named], clip if clip is not None else float("inf"))
+            norm = torch.nn.utils.get_total_norm(gradients)
             # Gradients are averaged over ranks by now, so that the norm and this decision are the same on every rank.
             finite = torch.isfinite(norm)
+            # What gradients are divided by, so that their norm is `clip` at most.
+            scale = None if self._in.clip is None else (norm / self._in.clip).clamp(min=1).float()
             set_lr(self._optimizer, lr)
-            # Told as torch's GradScaler tells it, a fused kernel itself leaves weights, moments and counters as they
-            # are. Not in the first step: there fused SGD makes its momentum, and counts on the kernel to write it.
-            if self._stepped and getattr(self._optimizer, "_step_supports_amp_scaling", False):
-                self._optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-                self._optimizer.step()
+            # Told as torch's GradScaler tells it, a fused kernel itself divides gradients, which saves a pass over
+            # them, or leaves weights, moments and counters as they are. Not in the first step: there fused SGD makes
+            # its momentum, and counts on the kernel to write it.
+            told: Any = self._optimizer
+            if self._stepped and getattr(told, "_step_supports_amp_scaling", False):
+                told.found_inf, told.grad_scale = (~finite).float(), scale
+                told.step()
             # This waits for the device; the step must not be taken before it is known.
             elif bool(finite):
-                self._optimizer.step()
+                if scale is not None:
+                    torch._foreach_div_(gradients, scale)
+                told.found_inf = told.grad_scale = None
+                told.step()
                 self._stepped = True
         return PendingStep(mean_over_ranks(total, self._in.world), norm, finite)
 

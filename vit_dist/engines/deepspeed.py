@@ -29,6 +29,11 @@ class DeepSpeedConfig(EngineConfig):
         200_000_000, description="without effect: weights are gathered whole, by group of parameters"
     )
 
+    @property
+    def compiles_on_gpus(self) -> bool:
+        """See EngineConfig."""
+        return super().compiles_on_gpus and self.zero_stage < 3
+
     def check(self, recipe: Recipe) -> None:
         """Refuse what DeepSpeed would get wrong in silence.
 

@@ -28,13 +28,8 @@ class FSDPConfig(EngineConfig):
         """Refuse what shards would get wrong in silence.
 
         Raises:
-            ValueError: an optimizer that needs more of a weight than a rank holds; compiled blocks.
+            ValueError: an optimizer that needs more of a weight than a rank holds.
         """
-        if self.compile is True:
-            # Trying a block takes collectives here: a rank on which it fails would leave the others waiting.
-            raise ValueError(
-                "engine.compile: true does not go with fsdp; use engine.compile=auto (off there), or engine.name=plain"
-            )
         if not getattr(recipe.optim, "elementwise", False):
             raise ValueError(
                 f"optim.name: {recipe.optim.name!r} needs whole tensors, which the shards of FSDP are "

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vit_dist.data.batch import Batch
 from vit_dist.data.decode import centre
 from vit_dist.data.manifest import ShardManifest
-from vit_dist.data.reader import Batch
 from vit_dist.data.stream import EvalBatches
 from vit_dist.data.subset import Subset
 from vit_dist.evals import EvalContext

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vit_dist.data.reader import Batch
+from vit_dist.data.batch import Batch
 from vit_dist.data.stream import EvalBatches
 
 _AHEAD = 2

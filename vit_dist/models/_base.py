@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from timm.layers import lecun_normal_
@@ -36,9 +36,15 @@ class Head(nn.Linear):
 
 
 class ImageModel(nn.Module):
-    """A backbone and a linear `head`. Submodules are made in one order, whatever the rank, as ZeRO-3 needs."""
+    """A backbone and a linear `head`. Submodules are made in one order, whatever the rank, as ZeRO-3 needs.
+
+    Attributes:
+        head: the classifier.
+        convolutional: most of its time goes into convolutions, which GPUs compute on NHWC images.
+    """
 
     head: nn.Linear
+    convolutional: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
 from timm.layers import GroupNormAct, StdConv2d, StdConv2dSame
 from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
@@ -19,11 +20,38 @@ if TYPE_CHECKING:
 EPS = 1e-8
 
 
+class GroupNorm(GroupNormAct):  # type: ignore[misc]
+    """timm's GroupNorm and activation, in the dtype of what they are given; compiled, in its layout too.
+
+    torch's own formula would first copy images that lie as NHWC.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> the same shape and dtype."""
+        if not torch.compiler.is_compiling():
+            # Autocast computes norms in float32: neither what is added to it nor what is kept need be twice as large.
+            normed: Tensor = super().forward(x)
+            return normed.to(x.dtype)
+        groups = (len(x), self.num_groups, -1)
+        # Of each channel first: whatever the layout, memory is read as it lies.
+        variance, mean = torch.var_mean(x.float(), dim=(2, 3), correction=0)
+        grouped = mean.view(groups)
+        centre = grouped.mean(dim=2, keepdim=True)
+        spread = (variance.view(groups) + (grouped - centre).square()).mean(dim=2, keepdim=True)
+        scale = (spread + self.eps).rsqrt().expand_as(grouped).flatten(1) * self.weight.float()
+        centred = x.float() - centre.expand_as(grouped).flatten(1)[..., None, None]
+        normed = torch.addcmul(self.bias.float()[:, None, None], centred, scale[..., None, None]).to(x.dtype)
+        activated: Tensor = self.act(self.drop(normed))
+        return activated
+
+
 class BiT(ImageModel):
     """Stem -> stages of residual blocks -> GroupNorm, ReLU -> mean over the image -> head.
 
     Parameters have timm's names, but for `head`, which is one linear layer here as in every model.
     """
+
+    convolutional = True
 
     def __init__(self, config: BiTConfig, num_classes: int) -> None:
         super().__init__()
@@ -60,7 +88,7 @@ def bit_resnet(config: BiTConfig, num_classes: int = 0) -> ResNetV2:
         preact=True,
         basic=basic,
         bottle_ratio=1.0 if basic else 0.25,
-        norm_layer=partial(GroupNormAct, num_groups=config.groups),
+        norm_layer=partial(GroupNorm, num_groups=config.groups),
         conv_layer=partial(StdConv2d, eps=EPS),
         drop_path_rate=config.stochastic_depth,
     )
@@ -73,7 +101,7 @@ def post_activation_resnet(blocks: tuple[int, ...], *, width: int, groups: int, 
     (models_resnet.py); the last scale of each block starts at zero there, so that blocks start as shortcuts.
     """
     conv = partial(StdConv2dSame, eps=EPS)
-    norm = partial(GroupNormAct, num_groups=groups)
+    norm = partial(GroupNorm, num_groups=groups)
     net = ResNetV2(
         layers=list(blocks),
         channels=tuple(4 * width * 2**i for i in range(len(blocks))),

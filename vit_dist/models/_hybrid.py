@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class Hybrid(ViT):
     """A ViT whose `patch_embed` is a ResNet and a convolution on its feature map."""
 
+    convolutional = True
+
     def set_activation_checkpointing(self, mode: Checkpointing) -> None:
         """As for every model; the ResNet's blocks are recomputed one by one too."""
         super().set_activation_checkpointing(mode)

@@ -31,6 +31,7 @@ from vit_dist.core.run.log import (
     run_status,
 )
 from vit_dist.core.run.measured import MeasuredOn
+from vit_dist.core.units import counted
 from vit_dist.scaling.sets import comparable, compared, measured_of
 from vit_dist.scaling.tagmap import TagMap, apply
 
@@ -214,8 +215,8 @@ def _read_all(url: str, metric: str, tag_map: TagMap | None) -> tuple[dict[str, 
         )
     if len(directories) > _MOST_RUNS:
         raise DataError(
-            f"{redact(url)}: {len(directories):,} directories with event files; a report takes {_MOST_RUNS:,} runs: "
-            f"give a directory further down"
+            f"{redact(url)}: {counted(len(directories), 'directory')} with event files; a report takes "
+            f"{_MOST_RUNS:,} runs: give a directory further down"
         )
     tags = {RUN, STATUS, METRICS, f"{METRICS_OF}*", f"{MEASURED_ON}*", metric, VAL_TOP1, VAL_LOSS, f"{FEW_SHOT}*"}
     tags |= tag_map.all_tags if tag_map else set()
@@ -385,8 +386,8 @@ def _choose_study(url: str, observed: list[Observation], excluded: list[Excluded
             runs.setdefault(other.info.study, []).append(other.directory)
     names = sorted(name for name in runs if name)
     if study is None and len(names) > 1:
-        shown = "; ".join(f"{name!r} ({len(runs[name])} runs, such as {min(runs[name])})" for name in names)
-        raise DataError(f"{redact(url)}: holds runs of {len(names)} studies: {shown}; name the one to report")
+        shown = "; ".join(f"{name!r} ({counted(len(runs[name]), 'run')}, such as {min(runs[name])})" for name in names)
+        raise DataError(f"{redact(url)}: holds runs of {counted(len(names), 'study')}: {shown}; name the one to report")
     return study if study is not None else (names[0] if names else "")
 
 
@@ -396,7 +397,8 @@ def _shared_names(observations: Iterable[Observation]) -> list[str]:
     for one in observations:
         places.setdefault(one.run, []).append(one.directory)
     return [
-        f"{len(directories)} different runs are called {name!r}: {', '.join(sorted(directories))}; each is counted"
+        f"{counted(len(directories), 'different run is', 'different runs are')} called {name!r}: "
+        f"{', '.join(sorted(directories))}; each is counted"
         for name, directories in sorted(places.items())
         if len(directories) > 1
     ]

@@ -14,6 +14,7 @@ from vit_dist.core.metrics import ACCURACY, FEW_SHOT, Metric, known_metric
 from vit_dist.scaling.collect import Collection, Observation
 from vit_dist.scaling.fit.crossings import Crossover, crossover
 from vit_dist.scaling.fit.curve import CurveFit, FitOptions
+from vit_dist.scaling.fit.diagnostics import says_something
 from vit_dist.scaling.fit.fits import fit_curve
 from vit_dist.scaling.fit.forecasts import Forecast, Needed, forecast, needed
 from vit_dist.scaling.fit.frontiers import ComputePoint, Frontier, IsoCompute, frontier, iso_compute
@@ -63,6 +64,11 @@ class Results:
     few_shot: Mapping[str, Sequence[tuple[Observation, float]]]
 
     @property
+    def curves(self) -> Mapping[str, CurveFit]:
+        """The fits that stand for their points: what is drawn, and what crossings and forecasts are read off."""
+        return {label: fit for label, fit in self.fits.items() if says_something(fit)}
+
+    @property
     def metric(self) -> str:
         """The tag."""
         return self.collection.metric
@@ -90,7 +96,7 @@ def analyse(collection: Collection, options: FitOptions | None = None) -> Result
     fits = {label: _fit(collection.rule, label, members, options) for label, members in series.items() if can_fit}
     by = f"{collection.metric}, {collection.rule.better} is better"
     pairs = list(itertools.islice(_pairs(series, fits), _MOST_PAIRS))
-    usable = [fit for fit in fits.values() if fit.fitted and fit.num_sizes >= 3]
+    usable = [fit for fit in fits.values() if says_something(fit)]
     largest = max((max(fit.x) for fit in usable), default=0.0)
     target = min((min(fit.error) for fit in usable), default=0.0)
     points = _compute_points(collection, series)
@@ -120,11 +126,11 @@ def _fit(rule: Metric, label: str, members: Sequence[Observation], options: FitO
 def _pairs(
     series: Mapping[str, Sequence[Observation]], fits: Mapping[str, CurveFit]
 ) -> itertools.chain[tuple[CurveFit, CurveFit]]:
-    """Pairs of fitted series with two sizes or more: those of different families first."""
+    """Pairs of series whose curves say something: those of different families first."""
     pairs = [
         (fits[a], fits[b], series[a][0].family == series[b][0].family)
         for a, b in itertools.combinations(fits, 2)
-        if fits[a].fitted and fits[b].fitted and not _are_one(fits[a], fits[b])
+        if says_something(fits[a]) and says_something(fits[b]) and not _are_one(fits[a], fits[b])
     ]
     return itertools.chain(((a, b) for a, b, same in pairs if not same), ((a, b) for a, b, same in pairs if same))
 
@@ -137,9 +143,9 @@ def _are_one(a: CurveFit, b: CurveFit) -> bool:
 
 
 def _hold_out(fit: CurveFit, options: FitOptions) -> HeldOut | None:
-    """None with fewer than four sizes: nothing would be left to fit."""
+    """None with fewer than four sizes: nothing would be left to fit; nor of a curve that says nothing."""
     sizes = sorted(set(fit.x))
-    if len(sizes) < 4:
+    if len(sizes) < 4 or not says_something(fit):
         return None
     rest = [i for i, x in enumerate(fit.x) if x < sizes[-1]]
     held_out = [fit.error[i] for i, x in enumerate(fit.x) if x == sizes[-1]]

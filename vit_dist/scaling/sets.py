@@ -9,6 +9,7 @@ from vit_dist.core.errors import DataError
 from vit_dist.core.events.reader import RunLog, Series
 from vit_dist.core.run.log import logged_measured
 from vit_dist.core.run.measured import MeasuredOn
+from vit_dist.core.units import counted
 
 _SHOWN = 5
 
@@ -45,8 +46,8 @@ def compared(
             f"{sets[key].words()}: {_listed(groups[key])}" for key in sorted(groups, key=lambda k: k != chosen)
         )
         remarks.append(
-            f"{metric} was measured on {len(groups)} sets, which are not compared: {shown}. The first counts; "
-            f"`vit-dist study report --val-set NAME` takes another"
+            f"{metric} was measured on {counted(len(groups), 'set')}, which are not compared: {shown}. The first "
+            f"counts; `vit-dist study report --val-set NAME` takes another"
         )
         for key in groups.keys() - {chosen}:
             reason = f"{metric} was measured on {sets[key].words()}, that of the other runs on {sets[chosen].words()}"
@@ -93,7 +94,7 @@ def _views(metric: str, sets: Sequence[MeasuredOn]) -> list[str]:
 
 def _listed(directories: Sequence[str]) -> str:
     more = f" and {len(directories) - _SHOWN} more" if len(directories) > _SHOWN else ""
-    return f"{len(directories)} run{'s' if len(directories) > 1 else ''} ({', '.join(directories[:_SHOWN])}{more})"
+    return f"{counted(len(directories), 'run')} ({', '.join(directories[:_SHOWN])}{more})"
 
 
 def measured_of(log: RunLog) -> dict[str, MeasuredOn]:

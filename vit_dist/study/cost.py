@@ -13,7 +13,7 @@ from vit_dist.core.run import history, names
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_bytes, format_flops
 from vit_dist.data.order import SMALL_SET_BYTES
-from vit_dist.data.sets import idle_outputs
+from vit_dist.data.sets import idle_outputs, too_many_outputs
 from vit_dist.models.costs import Cost, StateBytes, Sums, fsdp_state_bytes, model_cost, state_bytes, training_flops
 from vit_dist.study.grid import Cell
 from vit_dist.study.sets import DatasetSize, SetsOfCells
@@ -91,7 +91,8 @@ def _estimate(
         bytes_read = subset_bytes if small else dataset.num_bytes * examples // dataset.samples
     epochs = examples / subset if subset and examples is not None else None
     problems = tuple(_problems(cell, cost, dataset, subset, steps, devices, device))
-    idle = idle_outputs(recipe.data.num_classes, dataset.classes) if dataset is not None and dataset.classes else ""
+    known = dataset.classes if dataset is not None else 0
+    idle = idle_outputs(recipe.data.num_classes, known) if known and not too_many_outputs(recipe, known) else ""
     remark = "; ".join(filter(None, (unrated_checkpoints(recipe, subset), idle)))
     return CostEstimate(cell, examples, steps, epochs, cost, flops, bytes_read, problems, remark)
 
@@ -113,6 +114,8 @@ def _problems(
     if dataset is not None and dataset.classes > recipe.data.num_classes:
         known = f"data.num_classes={recipe.data.num_classes}, but the set has {dataset.classes} classes"
         problems.append(f"{known}; set data.num_classes={dataset.classes}")
+    if dataset is not None and dataset.classes:
+        problems += filter(None, [too_many_outputs(recipe, dataset.classes)])
     if steps == 0:
         problems.append(f"horizon={recipe.horizon} is less than half a step of global_batch={batch}")
     warmup = getattr(recipe.schedule, "warmup", None)
@@ -171,6 +174,11 @@ def problem_lines(estimates: Iterable[CostEstimate], *, remarks: bool = False) -
             reasons.setdefault(f"will not fit: {{}}: {problem}", []).append(estimate.cell.name)
         if remarks and estimate.remark:
             reasons.setdefault(f"note: {{}}: {estimate.remark}", []).append(estimate.cell.name)
+    return cell_lines(reasons)
+
+
+def cell_lines(reasons: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line for each reason; in place of {} in it stand the cells that it is of."""
     lines = []
     for text, cells in reasons.items():
         shown = ", ".join(cells[:4]) + (f" and {len(cells) - 4} more" if len(cells) > 4 else "")

@@ -15,13 +15,13 @@ from typing import Literal
 from vit_dist.config.load import read_mapping
 from vit_dist.config.plugins import check_plugins
 from vit_dist.config.schema import Recipe, dump
-from vit_dist.core.errors import ConfigError, RunError, VitDistError
-from vit_dist.core.exit_codes import ASKED, INTERRUPTED, of_return_code
+from vit_dist.core.errors import ConfigError, RunError, VitDistError, is_refusal
+from vit_dist.core.exit_codes import ASKED, INTERRUPTED, INVALID, of_return_code
 from vit_dist.core.files import redact
 from vit_dist.core.run import history, names
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.run.history import JobWord
-from vit_dist.core.units import format_seconds
+from vit_dist.core.units import counted, format_seconds
 from vit_dist.study.grid import Cell
 
 Attempt = Callable[[Recipe, Path], int]
@@ -187,7 +187,8 @@ def run_cells(
             len(told) > _MOST_TOLD
         )
         raise RunError(
-            f"{len(told)} of {len(cells)} cells failed{others}:\n{lines}{more}\ntry them again with: {resume_command}"
+            f"{len(told)} of {counted(len(cells), 'cell')} failed{others}:\n{lines}{more}\n"
+            f"try them again with: {resume_command}"
         )
 
 
@@ -247,6 +248,8 @@ class _WorkerLoop:
         except KeyboardInterrupt:
             raise StudyStoppedError(f"stopped in {cell.name}; resume with: {self._resume_command}") from None
         except VitDistError as error:
+            if before.state == "missing":
+                self._note(run_dir, str(error), refused=is_refusal(error))
             self._fail(cell, f"{cell.name} could not be trained: {error}")
             return
         after = cell_state(run_dir)
@@ -267,10 +270,14 @@ class _WorkerLoop:
         reason = after.reason or self._last_error_line(run_dir)
         if code and after.state == "missing":
             # It was refused before it had a history: a table of the study is to show it as what it is.
-            with contextlib.suppress(VitDistError):
-                history.failed_to_begin(run_dir, ranks=0, saved=0, reason=reason or f"exit code {code}")
+            self._note(run_dir, reason or f"exit code {code}", refused=code == INVALID)
         failure = f"{cell.name} failed with exit code {code}" + (f": {first_line(reason)}" if reason else "")
         self._fail(cell, failure, "" if "(log: " in reason else f". Its files are in {run_dir}")
+
+    @staticmethod
+    def _note(run_dir: Path, reason: str, *, refused: bool) -> None:
+        with contextlib.suppress(VitDistError):
+            history.failed_to_begin(run_dir, ranks=0, saved=0, reason=reason, refused=refused)
 
     def _stop_if_asked(self, cell: Cell, code: int) -> None:
         """Begin no other cell where a person has ended this one before it could save."""
@@ -318,7 +325,7 @@ def first_line(text: str) -> str:
 
 def headline(cell: Cell) -> str:
     """A cell for people: 'vit, 2,000 examples, seed 0'."""
-    examples = "all examples" if cell.subset is None else f"{cell.subset:,} examples"
+    examples = "all examples" if cell.subset is None else f"{counted(cell.subset, 'example')}"
     return f"{cell.family}, {examples}, seed {cell.seed}"
 
 

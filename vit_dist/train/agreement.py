@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 
 from vit_dist.core.run import history
-from vit_dist.data.reader import Replacement
+from vit_dist.data.batch import Replacement
 from vit_dist.engines._collectives import PendingFlags, all_gather_object
 from vit_dist.train.run import Run
 

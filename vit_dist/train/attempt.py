@@ -18,7 +18,7 @@ from vit_dist.config.claims import check_run_dir, refuse_another
 from vit_dist.config.load import identity, recipe_hash, recipe_yaml, shipped_set
 from vit_dist.config.plugins import with_copies
 from vit_dist.config.schema import Recipe
-from vit_dist.core.errors import RunError, VitDistError
+from vit_dist.core.errors import RunError, VitDistError, is_refusal
 from vit_dist.core.files import redact, write_bytes
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.metrics import ACCURACY
@@ -28,11 +28,11 @@ from vit_dist.core.run import names
 from vit_dist.core.run.checkpoints import LOG
 from vit_dist.core.run.copies import bring_back
 from vit_dist.core.run.directory import RunDir, wait_for_stores
-from vit_dist.core.units import format_bytes
+from vit_dist.core.units import counted, format_bytes
 from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet, idle_outputs
-from vit_dist.data.takedown import refuse_forgetting
 from vit_dist.engines._collectives import broadcast_object
+from vit_dist.engines._layout import images_format
 from vit_dist.engines._numerics import check_precision, numerics, slow_bf16
 from vit_dist.engines._protocol import Engine, EngineInputs
 from vit_dist.engines._timer import StepTimer
@@ -52,7 +52,7 @@ from vit_dist.train.initial_weights import Initial
 from vit_dist.train.loop import train
 from vit_dist.train.losses import make_loss
 from vit_dist.train.measures import MEASURED, open_measures
-from vit_dist.train.plan import Plan, open_training
+from vit_dist.train.plan import Plan, check_outputs, open_training
 from vit_dist.train.plugin_code import agreed_plugins
 from vit_dist.train.process_group import limit_collectives, process_group
 from vit_dist.train.profile import Profiler, ProfileSteps
@@ -61,8 +61,8 @@ from vit_dist.train.progress.clock import Clock, StartUp
 from vit_dist.train.progress.goodput import Goodput, carried
 from vit_dist.train.progress.performance import describe_device
 from vit_dist.train.run import Run, StopRequest
-from vit_dist.train.state import TrainState, taken_down
-from vit_dist.train.takedown import agree_on_list, name_list, with_list
+from vit_dist.train.state import TrainState
+from vit_dist.train.takedown import agree_on_list, check_list, name_list, with_list
 
 
 def attempt(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps | None = None) -> None:
@@ -100,7 +100,7 @@ def attempt(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps |
             )
         except (VitDistError, RuntimeError, OSError) as error:
             failure = explained(error, recipe, run_dir, world)
-            record.end("failed", str(failure))
+            record.end("failed", str(failure), refused=is_refusal(failure))
             raise failure from (None if failure is error else error)
         try:
             if _is_done(run):
@@ -165,12 +165,13 @@ def open_run(
     data, val, plan = open_training(recipe, world)
     agree_on_list(recipe, world)
     _bring_back(recipe, data, directory, world)
+    check_list(recipe, data, val, directory.path, world)
     initial = Initial(recipe, directory, world, data.class_names)
     plugins = agreed_plugins(recipe, world)
     run_identity = {**identity(recipe), "fingerprint": data.fingerprint, **initial.identity, **plugins}
     # Before anything is written or superseded: a run directory of another run must be left as it is.
     if world.is_main:
-        _claim(directory, recipe, run_identity)
+        _claim(directory, recipe, data, run_identity)
     record.begin()
     record.total_steps = plan.total_steps
     # Until the checkpoint is there nothing is known to be lost: the sums of before, and this start.
@@ -239,7 +240,7 @@ def _bring_back(recipe: Recipe, data: TrainingSet, directory: RunDir, world: Wor
     known = {**identity(recipe), "fingerprint": data.fingerprint}
     count = checkpoints.on_main(lambda: bring_back(directory.path, remote, known), world)
     if count and world.is_main:
-        log(f"  {directory.path}: {count} files of logs and records were brought back from {redact(remote)}")
+        log(f"  {directory.path}: {counted(count, 'file')} of logs and records were brought back from {redact(remote)}")
 
 
 def build_engine(
@@ -271,7 +272,7 @@ def build_engine(
         clip=optim.clip,
         micro_batch=plan.micro_batch,
         accumulation=plan.accumulation,
-        memory_format=torch.channels_last if recipe.engine.channels_last else torch.contiguous_format,  # type: ignore[attr-defined]
+        memory_format=images_format(recipe.engine, model, device),  # type: ignore[arg-type]
         timer=StepTimer(device),
         image_size=recipe.data.image_size if trains else None,
     )
@@ -350,18 +351,19 @@ def stop_requests() -> Iterator[StopRequest]:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _claim(directory: RunDir, recipe: Recipe, run_identity: dict[str, Any]) -> None:
+def _claim(directory: RunDir, recipe: Recipe, data: TrainingSet, run_identity: dict[str, Any]) -> None:
     """Make the directory this run's, or refuse one that is another's."""
     # Whoever starts processes has asked before: this is for a set and weights that were opened since, and for others.
     check_run_dir(recipe, directory.path)
     claimed = directory.read_json(names.RUN)
     if claimed is not None:
         refuse_another(directory.path, run_identity, claimed.get("identity", {}))
-        refuse_forgetting(taken_down(directory.path), recipe.data.takedown)
         # Of a run whose directory was lost, all but this was brought back.
         if not (directory.path / names.RECIPE).exists():
             _write_recipe(directory, recipe)
         return
+    # Of a run that has begun the head is what it is.
+    check_outputs(recipe, data)
     try:
         _write_recipe(directory, recipe)
         directory.write_json(
@@ -393,15 +395,16 @@ def _announce(recipe: Recipe, data: TrainingSet, plan: Plan, engine: Engine, wor
     checkpointing = _recomputes(recipe)
     recompute = f", activation checkpointing {checkpointing}" if checkpointing != "none" else ""
     reads = data.order.read_amplification(world.size)
-    again = f", each byte read by {reads} ranks" if reads > 1 and data.order.lanes > 1 else ""
+    again = f", each byte read by {counted(reads, 'rank')}" if reads > 1 and data.order.lanes > 1 else ""
     log(
         f"  engine: {engine.description}{recompute}; {world.size} process{'es' if world.size > 1 else ''} on "
         f"{describe_device(engine.device, recipe.precision)}\n"
         f"  model: {recipe.model.name}, {num_params:,} parameters, images of {recipe.data.image_size} x "
         f"{recipe.data.image_size} pixels\n"
-        f"  data: {data.num_samples:,} of {data.total_samples:,} examples ({data.name}, "
-        f"{format_bytes(data.num_bytes)}), {data.order.lanes} lanes{again}\n"
-        f"  plan: {plan.total_steps:,} steps of {recipe.global_batch} ({recipe.horizon}), a rank runs {micro} a step"
+        f"  data: {data.num_samples:,} of {counted(data.total_samples, 'example')} ({data.name}, "
+        f"{format_bytes(data.num_bytes)}), {counted(data.order.lanes, 'lane')}{again}\n"
+        f"  plan: {counted(plan.total_steps, 'step')} of {recipe.global_batch} ({recipe.horizon}), "
+        f"a rank runs {micro} a step"
     )
     unrated = unrated_checkpoints(recipe, data.num_samples)
     idle = idle_outputs(recipe.data.num_classes, data.num_classes)

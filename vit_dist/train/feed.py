@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from vit_dist.config.schema import Recipe
+from vit_dist.data.batch import Batch
 from vit_dist.data.mixup import PairMix, draw_mix, mix_images, mix_targets
-from vit_dist.data.reader import Batch
 from vit_dist.train.losses import make_targets
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vit_dist.config.schema import InitConfig, Recipe
-from vit_dist.core.errors import CheckpointError, RunError, VitDistError
+from vit_dist.core.errors import CheckpointError, RefusalError, RunError, VitDistError
 from vit_dist.core.files import is_remote, local_path, redact
 from vit_dist.core.log import log
 from vit_dist.core.run import names
@@ -75,13 +75,13 @@ class Initial:
         """Fill an engine whose run has no checkpoint yet.
 
         Raises:
-            RunError: the weights are not those that an earlier attempt began from.
+            RefusalError: the weights are not those that an earlier attempt began from.
         """
         if self._recipe.init is None:
             return
         weights, self._weights = self._weights or self._read(), None
         if _digest(weights.state) != self.identity[_KEY]:
-            raise RunError(
+            raise RefusalError(
                 f"init.weights: {redact(self._recipe.init.weights)} are not the weights that this run began from "
                 f"before; bring those back, or start in another --run-dir"
             )

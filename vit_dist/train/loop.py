@@ -26,7 +26,7 @@ from vit_dist.core.progress import Progress
 from vit_dist.core.run import log as runlog
 from vit_dist.core.seeding import hash64
 from vit_dist.core.store_patience import run_has_begun
-from vit_dist.data.reader import Batch, Replacement
+from vit_dist.data.batch import Batch, Replacement
 from vit_dist.data.stream import StreamState, TrainStream
 from vit_dist.data.takedown import left_out
 from vit_dist.engines._protocol import PendingStep, StepResult
@@ -98,7 +98,7 @@ def _train_until_rewind(run: Run) -> bool:
             taken_down=left_out(run.state.taken_down),
         ) as stream,
         Progress(
-            "  training", plan.total_steps, "steps", quiet=not run.world.is_main, done=run.state.step, summary=False
+            "  training", plan.total_steps, "step", quiet=not run.world.is_main, done=run.state.step, summary=False
         ) as progress,
     ):
         clock.follow(stream.pace)

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vit_dist.config.blame import ON_THE_COMMAND_LINE, Sources
+from vit_dist.config.load import identity, read_mapping
 from vit_dist.config.schema import Recipe
-from vit_dist.core.errors import ConfigError, DataError, MissingError
-from vit_dist.core.files import exists, file_system, redact
+from vit_dist.core.errors import AwayError, ConfigError, DataError, MissingError, VitDistError
+from vit_dist.core.files import exists, file_system, parent_url, redact
+from vit_dist.core.log import WARNING, log
 from vit_dist.core.run import names
-from vit_dist.core.run.copies import check_place
+from vit_dist.core.run.copies import check_place, holds_copies_of
+from vit_dist.core.store_patience import briefly
 from vit_dist.core.units import nearest_multiples
 from vit_dist.core.world import World
 from vit_dist.data.manifest import ShardManifest, read_manifest
-from vit_dist.data.sets import TrainingSet, how_to_pack, open_training_set
-from vit_dist.data.takedown import hold, read_lines, refuse_forgetting
+from vit_dist.data.sets import TrainingSet, how_to_pack, open_training_set, too_many_outputs, whole_set
+from vit_dist.data.takedown import hold, new_lines, read_lines, refuse_forgetting
 from vit_dist.data.validation import open_validation_set
 from vit_dist.evals import EvaluatorConfig
 from vit_dist.train.state import taken_down
+
+_LOOKED_UP = 2_000_000
+"""Samples of a set in which keys of a list are looked up before ranks are started: a second or two."""
 
 
 @dataclass(frozen=True)
@@ -78,34 +86,105 @@ def _of_key(key: str, error: DataError, recipe: Recipe, sources: Sources | None)
     return type(error)(said if sources is None else sources.blame(said))
 
 
-def check_beginning(recipe: Recipe, run_dir: Path) -> None:
-    """Refuse a run that cannot begin or go on as asked, before anything is written of it.
+def check_beginning(recipe: Recipe, run_dir: Path, data: TrainingSet, val: ShardManifest | None) -> None:
+    """Refuse a run that cannot begin or go on as asked, before anything is written of it and before ranks are started.
 
-    One that has not begun yet needs its `init.weights` and the store of `checkpoint.remote`. One that has begun goes on
-    without them: it has weights, and tries to send its copies again at each save. But it forgets no key that was taken
-    down.
+    One that has not begun yet needs its `init.weights`, the store of `checkpoint.remote`, and a head that its set can
+    fill. One that has begun goes on without: it has weights, and tries to send its copies again at each save. But it
+    forgets no key that was taken down, and sends no copies to where another run's lie.
+
+    Args:
+        recipe: of the run.
+        run_dir: of the run.
+        data, val: what `open_training` has opened for it.
 
     Raises:
-        ConfigError: the weights are not there, or `data.takedown` lacks keys.
+        ConfigError: the weights are not there, the head is too large, or `data.takedown` lacks keys or names files.
         DataError: a store cannot be asked, or the list cannot be read.
+        RefusalError: `checkpoint.remote` holds the copies of another run.
     """
+    check_named(recipe, run_dir)
+    # The indexes of a large set take minutes: of one, ranks look its keys up, and a refusal by them costs no more.
+    if recipe.data.takedown and data.total_samples <= _LOOKED_UP:
+        new_lines(taken_down(run_dir), recipe.data.takedown, data.parts, beside=whole_set(val))
+    begun = _has_begun(run_dir)
+    if recipe.checkpoint.remote:
+        _check_copies(recipe, run_dir, {**identity(recipe), "fingerprint": data.fingerprint}, begun=begun)
+    if not begun:
+        check_outputs(recipe, data)
+
+
+def check_named(recipe: Recipe, run_dir: Path, asked: set[str] | None = None) -> None:
+    """The part of `check_beginning` that needs no set to be open: what a recipe names beside its sets is there.
+
+    Args:
+        recipe: of the run.
+        run_dir: of the run.
+        asked: places that were asked for other runs, which are not asked again; those of this one are added.
+
+    Raises:
+        ConfigError, DataError: as `check_beginning`.
+    """
+    asked = set() if asked is None else asked
     # Read anew: it may have grown since this process has read it.
     hold(recipe.data.takedown, read_lines(recipe.data.takedown))
-    if (run_dir / names.RUN).exists():
-        refuse_forgetting(taken_down(run_dir), recipe.data.takedown)
+    refuse_forgetting(taken_down(run_dir), recipe.data.takedown)
+    if _has_begun(run_dir):
         return
-    if recipe.checkpoint.remote:
+    remote = recipe.checkpoint.remote
+    if remote and parent_url(remote) not in asked:
         # A store that nothing can be written to would be noticed at the first save.
         try:
-            check_place(recipe.checkpoint.remote)
+            check_place(remote)
         except DataError as error:
             raise type(error)(f"checkpoint.remote: {error}") from None
-    if recipe.init is None or exists(recipe.init.weights):
+        asked.add(parent_url(remote))
+    if recipe.init is None or recipe.init.weights in asked:
         return
-    raise ConfigError(
-        f"init.weights={redact(recipe.init.weights)}: there is no such file or folder; give weights of a form that "
-        f"`vit-dist models import` reads, a checkpoint or a run"
-    )
+    if not exists(recipe.init.weights):
+        raise ConfigError(
+            f"init.weights={redact(recipe.init.weights)}: there is no such file or folder; give weights of a form that "
+            f"`vit-dist models import` reads, a checkpoint or a run"
+        )
+    asked.add(recipe.init.weights)
+
+
+def _has_begun(run_dir: Path) -> bool:
+    return (run_dir / names.RUN).exists()
+
+
+def check_outputs(recipe: Recipe, data: TrainingSet) -> None:
+    """Refuse a run that is to begin with a head of far more outputs than its set has classes.
+
+    Raises:
+        ConfigError: it has, and the recipe does not say that this is meant.
+    """
+    problem = too_many_outputs(recipe, data.num_classes)
+    if problem:
+        raise ConfigError(problem)
+
+
+def _check_copies(recipe: Recipe, run_dir: Path, known: dict[str, Any], *, begun: bool) -> None:
+    remote = recipe.checkpoint.remote
+    if begun and _remote_before(run_dir) == remote:
+        return
+    try:
+        # Not as patiently as while it trains, also where it has begun.
+        with briefly():
+            holds_copies_of(remote, known)
+    except VitDistError as error:
+        if begun and isinstance(error, AwayError):
+            log(f"  checkpoint.remote: {error}. The run goes on, and tries it at each save", WARNING)
+            return
+        raise type(error)(f"checkpoint.remote: {error}") from None
+
+
+def _remote_before(run_dir: Path) -> str | None:
+    """What `checkpoint.remote` was when a run began; None where that is not known."""
+    with contextlib.suppress(ConfigError):
+        checkpoint = read_mapping(run_dir / names.RECIPE).get("checkpoint")
+        return str(checkpoint.get("remote", "")) if isinstance(checkpoint, dict) else None
+    return None
 
 
 def make_plan(recipe: Recipe, data: TrainingSet, world: World) -> Plan:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vit_dist.core.errors import CheckpointError
+from vit_dist.core.errors import OtherCheckpointError
 from vit_dist.core.run.checkpoints import committed, read_marker
 from vit_dist.core.run.names import CHECKPOINTS
 from vit_dist.data.mixture import MixtureIdentity
@@ -115,7 +115,7 @@ class TrainState:
         """
         changes = describe_identity_change(asdict(identity), raw["order"])
         if changes:
-            raise CheckpointError(
+            raise OtherCheckpointError(
                 f"{where}: its position belongs to another order of examples ({'; '.join(changes)}); continuing would "
                 f"repeat some and leave out others. Restore those settings or start in another --run-dir"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from vit_dist.config.load import merge, read_mapping, to_yaml
 from vit_dist.config.schema import Recipe
@@ -11,11 +12,10 @@ from vit_dist.core.run import names
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
 from vit_dist.data.manifest import ShardManifest
-from vit_dist.data.sets import Part, Parts, TrainingSet
-from vit_dist.data.subset import select
-from vit_dist.data.takedown import extended, hold, read_lines
+from vit_dist.data.sets import TrainingSet, whole_set
+from vit_dist.data.takedown import extended, hold, new_lines, read_lines
 from vit_dist.train.checkpoint.restore import on_main
-from vit_dist.train.state import TrainState
+from vit_dist.train.state import TrainState, taken_down
 
 
 def agree_on_list(recipe: Recipe, world: World) -> None:
@@ -29,6 +29,17 @@ def agree_on_list(recipe: Recipe, world: World) -> None:
         hold(url, on_main(lambda: read_lines(url), world))
 
 
+def check_list(recipe: Recipe, data: TrainingSet, val: ShardManifest | None, run_dir: Path, world: World) -> None:
+    """Refuse a list before an attempt begins, by what the newest checkpoint here has taken down. A collective.
+
+    Raises:
+        ConfigError: the list lacks something of that, leaves nothing to train on, or names files in place of keys.
+        DataError: an index cannot be read.
+    """
+    url = recipe.data.takedown
+    on_main(lambda: new_lines(taken_down(run_dir), url, data.parts, beside=whole_set(val)), world)
+
+
 def with_list(
     state: TrainState, recipe: Recipe, data: TrainingSet, val: ShardManifest | None, world: World
 ) -> TrainState:
@@ -38,10 +49,10 @@ def with_list(
         ConfigError: the list lacks something that was.
         DataError: an index cannot be read.
     """
-    beside = None if val is None or not val.num_samples else Parts([Part(val, select(val, None))])
     # On one rank: it may read the indexes of all shards.
     taken = on_main(
-        lambda: extended(state.taken_down, recipe.data.takedown, data.parts, state.position, beside=beside), world
+        lambda: extended(state.taken_down, recipe.data.takedown, data.parts, state.position, beside=whole_set(val)),
+        world,
     )
     return replace(state, taken_down=taken)
 

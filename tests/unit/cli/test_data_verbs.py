@@ -218,7 +218,7 @@ def test_max_bad_reads_percent_and_fractions_and_sets_the_exit_code(
     assert vit_dist(["data", "pack", str(tmp_path / "src"), str(tmp_path / "out")]) == 1
     assert "1 of 51 images cannot be read, more than --max-bad 0.01 allows" in capsys.readouterr().err
     assert vit_dist(["data", "pack", str(tmp_path / "src"), str(tmp_path / "out"), "--max-bad", "2%"]) == 0
-    assert "left out 1 unreadable images" in capsys.readouterr().err
+    assert "left out 1 unreadable image;" in capsys.readouterr().err
     assert vit_dist(["data", "pack", str(tmp_path / "src"), str(tmp_path / "new"), "--max-bad", "0.02"]) == 0
 
 
@@ -273,7 +273,7 @@ def test_verify_images_names_those_that_training_would_replace(
     write_tar(tmp_path / "a.tar", [m for n, c in members for m in ((n, c), (f"{n.partition('.')[0]}.cls", b"1"))])
     assert cli.main(["index", str(tmp_path / "a.tar"), "--out", str(tmp_path / "m.json")]) == 0
     assert "bytes and indexes" in lines(capsys, "verify", str(tmp_path / "m.json"))[0]
-    with pytest.raises(DataError, match="1 of 1 shards are not what the manifest says, or hold bad images"):
+    with pytest.raises(DataError, match="1 of 1 shard is not what the manifest says, or hold bad images"):
         cli.main(["verify", str(tmp_path / "m.json"), "--images"])
     found = capsys.readouterr().out.splitlines()
     assert len(found) == 3
@@ -506,7 +506,7 @@ def test_verify_compares_labels_by_the_rule_that_indexed_them(
     assert cli.main(["index", str(tmp_path / "t.tar"), "--out", out, "--labels", extension, *classes]) == 0
     assert "are right" in lines(capsys, "verify", out)[0]
     _with_labels(tmp_path, "m.json", lambda labels: labels * 0)
-    with pytest.raises(DataError, match="1 of 1 shards"):
+    with pytest.raises(DataError, match="1 of 1 shard is"):
         cli.main(["verify", out])
     text_out = capsys.readouterr().out
     assert "sample '1' has the labels 1, its index says 0" in text_out

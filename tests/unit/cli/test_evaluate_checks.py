@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,66 @@ def test_a_training_set_of_other_content_is_refused(trained: Path, started: list
         evaluate.main([str(trained), f"data.train={tmp_path}/other"])
     assert not started
     assert evaluate.main([str(trained), f"data.val={tmp_path}/other"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        ("nowhere", "no run 'nowhere': not the directory of a run, nor the name"),
+        ("runs/nowhere", "no run 'runs/nowhere': not the directory of a run, nor the name"),
+        ("don", ""),
+        ("runs/don", "no run 'runs/don': not the directory of a run"),
+        ("done", ""),
+        ("done/checkpoints/step-0000000008", ""),
+        ("runs/done/checkpoints/step-0000000009", "no such checkpoint; the newest are step-0000000008"),
+        ("nowhere/checkpoints/step-0000000008", "no run 'nowhere': not the directory of a run"),
+        ("empty", "'empty': no run is in this directory, nor in the 3 levels below it"),
+        ("runs", "'runs': a directory that holds 1 run, and is none; give one:\n  runs/done"),
+        ("file", "no run 'file': a file, where the directory of a run is needed"),
+        ("claimed", "claimed: the directory of a run that has not begun: it holds no recipe.yaml yet"),
+        ("", "no run ''"),
+    ],
+)
+def test_what_is_no_run_is_told_by_what_it_is(
+    wanted: str, told: str, trained: Path, started: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = trained.parent
+    monkeypatch.chdir(here)
+    (here / "runs").mkdir()
+    trained.rename(here / "runs" / "done")
+    (here / "empty").mkdir()
+    (here / "file").write_text("x")
+    (here / "claimed").mkdir()
+    (here / "claimed" / names.RUN).write_text("{}")
+    if not told:
+        assert evaluate.main([wanted]) == 0
+        return
+    with pytest.raises(VitDistError, match=f"^{re.escape(told)}|{re.escape(told)}"):
+        evaluate.main([wanted])
+    (here / "list").write_text(f"runs/done\n{wanted}\n")
+    if "checkpoint;" not in told and wanted:
+        with pytest.raises(ConfigError, match=f"--list list, line 2: {re.escape(told)}"):
+            evaluate.main(["--list", "list", "--cluster", "dev", "--dry-run"])
+    assert not started
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("s3://bucket/run", "`aws s3 sync s3://bucket/run DIR --exclude 'step-*'`"),
+        ("S3://bucket/run/", "DIR --exclude 'step-*'`"),
+        ("gs://bucket/run", "Fetch its records all but its step-*"),
+        ("https://user:secret@host/run", "evaluate DIR checkpoint.remote=https://"),
+        ("s3://", "s3://: names no bucket"),
+        ("s3:/bucket/run", "a URL is written s3://bucket/run"),
+        ("file://host/run", "stands where a URL has the name of a machine"),
+    ],
+)
+def test_of_a_run_in_a_store_it_is_said_how_it_is_evaluated(
+    url: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        evaluate.main([url])
+    said = " ".join(capsys.readouterr().err.split())
+    assert told in said
+    assert "secret" not in said

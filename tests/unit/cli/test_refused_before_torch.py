@@ -117,7 +117,7 @@ def test_names_that_cannot_be(occupied: Path) -> None:
         (["models", "import", "none.npz", "x.safetensors"], "no such file"),
         (["models", "import", f"{run}/run.json", "x.safetensors"], "weights in a file of this name are not known"),
         (["models", "import", "none.npz", "x.zip"], "no form of weights has this ending"),
-        (["evaluate", run], "no recipe.yaml in it"),
+        (["evaluate", run], "that has not begun: it holds no recipe.yaml yet"),
         (["compare", "--models", "ViT-B/99"], "ViT-B/99"),
         (["verify-resume", "demo", "--nproc", "3"], "not divisible by 3"),
         (["train", "demo", "--nproc", "3"], "not divisible by 3"),

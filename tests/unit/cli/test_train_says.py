@@ -64,20 +64,29 @@ def test_where_a_run_is_and_what_will_not_be_evaluated_is_said_first(
 
 
 @pytest.mark.parametrize("verb", ["train", "run"])
-def test_it_is_said_before_sets_are_opened_and_torch_is_imported(verb: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_run_is_named_once_nothing_refuses_it_and_before_torch_is_imported(
+    verb: str, refused: bool, small_set: str, tmp_path: Path
+) -> None:
     code = (
-        "import sys, vit_dist.train.plan as plan\n"
-        "def opened(*_):\n"
+        "import sys, launcher.processes.ranks as ranks\n"
+        "def begun(*_, **__):\n"
         "    print('torch' in sys.modules, file=sys.stderr)\n"
         "    raise SystemExit(3)\n"
-        "plan.open_training = opened\n"
+        "ranks.run_local = begun\n"
         f"from vit_dist.cli.{verb} import main\n"
-        "main(['demo', '--run-dir', sys.argv[1]])\n"
+        "main(['demo', *sys.argv[2:], '--run-dir', sys.argv[1]])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "r")], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == 3
+    words = [f"data.train={small_set}", "data.val=", "evaluators=[]", "checkpoint.every=1 epochs"]
+    words += ["horizon=9 steps", f"schedule.warmup={10 if refused else 1} steps"]
+    command = [sys.executable, "-c", code, str(tmp_path / "r"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    if refused:
+        assert "longer than the whole run of 9 steps" in done.stderr
+        assert "a new run" not in done.stderr
+        assert not (tmp_path / "r").exists()
+        return
+    assert done.returncode == 3, done.stderr
     *said, torch = done.stderr.splitlines()
     assert torch == "False"
     assert f"in {tmp_path / 'r'} (a new run)" in said[0]

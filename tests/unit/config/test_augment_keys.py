@@ -111,8 +111,11 @@ def test_a_strength_brings_its_mixup(name: str, alpha: float | None) -> None:
             ("data.augment.augreg=medium",),
             "data.augment.augreg: must be 'none', .*, got 'medium'; did you mean",
         ),
-        (("data.augment.randaug={}",), "data.augment.randaug: unknown key; did you mean 'randaugment'?"),
-        (("data.augment.erase.are=[0.1, 0.2]",), "data.augment.erase.are: unknown key; did you mean 'area'?"),
+        (("data.augment.randaug={}",), "data.augment.randaug: unknown key; did you mean 'data.augment.randaugment'?"),
+        (
+            ("data.augment.erase.are=[0.1, 0.2]",),
+            "data.augment.erase.are: unknown key; did you mean 'data.augment.erase.area'?",
+        ),
         (("data.augment.randaugment.magnitude=31",), "randaugment.magnitude: must be less than or equal to 30, got 31"),
         (("data.augment.randaugment.magnitude=-1",), "randaugment.magnitude: must be greater than or equal to 0"),
         (("data.augment.randaugment.num_ops=0",), "randaugment.num_ops: must be greater than or equal to 1, got 0"),

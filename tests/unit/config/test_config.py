@@ -87,8 +87,8 @@ def test_bad_yaml_is_named_with_its_place(text: str, says: str) -> None:
             ["model=vit-test", "model.groups=3"],
             "model.groups: unknown key here; it belongs to model.name=bit or model.name=hybrid",
         ),
-        (["optim.lrr=1"], "optim.lrr: unknown key; did you mean 'lr'?"),
-        (["data.subest=30M"], "data.subest: unknown key; did you mean 'subset'?"),
+        (["optim.lrr=1"], "optim.lrr: unknown key; did you mean 'optim.lr'?"),
+        (["data.subest=30M"], "data.subest: unknown key; did you mean 'data.subset'?"),
         (["model=ViT-B16"], "model.name: unknown model 'ViT-B16'; did you mean 'ViT-B/16'?"),
         (["engine.name=deepsped"], "engine.name: unknown engine 'deepsped'; did you mean 'deepspeed'?"),
         (

@@ -25,8 +25,10 @@ from vit_dist.core.seeding import hash64, mix64, mix64_array, permutation, unifo
 from vit_dist.core.units import (
     Duration,
     Flops,
+    counted,
     format_bytes,
     format_count,
+    format_rate,
     format_seconds,
     parse_bytes,
     parse_count,
@@ -272,3 +274,37 @@ def test_a_number_that_would_fill_the_memory_is_none(read: Callable[[object], ob
     for unit in ("", " steps", "k epochs", " FLOPs", " MiB"):
         with pytest.raises(ValueError, match="expected"):
             read(number + unit)
+
+
+@pytest.mark.parametrize(
+    ("count", "words", "told"),
+    [
+        (1, ("image",), "1 image"),
+        (0, ("image",), "0 images"),
+        (2000, ("class",), "2,000 classes"),
+        (2, ("class directory",), "2 class directories"),
+        (3, ("batch",), "3 batches"),
+        (4, ("day",), "4 days"),
+        (1, ("shard is", "shards are"), "1 shard is"),
+        (1234567, ("shard is", "shards are"), "1,234,567 shards are"),
+    ],
+)
+def test_what_is_counted_stands_in_its_number(count: int, words: tuple[str, ...], told: str) -> None:
+    assert counted(count, *words) == told
+
+
+@pytest.mark.parametrize(
+    ("rate", "told"),
+    [
+        (12345.6, "12,346"),
+        (10.4, "10"),
+        (9.96, "10"),
+        (1.66, "1.7"),
+        (0.5, "0.5"),
+        (0.0321, "0.032"),
+        (3e-06, "3.0e-06"),
+        (0.0, "0"),
+    ],
+)
+def test_no_rate_is_rounded_to_nothing(rate: float, told: str) -> None:
+    assert format_rate(rate) == told

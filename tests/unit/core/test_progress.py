@@ -18,7 +18,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_a_command_shows_rate_and_time_left_every_ten_seconds_and_ends_with_a_summary(
     now: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Progress("packing", 100, "images") as line:
+    with Progress("packing", 100, "image") as line:
         for _ in range(3):
             now[0] += 5
             line.advance(10, 1 << 20)
@@ -31,7 +31,7 @@ def test_a_command_shows_rate_and_time_left_every_ten_seconds_and_ends_with_a_su
 def test_a_run_that_resumes_shows_its_metrics_and_counts_the_time_left_by_its_own_steps(
     now: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Progress("  training", 1000, "steps", done=900, summary=False) as line:
+    with Progress("  training", 1000, "step", done=900, summary=False) as line:
         now[0] += 1
         line.update(901, metrics={"loss": 2.0})
         now[0] += 19
@@ -44,7 +44,7 @@ def test_a_run_that_resumes_shows_its_metrics_and_counts_the_time_left_by_its_ow
 
 
 def test_where_others_show_it_nothing_is_shown(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("packing", 10, "images", quiet=True) as line:
+    with Progress("packing", 10, "image", quiet=True) as line:
         now[0] += 60
         line.advance(10)
     assert capsys.readouterr().err == ""

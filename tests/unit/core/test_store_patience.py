@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import free_ports
 from vit_dist.core import store_patience
-from vit_dist.core.errors import DataError, MissingError
+from vit_dist.core.errors import AwayError, DataError, MissingError
 from vit_dist.core.files import exists, read_bytes, write_bytes
 from vit_dist.core.store_patience import asked_at, is_known, run_has_begun
 from vit_dist.core.stores import _store
@@ -122,11 +122,71 @@ def test_an_address_out_of_a_profile_is_named_with_it(tmp_path: Path, monkeypatc
 def test_a_web_server_that_is_not_there_is_told_at_the_first_try(
     reader: RangeReader, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(store_patience, "UNKNOWN_S", -1.0)
     (port,) = free_ports(1)
+    with pytest.raises(DataError, match=r"refused, after \d tries"):
+        reader.read_all(f"http://127.0.0.1:{port}/file")
+    assert "refuses connections: nothing listens there; asked again until " in capsys.readouterr().err
+    monkeypatch.setattr(store_patience, "_state", store_patience._State())
+    monkeypatch.setattr(store_patience, "UNKNOWN_S", -1.0)
     with pytest.raises(DataError, match=r"refused, after 1 try"):
         reader.read_all(f"http://127.0.0.1:{port}/file")
-    assert "Connection refused; asked again until " in capsys.readouterr().err
+    # What is asked once alone is not said to be asked again.
+    assert not capsys.readouterr().err
+
+
+NOBODY = {
+    "a name": "no-such-host.invalid:9000",
+    "a name that can be none": f"{'x' * 70}.invalid:9000",
+    "a port": "127.0.0.1:{port}",
+    "a port by its name": "localhost:{port}",
+}
+
+
+@pytest.mark.parametrize("place", NOBODY)
+@pytest.mark.parametrize("scheme", ["s3", "http"])
+@pytest.mark.parametrize("begun", [False, True])
+def test_where_nobody_is_there_is_little_to_wait_for_unless_a_run_has_begun(
+    place: str, scheme: str, begun: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(store_patience, "UNKNOWN_S", 300.0)
+    monkeypatch.setattr(store_patience, "ABSENT_S", 0.2)
+    monkeypatch.setattr(store_patience, "_KNOCK_S", 0.1)
+    server = NOBODY[place].format(port=free_ports(1)[0])
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{server}")
+    if begun:
+        run_has_begun()
+    url = "s3://bucket/file" if scheme == "s3" else f"http://{server}/file"
+    if begun:
+        # All that is asked for then is that it is as patient as ever.
+        assert store_patience.failed(url, "away", "for long") == float("inf")
+        with store_patience.briefly():
+            assert store_patience.failed(url, "away", "") <= 0.2
+        return
+    with pytest.raises(AwayError) as error, contextlib.closing(RangeReader(first_wait_s=0.01)) as opened:
+        opened.read_all(url)
+    said = capsys.readouterr().err
+    # The library for the web refuses a name that can be none by itself.
+    assert said.count("asked again") == (0 if (place, scheme) == ("a name that can be none", "http") else 1)
+    if place == "a port":
+        assert f"{server} refuses connections: nothing listens there" in said
+    if scheme == "s3":
+        assert f"it was looked for at http://{server}, from the environment variable" in str(error.value)
+        # Whoever counts tries says how often the store was asked, and that is not known here.
+        assert "after" not in str(error.value)
+        assert any(what in str(error.value) for what in ("cannot be resolved", "refuses", "can be no host's name"))
+
+
+def test_behind_a_proxy_and_of_amazons_own_nobody_is_asked_who_need_not_be_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (port,) = free_ports(1)
+    assert store_patience.nobody_there(f"http://127.0.0.1:{port}/x")
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    assert store_patience.nobody_there(f"http://127.0.0.1:{port}/x") == ""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert store_patience.nobody_there(f"http://127.0.0.1:{port}/x")
+    assert store_patience.nobody_there("s3://bucket/x") == store_patience.nobody_there("gs://bucket/x") == ""
+    assert store_patience.nobody_there("http://[half/x") == store_patience.nobody_there("http://h:99999/x") == ""
 
 
 @pytest.mark.parametrize("before", ["it has answered", "a run has begun", "it says that it is busy"])

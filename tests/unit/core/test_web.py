@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 import tracemalloc
@@ -149,7 +150,7 @@ def test_what_pours_takes_no_more_memory_than_its_bound() -> None:
 def test_retry_after_is_a_time_or_nothing(text: str, seconds: float) -> None:
     headers = Message()
     headers["Retry-After"] = text
-    assert web._retry_after({"Retry-After": text}) == seconds
+    assert web.retry_after_s({"Retry-After": text}) == seconds
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -204,7 +205,8 @@ def test_whoever_waits_for_a_server_is_told_for_what(monkeypatch: pytest.MonkeyP
         reader.read_all(f"{url}/m.json?key=secret")
     reader.close()
     (line,) = told
-    assert "/m.json?***: HTTP 503 Service Unavailable; asked again in 9 s, try 2 of 2" in line
+    # A quarter more at most, so that not all are back at once.
+    assert re.search(r"/m\.json\?\*\*\*: HTTP 503 Service Unavailable; asked again in (9|10|11) s, try 2 of 2", line)
 
 
 @pytest.mark.parametrize("length", ["\xb2", "-1", "1e3", "9" * 30, "ten", "0x10"])

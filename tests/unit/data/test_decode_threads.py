@@ -15,7 +15,7 @@ from launcher.processes.ranks import _rank_environment
 from launcher.processes.side_by_side import SideBySide
 from vit_dist.config.load import resolve
 from vit_dist.core.world import World, rank_cpus
-from vit_dist.data import reader
+from vit_dist.data import rows
 from vit_dist.data.decode import decode
 from vit_dist.data.sets import open_training_set
 from vit_dist.data.stream import TrainStream
@@ -37,7 +37,7 @@ def met(manifest: str, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tupl
         seen[threading.current_thread().name] = torch.get_num_threads()
         return decode(content, upright=upright)
 
-    monkeypatch.setattr(reader, "decode", looking)
+    monkeypatch.setattr(rows, "decode", looking)
     recipe = resolve(
         {
             "horizon": "3 epochs",

@@ -124,7 +124,7 @@ def test_a_range_is_gone_on_with_at_the_byte_where_it_broke(store: Store, reader
 
 def test_what_gets_nowhere_is_given_up_and_says_after_how_many_tries(store: Store, reader: RangeReader) -> None:
     store.troubles = ["503"] * 99
-    with pytest.raises(DataError, match=r"a\.tar: cannot be read: OSError: HTTP 503 .*, after 4 tries"):
+    with pytest.raises(DataError, match=r"a\.tar: cannot be read: HTTP 503 .*, after 4 tries"):
         reader.read(f"{store.url}/a.tar", 0, 10)
     assert len(store.asked) == 4
 
@@ -189,7 +189,7 @@ def test_a_file_that_is_too_short_and_a_server_without_ranges_are_told_apart(sto
 @pytest.mark.parametrize("whole", [True, False])
 def test_redirects_in_a_circle_are_not_waited_out(store: Store, reader: RangeReader, whole: bool) -> None:
     store.troubles = [f"redirect {store.url}/a.tar"] * 99
-    with pytest.raises(DataError, match="cannot be read: OSError: too many redirects"):
+    with pytest.raises(DataError, match="cannot be read: too many redirects"):
         reader.read_all(f"{store.url}/a.tar") if whole else reader.read(f"{store.url}/a.tar", 0, 10)
     assert len(store.asked) == 6
 

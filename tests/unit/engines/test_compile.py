@@ -112,8 +112,10 @@ def test_compiled_blocks_train_as_eager_ones_with_the_same_units_dropped(
     blocks, made = len(repeated_blocks(engine.module)), compiler.made
     assert made > 0
     compiler.ran = 0
-    tolerance = 1e-5 if precision == "fp32" else 5e-3
-    assert losses(engine) == pytest.approx(eager, rel=tolerance)
+    tolerance, compiled = 1e-5 if precision == "fp32" else 5e-3, losses(engine)
+    assert compiled[::2] == pytest.approx(eager[::2], rel=tolerance)
+    # A gradient's norm in bf16 sums what was rounded twice as often.
+    assert compiled[1::2] == pytest.approx(eager[1::2], rel=tolerance * (1 if precision == "fp32" else 3))
     # Each block in each of three steps, and again where it is recomputed: none was left eager, none compiled anew.
     assert (compiler.ran, compiler.made) == (3 * blocks * (2 if recompute == "full" else 1), made)
 

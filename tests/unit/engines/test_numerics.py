@@ -19,6 +19,7 @@ from vit_dist.config.load import resolve
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.world import World
+from vit_dist.engines._layout import images_format
 from vit_dist.engines._numerics import check_precision, numerics, slow_bf16
 from vit_dist.engines._protocol import Engine, EngineInputs
 from vit_dist.train.losses import make_loss
@@ -237,3 +238,25 @@ def test_bf16_is_said_to_be_slow_where_the_cpu_has_no_kernels_for_it(
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert ("precision=fp32" in slow_bf16(precision, torch.device(device))) is said
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "engine", "last"),
+    [
+        ("bit-test", "cuda", {}, True),
+        ("hybrid-test", "cuda", {"compile": True}, True),
+        ("vit-test", "cuda", {}, False),
+        ("bit-test", "cuda", {"compile": False}, False),
+        ("bit-test", "cuda", {"name": "deepspeed", "zero_stage": 3}, False),
+        ("bit-test", "cuda", {"name": "deepspeed", "zero_stage": 1}, True),
+        ("bit-test", "cpu", {"compile": True}, False),
+        ("vit-test", "cpu", {"channels_last": True}, True),
+        ("bit-test", "cuda", {"channels_last": False}, False),
+    ],
+)
+def test_images_lie_as_nhwc_where_convolutions_are_compiled_on_a_gpu(
+    model: str, device: str, engine: dict[str, Any], last: bool
+) -> None:
+    config: Any = recipe(**engine).engine
+    found = images_format(config, build_model(model), torch.device(device))
+    assert found is (torch.channels_last if last else torch.contiguous_format)

@@ -13,6 +13,7 @@ from torch import nn
 from tests.plugins import build_model, model_config
 from vit_dist.core.registry import MODELS
 from vit_dist.models import ModelConfig
+from vit_dist.models._bit import GroupNorm
 
 
 @pytest.mark.parametrize(
@@ -115,3 +116,34 @@ def test_kernels_start_as_lecun_normal(name: str) -> None:
     for module in made.build(num_classes=2, image_size=32).modules():
         if isinstance(module, nn.Conv2d):
             assert module.weight.std().item() == pytest.approx(module.weight[0].numel() ** -0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("act", [True, False])
+def test_a_compiled_norm_computes_what_torchs_does_and_keeps_the_layout(
+    layout: torch.memory_format, dtype: torch.dtype, off: float, act: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    norm = GroupNorm(24, num_groups=4, apply_act=act)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    # A mean far from zero, of which a sum of squares would lose the variance.
+    images = (
+        (torch.randn(3, 24, 5, 7) + 30 * torch.arange(24.0).view(24, 1, 1)).to(dtype).contiguous(memory_format=layout)
+    )
+    found = {}
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        given, norm.weight.grad, norm.bias.grad = images.clone().requires_grad_(), None, None
+        with torch.autocast("cpu", enabled=dtype == torch.bfloat16):
+            result = norm(given)
+        assert result.dtype == dtype
+        (result.float() * torch.linspace(-1, 1, result.numel()).view(result.shape)).sum().backward()
+        assert given.grad is not None
+        found[compiling] = result, given.grad, norm.weight.grad, norm.bias.grad
+    assert found[True][0].is_contiguous(memory_format=layout)
+    for ours, torchs in zip(found[True], found[False], strict=True):
+        assert ours is not None
+        assert torchs is not None
+        torch.testing.assert_close(ours.float(), torchs.float(), rtol=off, atol=off * torchs.abs().max().item())

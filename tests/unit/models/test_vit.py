@@ -43,6 +43,33 @@ def test_a_256_pixel_image_in_patches_of_32_is_65_tokens_of_1024() -> None:
     assert model.features(image).shape == (1, 1024)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_patches_by_one_product_are_those_of_the_convolution(memory_format: torch.memory_format) -> None:
+    patches = build_model("vit-test").patch_embed
+    images = torch.randn(2, 3, 28, 28).contiguous(memory_format=memory_format)
+    found = []
+    for embed in (patches, patches.product):
+        patches.zero_grad()
+        embedded = embed(images)
+        embedded.square().sum().backward()
+        found.append((embedded, patches.proj.weight.grad.clone(), patches.proj.bias.grad.clone()))
+    for convolved, multiplied in zip(*found, strict=True):
+        torch.testing.assert_close(multiplied, convolved, rtol=1e-4, atol=1e-4)
+
+
+def test_under_autocast_blocks_add_to_tokens_of_its_dtype() -> None:
+    model = build_model("vit-test")
+    met = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, given, result: met.append((given[0].dtype, result.dtype)))
+    for enabled, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        met.clear()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            logits = model(torch.randn(2, 3, 28, 28))
+        assert met == [(dtype, dtype)] * 2
+        assert logits.dtype == torch.float32
+
+
 @pytest.mark.parametrize("gelu", ["tanh", "exact"])
 @pytest.mark.parametrize("pool", ["cls", "mean", "map"])
 def test_logits_are_timms_for_the_same_weights(pool: str, gelu: str) -> None:
@@ -181,7 +208,7 @@ def test_mean_pooling_averages_the_patches_and_has_no_class_token() -> None:
     tokens = model.encode(x)
     assert tokens.shape == (2, 16, 32)
     assert "cls_token" not in model.state_dict()
-    assert torch.equal(model.features(x), tokens.mean(1))
+    assert torch.equal(model.features(x), model.norm(tokens).mean(1))
 
 
 def test_the_representation_layer_is_a_dense_layer_and_tanh_before_the_head() -> None:

@@ -106,7 +106,7 @@ def test_a_group_that_is_no_count_excludes_its_run_with_the_reason(tmp_path: Pat
 def test_logs_of_two_studies_are_an_error_also_where_one_has_no_finished_run(tmp_path: Path) -> None:
     log_run(tmp_path, seed=0)
     log_run(tmp_path, seed=1, study="other", status=None)
-    with pytest.raises(DataError, match=r"2 studies: 'other' \(1 runs, such as vit-500-s1/tb\); 'tiny'.*name the one"):
+    with pytest.raises(DataError, match=r"2 studies: 'other' \(1 run, such as vit-500-s1/tb\); 'tiny'.*name the one"):
         collect(str(tmp_path))
 
 

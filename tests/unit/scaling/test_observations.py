@@ -89,7 +89,7 @@ def test_a_value_is_the_one_that_was_logged_not_its_single_precision_shadow(tmp_
 def test_logs_of_several_studies_need_a_name(tmp_path: Path) -> None:
     log_run(tmp_path, seed=0)
     log_run(tmp_path, seed=1, study="other")
-    with pytest.raises(DataError, match=r"2 studies: 'other' \(1 runs, such as .*; 'tiny'"):
+    with pytest.raises(DataError, match=r"2 studies: 'other' \(1 run, such as .*; 'tiny'"):
         collect(str(tmp_path))
     assert [one.seed for one in collect(str(tmp_path), study="other").observations] == [1]
 

@@ -145,7 +145,9 @@ def test_evaluations_are_checked_when_the_study_is_planned(study_file: Path) -> 
     (cell, *_) = cells_of(study_file, "evaluations=[{name: fewshot, set: x, shots: [5]}]")
     assert [e.name for e in cell.evaluations] == ["fewshot"]
     assert [e.name for e in cell.recipe.evaluators] == ["classification"]
-    with pytest.raises(ConfigError, match=r"evaluations as: evaluators\[0\].shot: unknown key; did you mean 'shots'"):
+    with pytest.raises(
+        ConfigError, match=r"evaluations as: evaluators\[0\].shot: unknown key; did you mean 'evaluators\[0\].shots'"
+    ):
         cells_of(study_file, "evaluations=[{name: fewshot, set: x, shot: [5]}]")
 
 
@@ -251,7 +253,7 @@ def test_sizes_are_those_of_the_manifests_and_unknown_where_there_is_none(
     manifest = read_manifest(small_set)
     named = cells_of(study_file, f"data.train={small_set}")
     assert look_at_sets(named).sizes == {small_set: DatasetSize(manifest.num_samples, int(manifest.sizes.sum()), 4)}
-    idle = cells_of(study_file, f"data.train={small_set}", "data.num_classes=1000")
+    idle = cells_of(study_file, f"data.train={small_set}", "data.num_classes=1000", "data.spare_outputs=true")
     remarks = {one.remark for one in estimate_costs(idle, look_at_sets(idle))}
     assert all("but the training set has 4 classes" in remark for remark in remarks)
     assert look_at_sets(cells_of(study_file)).sizes == {}

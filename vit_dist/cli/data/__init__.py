@@ -17,6 +17,7 @@ VERBS = {
     "order": Verb("order", "main", "print the keys of examples in the order they are trained on"),
     "show": Verb("show", "main", "a picture of what training sees of some examples, augmentation and all"),
     "bench": Verb("bench", "main", "what this machine and this store deliver, and what a recipe needs"),
+    "cache": Verb("cache", "main", "what this node's cache of shards holds; or empty it"),
     "seen": Verb("seen", "main", "at which steps a run was trained on images"),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vit_dist.cli.data.options import default_workers, out, parser, positive, say
 from vit_dist.core.files import redact
 from vit_dist.core.places import any_option, local_option
-from vit_dist.core.units import format_bytes
+from vit_dist.core.units import counted, format_bytes
 
 _SHOWN = 20
 
@@ -91,11 +91,15 @@ docs/data.md says what a label may be. Tars that `vit-dist data pack` wrote keep
     if len(result.left_out) > _SHOWN:
         say(f"left out: {len(result.left_out) - _SHOWN:,} more")
     if result.ignored:
-        say(f"{result.ignored:,} members are no part of a sample (no extension, hidden, or not a file)")
+        say(
+            f"{counted(result.ignored, 'member is', 'members are')} no part of a sample "
+            "(no extension, hidden, or not a file)"
+        )
     manifest = result.manifest
     out(
-        f"{redact(args.out)}: {manifest.num_samples:,} examples of {manifest.num_classes:,} classes in "
-        f"{len(manifest.shards):,} shards, {format_bytes(int(manifest.sizes.sum()))}, "
-        f"{'shuffled' if manifest.shuffled else 'not shuffled'}, fingerprint {manifest.fingerprint}\n"
+        f"{redact(args.out)}: {counted(manifest.num_samples, 'example')} of "
+        f"{counted(manifest.num_classes, 'class')} in {counted(len(manifest.shards), 'shard')}, "
+        f"{format_bytes(int(manifest.sizes.sum()))}, {'shuffled' if manifest.shuffled else 'not shuffled'}, "
+        f"fingerprint {manifest.fingerprint}\n"
     )
     return 0

@@ -9,7 +9,7 @@ from typing import Any
 from vit_dist.cli.data.options import count, default_workers, out, parser, positive, say
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.places import any_option
-from vit_dist.core.units import format_bytes
+from vit_dist.core.units import counted, format_bytes
 
 _LISTED = 10
 
@@ -47,7 +47,7 @@ def info_main(argv: list[str]) -> int:
         f"name         {manifest.name}\n"
         f"fingerprint  {manifest.fingerprint}\n"
         f"examples     {manifest.num_samples:,}\n"
-        f"shards       {len(manifest.shards):,} of {int(sizes.min()):,} to {int(sizes.max()):,} examples, "
+        f"shards       {len(manifest.shards):,} of {int(sizes.min()):,} to {counted(int(sizes.max()), 'example')}, "
         f"{format_bytes(int(manifest.sizes.sum()))} in all\n"
         f"order        {'shuffled' if manifest.shuffled else 'not shuffled: subsets are drawn by hash'}\n"
         f"images       {format_bytes(low)} to {format_bytes(high)}, mean {format_bytes(mean)}\n"
@@ -73,7 +73,7 @@ def _print_classes(manifest: Any, counts: Any, *, everything: bool) -> None:
     order = sorted(range(len(per_class)), key=lambda c: (-per_class[c], c))
     empty = sum(not n for n in per_class)
     if empty:
-        out(f"             {empty:,} classes have no examples\n")
+        out(f"             {counted(empty, 'class has', 'classes have')} no examples\n")
     if not everything and len(order) > 2 * _LISTED:
         out(f"             the {_LISTED} largest and the {_LISTED} smallest:\n")
         order = order[:_LISTED] + order[-_LISTED:]
@@ -98,12 +98,12 @@ def _print_resolutions(pictures: list[Any]) -> None:
     shorter = sorted(min(w, h) for w, h, _ in sizes)
     longer = sorted(max(w, h) for w, h, _ in sizes)
     out(
-        f"resolution   of {len(sizes):,} random images: shorter side {shorter[0]} to {shorter[-1]}, median "
+        f"resolution   of {counted(len(sizes), 'random image')}: shorter side {shorter[0]} to {shorter[-1]}, median "
         f"{median(shorter):.0f}; longer side {longer[0]} to {longer[-1]}, median {median(longer):.0f}\n"
         f"formats      {', '.join(f'{n} {c / len(sizes):.0%}' for n, c in sorted(formats.items()))}\n"
     )
     if len(sizes) < len(headers):
-        out(f"unreadable   {len(headers) - len(sizes)} of {len(headers)} random images\n")
+        out(f"unreadable   {len(headers) - len(sizes)} of {counted(len(headers), 'random image')}\n")
 
 
 def verify_main(argv: list[str]) -> int:
@@ -130,23 +130,22 @@ def verify_main(argv: list[str]) -> int:
 
     manifest = read_manifest(args.manifest)
     broken = 0
-    total = int(manifest.sizes.sum())
-    with Progress("verifying", total >> 20, "MiB") as progress:
-        done = 0
+    with Progress("verifying", len(manifest.shards), "shard") as progress:
         workers = args.workers or default_workers()
         for shard, problems in verify(manifest, fast=args.fast, images=args.images, num_workers=workers):
             broken += bool(problems)
             out("".join(f"{problem}\n" for problem in problems))
-            done += int(manifest.sizes[shard])
-            progress.update(done >> 20)
+            # Of sizes and indexes alone no bytes are read.
+            progress.advance(1, 0 if args.fast else int(manifest.sizes[shard]))
     if broken:
         raise DataError(
-            f"{args.manifest}: {broken:,} of {len(manifest.shards):,} shards are not what the manifest says"
-            f"{', or hold bad images' if args.images else ''}"
+            f"{args.manifest}: {broken:,} of {counted(len(manifest.shards), 'shard is', 'shards are')} not what the "
+            f"manifest says{', or hold bad images' if args.images else ''}"
         )
     checked = "sizes and indexes" if args.fast else f"bytes{', images' if args.images else ''} and indexes"
     out(
-        f"{args.manifest}: {checked} of {len(manifest.shards):,} shards, {manifest.num_samples:,} examples, are right\n"
+        f"{args.manifest}: {checked} of {counted(len(manifest.shards), 'shard')}, "
+        f"{counted(manifest.num_samples, 'example')}, are right\n"
     )
     return 0
 
@@ -180,7 +179,7 @@ same. --balanced takes equally many of each class, and is nested too; it needs a
     if args.out:
         made = write_subset(manifest, chosen, args.out, balanced=args.balanced)
         out(
-            f"{args.out}: {made.num_samples:,} examples in {len(made.shards):,} shards, "
+            f"{args.out}: {counted(made.num_samples, 'example')} in {counted(len(made.shards), 'shard')}, "
             f"fingerprint {made.fingerprint}\n"
         )
         return 0
@@ -221,19 +220,19 @@ def _report_copies(args: argparse.Namespace) -> int:
     from vit_dist.data.manifest import read_manifest
 
     manifest = read_manifest(args.manifest)
-    with Progress(f"reading {manifest.name}", manifest.num_samples, "images") as progress:
+    with Progress(f"reading {manifest.name}", manifest.num_samples, "image") as progress:
         copies = copies_within(manifest, args.workers or default_workers(), progress.advance)
     keys: dict[int, list[str]] = {}
     for group, num_labels in zip(copies.groups, copies.num_labels, strict=True):
         for shard in {shard for shard, _ in group} - keys.keys():
             keys[shard] = manifest.read_index(shard).keys()
-        told = f"  ({num_labels} different labels)" if num_labels > 1 else ""
+        told = f"  ({counted(num_labels, 'different label')})" if num_labels > 1 else ""
         out("  ".join(keys[shard][place] for shard, place in group) + told + "\n")
     mixed = sum(num_labels > 1 for num_labels in copies.num_labels)
     say(
-        f"{redact(args.manifest)}: {copies.num_surplus:,} of {manifest.num_samples:,} images are copies of another one "
-        f"in the set, byte for byte: {len(copies.groups):,} files stand there more than once, {mixed:,} of them with "
-        f"different labels"
+        f"{redact(args.manifest)}: {copies.num_surplus:,} of {counted(manifest.num_samples, 'image is', 'images are')} "
+        f"copies of another one in the set, byte for byte: {counted(len(copies.groups), 'file stands', 'files stand')} "
+        f"there more than once, {mixed:,} of them with different labels"
     )
     return 0
 
@@ -263,7 +262,7 @@ def dedup_main(argv: list[str]) -> int:
     hashes, keys, unreadable, plain = [], [], 0, 0
     for url in args.against:
         evaluation = read_manifest(url)
-        with Progress(f"hashing {evaluation.name}", evaluation.num_samples, "images") as progress:
+        with Progress(f"hashing {evaluation.name}", evaluation.num_samples, "image") as progress:
             for shard, hashed in hash_all(evaluation, workers):
                 hashes.append(hashed)
                 names = evaluation.read_index(shard).keys()
@@ -274,7 +273,7 @@ def dedup_main(argv: list[str]) -> int:
     known = Known(Hashes.join(hashes), args.distance)
     left_out: dict[int, list[int]] = {}
     lines: dict[int, list[str]] = {}
-    with Progress(f"hashing {train.name}", train.num_samples, "images") as progress:
+    with Progress(f"hashing {train.name}", train.num_samples, "image") as progress:
         for shard, hashed in hash_all(train, workers):
             names = train.read_index(shard).keys()
             unreadable += int((~hashed.readable).sum())
@@ -295,11 +294,14 @@ def dedup_main(argv: list[str]) -> int:
     report = f"{args.out.removesuffix('.json')}.excluded.jsonl"
     write_bytes(report, "".join(f"{line}\n" for line in listed).encode())
     if unreadable:
-        say(f"{unreadable:,} images could not be decoded; they were compared with nothing and stay")
+        say(f"{counted(unreadable, 'image')} could not be decoded; they were compared with nothing and stay")
     if plain:
-        say(f"{plain:,} images are plain: their hashes say nothing, and they were compared pixel by pixel")
+        say(
+            f"{counted(plain, 'image is', 'images are')} plain: hashes say nothing of "
+            f"such, and they were compared pixel by pixel"
+        )
     out(
-        f"{args.out}: {len(listed):,} of {train.num_samples:,} examples left out ({report}), {made.num_samples:,} "
-        f"stay, fingerprint {made.fingerprint}\n"
+        f"{args.out}: {len(listed):,} of {counted(train.num_samples, 'example')} left out ({report}), "
+        f"{made.num_samples:,} stay, fingerprint {made.fingerprint}\n"
     )
     return 0

@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     wanted = args.count if args.count is not None else rest
     lines = _Lines(parts, order)
     digest = hashlib.sha256()
-    with Progress("order", wanted, "keys") as progress:
+    with Progress("order", wanted, "key") as progress:
         for first in range(begin, begin + wanted, _CHUNK):
             positions = np.arange(first, min(first + _CHUNK, begin + wanted), dtype=np.int64)
             text = lines.at(positions)

@@ -18,9 +18,10 @@ from vit_dist.cli.data.options import (
 )
 from vit_dist.cli.plugins import add_plugin, load_plugins
 from vit_dist.core.errors import ConfigError
-from vit_dist.core.files import destination, lies_in, redact
+from vit_dist.core.files import destination, join_url, lies_in, redact
 from vit_dist.core.places import any_option, local_option, local_or_name
-from vit_dist.core.units import format_bytes
+from vit_dist.core.units import counted, format_bytes
+from vit_dist.data.pack.copies import COPIES_LIST
 from vit_dist.data.pack.dest import BAD_LIST
 from vit_dist.data.pack.run import PackResult
 
@@ -99,7 +100,8 @@ def _parser() -> argparse.ArgumentParser:
         """
 SRC is a folder with one directory per class, MNIST's IDX files, a list of paths or URLs with labels (.jsonl,
 .csv, .tsv), Parquet with the images inside, WebDataset tars to be packed anew, or what a plug-in reads. Images
-that cannot be decoded are left out and listed in DEST/bad.jsonl. Original bytes are kept unless a size or quality
+that cannot be decoded are left out and listed in DEST/bad.jsonl; files under several labels stay, and are listed in
+DEST/copies.jsonl. Original bytes are kept unless a size or quality
 is given. The command may be killed and started again: it resumes. Packing twice gives the same bytes.
 docs/data.md says what a label may be. A label that is none is refused with its file, row or sample, and value.
 """,
@@ -224,19 +226,40 @@ def _report(result: PackResult, dest: str) -> None:
     if result.already_there:
         say("already packed from the same source with the same options; nothing to do")
     if result.num_bad:
-        say(f"left out {result.num_bad:,} unreadable images; see {redact(dest)}/{BAD_LIST}")
+        say(f"left out {counted(result.num_bad, 'unreadable image')}; see {redact(dest)}/{BAD_LIST}")
     if result.num_turned and result.upright:
-        say(f"turned {result.num_turned:,} images upright, as their EXIF orientation says")
+        say(f"turned {counted(result.num_turned, 'image')} upright, as their EXIF orientation says")
     elif result.num_turned:
-        say(
-            f"{result.num_turned:,} images are stored on their side or mirrored, as their EXIF orientation says, and "
-            f"are trained on as they are stored; --upright turns them"
-        )
+        what = counted(result.num_turned, "image is stored on its side", "images are stored on their side")
+        say(f"{what} or mirrored, as EXIF orientation says, and trained on as stored; --upright turns such images")
+    _report_copies(result, dest)
     for url, manifest in result.manifests:
         out(
-            f"{redact(url)}: {manifest.num_samples:,} examples of {manifest.num_classes:,} classes in "
-            f"{len(manifest.shards):,} shards, {format_bytes(int(manifest.sizes.sum()))}, "
+            f"{redact(url)}: {counted(manifest.num_samples, 'example')} of {counted(manifest.num_classes, 'class')} in "
+            f"{counted(len(manifest.shards), 'shard')}, {format_bytes(int(manifest.sizes.sum()))}, "
             f"fingerprint {manifest.fingerprint}\n"
+        )
+
+
+def _report_copies(result: PackResult, dest: str) -> None:
+    """What images were found to share, where they were compared now."""
+    where, copies = redact(dest), result.copies
+    if copies is None:
+        if not result.already_there:
+            say("whether images are there twice, with other labels, was not looked for; `vit-dist data dedup SET` does")
+        return
+    if copies.mixed:
+        say(
+            f"{counted(copies.mixed, 'image is', 'images are')} there more than once with different labels, byte for "
+            f"byte: {' and '.join(copies.shown)}{', ...' if copies.mixed > 1 else ''}; all of them: "
+            f"{where}/{COPIES_LIST}"
+        )
+    if copies.in_both:
+        train, val = (redact(join_url(dest, name)) for name in ("train", "val"))
+        say(
+            f"{counted(copies.in_both, 'image of val is', 'images of val are')} in train too, byte for byte, so that "
+            f"values on val flatter; `vit-dist data dedup {train} --against {val} --out {train}/dedup.json` makes a "
+            f"training set without what is in val"
         )
 
 

@@ -12,6 +12,7 @@ from vit_dist.cli.data.options import out, say
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import local_path
 from vit_dist.core.run import names
+from vit_dist.core.units import counted
 
 _PARTS = 16
 # Those about Slurm and plug-ins, and how many values each takes.
@@ -112,15 +113,20 @@ def _shown(scripts: dict[str, str], merge: tuple[str, ...]) -> str:
     first, *others = scripts
     text = scripts[first]
     if len(others) > 1:
-        text += f"\n# {len(others)} arrays like this one: Slurm's MaxArraySize cuts {', '.join(others[:-1])} off\n"
+        text += f"\n# {counted(len(others), 'array')} like this one: "
+        text += f"Slurm's MaxArraySize cuts {', '.join(others[:-1])} off\n"
     return text + f"\n# once all parts are packed: vit-dist {shlex.join(merge)}\n"
 
 
 def _report(submission: dict[str, Any], folder: Path, dest: str) -> None:
     ids = ",".join([*submission["arrays"], submission["merge"]])
     skipped = submission["parts"] - submission["missing"]
-    say(f"{skipped} of {submission['parts']} parts are packed already" if skipped else f"{submission['parts']} parts")
+    say(
+        f"{skipped} of {counted(submission['parts'], 'part is', 'parts are')} packed already"
+        if skipped
+        else f"{counted(submission['parts'], 'part')}"
+    )
     if submission["arrays"]:
-        out(f"packing  job {', '.join(submission['arrays'])}: {submission['missing']} parts into {dest}\n")
+        out(f"packing  job {', '.join(submission['arrays'])}: {counted(submission['missing'], 'part')} into {dest}\n")
     out(f"merging  job {submission['merge']}, once all are packed\n")
     out(f"logs     {folder}\nfollow   squeue -j {ids}\nagain    the same command submits what is missing\n")

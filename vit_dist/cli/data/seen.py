@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vit_dist.cli.data.options import out, parser
 from vit_dist.core.errors import ConfigError, RunError
 from vit_dist.core.places import any_option, local_option
+from vit_dist.core.units import counted
 
 if TYPE_CHECKING:
     from vit_dist.config.schema import Recipe
@@ -70,7 +71,7 @@ def _print(args: argparse.Namespace, lines: tuple[str, ...]) -> int:
     state = TrainState.load(raw, data.identity, str(where))
     taken = left_out(state.taken_down)
     readings = Readings(data, state.position, taken, state.quarantined)
-    out(f"{args.run}: {state.step:,} steps of {recipe.global_batch:,}, {state.examples:,} examples\n")
+    out(f"{args.run}: {counted(state.step, 'step')} of {recipe.global_batch:,}, {counted(state.examples, 'example')}\n")
     found = find(lines, data.parts)
     validation = _validation(recipe, data)
     elsewhere = find([line for line in lines if not found[line]], validation)
@@ -119,7 +120,7 @@ def _told(
             trained.append((step, reading))
     where = f"{part.name + ' ' if part.name else ''}{part.manifest.shards[shard].url}"
     down = "" if since is None else f"; taken down from position {since:,} on"
-    text = [f"{line} ({where}, ordinal {ordinal}): trained on {len(trained):,} times{down}\n"]
+    text = [f"{line} ({where}, ordinal {ordinal}): trained on {counted(len(trained), 'time')}{down}\n"]
     for step, one in trained:
         stood = "" if one.in_place_of is None else f", in place of {_key(parts, one.in_place_of)!r}"
         text.append(f"  step {step:,}, epoch {one.epoch}, position {one.position:,}{stood}\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vit_dist.cli.data.options import count, out, parser, positive
 from vit_dist.core.files import redact
 from vit_dist.core.places import any_option, local_or_name
+from vit_dist.core.units import counted
 
 _DETAILS = """
 A row an example: as it is stored, as evaluation views it, and as training will see it, epoch by epoch, with what
@@ -40,5 +41,7 @@ def main(argv: list[str]) -> int:
     data = open_training_set(recipe)
     found = rows(data, recipe, start=args.start, images=args.images, draws=args.draws)
     write_bytes(args.out, sheet(found))
-    out(f"{redact(args.out)}: {len(found)} examples of {data.name}, each in {args.draws} epochs\n")
+    out(
+        f"{redact(args.out)}: {counted(len(found), 'example')} of {data.name}, each in {counted(args.draws, 'epoch')}\n"
+    )
     return 0

@@ -6,8 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vit_dist.core.errors import DataError
 from vit_dist.core.places import local_option, local_or_name, local_or_override
 from vit_dist.core.run import names
+from vit_dist.core.units import counted
+from vit_dist.core.urls import is_remote, redact
 
 if TYPE_CHECKING:
     from vit_dist.config.schema import Recipe
@@ -44,10 +47,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "words",
-        type=local_or_override,
+        type=_run_or_override,
         metavar="RUN-DIR [k=v ...]",
         nargs="*",
-        help="a run directory or one of its checkpoints, and overrides",
+        help="a run (its directory or name) or one of its checkpoints, and overrides",
     )
     parser.add_argument(
         "--list", metavar="FILE", type=local_option, help="in place of RUN-DIR: run directories, a line each"
@@ -68,10 +71,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _run_or_override(text: str) -> str:
+    """Type of a word of the command line."""
+    try:
+        remote = "=" not in text.partition("://")[0] and is_remote(text)
+    except DataError:
+        # Said below.
+        remote = False
+    if not remote:
+        return local_or_override(text)
+    url = redact(text.rstrip("/"))
+    how = f": `aws s3 sync {url} DIR --exclude 'step-*'`" if text.lower().startswith("s3:") else " all but its step-*"
+    raise argparse.ArgumentTypeError(
+        f"{url}: a run is evaluated out of its directory, on this machine. Fetch its records{how}; then `vit-dist "
+        f"evaluate DIR checkpoint.remote={url}` takes the newest checkpoint from there"
+    )
+
+
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
     args = _parser().parse_intermixed_args(argv)
 
+    from launcher.status.find import find_begun
     from vit_dist.cli.evaluate.checks import check_before
     from vit_dist.config.load import load_recipe
     from vit_dist.core.errors import ConfigError
@@ -80,7 +101,9 @@ def main(argv: list[str]) -> int:
     runs = [word for word in args.words if "=" not in word]
     overrides = [word for word in args.words if "=" in word]
     if len(runs) != (args.list is None):
-        raise ConfigError(f"vit-dist evaluate: give one run directory or --list FILE, got {len(runs)} directories")
+        raise ConfigError(
+            f"vit-dist evaluate: give one run directory or --list FILE, got {counted(len(runs), 'directory')}"
+        )
     if args.cluster:
         from vit_dist.cli.evaluate.jobs import submit_evaluation
 
@@ -89,15 +112,9 @@ def main(argv: list[str]) -> int:
     if alone:
         raise ConfigError(f"--{alone[0].replace('_', '-')}: means something with --cluster only")
     element = array_element() if args.element is None else args.element
-    run_dir = Path(runs[0]) if runs else _line(args.list, element)
-    checkpoint = ""
-    if run_dir.parent.name == names.CHECKPOINTS:
-        run_dir, checkpoint = run_dir.parent.parent, run_dir.name
-    recipe_file = run_dir / names.RECIPE
-    if not recipe_file.is_file():
-        raise ConfigError(f"{run_dir}: no recipe.yaml in it: not the directory of a run that has begun")
+    run_dir, checkpoint = find_begun(runs[0] if runs else _line(args.list, element))
     # Nothing is saved, and other evaluators may not measure what the run keeps its best checkpoint by.
-    recipe = load_recipe(str(recipe_file), [*overrides, "checkpoint.keep_best="])
+    recipe = load_recipe(str(run_dir / names.RECIPE), [*overrides, "checkpoint.keep_best="])
     if recipe.measured() == ({}, False):
         raise ConfigError(f"{run_dir}: {_nothing(recipe)}")
     world, ranks = world_or_ranks(args.nproc)
@@ -143,7 +160,7 @@ def _nothing(recipe: Recipe) -> str:
     return f"nothing to evaluate: data.val is empty, and {named} needs it; name a set with data.val=URL"
 
 
-def _line(path: Path, element: int | None) -> Path:
+def _line(path: Path, element: int | None) -> str:
     from vit_dist.core.errors import ConfigError, DataError
     from vit_dist.core.text import read_text
 
@@ -154,5 +171,5 @@ def _line(path: Path, element: int | None) -> Path:
     except DataError as error:
         raise ConfigError(f"--list {error}") from None
     if not 0 <= element < len(lines):
-        raise ConfigError(f"--element {element}: {path} has {len(lines)} lines")
-    return Path(lines[element])
+        raise ConfigError(f"--element {element}: {path} has {counted(len(lines), 'line')}")
+    return lines[element]

@@ -11,6 +11,7 @@ from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.files import local_path
 from vit_dist.core.run import names
 from vit_dist.core.text import read_text
+from vit_dist.core.units import counted
 
 
 def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list[str]) -> int:
@@ -24,6 +25,7 @@ def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list
     from launcher.slurm import commands as slurm
     from launcher.slurm.cluster import load_cluster
     from launcher.slurm.render import Site, check_no_secrets, render_evaluate
+    from launcher.status.find import find_begun
     from launcher.submit.run import parse_time
     from launcher.submit.snapshot import take_snapshot
     from vit_dist.cli.evaluate.checks import check_unchanged
@@ -42,13 +44,14 @@ def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list
         slurm.check_id(args.after)
     time_limit = parse_time(args.time) if args.time else ""
     cluster = load_cluster(args.cluster)
+    # With --after the run may have to begin yet: another job trains it first.
+    if args.list is None and not args.after:
+        found, checkpoint = find_begun(runs[0])
+        runs = [str(found / names.CHECKPOINTS / checkpoint if checkpoint else found)]
     subject = Path(runs[0] if runs else args.list).absolute()
     elements = _elements(args.list, begun=not args.after)
     check_no_secrets(overrides)
     where = subject.parent.parent if subject.parent.name == names.CHECKPOINTS else subject
-    # With --after the run may have to begin yet: another job trains it first.
-    if args.list is None and not args.after and not (where / names.RECIPE).is_file():
-        raise ConfigError(f"{where}: no recipe.yaml in it: not the directory of a run that has begun")
     if args.list is None and not args.after:
         check_unchanged(load_recipe(str(where / names.RECIPE), overrides), where, overrides)
     folder = (where / names.LOGS) if args.list is None else subject.with_name(f"{subject.name}.evaluate")
@@ -75,21 +78,26 @@ def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list
     write_bytes(str(path), script.encode())
     after = [f"--dependency=afterok:{args.after}"] if args.after else []
     submission = slurm.sbatch(path, args=after)
-    what = f"an array of {elements} runs" if elements else str(subject)
+    what = f"an array of {counted(elements, 'run')}" if elements else str(subject)
     print(f"job {submission.job}: evaluates {what}\nlogs {folder}/evaluate-{stamp}.log{'-*' if elements else ''}")  # noqa: T201
     return 0
 
 
 def _elements(path: Path | None, *, begun: bool) -> int:
     """Lines of a list; 0 where none is given."""
+    from launcher.status.find import find_begun
+
     if path is None:
         return 0
     try:
         lines = read_text(path).splitlines()
     except DataError as error:
         raise ConfigError(f"--list {error}") from None
-    not_a_run = next((line for line in lines if begun and not (Path(line) / names.RECIPE).is_file()), None)
-    if not lines or not_a_run is not None:
-        problem = f"{not_a_run!r} is not the directory of a run that has begun" if lines else "no runs in it"
-        raise ConfigError(f"--list {path}: {problem}")
+    if not lines:
+        raise ConfigError(f"--list {path}: no runs in it")
+    for number, line in enumerate(lines, 1) if begun else ():
+        try:
+            find_begun(line)
+        except ConfigError as error:
+            raise ConfigError(f"--list {path}, line {number}: {error}") from None
     return len(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vit_dist.core.files import redact
 from vit_dist.core.terminal import clean
-from vit_dist.core.units import format_seconds
+from vit_dist.core.units import counted, format_rate, format_seconds
 
 if TYPE_CHECKING:
     from launcher.status.run_view import RunView
@@ -31,6 +32,11 @@ def as_json(view: RunView) -> dict[str, Any]:
     plain = asdict(view)
     plain["path"] = str(view.path.resolve())
     plain.pop("logged")
+    # JSON has no NaN.
+    plain["evaluated"] = {
+        tag: {"step": step, "value": value if math.isfinite(value) else None}
+        for tag, (step, value) in view.evaluated.items()
+    }
     plain |= {"name": view.name, "done": view.fraction_done, "useful": view.useful}
     if view.job is not None:
         plain["job"]["label"] = view.job.label
@@ -46,6 +52,7 @@ def facts(view: RunView, now: float) -> list[tuple[str, str]]:
         ("rate", rate_line(view, now)),
         ("saved", saved_line(view, now)),
         ("measured", "  ".join(f"{name} {value:.4g}" for name, value in view.metrics.items())),
+        ("evaluated", evaluated_line(view)),
         ("goodput", goodput_line(view.goodput, view.useful)),
         ("cost", cost_line(view, now)),
     ]
@@ -55,23 +62,23 @@ def facts(view: RunView, now: float) -> list[tuple[str, str]]:
 def job_line(view: RunView, now: float) -> str:
     """Where it runs, or why it does not yet."""
     where = f" on {view.cluster}" if view.cluster else ""
-    devices = f"{view.devices} process{'' if view.devices == 1 else 'es'}" if view.devices else ""
+    devices = counted(view.devices, "process") if view.devices else ""
     if view.job is None:
         if view.job_id:
             return f"{view.job_id}{where}; Slurm no longer knows it"
         return f"none: on this machine or another, without Slurm; {devices}" if view.state != "new" and devices else ""
     job, parts = view.job, list[str]()
     if job.waiting:
-        parts.append(f"{job.nodes} node{'' if job.nodes == 1 else 's'} asked for")
+        parts.append(f"{counted(job.nodes, 'node')} asked for")
         if job.start:
             soon = job.start - now
             parts.append(f"expected to start {'now' if soon < 1 else f'in {span(soon)}'}")
     else:
-        parts += [job.nodelist or f"{job.nodes} nodes", devices]
+        parts += [job.nodelist or counted(job.nodes, "node"), devices]
     if job.running and job.end:
         parts.append(f"time limit in {span(max(0.0, job.end - now))}")
     if job.restarts:
-        parts.append(f"requeued {job.restarts} time{'' if job.restarts == 1 else 's'}")
+        parts.append(f"requeued {counted(job.restarts, 'time')}")
     if job.excluded:
         parts.append(f"not on {job.excluded}")
     return f"{job.label}{where}, {job.state.lower()}: {', '.join(p for p in parts if p)}"
@@ -83,7 +90,7 @@ def progress_line(view: RunView) -> str:
         return ""
     of = f" of {view.total_steps:,}" if view.total_steps else ""
     share = f" ({100 * view.fraction_done:.1f}%)" if view.fraction_done is not None else ""
-    return f"step {view.step:,}{of}{share}, {view.examples:,} examples"
+    return f"step {view.step:,}{of}{share}, {counted(view.examples, 'example')}"
 
 
 def rate_line(view: RunView, now: float) -> str:
@@ -95,7 +102,7 @@ def rate_line(view: RunView, now: float) -> str:
         left = f", {span(view.eta_s)} left"
         if view.state == "running":
             left += f": about {moment(now + view.eta_s, now)}"
-    return f"{rate(view.rate)} images a second{left}"
+    return f"{format_rate(view.rate)} images a second{left}"
 
 
 def saved_line(view: RunView, now: float) -> str:
@@ -103,8 +110,16 @@ def saved_line(view: RunView, now: float) -> str:
     if view.saved is None:
         return "nothing yet" if view.step else ""
     behind = view.step - view.saved
-    since = f"; {behind:,} steps since" if behind > 0 and view.active else ""
+    since = f"; {counted(behind, 'step')} since" if behind > 0 and view.active else ""
     return f"step {view.saved:,}, {span(now - view.saved_at)} ago{since}"
+
+
+def evaluated_line(view: RunView) -> str:
+    """What `vit-dist evaluate` measured last, the newest step first; tags name a set that is not the run's own."""
+    steps: dict[int, list[str]] = {}
+    for tag, (step, value) in view.evaluated.items():
+        steps.setdefault(step, []).append(f"{tag} {value:.4g}")
+    return "; ".join(f"step {step:,}: {', '.join(steps[step])}" for step in sorted(steps, reverse=True))
 
 
 def goodput_line(goodput: Mapping[str, float], useful: float | None) -> str:
@@ -125,8 +140,8 @@ def cost_line(view: RunView, now: float) -> str:
     if last.open:
         until = now if view.active else view.seen
         hours += last.devices * max(0.0, until - last.begun) / 3600
-    text = f"{count} attempt{'' if count == 1 else 's'}, {hours:,.3g} device-hours"
-    return text + (f", {lost:,} step{'' if lost == 1 else 's'} done in vain" if lost else "")
+    text = f"{counted(count, 'attempt')}, {hours:,.3g} device-hours"
+    return text + (f", {counted(lost, 'step')} done in vain" if lost else "")
 
 
 def attempt_row(entry: Attempt, now: float) -> tuple[str, ...]:
@@ -175,7 +190,7 @@ def row(view: RunView, now: float) -> tuple[str, ...]:
             view.job.label if view.job is not None else view.job_id,
             f"{view.step:,}{of}" if view.step or of else "",
             f"{100 * view.fraction_done:.0f}%" if view.fraction_done is not None else "",
-            rate(view.rate) if view.rate else "",
+            format_rate(view.rate) if view.rate else "",
             span(view.eta_s) if view.eta_s is not None and view.active else "",
             f"{100 * view.useful:.0f}%" if view.useful is not None else "",
             span(now - view.saved_at) if view.saved is not None else "",
@@ -199,7 +214,7 @@ def summary(views: Sequence[RunView]) -> str:
     for view in order(views):
         counts[view.state] = counts.get(view.state, 0) + 1
     parts = ", ".join(f"{count} {state}" for state, count in counts.items())
-    return f"{len(views)} run{'' if len(views) == 1 else 's'}" + (f": {parts}" if parts else "")
+    return counted(len(views), "run") + (f": {parts}" if parts else "")
 
 
 def span(seconds: float) -> str:
@@ -214,11 +229,6 @@ def moment(when: float, now: float) -> str:
     local = time.localtime(when)
     same_day = time.localtime(now)[:3] == local[:3]
     return time.strftime("%H:%M" if same_day else "%b %d %H:%M", local)
-
-
-def rate(per_s: float) -> str:
-    """`12,345`, or `1.7`."""
-    return f"{per_s:,.0f}" if per_s >= 10 else f"{per_s:.2g}"
 
 
 def fold(nodes: Sequence[str]) -> str:

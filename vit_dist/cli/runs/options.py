@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vit_dist.core.places import local_option, local_or_name
+from vit_dist.core.units import counted
 
 if TYPE_CHECKING:
     from launcher.submit.run import SubmitRequest, Submitted
@@ -47,7 +48,8 @@ def job_and_start(done: Submitted, request: SubmitRequest) -> str:
     start = "unknown" if done.start is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(done.start))
     spare = f" and {request.spares} spare" if request.spares else ""
     return (
-        f"job     {done.job} on {request.cluster.name}: {request.nodes} x {request.cluster.tasks} ranks{spare}\n"
+        f"job     {done.job} on {request.cluster.name}: {request.nodes} x "
+        f"{counted(request.cluster.tasks, 'rank')}{spare}\n"
         f"start   {start} (Slurm's estimate)\n"
     )
 

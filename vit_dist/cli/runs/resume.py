@@ -82,8 +82,8 @@ def _as_job(run: Path, args: argparse.Namespace) -> int:
     request = request_to_resume(run, changes)
     check(request)
     # What cannot be is an error now, not after hours in the queue.
-    open_training(request.recipe, World(size=request.ranks))
-    check_beginning(request.recipe, request.directory)
+    data, val, _ = open_training(request.recipe, World(size=request.ranks))
+    check_beginning(request.recipe, request.directory, data, val)
     _report(submit(request), request)
     return 0
 

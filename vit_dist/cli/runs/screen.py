@@ -13,6 +13,7 @@ from rich.text import Text
 
 from vit_dist.cli.runs.facts import ATTEMPT_COLUMNS, COLUMNS, attempt_row, facts, one_line, order, row, summary
 from vit_dist.core.tables import columns
+from vit_dist.core.units import counted
 
 if TYPE_CHECKING:
     from launcher.status.run_view import RunView
@@ -132,5 +133,5 @@ def _attempts(view: RunView, now: float, width: int, count: int) -> RenderableTy
     ]
     earlier = len(view.attempts) - count
     if earlier > 0:
-        parts.append(Text(f"and {earlier} earlier attempts", style="dim"))
+        parts.append(Text(f"and {counted(earlier, 'earlier attempt')}", style="dim"))
     return Group(*parts)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.places import any_option
 from vit_dist.core.tables import make_console, show, table
+from vit_dist.core.units import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -175,7 +176,7 @@ def _table(fits: Sequence[CurveFit], y: str, x: str, group: str | None) -> Table
     for fit in fits:
         points = str(fit.num_points)
         if fit.num_sizes != fit.num_points:
-            points += f" at {fit.num_sizes} sizes"
+            points += f" at {counted(fit.num_sizes, 'size')}"
         if not fit.fitted:
             result.add_row(fit.name, fit.form, points, *["-"] * 3)
             continue

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.places import any_option, local_option, local_or_override
+from vit_dist.core.urls import parent_url
 
 if TYPE_CHECKING:
     from vit_dist.study.grid import Cell, StudyConfig
@@ -121,6 +122,32 @@ def named_study(words: Sequence[str], prog: str, runs: Path) -> NamedStudy:
 
     config = load_study(*split_words(words, prog))
     return NamedStudy(config, plan(config), runs / config.name)
+
+
+def refused_by_name(cells: Sequence[Cell], directory: Path) -> dict[str, list[str]]:
+    """What cells name beside their sets and cannot have, stores of copies, weights to begin from, lists of keys, asked
+    once each: the cells by reason, for `cell_lines`.
+    """
+    from vit_dist.core.errors import VitDistError
+    from vit_dist.train.plan import check_named
+
+    asked, refused = set[str](), dict[str, list[str]]()
+    # A place that cannot be had is asked once, too: each may take its time.
+    known: dict[tuple[str, ...], str] = {}
+    for cell in cells:
+        recipe, run_dir = cell.recipe, directory / cell.name
+        weights = recipe.init.weights if recipe.init is not None else ""
+        begun = str(run_dir) if run_dir.exists() else ""
+        named = (recipe.data.takedown, parent_url(recipe.checkpoint.remote), weights, begun)
+        if named not in known:
+            try:
+                check_named(recipe, run_dir, asked)
+                known[named] = ""
+            except VitDistError as error:
+                known[named] = str(error)
+        if known[named]:
+            refused.setdefault(f"cannot begin: {{}}: {known[named]}", []).append(cell.name)
+    return refused
 
 
 def state_word(cell: Cell, state: CellState) -> str:

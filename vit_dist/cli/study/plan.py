@@ -11,6 +11,7 @@ from vit_dist.cli.study.options import add_json, add_runs, named_study, state_wo
 from vit_dist.core.devices import NAMES, find_device
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.tables import make_console, show, table
+from vit_dist.core.units import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int:
     if args.json and write_records(args.json, [_record(e, states[e.cell.name], rate) for e in estimates]):
         return 0
     console = make_console()
-    title = f"study {study.config.name}: {study.shape} = {len(study.cells)} runs"
+    title = f"study {study.config.name}: {study.shape} = {counted(len(study.cells), 'run')}"
     show(console, (_cell_table if args.cells else _family_table)(title, estimates, states, rate))
     _summary(console, estimates, states, rate)
     if args.json:
@@ -153,14 +154,14 @@ def _summary(console: Console, estimates: Sequence[CostEstimate], states: dict[s
     for what, some in (("all", estimates), ("left", left)):
         flops, read = sum(e.flops or 0 for e in some), sum(e.num_bytes or 0 for e in some)
         unknown = sum(e.flops is None for e in some)
-        more = f" and {unknown} runs of unknown cost" if unknown else ""
+        more = f" and {counted(unknown, 'run')} of unknown cost" if unknown else ""
         timed = [one for e in some if (one := rate.hours(e)) is not None]
         hours = _hours(sum(timed)).replace(" h", " device-hours").replace(" s", " device-seconds")
         untimed = sum(e.flops is not None and rate.hours(e) is None for e in some)
-        more += f" and {untimed} runs of unknown time" if untimed else ""
+        more += f" and {counted(untimed, 'run')} of unknown time" if untimed else ""
         of_bytes = f", {format_bytes(read)} read" if any(e.num_bytes is not None for e in some) else ""
         amount = f"{format_flops(flops)}, {hours}{of_bytes}"
-        console.print(f"{what + ':':<6} {len(some)} runs, {amount}{more}", markup=False)
+        console.print(f"{what + ':':<6} {counted(len(some), 'run')}, {amount}{more}", markup=False)
     for source in rate.sources.values():
         console.print(f"hours: {source}", markup=False)
     if any(e.num_bytes is None for e in estimates):

@@ -12,6 +12,7 @@ from vit_dist.core.files import redact
 from vit_dist.core.places import any_option, any_or_override, local_option
 from vit_dist.core.run.names import is_plain_name
 from vit_dist.core.tables import make_console, show, table
+from vit_dist.core.units import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -90,8 +91,10 @@ def main(argv: list[str]) -> int:
     show(console, _means_table(collection))
     _print_notes(console, collection, study)
     console.print(f"report  {files.html}", markup=False)
-    console.print(f"        {len(files.figures)} figures as PNG and SVG, such as {files.figures[0]}", markup=False)
-    console.print(f"        {len(files.tables)} tables as CSV, and {files.json.name}", markup=False)
+    console.print(
+        f"        {counted(len(files.figures), 'figure')} as PNG and SVG, such as {files.figures[0]}", markup=False
+    )
+    console.print(f"        {counted(len(files.tables), 'table')} as CSV, and {files.json.name}", markup=False)
     if args.tensorboard:
         export_tensorboard(collection, args.tensorboard)
         console.print(f"by examples and by GFLOPs: tensorboard --logdir {args.tensorboard}", markup=False)
@@ -161,7 +164,7 @@ def _print_notes(console: Console, collection: Collection, study: StudyConfig | 
     missing = [cell.name for cell in plan(study) if cell.name not in observed] if study else []
     if missing:
         shown = ", ".join(missing[:6]) + (", ..." if len(missing) > 6 else "")
-        count = "1 cell of the study is" if len(missing) == 1 else f"{len(missing)} cells of the study are"
+        count = counted(len(missing), "cell of the study is", "cells of the study are")
         console.print(f"note: {count} not in the figure: {shown}", markup=False)
 
 

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vit_dist.cli.models.options import at_least_one
-from vit_dist.cli.study.options import NamedStudy, add_runs, named_study, study_parser
+from vit_dist.cli.study.options import NamedStudy, add_runs, named_study, refused_by_name, study_parser
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.tables import make_console
+from vit_dist.core.units import counted
 from vit_dist.core.urls import redact
 from vit_dist.core.world import starts_ranks
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from vit_dist.config.schema import Recipe
     from vit_dist.study.grid import Cell
 
 
@@ -47,6 +49,7 @@ def main(argv: list[str]) -> int:
 
     from launcher.processes.ranks import run_local, run_ranks
     from launcher.processes.side_by_side import SideBySide
+    from vit_dist.cli.train import refuse_before
     from vit_dist.core.scratch import scratch
     from vit_dist.study.local import evaluation_words, run_cells
 
@@ -67,7 +70,13 @@ def main(argv: list[str]) -> int:
             with scratch(run_dir, "evaluate") as folder:
                 return run_ranks(evaluation_words(cell, run_dir), nproc=args.nproc, folder=folder)
 
-        run(attempt=lambda recipe, run_dir: run_local(recipe, run_dir, nproc=args.nproc), evaluate=evaluate)
+        def attempt(recipe: Recipe, run_dir: Path) -> int:
+            # Whoever begins anyway wants the ranks' own word.
+            if not args.anyway:
+                refuse_before(recipe, run_dir, args.nproc)
+            return run_local(recipe, run_dir, nproc=args.nproc)
+
+        run(attempt=attempt, evaluate=evaluate)
     else:
         side_by_side = SideBySide(nproc=args.nproc, jobs=args.jobs)
         with side_by_side.signals():
@@ -78,30 +87,35 @@ def main(argv: list[str]) -> int:
             )
     options = [] if args.runs == Path("runs") else ["--runs", str(args.runs)]
     report = redact(shlex.join(["vit-dist", "study", "report", *args.words, *options]))
-    console.print(f"study {study.config.name}: all {len(study.cells)} cells are done; next: {report}", markup=False)
+    console.print(
+        f"study {study.config.name}: all {counted(len(study.cells), 'cell is', 'cells are')} done; next: {report}",
+        markup=False,
+    )
     return 0
 
 
 def _refuse_what_cannot_be_trained(study: NamedStudy, nproc: int, jobs: int, console: Console, *, anyway: bool) -> None:
-    """Say which of the cells that are to be trained cannot be: sets that are not there, what will not fit.
+    """Say which of the cells that are to be trained cannot be: sets, stores and weights that are not there, what will
+    not fit.
 
     Raises:
         ConfigError: there are such, and nobody said to begin anyway.
     """
     from launcher.processes.device import device_here
-    from vit_dist.study.cost import estimate_costs, problem_lines
+    from vit_dist.study.cost import cell_lines, estimate_costs, problem_lines
     from vit_dist.study.local import cell_state
     from vit_dist.study.sets import look_at_sets
 
     left = [cell for cell in study.cells if cell_state(study.directory / cell.name).state != "done"]
     estimates = estimate_costs(left, look_at_sets(left), devices=nproc, device=device_here(nproc * jobs))
-    lines = problem_lines(estimates)
+    refused = refused_by_name(left, study.directory)
+    lines = [*problem_lines(estimates), *cell_lines(refused)]
     if not lines:
         return
     if not anyway:
         told = "\n".join(lines)
-        unfit = sum(bool(e.missing or e.problems) for e in estimates)
-        count = f"{unfit} of the {len(left)} cells that are left cannot be trained:"
+        unfit = len({e.cell.name for e in estimates if e.missing or e.problems}.union(*refused.values()))
+        count = f"{unfit} of the {counted(len(left), 'cell that is', 'cells that are')} left cannot be trained:"
         raise ConfigError(f"{count}\n{told}\nmend the study, or begin with --anyway: then the other cells are trained")
     for line in lines:
         console.print(line, markup=False)

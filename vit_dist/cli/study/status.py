@@ -96,7 +96,8 @@ def _details(console: Console, study: NamedStudy, states: Mapping[str, CellState
         if word in ("running", "stopped", "started"):
             console.print(f"{_LOOK[word][3]:<20} {cell.name}, {at}{because}", markup=False)
         elif word == "failed":
-            logs = "" if "(log: " in because else f" (logs: {directory / cell.name / names.LOGS})"
+            where = directory / cell.name / names.LOGS
+            logs = f" (logs: {where})" if "(log: " not in because and where.is_dir() else ""
             console.print(f"failed               {cell.name}, {at}{because}{logs}", markup=False, style="red")
         elif word == "other recipe":
             text = f"{state.recipe_hash} there, {cell.hash} here"

@@ -7,11 +7,12 @@ import shlex
 from typing import TYPE_CHECKING
 
 from vit_dist.cli.models.options import at_least_one
-from vit_dist.cli.study.options import named_study, study_parser
+from vit_dist.cli.study.options import named_study, refused_by_name, study_parser
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import local_path
 from vit_dist.core.places import local_option, local_or_name
 from vit_dist.core.tables import make_console
+from vit_dist.core.units import counted
 from vit_dist.core.urls import redact
 
 if TYPE_CHECKING:
@@ -91,7 +92,11 @@ def main(argv: list[str]) -> int:
         return 0
     entry = submit(jobs, left)
     for array in entry["arrays"]:
-        what = f"job {array['job']}: {len(array['cells'])} runs" if array["job"] else f"{len(array['cells'])} done runs"
+        what = (
+            f"job {array['job']}: {counted(len(array['cells']), 'run')}"
+            if array["job"]
+            else f"{counted(len(array['cells']), 'done run')}"
+        )
         behind = f", evaluations in job {array['evaluate']}" if array["evaluate"] else ""
         console.print(f"  {what}{behind}", markup=False)
     if left.train or left.evaluate:
@@ -102,9 +107,9 @@ def main(argv: list[str]) -> int:
 
 
 def _show(console: Console, jobs: StudyJobs, left: Todo) -> None:
-    parts = [f"{len(left.train)} runs to train"]
+    parts = [f"{counted(len(left.train), 'run')} to train"]
     if any(cell.evaluations for cell in jobs.cells):
-        parts.append(f"{len(left.evaluate)} done runs to evaluate")
+        parts.append(f"{counted(len(left.evaluate), 'done run')} to evaluate")
     parts += [f"{len(left.done)} done", f"{len(left.queued)} in the queue or running"]
     console.print("  " + ", ".join(parts), markup=False)
 
@@ -113,10 +118,12 @@ def _check_sets(jobs: StudyJobs) -> None:
     """Say before anything is submitted what would fail in every job.
 
     Raises:
-        ConfigError: a recipe that does not come out.
+        ConfigError: a recipe that does not come out, or that names what is not there.
         DataError: a set that cannot be read.
     """
     from vit_dist.core.world import World
+    from vit_dist.study.cost import cell_lines
+    from vit_dist.study.local import cell_state
     from vit_dist.train.plan import open_training
 
     seen = set()
@@ -125,3 +132,9 @@ def _check_sets(jobs: StudyJobs) -> None:
         if key not in seen:
             seen.add(key)
             open_training(cell.recipe, World(size=jobs.nodes * jobs.cluster.tasks))
+    left = [cell for cell in jobs.cells if cell_state(jobs.directory / cell.name).state != "done"]
+    refused = refused_by_name(left, jobs.directory)
+    if refused:
+        raise ConfigError(
+            "cells cannot begin as asked, so that nothing is submitted:\n" + "\n".join(cell_lines(refused))
+        )

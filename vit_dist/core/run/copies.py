@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vit_dist.core.errors import DataError, MissingError, RunError
+from vit_dist.core.errors import DataError, MissingError, RefusalError
 from vit_dist.core.files import (
     copy_here,
     explained,
@@ -54,7 +54,7 @@ class Copies:
 
         Raises:
             DataError: the store refused, or is away.
-            RunError: the copies of another run lie there.
+            RefusalError: the copies of another run lie there.
         """
         if self._there is None:
             self._check_whose()
@@ -92,7 +92,7 @@ class Copies:
         except FileNotFoundError:
             return
         if theirs is not None and theirs != ours:
-            raise RunError(_of_another(self._remote, ""))
+            raise RefusalError(_of_another(self._remote, ""))
 
 
 def bring_back(directory: Path, remote: str, identity: Mapping[str, Any]) -> int:
@@ -108,16 +108,10 @@ def bring_back(directory: Path, remote: str, identity: Mapping[str, Any]) -> int
 
     Raises:
         DataError: the store cannot be read.
-        RunError: the copies of another run lie there.
+        RefusalError: the copies of another run lie there.
     """
-    if not remote or not _lost(directory):
+    if not remote or not _lost(directory) or not holds_copies_of(remote, identity):
         return 0
-    theirs = _identity(remote)
-    if theirs is None:
-        return 0
-    changed = [key for key, value in identity.items() if key in theirs and theirs[key] != value]
-    if changed:
-        raise RunError(_of_another(remote, f" (they differ in {', '.join(sorted(changed))})"))
     count, begun = 0, os.path.lexists(directory / names.BY_SUPERVISOR)
     # The run's name last: where a kill comes in between, all that is missing is fetched by the next attempt.
     there = sorted(_listed(remote), key=lambda name: (name == names.RUN, name))
@@ -134,6 +128,26 @@ def bring_back(directory: Path, remote: str, identity: Mapping[str, Any]) -> int
         partial.replace(target)
         count += 1
     return count
+
+
+def holds_copies_of(remote: str, identity: Mapping[str, Any]) -> bool:
+    """Whether copies of a run lie at a place; False where there are none at all.
+
+    Args:
+        remote: URL or path that `checkpoint.remote` gives.
+        identity: what is known by now of what the run is.
+
+    Raises:
+        DataError: the store cannot be read.
+        RefusalError: the copies of another run lie there.
+    """
+    theirs = _identity(remote)
+    if theirs is None:
+        return False
+    changed = [key for key, value in identity.items() if key in theirs and theirs[key] != value]
+    if changed:
+        raise RefusalError(_of_another(remote, f" (they differ in {', '.join(sorted(changed))})"))
+    return True
 
 
 def check_place(remote: str) -> None:

@@ -10,6 +10,7 @@ from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.files import folder_url, is_remote, join_url, local_path, redact, url_name
 from vit_dist.core.registry import SOURCES
 from vit_dist.data.names import named
+from vit_dist.data.pack.directories import is_image, list_directory
 from vit_dist.data.pack.sources import (
     Source,
     SourceConfig,
@@ -17,8 +18,6 @@ from vit_dist.data.pack.sources import (
     find_idx,
     folder_source,
     idx_source,
-    is_image,
-    list_directory,
 )
 from vit_dist.data.splits import choose_folder, split_of_folder, splits_among
 from vit_dist.data.tars import is_tar_name

@@ -11,6 +11,7 @@ from vit_dist.core import locks
 from vit_dist.core.errors import RunError
 from vit_dist.core.files import explained, file_system, is_remote, join_url, local_path, redact, remove_tree
 from vit_dist.core.folders import refuse_others
+from vit_dist.data.pack.copies import COPIES_LIST
 from vit_dist.data.pack.plan import PLAN_FILE
 from vit_dist.data.pack.shards import STATE_FOLDER
 
@@ -57,7 +58,7 @@ def clear(dest: str) -> None:
             names = system.names(path)
             # The manifest first: a reader that comes in between finds no dataset, not one with shards missing.
             shards = [n for n in names if n.startswith("shard-") and n.endswith((".tar", ".idx.npz"))]
-            for name in ["manifest.json", PLAN_FILE, BAD_LIST, *shards]:
+            for name in ["manifest.json", PLAN_FILE, BAD_LIST, COPIES_LIST, *shards]:
                 if name in names:
                     system.rm_file(f"{path}/{name}")
     if is_remote(dest):

@@ -30,9 +30,11 @@ from vit_dist.core.files import (
 )
 from vit_dist.core.progress import Progress
 from vit_dist.core.scratch import scratch
+from vit_dist.core.units import counted
 from vit_dist.data import workers
 from vit_dist.data.grammar import ClassSpace, check_classes, check_pairs
 from vit_dist.data.manifest import ShardManifest, read_manifest, write_manifest
+from vit_dist.data.pack.copies import PackedCopies, find_copies
 from vit_dist.data.pack.dest import BAD_LIST, claimed, clear, refuse_strangers, remove_markers
 from vit_dist.data.pack.items import Item, Listing, check_item, shuffled_ordinals
 from vit_dist.data.pack.plan import PLAN_FILE, PackPlan, all_there, read_markers, tasks_of
@@ -66,7 +68,8 @@ class PackResult:
     """What came out: manifests (URL and content; none after one part of several), images left out.
 
     `num_turned` counts the images whose EXIF orientation says that they are stored on their side or mirrored, of those
-    that were packed now; `upright` says whether they were turned.
+    that were packed now; `upright` says whether they were turned. `copies` is what the images were found to share, None
+    where they were not compared.
     """
 
     manifests: tuple[tuple[str, ShardManifest], ...]
@@ -74,6 +77,7 @@ class PackResult:
     already_there: bool = False
     num_turned: int = 0
     upright: bool = False
+    copies: PackedCopies | None = None
 
 
 def pack(
@@ -132,10 +136,10 @@ def pack(
         tasks = _tasks_of_part(plan.tasks(), part)
         markers = _packed_before(dest, tasks, max_bad * plan.num_images)
         if markers:
-            say(f"resuming: {len(markers):,} of {len(tasks):,} shards are packed already")
+            say(f"resuming: {len(markers):,} of {counted(len(tasks), 'shard is', 'shards are')} packed already")
         bad = sum(len(marker.bad) for marker in markers.values())
         missing = [t for t in tasks if t not in markers]
-        with Progress("packing", sum(t.count for t in missing), "images", quiet=quiet) as progress:
+        with Progress("packing", sum(t.count for t in missing), "image", quiet=quiet) as progress:
             for marker in _pack_all(job, missing, listing, num_workers, progress):
                 bad += len(marker.bad)
                 if bad > max_bad * plan.num_images:
@@ -200,14 +204,15 @@ def merge(dest: str, *, max_bad: Fraction = Fraction(1, 100)) -> PackResult:
     missing = [task.stem for task in tasks if task not in markers]
     if missing:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        total = counted(len(missing) + len(markers), "shard is", "shards are")
         raise DataError(
-            f"{redact(dest)}: {len(missing)} of {len(missing) + len(markers)} shards are not packed yet ({shown}); "
-            f"start the missing parts again, they resume where they stopped, then merge"
+            f"{redact(dest)}: {len(missing)} of {total} not packed yet ({shown}); start the missing parts again, "
+            f"they resume where they stopped, then merge"
         )
     bad = sum(len(marker.bad) for marker in markers.values())
     _check_bad(dest, plan, bad, max_bad)
     _write_bad(dest, markers.values())
-    joined = []
+    joined, digests = [], []
     for folder, _, _ in plan.outputs():
         packed = [marker for task, marker in markers.items() if task.folder == folder and marker.shard.num_samples]
         base = join_url(dest, folder) if folder else dest
@@ -223,12 +228,15 @@ def merge(dest: str, *, max_bad: Fraction = Fraction(1, 100)) -> PackResult:
         if not manifest.num_samples:
             raise DataError(f"{redact(base)}: not one image could be read; see {BAD_LIST}")
         joined.append((join_url(base, "manifest.json"), manifest))
+        digests.append([marker.digests for marker in packed])
+    copies = find_copies(dest, [manifest for _, manifest in joined], digests)
     # Last, and after everything that can fail: where a manifest is, its dataset is complete.
     for url, manifest in joined:
         write_manifest(manifest, url)
     remove_markers(dest)
     turned = sum(marker.turned for marker in markers.values())
-    return PackResult(tuple(joined), bad, num_turned=turned, upright=bool(plan.images.get("upright")))
+    upright = bool(plan.images.get("upright"))
+    return PackResult(tuple(joined), bad, num_turned=turned, upright=upright, copies=copies)
 
 
 def _list(source: Source, scratch: Path, say: Callable[[str], None], quiet: bool) -> Listing:
@@ -237,7 +245,7 @@ def _list(source: Source, scratch: Path, say: Callable[[str], None], quiet: bool
 
     def watched() -> Iterator[Item]:
         nonlocal largest, pairs
-        with Progress("listing", 0, "images", quiet=quiet) as progress:
+        with Progress("listing", 0, "image", quiet=quiet) as progress:
             for item in source.items():
                 check_item(item, source.num_classes)
                 largest = max(largest, *item.labels)
@@ -255,16 +263,26 @@ def _list(source: Source, scratch: Path, say: Callable[[str], None], quiet: bool
     for note in source.notes:
         say(note)
     if source.num_outside:
-        shown = ", ".join(source.outside) + (", ..." if source.num_outside > len(source.outside) else "")
-        say(f"left out {source.num_outside:,} images that lie in no class directory: {shown}")
+        shown = _shown(source.outside, source.num_outside)
+        what = counted(source.num_outside, "image that lies", "images that lie")
+        say(f"left out {what} in no class directory: {shown}")
     if source.num_ignored:
-        shown = ", ".join(source.ignored) + (", ..." if source.num_ignored > len(source.ignored) else "")
-        say(f"ignored {source.num_ignored:,} files that do not end like images: {shown}")
+        shown = _shown(source.ignored, source.num_ignored)
+        what = counted(source.num_ignored, "file that does not end like an image", "files that do not end like images")
+        say(f"ignored {what}: {shown}")
+    if source.num_hidden:
+        what = counted(source.num_hidden, "hidden file or directory", "hidden files or directories")
+        say(f"ignored {what}: {_shown(source.hidden, source.num_hidden)}")
     for sample in source.left_out:
         say(f"left out: {sample}")
     if source.num_left_out > len(source.left_out):
         say(f"left out: {source.num_left_out - len(source.left_out):,} more")
     return listing
+
+
+def _shown(names: Sequence[str], count: int) -> str:
+    """The first names of so many."""
+    return ", ".join(names) + (", ..." if count > len(names) else "")
 
 
 def _check_names(source: Source) -> None:
@@ -302,7 +320,7 @@ def _num_val(options: PackOptions, total: int) -> int:
         return 0
     num_val = int(options.val) if options.val >= 1 else round(options.val * total)
     if not 0 < num_val < total:
-        raise ConfigError(f"--val: {num_val} of {total} images leaves nothing for one of the two sets")
+        raise ConfigError(f"--val: {num_val} of {counted(total, 'image')} leaves nothing for one of the two sets")
     return num_val
 
 
@@ -341,7 +359,7 @@ def _check_bad(dest: str, plan: PackPlan, bad: int, max_bad: Fraction) -> None:
         return
     _write_bad(dest, read_markers(dest, list(plan.tasks())).values())
     raise DataError(
-        f"{redact(dest)}: {bad:,} of {plan.num_images:,} images cannot be read, more than --max-bad "
+        f"{redact(dest)}: {bad:,} of {counted(plan.num_images, 'image')} cannot be read, more than --max-bad "
         f"{float(max_bad):.3g} allows; they are listed in {redact(join_url(dest, BAD_LIST))}. Mend or remove them, or "
         f"raise --max-bad and start again: what is packed is kept"
     )

@@ -28,6 +28,7 @@ from vit_dist.data.images import FORMATS, DecodeError, is_turned, load
 from vit_dist.data.index import encode_index
 from vit_dist.data.labels import LabelRule
 from vit_dist.data.manifest import Shard, checksum, decode_shard
+from vit_dist.data.pack.copies import MOST_IMAGES, are_digests, digest, encode_digests
 from vit_dist.data.pack.fetch import Fetcher
 from vit_dist.data.pack.items import Item, Listing, finite, shuffled_ordinals
 from vit_dist.data.pack.repack import split_sample
@@ -99,7 +100,8 @@ class Task:
 class DoneMarker:
     """What became of one shard: its entry of the manifest and the images that were left out, (place, reason).
 
-    `turned` counts the images whose EXIF orientation says that they are stored on their side or mirrored.
+    `turned` counts the images whose EXIF orientation says that they are stored on their side or mirrored; `digests` is
+    what the samples are compared by, '' where they are too many.
     """
 
     shard: Shard
@@ -107,6 +109,7 @@ class DoneMarker:
     max_labels: int
     max_label: int
     turned: int = 0
+    digests: str = ""
 
     def encode(self) -> bytes:
         """As JSON."""
@@ -126,7 +129,9 @@ class DoneMarker:
         max_label = required(raw, "max_label", lambda v: v == -1 or is_count(v), "a whole number from -1")
         # Markers of before these were counted have none.
         turned = required({"turned": 0, **raw}, "turned", is_count, "a whole number from 0")
-        return cls(shard, tuple((place, reason) for place, reason in bad), max_labels, max_label, turned)
+        kept = (lambda value: are_digests(value, shard.num_samples), "two digests of each sample, in base64")
+        digests = required({"digests": "", **raw}, "digests", *kept)
+        return cls(shard, tuple((place, reason) for place, reason in bad), max_labels, max_label, turned, digests)
 
 
 def _is_pairs(value: Any) -> bool:
@@ -229,7 +234,7 @@ def pack_shard(job: Job, task: Task, listing: Listing, tick: Callable[[int], Non
     tar_url = join_url(job.dest, f"{task.stem}.tar")
     with _temporary(job, task) as temporary:
         with temporary.open("w+b") as file:
-            bad, turned = _write_samples(job, task, listing, file, tick)
+            bad, turned, digests = _write_samples(job, task, listing, file, tick)
             # On the disk before its marker says that it is there: a power loss must not leave a marker alone.
             file.flush()
             os.fsync(file.fileno())
@@ -238,7 +243,7 @@ def pack_shard(job: Job, task: Task, listing: Listing, tick: Callable[[int], Non
         _deliver(temporary, tar_url)
     index = encode_index(scan.index)
     write_bytes(join_url(job.dest, f"{task.stem}.idx.npz"), index)
-    marker = replace(_marker(task, scan, index, bad), turned=turned)
+    marker = replace(_marker(task, scan, index, bad), turned=turned, digests=encode_digests(digests))
     write_bytes(join_url(job.dest, task.marker), marker.encode())
     return marker
 
@@ -258,29 +263,37 @@ def _temporary(job: Job, task: Task) -> Iterator[Path]:
 
 def _write_samples(
     job: Job, task: Task, listing: Listing, file: IO[bytes], tick: Callable[[int], None]
-) -> tuple[list[tuple[str, str]], int]:
-    """Write the samples of a shard as a tar; the images left out, (place, reason), and how many are turned."""
+) -> tuple[list[tuple[str, str]], int, list[tuple[int, int]]]:
+    """Write the samples of a shard as a tar.
+
+    Returns:
+        The images left out, (place, reason); how many are turned; what each sample is compared by, or nothing where
+        the packing has too many.
+    """
     from webdataset.writer import TarWriter
 
     ordinals = shuffled_ordinals(task.first, task.count, listing.count, job.seed)
     bad: list[tuple[str, str]] = []
+    digests: list[tuple[int, int]] = []
     turned = 0
     with contextlib.closing(Fetcher(job.base)) as fetcher, contextlib.closing(_writer(TarWriter, file)) as writer:
         for item, content in fetcher.fetch_all(listing[int(i)] for i in ordinals):
             try:
-                members, num_bytes = _members(job, item, content)
+                members, image = _members(job, item, content)
             except BadImageError as error:
                 bad.append((item.place, str(error)))
                 tick(0)
                 continue
             turned += job.pixels is None and isinstance(content, bytes) and is_turned(content)
             writer.write({"__key__": item.key, **members})
-            tick(num_bytes)
-    return bad, turned
+            if listing.count <= MOST_IMAGES:
+                digests.append(digest(item, image))
+            tick(len(image))
+    return bad, turned, digests
 
 
-def _members(job: Job, item: Item, content: bytes | DataError) -> tuple[dict[str, bytes], int]:
-    """The members of a sample, from what was fetched for it, and the bytes of its image.
+def _members(job: Job, item: Item, content: bytes | DataError) -> tuple[dict[str, bytes], bytes]:
+    """The members of a sample, from what was fetched for it, and its image.
 
     Raises:
         BadImageError: it could not be fetched, or is no image.
@@ -297,7 +310,7 @@ def _members(job: Job, item: Item, content: bytes | DataError) -> tuple[dict[str
             raise BadImageError(str(error)) from None
         item = with_record(item, others)
     image, extension = check_image(content, job.images)
-    return {**others, **sample_members(item), extension: image}, len(image)
+    return {**others, **sample_members(item), extension: image}, image
 
 
 def _deliver(temporary: Path, tar_url: str) -> None:

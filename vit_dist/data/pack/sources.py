@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
-from vit_dist.core.files import explained, file_system, folder_url, is_remote, local_path, redact
+from vit_dist.core.files import explained, folder_url, is_remote, local_path, redact
 from vit_dist.core.registry import Plugin
 from vit_dist.data.grammar import ClassSpace, check_classes, class_name
 from vit_dist.data.labels import read_classes
 from vit_dist.data.members import IMAGE_EXTENSIONS
+from vit_dist.data.pack.directories import is_image, list_directory
 from vit_dist.data.pack.items import Item, safe_key
 from vit_dist.data.splits import choose_folder, split_of_folder
 
@@ -38,6 +39,7 @@ class Source:
         pixels: (rows, columns) where the items' bytes are raw grey pixels instead of an image file.
         image_member: where items are samples of a tar: the extension of the image, '' for the only one; else None.
         ignored: names of files that are no images, at most 5, and how many there are.
+        hidden: files and directories whose names begin with a dot, at most 5, and how many there are.
         outside: names of images that lie in no class directory, at most 5, and how many there are.
         left_out: samples without an image or a label, at most 5, each with the reason, and how many there are.
         notes: what was taken, for people.
@@ -55,6 +57,8 @@ class Source:
     image_member: str | None = None
     ignored: list[str] = field(default_factory=list)
     num_ignored: int = 0
+    hidden: list[str] = field(default_factory=list)
+    num_hidden: int = 0
     outside: list[str] = field(default_factory=list)
     num_outside: int = 0
     left_out: list[str] = field(default_factory=list)
@@ -71,6 +75,11 @@ class Source:
         self.num_ignored += 1
         if len(self.ignored) < 5:
             self.ignored.append(name)
+
+    def hide(self, name: str) -> None:
+        """Count a file or a directory whose name begins with a dot."""
+        self.num_hidden += 1
+        self.hidden += [name] if len(self.hidden) < 5 else []
 
     def leave_out(self, sample: str) -> None:
         """Count a sample without an image or a label."""
@@ -132,40 +141,6 @@ class SourceConfig(Plugin):
         raise NotImplementedError
 
 
-def list_directory(url: str) -> tuple[list[str], list[tuple[str, int]]]:
-    """Names of the directories, and names and sizes of the files in a directory, each sorted. Hidden ones are left out.
-
-    Raises:
-        DataError: missing, not a directory, or not readable.
-    """
-    directories: list[str] = []
-    files: list[tuple[str, int]] = []
-    with explained(url, "listed"):
-        if is_remote(url):
-            system, path = file_system(url)
-            for listed in system.ls(path):
-                name = listed["name"].rstrip("/").rpartition("/")[2]
-                if name.startswith(".") or listed["name"].rstrip("/") == path.rstrip("/"):
-                    continue
-                if listed["type"] == "directory":
-                    directories.append(name)
-                else:
-                    files.append((name, int(listed["size"] or 0)))
-        else:
-            with os.scandir(local_path(url)) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir():
-                        directories.append(entry.name)
-                    elif entry.is_file():
-                        files.append((entry.name, entry.stat().st_size))
-                    else:
-                        # A link to nowhere: it is counted as unreadable when it is packed.
-                        files.append((entry.name, 0))
-    return sorted(directories), sorted(files)
-
-
 def folder_source(url: str, classes: tuple[str, ...] = (), split_name: str = "", *, as_it_is: bool = False) -> Source:
     """Images in one directory per class, at any depth below it; classes are numbered in the order of their names.
 
@@ -183,7 +158,8 @@ def folder_source(url: str, classes: tuple[str, ...] = (), split_name: str = "",
         ConfigError: classes that hold several splits, or not the one that is named (when it is listed).
     """
     url = folder_url(url)
-    directories, files = list_directory(url)
+    unseen: list[str] = []
+    directories, files = list_directory(url, unseen.append)
     where = redact(url)
     if not directories and not files:
         raise DataError(f"{where}: the folder is empty; expected a directory per class with images in it")
@@ -207,9 +183,11 @@ def folder_source(url: str, classes: tuple[str, ...] = (), split_name: str = "",
         above = () if is_remote(url) else (os.path.realpath(local_path(url)),)
         for name, _ in files:
             source.ignore(name)
+        for name in unseen:
+            source.hide(name)
         for name in directories:
             count, label = 0, numbers[class_name(name)]
-            held = list_directory(f"{url}/{name}")
+            held = _listed(source, url, name)
             if not as_it_is:
                 held = _of_one_split(f"{url}/{name}", *held, split_name)
             for item in _walk(source, url, name, label, above, held):
@@ -256,6 +234,10 @@ def _of_one_split(
     return directories, files
 
 
+def _listed(source: Source, root: str, folder: str) -> tuple[list[str], list[tuple[str, int]]]:
+    return list_directory(f"{root}/{folder}", lambda name: source.hide(f"{folder}/{name}"))
+
+
 def _walk(
     source: Source,
     root: str,
@@ -270,7 +252,7 @@ def _walk(
         if real in above:
             raise DataError(f"{url}: a link leads back to a folder above it; remove the link")
         above = (*above, real)
-    directories, files = held or list_directory(url)
+    directories, files = held or _listed(source, root, folder)
     stems: dict[str, int] = {}
     names = {name for name, _ in files}
     for name, _ in files:
@@ -297,11 +279,6 @@ def _is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def is_image(name: str) -> bool:
-    """Whether a file is named like an image."""
-    return name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS and "." in name
 
 
 _IDX_PARTS = {"train": "train", "test": "t10k", "t10k": "t10k", "val": "t10k"}

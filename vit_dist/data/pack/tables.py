@@ -23,8 +23,9 @@ from vit_dist.core.small_files import parse_json
 from vit_dist.core.text import text_file
 from vit_dist.data.grammar import ClassSpace, LabelError, Pairs, load_json, read_text, read_value
 from vit_dist.data.names import is_directory, named
+from vit_dist.data.pack.directories import list_directory
 from vit_dist.data.pack.items import Item, safe_key
-from vit_dist.data.pack.sources import Source, list_directory
+from vit_dist.data.pack.sources import Source
 from vit_dist.data.ranges import open_file
 from vit_dist.data.splits import ALL, choose_urls
 

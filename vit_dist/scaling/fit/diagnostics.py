@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 
+from vit_dist.core.units import counted
 from vit_dist.scaling.fit.curve import CurveFit
-from vit_dist.scaling.fit.forms import FORMS, MAX_EXPONENT
+from vit_dist.scaling.fit.forms import FORMS, MAX_EXPONENT, Array
 
 # A floor whose interval spans this fraction of what it could be at all is not known.
 _WIDE = 0.75
@@ -33,7 +34,7 @@ def span(low: float | None, high: float | None, digits: int = 0) -> str:
         "" if end is None or end == 0 or not math.isfinite(end) else f"{end:.{digits}g}" if digits else short(end)
         for end in (low, high)
     ]
-    if not any(ends):
+    if not any(ends) and (low is None or math.isnan(low)):
         return "[no interval]"
     return f"[{ends[0] or 'below'}, {ends[1] or 'beyond'}]"
 
@@ -45,16 +46,36 @@ def whereabouts(inside: bool, interval_inside: bool) -> str:
     return "inside data" if interval_inside else "inside data, interval reaches beyond"
 
 
+def says_something(fit: CurveFit) -> bool:
+    """Whether a curve stands for its points: else nothing is drawn of it, and nothing is read off it.
+
+    Of fewer sizes than its form wants it is one of many that go through them, and of errors that do not fall it is the
+    form's, which can only fall.
+    """
+    return fit.fitted and fit.num_sizes >= FORMS[fit.form].min_sizes and not _does_not_fall(fit)
+
+
 def diagnose(fit: CurveFit) -> list[str]:
     """Warnings on a fit, worst first."""
     return [*_rises(fit), *_few(fit), *_unidentified(fit), *_misses(fit)]
 
 
-def _rises(fit: CurveFit) -> list[str]:
+def _means(fit: CurveFit) -> tuple[Array, Array]:
+    """Sizes, and the mean log error at each."""
     x, log_y = np.array(fit.x), np.log(fit.error)
     sizes = np.unique(x)
-    means = np.array([log_y[x == size].mean() for size in sizes])
-    if means[-1] >= means[0]:
+    return sizes, np.array([log_y[x == size].mean() for size in sizes])
+
+
+def _does_not_fall(fit: CurveFit) -> bool:
+    _, means = _means(fit)
+    return bool(means[-1] >= means[0])
+
+
+def _rises(fit: CurveFit) -> list[str]:
+    x, log_y = np.array(fit.x), np.log(fit.error)
+    sizes, means = _means(fit)
+    if _does_not_fall(fit):
         first, last = (f"{np.exp(means[k]):.4g} at {short(sizes[k])}" for k in (0, -1))
         return [f"error does not fall with size: {first}, {last}; the forms can only fall, so this fit says nothing"]
     if fit.points == "curve":
@@ -91,7 +112,9 @@ def _few(fit: CurveFit) -> list[str]:
 def _unidentified(fit: CurveFit) -> list[str]:
     warnings = []
     if fit.starts >= 4 and fit.starts_agree < fit.starts / 4:
-        warnings.append(f"only {fit.starts_agree} of {fit.starts} starts found this curve: there may be a better one")
+        warnings.append(
+            f"only {fit.starts_agree} of {counted(fit.starts, 'start')} found this curve: there may be a better one"
+        )
     b = fit.params["b"]
     if b <= 1e-6:
         warnings.append("the exponent is 0: the curve is flat")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
+from vit_dist.core.units import counted
 from vit_dist.scaling.fit.bootstrap import BLOCK, Points, bootstrap, pooled_deviation
 from vit_dist.scaling.fit.curve import CurveFit, FitOptions, Interval
 from vit_dist.scaling.fit.diagnostics import diagnose
@@ -66,8 +67,8 @@ def fit_curve(
         return _no_fit(data, names, name, options, (*warnings, f"{count} only: a curve needs two sizes or more"))
     if form != "auto" and FORMS[form].num_params > sizes.size:
         raise ConfigError(
-            f"{_called(name)}form {form} has {FORMS[form].num_params} parameters, and there are {sizes.size} sizes; "
-            "give more sizes, or a smaller form"
+            f"{_called(name)}form {form} has {FORMS[form].num_params} parameters, and there are "
+            f"{sizes.size} sizes; give more sizes, or a smaller form"
         )
     tried = [form] if form != "auto" else [f.name for f in FORMS.values() if f.min_sizes <= sizes.size] or ["m1"]
     scores = {one: score for one in tried if (score := _held_out(data, FORMS[one], options)) is not None}
@@ -115,7 +116,9 @@ def _usable(
     """The points that can be fitted, by rising size, their runs, and a warning on the others."""
     sizes, errors = np.asarray(x, dtype=float).ravel(), np.asarray(error, dtype=float).ravel()
     if sizes.size != errors.size or (runs is not None and len(runs) != sizes.size):
-        counts = f"{sizes.size} sizes, {errors.size} errors" + (f", {len(runs)} runs" if runs is not None else "")
+        counts = f"{counted(sizes.size, 'size')}, {errors.size} errors" + (
+            f", {counted(len(runs), 'run')}" if runs is not None else ""
+        )
         raise DataError(f"{_called(name)}{counts}: there must be as many of each")
     usable = np.isfinite(sizes) & np.isfinite(errors) & (sizes > 0) & (errors > 0)
     warnings = []
@@ -132,11 +135,11 @@ def _left_out(sizes: Array, errors: Array, of: int) -> str:
     if (errors == 0).all() and (sizes > 0).all():
         at = ", ".join(f"{size:,.10g}" for size in np.unique(sizes)[:4])
         more = ", ..." if np.unique(sizes).size > 4 else ""
-        points = f"{errors.size} of {of} points have" if of > 1 else "the only point has"
+        points = f"{errors.size} of {counted(of, 'point has', 'points have')}" if of > 1 else "the only point has"
         return f"{points} an error of 0 (at {at}{more}), which has no logarithm: left out of the fit"
     shown = ", ".join(f"{error:g} at x = {size:g}" for size, error in zip(sizes[:4], errors[:4], strict=True))
     more = ", ..." if errors.size > 4 else ""
-    return f"left out {errors.size} of {of} points that are not numbers above 0: {shown}{more}"
+    return f"left out {errors.size} of {counted(of, 'point')} that are not numbers above 0: {shown}{more}"
 
 
 def _along_curves(data: Points, names: list[str], points: str) -> bool:
@@ -267,10 +270,13 @@ def _draws(data: Points, fitted: Array, form: Form, theta: Array, u: Array, opti
 
 def _estimator(form: Form, data: Points, options: FitOptions, drawn: int, *, auto: bool, tried: int) -> str:
     """How the fit was made, for captions."""
-    parts = [f"{form.name}: {form.formula}", f"Huber (delta {options.delta:g}) on log error, {options.starts} starts"]
+    parts = [
+        f"{form.name}: {form.formula}",
+        f"Huber (delta {options.delta:g}) on log error, {counted(options.starts, 'start')}",
+    ]
     if auto and tried > 1:
         parts.append(f"chosen of {tried} forms by leave-largest-out log-RMSE")
     if drawn:
         how = f"block bootstrap (blocks of {BLOCK})" if data.curves else "parametric bootstrap (pooled deviation)"
-        parts.append(f"{options.confidence:.0%} intervals from {drawn} draws of a {how}")
+        parts.append(f"{options.confidence:.0%} intervals from {counted(drawn, 'draw')} of a {how}")
     return "; ".join(parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from vit_dist.core.metrics import ACCURACY, FEW_SHOT, Metric
 from vit_dist.core.run.log import VAL_TOP1
 from vit_dist.core.run.names import safe_name
-from vit_dist.core.units import format_count
+from vit_dist.core.units import counted, format_count
 from vit_dist.scaling import paper
 from vit_dist.scaling.collect import Observation
 from vit_dist.scaling.report.figure_style import (
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _EXAMPLES = "pretraining examples (distinct images)"
+_MOST_PANELS = 6
 
 
 def metric_name(metric: str, rule: Metric) -> str:
@@ -59,9 +60,18 @@ def seeds_text(averaged: Sequence[Mean]) -> str:
     """How many seeds a point has, and what the bars are."""
     counts = sorted({point.num_seeds for point in averaged})
     if counts == [1]:
-        return "One seed a point: differences between lines may be chance."
-    seeds = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
-    return f"{seeds} a point; lines join their means, bars are ±1 standard deviation, small open marks single runs."
+        return "One seed a point: differences between them may be chance."
+    seeds = f"{counted(counts[0], 'seed')}" if len(counts) == 1 else f"{counts[0]} to {counted(counts[-1], 'seed')}"
+    lines = "lines join their means" if _has_lines((p.series, p.subset) for p in averaged) else "large marks are means"
+    return f"{seeds} a point; {lines}, bars are ±1 standard deviation, small open marks single runs."
+
+
+def _has_lines(points: Iterable[tuple[str, float]]) -> bool:
+    """Whether any series has two sizes to draw a line between."""
+    sizes: dict[str, set[float]] = {}
+    for label, size in points:
+        sizes.setdefault(label, set()).add(size)
+    return any(len(found) > 1 for found in sizes.values())
 
 
 def examples_figure(results: Results) -> Drawing:
@@ -87,8 +97,9 @@ def examples_figure(results: Results) -> Drawing:
     seen = sorted({one.examples_seen for one in everyone})
     amount = short(seen[0]) if len(seen) == 1 else f"{short(seen[0])} to {short(seen[-1])}"
     datasets = ", ".join(sorted({one.dataset for one in everyone}))
-    caption = f"{len(everyone)} runs on {datasets}, each saw {amount} examples, repeats counted. " + seeds_text(
-        results.means
+    caption = (
+        f"{counted(len(everyone), 'run')} on {datasets}, each saw {amount} examples, repeats counted. "
+        + seeds_text(results.means)
     )
     caption += " The area of a mark grows with the model's parameters." if _differ(everyone) else ""
     caption += f" Shaded: from the worst to the best {band} model." if band else ""
@@ -134,7 +145,7 @@ def _band(axes: Axes, results: Results) -> str:
     for family in dict.fromkeys(point.family for point in results.means):
         points = [point for point in results.means if point.family == family]
         sizes = sorted({point.subset for point in points})
-        if not any(word in family.lower() for word in ("bit", "resnet")) or len({p.series for p in points}) < 2:
+        if not _is_resnet(family) or len({p.series for p in points}) < 2:
             continue
         values = [[p.mean * results.scale for p in points if p.subset == size] for size in sizes]
         axes.fill_between(sizes, [min(v) for v in values], [max(v) for v in values], color=AXIS, alpha=0.22, lw=0)
@@ -198,7 +209,6 @@ def few_shot_figures(results: Results) -> list[Drawing]:
                 continue
             middle = np.array([np.mean(row) for row in rows])
             ends = [middle - [min(row) for row in rows], [max(row) for row in rows] - middle]
-            dashed = "bit" in members[0].family.lower() or "resnet" in members[0].family.lower()
             axes.errorbar(
                 sizes,
                 middle,
@@ -209,22 +219,41 @@ def few_shot_figures(results: Results) -> list[Drawing]:
                 linewidth=1.7,
                 capsize=3,
                 label=label,
-                linestyle="--" if dashed else "-",
+                linestyle="--" if _is_resnet(members[0].family) else "-",
             )
         count_axis(axes, [float(one.subset) for one, _ in pairs], f"{_EXAMPLES}, log scale")
         axes.set_ylabel(metric_name(tag, ACCURACY))
         value_axis(axes, ACCURACY)
         legend(figure, axes)
         caption = (
-            f"{tag} at the end of {len(pairs)} runs: a linear model on frozen features, fitted by regularised least "
-            f"squares on a few images of each class. Lines join the means over seeds, whiskers reach from the lowest "
-            f"to the highest seed; ResNets are dashed. The numbers of the paper's Figure 4 were never published."
+            f"{tag} at the end of {counted(len(pairs), 'run')}: a linear model on frozen features, fitted by "
+            f"regularised least squares on a few images of each class. {_few_shot_marks(results, pairs)}"
+            f"The numbers of the paper's Figure 4 were never published."
         )
         # The tag is from a log, and the name becomes a file's.
         name = safe_name(tag.replace("/", "_"))[:100]
         taken = [drawing.name for drawing in drawings]
         drawings.append(Drawing(f"{name}-{len(taken)}" if name in taken else name, "Few-shot", caption, figure))
     return drawings
+
+
+def _is_resnet(family: str) -> bool:
+    return any(word in family.lower() for word in ("bit", "resnet"))
+
+
+def _few_shot_marks(results: Results, pairs: Sequence[tuple[Observation, float]]) -> str:
+    """What the lines and whiskers of a few-shot figure are, as far as there are any."""
+    labels = {one.directory: label for label, members in results.series.items() for one in members}
+    found = [(labels[one.directory], one) for one, _ in pairs if one.directory in labels]
+    parts = []
+    if _has_lines((label, one.subset) for label, one in found):
+        parts.append("lines join the means over seeds")
+    if len({(label, one.subset) for label, one in found}) < len(found):
+        parts.append("whiskers reach from the lowest to the highest seed")
+    if parts and "lines" in parts[0] and any(_is_resnet(one.family) for _, one in found):
+        parts.append("ResNets are dashed")
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}. " if text else ""
 
 
 def learning_figure(results: Results, axis: str = "examples") -> Drawing | None:
@@ -240,7 +269,9 @@ def learning_figure(results: Results, axis: str = "examples") -> Drawing | None:
     if not shown:
         return None
     labels = list(dict.fromkeys(label for label, _, _ in shown)) if axis == "examples" else [""]
-    labels = labels[:6]
+    all_labels, labels = labels, labels[:_MOST_PANELS]
+    if axis == "examples":
+        shown = [row for row in shown if row[0] in labels]
     figure, panels = new_figure(0.95 + 1.75 * len(labels) if axis == "examples" else 3.5, len(labels))
     chosen, sizes = colours(results), sorted({one.subset for _, one, _ in shown})
     factor, flops = compute_unit([one.exaflops or 1.0 for _, one, _ in shown])
@@ -250,7 +281,7 @@ def learning_figure(results: Results, axis: str = "examples") -> Drawing | None:
         if axis != "examples":
             x = factor * x * 6 * float(one.macs or 0) / 1e18
         keep = (x > 0) & np.isfinite(series.values)
-        place = labels.index(label) if axis == "examples" and label in labels else 0
+        place = labels.index(label) if axis == "examples" else 0
         rank = (sizes.index(one.subset) + 1) / len(sizes)
         panels[place].plot(
             x[keep],
@@ -275,8 +306,10 @@ def learning_figure(results: Results, axis: str = "examples") -> Drawing | None:
     if axis != "examples":
         _unique_legend(figure, panels[0])
     caption = (
-        f"{metric_name(results.metric, results.rule)} while training, {len(shown)} runs, each a line; thicker lines "
-        f"are larger subsets. Examples are step x global batch of the log"
+        f"{metric_name(results.metric, results.rule)} while training, {counted(len(shown), 'run')}, each a line"
+        + ("; thicker lines are larger subsets" if len(sizes) > 1 else "")
+        + (f"; the first {len(labels)} of {len(all_labels)} series" if len(labels) < len(all_labels) else "")
+        + ". Examples are step x global batch of the log"
         + ("." if axis == "examples" else "; FLOPs are 6 x multiply-adds x examples.")
     )
     name = "learning_by_examples" if axis == "examples" else "learning_by_flops"
@@ -285,6 +318,8 @@ def learning_figure(results: Results, axis: str = "examples") -> Drawing | None:
 
 def _ladder(shown: Sequence[tuple[str, Observation, Any]], label: str) -> str:
     sizes = sorted({one.subset for name, one, _ in shown if name == label})
+    if len(sizes) == 1:
+        return f"subset {format_count(sizes[0])}"
     return f"subsets {', '.join(format_count(size) for size in sizes)}, thin to thick"
 
 
@@ -331,9 +366,16 @@ def coverage_figure(results: Results) -> Drawing:
     axes.set_xlabel(_EXAMPLES)
     caption = (
         "Runs that count, of those that the logs know or that the other cells lead one to expect (every seed of the "
-        "study in every cell). Open: running, stopped or killed; failed: ended in failure or diverged; the rest are "
-        "missing. The table of excluded runs has the reasons."
+        "study in every cell)."
     )
+    failed, unfinished, missing = (sum(cell[k] for cell in cells.values()) for k in (1, 2, 3))
+    words = ["open: running, stopped or killed"] if unfinished else []
+    words += ["failed: ended in failure or diverged"] if failed else []
+    words += ["the rest are missing" if words else "those that are not there are missing"] if missing else []
+    if words:
+        caption += f" {'; '.join(words).capitalize()}."
+    if failed or unfinished:
+        caption += " The table of excluded runs has the reasons."
     return Drawing("coverage", "Coverage", caption, figure)
 
 

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vit_dist.core.units import counted
 from vit_dist.scaling import paper
+from vit_dist.scaling.fit.diagnostics import says_something
 from vit_dist.scaling.fit.frontiers import Frontier
 from vit_dist.scaling.report.figure_style import (
     COLOURS,
@@ -30,7 +32,7 @@ from vit_dist.scaling.results import Results
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_RULE = "exaFLOPs are 6 x multiply-adds of one image's forward pass x examples seen / 1e18, as in the paper's Table 6."
+_RULE = "FLOPs are 6 x multiply-adds of one image's forward pass x examples seen, as in the paper's Table 6."
 
 
 def compute_figure(results: Results) -> Drawing | None:
@@ -55,9 +57,7 @@ def compute_figure(results: Results) -> Drawing | None:
         placed = [(at, error) for at, one in zip(x, members, strict=True) if (error := results.error(one.value))]
         if placed:
             bottom.plot(*zip(*placed, strict=True), **how)  # type: ignore[arg-type]
-    fit = results.frontier.fit
-    if errors:
-        _frontier(bottom, results.frontier, factor)
+    drawn = _frontier(bottom, results.frontier, factor) if errors else "All errors are 0: no frontier."
     behind = results.rule.is_accuracy and factor == 1
     for axes in panels:
         axes.set_xscale("log")
@@ -75,23 +75,25 @@ def compute_figure(results: Results) -> Drawing | None:
         bottom.set_ylabel("error, log scale")
     legend(figure, top)
     caption = (
-        f"Each mark is a run. {_RULE} "
-        + ("Black steps: the frontier, runs that no cheaper run beats" if errors else "All errors are 0: no frontier")
-        + (f"; dotted: a curve through it ({fit.estimator})." if errors and fit is not None and fit.fitted else ".")
+        f"Each mark is a run. {_RULE} {drawn}"
         + (" Runs whose error is 0 stand in the upper panel alone." if errors and len(errors) < len(xs) else "")
         + (f" Dashed grey: the paper's Table 6, ImageNet top-1 after fine-tuning ({paper.SOURCE})." if behind else "")
     )
     return Drawing("compute", "Compute", caption, figure)
 
 
-def _frontier(axes: Axes, best: Frontier, factor: float) -> None:
-    """The frontier as steps, and the curve through it, as far as errors have logarithms."""
+def _frontier(axes: Axes, best: Frontier, factor: float) -> str:
+    """The frontier as steps, and the curve through it, as far as errors have logarithms; what was drawn, in words."""
     points = [(factor * p.compute, p.error) for p in best.points if p.error > 0]
-    if points:
-        axes.plot(*zip(*points, strict=True), color=INK, lw=1.1, drawstyle="steps-post", zorder=1)
-    if best.fit is not None and best.fit.fitted:
+    if len(points) < 2:
+        return "No run beats all cheaper ones: there is no frontier to draw."
+    axes.plot(*zip(*points, strict=True), color=INK, lw=1.1, drawstyle="steps-post", zorder=1)
+    words = "Black steps: the frontier, runs that no cheaper run beats"
+    if best.fit is not None and says_something(best.fit):
+        words += f"; dotted: a curve through it ({best.fit.estimator})"
         grid = np.geomspace(*best.fit.x_range, 60)
         axes.plot(factor * grid, best.fit.predict(grid), color=INK, lw=1.1, ls=":", zorder=1)
+    return f"{words}."
 
 
 def paper_compute_figure(results: Results) -> Drawing | None:
@@ -142,12 +144,18 @@ def iso_figure(results: Results) -> Drawing | None:
 
 def _iso_caption(results: Results, count: int) -> str:
     assert results.iso is not None
-    law = "no power law through the minima"
+    budgets = results.iso.budgets
+    minima = sum(budget.best is not None for budget in budgets)
+    law = "; no power law through the minima" if minima else ""
     if results.iso.exponent is not None:
         interval = results.iso.exponent_interval
         span = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
-        law = f"best size grows as compute^{results.iso.exponent:.2f}{span} (least squares through the minima's logs)"
+        law = f"; best size grows as compute^{results.iso.exponent:.2f}{span} (least squares through the minima's logs)"
+    lines = any(budget.coefficients is not None and len(set(budget.sizes)) >= 3 for budget in budgets)
     return (
-        f"{count} budgets; runs within 10% of one compute are one budget. Lines: log error as a quadratic in log size, "
-        f"least squares; stars: their minima; {law}. {' '.join(results.iso.warnings)}"
+        f"{counted(count, 'budget')}; runs within 10% of one compute are one budget."
+        + (" Lines: log error as a quadratic in log size, least squares" if lines else "")
+        + ("; stars: their minima" if lines and minima else "")
+        + (f"{law}." if lines else "")
+        + "".join(f" {warning}" for warning in results.iso.warnings)
     )

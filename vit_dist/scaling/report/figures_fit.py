@@ -53,7 +53,8 @@ def _how(fits: Sequence[CurveFit]) -> str:
 def fit_figure(results: Results) -> Drawing | None:
     """Figure 4: error against examples, both logarithmic, with the fitted curves and their bands."""
     fits = {label: fit for label, fit in results.fits.items() if fit.x}
-    if not any(fit.fitted for fit in fits.values()):
+    curves = results.curves
+    if not curves:
         return None
     figure, (axes,) = new_figure(4.0)
     chosen, held_out = colours(results), {one.fit.name: one for one in results.held_out}
@@ -69,7 +70,7 @@ def fit_figure(results: Results) -> Drawing | None:
                 *zip(*last, strict=True), ls="none", marker=marker, ms=6.5, mfc="none", mec=colour, mew=1.0, zorder=4
             )
             axes.plot(*zip(*last, strict=True), ls="none", marker=marker, ms=3, color=colour, zorder=4)
-        if fit.fitted:
+        if label in curves:
             _curve(axes, fit, colour)
         if label in held_out:
             one = held_out[label]
@@ -81,11 +82,14 @@ def fit_figure(results: Results) -> Drawing | None:
     axes.set_xlim(min(sizes) / 1.3, max(sizes) * _BEYOND * 1.35)
     axes.set_ylabel(f"{_error_label(results)}, log scale")
     legend(figure, axes)
-    caption = (
-        f"Lines: fitted to all points; dashed and pale beyond the data. Shaded: 95% interval of the curve. Ringed: the "
-        f"largest size; crosses: what a fit without it says of it. {_how([f for f in fits.values() if f.fitted])}"
-    )
-    return Drawing("fits", "Fits", caption, figure)
+    parts = ["Lines: fitted to all points; dashed and pale beyond the data."]
+    if any(len(fit.draws) for fit in curves.values()):
+        parts.append("Shaded: 95% interval of the curve.")
+    if held_out:
+        parts.append("Ringed: the largest size; crosses: what a fit without it says of it.")
+    if without := [label for label in fits if label not in curves]:
+        parts.append(f"No line: {', '.join(without)}, whose fit says nothing (see the remarks).")
+    return Drawing("fits", "Fits", " ".join([*parts, _how(list(curves.values()))]), figure)
 
 
 def _curve(axes: Axes, fit: CurveFit, colour: str) -> None:
@@ -100,7 +104,7 @@ def _curve(axes: Axes, fit: CurveFit, colour: str) -> None:
 
 def residual_figure(results: Results) -> Drawing | None:
     """Figure 5: log error less that of the curve, by size; a pattern would say that the form is wrong."""
-    fits = [fit for fit in results.fits.values() if fit.fitted and fit.num_points > len(fit.params)]
+    fits = [fit for fit in results.curves.values() if fit.num_points > len(fit.params)]
     if not fits:
         return None
     from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -170,7 +174,7 @@ def crossover_figure(results: Results) -> Drawing | None:
         if cross.x is not None:
             mark = {"marker": "v", "ms": 7, "mec": INK, "mfc": INK if cross.inside else SURFACE, "clip_on": False}
             height = 100 * fractions.max() * 1.08
-            # An end that is open: to the end of what was looked at.
+            # An end that is open: to the end of what was looked at. There are draws, so there is an interval.
             axes.hlines(height, cross.low or low, cross.high or high, color=INK, lw=1, zorder=2)
             axes.plot([cross.x], [height], ls="none", **mark)  # type: ignore[arg-type]
         axes.set_xscale("log")
@@ -181,10 +185,12 @@ def crossover_figure(results: Results) -> Drawing | None:
         axes.set_title(f"{cross.winner} overtakes {cross.loser}{percent}", loc="left", color=TEXT, pad=8)
     panels[-1].set_xlabel(f"{_EXAMPLES}, log scale")
     pairs = "; ".join(cross.text for cross, _ in shown)
-    caption = (
-        f"Where the bootstraps of two fitted curves cross for the last time. Grey: sizes where both have data; a "
-        f"crossing outside is extrapolated (open mark) and may well be wrong. Line: its interval. {pairs}."
-    )
+    caption = "Where the bootstraps of two fitted curves cross for the last time. Grey: sizes where both have data."
+    if crossings := [cross for cross, _ in shown if cross.x is not None]:
+        caption += " Mark: where the curves cross; line: its interval."
+        if not all(cross.inside for cross in crossings):
+            caption += " A crossing outside of the data is extrapolated (open mark) and may well be wrong."
+    caption += f" {pairs}."
     return Drawing("crossovers", "Crossovers", caption, figure)
 
 

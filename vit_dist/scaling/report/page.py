@@ -111,6 +111,9 @@ def _capital(text: str) -> str:
 
 def _warnings(results: Results) -> list[str]:
     warnings = [f"{fit.name}: {warning}." for fit in results.fits.values() for warning in fit.warnings]
+    without = [fit.name for fit in results.fits.values() if fit.fitted and fit.name not in results.curves]
+    if without:
+        warnings.append(f"{', '.join(without)}: so no curve is drawn, and no crossing or forecast read off one.")
     if not results.fits:
         warnings.append(
             f"{results.metric} has no highest value that an error could be counted from: nothing was fitted."

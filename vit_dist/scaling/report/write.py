@@ -25,6 +25,7 @@ from vit_dist.core.events.cache import load_entry, store_entry
 from vit_dist.core.files import write_bytes
 from vit_dist.core.folders import refuse_others
 from vit_dist.core.tables import csv_text
+from vit_dist.core.units import counted
 from vit_dist.scaling.collect import Collection, Excluded, Observation
 from vit_dist.scaling.fit.curve import CurveFit
 from vit_dist.scaling.results import Results, analyse
@@ -255,5 +256,5 @@ def _nothing(collection: Collection) -> str:
     for one in collection.excluded:
         reasons[one.reason] = reasons.get(one.reason, 0) + 1
     worst = sorted(reasons.items(), key=lambda item: -item[1])[:5]
-    why = "; ".join(f"{count} run{'' if count == 1 else 's'}: {reason}" for reason, count in worst)
+    why = "; ".join(f"{counted(count, 'run')}: {reason}" for reason, count in worst)
     return f"{collection.url}: no finished run{of} with {collection.metric}: {why}"

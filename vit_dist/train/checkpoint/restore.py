@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from vit_dist.config.load import differences
-from vit_dist.core.errors import CheckpointError, VitDistError
+from vit_dist.core.errors import CheckpointError, OtherCheckpointError, VitDistError
 from vit_dist.core.files import redact
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.process import wait_until
@@ -201,7 +201,7 @@ def on_main(work: Callable[[], T], world: World) -> T:
 def _check_belongs(path: Path, marker: dict[str, Any], identity: dict[str, Any]) -> None:
     changes = differences(identity, marker["recipe"])
     if changes:
-        raise CheckpointError(
+        raise OtherCheckpointError(
             f"{path}: a checkpoint of another recipe: {'; '.join(changes)}. Restore these settings, or train "
             f"anew in another --run-dir"
         )

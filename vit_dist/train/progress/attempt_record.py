@@ -117,8 +117,16 @@ class AttemptRecord:
         reason: str = "",
         *,
         goodput: Mapping[str, float] | None = None,
+        refused: bool = False,
     ) -> None:
-        """Write how the attempt ended; the first write wins. Never raises: the disk may be what has failed."""
+        """Write how the attempt ended; the first write wins. Never raises: the disk may be what has failed.
+
+        Args:
+            status: how.
+            reason: more, for people.
+            goodput: where the time went.
+            refused: whether it was asked for what cannot be, see `history.end`.
+        """
         # First write wins: watchdog, monitor and the exception that follows from what they met may all come here, from
         # threads of their own; the first is the nearest to the cause.
         if self._ended or not self._world.is_main or self.attempt == 0:
@@ -131,7 +139,8 @@ class AttemptRecord:
         self._goodput, self._timeline = self._goodput if goodput is None else goodput, None
         with contextlib.suppress(VitDistError):
             if not self.look_up_owner():
-                history.end(self._path, status, self._progress(), reason=reason, saved=newest_step(self._path))
+                saved = newest_step(self._path)
+                history.end(self._path, status, self._progress(), reason=reason, saved=saved, refused=refused)
 
     def set_progress(self, step: int, examples: int) -> None:
         """Step and examples to write at the end."""

@@ -143,7 +143,7 @@ def test_ranks_that_fail_before_they_own_the_directory_leave_a_run_that_failed(
     if before == "a word of its own":
         speak(tmp_path, "done", 5)
     with run.locked() if before == "an attempt that runs" else contextlib.nullcontext():
-        _note_end_without_a_word(run, recipe, state, 2, first_words(logs, 1))
+        _note_end_without_a_word(run, recipe, state, 2, first_words(logs, 1), refused=False)
     state = history.read(tmp_path)
     assert history.stands(state, history.JobWord(), time.time())[0] == after
     if after == "failed":

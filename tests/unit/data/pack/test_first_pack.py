@@ -14,6 +14,7 @@ from tests.shards import noise_bytes
 from vit_dist.cli.data.look import dedup_main
 from vit_dist.cli.data.pack import main as pack_main
 from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.files import write_bytes
 from vit_dist.data.dedup import copies_within
 from vit_dist.data.images import is_turned
 from vit_dist.data.manifest import read_manifest
@@ -36,7 +37,7 @@ def photo(orientation: int | None, form: str = "JPEG") -> bytes:
     return buffer.getvalue()
 
 
-def pack(source: Path, dest: Path, *options: str) -> None:
+def pack(source: Path | str, dest: Path, *options: str) -> None:
     assert pack_main([str(source), str(dest), "--workers", "1", *options]) == 0
 
 
@@ -74,8 +75,37 @@ def test_images_that_lie_in_no_class_are_called_that(
     (source / "notes.txt").write_text("no image")
     pack(source, tmp_path / "out")
     said = capsys.readouterr().err
-    assert f"left out {len(stray)} images that lie in no class directory: {', '.join(stray[:5])}" in said
-    assert "ignored 1 files that do not end like images: notes.txt\n" in said
+    what = "1 image that lies" if len(stray) == 1 else f"{len(stray)} images that lie"
+    assert f"left out {what} in no class directory: {', '.join(stray[:5])}" in said
+    assert "ignored 1 file that does not end like an image: notes.txt\n" in said
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ([".DS_Store"], "1 hidden file or directory: .DS_Store"),
+        (["cat/._1.png"], "1 hidden file or directory: cat/._1.png"),
+        (["cat/.thumbs/1.png"], "1 hidden file or directory: cat/.thumbs/"),
+        ([".git/config", ".git/HEAD"], "1 hidden file or directory: .git/"),
+        (["cat/a/.x.jpg", ".x"], "2 hidden files or directories: .x, cat/a/.x.jpg"),
+        ([f"dog/.{i}.png" for i in range(7)], "7 hidden files or directories: dog/.0.png, "),
+        ([], ""),
+    ],
+)
+@pytest.mark.parametrize("where", ["{}", "memory:/{}"])
+def test_hidden_files_are_left_out_and_counted(
+    names: list[str], told: str, where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = folder(tmp_path / "src", "cat/1.png", "dog/1.png", *names)
+    url = where.format(source)
+    for path in source.rglob("*"):
+        if path.is_file() and where != "{}":
+            write_bytes(f"{url}/{path.relative_to(source)}", path.read_bytes())
+    pack(url, tmp_path / "out")
+    said = capsys.readouterr().err
+    assert f"ignored {told}" in said if told else "hidden" not in said
+    assert ("dog/.4.png, ...\n" in said) == (len(names) > 5)
+    assert read_manifest(str(tmp_path / "out")).num_samples == 2
 
 
 @pytest.mark.parametrize("inside", [[], ["deeper/"], ["a/b/c/"], [".gitkeep"], ["deeper/.DS_Store"]])
@@ -125,8 +155,8 @@ def test_what_is_no_photo_on_its_side_is_not_counted() -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ((), "3 images are stored on their side or mirrored, .* as they are stored; --upright turns them"),
-        (("--resize-shorter", "8"), "3 images are stored on their side .* --upright turns them"),
+        ((), "3 images are stored on their side or mirrored, .* trained on as stored; --upright turns such"),
+        (("--resize-shorter", "8"), "3 images are stored on their side .* --upright turns such"),
         (("--upright",), "turned 3 images upright, as their EXIF orientation says"),
         (("--upright", "--samples-per-shard", "2"), "turned 3 images upright"),
     ],

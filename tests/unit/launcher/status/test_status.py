@@ -434,3 +434,65 @@ def test_of_a_long_history_the_table_reads_the_end_and_says_the_same(tmp_path: P
     one, other = (view(files, None, now=NOW) for files in (whole, end_alone))
     assert (one.tries, one.state, one.reason, one.step) == (other.tries, other.state, other.reason, other.step)
     assert shown.row(one, NOW) == shown.row(other, NOW)
+
+
+@pytest.mark.parametrize(
+    ("entries", "told"),
+    [
+        ([], ""),
+        ([(400, {"val/top1": 0.5}, {})], "step 400: val/top1 0.5"),
+        (
+            [(400, {"val/top1": 0.5}, {"val/top1": "val@other-12345678/top1"})],
+            "step 400: val@other-12345678/top1 0.5",
+        ),
+        ([(300, {"val/top1": 0.4}, {}), (400, {"val/top1": 0.5}, {})], "step 400: val/top1 0.5"),
+        ([(400, {"val/top1": 0.5}, {}), (300, {"val/top1": 0.4}, {})], "step 400: val/top1 0.5"),
+        (
+            [(300, {"a": 0.4, "b": 3.0}, {}), (400, {"a": 0.5}, {"a": "a@x"})],
+            "step 400: a@x 0.5; step 300: a 0.4, b 3",
+        ),
+        ([(1000, {"val/loss": float("nan")}, {})], "step 1,000: val/loss nan"),
+    ],
+)
+def test_what_was_evaluated_is_shown_with_its_sets_and_steps(
+    entries: list[tuple[int, dict[str, float], dict[str, str]]],
+    told: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = make_run(tmp_path / "run", "done", metrics={"val/top1": 0.25})
+    for step, values, tags in entries:
+        history.evaluated(run, [{"name": "any"}], step, values, {"tags": tags} if tags else {})
+    assert main(["status", str(run)]) == 0
+    lines = {
+        words[0]: words[1] for row in capsys.readouterr().out.splitlines() if len(words := row.split(maxsplit=1)) > 1
+    }
+    assert lines.get("evaluated", "") == told
+    assert lines["measured"] == "val/top1 0.25"
+    assert main(["status", str(run), "--json"]) == 0
+    evaluated = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["evaluated"]
+    assert {f"step {one['step']:,}" for one in evaluated.values()} == {
+        part.split(":")[0] for part in told.split("; ") if part
+    }
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"event": "evaluated", "evaluators": [], "step": 7}',
+        '{"event": "evaluated", "evaluators": [], "step": 7, "values": [1]}',
+        '{"event": "evaluated", "evaluators": [], "step": "7", "values": {}}',
+        '{"event": "evaluated", "evaluators": [], "step": -1, "values": {"a": 1}}',
+        '{"event": "evaluated", "evaluators": [], "step": 7, "values": {"a": 1}, "tags": 3}',
+        '{"event": "evaluated", "evaluators": [], "step": 7, "values": {"a": 1}, "tags": {"a": 3}}',
+    ],
+)
+def test_damaged_evaluations_are_told_and_hide_nothing_else(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", "done", metrics={"val/top1": 0.25})
+    (run / names.BY_EVALUATORS).write_text(line + "\n")
+    assert main(["status", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "val/top1 0.25" in said
+    assert "damaged" in said

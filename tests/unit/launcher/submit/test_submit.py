@@ -39,7 +39,7 @@ def request(tmp_path: Path, *overrides: str, nodes: int = 1, site: tuple[str, ..
 def test_nodes_that_do_not_divide_the_batch_are_told_those_that_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         check(request(tmp_path, nodes=3))
-    assert "3 x 1 ranks on cluster dev: global_batch=64 is not divisible by 3 ranks" in str(caught.value)
+    assert "3 x 1 rank on cluster dev: global_batch=64 is not divisible by 3 ranks" in str(caught.value)
     assert "nearest that are: 63, 66" in str(caught.value)
     assert "numbers of nodes that do: 2, 4" in str(caught.value)
     check(request(tmp_path, nodes=4))

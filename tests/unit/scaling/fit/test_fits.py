@@ -345,7 +345,7 @@ def test_what_cannot_be_fitted_is_refused(arguments: dict[str, str], message: st
 
 
 def test_sizes_and_errors_must_be_as_many() -> None:
-    with pytest.raises(DataError, match="vit: 2 sizes, 3 errors, 1 runs"):
+    with pytest.raises(DataError, match="vit: 2 sizes, 3 errors, 1 run"):
         fit_curve([1, 2], [0.1, 0.2, 0.3], runs=["a"], name="vit")
 
 

@@ -321,7 +321,7 @@ def test_storage_that_is_away_does_not_stop_training_and_does_not_look_empty(
     assert "step-0000000001 COULD NOT BE COPIED" in logged
     assert "Training continues" in logged
     assert load(root, remote="s3://bucket/run")[1].state["step"] == 1  # a local one needs no store
-    with pytest.raises(DataError, match=r"s3://bucket/run: cannot be listed: OSError: connection refused"):
+    with pytest.raises(DataError, match=r"s3://bucket/run: cannot be listed: connection refused"):
         load(tmp_path / "b" / "checkpoints", remote="s3://bucket/run")
 
 

@@ -22,7 +22,7 @@ file system answers from the server, and what it reads must be whole. A version 
 A committed checkpoint is no event either: its marker says so (checkpoints.py), and a second word could only differ.
 """
 
-from vit_dist.core.run.history.evaluators import evaluated, evaluation, evaluations
+from vit_dist.core.run.history.evaluators import evaluated, evaluation, evaluations, newest_evaluations
 from vit_dist.core.run.history.events import ACTIONS, CAUSES
 from vit_dist.core.run.history.files import (
     TAIL_BYTES,
@@ -74,6 +74,7 @@ __all__ = [
     "failed_to_begin",
     "forget",
     "is_cancelled",
+    "newest_evaluations",
     "pending_request",
     "read",
     "requeue",

@@ -12,7 +12,7 @@ from vit_dist.core.run import names
 from vit_dist.core.run.history import former
 from vit_dist.core.run.history.events import FIELDS
 from vit_dist.core.run.history.files import append, content_of
-from vit_dist.core.small_files import DamagedError, is_number, is_text, or_none, parse_records
+from vit_dist.core.small_files import DamagedError, is_count, is_number, is_text, or_none, parse_records
 
 
 def evaluation(
@@ -43,14 +43,39 @@ def evaluations(path: Path, step: int) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for entry, values in _evaluations(path, step):
-        tags = entry.get("tags", {})
-        if not isinstance(tags, dict) or not all(map(is_text, tags.values())):
-            raise RunError(f"{path / names.BY_EVALUATORS}: damaged: the tags of step {step:,}")
+        tags = _tags_of(path, entry)
         found |= {tags[metric]: value for metric, value in values.items() if metric in tags}
     return found
 
 
-def _evaluations(path: Path, step: int) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
+def newest_evaluations(path: Path) -> dict[str, tuple[int, float]]:
+    """What evaluations of a run measured last, by tag: the step, and the value there.
+
+    Values whose entries do not say under which tags they were logged stand under their metrics.
+
+    Raises:
+        RunError: the record cannot be read, or what they measured is damaged.
+    """
+    found: dict[str, tuple[int, float]] = {}
+    for entry, values in _evaluations(path):
+        step, tags = entry.get("step"), _tags_of(path, entry)
+        if not isinstance(step, int) or not is_count(step):
+            raise RunError(f"{path / names.BY_EVALUATORS}: damaged: {step!r:.40} as the step of an evaluation")
+        for metric, value in values.items():
+            tag = tags.get(metric, metric)
+            if step >= found.get(tag, (0, 0.0))[0]:
+                found[tag] = (step, value)
+    return found
+
+
+def _tags_of(path: Path, entry: Mapping[str, Any]) -> dict[str, str]:
+    tags = entry.get("tags", {})
+    if not isinstance(tags, dict) or not all(map(is_text, tags.values())):
+        raise RunError(f"{path / names.BY_EVALUATORS}: damaged: the tags of step {entry.get('step')!r:.40}")
+    return tags
+
+
+def _evaluations(path: Path, at: int | None = None) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
     file = path / names.BY_EVALUATORS
     findings: list[str] = []
     try:
@@ -60,11 +85,12 @@ def _evaluations(path: Path, step: int) -> Iterator[tuple[dict[str, Any], dict[s
     if any("cannot be read" in text for text in findings):
         raise RunError(f"{path}: {findings[0]}")
     for entry in entries:
-        if entry.get("step") == step:
-            values = entry.get("values")
-            if not isinstance(values, dict) or not all(map(or_none(is_number), values.values())):
-                raise RunError(f"{file}: damaged: the values of step {step:,}")
-            yield entry, {name: math.nan if value is None else float(value) for name, value in values.items()}
+        if at is not None and entry.get("step") != at:
+            continue
+        values = entry.get("values")
+        if not isinstance(values, dict) or not all(map(or_none(is_number), values.values())):
+            raise RunError(f"{file}: damaged: the values of step {entry.get('step')!r:.40}")
+        yield entry, {name: math.nan if value is None else float(value) for name, value in values.items()}
 
 
 def _content_lines(file: Path, findings: list[str]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from vit_dist.core.run.records import is_job, is_job_number, is_nodes
 from vit_dist.core.small_files import (
     Check,
     is_count,
+    is_flag,
     is_mapping,
     is_number,
     is_numbers,
@@ -97,8 +98,9 @@ TOLD: Mapping[str, Check] = {
     "status": is_one_of("done", "stopped", "failed", "killed"),
     "reason": is_text,
     "saved": is_count,
+    "refused": is_flag,
 }
-"""How an attempt ended, as its ranks say."""
+"""How an attempt ended, as its ranks say; `refused`: what it was asked for cannot be, so that it did not begin."""
 PROGRESS: Mapping[str, Check] = {
     "attempt": is_count,
     "time": is_time,

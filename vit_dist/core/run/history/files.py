@@ -61,6 +61,9 @@ def read(path: Path, *, most: int | None = None, forgiving: bool = False) -> Sta
         unreadable = next((text for text in findings if "cannot be read" in text), None)
         if unreadable is not None:
             raise RunError(f"{path}: {unreadable}")
+    if most is not None and state.last is not None and state.last.did_not_begin:
+        # What the run was before may lie in what was left out.
+        return read(path, forgiving=forgiving)
     from_people = {"cancel": read_cancel(path) if names.CANCEL in present else ""}
     from_people["request"] = pending_request(path) if names.REQUEST in present else ""
     return State(**{**_shallow(state), **from_people, "findings": (*findings, *state.findings)})
@@ -199,7 +202,7 @@ def take(path: Path, *, ranks: int, saved: int) -> tuple[int, str, State]:
     return number, token, before
 
 
-def failed_to_begin(path: Path, *, ranks: int, saved: int, reason: str) -> None:
+def failed_to_begin(path: Path, *, ranks: int, saved: int, reason: str, refused: bool = False) -> None:
     """Write an attempt that failed before its ranks could own the directory: whoever started them does it for them.
 
     Nothing is superseded by it: it has no token.
@@ -209,6 +212,7 @@ def failed_to_begin(path: Path, *, ranks: int, saved: int, reason: str) -> None:
         ranks: how many they were.
         saved: up to which step the run is saved.
         reason: why, for people.
+        refused: whether it was asked for what cannot be.
 
     Raises:
         RunError: the history cannot be read or written.
@@ -217,7 +221,7 @@ def failed_to_begin(path: Path, *, ranks: int, saved: int, reason: str) -> None:
     me = {"host": socket.gethostname(), "pid": os.getpid()}
     append(path, names.BY_RANKS, "opened", attempt=number, **me, ranks=ranks, step=saved)
     progress = Progress(attempt=number, time=time.time(), step=saved)
-    end(path, "failed", progress, reason=reason, saved=saved)
+    end(path, "failed", progress, reason=reason, saved=saved, refused=refused)
 
 
 def superseded_by(path: Path, token: str) -> str:
@@ -262,7 +266,9 @@ def beat(path: Path, progress: Progress) -> None:
     write_bytes(str(path / names.HEARTBEAT), json.dumps(_plain(progress)).encode(), sync=False)
 
 
-def end(path: Path, status: str, progress: Progress, *, reason: str = "", saved: int = 0) -> None:
+def end(
+    path: Path, status: str, progress: Progress, *, reason: str = "", saved: int = 0, refused: bool = False
+) -> None:
     """Write how an attempt ended, as its ranks saw it.
 
     Args:
@@ -271,12 +277,15 @@ def end(path: Path, status: str, progress: Progress, *, reason: str = "", saved:
         progress: how far it came.
         reason: more, for people.
         saved: up to which step the run is saved.
+        refused: whether it failed since it was asked for what cannot be; where it had not trained yet, it did not
+            begin then, and the run stands as before.
 
     Raises:
         RunError: it cannot be written.
     """
     assert status in {"done", "stopped", "failed"}, status
-    append(path, names.BY_RANKS, "ended", **_plain(progress), status=status, reason=reason[:4000], saved=saved)
+    told = {"status": status, "reason": reason[:4000], "saved": saved, **({"refused": True} if refused else {})}
+    append(path, names.BY_RANKS, "ended", **_plain(progress), **told)
 
 
 def _plain(progress: Progress) -> dict[str, Any]:
@@ -377,8 +386,7 @@ def submitting(path: Path, facts: Mapping[str, Any]) -> int:
     Raises:
         RunError: the history cannot be read or written.
     """
-    last = read(path).last
-    after = last.attempt if last is not None else 0
+    after = read(path).newest
     append(path, names.BY_PEOPLE, "submitting", **facts, after=after)
     return after
 
@@ -398,5 +406,4 @@ def requeue(path: Path, job: str) -> None:
     Raises:
         RunError: the history cannot be read or written.
     """
-    last = read(path).last
-    append(path, names.BY_PEOPLE, "requeue", attempt=last.attempt if last is not None else 0, job=job)
+    append(path, names.BY_PEOPLE, "requeue", attempt=read(path).newest, job=job)

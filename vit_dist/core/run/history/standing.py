@@ -71,6 +71,15 @@ def stands(state: State, job: JobWord, now: float) -> tuple[str, str]:
         job: what Slurm says of the job with the number `state.job_id`.
         now: seconds since 1970.
     """
+    word, why = _standing(state, job, now)
+    refusal = state.last_refusal
+    if refusal is None or word in ACTIVE or word == "done":
+        return word, why
+    said = (refusal.detail or refusal.reason).strip().partition("\n")[0]
+    return word, f"{why}{'; ' if why else ''}attempt {refusal.attempt} was refused{f': {said}' if said else ''}"
+
+
+def _standing(state: State, job: JobWord, now: float) -> tuple[str, str]:
     # The run's own word goes first where it is `done`; all others are held against the job, since the run may not have
     # lived to write down what Slurm has done to it.
     status = state.status

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vit_dist.core.run.history.events import (
+    AGAIN,
     CLOSING,
     ENDED,
     LATER,
     NEW,
     OF_THE_RUN,
+    QUEUED,
     SUBMITTED,
     SUBMITTING,
     TRANSITIONS,
@@ -95,6 +97,7 @@ class Attempt:
         opened, trained: whether its ranks have got so far.
         told: how it ended, as its ranks say (see Status); '' before that.
         reason: more about that.
+        refused: whether they say that it was asked for what cannot be.
     """
 
     attempt: int
@@ -122,6 +125,12 @@ class Attempt:
     trained: bool = False
     told: str = ""
     reason: str = ""
+    refused: bool = False
+
+    @property
+    def did_not_begin(self) -> bool:
+        """Whether it was asked for what cannot be, before it trained, and everybody who speaks of it has said so."""
+        return not self.trained and (self.cause == INVALID if self.launcher else self.refused)
 
     @property
     def open(self) -> bool:
@@ -135,7 +144,9 @@ class State:
 
     Attributes:
         phase: see PHASES.
-        attempts: oldest first; the last ones alone where only the ends of the files were read.
+        attempts: oldest first; the last ones alone where only the ends of the files were read. Without those that were
+            refused: a run stands as it stood before them, unless it was nothing before.
+        refused: attempts that were, oldest first.
         submission: facts of the last submission; empty for a run that was never submitted.
         submitted_at: when that was, seconds since 1970.
         submitted_job: its number; '' where it has none yet.
@@ -148,6 +159,7 @@ class State:
 
     phase: str = NEW
     attempts: tuple[Attempt, ...] = ()
+    refused: tuple[Attempt, ...] = ()
     submission: Mapping[str, Any] = field(default_factory=dict)
     submitted_at: float = 0.0
     submitted_job: str = ""
@@ -163,9 +175,19 @@ class State:
         return self.attempts[-1] if self.attempts else None
 
     @property
+    def newest(self) -> int:
+        """The highest number that an attempt has had, one that was refused too; 0 before the first."""
+        return max((one.attempt for one in (*self.attempts[-1:], *self.refused[-1:])), default=0)
+
+    @property
     def next_attempt(self) -> int:
         """Number of the attempt that a supervisor begins next."""
-        return self.attempts[-1].attempt + 1 if self.attempts else 1
+        return self.newest + 1
+
+    @property
+    def last_refusal(self) -> Attempt | None:
+        """The newest attempt where it was refused, so that the run stands as before it; None where it was not."""
+        return self.refused[-1] if self.refused and self.refused[-1].attempt == self.newest else None
 
     @property
     def next_opened(self) -> int:
@@ -201,8 +223,8 @@ class State:
         return None if last is None else self._status(last, self.progress)
 
     def attempt(self, number: int) -> Attempt | None:
-        """The attempt with a number."""
-        return next((one for one in reversed(self.attempts) if one.attempt == number), None)
+        """The attempt with a number, also one that was refused."""
+        return next((one for one in (*reversed(self.attempts), *self.refused) if one.attempt == number), None)
 
     def status_of(self, number: int) -> Status | None:
         """An attempt's own word; None where it never trained, and did not say why."""
@@ -233,16 +255,46 @@ def fold(events: Iterable[Event], heartbeat: Progress | None = None) -> State:
         heartbeat: the last one.
     """
     phase, known, findings = NEW, dict[str, Any](), list[str]()
-    attempts = dict[int, Attempt]()
+    attempts, refused = dict[int, Attempt](), dict[int, Attempt]()
+    # In which a run stood before the attempt in hand, and before the submission that led to it.
+    before = NEW
     for event in sorted(events, key=lambda event: event.place):
+        if event.attempt in refused and event.kind not in (*OF_THE_RUN, "submitted"):
+            # The first word on its end counts.
+            continue
         after = _phase_after(phase, attempts, event)
         if after is None:
             findings.append(f"{event.kind!r} of attempt {event.attempt} cannot have been: the run was {phase!r}")
             continue
+        if _begins(event, attempts) and phase not in _HANDED_OVER:
+            before = phase
         _learn(known, attempts, phase, event)
         phase = after
+        if _stands_as_before(attempts, before):
+            number, one = attempts.popitem()
+            refused[number], phase = one, before
     known["progress"] = _furthest(known.get("progress", Progress()), heartbeat, attempts)
-    return State(phase=phase, attempts=tuple(attempts.values()), findings=tuple(findings), **known)
+    known |= {"findings": tuple(findings), "refused": tuple(refused.values())}
+    return State(phase=phase, attempts=tuple(attempts.values()), **known)
+
+
+_HANDED_OVER = (SUBMITTING, SUBMITTED)
+"""Phases between what a run was and the attempt that a job begins for it."""
+
+
+def _begins(event: Event, attempts: Mapping[int, Attempt]) -> bool:
+    """Whether an event begins something new: an attempt, or the handing over of a job for one."""
+    return event.kind in OF_THE_RUN or (event.kind in LATER and event.attempt not in attempts)
+
+
+def _stands_as_before(attempts: dict[int, Attempt], before: str) -> bool:
+    """Whether the newest attempt did not begin, so that the run is what it was.
+
+    A first one is all that there is to tell of its run. One of a sequence is the end of that: what its supervisor meant
+    to follow does not.
+    """
+    newest = next(reversed(attempts.values()), None)
+    return newest is not None and newest.did_not_begin and len(attempts) > 1 and before not in (AGAIN, QUEUED)
 
 
 def _phase_after(phase: str, attempts: dict[int, Attempt], event: Event) -> str | None:
@@ -280,7 +332,8 @@ def _learn(known: dict[str, Any], attempts: dict[int, Attempt], phase: str, even
         attempts[number] = replace(attempts[number], trained=True, step=since)
     elif event.kind == "ended" and phase != ENDED:
         attempts[number] = _ended(attempts[number], event)
-        known["progress"] = Progress.of({**facts, "attempt": number})
+        if not attempts[number].refused or len(attempts) == 1:
+            known["progress"] = Progress.of({**facts, "attempt": number})
     elif event.kind == "closed" and phase not in CLOSING.values():
         attempts[number] = _closed(attempts[number], event)
 
@@ -319,6 +372,8 @@ def _opened(begun: Attempt | None, event: Event) -> Attempt:
     )
 
 
+INVALID = "invalid"
+"""The cause of an attempt that was asked for what cannot be."""
 _CAUSE_OF = {"done": "done", "stopped": "stopped", "failed": "crashed", "killed": "killed"}
 
 
@@ -326,7 +381,8 @@ def _ended(one: Attempt, event: Event) -> Attempt:
     facts = event.facts
     told, reason, reached = str(facts.get("status", "killed")), str(facts.get("reason", "")), int(facts.get("step", 0))
     saved = int(facts.get("saved", 0))
-    one = replace(one, told=told, reason=reason, reached=reached)
+    refused = facts.get("refused") is True and not one.trained
+    one = replace(one, told=told, reason=reason, reached=reached, refused=refused)
     if one.launcher:
         return one
     # Nobody supervises it: the word of its ranks is all there is.
@@ -334,7 +390,7 @@ def _ended(one: Attempt, event: Event) -> Attempt:
     return replace(
         one,
         ended=at,
-        cause=_CAUSE_OF[told],
+        cause=INVALID if refused else _CAUSE_OF[told],
         detail=reason,
         code=int(told in {"failed", "killed"}),
         saved=saved,

@@ -1,0 +1,76 @@
+"""Views that end the process which decodes, and what is left of processes; importable in decode processes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tests.streams import recipe
+from vit_dist.core.process import lives
+from vit_dist.data.decode_pool import Processes
+from vit_dist.data.reader import Reader
+from vit_dist.data.rows import RowsOf, View
+from vit_dist.data.sets import open_training_set
+
+
+@dataclass(frozen=True)
+class Ends:
+    """As a decoder that does not survive an image: by a signal, or with an exit code where `number` is negative."""
+
+    ordinal: int
+    number: int
+
+    def __call__(self, image: torch.Tensor, epoch: int, ordinal: int) -> torch.Tensor:
+        if ordinal == self.ordinal:
+            if self.number < 0:
+                os._exit(-self.number)
+            os.kill(os.getpid(), self.number)
+            time.sleep(60)
+        return image[:, :28, :28]
+
+
+class Unsendable:
+    """A view that cannot be sent to another process."""
+
+    def __call__(self, image: torch.Tensor, epoch: int, ordinal: int) -> torch.Tensor:
+        return image[:, :28, :28]
+
+    def __reduce__(self) -> str:
+        raise TypeError("this view stays where it is")
+
+
+class Raises:
+    """A view with a fault of its own, whose error cannot be sent as it is."""
+
+    def __call__(self, image: torch.Tensor, epoch: int, ordinal: int) -> torch.Tensor:
+        class LocalError(Exception):
+            pass
+
+        raise LocalError("a fault of the view")
+
+
+def reader(manifest: str, view: View, workers: int = 2, *, at_once: bool = True, prefetch: int = 4) -> Reader:
+    """Of a small set, batches of 12, by processes."""
+    config = recipe(manifest, f"data.prefetch_batches={prefetch}")
+    data = open_training_set(config)
+    rows = RowsOf(data.parts, data.order, view, config.data, data.fits_in_memory)
+    positions = (range(i, i + 12) for i in range(0, 1_000_000, 12))
+    return Reader(rows, positions, processes=Processes(workers, 12, None, at_once=at_once))
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """Processes that a process has started, and those that they have started, that live."""
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = [int(child) for child in task.read_text().split()]
+        except OSError:
+            continue
+        for child in children:
+            yield from descendants(child)
+            if lives(child):
+                yield child

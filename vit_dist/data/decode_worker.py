@@ -1,0 +1,120 @@
+"""A decode process: fills rows of batches in shared memory, as it is told, until its rank is gone.
+
+It holds nothing that a result depends on: a task says positions and rows, and where a position's example is follows
+from that alone. Tasks are looked at as they come, so that their bytes are on the way while others are decoded.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+import torch
+
+from vit_dist.core.errors import DataError
+from vit_dist.data.batch import Batch, Replacement, Sample
+from vit_dist.data.pace import Interval
+from vit_dist.data.rows import Place, Rows, RowsOf
+from vit_dist.data.shared_memory import Layout, SharedMemory
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all decode processes of a stream are given, once.
+
+    Attributes:
+        rows: what rows hold.
+        layout: of the shared memory.
+        read_threads: of each process.
+    """
+
+    rows: RowsOf
+    layout: Layout
+    read_threads: int
+
+
+class Task(NamedTuple):
+    """Rows of a batch for one process: example `positions[i]` goes to row `rows[i]` of slot `slot`."""
+
+    number: int
+    slot: int
+    rows: Sequence[int]
+    positions: Sequence[int]
+
+
+class Done(NamedTuple):
+    """A task that is done: its samples, as tuples, by their place in it; or the first row that failed, and why.
+
+    With what the process did since the task before.
+    """
+
+    number: int
+    samples: Sequence[tuple[str, str, int, int, int]]
+    replaced: Sequence[Replacement]
+    failed: tuple[int, BaseException] | None
+    did: Interval
+
+
+def work(setup: Setup, memory: SharedMemory, process: int, connection: Connection) -> None:
+    """Do all tasks that come. Ends this process when the other end is gone."""
+    # One CPU each. Set before there is a thread, whose number it becomes.
+    torch.set_num_threads(1)
+    slots = memory.buffers()
+    rows = Rows(setup.rows, setup.read_threads, lambda shard, key: memory.note(process, f"{key!r} of {shard}"))
+    todo: queue.SimpleQueue[tuple[Task, list[Place] | BaseException]] = queue.SimpleQueue()
+
+    def fill() -> None:
+        while True:
+            task, places = todo.get()
+            buffers = slots[task.slot]
+            unset = torch.zeros(len(buffers.images), dtype=torch.int64)
+            batch = Batch(buffers.images, buffers.labels, buffers.weights, unset, unset)
+            batch.samples = [Sample("", "", -1, -1, -1)] * len(buffers.images)
+            done = _done(task, places, batch, rows)
+            memory.note(process, "")
+            try:
+                connection.send(done)
+            except OSError:
+                os._exit(0)
+
+    threading.Thread(target=fill, name="decode", daemon=True).start()
+    while True:
+        try:
+            task = connection.recv()
+        except (EOFError, OSError):
+            # Without clean-up: threads may wait for a store that does not answer.
+            os._exit(0)
+        try:
+            places: list[Place] | BaseException = [rows.find(position) for position in task.positions]
+        except Exception as error:
+            places = error
+        todo.put((task, places))
+
+
+def _done(task: Task, places: list[Place] | BaseException, batch: Batch, rows: Rows) -> Done:
+    if isinstance(places, BaseException):
+        return Done(task.number, [], [], (task.rows[0], _sendable(places)), rows.pace.since_last())
+    for row, place in zip(task.rows, places, strict=True):
+        try:
+            rows.fill(batch, row, place)
+        except Exception as error:
+            return Done(task.number, [], [], (row, _sendable(error)), rows.pace.since_last())
+    samples = [batch.samples[row] for row in task.rows]
+    told = [(s.key, s.set, s.ordinal, s.epoch, s.position) for s in samples]
+    return Done(task.number, told, batch.replaced, None, rows.pace.since_last())
+
+
+def _sendable(error: BaseException) -> BaseException:
+    """The error, or its words where it cannot be sent to another process as it is."""
+    try:
+        if type(pickle.loads(pickle.dumps(error))) is type(error):  # noqa: S301 - made one expression before
+            return error
+    except Exception:  # whatever its class does
+        return DataError(f"{type(error).__name__}: {error}")
+    return DataError(f"{type(error).__name__}: {error}")
