@@ -20,6 +20,7 @@ from vit_dist.core.errors import DataError
 from vit_dist.core.urls import is_remote, local_path, redact
 from vit_dist.core.world import World, rank_cpus
 from vit_dist.data.decode import decode
+from vit_dist.data.decode_pool import num_processes
 from vit_dist.data.images import DecodeError
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.order import GlobalOrder
@@ -62,9 +63,9 @@ class StreamFigure:
     """The whole stream.
 
     Attributes:
-        threads: that decode.
+        threads: that decode, or processes.
         images_per_s: that came.
-        cpu_ms: CPU time of the process an image, for reading, decoding and collating.
+        cpu_ms: CPU time an image, for reading, decoding and collating; of reads by decode processes without it.
         transform_ms: of that, for decoding, cropping and augmenting.
         starved: fraction of the time in which a thread that decodes had no bytes.
     """
@@ -94,7 +95,8 @@ class Figures:
         bad: of these, that cannot be.
         decode_ms: CPU time that decoding one takes.
         share: of a CPU, that the thread got which measured this: less than 1 where the machine is busy.
-        streams: by threads.
+        streams: by threads, or processes.
+        processes: whether they are processes, as in training with this config on this machine.
         cpus: that this process may use.
     """
 
@@ -114,6 +116,7 @@ class Figures:
     decode_ms: float
     share: float
     streams: tuple[StreamFigure, ...]
+    processes: bool
     cpus: int
 
     @property
@@ -194,6 +197,7 @@ def bench(
         decode_ms=decode_ms,
         share=share,
         streams=streams,
+        processes=_by_processes(wanted),
         cpus=rank_cpus(),
     )
 
@@ -344,28 +348,37 @@ def _decoding(images: Sequence[memoryview], config: DataConfig, seconds: float) 
     return 1000 * cpu_s / done, len(images) - len(good), min(1.0, cpu_s / wall_s)
 
 
-def _ranks(lanes: int) -> int:
-    """Of how many ranks one reads few of the lanes."""
-    return next((lanes // own for own in range(_LANES, lanes) if lanes % own == 0), 1)
+def _ranks(lanes: int, least: int = _LANES) -> int:
+    """Of how many ranks one reads few of the lanes, but so many."""
+    return next((lanes // own for own in range(least, lanes) if lanes % own == 0), 1)
+
+
+def _by_processes(wanted: _Wanted) -> bool:
+    """Whether training would decode in processes here."""
+    return num_processes(wanted.data, None) > 0
 
 
 def _streams(
     data: TrainingSet, wanted: _Wanted, seconds: float, choose: random.Random, tell: Callable[[str], None]
 ) -> tuple[StreamFigure, ...]:
     figures, counts = [], _thread_counts(rank_cpus())
+    one, many = ("process", "processes") if _by_processes(wanted) else ("thread", "threads")
     for threads in counts:
-        tell(f"the whole stream, {threads} decode thread{'s' if threads > 1 else ''}")
+        tell(f"the whole stream, {threads} decode {one if threads == 1 else many}")
         figures.append(_stream(data, wanted, threads, seconds / len(counts), choose))
     return tuple(figures)
 
 
 def _stream(data: TrainingSet, wanted: _Wanted, threads: int, seconds: float, choose: random.Random) -> StreamFigure:
-    world = World(0, _ranks(data.order.lanes))
-    config = wanted.data.model_copy(update={"decode_threads": threads})
+    processes = _by_processes(wanted)
+    # Each process has lanes of its own.
+    world = World(0, _ranks(data.order.lanes, max(_LANES, threads) if processes else _LANES))
+    decoders = {"decode_workers": threads} if processes else {"decode_threads": threads, "decode_workers": 0}
+    config = wanted.data.model_copy(update=decoders)
     wanted = replace(wanted, data=config, global_batch=_BATCH * world.size)
     # Somewhere else each time: else each stream would find in memory what the one before has read.
     position = choose.randrange(data.num_samples)
-    with TrainStream(data, wanted, world, position, reuse=True, labelled=False) as stream:
+    with TrainStream(data, wanted, world, position, reuse=True, labelled=False, at_once=True) as stream:
         began, batches = time.perf_counter(), iter(stream)
         # The pipeline fills, and each lane reads its first window.
         for done, (batch, _) in enumerate(batches, 1):
@@ -381,6 +394,7 @@ def _stream(data: TrainingSet, wanted: _Wanted, threads: int, seconds: float, ch
                 break
         wall, cpu_s, pace = time.perf_counter() - begun, time.process_time() - cpu, stream.pace.since_last()
     counts = pace.counts
+    cpu_s += counts.decode_cpu_s if processes else 0.0
     return StreamFigure(
         threads=threads,
         images_per_s=images / wall,

@@ -79,8 +79,9 @@ class Interval:
         seconds: that went by.
         counts: what was counted in them.
         held_bytes: of tars, in memory at the end of them.
-        decoders: threads that decode.
+        decoders: threads or processes that decode.
         readers: reads in flight at once.
+        processes: whether they are processes.
         read: the slowest read.
         image: the slowest image.
     """
@@ -90,6 +91,7 @@ class Interval:
     held_bytes: int = 0
     decoders: int = 1
     readers: int = 1
+    processes: bool = False
     read: Slowest = Slowest()
     image: Slowest = Slowest()
 
@@ -139,12 +141,14 @@ class Pace:
     """The counters of one stream.
 
     Attributes:
-        decoders: threads that decode, once it is known.
+        decoders: threads or processes that decode, once it is known.
         readers: reads in flight at once, once it is known.
+        processes: whether they are processes.
     """
 
     def __init__(self) -> None:
         self.decoders = self.readers = 1
+        self.processes = False
         self._own = threading.local()
         # Appending is one step of the interpreter: threads need no lock for it.
         self._threads: list[Tally] = []
@@ -211,4 +215,4 @@ class Pace:
         seconds = now - self._looked
         self._last, self._looked = total, now
         held = total.held_bytes - total.freed_bytes
-        return Interval(seconds, counts, held, self.decoders, self.readers, read, image)
+        return Interval(seconds, counts, held, self.decoders, self.readers, self.processes, read, image)

@@ -54,6 +54,7 @@ class Reader:
         self._rows = Rows(of, readers)
         self.pace = self._rows.pace
         self.pace.readers, self.pace.decoders = readers, threads if processes is None else processes.count
+        self.pace.processes = processes is not None
         self._pool = DecodePool(of, processes, count, readers, self.pace) if processes is not None else None
         try:
             self._decoders = _decoders(threads)

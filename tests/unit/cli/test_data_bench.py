@@ -103,7 +103,7 @@ def test_every_number_is_there_for_programs_and_they_fit_each_other(
         (["{set}", "--seconds", "nan"], "--seconds nan"),
         (["{set}", "--mfu", "40"], "--mfu 40: expected a fraction"),
         (["{set}", "data.train=elsewhere"], "data.train=elsewhere: the set is the one that stands first"),
-        (["{set}", "data.image_sizee=3"], "image_sizee.*did you mean 'image_size'"),
+        (["{set}", "data.image_sizee=3"], "image_sizee.*did you mean 'data.image_size'"),
         (["{set}", "data.lanes=1000"], "lanes"),
         (["{set}", "data.subset=1000"], "1000"),
     ],
@@ -171,7 +171,7 @@ FIGURES = Figures(
     reads=tuple(ReadFigure(n, rate, 60.0) for n, rate in ((1, 60.0), (4, 200.0), (16, 800.0))),
     index_ms=40.0, index_samples=1281.0, tried=256, bad=0, decode_ms=1.0, share=1.0,
     streams=tuple(StreamFigure(n, 480.0 * n, 2.1, 1.9, 0.02) for n in (1, 2, 4, 8, 16)),
-    cpus=16,
+    processes=False, cpus=16,
 )  # fmt: skip
 
 
@@ -192,6 +192,7 @@ def need(rate: float) -> Need:
         ({"reads": (ReadFigure(16, 8000.0, 9.0),)}, 3000.0, 99, "decode bound", "on its part of one of 16 CPUs;"),
         ({}, 1900.0, 4, "read bound", "would bring 7,273 for all 4. Bring the set nearer"),
         ({"in_memory": True}, 1900.0, 4, "fine", "there is little to spare"),
+        ({"processes": True}, 1000.0, 1, "fine", "7,680 images/s with 16 decode processes of the 1,000"),
         ({"in_memory": True}, None, 1, "decode bound", "decoding is what limits it"),
         ({"reads": (ReadFigure(1, 60.0, 9.0), ReadFigure(4, 110.0, 9.0)),
           "streams": (StreamFigure(16, 900.0, 2.1, 1.9, 0.9),)}, 3000.0, 1, "read bound",

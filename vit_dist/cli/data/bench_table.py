@@ -84,9 +84,15 @@ def _rows(figures: Figures, config: DataConfig) -> list[tuple[str, ...]]:
         rows.append((stage, "a core", _number(1000 / max(1e-9, cpu_ms)), _number(cpu_ms), ""))
     for stream in figures.streams:
         starved = f"no bytes {stream.starved:.0%} of it" if stream.starved >= _STARVED else ""
-        threads = f"{stream.threads} thread{'' if stream.threads == 1 else 's'}"
+        threads = f"{stream.threads} {_kind(figures, stream.threads)}"
         rows.append(("whole stream", threads, _number(stream.images_per_s), _number(stream.cpu_ms), starved))
     return rows
+
+
+def _kind(figures: Figures, count: int) -> str:
+    """What decodes: so many of them."""
+    one, many = ("process", "processes") if figures.processes else ("thread", "threads")
+    return one if count == 1 else many
 
 
 def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
@@ -127,7 +133,7 @@ def judge(figures: Figures, need: Need | None, devices: int) -> tuple[str, str]:
     Each device has a process, and a stream, of its own, on its part of the CPUs; what is read they share.
     """
     own = figures.stream_of(devices)
-    given = f"{_number(own.images_per_s)} images/s with {own.threads} decode thread{'' if own.threads == 1 else 's'}"
+    given = f"{_number(own.images_per_s)} images/s with {own.threads} decode {_kind(figures, own.threads)}"
     reads = f"reading alone would bring {_number(figures.read_images_per_s)}"
     reading = not figures.in_memory and figures.read_images_per_s < 1000 * figures.cpus / max(1e-9, own.cpu_ms)
     if need is None:
@@ -150,7 +156,11 @@ def judge(figures: Figures, need: Need | None, devices: int) -> tuple[str, str]:
         return "read bound", f"{given} of {wanted}; {reads}. Bring the set nearer, {more}or {_SMALLER}"
     also = ", which is too little as well" if too_slow else ""
     cores = cores_a_device(figures, need, devices)
-    more = f"Give a device {cores:,} CPU cores" if cores * devices > figures.cpus else "Try more decode threads"
+    more = (
+        f"Give a device {cores:,} CPU cores"
+        if cores * devices > figures.cpus
+        else f"Try more decode {_kind(figures, 2)}"
+    )
     return "decode bound", f"{given} of {wanted}; {reads}{also}. {more}, or {_SMALLER}"
 
 

@@ -146,7 +146,9 @@ def _store(one: Loading) -> tuple[str, str]:
 def _decode(one: Loading) -> tuple[str, str]:
     interval, counts = one.interval, one.interval.counts
     images = max(1, counts.images)
-    threads = f"{interval.decoders} thread{'' if interval.decoders == 1 else 's'}"
+    kind, key = ("process", "data.decode_workers") if interval.processes else ("thread", "data.decode_threads")
+    many = f"{kind}{'es' if interval.processes else 's'}"
+    threads = f"{interval.decoders} {kind if interval.decoders == 1 else many}"
     why = (
         f"decoding is the cause: {threads} at it {one.busy:.0%} of the time, {1000 * counts.decode_s / images:,.1f} ms "
         f"an image, {1000 * counts.decode_cpu_s / images:,.1f} of them CPU time"
@@ -155,10 +157,10 @@ def _decode(one: Loading) -> tuple[str, str]:
         why += f"; the slowest image took {1000 * interval.image.seconds:,.0f} ms of CPU time: {interval.image.what}"
     smaller = "pack the images smaller (`vit-dist data pack --resize-shorter 320`)"
     if interval.decoders < one.cpus - 1:
-        return why, f"Decode in more threads (data.decode_threads, of {one.cpus} CPUs of the rank), or {smaller}"
+        return why, f"Decode in more {many} ({key}, of {one.cpus} CPUs of the rank), or {smaller}"
     if counts.decode_cpu_s < _STARVED_OF_CPU * counts.decode_s:
         return why, (
-            f"The threads share {one.cpus} CPU{'' if one.cpus == 1 else 's'} with whatever else runs there: give each "
+            f"The {many} share {one.cpus} CPU{'' if one.cpus == 1 else 's'} with whatever else runs there: give each "
             f"rank more of its own (srun --cpus-per-task), or {smaller}"
         )
     return why, f"Give each rank more CPUs (now {one.cpus}; srun --cpus-per-task), or {smaller}"

@@ -18,7 +18,7 @@ from tests.streams import recipe
 from tests.unit.data.test_ranges import Store
 from vit_dist.core.run import log as runlog
 from vit_dist.core.world import World
-from vit_dist.data import rows, stream
+from vit_dist.data import rows, sets, stream
 from vit_dist.data.decode import decode
 from vit_dist.data.pace import Counts, Interval, Slowest
 from vit_dist.data.sets import open_training_set
@@ -40,9 +40,11 @@ def short_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_STALL_S", 0.0)
 
 
-def trained(manifest: str, step_s: float = 0.0) -> Loading:
+def trained(manifest: str, *overrides: str, step_s: float = 0.0) -> Loading:
     """What a loop that takes `step_s` a step finds: 60 examples in 5 steps, the first of which is not counted."""
-    config = recipe(manifest, "data.lanes=4", "data.window=5", "data.decode_threads=2", "data.prefetch_batches=1")
+    config = recipe(
+        manifest, "data.lanes=4", "data.window=5", "data.decode_threads=2", "data.prefetch_batches=1", *overrides
+    )
     wait = train = 0.0
     with TrainStream(open_training_set(config), config, World(), 0, end=60) as batches:
         taken = iter(batches)
@@ -76,14 +78,18 @@ def test_a_slow_decoder_is_the_cause_and_is_said_to_be(set_of_60: str, monkeypat
 def test_a_slow_store_is_the_cause_and_its_slowest_shard_is_named(
     tmp_path: Path, set_of_60: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A window a request, so that the store is asked again and again.
+    monkeypatch.setattr(sets, "LEAST_RANGE_BYTES", 1)
     with Store({}, tmp_path) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         config_url = f"{server.url}/manifest.json"
-        server.troubles = [""] * 4 + ["sleep 0.5"] * 100
-        found = trained(config_url)
-        server.shutdown()
-        thread.join()
+        server.troubles = [""] * 4 + ["sleep 0.1"] * 100
+        try:
+            found = trained(config_url)
+        finally:
+            server.shutdown()
+            thread.join()
     stall = find_stall([found])
     assert stall is not None
     assert stall.cause == "store"
@@ -128,7 +134,9 @@ def rank(wait: float = 0.5, busy: float = 0.9, starved: float = 0.1, cpus: int =
     [
         (rank(), "decode", ["7 threads at it 90% of the time", "10.0 ms an image, 9.0 of them CPU time",
                             "812 ms of CPU time: 'cat/17' of s3://", "more CPUs (now 8", "--resize-shorter"]),
-        (rank(cpus=64), "decode", ["data.decode_threads, of 64 CPUs"]),
+        (rank(cpus=64), "decode", ["more threads (data.decode_threads, of 64 CPUs"]),
+        (rank(cpus=64, processes=True), "decode", ["7 processes at it", "more processes (data.decode_workers, of 64"]),
+        (rank(processes=True, decoders=1), "decode", ["1 process at it"]),
         (rank(counts=Counts(images=10, decode_s=10.0, decode_cpu_s=4.0)), "decode", ["share 8 CPUs"]),
         (rank(busy=0.2, starved=0.8), "store", ["no bytes 80% of the time, at 20.0 MB/s in 40 requests, 3 of them",
                                                  f"took 4.2 s: 3.1 MB of {URL}", "data.read_threads, now 4"]),
