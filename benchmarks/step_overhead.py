@@ -39,7 +39,7 @@ global_batch: {batch}
 horizon: 1M steps
 precision: {precision}
 model: {model}
-data: {{num_classes: 1000, train: {train}, image_size: {size}, augment: none}}
+data: {{num_classes: 1000, spare_outputs: true, train: {train}, image_size: {size}, augment: none}}
 optim: {{name: adamw, lr: 1e-4, weight_decay: 0.1}}
 schedule: {{name: constant, warmup: 0 steps}}
 engine: {engine}
@@ -65,6 +65,9 @@ class Turns:
     """
 
     def __init__(self, recipe: Any, make_bare: Callable[[], Step], pairs: int) -> None:
+        from vit_dist.data.pace import Pace
+
+        self.pace = Pace()
         self._recipe, self._make_bare, self._pairs = recipe, make_bare, pairs
         self.spent: list[dict[str, tuple[float, float]]] = []
 

@@ -31,6 +31,7 @@ from vit_dist.data.batch import Batch, Sample
 from vit_dist.data.decode import decode
 from vit_dist.data.decode_worker import Done, Task
 from vit_dist.data.images import check_jpeg
+from vit_dist.data.pace import Interval
 from vit_dist.data.ring import Buffers
 from vit_dist.data.segments import SegmentReader
 from vit_dist.data.sets import open_training_set
@@ -132,7 +133,7 @@ def messages(stages: Stages, begin: int, images: int) -> None:
                 rows = list(range(process, BATCH, PROCESSES))
                 task = pickle.dumps(Task(first, 0, rows, [begin + row for row in rows]))
                 told = [(f"{row:012d}", "", row, 0, begin + row) for row in rows]
-                done: Done = pickle.loads(pickle.dumps(Done(first, told, [], None)))
+                done: Done = pickle.loads(pickle.dumps(Done(first, told, [], None, Interval())))
                 for row, sample in zip(rows, done.samples, strict=True):
                     samples[row] = Sample(*sample)
                 assert task
