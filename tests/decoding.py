@@ -56,7 +56,7 @@ class Raises:
 
 def reader(manifest: str, view: View, workers: int = 2, *, at_once: bool = True, prefetch: int = 4) -> Reader:
     """Of a small set, batches of 12, by processes."""
-    config = recipe(manifest, f"data.prefetch_batches={prefetch}")
+    config = recipe(manifest, f"data.prefetch_batches={prefetch}", f"data.decode_workers={workers}")
     data = open_training_set(config)
     rows = RowsOf(data.parts, data.order, view, config.data, data.fits_in_memory)
     positions = (range(i, i + 12) for i in range(0, 1_000_000, 12))

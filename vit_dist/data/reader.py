@@ -13,9 +13,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from vit_dist.core.errors import ConfigError
+from vit_dist.core.log import WARNING, log
 from vit_dist.core.world import rank_cpus
 from vit_dist.data.batch import Batch
 from vit_dist.data.decode_pool import MOST_DECODERS, DecodePool, Filled, Processes
+from vit_dist.data.pace import Pace
 from vit_dist.data.ring import Buffers, Ring
 from vit_dist.data.rows import Rows, RowsOf
 
@@ -36,7 +39,7 @@ class Reader:
         pace: what its threads and processes do, counted.
 
     Raises:
-        ConfigError: there is no memory for processes.
+        ConfigError: there is no memory for processes, which the recipe asks for.
     """
 
     def __init__(
@@ -53,9 +56,10 @@ class Reader:
         readers, threads = self._config.read_threads, self._config.decode_threads or default_decode_threads()
         self._rows = Rows(of, readers)
         self.pace = self._rows.pace
-        self.pace.readers, self.pace.decoders = readers, threads if processes is None else processes.count
-        self.pace.processes = processes is not None
-        self._pool = DecodePool(of, processes, count, readers, self.pace) if processes is not None else None
+        self._pool = None if processes is None else _processes(of, processes, count, self.pace)
+        self.pace.processes = self._pool is not None
+        decoders = processes.count if processes is not None and self._pool is not None else threads
+        self.pace.readers, self.pace.decoders = readers, decoders
         try:
             self._decoders = _decoders(threads)
         except RuntimeError:
@@ -116,6 +120,17 @@ class Reader:
         places = [self._rows.find(position) for position in positions]
         tasks = [self._decoders.submit(self._rows.fill, batch, row, place) for row, place in enumerate(places)]
         return batch, lambda: _all(tasks)
+
+
+def _processes(of: RowsOf, wanted: Processes, slots: int, pace: Pace) -> DecodePool | None:
+    """Those that decode; None where the system has no memory for them and the recipe has not asked for them."""
+    try:
+        return DecodePool(of, wanted, slots, of.config.read_threads, pace)
+    except ConfigError as error:
+        if of.config.decode_workers is not None:
+            raise
+        log(f"  threads decode, and no processes: {error}", WARNING)
+        return None
 
 
 def _all(tasks: Sequence[Future[None]]) -> None:

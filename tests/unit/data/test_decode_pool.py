@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import re
@@ -21,8 +22,9 @@ from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.process import lives, wait_until
 from vit_dist.core.world import World
 from vit_dist.data import decode_pool, decode_start
-from vit_dist.data.decode_pool import num_processes
+from vit_dist.data.decode_pool import Processes, num_processes
 from vit_dist.data.reader import Reader
+from vit_dist.data.rows import RowsOf
 from vit_dist.data.sets import open_training_set
 from vit_dist.data.shared_memory import Layout, SharedMemory
 from vit_dist.data.stream import TrainStream
@@ -297,3 +299,20 @@ def test_a_server_that_takes_nothing_more_is_told(small_set: str, monkeypatch: p
         reader(small_set, NOWHERE, 2)
     assert shared_by_this_process() == before
     assert open_files() <= files + 1
+
+
+def test_processes_that_the_recipe_has_not_asked_for_give_way_to_threads(
+    small_set: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(socket, "send_fds", full)
+    config = recipe(small_set)
+    data = open_training_set(config)
+    rows = RowsOf(data.parts, data.order, lambda image, _epoch, _ordinal: image, config.data, data.fits_in_memory)
+    with contextlib.closing(Reader(rows, iter([range(12)]), processes=Processes(2, 12, None, at_once=True))) as reads:
+        batch = reads.next()
+    assert batch is not None
+    assert [sample.position for sample in batch.samples] == list(range(12))
+    assert "threads decode, and no processes: 2 decode processes cannot be started" in caplog.text
