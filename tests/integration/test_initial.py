@@ -108,12 +108,12 @@ def test_the_form_of_the_weights_is_nothing_to_the_run_and_their_content_is(
     # Killed before its first checkpoint: it begins again, from the same weights in another form, and from no others.
     shutil.rmtree(run / "checkpoints")
     done = vit_dist(*train, f"init.weights={tmp_path}/other.npz", STILL)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "other.npz are not the weights that this run began from before" in done.stderr
     done = vit_dist(*train, f"init.weights={tmp_path}/w.safetensors", STILL)
     assert done.returncode == 0, done.stderr
     done = vit_dist(*train, STILL)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "holds another run: init: None here" in done.stderr
 
 

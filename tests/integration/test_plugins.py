@@ -86,7 +86,7 @@ def test_one_file_brings_a_source_a_model_an_optimizer_and_an_evaluator(
     plugin.write_text(code.replace("0.99", "0.98"))
     refused = vit_dist(*train)
     (copy,) = (run / "plugins").iterdir()
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert f"the plug-in {plugin}, which defines model 'mixer-demo', has changed since this run began" in refused.stderr
     assert str(copy) in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -204,8 +204,12 @@ def test_the_stream_is_the_same_through_every_fault(
     troubles = ["", "500", "break 100", "", "reset 2000"]
     if client == "direct":
         # fsspec gives no ground to tell these by.
-        troubles += ["short 999", "cut 7", "other 7", "stall 300", "redirect", "garbage", "region eu-central-1"]
-    store.troubles = [*troubles, *(trouble.replace("central-1", "west-3") for trouble in troubles)]
+        troubles += ["short 999", "cut 7", "other 7", "stall 300", "redirect", "garbage", "region eu-central"]
+    # Names that no test before has left behind: who asks in a region and is sent to it has nowhere to go.
+    named = [
+        [f"{trouble}-{place}{len(shape)}" if "region" in trouble else trouble for trouble in troubles] for place in "ab"
+    ]
+    store.troubles = [*named[0], *named[1]]
     assert digest(global_batches(recipe(f"{s3}/faulty-stream/manifest.json", *shape), 1, 0, 6)) == expected
     assert len(store.troubles) < len(troubles)
 

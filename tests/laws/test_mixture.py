@@ -198,8 +198,11 @@ def test_the_run_is_named_by_the_sets_not_by_where_they_lie(two_sets: tuple[str,
         ("schedule.warmup=1 epoch", r"schedule\.warmup: '1 epoch' says nothing"),
         ("data.train=x.json", r"train=x\.json beside mixture: give `train` to each set"),
         ("data.subset=10", r"subset=10 beside mixture"),
-        ("data.mixture.two.wieght=2", r"data\.mixture\.two\.wieght: unknown key; did you mean 'weight'\?"),
-        ("data.mixup.cutmix=1.0", r"data\.mixup\.cutmix: unknown key; did you mean 'cutmix_\w+'\?"),
+        (
+            "data.mixture.two.wieght=2",
+            r"data\.mixture\.two\.wieght: unknown key; did you mean 'data\.mixture\.two\.weight'\?",
+        ),
+        ("data.mixup.cutmix=1.0", r"data\.mixup\.cutmix: unknown key; did you mean 'data\.mixup\.cutmix_\w+'\?"),
         ("data.mixture.two.weight=0", r"data\.mixture\.two\.weight: .* greater than or equal to 1, got 0"),
     ],
 )

@@ -279,10 +279,10 @@ def test_without_a_cxx_compiler_blocks_are_eager_in_words(
     import torch._inductor.config
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    # What torch has read from CXX in the environment.
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "/nowhere/g++"))
     eager = losses(build(settings("vit-test")))
-    engine = build(settings("vit-test", compile=True))
+    # What torch has read from CXX in the environment. Not by monkeypatch, which would leave torch without the setting.
+    with torch._inductor.config.patch({"cpp.cxx": (None, "/nowhere/g++")}):
+        engine = build(settings("vit-test", compile=True))
     assert "could not be compiled on rank 0" in capsys.readouterr().err
     assert engine.layout["compile"] is False
     assert losses(engine) == eager
