@@ -189,6 +189,25 @@ def answer(url: str, question: Callable[[], T]) -> T:
     """
     if is_known(url):
         return question()
+    with _state.lock:
+        since = _state.failing_since.setdefault(server(url), time.monotonic())
+    while True:
+        value, error = _outcome(url, question, since)
+        if error is None:
+            has_answered(url)
+            return value  # type: ignore[return-value]
+        why = nobody_there(url)
+        if not why:
+            raise error
+        # Each library has words of its own for that, and some give up at once.
+        failed(url, why, "")
+        if time.monotonic() - since >= min(UNKNOWN_S, ABSENT_S):
+            raise NobodyThereError(why) from error
+        time.sleep(_KNOCK_S)
+
+
+def _outcome(url: str, question: Callable[[], T], since: float) -> tuple[T | None, BaseException | None]:
+    """What a question gives or raises, which began to be asked at `since`."""
     done, outcome = threading.Event(), list[tuple[T | None, BaseException | None]]()
 
     def ask() -> None:
@@ -200,8 +219,6 @@ def answer(url: str, question: Callable[[], T]) -> T:
 
     # Left behind where it gets no answer: the libraries have time-outs of minutes that cannot be cut short.
     threading.Thread(target=ask, name="ask store", daemon=True).start()
-    with _state.lock:
-        since = _state.failing_since.setdefault(server(url), time.monotonic())
     _wait_for_somebody(url, done, since)
     allowed = max(_LEAST_S, UNKNOWN_S - (time.monotonic() - since))
     silent = min(SILENT_S, allowed)
@@ -209,11 +226,7 @@ def answer(url: str, question: Callable[[], T]) -> T:
         failed(url, "no answer yet", "")
         if not done.wait(allowed - silent):
             raise NoAnswerError(f"no answer within {allowed:.0f} s")
-    value, error = outcome[0]
-    if error is not None:
-        raise error
-    has_answered(url)
-    return value  # type: ignore[return-value]
+    return outcome[0]
 
 
 def _wait_for_somebody(url: str, done: threading.Event, since: float) -> None:
