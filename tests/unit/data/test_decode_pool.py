@@ -43,9 +43,19 @@ def take(batches: Reader, count: int) -> None:
         assert batches.next() is not None
 
 
+_others: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def started_before() -> None:
+    """Other tests leave stores and compilers that go on."""
+    _others.clear()
+    _others.update(descendants(os.getpid()))
+
+
 def forked() -> set[int]:
     """Decode processes and keepers that live."""
-    return set(descendants(os.getpid())) - {server()}
+    return set(descendants(os.getpid())) - {server()} - _others
 
 
 def open_files() -> int:
