@@ -164,7 +164,7 @@ def test_what_a_job_or_a_keyboard_asks_does_not_reach_decode_processes(small_set
     batches = reader(small_set, NOWHERE, 2)
     try:
         assert batches.next() is not None
-        for pid in descendants(os.getpid()):
+        for pid in forked() | {server()}:
             os.kill(pid, number)
         # More than were made before.
         take(batches, 10)
