@@ -33,9 +33,9 @@ _MOST_GRAPHS = 256
 """Stochastic depth makes each block a kind of its own. torch would stop at 8, and run the others eagerly unasked."""
 
 
-def is_wanted(config: EngineConfig, device: torch.device, *, by_default: bool = True) -> bool:
-    """Whether blocks are to be compiled; `auto` is so on GPUs, where the engine has it `by_default`."""
-    return device.type == "cuda" and by_default if config.compile == "auto" else config.compile
+def is_wanted(config: EngineConfig, device: torch.device) -> bool:
+    """Whether blocks are to be compiled; `auto` is so on GPUs, where the engine is for it."""
+    return device.type == "cuda" and config.compiles_on_gpus if config.compile == "auto" else config.compile
 
 
 def compile_blocks(
@@ -44,7 +44,6 @@ def compile_blocks(
     module: nn.Module,
     forward: Callable[[Tensor], Tensor],
     *,
-    by_default: bool = True,
     gathered: list[nn.Module] | None = None,
 ) -> Compilation:
     """Compile the blocks of a model where that is wanted, and try them. A collective.
@@ -57,10 +56,9 @@ def compile_blocks(
         inputs: of the engine.
         module: the model as it will train: on its device, in its dtype.
         forward: uint8 images [b, 3, S, S] on the device -> logits, as in a step.
-        by_default: whether `auto` compiles on a GPU.
         gathered: the blocks, where fully_shard has been applied to them; None: those that the model has.
     """
-    if inputs.image_size is None or not is_wanted(config, inputs.device, by_default=by_default):
+    if inputs.image_size is None or not is_wanted(config, inputs.device):
         return EAGER
     began, world = time.monotonic(), inputs.world
     blocks = _Blocks(repeated_blocks(module)) if gathered is None else GatheredBlocks(gathered, _MOST_GRAPHS)

@@ -142,7 +142,7 @@ class DeepSpeedEngine:
             summed = torch.bfloat16 if config.reduce_dtype == "bf16" else torch.float32
             reduce_scatter(self._engine, self._optimizer, inputs.world, summed)
         # Under stage 3 weights are gathered by hooks of each module, which torch cannot compile together with it.
-        self._compiled = compile_blocks(config, inputs, self.module, self._logits, by_default=self._stage < 3)
+        self._compiled = compile_blocks(config, inputs, self.module, self._logits)
         self.layout: dict[str, Any] = {
             "engine": "deepspeed",
             "deepspeed": deepspeed.__version__,

@@ -215,22 +215,24 @@ def test_a_model_without_blocks_runs_eagerly_in_words(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
-    ("key", "device", "by_default", "wanted"),
+    ("key", "device", "engine", "wanted"),
     [
-        ("auto", "cpu", True, False),
-        ("auto", "cuda", True, True),
-        ("auto", "cuda", False, False),
-        (True, "cpu", True, True),
-        (True, "cuda", True, True),
-        (False, "cuda", True, False),
-        (False, "cpu", True, False),
+        ("auto", "cpu", {}, False),
+        ("auto", "cuda", {}, True),
+        ("auto", "cuda", {"name": "fsdp"}, True),
+        ("auto", "cuda", {"name": "deepspeed", "zero_stage": 2}, True),
+        ("auto", "cuda", {"name": "deepspeed", "zero_stage": 3}, False),
+        (True, "cpu", {}, True),
+        (True, "cuda", {}, True),
+        (False, "cuda", {}, False),
+        (False, "cpu", {}, False),
     ],
 )
 def test_auto_compiles_on_gpus_where_the_engine_is_for_it(
-    key: Any, device: str, by_default: bool, wanted: bool
+    key: Any, device: str, engine: dict[str, Any], wanted: bool
 ) -> None:
-    config = settings("vit-test", compile=key).engine
-    assert _compile.is_wanted(config, torch.device(device), by_default=by_default) is wanted
+    config = settings("vit-test", compile=key, **engine).engine
+    assert _compile.is_wanted(config, torch.device(device)) is wanted
 
 
 @pytest.mark.parametrize(
