@@ -11,8 +11,9 @@ from typing import Any
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from vit_dist.config.schema import Layout, NonIdentity, Recipe
+from vit_dist.config.schema import Recipe
 from vit_dist.config.sections import SECTIONS, meaning_of, value_text
+from vit_dist.core.marks import Layout, NonIdentity
 from vit_dist.core.registry import EVALUATORS, Plugin, Registry
 from vit_dist.core.units import Duration, format_bytes, format_count, parse_bytes, parse_count, parse_length, parse_span
 

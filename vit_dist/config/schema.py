@@ -9,38 +9,16 @@ from pydantic import (
     BeforeValidator,
     Field,
     SerializeAsAny,
-    SerializerFunctionWrapHandler,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
 from vit_dist.config.augment import AugmentConfig, Floats, MixupConfig, check_range, spelt_augment
 from vit_dist.config.cache import CacheConfig
+from vit_dist.core.marks import LAYOUT, NON_IDENTITY, WHEN_SET, NonIdentity
 from vit_dist.core.metrics import Metric, known_metric, nearest, undeclared
 from vit_dist.core.registry import AnyPlace, Config, LocalPath, Plugin
 from vit_dist.core.units import Duration, Length, Span, parse_bytes, parse_count
-
-
-class NonIdentity:
-    """Marks a field that is free to differ between two attempts of one run: where, how often, how fast, not what."""
-
-
-NON_IDENTITY = NonIdentity()
-
-
-class Layout:
-    """Marks a field that a checkpoint's layout says, since it decides how results are rounded."""
-
-
-LAYOUT = Layout()
-
-
-class WhenSet:
-    """Marks a field that came later: at its default it is not written, and runs of before count as they did."""
-
-
-WHEN_SET = WhenSet()
 
 Count = Annotated[int, BeforeValidator(parse_count)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
@@ -106,7 +84,7 @@ class DataConfig(Config):
     max_bad: Annotated[float, Field(ge=0, le=1)] = Field(
         0.001, description="fraction of undecodable examples over which a run stops"
     )
-    takedown: Annotated[AnyPlace, NON_IDENTITY] = Field(
+    takedown: Annotated[AnyPlace, NON_IDENTITY, WHEN_SET] = Field(
         "", description="path or URL of a list of keys, one a line, that are not read from the next start on"
     )
     decode_threads: Annotated[int | None, Field(ge=1), NON_IDENTITY] = Field(
@@ -173,11 +151,6 @@ class DataConfig(Config):
     def val_fraction(self) -> float:
         """Fraction of the resized shorter side that evaluation's centre crop keeps."""
         return self.val_crop if self.val_resize is None else self.image_size / self.val_resize
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_not_set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        plain: dict[str, Any] = handler(self)
-        return {name: value for name, value in plain.items() if not _is_unset(self, name)}
 
 
 class InitConfig(Config):
@@ -329,10 +302,10 @@ class Recipe(Config):
     checkpoint: Annotated[CheckpointConfig, NON_IDENTITY] = Field(CheckpointConfig(), description="saves and copies")
     guards: GuardConfig = Field(GuardConfig(), description="what stops, skips or rewinds a run that goes wrong")
     log: Annotated[LogConfig, NON_IDENTITY] = Field(LogConfig(), description="how often training metrics are written")
-    metrics: Annotated[dict[str, Metric], NON_IDENTITY] = Field(
+    metrics: Annotated[dict[str, Metric], NON_IDENTITY, WHEN_SET] = Field(
         {}, description="how metrics are read that no evaluator declares: {TAG: {better: lower, range: [0, 1]}}"
     )
-    plugins: Annotated[tuple[LocalPath, ...], Field(strict=False), NON_IDENTITY] = Field(
+    plugins: Annotated[tuple[LocalPath, ...], Field(strict=False), NON_IDENTITY, WHEN_SET] = Field(
         (), description="files that bring models, optimizers, evaluators, ...; a path, from the recipe's folder"
     )
 
@@ -407,13 +380,7 @@ class Recipe(Config):
 
 def dump(config: Config) -> dict[str, Any]:
     """A config as plain data, ready for YAML or JSON, in the order of the fields."""
-    plain = config.model_dump(mode="json")
-    if isinstance(config, Recipe) and not config.plugins:  # recipes without plug-ins read as they did before there were
-        del plain["plugins"]
-    if isinstance(config, Recipe) and not config.metrics:
-        del plain["metrics"]
-    if isinstance(config, Recipe) and not config.data.takedown:
-        del plain["data"]["takedown"]
+    plain: dict[str, Any] = config.model_dump(mode="json")
     return plain
 
 
@@ -421,16 +388,11 @@ def dump_identity(config: Config) -> dict[str, Any]:
     """The part of a config that decides what is learned: without its NON_IDENTITY fields."""
     plain: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
-        if any(isinstance(mark, NonIdentity) for mark in field.metadata) or _is_unset(config, name):
+        if any(isinstance(mark, NonIdentity) for mark in field.metadata) or config.is_unset(name):
             continue
         value = getattr(config, name)
         plain[name] = _plain(value)
     return plain
-
-
-def _is_unset(config: Config, name: str) -> bool:
-    field = type(config).model_fields[name]
-    return any(isinstance(mark, WhenSet) for mark in field.metadata) and getattr(config, name) == field.default
 
 
 def _plain(value: Any) -> Any:

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from vit_dist.core.errors import ConfigError, did_you_mean
+from vit_dist.core.marks import WhenSet
 from vit_dist.core.places import Place, Takes
 
 
@@ -26,6 +27,16 @@ class Config(BaseModel):
     """Base of everything read from YAML: frozen, strict, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def is_unset(self, name: str) -> bool:
+        """Whether a field is not to be written: one that came later (`WHEN_SET`), at its default."""
+        field = type(self).model_fields[name]
+        return any(isinstance(mark, WhenSet) for mark in field.metadata) and getattr(self, name) == field.default
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = handler(self)
+        return {name: value for name, value in plain.items() if not self.is_unset(name)}
 
 
 LocalPath = Annotated[str, AfterValidator(Place(Takes.LOCAL, empty=True))]

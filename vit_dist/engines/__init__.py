@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from vit_dist.config.schema import LAYOUT
+from vit_dist.core.marks import LAYOUT
 from vit_dist.core.registry import Plugin
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from vit_dist.config.schema import LAYOUT, Count, Recipe
+from vit_dist.config.schema import Count, Recipe
+from vit_dist.core.marks import LAYOUT
 from vit_dist.core.registry import ENGINES
 from vit_dist.engines import EngineConfig
 
