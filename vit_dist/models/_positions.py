@@ -74,6 +74,7 @@ class RelativeAttention(Attention):  # type: ignore[misc]
         batch, tokens = x.shape[:2]
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
         x = functional.scaled_dot_product_attention(q, k, v, attn_mask=self.bias(q, attn_mask))
         projected: Tensor = self.proj_drop(self.proj(x.transpose(1, 2).reshape(batch, tokens, self.attn_dim)))
         return projected

@@ -72,6 +72,8 @@ class ViT(ImageModel):
                 config.num_heads,
                 mlp_ratio=mlp_ratio(config.hidden, width),
                 qkv_bias=True,
+                qk_norm=config.qk_norm,
+                init_values=config.layer_scale,
                 proj_drop=config.dropout,
                 drop_path=config.stochastic_depth * i / max(1, config.depth - 1),
                 act_layer=act,

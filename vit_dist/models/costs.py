@@ -151,6 +151,8 @@ def _encoder(config: Any, side: int, num_classes: int) -> Cost:
     total = Cost(prefix * width, 0) + _positions(config, side, prefix)
     for _ in range(config.depth):
         total += _norm(width) + _dense(tokens, width, 3 * width) + _dense(tokens, width, width)
+        total += Cost(2 * width if config.layer_scale else 0, 0)
+        total += Cost(4 * (width // config.num_heads) if config.qk_norm else 0, 0)
         # Queries by keys, and weights by values.
         total += Cost(0, 2 * tokens * tokens * width)
         total += _norm(width) + _dense(tokens, width, hidden) + _dense(tokens, hidden, width)

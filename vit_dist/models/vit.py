@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from vit_dist.core.marks import WHEN_SET
 from vit_dist.core.registry import MODELS
 from vit_dist.models import ModelConfig
 
@@ -50,6 +51,16 @@ class ViTConfig(ModelConfig):
         description="stem: added once (conditional: behind the first block); layers: at each layer, its own; "
         "shared: at each layer, the same (conditional: behind each but the last). Left out: stem, but for relative "
         "layers",
+    )
+
+    layer_scale: Annotated[Annotated[float, Field(gt=0)] | None, WHEN_SET] = Field(
+        None,
+        description="first value of a learned factor for each channel of what a block adds (LayerScale, arXiv "
+        "2103.17239), such as 1e-4; left out: none",
+    )
+    qk_norm: Annotated[bool, WHEN_SET] = Field(
+        False,
+        description="LayerNorm of queries and keys, over each head, before their product (ViT-22B, arXiv 2302.05442)",
     )
 
     @model_validator(mode="after")

@@ -112,22 +112,16 @@ class AttentionLogits:
             given["q"] = query.detach()
 
         def see_key(_module: nn.Module, _inputs: Any, key: Tensor) -> None:
-            self._see(name, layer, given.pop("q"), key.detach(), None)
+            self._see(name, layer, given.pop("q"), key.detach(), given.pop("table", None))
 
         def keep_table(_module: nn.Module, _inputs: Any, named: dict[str, Any]) -> None:
             given["table"] = named["attn_mask"].detach()
 
-        def see_all(_module: nn.Module, _inputs: Any, qkv: Tensor) -> None:
-            parts = qkv.detach().reshape(*qkv.shape[:2], 3, layer.num_heads, layer.head_dim).permute(2, 0, 3, 1, 4)
-            self._see(name, layer, parts[0], parts[1], given.pop("table"))
-
         if isinstance(layer, RelativeAttention):
             self._handles.append(layer.register_forward_pre_hook(keep_table, with_kwargs=True))
-            self._handles.append(layer.qkv.register_forward_hook(see_all))
-        else:
-            # Without normalised queries and keys these two are identities, but they are called all the same.
-            self._handles.append(layer.q_norm.register_forward_hook(keep_query))
-            self._handles.append(layer.k_norm.register_forward_hook(see_key))
+        # Without normalised queries and keys these two are identities, but they are called all the same.
+        self._handles.append(layer.q_norm.register_forward_hook(keep_query))
+        self._handles.append(layer.k_norm.register_forward_hook(see_key))
 
     @torch.no_grad()
     def _see(self, name: str, layer: Attention, q: Tensor, k: Tensor, table: Tensor | None) -> None:

@@ -40,6 +40,7 @@ def test_the_options_of_a_vit_are_counted_too() -> None:
         compare("vit-test", 28, position_embedding=positions, pool=pool, representation=True)
     compare("vit-test", 28, position_embedding="conditional", positions_at="layers")
     compare("vit-test", 28, position_embedding="relative", positions_at="shared", mlp_dim=48)
+    compare("vit-test", 28, layer_scale=0.1, qk_norm=True)
 
 
 def test_parameters_of_every_preset_are_those_of_the_golden() -> None:

@@ -173,6 +173,8 @@ def _vision_transformer(config: ViTConfig, num_classes: int, image_size: int) ->
     said += [f"mlp_ratio={(config.hidden + 0.5) / config.width!r}"]
     said += ["global_pool='map'", "class_token=False"] if config.pool == "map" else []
     said += ["pos_embed='none'"] if config.position_embedding == "none" else []
+    said += ["qk_norm=True"] if config.qk_norm else []
+    said += [f"init_values={config.layer_scale!r}"] if config.layer_scale else []
     gelu = "tanh" if config.gelu == "tanh" else "none"
     said += [f"act_layer=partial(torch.nn.GELU, approximate={gelu!r})"]
     return imports, f"timm.models.VisionTransformer({', '.join(said)}{embed})"

@@ -142,6 +142,8 @@ def _vision_transformer(config: ViTConfig, num_classes: int, image_size: int) ->
         num_heads=config.num_heads,
         mlp_ratio=mlp_ratio(config.hidden, config.width),
         pos_embed="none" if config.position_embedding == "none" else "learn",
+        qk_norm=config.qk_norm,
+        init_values=config.layer_scale,
         act_layer=partial(nn.GELU, approximate="tanh" if config.gelu == "tanh" else "none"),
         **embed,
     )

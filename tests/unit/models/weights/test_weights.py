@@ -38,6 +38,7 @@ MODELS_IN_TIMM: list[tuple[str, dict[str, Any]]] = [
     ("vit-test", {"position_embedding": "none", "gelu": "exact"}),
     ("vit-test", {"position_embedding": "sincos"}),
     ("vit-test", {"position_embedding": "sincos", "pool": "map"}),
+    ("vit-test", {"layer_scale": 0.1, "qk_norm": True}),
     ("hybrid-test", {"stem": "imagenet", "stages": (2, 1), "patch_size": 2}),
     ("bit-test", {"stem": "imagenet"}),
     ("bit-test", {"stem": "imagenet", "block": "basic", "blocks": (2, 1)}),
