@@ -46,7 +46,8 @@ class Patches(PatchEmbed):  # type: ignore[misc]
 class ViT(ImageModel):
     """Patches -> tokens -> blocks -> pool -> head.
 
-    L is the number of patches, T = L + 1 with a class token and L without, D the width.
+    L is the number of patches, T = P + L that of tokens, D the width. P counts what stands before the patches: the class
+    token, where there is one, then the registers.
 
     Args:
         config: shape and regularisation.
@@ -58,13 +59,15 @@ class ViT(ImageModel):
         super().__init__()
         width = config.width
         rows, columns = patch_embed.grid_size
-        prefix = 1 if config.pool == "cls" else 0
+        self.class_tokens, self.registers = 1 if config.pool == "cls" else 0, config.registers
+        self.prefix = prefix = self.class_tokens + self.registers
         act = partial(nn.GELU, approximate="tanh" if config.gelu == "tanh" else "none")
         self.pool = config.pool
 
         self.patch_embed: PatchEmbed | HybridEmbed = patch_embed
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if prefix else None
-        self._make_positions(config, (rows, columns), prefix)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if self.class_tokens else None
+        self.reg_token = nn.Parameter(torch.empty(1, self.registers, width)) if self.registers else None
+        self._make_positions(config, (rows, columns))
         self.pos_drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             Block(
@@ -103,19 +106,19 @@ class ViT(ImageModel):
         self.head = zero_head(width, num_classes, config.head_bias)
         self._init_weights()
 
-    def _make_positions(self, config: ViTConfig, grid: tuple[int, int], prefix: int) -> None:
+    def _make_positions(self, config: ViTConfig, grid: tuple[int, int]) -> None:
         """Tables have one entry for each place where they are used: the stem, all layers together, or each layer."""
         kind, width = config.position_embedding, config.width
-        self.prefix, self.grid, self.positions_at = prefix, grid, config.places
+        self.grid, self.positions_at = grid, config.places
         places = config.depth if config.places == "layers" else 1
         self.pos_embed: Tensor | None = None
         self.pos_embed_x = self.pos_embed_y = self.pos_relative = None
         self.peg: nn.ModuleList | None = None
         if kind == "learned":
-            self.pos_embed = nn.Parameter(torch.empty(places, prefix + grid[0] * grid[1], width))
+            self.pos_embed = nn.Parameter(torch.empty(places, self.class_tokens + grid[0] * grid[1], width))
         elif kind == "sincos":
             del self.pos_embed
-            self.register_buffer("pos_embed", sincos_positions(*grid, width, prefix), persistent=False)
+            self.register_buffer("pos_embed", sincos_positions(*grid, width, self.class_tokens), persistent=False)
         elif kind == "learned-2d":
             self.pos_embed_x = nn.Parameter(torch.empty(places, grid[1], width // 2))
             self.pos_embed_y = nn.Parameter(torch.empty(places, grid[0], width // 2))
@@ -124,7 +127,7 @@ class ViT(ImageModel):
         elif kind == "conditional":
             # Behind the last block the class token would see nothing of it.
             behind = 1 if places == 1 else config.depth - 1
-            self.peg = nn.ModuleList(ConditionalPositions(grid, prefix, width) for _ in range(behind))
+            self.peg = nn.ModuleList(ConditionalPositions(grid, self.prefix, width) for _ in range(behind))
 
     def positions(self, layer: int = 0) -> Tensor | None:
         """What is added to the tokens before a layer (all but 'layers': any), [T, D]; None where nothing is."""
@@ -134,13 +137,18 @@ class ViT(ImageModel):
         if self.pos_embed is None:
             return None
         # A fixed table is a buffer, which an engine that casts the parameters leaves in float32.
-        return self.pos_embed[min(layer, len(self.pos_embed) - 1)].to(self.norm.weight.dtype)
+        table = self.pos_embed[min(layer, len(self.pos_embed) - 1)].to(self.norm.weight.dtype)
+        if not self.registers:
+            return table
+        nowhere = table.new_zeros(self.registers, table.shape[1])
+        return torch.cat([table[: self.class_tokens], nowhere, table[self.class_tokens :]])
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> tokens [B, T, D], the class token first; with positions where the stem adds them."""
+        """Images [B, 3, H, W] -> tokens [B, T, D], patches last; with positions where the stem adds them."""
         x: Tensor = self.patch_embed(images)
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        before = [t.expand(len(x), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
+        if before:
+            x = torch.cat([*before, x], dim=1)
         table = self.positions() if self.positions_at == "stem" else None
         if table is not None:
             x = x + table
@@ -174,7 +182,8 @@ class ViT(ImageModel):
         """Images [B, 3, H, W] -> [B, D]: the pooled tokens, through the representation layer where there is one."""
         tokens = self.encode(images)
         # Each token is normalised by itself: where one is looked at, the others need not be.
-        x: Tensor = self.norm(tokens[:, 0] if self.pool == "cls" else tokens)
+        looked_at = tokens[:, self.registers :] if self.registers else tokens
+        x: Tensor = self.norm(tokens[:, 0] if self.pool == "cls" else looked_at)
         if self.attn_pool is not None:
             x = self.attn_pool(x)
         elif self.pool == "mean":
@@ -185,6 +194,9 @@ class ViT(ImageModel):
     def _init_weights(self) -> None:
         """The initial weights of the paper's public code (google-research/vision_transformer, models_vit.py)."""
         init_conv(self.patch_embed.proj)
+        if self.reg_token is not None:
+            # facebookresearch/dinov2, models/vision_transformer.py. All of them zero would stay alike for ever.
+            nn.init.normal_(self.reg_token, std=1e-6)
         for table in (self.pos_embed, self.pos_embed_x, self.pos_embed_y, self.pos_relative):
             if isinstance(table, nn.Parameter):
                 nn.init.normal_(table, std=0.02)

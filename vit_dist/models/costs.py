@@ -147,8 +147,8 @@ def _encoder(config: Any, side: int, num_classes: int) -> Cost:
     """A ViT behind its patches: side x side tokens, the class token, blocks, pooling and the head."""
     width, hidden, patches = config.width, config.hidden, side * side
     prefix = 1 if config.pool == "cls" else 0
-    tokens = patches + prefix
-    total = Cost(prefix * width, 0) + _positions(config, side, prefix)
+    tokens = patches + prefix + config.registers
+    total = Cost((prefix + config.registers) * width, 0) + _positions(config, side, prefix)
     for _ in range(config.depth):
         total += _norm(width) + _dense(tokens, width, 3 * width) + _dense(tokens, width, width)
         total += Cost(2 * width if config.layer_scale else 0, 0)
@@ -158,8 +158,8 @@ def _encoder(config: Any, side: int, num_classes: int) -> Cost:
         total += _norm(width) + _dense(tokens, width, hidden) + _dense(tokens, hidden, width)
     total += _norm(width)
     if config.pool == "map":
-        total += Cost(width, 0) + _dense(1, width, width) + _dense(tokens, width, 2 * width) + _dense(1, width, width)
-        total += Cost(0, 2 * tokens * width)
+        total += Cost(width, 0) + _dense(1, width, width) + _dense(patches, width, 2 * width) + _dense(1, width, width)
+        total += Cost(0, 2 * patches * width)
         total += _norm(width) + _dense(1, width, hidden) + _dense(1, hidden, width)
     if config.representation:
         total += _dense(1, width, width)

@@ -63,6 +63,11 @@ class ViTConfig(ModelConfig):
         description="LayerNorm of queries and keys, over each head, before their product (ViT-22B, arXiv 2302.05442)",
     )
 
+    registers: Annotated[Annotated[int, Field(ge=0)], WHEN_SET] = Field(
+        0,
+        description="learned tokens beside the patches, without positions, that no pooling looks at (arXiv 2309.16588)",
+    )
+
     @model_validator(mode="after")
     def _shapes_fit(self) -> ViTConfig:
         if self.width % self.num_heads:

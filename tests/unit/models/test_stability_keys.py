@@ -1,7 +1,8 @@
-"""Keys of large ViTs (LayerScale, QK-norm, registers, SwiGLU, patch dropout, rotary positions), held to timm's forms."""
+"""Keys of large ViTs (LayerScale, QK-norm, registers, SwiGLU, patch dropout, rotary positions), held to timm's."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from tests.plugins import build_model, model_config
+from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.models.weights.files import LoadOptions, Weights, read_weights, write_weights
 from vit_dist.optim._groups import decay_groups
 
 
@@ -24,7 +27,7 @@ def scattered(model: nn.Module) -> None:
 
 def timms(**changes: Any) -> nn.Module:
     shape: dict[str, Any] = {"img_size": 28, "patch_size": 7, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    settings = {"num_classes": 10, "act_layer": "gelu_tanh", "fc_norm": False, "weight_init": "skip"}
+    settings = {"num_classes": 10, "act_layer": "gelu_tanh", "fc_norm": False}
     model: nn.Module = timm.models.VisionTransformer(**{**shape, **settings, **changes})
     return model.eval()
 
@@ -62,6 +65,8 @@ def test_layer_scale_begins_as_asked_and_nothing_new_decays() -> None:
     still = [names[id(p)] for p in stays["params"]]
     assert sum(name.endswith(new) for name in still) == 4 + 8
     assert not any(names[id(p)].endswith(new) for p in decays["params"])
+    registers = build_model("vit-test", registers=4)
+    assert any(p is registers.reg_token for p in decay_groups(registers, 0.1, "kernels")[1]["params"])
 
 
 def test_queries_and_keys_of_relative_positions_are_normalised_too() -> None:
@@ -82,3 +87,69 @@ def test_queries_and_keys_of_relative_positions_are_normalised_too() -> None:
 def test_layer_scale_of_nothing_is_refused(value: float) -> None:
     with pytest.raises(ValidationError, match="layer_scale"):
         model_config("vit-test", layer_scale=float(value))
+
+
+@pytest.mark.parametrize("positions", ["learned", "learned-2d", "sincos", "relative", "conditional"])
+@pytest.mark.parametrize("places", ["stem", "layers"])
+def test_registers_have_no_positions_and_change_none_of_the_patches(positions: str, places: str) -> None:
+    if (positions, places) in {("relative", "stem"), ("sincos", "layers")}:
+        places = "shared"
+    settings: dict[str, Any] = {"position_embedding": positions, "positions_at": places}
+    plain, model = build_model("vit-test", **settings).eval(), build_model("vit-test", registers=2, **settings).eval()
+    model.load_state_dict(plain.state_dict(), strict=False)
+    x = torch.randn(2, 3, 28, 28)
+    assert model.reg_token.shape == (1, 2, 32)
+    assert not torch.equal(*model.reg_token[0])
+    tokens, others = model.embed(x), plain.embed(x)
+    assert torch.equal(torch.cat([tokens[:, :1], tokens[:, 3:]], 1), others)
+    assert torch.equal(tokens[:, 1:3], model.reg_token.expand(2, -1, -1))
+    if positions != "conditional":
+        # Before any block: two registers of one content are one and the same, wherever they stand.
+        with torch.no_grad():
+            model.reg_token[:] = 0.7
+        encoded = model.encode(x)
+        torch.testing.assert_close(encoded[:, 1], encoded[:, 2])
+        assert not torch.allclose(encoded[:, 3], encoded[:, 4])
+
+
+@pytest.mark.parametrize("no_embed_class", [True, False])
+def test_timms_positions_of_registers_are_read_into_them(no_embed_class: bool, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    theirs = timms(reg_tokens=4, no_embed_class=no_embed_class)
+    scattered(theirs)
+    save_file(theirs.state_dict(), tmp_path / "dino.safetensors")
+    config = model_config("vit-test", registers=4)
+    read = read_weights(tmp_path / "dino.safetensors", LoadOptions(config))
+    assert read.image_size == 28
+    ours = config.build(num_classes=10, image_size=28).eval()
+    ours.load_state_dict(read.state)
+    x = torch.randn(3, 3, 28, 28)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+    # For images of another size positions are resampled, and registers come along.
+    larger = read_weights(tmp_path / "dino.safetensors", LoadOptions(config, image_size=42))
+    assert larger.state["pos_embed"].shape == (1, 37, 32)
+    assert torch.equal(larger.state["reg_token"], read.state["reg_token"])
+
+
+def test_positions_that_could_be_of_either_grid_are_refused_unless_the_file_says_its_size(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    # 10 rows: a class token and 9 patches, or a class token, 5 registers and 4 patches.
+    config = model_config("vit-test", registers=5)
+    ours = config.build(num_classes=10, image_size=21)
+    save_file(ours.state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(DataError, match="its 10 positions could be those of 9 or of 4 patches"):
+        read_weights(tmp_path / "w.safetensors", LoadOptions(config))
+    save_file(ours.state_dict(), tmp_path / "w.safetensors", {"image_size": "21"})
+    assert read_weights(tmp_path / "w.safetensors", LoadOptions(config)).image_size == 21
+
+
+@pytest.mark.parametrize("ending", ["npz", "folder/"])
+@pytest.mark.parametrize("setting", [{"layer_scale": 0.1}, {"qk_norm": True}, {"registers": 2}])
+def test_forms_that_cannot_say_a_key_refuse_it(setting: dict[str, Any], ending: str, tmp_path: Path) -> None:
+    config = model_config("vit-test", **setting)
+    state = config.build(num_classes=10, image_size=28).state_dict()
+    with pytest.raises(ConfigError, match=r"write \.safetensors"):
+        write_weights(Weights(dict(state), config, 10, 28), f"{tmp_path}/w.{ending}")
+    assert not list(tmp_path.iterdir())

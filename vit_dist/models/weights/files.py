@@ -39,7 +39,7 @@ from vit_dist.models.weights.notes import (
 from vit_dist.models.weights.opened import opened
 from vit_dist.models.weights.promised import Promised
 from vit_dist.models.weights.promised import State as Promises
-from vit_dist.models.weights.timm_form import from_timm, kind_of, to_timm
+from vit_dist.models.weights.timm_form import from_timm, kind_of, to_timm, without_registers
 
 State = dict[str, Tensor]
 # Files of one folder, and classes of a head whose number nobody states.
@@ -173,7 +173,7 @@ def _from_named(tensors: Promises, metadata: Mapping[str, str], path: Path, opti
         if said.model is None:
             raise ConfigError(f"{path}: does not say its model; give it: `vit-dist models import ... --model ViT-B/16`")
         config = config_of(said.model, str(path))
-    size = said.image_size
+    size, tensors = said.image_size, without_registers(tensors, config, str(path), said.image_size)
     if not size and getattr(config, "position_embedding", "") == "sincos" and "pos_embed" in tensors:
         # timm's form has the fixed table, which is left out below and alone says the image size.
         size = _size_of(tensors, config)

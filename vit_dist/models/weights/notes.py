@@ -173,6 +173,7 @@ def _vision_transformer(config: ViTConfig, num_classes: int, image_size: int) ->
     said += [f"mlp_ratio={(config.hidden + 0.5) / config.width!r}"]
     said += ["global_pool='map'", "class_token=False"] if config.pool == "map" else []
     said += ["pos_embed='none'"] if config.position_embedding == "none" else []
+    said += [f"reg_tokens={config.registers}"] if config.registers else []
     said += ["qk_norm=True"] if config.qk_norm else []
     said += [f"init_values={config.layer_scale!r}"] if config.layer_scale else []
     gelu = "tanh" if config.gelu == "tanh" else "none"

@@ -39,6 +39,8 @@ MODELS_IN_TIMM: list[tuple[str, dict[str, Any]]] = [
     ("vit-test", {"position_embedding": "sincos"}),
     ("vit-test", {"position_embedding": "sincos", "pool": "map"}),
     ("vit-test", {"layer_scale": 0.1, "qk_norm": True}),
+    ("vit-test", {"registers": 4}),
+    ("vit-test", {"registers": 1, "pool": "map", "position_embedding": "sincos"}),
     ("hybrid-test", {"stem": "imagenet", "stages": (2, 1), "patch_size": 2}),
     ("bit-test", {"stem": "imagenet"}),
     ("bit-test", {"stem": "imagenet", "block": "basic", "blocks": (2, 1)}),
