@@ -8,7 +8,16 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from timm.layers import AttentionPoolLatent, HybridEmbed, LayerNorm, Mlp, PatchEmbed, lecun_normal_
+from timm.layers import (
+    AttentionPoolLatent,
+    GluMlp,
+    HybridEmbed,
+    LayerNorm,
+    Mlp,
+    PatchEmbed,
+    SwiGLUPacked,
+    lecun_normal_,
+)
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 from torch.nn import functional
@@ -46,8 +55,8 @@ class Patches(PatchEmbed):  # type: ignore[misc]
 class ViT(ImageModel):
     """Patches -> tokens -> blocks -> pool -> head.
 
-    L is the number of patches, T = P + L that of tokens, D the width. P counts what stands before the patches: the class
-    token, where there is one, then the registers.
+    L is the number of patches, T = P + L that of tokens, D the width. P counts what stands before the patches: the
+    class token, where there is one, then the registers.
 
     Args:
         config: shape and regularisation.
@@ -62,7 +71,7 @@ class ViT(ImageModel):
         self.class_tokens, self.registers = 1 if config.pool == "cls" else 0, config.registers
         self.prefix = prefix = self.class_tokens + self.registers
         act = partial(nn.GELU, approximate="tanh" if config.gelu == "tanh" else "none")
-        self.pool = config.pool
+        gated, self.pool = config.mlp == "swiglu", config.pool
 
         self.patch_embed: PatchEmbed | HybridEmbed = patch_embed
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if self.class_tokens else None
@@ -73,13 +82,15 @@ class ViT(ImageModel):
             Block(
                 width,
                 config.num_heads,
-                mlp_ratio=mlp_ratio(config.hidden, width),
+                # timm counts the two products of SwiGLU, which are one matrix, together.
+                mlp_ratio=mlp_ratio(config.hidden * (2 if gated else 1), width),
+                mlp_layer=SwiGLUPacked if gated else Mlp,
                 qkv_bias=True,
                 qk_norm=config.qk_norm,
                 init_values=config.layer_scale,
                 proj_drop=config.dropout,
                 drop_path=config.stochastic_depth * i / max(1, config.depth - 1),
-                act_layer=act,
+                act_layer=nn.SiLU if gated else act,
                 norm_layer=LayerNorm,
                 attn_layer=RelativeAttention if config.position_embedding == "relative" else Attention,
             )
@@ -243,7 +254,8 @@ def _init_block(block: Block) -> None:
     _init_mlp(block.mlp)
 
 
-def _init_mlp(mlp: Mlp) -> None:
-    for layer in (mlp.fc1, mlp.fc2):
-        nn.init.xavier_uniform_(layer.weight)
+def _init_mlp(mlp: Mlp | GluMlp) -> None:
+    # What SwiGLU's gate and its value are made by are two matrices, as q, k and v are three.
+    for layer, parts in ((mlp.fc1, 2 if isinstance(mlp, GluMlp) else 1), (mlp.fc2, 1)):
+        _init_dense(layer, parts)
         nn.init.normal_(layer.bias, std=1e-6)

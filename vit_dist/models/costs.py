@@ -155,7 +155,8 @@ def _encoder(config: Any, side: int, num_classes: int) -> Cost:
         total += Cost(4 * (width // config.num_heads) if config.qk_norm else 0, 0)
         # Queries by keys, and weights by values.
         total += Cost(0, 2 * tokens * tokens * width)
-        total += _norm(width) + _dense(tokens, width, hidden) + _dense(tokens, hidden, width)
+        first = 2 * hidden if config.mlp == "swiglu" else hidden
+        total += _norm(width) + _dense(tokens, width, first) + _dense(tokens, hidden, width)
     total += _norm(width)
     if config.pool == "map":
         total += Cost(width, 0) + _dense(1, width, width) + _dense(patches, width, 2 * width) + _dense(1, width, width)

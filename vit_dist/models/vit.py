@@ -25,7 +25,11 @@ class ViTConfig(ModelConfig):
     width: Positive = Field(description="of the tokens")
     depth: Positive = Field(description="transformer blocks")
     num_heads: Positive = Field(description="attention heads of a block; a divisor of the width")
-    mlp_dim: Positive | None = Field(None, description="hidden width of the MLPs; empty: four times the width")
+    mlp_dim: Positive | None = Field(
+        None,
+        description="hidden width of the MLPs; empty: four times the width, of swiglu two thirds of that, rounded up "
+        "to a multiple of 8",
+    )
     dropout: Rate = Field(
         0.0, description="after each dense layer but the qkv projections, and on the embedded patches (appendix B.1)"
     )
@@ -63,6 +67,10 @@ class ViTConfig(ModelConfig):
         description="LayerNorm of queries and keys, over each head, before their product (ViT-22B, arXiv 2302.05442)",
     )
 
+    mlp: Annotated[Literal["gelu", "swiglu"], WHEN_SET] = Field(
+        "gelu",
+        description="of the blocks; swiglu: SiLU of one product times another, then a third (arXiv 2002.05202)",
+    )
     registers: Annotated[Annotated[int, Field(ge=0)], WHEN_SET] = Field(
         0,
         description="learned tokens beside the patches, without positions, that no pooling looks at (arXiv 2309.16588)",
@@ -81,6 +89,8 @@ class ViTConfig(ModelConfig):
             raise ValueError(f"position_embedding=learned-2d needs an even width, got {self.width}")
         if self.position_embedding == "conditional" and self.depth < 2:
             raise ValueError("position_embedding=conditional stands between two blocks: it needs a depth of 2 or more")
+        if self.mlp == "swiglu" and self.gelu == "exact" and self.pool != "map":
+            raise ValueError("gelu=exact: mlp=swiglu has no GELU; leave `gelu` out")
         impossible = {"relative": "stem", "sincos": "layers"}
         if self.positions_at is not None and impossible.get(self.position_embedding) == self.positions_at:
             raise ValueError(
@@ -103,7 +113,10 @@ class ViTConfig(ModelConfig):
     @property
     def hidden(self) -> int:
         """Hidden width of the MLPs."""
-        return 4 * self.width if self.mlp_dim is None else self.mlp_dim
+        if self.mlp_dim is not None:
+            return self.mlp_dim
+        # DINOv2's (facebookresearch/dinov2, layers/swiglu_ffn.py): three matrices of about as many numbers as two.
+        return -(-(8 * self.width // 3) // 8) * 8 if self.mlp == "swiglu" else 4 * self.width
 
     def build(self, *, num_classes: int, image_size: int) -> ViT:
         """See `ModelConfig.build`; the patch size must divide the image size."""

@@ -43,6 +43,7 @@ def test_the_options_of_a_vit_are_counted_too() -> None:
     compare("vit-test", 28, layer_scale=0.1, qk_norm=True)
     for pool in ("cls", "mean", "map"):
         compare("vit-test", 28, registers=3, pool=pool)
+        compare("vit-test", 28, mlp="swiglu", pool=pool)
 
 
 def test_parameters_of_every_preset_are_those_of_the_golden() -> None:

@@ -146,10 +146,38 @@ def test_positions_that_could_be_of_either_grid_are_refused_unless_the_file_says
 
 
 @pytest.mark.parametrize("ending", ["npz", "folder/"])
-@pytest.mark.parametrize("setting", [{"layer_scale": 0.1}, {"qk_norm": True}, {"registers": 2}])
+@pytest.mark.parametrize("setting", [{"layer_scale": 0.1}, {"qk_norm": True}, {"registers": 2}, {"mlp": "swiglu"}])
 def test_forms_that_cannot_say_a_key_refuse_it(setting: dict[str, Any], ending: str, tmp_path: Path) -> None:
     config = model_config("vit-test", **setting)
     state = config.build(num_classes=10, image_size=28).state_dict()
     with pytest.raises(ConfigError, match=r"write \.safetensors"):
         write_weights(Weights(dict(state), config, 10, 28), f"{tmp_path}/w.{ending}")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("width", "hidden"), [(1536, 4096), (768, 2048), (32, 88), (64, 176)])
+def test_swiglu_is_two_thirds_as_wide_unless_told_otherwise(width: int, hidden: int) -> None:
+    # 4096: DINOv2's ViT-g.
+    with torch.device("meta"):
+        model = model_config("vit-test", width=width, depth=1, mlp="swiglu").build(num_classes=2, image_size=28)
+    assert model.get_parameter("blocks.0.mlp.fc1.weight").shape == (2 * hidden, width)
+    assert model.get_parameter("blocks.0.mlp.fc2.weight").shape == (width, hidden)
+
+
+def test_swiglu_is_the_papers_formula_and_begins_as_three_matrices() -> None:
+    mlp = build_model("vit-test", width=256, num_heads=4, mlp="swiglu", mlp_dim=512).blocks[0].mlp.double()
+    x = torch.randn(5, 256, dtype=torch.float64)
+    (w, v), (b, c) = mlp.fc1.weight.chunk(2), mlp.fc1.bias.chunk(2)
+    gate = x @ w.T + b
+    expected = (gate / (1 + torch.exp(-gate)) * (x @ v.T + c)) @ mlp.fc2.weight.T + mlp.fc2.bias
+    torch.testing.assert_close(mlp(x), expected)
+    bound = (6 / (256 + 512)) ** 0.5
+    for matrix in (w, v, mlp.fc2.weight):
+        assert 0.99 * bound < matrix.abs().max() <= bound
+    assert mlp.fc1.bias.std().item() == pytest.approx(1e-6, rel=0.2)
+
+
+def test_a_gelu_beside_swiglu_is_refused_where_nothing_has_one() -> None:
+    with pytest.raises(ValidationError, match="mlp=swiglu has no GELU"):
+        model_config("vit-test", mlp="swiglu", gelu="exact")
+    model_config("vit-test", mlp="swiglu", gelu="exact", pool="map")

@@ -167,7 +167,7 @@ def check_google(config: Any) -> None:
     Raises:
         ConfigError: names the setting.
     """
-    fixed = {"stem": "imagenet", "groups": 32, "block": "bottleneck"}
+    fixed = {"stem": "imagenet", "groups": 32, "block": "bottleneck", "mlp": "gelu"}
     wrong = {key: getattr(config, key) for key, value in fixed.items() if getattr(config, key, value) != value}
     if getattr(config, "position_embedding", "none") != "none" and config.places == "shared":
         # Relative positions and others that have no array are refused by their names.

@@ -90,6 +90,8 @@ def _unsayable(config: ModelConfig) -> list[str]:
             wrong.append("representation=true (timm drops every 'pre_logits' tensor in silence)")
         if config.pool == "mean":
             wrong.append("pool=mean behind its last norm (timm's mean stands before it)")
+        if config.mlp == "swiglu" and config.pool == "map":
+            wrong.append("mlp=swiglu and pool=map (timm's pooling takes the width and the activation of the blocks)")
         if config.position_embedding not in ("learned", "sincos", "none"):
             wrong.append(f"position_embedding={config.position_embedding}")
         if config.places != "stem" and config.position_embedding != "none":
@@ -179,13 +181,14 @@ def _fixed_positions(config: ViTConfig, side: int) -> Tensor:
 
 
 def _vision_transformer(config: ViTConfig, num_classes: int, image_size: int) -> nn.Module:
-    from timm.layers import HybridEmbed
+    from timm.layers import HybridEmbed, Mlp, SwiGLUPacked
     from timm.models import VisionTransformer
 
     from vit_dist.models._bit import post_activation_resnet
     from vit_dist.models._vit import mlp_ratio
 
     embed: dict[str, Any] = {}
+    gated = config.mlp == "swiglu"
     if isinstance(config, HybridConfig):
         backbone = post_activation_resnet(
             config.stages, width=config.backbone_width, groups=config.groups, stem=config.stem
@@ -200,12 +203,13 @@ def _vision_transformer(config: ViTConfig, num_classes: int, image_size: int) ->
         embed_dim=config.width,
         depth=config.depth,
         num_heads=config.num_heads,
-        mlp_ratio=mlp_ratio(config.hidden, config.width),
+        mlp_ratio=mlp_ratio(config.hidden * (2 if gated else 1), config.width),
+        mlp_layer=SwiGLUPacked if gated else Mlp,
         pos_embed="none" if config.position_embedding == "none" else "learn",
         reg_tokens=config.registers,
         qk_norm=config.qk_norm,
         init_values=config.layer_scale,
-        act_layer=partial(nn.GELU, approximate="tanh" if config.gelu == "tanh" else "none"),
+        act_layer=nn.SiLU if gated else partial(nn.GELU, approximate="tanh" if config.gelu == "tanh" else "none"),
         **embed,
     )
     return model
