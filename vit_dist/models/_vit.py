@@ -14,6 +14,7 @@ from timm.layers import (
     HybridEmbed,
     LayerNorm,
     Mlp,
+    PatchDropoutWithIndices,
     PatchEmbed,
     SwiGLUPacked,
     lecun_normal_,
@@ -78,6 +79,8 @@ class ViT(ImageModel):
         self.reg_token = nn.Parameter(torch.empty(1, self.registers, width)) if self.registers else None
         self._make_positions(config, (rows, columns))
         self.pos_drop = nn.Dropout(config.dropout)
+        # What it draws is a function of (seed, step, rank), as dropout's is: see train/loop.py.
+        self.patch_drop = PatchDropoutWithIndices(config.patch_dropout, prefix) if config.patch_dropout else None
         self.blocks = nn.ModuleList(
             Block(
                 width,
@@ -171,10 +174,18 @@ class ViT(ImageModel):
         return dropped
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> tokens [B, T, D] after the last block, before the final LayerNorm."""
-        x = self.embed(images)
+        """Images [B, 3, H, W] -> tokens [B, T, D] after the last block, before the final LayerNorm.
+
+        In training T may be less, by what patch dropout has left out, and patches stand in no order.
+        """
+        x, kept = self.embed(images), None
+        if self.patch_drop is not None:
+            x, kept = self.patch_drop(x)
         for i, block in enumerate(self.blocks):
-            x = self._run_block(self._layer, x, block, i, self.positions(i) if self.positions_at != "stem" else None)
+            table = self.positions(i) if self.positions_at != "stem" else None
+            if table is not None and kept is not None:
+                table = torch.cat([table[: self.prefix].expand(len(x), -1, -1), table[self.prefix :][kept]], dim=1)
+            x = self._run_block(self._layer, x, block, i, table)
         return x
 
     def _layer(self, x: Tensor, block: nn.Module, i: int, table: Tensor | None) -> Tensor:

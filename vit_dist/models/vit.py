@@ -76,6 +76,12 @@ class ViTConfig(ModelConfig):
         description="learned tokens beside the patches, without positions, that no pooling looks at (arXiv 2309.16588)",
     )
 
+    patch_dropout: Annotated[Rate, WHEN_SET] = Field(
+        0.0,
+        description="fraction of the patches that each example leaves out in training, for speed (FLIP, arXiv "
+        "2212.00794); evaluation sees all",
+    )
+
     @model_validator(mode="after")
     def _shapes_fit(self) -> ViTConfig:
         if self.width % self.num_heads:
@@ -91,6 +97,11 @@ class ViTConfig(ModelConfig):
             raise ValueError("position_embedding=conditional stands between two blocks: it needs a depth of 2 or more")
         if self.mlp == "swiglu" and self.gelu == "exact" and self.pool != "map":
             raise ValueError("gelu=exact: mlp=swiglu has no GELU; leave `gelu` out")
+        if self.patch_dropout and self.position_embedding in ("relative", "conditional"):
+            raise ValueError(
+                f"patch_dropout={self.patch_dropout:g}: position_embedding={self.position_embedding} needs all patches "
+                f"in their places; choose another, or leave patch_dropout out"
+            )
         impossible = {"relative": "stem", "sincos": "layers"}
         if self.positions_at is not None and impossible.get(self.position_embedding) == self.positions_at:
             raise ValueError(
@@ -117,6 +128,10 @@ class ViTConfig(ModelConfig):
             return self.mlp_dim
         # DINOv2's (facebookresearch/dinov2, layers/swiglu_ffn.py): three matrices of about as many numbers as two.
         return -(-(8 * self.width // 3) // 8) * 8 if self.mlp == "swiglu" else 4 * self.width
+
+    def patches_kept(self, patches: int) -> int:
+        """Of so many patches those that an example keeps in training."""
+        return patches if not self.patch_dropout else max(1, int(patches * (1 - self.patch_dropout)))
 
     def build(self, *, num_classes: int, image_size: int) -> ViT:
         """See `ModelConfig.build`; the patch size must divide the image size."""

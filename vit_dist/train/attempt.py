@@ -421,7 +421,7 @@ def _run_info(
         family=recipe.family or model.family,
         model=model.name,
         num_params=num_params,
-        macs_per_image=count_macs(model, recipe.data.num_classes, recipe.data.image_size),
+        macs_per_image=count_macs(model, recipe.data.num_classes, recipe.data.image_size, training=True),
         macs_method="torch FlopCounterMode, meta device, one forward pass",
         dataset=recipe.data.dataset if shipped_set(recipe) is not None else data.name,
         dataset_fingerprint=data.fingerprint,

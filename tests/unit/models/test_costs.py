@@ -28,6 +28,13 @@ def compare(name: str, image_size: int, **changes: Any) -> None:
     assert cost is not None
     assert cost.params == sum(p.numel() for p in model.parameters())
     assert cost.macs == count_macs(config, 1000, image_size)
+    trained = model_cost(config, num_classes=1000, image_size=image_size, training=True)
+    assert trained is not None
+    assert trained.params == cost.params
+    if changes.get("patch_dropout"):
+        assert trained.macs == count_macs(config, 1000, image_size, training=True) < cost.macs
+    else:
+        assert trained == cost
 
 
 @pytest.mark.parametrize(("name", "image_size"), [*SMALL.items(), *ODD.items()])
@@ -44,6 +51,8 @@ def test_the_options_of_a_vit_are_counted_too() -> None:
     for pool in ("cls", "mean", "map"):
         compare("vit-test", 28, registers=3, pool=pool)
         compare("vit-test", 28, mlp="swiglu", pool=pool)
+        compare("vit-test", 28, patch_dropout=0.4, registers=2, pool=pool)
+    compare("hybrid-test", 28, patch_dropout=0.5)
 
 
 def test_parameters_of_every_preset_are_those_of_the_golden() -> None:

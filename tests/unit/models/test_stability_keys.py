@@ -181,3 +181,74 @@ def test_a_gelu_beside_swiglu_is_refused_where_nothing_has_one() -> None:
     with pytest.raises(ValidationError, match="mlp=swiglu has no GELU"):
         model_config("vit-test", mlp="swiglu", gelu="exact")
     model_config("vit-test", mlp="swiglu", gelu="exact", pool="map")
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_the_patches_that_stay_are_those_of_timm_and_evaluation_sees_all(pool: str) -> None:
+    model = build_model("vit-test", patch_dropout=0.3, pool=pool, registers=2)
+    other = timms(
+        patch_drop_rate=0.3,
+        reg_tokens=2,
+        class_token=pool == "cls",
+        global_pool="token" if pool == "cls" else "avg",
+        no_embed_class=pool == "mean",
+    )
+    state = model.state_dict()
+    if pool == "cls":
+        table = state["pos_embed"]
+        state["pos_embed"] = torch.cat([table[:, :1], torch.zeros(1, 2, 32), table[:, 1:]], dim=1)
+    other.load_state_dict(state)
+    x = torch.randn(3, 3, 28, 28)
+    for mode in (model.train, other.train):
+        mode(True)
+    torch.manual_seed(5)
+    dropped = model(x)
+    torch.manual_seed(5)
+    torch.testing.assert_close(dropped, other(x), rtol=1e-5, atol=1e-5)
+    assert model.encode(x).shape[1] == model.prefix + 11
+    torch.manual_seed(6)
+    assert not torch.allclose(model(x), dropped)
+    model.eval()
+    assert model.encode(x).shape[1] == model.prefix + 16
+
+
+@pytest.mark.parametrize("positions", ["learned", "learned-2d"])
+def test_patches_that_stay_keep_their_positions_in_every_layer(positions: str) -> None:
+    settings: dict[str, Any] = {"position_embedding": positions, "positions_at": "layers"}
+    model = build_model("vit-test", patch_dropout=0.5, **settings).train()
+    scattered(model)
+    x = torch.randn(2, 3, 28, 28)
+    kept: list[Tensor] = []
+    model.patch_drop.register_forward_hook(lambda _m, _given, result: kept.append(result[1]))
+    encoded = model.encode(x)
+    # The same by hand: each example's patches, with their rows of the tables, through the blocks.
+    tokens = model.embed(x)
+    for b in range(2):
+        rows = torch.cat([torch.zeros(1, dtype=torch.long), 1 + kept[0][b]])
+        t = tokens[b : b + 1, rows]
+        for i, block in enumerate(model.blocks):
+            t = block(t + model.positions(i)[rows])
+        torch.testing.assert_close(encoded[b : b + 1], t)
+
+
+def test_recomputed_blocks_see_the_patches_that_were_kept() -> None:
+    model = build_model("vit-test", patch_dropout=0.5, dropout=0.1, layer_scale=0.5, qk_norm=True).train()
+    gradients = []
+    for mode in ("none", "full"):
+        model.set_activation_checkpointing(mode)
+        model.zero_grad()
+        torch.manual_seed(3)
+        model(torch.ones(2, 3, 28, 28)).square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("positions", ["relative", "conditional"])
+def test_patch_dropout_is_refused_where_all_patches_must_be_there(positions: str) -> None:
+    with pytest.raises(ValidationError, match=f"patch_dropout=0.5: position_embedding={positions} needs all patches"):
+        model_config("vit-test", patch_dropout=0.5, position_embedding=positions)
+
+
+def test_at_least_one_patch_stays() -> None:
+    assert model_config("vit-test", patch_dropout=0.99).patches_kept(16) == 1
+    assert model_config("vit-test").patches_kept(16) == 16
