@@ -27,6 +27,7 @@ from vit_dist.models._base import ImageModel, init_conv, zero_head
 from vit_dist.models._positions import (
     ConditionalPositions,
     RelativeAttention,
+    RotaryAttention,
     crossed,
     num_offsets,
     sincos_positions,
@@ -34,6 +35,9 @@ from vit_dist.models._positions import (
 
 if TYPE_CHECKING:
     from vit_dist.models.vit import ViTConfig
+
+
+_ATTENTION = {"relative": RelativeAttention, "rope": RotaryAttention}
 
 
 class Patches(PatchEmbed):  # type: ignore[misc]
@@ -95,12 +99,12 @@ class ViT(ImageModel):
                 drop_path=config.stochastic_depth * i / max(1, config.depth - 1),
                 act_layer=nn.SiLU if gated else act,
                 norm_layer=LayerNorm,
-                attn_layer=RelativeAttention if config.position_embedding == "relative" else Attention,
+                attn_layer=_ATTENTION.get(config.position_embedding, Attention),
             )
             for i in range(config.depth)
         )
         for block in self.blocks:
-            if isinstance(block.attn, RelativeAttention):
+            if isinstance(block.attn, RelativeAttention | RotaryAttention):
                 block.attn.place((rows, columns), prefix)
         self.norm = LayerNorm(width)
         self.attn_pool: AttentionPoolLatent | None = (
@@ -123,7 +127,7 @@ class ViT(ImageModel):
     def _make_positions(self, config: ViTConfig, grid: tuple[int, int]) -> None:
         """Tables have one entry for each place where they are used: the stem, all layers together, or each layer."""
         kind, width = config.position_embedding, config.width
-        self.grid, self.positions_at = grid, config.places
+        self.grid, self.positions_at, self.rotary = grid, config.places, kind == "rope"
         places = config.depth if config.places == "layers" else 1
         self.pos_embed: Tensor | None = None
         self.pos_embed_x = self.pos_embed_y = self.pos_relative = None
@@ -185,15 +189,17 @@ class ViT(ImageModel):
             table = self.positions(i) if self.positions_at != "stem" else None
             if table is not None and kept is not None:
                 table = torch.cat([table[: self.prefix].expand(len(x), -1, -1), table[self.prefix :][kept]], dim=1)
-            x = self._run_block(self._layer, x, block, i, table)
+            x = self._run_block(self._layer, x, block, i, table, kept)
         return x
 
-    def _layer(self, x: Tensor, block: nn.Module, i: int, table: Tensor | None) -> Tensor:
+    def _layer(self, x: Tensor, block: nn.Module, i: int, table: Tensor | None, kept: Tensor | None) -> Tensor:
         """One block and the positions that belong to it."""
         if table is not None:
             x = x + table
         if self.pos_relative is not None:
             x = block(x, attn_mask=self.pos_relative[min(i, len(self.pos_relative) - 1)])
+        elif self.rotary:
+            x = block(x, attn_mask=kept)
         else:
             x = block(x)
         if self.peg is not None and (i == 0 or (self.positions_at != "stem" and i < len(self.blocks) - 1)):

@@ -45,16 +45,17 @@ class ViTConfig(ModelConfig):
     gelu: Literal["tanh", "exact"] = Field(
         "tanh", description="of the MLPs; tanh: the approximation of the public code"
     )
-    position_embedding: Literal["learned", "learned-2d", "relative", "sincos", "conditional", "none"] = Field(
+    position_embedding: Literal["learned", "learned-2d", "relative", "sincos", "rope", "conditional", "none"] = Field(
         "learned",
         description="learned: a vector a token; learned-2d: half a vector a column, half a row; relative: in "
-        "attention, by the offset of two patches; sincos: fixed, 2-D; conditional: a convolution over patches (CPVT)",
+        "attention, by the offset of two patches; sincos: fixed, 2-D; rope: queries and keys are turned by their "
+        "place, in 2-D (arXiv 2403.13298), as in DINOv3; conditional: a convolution over patches (CPVT)",
     )
     positions_at: Literal["stem", "layers", "shared"] | None = Field(
         None,
         description="stem: added once (conditional: behind the first block); layers: at each layer, its own; "
         "shared: at each layer, the same (conditional: behind each but the last). Left out: stem, but for relative "
-        "layers",
+        "layers, for rope shared",
     )
 
     layer_scale: Annotated[Annotated[float, Field(gt=0)] | None, WHEN_SET] = Field(
@@ -93,6 +94,8 @@ class ViTConfig(ModelConfig):
             raise ValueError(f"position_embedding=sincos needs a width of 8 or more that 4 divides, got {self.width}")
         if self.position_embedding == "learned-2d" and self.width % 2:
             raise ValueError(f"position_embedding=learned-2d needs an even width, got {self.width}")
+        if self.position_embedding == "rope":
+            self._turnable()
         if self.position_embedding == "conditional" and self.depth < 2:
             raise ValueError("position_embedding=conditional stands between two blocks: it needs a depth of 2 or more")
         if self.mlp == "swiglu" and self.gelu == "exact" and self.pool != "map":
@@ -111,10 +114,24 @@ class ViTConfig(ModelConfig):
             )
         return self
 
+    def _turnable(self) -> None:
+        per_head = self.width // self.num_heads
+        if per_head % 4:
+            raise ValueError(
+                f"position_embedding=rope needs heads of a width that 4 divides; width={self.width} over "
+                f"num_heads={self.num_heads} is {per_head}"
+            )
+        if self.positions_at in ("stem", "layers"):
+            raise ValueError(
+                f"positions_at={self.positions_at}: rope turns queries and keys of every layer alike; choose shared, "
+                f"or leave it out"
+            )
+
     @property
     def places(self) -> Literal["stem", "layers", "shared"]:
         """Where positions are added."""
-        return self.positions_at or ("layers" if self.position_embedding == "relative" else "stem")
+        usual: dict[str, Literal["layers", "shared"]] = {"relative": "layers", "rope": "shared"}
+        return self.positions_at or usual.get(self.position_embedding, "stem")
 
     @property
     def stride(self) -> int:

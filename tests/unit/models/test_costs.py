@@ -14,7 +14,7 @@ from vit_dist.models.costs import model_cost, training_flops
 
 SMALL = {"R50x1": 224, "R50+ViT-B/16": 224, "ViT-b/32": 224, "vit-demo": 28, "bit-demo": 28, "hybrid-demo": 28}
 ODD = {"R50x1": 225, "bit-demo": 33, "bit-test": 31}
-POSITIONS = ("learned", "learned-2d", "relative", "sincos", "conditional", "none")
+POSITIONS = ("learned", "learned-2d", "relative", "sincos", "rope", "conditional", "none")
 
 
 def compare(name: str, image_size: int, **changes: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 import timm
 import torch
 from pydantic import ValidationError
+from timm.layers import LayerNorm, SwiGLUPacked
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tests.plugins import build_model, model_config
 from vit_dist.core.errors import ConfigError, DataError
@@ -40,6 +43,13 @@ def timms(**changes: Any) -> nn.Module:
         (
             {"qk_norm": True, "layer_scale": 0.3, "pool": "mean"},
             {"qk_norm": True, "init_values": 1, "class_token": False},
+        ),
+        ({"registers": 4, "position_embedding": "none"}, {"reg_tokens": 4, "pos_embed": "none"}),
+        ({"registers": 3, "pool": "mean"}, {"reg_tokens": 3, "class_token": False, "no_embed_class": True}),
+        ({"registers": 3, "pool": "map"}, {"reg_tokens": 3, "class_token": False, "no_embed_class": True}),
+        (
+            {"mlp": "swiglu", "mlp_dim": 40},
+            {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU, "mlp_ratio": 80.5 / 32},
         ),
     ],
 )
@@ -146,7 +156,10 @@ def test_positions_that_could_be_of_either_grid_are_refused_unless_the_file_says
 
 
 @pytest.mark.parametrize("ending", ["npz", "folder/"])
-@pytest.mark.parametrize("setting", [{"layer_scale": 0.1}, {"qk_norm": True}, {"registers": 2}, {"mlp": "swiglu"}])
+@pytest.mark.parametrize(
+    "setting",
+    [{"layer_scale": 0.1}, {"qk_norm": True}, {"registers": 2}, {"mlp": "swiglu"}, {"position_embedding": "rope"}],
+)
 def test_forms_that_cannot_say_a_key_refuse_it(setting: dict[str, Any], ending: str, tmp_path: Path) -> None:
     config = model_config("vit-test", **setting)
     state = config.build(num_classes=10, image_size=28).state_dict()
@@ -252,3 +265,88 @@ def test_patch_dropout_is_refused_where_all_patches_must_be_there(positions: str
 def test_at_least_one_patch_stays() -> None:
     assert model_config("vit-test", patch_dropout=0.99).patches_kept(16) == 1
     assert model_config("vit-test").patches_kept(16) == 16
+
+
+def rotary(**changes: Any) -> tuple[nn.Module, nn.Module]:
+    """Ours, and timm's EVA with DINOv3's rotary positions and the same weights."""
+    settings = {"position_embedding": "rope", "registers": 2, "qk_norm": True, "layer_scale": 0.2, "gelu": "exact"}
+    ours = build_model("vit-test", 35, num_heads=4, **{**settings, **changes}).eval()
+    scattered(ours)
+    theirs = timm.models.Eva(
+        img_size=35, patch_size=7, embed_dim=32, depth=2, num_heads=4, num_classes=10, global_pool="token",
+        num_reg_tokens=2, init_values=0.2, use_abs_pos_emb=False, use_rot_pos_emb=True, rope_type="dinov3",
+        rope_rotate_half=True, rope_temperature=100.0, rope_grid_offset=0.0, use_fc_norm=False, attn_type="rope",
+        qk_norm=True, qkv_bias=True, norm_layer=LayerNorm,
+    ).eval()  # fmt: skip
+    names = {name: name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2") for name in ours.state_dict()}
+    theirs.load_state_dict({names[name]: tensor for name, tensor in ours.state_dict().items()})
+    return ours, theirs
+
+
+def test_rotary_positions_are_those_of_timms_dinov3() -> None:
+    ours, theirs = rotary()
+    x = torch.randn(3, 3, 35, 35)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ours(x).isfinite().all()
+
+
+def test_rotary_positions_are_the_formula_in_float64() -> None:
+    model = build_model("vit-test", 42, position_embedding="rope", registers=1).eval().double()
+    attention, x = model.blocks[1].attn, torch.randn(2, 38, 32, dtype=torch.float64)
+    q, k, v = attention.qkv(x).reshape(2, 38, 3, 2, 16).permute(2, 0, 3, 1, 4)
+    out = []
+    for heads in (q, k):
+        turned = heads.clone()
+        for patch in range(36):
+            place = [(2 * (n + 0.5) / 6 - 1) for n in divmod(patch, 6)]
+            # Pairs (i, i + 8) as complex numbers: four frequencies by the row, four by the column.
+            angles = [2 * math.pi * p / 100 ** (i / 4) for p in place for i in range(4)]
+            for i, angle in enumerate(angles):
+                turn = complex(math.cos(angle), math.sin(angle))
+                pair = torch.complex(heads[:, :, 2 + patch, i], heads[:, :, 2 + patch, i + 8]) * turn
+                turned[:, :, 2 + patch, i], turned[:, :, 2 + patch, i + 8] = pair.real, pair.imag
+        out.append(turned)
+    weights = torch.softmax(out[0] @ out[1].transpose(-2, -1) / 4, dim=-1)
+    expected = attention.proj((weights @ v).transpose(1, 2).reshape(2, 38, 32))
+    # The table of sines is float32.
+    torch.testing.assert_close(attention(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rotary_positions_follow_the_patches_that_stay_and_fit_any_size() -> None:
+    model = build_model("vit-test", position_embedding="rope", patch_dropout=0.5)
+    x = torch.randn(2, 3, 28, 28)
+    kept: list[Tensor] = []
+    model.patch_drop.register_forward_hook(lambda _m, _given, result: kept.append(result[1]))
+    tokens = model.embed(x)
+    encoded = model.train().encode(x)
+    rows = torch.cat([torch.zeros(2, 1, dtype=torch.long), 1 + kept[0]], dim=1)
+    for b in range(2):
+        hidden = torch.full((17, 17), -torch.inf)
+        hidden[:, rows[b]] = 0
+        t = tokens[b : b + 1]
+        for block in model.blocks:
+            # All patches in their places, of which none looks at those that are left out.
+            at = block.attn
+            q, k, v = at.qkv(block.norm1(t)).reshape(1, 17, 3, 2, 16).permute(2, 0, 3, 1, 4)
+            q, k = at.q_turn(q, *at.rotations), at.k_turn(k, *at.rotations)
+            mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=hidden)
+            t = t + at.proj(mixed.transpose(1, 2).reshape(1, 17, 32))
+            t = t + block.mlp(block.norm2(t))
+        torch.testing.assert_close(encoded[b], t[0, rows[b]], rtol=1e-5, atol=1e-5)
+    larger = model_config("vit-test", position_embedding="rope").build(num_classes=10, image_size=56)
+    larger.load_state_dict(model.state_dict())
+    assert not any("rotations" in name for name in model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"width": 36, "num_heads": 6}, "rope needs heads of a width that 4 divides; width=36 over num_heads=6 is 6"),
+        ({"positions_at": "stem"}, "positions_at=stem: rope turns queries and keys of every layer alike"),
+        ({"positions_at": "layers"}, "choose shared"),
+    ],
+)
+def test_rotary_positions_that_cannot_be_are_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        model_config("vit-test", position_embedding="rope", **changes)

@@ -94,7 +94,7 @@ def _unsayable(config: ModelConfig) -> list[str]:
             wrong.append("mlp=swiglu and pool=map (timm's pooling takes the width and the activation of the blocks)")
         if config.position_embedding not in ("learned", "sincos", "none"):
             wrong.append(f"position_embedding={config.position_embedding}")
-        if config.places != "stem" and config.position_embedding != "none":
+        if config.places != "stem" and config.position_embedding not in ("none", "rope"):
             wrong.append(f"positions_at={config.places} (timm adds them once)")
     if isinstance(config, BiTConfig | HybridConfig) and config.stem != "imagenet":
         wrong.append(f"stem={config.stem} (timm's ResNet begins with a 7x7 convolution and pooling)")

@@ -198,6 +198,7 @@ def test_timms_own_model_loads_what_is_written_for_it_and_gives_our_logits(
         ("vit-test", {"position_embedding": "learned-2d"}, "position_embedding=learned-2d"),
         ("vit-test", {"position_embedding": "relative"}, "position_embedding=relative"),
         ("vit-test", {"position_embedding": "conditional"}, "position_embedding=conditional"),
+        ("vit-test", {"position_embedding": "rope"}, "position_embedding=rope"),
         ("vit-test", {"pool": "mean"}, "pool=mean"),
         ("vit-test", {"pool": "map", "mlp": "swiglu"}, "mlp=swiglu and pool=map"),
         ("hybrid-test", {}, "stem=small/2"),
