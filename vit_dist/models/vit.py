@@ -130,7 +130,7 @@ class ViTConfig(ModelConfig):
     @property
     def places(self) -> Literal["stem", "layers", "shared"]:
         """Where positions are added."""
-        usual: dict[str, Literal["layers", "shared"]] = {"relative": "layers", "rope": "shared"}
+        usual: dict[str, Literal["stem", "layers", "shared"]] = {"relative": "layers", "rope": "shared"}
         return self.positions_at or usual.get(self.position_embedding, "stem")
 
     @property
