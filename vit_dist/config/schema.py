@@ -15,6 +15,7 @@ from pydantic import (
 
 from vit_dist.config.augment import AugmentConfig, Floats, MixupConfig, check_range, spelt_augment
 from vit_dist.config.cache import CacheConfig
+from vit_dist.config.loss import LossConfig
 from vit_dist.core.marks import LAYOUT, NON_IDENTITY, WHEN_SET, NonIdentity
 from vit_dist.core.metrics import Metric, known_metric, nearest, undeclared
 from vit_dist.core.registry import AnyPlace, Config, LocalPath, Plugin
@@ -169,15 +170,6 @@ class InitConfig(Config):
     )
 
 
-class LossConfig(Config):
-    """Softmax cross-entropy, or the sigmoid one that the paper pretrains with (summed over classes)."""
-
-    name: Literal["softmax", "sigmoid"] = Field("softmax", description="cross-entropy over classes, or of each class")
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="share of the target that is spread over all classes"
-    )
-
-
 class EvalConfig(Config):
     """When to evaluate; what is evaluated is the list `evaluators`."""
 
@@ -324,6 +316,7 @@ class Recipe(Config):
                 f"global_batch: {self.global_batch} is odd, but {self.data.mixing_key} pairs its halves; nearest that "
                 f"can be: {self.global_batch - 1}, {self.global_batch + 1}"
             )
+        self.loss.check(self.data.num_classes)
         for plugin in (self.model, self.optim, self.schedule, self.engine, *self.evaluators):
             check = getattr(plugin, "check", None)
             if check is not None:

@@ -87,7 +87,7 @@ def _train_until_rewind(run: Run) -> bool:
     """Train from the run's state. True: the attempt has ended; False: rewind, then call again. A collective."""
     plan, clock, config = run.plan, run.clock, run.recipe.guards
     requests, flight = Requests(), None
-    feed = Feed(run.recipe, plan.micro_batch, run.engine.device)
+    feed = Feed(run.recipe, plan.micro_batch, run.engine.device, run.teacher)
     with (
         TrainStream(
             run.data,
