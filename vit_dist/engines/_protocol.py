@@ -227,6 +227,6 @@ def nan_if_over(loss: Tensor, total: Tensor, skip_over: float, world: World) -> 
 
 
 def set_lr(optimizer: Any, lr: float) -> None:
-    """One learning rate for every parameter group."""
+    """A step's learning rate for every parameter group, times what a group has as its `lr_scale`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from vit_dist.core.marks import WHEN_SET
 from vit_dist.core.registry import Plugin
 from vit_dist.core.units import Duration, Length
 
@@ -28,6 +29,10 @@ class OptimizerConfig(Plugin):
         1.0, description="global gradient norm above which gradients are scaled down; null: never"
     )
 
+    layer_decay: Annotated[float, Field(gt=0, le=1), WHEN_SET] = Field(
+        1.0, description="times the rate for each layer down from the head, as in BEiT and MAE; 1: one rate for all"
+    )
+
     @property
     def moments(self) -> int:
         """Numbers that it keeps for each weight: for memory figures, and for memory that is made ready ahead."""
@@ -39,6 +44,19 @@ class OptimizerConfig(Plugin):
         The engine clips and the schedule sets the rate; the optimizer does neither.
         """
         raise NotImplementedError
+
+    def over_layers(self, model: nn.Module) -> Optimizer:
+        """`build`, with groups divided by layers where rates fall from layer to layer.
+
+        Raises:
+            ConfigError: they do, and the model's layers cannot be told.
+        """
+        optimizer = self.build(model)
+        if self.layer_decay < 1:
+            from vit_dist.optim._groups import divide_by_layers
+
+            divide_by_layers(optimizer, model, self.layer_decay)
+        return optimizer
 
 
 class ScheduleConfig(Plugin):

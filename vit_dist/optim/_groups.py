@@ -1,10 +1,13 @@
-"""Which parameters decay."""
+"""Which parameters decay, and at which rates layers learn."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 from torch import nn
+from torch.optim import Optimizer
+
+from vit_dist.core.errors import ConfigError
 
 Decay = Literal["kernels", "all"]
 
@@ -29,3 +32,43 @@ def decay_groups(model: nn.Module, weight_decay: float, decay: Decay) -> list[di
         kernel = name.rpartition(".")[2] == "weight" and parameter.ndim > 1 and id(parameter) not in tables
         groups[weight_decay if decay == "all" or kernel else 0.0].append(parameter)
     return [{"params": params, "weight_decay": rate} for rate, params in groups.items() if params]
+
+
+def divide_by_layers(optimizer: Optimizer, model: nn.Module, layer_decay: float) -> None:
+    """Divide each group of an optimizer that has not stepped yet by layers, with the scale of each layer's rate.
+
+    Of n blocks, layer i has the rate times layer_decay ** (n + 1 - i): 0 is the stem, n + 1 what comes behind the
+    blocks, which learns at the whole rate (microsoft/unilm, beit/optim_factory.py; facebookresearch/mae, lr_decay.py).
+
+    Args:
+        optimizer: whose groups get an `lr_scale`, by which engines multiply the rate of the schedule.
+        model: that says of each weight in which layer it is.
+        layer_decay: below 1.
+
+    Raises:
+        ConfigError: the model's layers cannot be told.
+    """
+    tell: Any = getattr(model, "weight_layers", None)
+    layers: dict[str, int] | None = tell() if tell is not None else None
+    if layers is None:
+        raise ConfigError(
+            f"optim.layer_decay={layer_decay:g}: the layers of this model ({_kind(model)}) cannot be told: it has no "
+            f"blocks in a row. Leave layer_decay out, or let the model say them (weight_layers, docs/plugins.md)"
+        )
+    behind = max(layers.values())
+    of = {id(weight): layers[name] for name, weight in model.named_parameters()}
+    divided = []
+    for group in optimizer.param_groups:
+        parts: dict[int, list[nn.Parameter]] = {}
+        for weight in group["params"]:
+            parts.setdefault(of[id(weight)], []).append(weight)
+        scale = group.get("lr_scale", 1.0)
+        divided += [
+            {**group, "params": parts[layer], "lr_scale": scale * layer_decay ** (behind - layer)}
+            for layer in sorted(parts)
+        ]
+    optimizer.param_groups[:] = divided
+
+
+def _kind(model: nn.Module) -> str:
+    return type(getattr(model, "net", model)).__name__

@@ -264,7 +264,7 @@ def build_engine(
     num_params = sum(p.numel() for p in model.parameters())
     inputs = EngineInputs(
         model=model,
-        optimizer=optim.build(model),
+        optimizer=optim.over_layers(model),
         loss=make_loss(recipe.loss),
         world=world,
         device=device,
