@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from vit_dist.core.errors import ConfigError
-
-Decay = Literal["kernels", "all"]
+from vit_dist.optim import Decay
 
 
 def decay_groups(model: nn.Module, weight_decay: float, decay: Decay) -> list[dict[str, Any]]:
@@ -48,13 +47,7 @@ def divide_by_layers(optimizer: Optimizer, model: nn.Module, layer_decay: float)
     Raises:
         ConfigError: the model's layers cannot be told.
     """
-    tell: Any = getattr(model, "weight_layers", None)
-    layers: dict[str, int] | None = tell() if tell is not None else None
-    if layers is None:
-        raise ConfigError(
-            f"optim.layer_decay={layer_decay:g}: the layers of this model ({_kind(model)}) cannot be told: it has no "
-            f"blocks in a row. Leave layer_decay out, or let the model say them (weight_layers, docs/plugins.md)"
-        )
+    layers = layers_for(model, f"optim.layer_decay={layer_decay:g}", "leave layer_decay out")
     behind = max(layers.values())
     of = {id(weight): layers[name] for name, weight in model.named_parameters()}
     divided = []
@@ -70,5 +63,23 @@ def divide_by_layers(optimizer: Optimizer, model: nn.Module, layer_decay: float)
     optimizer.param_groups[:] = divided
 
 
-def _kind(model: nn.Module) -> str:
-    return type(getattr(model, "net", model)).__name__
+def layers_for(model: nn.Module, key: str, instead: str) -> dict[str, int]:
+    """The layer of each weight by the model's own word.
+
+    Args:
+        model: with `weight_layers()`: see models/_base.ImageModel.
+        key: that needs them, for errors.
+        instead: what to do without them.
+
+    Raises:
+        ConfigError: the model's layers cannot be told.
+    """
+    tell: Any = getattr(model, "weight_layers", None)
+    layers: dict[str, int] | None = tell() if tell is not None else None
+    if layers is None:
+        kind = type(getattr(model, "net", model)).__name__
+        raise ConfigError(
+            f"{key}: the layers of this model ({kind}) cannot be told, for it has no blocks in a row; {instead}, or "
+            f"let the model say them (weight_layers, docs/plugins.md)"
+        )
+    return layers

@@ -270,6 +270,7 @@ def build_engine(
         device=device,
         precision=recipe.precision,
         clip=optim.clip,
+        clip_layers=optim.clipped_layers(model),
         micro_batch=plan.micro_batch,
         accumulation=plan.accumulation,
         memory_format=images_format(recipe.engine, model, device),  # type: ignore[arg-type]

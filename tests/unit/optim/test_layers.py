@@ -141,6 +141,6 @@ def test_a_plug_ins_layers_are_its_blocks_and_what_stands_between_goes_with_the_
 @pytest.mark.parametrize("make", [Blockless, lambda: nn.Linear(3, 3)])
 def test_layers_that_cannot_be_told_are_refused_in_words(make: Any) -> None:
     model = make()
-    with pytest.raises(ConfigError, match=rf"optim\.layer_decay=0\.9: the layers .*{type(model).__name__}.*Leave"):
+    with pytest.raises(ConfigError, match=rf"optim\.layer_decay=0\.9: the layers .*{type(model).__name__}.*leave"):
         optimizer(model, layer_decay=0.9)
     optimizer(model)
