@@ -70,7 +70,7 @@ def build(name: str, world, device, seed: int):
     model = recipe.model.build(num_classes=CLASSES, image_size=SIZE)
     micro = BATCH // world.size
     inputs = EngineInputs(
-        model, recipe.optim.build(model), make_loss(recipe.loss), world, device, precision, 1.0, micro, 1
+        model, recipe.optim.over_layers(model), make_loss(recipe.loss), world, device, precision, 1.0, micro, 1
     )
     return recipe.engine.build(inputs)
 

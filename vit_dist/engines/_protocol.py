@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -190,6 +190,8 @@ class EngineInputs:
     accumulation: int
     memory_format: torch.memory_format = torch.contiguous_format
     """Of the images alone: DeepSpeed cannot initialize a model that is channels-last itself."""
+    clip_layers: Mapping[str, int] | None = None
+    """The layer of each weight, where `clip` bounds the norm of each layer's gradient and not that of all."""
     timer: StepTimer = field(default_factory=StepTimer)
     image_size: int | None = None
     """Side of the images of a step; None: no step will be taken, so that nothing is compiled for one."""
@@ -227,6 +229,6 @@ def nan_if_over(loss: Tensor, total: Tensor, skip_over: float, world: World) -> 
 
 
 def set_lr(optimizer: Any, lr: float) -> None:
-    """One learning rate for every parameter group."""
+    """A step's learning rate for every parameter group, times what a group has as its `lr_scale`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)

@@ -278,12 +278,13 @@ def build_engine(
     num_params = sum(p.numel() for p in model.parameters())
     inputs = EngineInputs(
         model=model,
-        optimizer=optim.build(model),
+        optimizer=optim.over_layers(model),
         loss=make_training_loss(recipe.loss, weights),
         world=world,
         device=device,
         precision=recipe.precision,
         clip=optim.clip,
+        clip_layers=optim.clipped_layers(model),
         micro_batch=plan.micro_batch,
         accumulation=plan.accumulation,
         memory_format=images_format(recipe.engine, model, device),  # type: ignore[arg-type]
