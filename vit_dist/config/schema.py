@@ -15,6 +15,7 @@ from pydantic import (
 
 from vit_dist.config.augment import AugmentConfig, Floats, MixupConfig, check_range, spelt_augment
 from vit_dist.config.cache import CacheConfig
+from vit_dist.config.lengths import Share, lengths_of
 from vit_dist.core.marks import LAYOUT, NON_IDENTITY, WHEN_SET, NonIdentity
 from vit_dist.core.metrics import Metric, known_metric, nearest, undeclared
 from vit_dist.core.registry import AnyPlace, Config, LocalPath, Plugin
@@ -363,7 +364,7 @@ class Recipe(Config):
     def _check_no_epochs(self) -> None:
         durations = {
             "horizon": self.horizon,
-            "schedule.warmup": getattr(self.schedule, "warmup", None),
+            **lengths_of(self.schedule, "schedule"),
             "eval.every": self.eval.every,
             "checkpoint.every": self.checkpoint.every,
             "checkpoint.keep_every": self.checkpoint.keep_every,
@@ -396,7 +397,7 @@ def dump_identity(config: Config) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Duration):
+    if isinstance(value, Duration | Share):
         return str(value)
     if isinstance(value, AugmentConfig):
         return value.model_dump(mode="json")

@@ -30,7 +30,7 @@ from vit_dist.data.batch import Batch, Replacement
 from vit_dist.data.stream import StreamState, TrainStream
 from vit_dist.data.takedown import left_out
 from vit_dist.engines._protocol import PendingStep, StepResult
-from vit_dist.optim import OptimizerConfig, ScheduleConfig
+from vit_dist.optim import OptimizerConfig
 from vit_dist.train.agreement import Agreement, Requests
 from vit_dist.train.bad_steps import record_bad_step
 from vit_dist.train.checkpoint.saver import SupersededError
@@ -227,10 +227,9 @@ def _end(run: Run, stopping: str) -> None:
 
 
 def _lr(run: Run, step: int) -> float:
-    schedule, optim = run.recipe.schedule, run.recipe.optim
-    assert isinstance(schedule, ScheduleConfig)
+    optim = run.recipe.optim
     assert isinstance(optim, OptimizerConfig)
-    return schedule.lr_at(step, base_lr=optim.lr, total_steps=run.plan.total_steps, warmup_steps=run.plan.warmup_steps)
+    return run.plan.lr_at(step, optim.lr)
 
 
 def _seed_step(run: Run, step: int) -> None:
