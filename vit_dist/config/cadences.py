@@ -39,6 +39,28 @@ def schedule_in_steps(recipe: Recipe, *, epoch_examples: int | None, total_steps
     return schedule, misfit
 
 
+def average_from(recipe: Recipe, *, epoch_examples: int | None, total_steps: int) -> tuple[int | None, str]:
+    """How many steps are taken before a recipe's `ema` counts any, None where there is none; and what is wrong, or ''.
+
+    Args:
+        recipe: of a run.
+        epoch_examples: of a pass over its set; None: not known.
+        total_steps: what its horizon comes to.
+    """
+    ema = recipe.ema
+    if ema is None or (isinstance(ema.start, Duration) and ema.start.unit == "epochs" and epoch_examples is None):
+        return None, ""
+    size = {"global_batch": recipe.global_batch, "epoch_examples": epoch_examples or 0, "total_steps": total_steps}
+    start = whole_steps(in_steps(ema, **size).start)
+    if start < total_steps:
+        return start, ""
+    return start, (
+        f"ema.start={ema.start} is step {start:,}, beyond the last of the run's {total_steps:,} steps "
+        f"(horizon={recipe.horizon}, global_batch={recipe.global_batch}): nothing would be averaged; give an earlier "
+        f"place, such as 90%"
+    )
+
+
 def _too_long_warmup(recipe: Recipe, warmup_steps: int, total_steps: int) -> str:
     """Why a warm-up does not fit its run, and what to do; '' where it does."""
     if warmup_steps <= total_steps:

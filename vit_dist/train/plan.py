@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_dist.config.blame import ON_THE_COMMAND_LINE, Sources
-from vit_dist.config.cadences import schedule_in_steps
+from vit_dist.config.cadences import average_from, schedule_in_steps
 from vit_dist.config.lengths import whole_steps
 from vit_dist.config.load import identity, read_mapping
 from vit_dist.config.schema import Recipe
@@ -36,13 +36,15 @@ _LOOKED_UP = 2_000_000
 class Plan:
     """What a recipe comes to on this world: steps, and a rank batch as accumulation x micro_batch.
 
-    `schedule` is the recipe's with all its lengths in steps.
+    `schedule` is the recipe's with all its lengths in steps; `average_from` how many are taken before one counts in the
+    average of the weights, None where there is none.
     """
 
     total_steps: int
     schedule: ScheduleConfig
     micro_batch: int
     accumulation: int
+    average_from: int | None = None
 
     @property
     def warmup_steps(self) -> int:
@@ -218,6 +220,9 @@ def make_plan(recipe: Recipe, data: TrainingSet, world: World) -> Plan:
     if misfit:
         raise ConfigError(misfit)
     assert isinstance(schedule, ScheduleConfig)
+    averaged, beyond = average_from(recipe, epoch_examples=n, total_steps=total)
+    if beyond:
+        raise ConfigError(beyond)
     rank_batch = world.rank_batch(batch)
     limit = getattr(recipe.engine, "max_micro_batch", None) or rank_batch
     multiple = 1
@@ -226,7 +231,7 @@ def make_plan(recipe: Recipe, data: TrainingSet, world: World) -> Plan:
         # MixUp mixes neighbours: a micro-batch holds whole pairs.
         multiple = 2
     micro = max(d for d in range(multiple, min(limit, rank_batch) + 1, multiple) if rank_batch % d == 0)
-    return Plan(total, schedule, micro, rank_batch // micro)
+    return Plan(total, schedule, micro, rank_batch // micro, averaged)
 
 
 def _check_pairs(global_batch: int, ranks: int, micro_batch_limit: int | None, key: str) -> None:
