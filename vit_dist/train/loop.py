@@ -191,8 +191,8 @@ def _queue(run: Run, batch: MicroBatches, ordinals: Tensor, after: StreamState) 
         skip_over=limit if config.spike == "skip" else math.inf,
         on_gradients=norms.on_gradients if norms is not None else None,
     )
-    begins, average = run.plan.average_from, run.engine.average
-    if begins is not None and average is not None and state.step >= begins:
+    begins = run.plan.average_from
+    if begins is not None and state.step >= begins and (average := run.engine.average) is not None:
         with run.engine.timer.phase("optimizer"):
             average.update(pending.applied)
     if run.profiler is not None:
@@ -335,8 +335,8 @@ def _warn_of_values(run: Run, state: TrainState, values: dict[str, float]) -> No
         if problem:
             log(f"  {recipe.name}: {tag} at step {state.step:,}: {problem}; it is never the best", WARNING)
     # Of the average there is nothing to measure until a step counts in it.
-    averaged = run.engine.average is not None and run.engine.average.counted() > 0
-    if best and best not in values and (averaged or not best.startswith(EMA_TAG)):
+    expected = not best.startswith(EMA_TAG) or any(tag.startswith(EMA_TAG) for tag in values)
+    if best and best not in values and expected:
         log(
             f"  checkpoint.keep_best={best}: not measured at step {state.step:,}; measured: {', '.join(values)}",
             WARNING,

@@ -59,8 +59,9 @@ class Measures:
         """
         values = self._run(known or {}, "")
         engine = self.context.engine
+        average = engine.average if self.context.recipe.ema is not None else None
         # Of an average in which no step counts yet there is nothing to say.
-        if engine.average is not None and engine.average.counted():
+        if average is not None and average.counted():
             with engine.averaged():
                 values |= self._run(known or {}, EMA_TAG)
         return values
