@@ -32,6 +32,7 @@ from vit_dist.core.run.directory import RunDir, wait_for_stores
 from vit_dist.core.units import counted, format_bytes
 from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet, idle_outputs
+from vit_dist.engines._average import averaging_of, check_averages
 from vit_dist.engines._collectives import broadcast_object
 from vit_dist.engines._layout import images_format
 from vit_dist.engines._numerics import check_precision, numerics, slow_bf16
@@ -290,8 +291,10 @@ def build_engine(
         memory_format=images_format(recipe.engine, model, device),  # type: ignore[arg-type]
         timer=StepTimer(device),
         image_size=recipe.data.image_size if trains else None,
+        averaging=averaging_of(recipe),
     )
     engine: Engine = recipe.engine.build(inputs)  # type: ignore[attr-defined]
+    check_averages(recipe, engine)
     limit_collectives(patience(float(recipe.guards.hang.value)))
     return engine, num_params
 
