@@ -15,10 +15,13 @@ from pydantic import (
 
 from vit_dist.config.augment import AugmentConfig, Floats, MixupConfig, check_range, spelt_augment
 from vit_dist.config.cache import CacheConfig
+from vit_dist.config.finetune import FinetuneConfig
+from vit_dist.config.held_out import HeldOut
 from vit_dist.core.marks import LAYOUT, NON_IDENTITY, WHEN_SET, NonIdentity
 from vit_dist.core.metrics import Metric, known_metric, nearest, undeclared
 from vit_dist.core.registry import AnyPlace, Config, LocalPath, Plugin
 from vit_dist.core.units import Duration, Length, Span, parse_bytes, parse_count
+from vit_dist.core.urls import redact
 
 Count = Annotated[int, BeforeValidator(parse_count)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
@@ -59,6 +62,9 @@ class DataConfig(Config):
     )
     subset: Count | None = Field(None, description="train on the first n examples of the nested order")
     subset_seed: Annotated[int, Field(ge=0)] = Field(0, description="which nested family of subsets")
+    held_out: Annotated[HeldOut, WHEN_SET] = Field(
+        "", description="the end of the nested order: not trained on, and evaluated in place of `val`; such as 2% or 500"
+    )
     lanes: Annotated[Count, Field(ge=1)] | None = Field(
         None, description="runs of samples that are read side by side; left out: by the size of the set"
     )
@@ -101,6 +107,11 @@ class DataConfig(Config):
     )
 
     @property
+    def is_validated(self) -> bool:
+        """Whether there is something to evaluate on that is not trained on."""
+        return bool(self.val or self.held_out)
+
+    @property
     def is_named(self) -> bool:
         """Whether the recipe says what is trained on; one that does not is to be completed."""
         return bool(self.train or self.mixture)
@@ -122,6 +133,13 @@ class DataConfig(Config):
         for key, given in ("train", self.train), ("subset", self.subset), ("subset_seed", self.subset_seed):
             if self.mixture and given:
                 raise ValueError(f"{key}={given} beside mixture: give `{key}` to each set of the mixture")
+        if self.held_out and self.mixture:
+            raise ValueError(f"held_out={self.held_out} beside mixture: a slice is held out of one set alone")
+        if self.held_out and self.val:
+            raise ValueError(
+                f"held_out={self.held_out} beside val={redact(self.val)}: evaluated is one of them; leave held_out out, "
+                f"or say data.val="
+            )
         return self
 
     @model_validator(mode="after")
@@ -129,6 +147,11 @@ class DataConfig(Config):
         if self.augment.augreg is not None and self.mixup is not None:
             raise ValueError(
                 f"mixup beside augment.augreg={self.augment.augreg}, {self.augment.numbers}: leave one of them out"
+            )
+        if self.augment.resize is not None and self.augment.resize < self.image_size:
+            raise ValueError(
+                f"augment.resize: {self.augment.resize} pixels are fewer than image_size={self.image_size}, the side of "
+                f"what is cut out of them; give {self.image_size} or more"
             )
         if self.val_resize is not None and self.val_resize < self.image_size:
             raise ValueError(
@@ -290,6 +313,9 @@ class Recipe(Config):
     )
     model: AnyPlugin = Field(description="what is trained: `vit-dist models list` has the names")
     init: InitConfig | None = Field(None, description="weights to begin from; left out: those of the seed")
+    finetune: Annotated[FinetuneConfig | None, NON_IDENTITY, WHEN_SET] = Field(
+        None, description="learning rates that `vit-dist finetune` chooses from; all other verbs leave it alone"
+    )
     data: DataConfig = Field(description="what it is trained on; a text is short for {dataset: NAME}")
     loss: LossConfig = Field(LossConfig(), description="what is minimised")
     optim: AnyPlugin = Field(description="the optimizer")
