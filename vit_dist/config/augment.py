@@ -136,7 +136,9 @@ class AugmentConfig(Config):
     @model_validator(mode="after")
     def _resize_is_of_a_random_crop(self) -> AugmentConfig:
         if self.crop == "random" and self.resize is None:
-            raise ValueError("crop=random squashes images before it cuts: give resize, such as {crop: random, resize: 512}")
+            raise ValueError(
+                "crop=random squashes images before it cuts: give resize, such as {crop: random, resize: 512}"
+            )
         if self.crop != "random" and self.resize is not None:
             raise ValueError(f"resize={self.resize} is of crop=random, not of crop={self.crop}: leave it out")
         return self

@@ -27,8 +27,8 @@ class ChosenConfig(Config):
 
 
 class FinetuneConfig(Config):
-    """The grid of learning rates of `vit-dist finetune`. Each trains on all but a slice of the training set, on which the
-    best is chosen; that one trains on all of it.
+    """The grid of learning rates of `vit-dist finetune`. Each trains on all but a slice of the training set, on which
+    the best is chosen; that one trains on all of it.
     """
 
     lrs: Annotated[tuple[Rate, ...], Field(strict=False)] = Field(

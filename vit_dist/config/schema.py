@@ -63,7 +63,8 @@ class DataConfig(Config):
     subset: Count | None = Field(None, description="train on the first n examples of the nested order")
     subset_seed: Annotated[int, Field(ge=0)] = Field(0, description="which nested family of subsets")
     held_out: Annotated[HeldOut, WHEN_SET] = Field(
-        "", description="the end of the nested order: not trained on, and evaluated in place of `val`; such as 2% or 500"
+        "",
+        description="the end of the nested order: not trained on, and evaluated in place of `val`; such as 2% or 500",
     )
     lanes: Annotated[Count, Field(ge=1)] | None = Field(
         None, description="runs of samples that are read side by side; left out: by the size of the set"
@@ -137,8 +138,8 @@ class DataConfig(Config):
             raise ValueError(f"held_out={self.held_out} beside mixture: a slice is held out of one set alone")
         if self.held_out and self.val:
             raise ValueError(
-                f"held_out={self.held_out} beside val={redact(self.val)}: evaluated is one of them; leave held_out out, "
-                f"or say data.val="
+                f"held_out={self.held_out} beside val={redact(self.val)}: evaluated is one of them; leave held_out "
+                f"out, or say data.val="
             )
         return self
 
@@ -150,8 +151,8 @@ class DataConfig(Config):
             )
         if self.augment.resize is not None and self.augment.resize < self.image_size:
             raise ValueError(
-                f"augment.resize: {self.augment.resize} pixels are fewer than image_size={self.image_size}, the side of "
-                f"what is cut out of them; give {self.image_size} or more"
+                f"augment.resize: {self.augment.resize} pixels are fewer than image_size={self.image_size}, the side "
+                f"of what is cut out of them; give {self.image_size} or more"
             )
         if self.val_resize is not None and self.val_resize < self.image_size:
             raise ValueError(
