@@ -1,4 +1,4 @@
-"""The job that goes on with a fine-tuning once others have ended: it chooses, submits the last run, writes the table."""
+"""The job that goes on with a fine-tuning behind others: it chooses, submits the last run, writes the table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TIME_LIMIT = "00:30:00"
 
 
 def go_on_after(jobs: Sequence[str], directory: Path, cluster: Cluster, words: Sequence[str]) -> str:
-    """Submit the job that goes on when these have ended, however they did, unless one waits already. Returns its number.
+    """Submit the job that goes on when these have ended, however they did, unless one waits already. Gives its number.
 
     Args:
         jobs: numbers in Slurm.

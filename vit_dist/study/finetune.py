@@ -168,13 +168,13 @@ def grid_recipe(recipe: Recipe) -> Recipe:
     plain["data"] |= {"held_out": rates.held_out, "val": ""}
     # What is kept for the choice is the last value of each: their checkpoints serve to go on after a kill.
     plain["checkpoint"] |= {"keep_best": ""}
-    plain["evaluators"] = [
-        dump(one)
-        for one in recipe.evaluators
-        if rates.metric in (one.metrics(recipe) or {rates.metric: None})  # type: ignore[attr-defined]
-    ]
+    # What they measure may hang on what there is to be measured on.
+    there = resolve({**plain, "evaluators": []}, where="the recipe of the grid")
+    said = [(one, one.metrics(there)) for one in recipe.evaluators]  # type: ignore[attr-defined]
+    # One that does not say what it measures may measure it.
+    plain["evaluators"] = [dump(one) for one, metrics in said if metrics is None or rates.metric in metrics]
     if not plain["evaluators"]:
-        known = ", ".join(tag for one in recipe.evaluators for tag in one.metrics(recipe) or ())  # type: ignore[attr-defined]
+        known = ", ".join(tag for _, metrics in said for tag in metrics or ())
         raise ConfigError(
             f"finetune.metric={rates.metric}: no evaluator of the recipe measures it"
             f"{f'; they measure {known}' if known else ''}"

@@ -59,7 +59,8 @@ def advance(tuning: Finetuning, args: argparse.Namespace) -> int:
         f"job {', '.join(jobs)} in the queue; behind it job {after} {what}\n"
         f"run     {tuning.directory}\n"
         f"follow  vit-dist status {tuning.directory}\n"
-        f"again   vit-dist finetune --resume {tuning.directory} --cluster {args.cluster}     what has failed is tried again",
+        f"again   vit-dist finetune --resume {tuning.directory} --cluster {args.cluster}\n"
+        f"        tries again what has failed",
         markup=False,
     )
     return 0
