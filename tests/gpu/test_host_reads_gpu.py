@@ -11,6 +11,7 @@ from tests.gpu.engines import FAMILIES, FSDP, PLAIN, RESHARDED, batch, build, re
 from tests.host_reads import HostReads
 from vit_dist.core.world import World
 from vit_dist.data.manifest import read_manifest
+from vit_dist.engines._average import Averaging
 from vit_dist.evals import EvalContext
 from vit_dist.evals._classification import correct_and_loss
 
@@ -23,12 +24,16 @@ READS = {1: 2, 2: 4, 3: 1}
 def reads_of_a_step(
     device: torch.device, engine: dict[str, object], family: str, precision: str, limit: float
 ) -> list[str]:
-    trained = build(device, family, engine, precision)
+    trained = build(device, family, engine, precision, averaging=Averaging(0.9))
     for step in range(2):  # the first makes the optimizer's state, which is read once
         trained.train_step([batch(step)], 1e-3).read()
+    average = trained.average
+    assert average is not None
     micro = [tuple(tensor.to(device) for tensor in batch(2))]
     with HostReads() as reads:
         pending = trained.train_step(micro, 1e-3, skip_over=limit)  # type: ignore[arg-type]
+        average.update(pending.applied)
+    assert average.counted() == 1
     assert math.isfinite(pending.read().loss)
     return reads.places
 

@@ -31,6 +31,7 @@ from vit_dist.core.run.directory import RunDir, wait_for_stores
 from vit_dist.core.units import counted, format_bytes
 from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet, idle_outputs
+from vit_dist.engines._average import Averaging
 from vit_dist.engines._collectives import broadcast_object
 from vit_dist.engines._layout import images_format
 from vit_dist.engines._numerics import check_precision, numerics, slow_bf16
@@ -275,6 +276,9 @@ def build_engine(
         memory_format=images_format(recipe.engine, model, device),  # type: ignore[arg-type]
         timer=StepTimer(device),
         image_size=recipe.data.image_size if trains else None,
+        averaging=None
+        if recipe.ema is None
+        else Averaging(None if recipe.ema.decay == "uniform" else recipe.ema.decay),
     )
     engine: Engine = recipe.engine.build(inputs)  # type: ignore[attr-defined]
     limit_collectives(patience(float(recipe.guards.hang.value)))

@@ -107,6 +107,8 @@ def test_what_counts_for_the_identity_is_what_the_identity_holds() -> None:
             "data.augment={randaugment: {}, jitter: {hue: 0.1}, erase: {}}",
             "data.val_resize=32",
             "data.upright=true",
+            "schedule.cooldown=20%",
+            "schedule.form=1-sqrt",
             "global_batch=8",
             "data.train=",
             "data.mixture={a: {train: x}}",
