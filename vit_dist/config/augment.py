@@ -149,6 +149,18 @@ class AugmentConfig(Config):
             raise ValueError(f"randaugment beside augreg={self.augreg}, {self.numbers}: leave one of them out")
         return self
 
+    def check_size(self, image_size: int) -> None:
+        """Refuse to cut more out of an image than it is squashed to.
+
+        Raises:
+            ValueError: `resize` is fewer pixels than the model's images have.
+        """
+        if self.resize is not None and self.resize < image_size:
+            raise ValueError(
+                f"augment.resize: {self.resize} pixels are fewer than image_size={image_size}, the side of what is cut "
+                f"out of them; give {image_size} or more"
+            )
+
     @property
     def operations(self) -> RandAugmentConfig | None:
         """RandAugment as it is given, or as the strength of AugReg says; None: none."""

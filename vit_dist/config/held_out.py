@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import BeforeValidator
 
 from vit_dist.core.units import parse_count
+from vit_dist.core.urls import redact
 
 _PERCENT = re.compile(r"^(\d+(?:\.\d+)?)\s*%$")
 
@@ -37,6 +38,26 @@ def parse_held_out(value: object) -> str:
 
 
 HeldOut = Annotated[str, BeforeValidator(parse_held_out)]
+
+
+def check_beside(held_out: str, val: str, *, mixed: bool) -> None:
+    """Refuse a slice where none can be taken, or would not be looked at.
+
+    Args:
+        held_out: as `parse_held_out` spells it.
+        val: `data.val`.
+        mixed: whether there are several training sets.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if held_out and mixed:
+        raise ValueError(f"held_out={held_out} beside mixture: a slice is held out of one set alone")
+    if held_out and val:
+        raise ValueError(
+            f"held_out={held_out} beside val={redact(val)}: evaluated is one of them; leave held_out out, or say "
+            f"data.val="
+        )
 
 
 def held_out_count(held_out: str, total: int) -> int:

@@ -17,13 +17,12 @@ from vit_dist.config.augment import AugmentConfig, Floats, MixupConfig, check_ra
 from vit_dist.config.cache import CacheConfig
 from vit_dist.config.ema import EMA_TAG, EmaConfig
 from vit_dist.config.finetune import FinetuneConfig
-from vit_dist.config.held_out import HeldOut
+from vit_dist.config.held_out import HeldOut, check_beside
 from vit_dist.config.lengths import Share, lengths_of
 from vit_dist.core.marks import LAYOUT, NON_IDENTITY, WHEN_SET, NonIdentity
 from vit_dist.core.metrics import Metric, known_metric, nearest, undeclared
 from vit_dist.core.registry import AnyPlace, Config, LocalPath, Plugin
 from vit_dist.core.units import Duration, Length, Span, parse_bytes, parse_count
-from vit_dist.core.urls import redact
 
 Count = Annotated[int, BeforeValidator(parse_count)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
@@ -136,13 +135,7 @@ class DataConfig(Config):
         for key, given in ("train", self.train), ("subset", self.subset), ("subset_seed", self.subset_seed):
             if self.mixture and given:
                 raise ValueError(f"{key}={given} beside mixture: give `{key}` to each set of the mixture")
-        if self.held_out and self.mixture:
-            raise ValueError(f"held_out={self.held_out} beside mixture: a slice is held out of one set alone")
-        if self.held_out and self.val:
-            raise ValueError(
-                f"held_out={self.held_out} beside val={redact(self.val)}: evaluated is one of them; leave held_out "
-                f"out, or say data.val="
-            )
+        check_beside(self.held_out, self.val, mixed=bool(self.mixture))
         return self
 
     @model_validator(mode="after")
@@ -151,11 +144,7 @@ class DataConfig(Config):
             raise ValueError(
                 f"mixup beside augment.augreg={self.augment.augreg}, {self.augment.numbers}: leave one of them out"
             )
-        if self.augment.resize is not None and self.augment.resize < self.image_size:
-            raise ValueError(
-                f"augment.resize: {self.augment.resize} pixels are fewer than image_size={self.image_size}, the side "
-                f"of what is cut out of them; give {self.image_size} or more"
-            )
+        self.augment.check_size(self.image_size)
         if self.val_resize is not None and self.val_resize < self.image_size:
             raise ValueError(
                 f"val_resize: {self.val_resize} pixels are fewer than image_size={self.image_size}, the side of what "

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from vit_dist.config.ema import EMA_TAG
 from vit_dist.config.finetune import ChosenConfig, FinetuneConfig
 from vit_dist.config.load import differences, identity, load_recipe, recipe_yaml, resolve
 from vit_dist.config.schema import Recipe, dump
@@ -171,8 +172,9 @@ def grid_recipe(recipe: Recipe) -> Recipe:
     # What they measure may hang on what there is to be measured on.
     there = resolve({**plain, "evaluators": []}, where="the recipe of the grid")
     said = [(one, one.metrics(there)) for one in recipe.evaluators]  # type: ignore[attr-defined]
+    metric = rates.metric.removeprefix(EMA_TAG) if recipe.ema is not None else rates.metric
     # One that does not say what it measures may measure it.
-    plain["evaluators"] = [dump(one) for one, metrics in said if metrics is None or rates.metric in metrics]
+    plain["evaluators"] = [dump(one) for one, metrics in said if metrics is None or metric in metrics]
     if not plain["evaluators"]:
         known = ", ".join(tag for _, metrics in said for tag in metrics or ())
         raise ConfigError(

@@ -65,6 +65,24 @@ def remarks_on_data(recipe: Recipe, *, chooses: bool) -> list[str]:
     return found
 
 
+_HYPER_RULE = {"small": (0, 20_000), "medium": (20_000, 500_000), "large": (500_000, None)}
+"""Training examples, from and below, of the three schedules of BiT-HyperRule (arXiv 1912.11370, section 3.3)."""
+
+
+def hyper_rule(recipe: Recipe) -> list[str]:
+    """A remark where a recipe of BiT-HyperRule is of sets of another size.
+
+    Raises:
+        VitDistError: the set cannot be read.
+    """
+    chosen = recipe.name.removeprefix("finetune-bit-")
+    if chosen not in _HYPER_RULE or chosen == recipe.name or recipe.data.mixture:
+        return []
+    n = open_training_set(recipe).num_samples
+    right = next(name for name, (low, high) in _HYPER_RULE.items() if n >= low and (high is None or n < high))
+    return [] if right == chosen else [f"{recipe.name}: BiT-HyperRule takes finetune-bit-{right} for {n:,} examples"]
+
+
 def _labels(manifest: ShardManifest, subset: Subset) -> set[int]:
     """The classes that the examples of a subset have."""
     found: set[int] = set()

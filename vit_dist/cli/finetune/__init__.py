@@ -199,11 +199,12 @@ def finetune_recipe(name: str, weights: str, data: str, overrides: list[str]) ->
 
 def remarks(tuning: Finetuning) -> list[str]:
     """What a person should know before hours are spent."""
-    from vit_dist.study.slices import remarks_on_data
+    from vit_dist.study.slices import hyper_rule, remarks_on_data
 
     recipe, found = tuning.recipe, list[str]()
     if not recipe.data.val:
         found.append("data.val is empty: the last run is evaluated on nothing; name a set with data.val=URL")
+    found += hyper_rule(recipe)
     return [*found, *remarks_on_data(recipe, chooses=tuning.chooses)]
 
 
