@@ -171,6 +171,8 @@ def main() -> int:
     args = parser.parse_args()
     import logging
 
+    import vit_dist.core.log  # noqa: F401 - sets the level that is set anew here
+
     # torch renamed collectives; what each run says is in its log.
     warnings.simplefilter("ignore", FutureWarning)
     logging.getLogger("vit_dist").setLevel(logging.ERROR)
