@@ -1,6 +1,6 @@
 """Fine-tuning against training from scratch on the same few images: is pretraining worth anything here?
 
-python -m benchmarks.finetune [--seeds 3] [--steps 160] [--shots 20] [--keep DIR]
+python -m benchmarks.finetune [--seeds 3] [--steps 120] [--shots 20] [--keep DIR]
 
 A small ViT is pretrained on five classes of Fashion-MNIST (4,000 images of configs/data/fashion-mnist-mini), then goes
 over to the other five, of which it gets a few images. Both sides train equally long with equal trials: four learning
@@ -36,7 +36,7 @@ _STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 _COMMON = ["engine={name: plain}", "precision=fp32", "data.image_size=28", "guards.hang=0s", "log.every=40 steps"]
 _SIDES = {
-    "fine-tuned, SGD": ["finetune.lrs=[0.003, 0.01, 0.03, 0.1]"],
+    "fine-tuned, SGD": ["finetune.lrs=[0.01, 0.03, 0.1, 0.3]"],
     "from scratch, AdamW": [
         "finetune.lrs=[0.0003, 0.001, 0.003, 0.01]",
         "optim={name: adamw, lr: 0.001, weight_decay: 0.05}",
@@ -164,7 +164,7 @@ def main() -> int:
     """Entry of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="default 3")
-    parser.add_argument("--steps", type=int, default=160, help="of each run on the few images (default 160)")
+    parser.add_argument("--steps", type=int, default=120, help="of each run on the few images (default 120)")
     parser.add_argument("--shots", type=int, default=20, help="images of each new class (default 20)")
     parser.add_argument("--pretrain", type=int, default=80_000, help="examples of the pretraining (default 80000)")
     parser.add_argument("--keep", type=Path, help="a new directory for the runs, to look at afterwards")

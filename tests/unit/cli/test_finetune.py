@@ -142,6 +142,7 @@ def test_what_was_killed_goes_on_where_it_was_and_ends_with_the_same_bits(
     from vit_dist.train import loop
 
     words = [f"data.val={small_val}", "finetune.lrs=[0.01, 0.1]", "finetune.held_out=40", "horizon=4 steps"]
+    words += ["ema={decay: 0.5}", "finetune.metric=ema/val/top1"]
     assert tune(pretrained, small_set, tmp_path / "straight", *words) == 0
     straight, queue, cuts = list(started), loop._queue, [3, 8]
     started.clear()
@@ -165,6 +166,7 @@ def test_what_was_killed_goes_on_where_it_was_and_ends_with_the_same_bits(
     assert tune(pretrained, small_set, tmp_path / "cut", *words) == 0
     assert len(started) == len(straight) + len(cuts), "an attempt more for each cut, and none for what was done"
     assert started[-1] == straight[-1]
+    assert load_recipe(str(tmp_path / "cut" / "final" / names.RECIPE)).finetune.chosen.metric == "ema/val/top1"
     for run in ("grid/lr-0.01-all-s0", "grid/lr-0.1-all-s0", "final"):
         (one,), (other,) = (committed(tmp_path / name / run / names.CHECKPOINTS)[:1] for name in ("straight", "cut"))
         tensors = [{p.name: p.read_bytes() for p in folder.glob("*.safetensors")} for folder in (one, other)]
