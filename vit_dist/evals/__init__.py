@@ -100,9 +100,10 @@ def whole_set(
         fingerprint=manifest.fingerprint,
         classes=digest_of(names),
         examples=manifest.num_samples,
+        subset=None if manifest.part is None else manifest.num_chosen,
         image_size=image_size,
         crop=crop,
-        settings=dict(settings),
+        settings={**settings, **({} if manifest.part is None else {"slice": str(manifest.part)})},
     )
 
 

@@ -20,7 +20,7 @@ class ClassificationConfig(EvaluatorConfig):
 
     def metrics(self, recipe: Recipe) -> Mapping[str, Metric]:
         """See EvaluatorConfig. Nothing where the recipe names its data, and no validation set with it."""
-        if not recipe.data.val and recipe.data.is_named:
+        if not recipe.data.is_validated and recipe.data.is_named:
             return {}
         return {VAL_TOP1: ACCURACY, VAL_LOSS: LOSS}
 
