@@ -200,6 +200,11 @@ def make_plan(recipe: Recipe, data: TrainingSet, world: World) -> Plan:
         raise ConfigError(
             f"horizon={recipe.horizon} is less than half a step of global_batch={batch}: nothing to train"
         )
+    if recipe.branch is not None and total <= recipe.branch.step:
+        raise ConfigError(
+            f"horizon={recipe.horizon} is {total:,} steps in all, and the branch begins after step "
+            f"{recipe.branch.step:,} of {recipe.branch.run}: nothing to train; the trunk's steps count too, so give more"
+        )
     warmup_duration = recipe.schedule.warmup  # type: ignore[attr-defined]
     warmup = warmup_duration.steps(global_batch=batch, epoch_examples=n)
     if too_long := too_long_warmup(recipe, warmup, total):
