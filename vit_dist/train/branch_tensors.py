@@ -23,8 +23,8 @@ Parts = Iterator[tuple[str, Snapshot]]
 """(name of a part's file, its content), one in memory at a time."""
 
 _KEYS = Wording("branch.head=new", "data.num_classes=N")
-_AVERAGES = frozenset({"ema"})
-"""Kinds that are averages of weights, and are fitted as weights are; what else an optimizer keeps is a moment."""
+_AVERAGES = frozenset({"average"})
+"""Kinds that are averages of weights, and are fitted as weights are; what else is kept of a weight is a moment."""
 
 
 def fitted_parts(
@@ -50,6 +50,7 @@ def fitted_parts(
     if theirs == {key: shape for key, shape in wanted.items() if math.prod(shape)} and branch.head == "keep":
         return None
     weights = _fit({name: source.tensor(kind, name) for kind, name in theirs}, recipe, branch)
+    weights_before = {name for _, name in theirs}
     anew = {name for kind, name in wanted if theirs.get((kind, name)) != wanted[kind, name]}
     anew |= {"head.weight", "head.bias"} if branch.head == "new" else set()
     tensors: list[_Whole] = []
@@ -58,7 +59,10 @@ def fitted_parts(
         dtype = source.held[kind, name].dtype if (kind, name) in source.held else weights[name].dtype
         tensors.append(_Whole(kind, name, weights[name].to(dtype)))
     for kind in sorted({kind for kind, _ in source.held} - {WEIGHT, BUFFER}):
-        of_kind = [name for other, name in source.held if other == kind and name in weights]
+        named = [name for other, name in source.held if other == kind]
+        # Of no weight: a number of the run, such as a count.
+        tensors += [_Whole(kind, name, source.tensor(kind, name)) for name in named if name not in weights_before]
+        of_kind = [name for name in named if name in weights]
         if kind in _AVERAGES:
             averages = _fit({**weights, **{name: source.tensor(kind, name) for name in of_kind}}, recipe, branch)
             tensors += [_Whole(kind, name, averages[name].to(source.held[kind, name].dtype)) for name in of_kind]

@@ -99,7 +99,7 @@ def trunk_multiply_adds(lineage: Sequence[Trunk]) -> int | None:
     return total
 
 
-def multiply_adds(lineage: Sequence[Trunk], macs_per_image: int | None, examples: int) -> int | None:
+def multiply_adds(lineage: Sequence[Trunk], macs_per_image: int | None, examples: float) -> float | None:
     """The same of a run so far, its trunks included.
 
     Args:
