@@ -21,6 +21,7 @@ from vit_dist.core.errors import CheckpointError, ConfigError, RefusalError
 from vit_dist.core.events.reader import RunLog, read_run
 from vit_dist.core.run import names
 from vit_dist.core.run.checkpoints import committed, read_marker, step_name
+from vit_dist.core.run.copies import Copies
 from vit_dist.core.run.log import run_info
 from vit_dist.core.world import World
 from vit_dist.models.weights.adapt import fit
@@ -28,6 +29,7 @@ from vit_dist.optim.schedules import CosineConfig
 from vit_dist.train import loop
 from vit_dist.train.attempt import attempt
 from vit_dist.train.checkpoint.format import SliceSource
+from vit_dist.train.checkpoint.remote import upload
 from vit_dist.train.run import Run
 
 STEPS, AT = 9, 6
@@ -259,3 +261,37 @@ def test_a_recipe_alone_begins_the_branch_too_and_holds_its_trunk_to_what_it_was
             attempt(load_recipe(str(made / names.RECIPE), words), tmp_path / name, World())
         assert not (tmp_path / name / names.RUN).exists()
     assert committed(elsewhere / names.CHECKPOINTS)
+
+
+@pytest.mark.s3
+def test_a_branch_begins_from_copies_in_a_store(trunk: Path, branch: Branch, tmp_path: Path, s3: str) -> None:
+    remote = f"{s3}/trunk"
+    upload(trunk / names.CHECKPOINTS / step_name(AT), remote, Copies(trunk, remote).send)
+    run = branch("run", "data.image_size=42", run=remote)
+    here = branch("here", "data.image_size=42")
+    assert recipe_hash(run) == recipe_hash(here)
+    assert equal(content(run, AT), content(here, AT))
+    with pytest.raises(ConfigError, match=r"trunk@7: no checkpoint of step 7; nearest: 6\."):
+        branch("none", at=7, run=remote)
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "lock", "recipe.yaml", "run.json"]
+
+
+@pytest.mark.drill
+@pytest.mark.distributed
+@pytest.mark.parametrize("engine", ["engine.zero_stage=1", "engine.zero_stage=3", "engine.name=fsdp"])
+def test_branches_are_exact_on_two_processes_too_and_fit_every_engine(
+    vit_dist: Callable[..., Any], trunk: Path, tmp_path: Path, engine: str
+) -> None:
+    deepspeed = "engine={name: deepspeed, reduce_bucket: 1000000, allgather_bucket: 1000000}"
+    engines = [engine] if "name" in engine else [deepspeed, engine]
+    recipe, two, same, fitted = trunk.parent / "recipe.yaml", *(tmp_path / name for name in ("two", "same", "fitted"))
+    for words in (
+        ("train", str(recipe), *engines, "--run-dir", str(two)),
+        ("branch", f"{two}@{AT}", "--run-dir", str(same)),
+        ("branch", f"{trunk}@{AT}", *engines, "data.image_size=42", "branch.head=new", "--run-dir", str(fitted)),
+    ):
+        done = vit_dist(*words, "--nproc", "2")
+        assert done.returncode == 0, done.stderr
+    assert equal(content(same), content(two))
+    # The trunk's moments were written by another engine; what began at zero has the same count of steps everywhere.
+    assert {counts["step"] for counts in content(fitted)["counts"].values() if counts} == {float(STEPS)}
