@@ -133,7 +133,12 @@ def test_a_branch_that_is_killed_ends_with_the_bits_of_one_that_was_not(
     trunk: Path, branch: Branch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where its trunk is gone meanwhile, and of what a kill has left of its beginning."""
-    changes = ("optim.lr=1e-3", "schedule={name: linear, warmup: 2 steps}", "checkpoint.every=1 step", "horizon=10 steps")
+    changes = (
+        "optim.lr=1e-3",
+        "schedule={name: linear, warmup: 2 steps}",
+        "checkpoint.every=1 step",
+        "horizon=10 steps",
+    )
     shutil.copytree(trunk, moved := tmp_path / "moved")
     straight, cut = branch("straight", *changes), branch("cut", *changes, run=str(moved))
     train(straight)

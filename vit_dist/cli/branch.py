@@ -29,13 +29,13 @@ submit and resume go on as from any checkpoint. The trunk is read, and never cha
 the trunk's, so that curves join in TensorBoard; horizon and warm-up are of the whole, the trunk's part included.
 
 examples:
-  vit-dist branch runs/demo-1a2b3c4d@400 horizon="600 steps" schedule=linear   come down to the end from step 400
-  vit-dist branch demo-1a2b3c4d@latest horizon="60k examples" --nproc 2        go on for longer, and train it here
-  vit-dist branch vit-l16@90k optim.lr=1e-4 name=lower-rate                  a lower rate after trouble
+  vit-dist branch runs/demo-1a2b3c4d@234 optim.lr=3e-4                          the rest at another rate
+  vit-dist branch demo-1a2b3c4d@latest horizon="60k examples" --nproc 2         go on for longer, and train it here
+  vit-dist branch vit-l16@90k optim.lr=1e-4 name=lower-rate                     a lower rate after trouble
   vit-dist branch vit-l16@best data.image_size=384 horizon="110k steps"         positions are resampled
   vit-dist branch vit-l16@latest data.train=s3://b/more horizon="100k steps"    a set that has grown
   vit-dist branch vit-l16@best data.train=s3://b/pets data.num_classes=37 branch.head=new horizon="95k steps"
-  vit-dist branch s3://bucket/vit-l16@90000 horizon="95k steps" --dry-run       of copies; prints the recipe, does nothing
+  vit-dist branch s3://bucket/vit-l16@90000 horizon="95k steps" --dry-run       of copies; prints, does nothing
 
 docs/branch.md has which keys a branch may change, and why not the others
 """
@@ -49,9 +49,13 @@ def main(argv: list[str]) -> int:
         "vit-dist branch", description=SUMMARY, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("point", type=any_option, metavar="RUN@STEP", help="a run, and a step, `latest` or `best`")
-    parser.add_argument("overrides", metavar="k=v", nargs="*", help="keys of the recipe in which it differs; name= is one")
+    parser.add_argument(
+        "overrides", metavar="k=v", nargs="*", help="keys of the recipe in which it differs; name= is one"
+    )
     parser.add_argument("--run-dir", type=local_option, metavar="DIR", help="default: runs/NAME-HASH")
-    parser.add_argument("--nproc", metavar="N", type=int, help="train it here, on so many ranks, as `vit-dist run` does")
+    parser.add_argument(
+        "--nproc", metavar="N", type=int, help="train it here, on so many ranks, as `vit-dist run` does"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would begin, print its recipe, and do nothing")
     add_runs(parser)
     args = parser.parse_intermixed_args(argv)
@@ -112,8 +116,8 @@ def _say(
         log(f"    {text}", WARNING)
     of_order = f"epoch {position / data.num_samples:.3f} of {data.num_samples:,} examples" if data.num_samples else ""
     log(
-        f"    it goes on at position {position:,} ({of_order}), for {plan.total_steps - point.step:,} steps of {batch:,} "
-        f"to step {plan.total_steps:,}"
+        f"    it goes on at position {position:,} ({of_order}), "
+        f"for {plan.total_steps - point.step:,} steps of {batch:,} to step {plan.total_steps:,}"
     )
 
 
@@ -130,7 +134,11 @@ def _begin(recipe: Recipe, data: TrainingSet, run_dir: Path, nproc: int | None) 
     begun = newest_step(run_dir)
     begin(recipe, data, RunDir(run_dir))
     step = newest_step(run_dir)
-    log(f"  {run_dir}: " + ("has begun before" if begun else "has begun") + f"; its newest checkpoint is of step {step:,}")
+    log(
+        f"  {run_dir}: "
+        + ("has begun before" if begun else "has begun")
+        + f"; its newest checkpoint is of step {step:,}"
+    )
     words = [str(run_dir / names.RECIPE), "--run-dir", str(run_dir), "--nproc", str(nproc or 1)]
     if nproc is not None:
         from vit_dist.cli.run import main as train

@@ -1,4 +1,4 @@
-"""The checkpoint of another run that a run begins from, as a recipe names it: `vit-dist branch` writes this. No torch."""
+"""The checkpoint of another run that a run begins from, as `vit-dist branch` writes it into a recipe. No torch."""
 
 from __future__ import annotations
 

@@ -26,7 +26,9 @@ class Rule:
 
 
 RULES = (
-    Rule(("horizon",), True, "the length of all, the trunk's steps included; it must lie beyond the step of the branch"),
+    Rule(
+        ("horizon",), True, "the length of all, the trunk's steps included; it must lie beyond the step of the branch"
+    ),
     Rule(
         ("schedule",),
         True,
@@ -142,7 +144,7 @@ def check_changes(trunk: Mapping[str, Any], branch: Mapping[str, Any]) -> list[t
     outputs = next(((a, b) for key, a, b in changes if key == "data.num_classes"), None)
     if outputs is not None and head == "keep":
         raise ConfigError(
-            f"data.num_classes={outputs[1]}: the trunk's head has {outputs[0]} outputs; branch.head=new begins a new one"
+            f"data.num_classes={outputs[1]}: the trunk's head has {outputs[0]} outputs; branch.head=new begins another"
         )
     return changes
 

@@ -1,4 +1,4 @@
-"""Branches: the checkpoint of another run becomes the first one of a run of its own, which then goes on as any run does.
+"""Branches: the checkpoint of another run becomes the first one of a run of its own, which goes on as any run does.
 
 Nothing beyond that knows of branches: a checkpoint of the trunk's step stands in the branch's directory, with the
 branch's own identity in its marker, and an attempt restores it. Where every tensor is the trunk's the parts are its
@@ -55,11 +55,11 @@ from vit_dist.train.checkpoint.weights import CLASSES
 from vit_dist.train.claim import claim
 
 _SCRATCH = ".trunk"
-_TOKEN = "planting"
+_PLANTING = "planting"
 
 
 def begin(recipe: Recipe, data: TrainingSet, directory: RunDir) -> Lineage:
-    """Begin a branch in a directory: its recipe, what it is, and its first checkpoint. Does nothing where that is there.
+    """Begin a branch in a directory: its recipe, what it is, its first checkpoint. Does nothing where that is there.
 
     Args:
         recipe: with `branch`.
@@ -172,7 +172,7 @@ def _plant(
     changed = [key for key, _, _ in check_changes(marker["recipe"], run_identity)]
     _check_classes(branch, marker, recipe, data)
     root = directory.checkpoints
-    partial = root / partial_name(branch.step, _TOKEN)
+    partial = root / partial_name(branch.step, _PLANTING)
     with _trunk_here(branch.checkpoint, directory.path / _SCRATCH) as trunk:
         problem = verify_files(trunk, marker, World())
         if problem:
@@ -207,7 +207,9 @@ def _plant(
             partial.rename(root / step_name(branch.step))
             sync_path(root)
         except OSError as error:
-            raise CheckpointError(f"{root}: the branch's first checkpoint cannot be written: {error.strerror}") from None
+            raise CheckpointError(
+                f"{root}: the branch's first checkpoint cannot be written: {error.strerror}"
+            ) from None
         finally:
             remove_tree(partial)
 

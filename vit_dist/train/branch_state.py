@@ -16,7 +16,9 @@ _COMPARABLE = ("data", "loss", "model", "fingerprint")
 """Sections in which a change makes the losses before it no measure of those after it."""
 
 
-def carried_state(raw: Mapping[str, Any], data: TrainingSet, changed: Iterable[str], *, new_head: bool) -> dict[str, Any]:
+def carried_state(
+    raw: Mapping[str, Any], data: TrainingSet, changed: Iterable[str], *, new_head: bool
+) -> dict[str, Any]:
     """The train state with which a branch begins, as plain data.
 
     Step, position, skipped ranges and counts go on. On other shards ordinals mean other samples: those that could not

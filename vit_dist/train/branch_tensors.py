@@ -17,7 +17,7 @@ from vit_dist.engines._slices import BUFFER, WEIGHT, EngineState, Slice
 from vit_dist.models import ModelConfig
 from vit_dist.models.weights.adapt import State, fit
 from vit_dist.models.weights.names import Wording
-from vit_dist.train.checkpoint.format import Snapshot, SliceSource
+from vit_dist.train.checkpoint.format import SliceSource, Snapshot
 
 Parts = Iterator[tuple[str, Snapshot]]
 """(name of a part's file, its content), one in memory at a time."""

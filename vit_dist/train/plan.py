@@ -203,7 +203,7 @@ def make_plan(recipe: Recipe, data: TrainingSet, world: World) -> Plan:
     if recipe.branch is not None and total <= recipe.branch.step:
         raise ConfigError(
             f"horizon={recipe.horizon} is {total:,} steps in all, and the branch begins after step "
-            f"{recipe.branch.step:,} of {recipe.branch.run}: nothing to train; the trunk's steps count too, so give more"
+            f"{recipe.branch.step:,} of {recipe.branch.run}: nothing to train; the trunk's steps count, so give more"
         )
     warmup_duration = recipe.schedule.warmup  # type: ignore[attr-defined]
     warmup = warmup_duration.steps(global_batch=batch, epoch_examples=n)

@@ -224,7 +224,9 @@ def test_a_report_of_nothing_says_why_and_writes_nothing(tmp_path: Path) -> None
 
 def test_the_compute_of_a_trunk_is_part_of_each_branch_and_counts_once_in_all(tmp_path: Path) -> None:
     def trunk(recipe_hash: str) -> list[dict[str, Any]]:
-        return [{"run": "t", "recipe_hash": recipe_hash, "step": 5, "examples": 320, "digest": "d", "macs_per_image": 1000}]
+        return [
+            {"run": "t", "recipe_hash": recipe_hash, "step": 5, "examples": 320, "digest": "d", "macs_per_image": 1000}
+        ]
 
     # 3,200,000 multiply-adds an image, 640 examples, of which the trunk's 320 have cost 1,000 each.
     log_run(tmp_path, seed=0, folder="trunk", recipe_hash="of-trunk", macs_per_image=1000)
@@ -232,7 +234,12 @@ def test_the_compute_of_a_trunk_is_part_of_each_branch_and_counts_once_in_all(tm
     log_run(tmp_path, seed=1, folder="high", recipe_hash="high", lineage=trunk("gone"))
     log_run(tmp_path, seed=2, folder="higher", recipe_hash="higher", lineage=trunk("gone"))
     found = {one.directory.removesuffix("/tb"): one for one in collect(str(tmp_path)).observations}
-    assert {name: one.trunk for name, one in found.items()} == {"trunk": "", "low": "t@5", "high": "t@5", "higher": "t@5"}
+    assert {name: one.trunk for name, one in found.items()} == {
+        "trunk": "",
+        "low": "t@5",
+        "high": "t@5",
+        "higher": "t@5",
+    }
     own, before = 6 * 3_200_000 * 320 / 1e18, 6 * 1000 * 320 / 1e18
     assert found["low"].exaflops == pytest.approx(own + before)
     assert found["low"].exaflops_at(320) == pytest.approx(before)

@@ -121,7 +121,10 @@ def test_a_branch_keeps_all_of_its_trunk_but_what_is_given_and_what_is_its_own(t
         (["seed=1"], r"seed \(0 -> 1\): a branch cannot change it: the order of examples rests on it"),
         (["data.window=8"], r"data\.window \(none -> 8\): a branch cannot change it: the order"),
         (["global_batch=32"], r"global_batch \(16 -> 32\): .* curves would not join"),
-        (["model=vit-test"], r"model\.name .*model\.width \(64 -> 32\): a branch cannot change it: the trunk's weights"),
+        (
+            ["model=vit-test"],
+            r"model\.name .*model\.width \(64 -> 32\): a branch cannot change it: the trunk's weights",
+        ),
         (["optim={name: sgd, lr: 0.1}"], r"optim\.name \(adamw -> sgd\): .*moments of one optimizer are none of"),
         (["data.num_classes=11"], r"data\.num_classes=11: the trunk's head has 10 outputs; branch\.head=new begins"),
         (["init.weights=w.npz"], r"init\.weights: a branch cannot be given it: a branch begins from its checkpoint"),

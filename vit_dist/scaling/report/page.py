@@ -258,8 +258,8 @@ def _compute(results: Results) -> Table:
     note = "FLOPs of training = 6 x multiply-adds x examples seen; compute.csv has those of each run."
     if any(one.lineage for members in results.series.values() for one in members):
         note += (
-            " Of a branch they are those of its trunk and its own, each at its own model and image size; in the compute "
-            "of all runs a trunk counts once."
+            " Of a branch they are those of its trunk and its own, each at its own model and image size; in the "
+            "compute of all runs a trunk counts once."
         )
     return Table("Compute", head, rows, frozenset({1, 2, 3, 4, 5}), "compute.csv", note)
 

@@ -78,9 +78,7 @@ def _folder(one: Observation, collection: Collection) -> str:
     return f"{other}-{hashlib.sha256(one.directory.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
-def _write(
-    directory: Path, one: Observation, scalars: Mapping[str, Series], place: Callable[[int], float]
-) -> None:
+def _write(directory: Path, one: Observation, scalars: Mapping[str, Series], place: Callable[[int], float]) -> None:
     writer = EventWriter(directory)
     writer.hparams({name: getattr(one, name) for name in _SHOWN}, [one.metric], group=one.run)
     writer.custom_scalars(LAYOUT)
