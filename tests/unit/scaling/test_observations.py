@@ -18,7 +18,7 @@ from vit_dist.core.run.log import RunStatus, run_info, run_status, write_start, 
 from vit_dist.scaling.collect import collect
 from vit_dist.scaling.compute import total_exaflops
 from vit_dist.scaling.report.write import write_report
-from vit_dist.scaling.summary import means
+from vit_dist.scaling.summary import by_series, means
 
 
 def test_what_the_trainer_says_comes_back_exactly(tmp_path: Path) -> None:
@@ -240,6 +240,9 @@ def test_the_compute_of_a_trunk_is_part_of_each_branch_and_counts_once_in_all(tm
         "high": "t@5",
         "higher": "t@5",
     }
+    lines = {label: [one.run for one in members] for label, members in by_series(found.values()).items()}
+    assert {label: len(runs) for label, runs in lines.items()} == {"vit": 1, "vit, branched": 3}
+    assert list(by_series([found["low"], found["high"]])) == ["vit"]
     own, before = 6 * 3_200_000 * 320 / 1e18, 6 * 1000 * 320 / 1e18
     assert found["low"].exaflops == pytest.approx(own + before)
     assert found["low"].exaflops_at(320) == pytest.approx(before)
