@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -14,6 +16,7 @@ from pydantic import (
 )
 
 from vit_dist.config.augment import AugmentConfig, Floats, MixupConfig, check_range, spelt_augment
+from vit_dist.config.branch import BranchConfig
 from vit_dist.config.cache import CacheConfig
 from vit_dist.config.ema import EMA_TAG, EmaConfig
 from vit_dist.config.finetune import FinetuneConfig
@@ -307,6 +310,7 @@ class Recipe(Config):
     finetune: Annotated[FinetuneConfig | None, NON_IDENTITY, WHEN_SET] = Field(
         None, description="learning rates that `vit-dist finetune` chooses from; all other verbs leave it alone"
     )
+    branch: Annotated[BranchConfig | None, WHEN_SET] = Field(None, description="what `vit-dist branch` begins from")
     data: DataConfig = Field(description="what it is trained on; a text is short for {dataset: NAME}")
     loss: LossConfig = Field(LossConfig(), description="what is minimised")
     optim: AnyPlugin = Field(description="the optimizer")
@@ -417,6 +421,12 @@ def dump_identity(config: Config) -> dict[str, Any]:
         value = getattr(config, name)
         plain[name] = _plain(value)
     return plain
+
+
+def identity_hash(plain: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that name a recipe by its identity, as `config.load.identity` and markers have it."""
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:
