@@ -139,7 +139,9 @@ def test_every_engine_on_every_number_of_processes_gives_the_accuracy_of_an_inde
         assert values.keys() == expected.keys() | spreads.keys()
         for tag, value in spreads.items():
             assert values[tag] == pytest.approx(value, abs=2.01 * one_more_would_be), found
-        for tag, value in ((tag, values[tag]) for tag in expected):  # resizing rounds pixels its own way: one example in a draw may tip over
+        for tag, value in (
+            (tag, values[tag]) for tag in expected
+        ):  # resizing rounds pixels its own way: one example in a draw may tip over
             assert value == pytest.approx(expected[tag], abs=2.01 * one_more_would_be), found
     assert found["plain", 1] == found["plain", 2] == found["fsdp", 2]
     for ranks in tmp_path.glob("fewshot_worker-2-*.1"):

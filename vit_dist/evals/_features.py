@@ -273,4 +273,3 @@ def _place(wanted: int, device: torch.device) -> torch.device:
         return device
     free, _ = torch.cuda.mem_get_info(device)
     return device if wanted < free // 2 else torch.device("cpu")
-

@@ -19,8 +19,11 @@ _QUERIES = 256
 """Of a rank, at a time."""
 _TILE = 1 << 25
 """Similarities in memory at a time, on a rank."""
-_SPARE = 8
+_SPARE = 32
 """Candidates in single precision beyond k, so that the k nearest in double precision are among them."""
+
+_TINY = 1e-30
+"""What lengths are at least, so that features of zeros are similar to nothing."""
 
 
 def accuracies(config: KnnConfig, context: EvalContext) -> dict[int, float]:
@@ -57,15 +60,14 @@ def count_correct(train: Shard, test: Shard, votes: Votes, world: World, device:
         device: from which ranks send.
     """
     place, most, each = train.x.device, max(votes.k), -(-test.total // world.size)
-    own = functional.normalize(train.x, dim=1)
-    queries = functional.normalize(test.x.to(place), dim=1)
+    queries = test.x.to(place)
     truth = test.labels.to(place)
     counts = torch.zeros(len(votes.k) + 1, dtype=torch.float64, device=place)
     # Every rank goes through as many rounds, with queries of zeros where it has none left.
     for start in range(0, each, _QUERIES):
         mine = queries[start : start + _QUERIES]
         padded = functional.pad(mine, (0, 0, 0, min(_QUERIES, each - start) - len(mine)))
-        found = _exchanged(_nearest(_all(padded, world, device), own, train, most), most, world, device)
+        found = _exchanged(_nearest(_all(padded, world, device), train, most), most, world, device)
         labels = truth[start : start + len(mine)]
         known = (labels >= 0).any(1)
         similarity, voters = found.similarity[: len(mine)], found.label[: len(mine)]
@@ -110,21 +112,22 @@ class _Neighbours:
         return _Neighbours(*(part.gather(1, order) for part in (self.similarity, self.label, self.position)))
 
 
-def _nearest(queries: Tensor, own: Tensor, train: Shard, k: int) -> _Neighbours:
-    """The k nearest of this rank's examples, by float64 similarities; -inf where it has fewer.
+def _nearest(queries: Tensor, train: Shard, k: int) -> _Neighbours:
+    """The k nearest of this rank's examples, by float64 cosine similarities; -inf where it has fewer.
 
     Args:
-        queries: float32 [q, D], of length 1.
-        own: float32 [n, D]: of this rank, of length 1.
-        train: the same, with labels.
+        queries: float32 [q, D], of any length.
+        train: this rank's part.
         k: how many.
     """
-    q, device, labels = len(queries), own.device, train.first_labels.to(own.device)
+    own, labels = train.x, train.first_labels
+    q, device, unit = len(queries), own.device, functional.normalize(queries, dim=1)
+    scale = own.norm(dim=1).clamp(min=_TINY).reciprocal()
     best = torch.full((q, 0), -torch.inf, device=device)
     rows = torch.zeros((q, 0), dtype=torch.int64, device=device)
     step = max(1, _TILE // max(1, q))
     for start in range(0, len(own), step):
-        similarity = queries @ own[start : start + step].T
+        similarity = unit @ own[start : start + step].T * scale[start : start + step]
         similarity.masked_fill_(labels[None, start : start + step] < 0, -torch.inf)
         values, indices = similarity.topk(min(k + _SPARE, similarity.shape[1]), dim=1)
         best, rows = torch.cat([best, values], 1), torch.cat([rows, indices + start], 1)
@@ -139,8 +142,10 @@ def _nearest(queries: Tensor, own: Tensor, train: Shard, k: int) -> _Neighbours:
         at_once = max(1, _TILE // 4 // (there * own.shape[1]))
         for start in range(0, q, at_once):
             some = slice(start, start + at_once)
-            products = torch.einsum("qd,qcd->qc", queries[some].double(), own[rows[some]].double())
-            exact[some, :there] = torch.where(best[some].isinf(), -torch.inf, products)
+            there_x, query = own[rows[some]].double(), queries[some].double()
+            cosine = torch.einsum("qd,qcd->qc", query, there_x)
+            cosine /= (query.norm(dim=1, keepdim=True) * there_x.norm(dim=2)).clamp(min=_TINY)
+            exact[some, :there] = torch.where(best[some].isinf(), -torch.inf, cosine)
         label[:, :there], position[:, :there] = labels[rows], rows + train.start
     return _Neighbours(exact, label, position).first(k)
 

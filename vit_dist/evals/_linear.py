@@ -80,7 +80,9 @@ def probed(config: LinearConfig, context: EvalContext) -> tuple[float, float]:
     shard = gather(context, train_set, subset=subset, crop=config.crop, tap=tap)
     spaces = tuple(_space(pooling, n, tap) for pooling, n in wanted)
     labelled = _labelled(shard, context)
-    held = labelled[np.sort(permutation(len(labelled), config.seed, _TAG_HELD)[: round(config.heldout * len(labelled))])]
+    held = labelled[
+        np.sort(permutation(len(labelled), config.seed, _TAG_HELD)[: round(config.heldout * len(labelled))])
+    ]
     rest = np.setdiff1d(labelled, held, assume_unique=True)
     if not (len(held) and len(rest)):
         raise ConfigError(

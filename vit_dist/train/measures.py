@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -50,16 +50,24 @@ class Measures:
     _said: set[str] = field(default_factory=set)
     _kept: dict[str, Any] | None = None
 
-    def run(self, known: Mapping[str, float] | None = None) -> dict[str, float]:
+    def run(
+        self, step: int, known: Mapping[str, float] | None = None, due: Collection[int] | None = None
+    ) -> dict[str, float]:
         """Values by tag, the same on every rank. A collective.
 
         Args:
+            step: that is looked at: evaluators' files go to a folder of it.
             known: values by tag that need not be measured again.
+            due: places of the evaluators that are to look, the same on every rank; None: all.
         """
         values: dict[str, float] = {}
-        for evaluator, on in zip(self._evaluators, self.on, strict=True):
+        outputs = self.directory.path / names.EVALUATIONS / f"step-{step:010d}"
+        for place, (evaluator, on) in enumerate(zip(self._evaluators, self.on, strict=True)):
+            if due is not None and place not in due:
+                continue
             told = self._told(evaluator, on, known or {})
-            for metric, value in evaluator.run(self.context) if told is None else told.items():
+            context = replace(self.context, outputs=outputs if on is None else outputs / on.label)
+            for metric, value in evaluator.run(context) if told is None else told.items():
                 tag = self.tags.claim(metric, on)
                 self.placed[metric if self.placed.get(metric, tag) == tag else tag] = tag
                 self.sets[tag], values[tag] = on, value
