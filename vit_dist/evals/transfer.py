@@ -31,7 +31,7 @@ class TransferConfig(EvaluatorConfig):
 
     scores_head: ClassVar[bool] = False
 
-    set: SetName = Field(description="its name in the tags")
+    set: SetName = Field("val", description="its name in the tags")
     train: AnyPlace = Field("", description="URL of the manifest that is learned from; empty: the recipe's data.train")
     test: AnyPlace = Field("", description="URL of the manifest that is classified; empty: the recipe's data.val")
 
