@@ -28,12 +28,13 @@ def context_of(
     train: str,
     val: str,
     evaluators: Sequence[Any],
-    world: World = World(),
-    device: torch.device = torch.device("cpu"),
+    world: World | None = None,
+    device: torch.device | None = None,
     outputs: Path | None = None,
     **data: Any,
 ) -> EvalContext:
     """An untrained vit-test with a head of seven classes, whose weights are the same every time."""
+    world, device = world or World(), device or torch.device("cpu")
     recipe: Any = resolve(
         {
             "horizon": "1 epoch",

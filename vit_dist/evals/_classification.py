@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vit_dist.core.errors import DataError
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.stream import EvalBatches
 from vit_dist.evals import EvalContext
@@ -55,9 +54,6 @@ def measured(context: EvalContext, manifest: ShardManifest, wanted: Wanted = Wan
 
     Each example counts once, on whatever number of ranks: those of a rank's short last batch, and of none at all, are
     not filled up. Examples without a label are left out.
-
-    Raises:
-        DataError: no example has a label.
     """
     recipe, engine = context.recipe, context.engine
     device, size, classes = engine.device, recipe.data.image_size, recipe.data.num_classes
@@ -85,10 +81,6 @@ def measured(context: EvalContext, manifest: ShardManifest, wanted: Wanted = Wan
             torch.distributed.all_reduce(whole)
     # The numbers that are read: here the host waits for the device.
     correct, loss, examples, top5 = sums.tolist()
-    if not examples:
-        raise DataError(
-            f"the validation set {manifest.name!r}: none of its {manifest.num_samples:,} examples has a label"
-        )
     matrix = confusion.view(classes, classes).cpu() if wanted.confusion else None
     ece = calibration_error(bins) if wanted.bins else 0.0
     return Found(correct / examples, loss / examples, top5 / examples, ece, matrix)

@@ -30,7 +30,8 @@ def write_confusion(counts: NDArray[np.int64], classes: Sequence[str], name: str
         DataError: one cannot be written.
     """
     names = [classes[i] if i < len(classes) and classes[i] else str(i) for i in range(len(counts))]
-    rows = [["label \\ predicted", *names], *([names[i], *map(int, row)] for i, row in enumerate(counts))]
+    rows: list[list[object]] = [["label \\ predicted", *names]]
+    rows += [[names[i], *map(int, row)] for i, row in enumerate(counts)]
     write_bytes(str(folder / "confusion.csv"), csv_text(rows).encode())
     for ending, content in _drawn(counts, names, name).items():
         write_bytes(str(folder / f"confusion.{ending}"), content)

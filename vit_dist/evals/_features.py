@@ -76,7 +76,8 @@ class BlockOutputs:
         found = repeated_blocks(module)
         if blocks > len(found):
             raise ConfigError(
-                f"the last {blocks} blocks are asked for, but {type(module).__name__} has {counted(len(found), 'block')}"
+                f"the last {blocks} blocks are asked for, but {type(module).__name__} has "
+                f"{counted(len(found), 'block')}"
             )
         self._blocks = found[len(found) - blocks :] if blocks else []
         self.prefix = prefix_tokens(module)

@@ -155,9 +155,9 @@ def _all(padded: Tensor, world: World, device: torch.device) -> Tensor:
     if world.size == 1:
         return padded
     sent = padded.to(device).contiguous()
-    whole = sent.new_empty(world.size * len(sent), sent.shape[1])
-    torch.distributed.all_gather_into_tensor(whole, sent)
-    return whole.to(padded.device)
+    parts = [torch.empty_like(sent) for _ in range(world.size)]
+    torch.distributed.all_gather(parts, sent)
+    return torch.cat(parts).to(padded.device)
 
 
 def _exchanged(found: _Neighbours, k: int, world: World, device: torch.device) -> _Neighbours:

@@ -167,7 +167,7 @@ def train(
     gradients, momenta = torch.zeros_like(values), torch.zeros_like(values)
     parts = [
         tuple(part.view(space.width + 1, len(rates), num_classes) for part in split)
-        for space, *split in zip(spaces, *(t.split(sizes) for t in (values, gradients, momenta)), strict=True)
+        for space, *split in zip(spaces, *(torch.split(t, sizes) for t in (values, gradients, momenta)), strict=True)
     ]
     total = how.epochs * -(-len(positions) // how.batch)
     for step, (rows, size) in enumerate(_steps(positions, shard, how)):
@@ -221,7 +221,7 @@ def scored(probes: Probes, shard: Shard, positions: I64, context: EvalContext) -
     device, (rates, _) = context.engine.device, probes.biases[0].shape
     own = positions[(positions >= shard.start) & (positions < shard.start + len(shard.x))] - shard.start
     sums = torch.zeros(2, len(probes.spaces), rates, dtype=torch.float64, device=device)
-    for rows in torch.from_numpy(own).to(shard.x.device).split(_AT_ONCE):
+    for rows in torch.split(torch.from_numpy(own).to(shard.x.device), _AT_ONCE):
         x, labels = shard.x[rows].to(device), shard.labels[rows].to(device)
         for i in range(len(probes.spaces)):
             logits = probes.logits(i, x)

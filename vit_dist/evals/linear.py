@@ -29,9 +29,9 @@ class LinearConfig(TransferConfig):
     """`linear/<set>_top1`: top-1 on a test set of the linear probe that is best on a held-out slice of the train set.
 
     After the linear evaluation of DINOv2 (arXiv:2304.07193; its public eval/linear.py): a probe for each learning rate,
-    number of last blocks and pooling, all trained at once by SGD with momentum 0.9 and a cosine. Other than there, images
-    are seen in evaluation's view alone, so that features are computed once; and no probe is chosen by the test set.
-    `linear/<set>_heldout` is the chosen probe's top-1 on the slice.
+    number of last blocks and pooling, all trained at once by SGD with momentum 0.9 and a cosine. Other than there,
+    images are seen in evaluation's view alone, so that features are computed once; and the test set has no say in which
+    probe is chosen. `linear/<set>_heldout` is the chosen probe's top-1 on the slice.
     """
 
     layers: Annotated[tuple[Blocks, ...], Field(strict=False, min_length=1)] = Field(
@@ -76,7 +76,8 @@ class LinearConfig(TransferConfig):
         depth = getattr(recipe.model, "depth", None)
         if isinstance(depth, int) and self.last_blocks > depth:
             raise ValueError(
-                f"evaluators: linear of {self.set!r}: layers={self.last_blocks}, but {recipe.model.name} has {depth} blocks"
+                f"evaluators: linear of {self.set!r}: layers={self.last_blocks}, but {recipe.model.name} has "
+                f"{depth} blocks"
             )
         classless = getattr(recipe.model, "pool", "cls") != "cls"
         asked = [pooling for pooling in self.poolings if pooling.startswith("cls")]

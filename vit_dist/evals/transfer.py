@@ -90,7 +90,8 @@ class TransferConfig(EvaluatorConfig):
         train, test = (read_manifest(url) for url in self.sources(recipe))
         if not train.num_classes:
             raise ConfigError(
-                f"{what}: its train set {train.name!r} has no labels; index its tars by `vit-dist data index --labels EXT`"
+                f"{what}: its train set {train.name!r} has no labels; index its tars by "
+                f"`vit-dist data index --labels EXT`"
             )
         known = Classes.of(train, "its train set")
         return train, counted_as(test, known, f"{what}: its test set")
@@ -122,9 +123,9 @@ def check_classes(train: ShardManifest, test: ShardManifest, sources: tuple[str,
         named = [f"{i} ({train.classes[i]})" if i < len(train.classes) else str(i) for i in alone[:_SHOWN]]
         more = ", ..." if len(alone) > _SHOWN else ""
         raise ConfigError(
-            f"{what}: {counted(len(alone), 'class', 'classes')} of its test set {test.name!r} without any example in its train set "
-            f"{train.name!r}: {', '.join(named)}{more}; no example of them can be classified rightly. Give sets with "
-            f"the same classes"
+            f"{what}: {counted(len(alone), 'class', 'classes')} of its test set {test.name!r} without any example in its "
+            f"train set {train.name!r}: {', '.join(named)}{more}; no example of them can be classified rightly. Give "
+            f"sets with the same classes"
         )
 
 

@@ -38,9 +38,9 @@ Results go to a new event file in RUN-DIR/tb, at the step of the checkpoint, and
 val/top1 is of one set for the whole run, the first that was measured under it: the run's own. What is measured on
 another set, or with other settings of an evaluator, is logged as val@NAME-FINGERPRINT/top1, and reports of studies
 leave it out. The history and --out name the set beside the values. The same metric of the same set at the same step
-is not measured again. What evaluators write beside values, such as a confusion picture, lies in RUN-DIR/evaluations/STEP.
-Weights without a run have no log: values are printed, and go to --out; pictures and tables to --files. `vit-dist config
---explain evaluators` has every evaluator's keys, docs/transfer.md their protocols. Overrides may change where things are and what is evaluated; one that changes what was trained,
+is not measured again. Pictures and tables of evaluators lie in RUN-DIR/evaluations/STEP. Weights without a run have no
+log: values are printed, and go to --out; pictures and tables to --files. `vit-dist config --explain evaluators` has
+every evaluator's keys, docs/transfer.md what each does and how the paper's figures are made again. Overrides may change where things are and what is evaluated; one that changes what was trained,
 such as data.num_classes, is refused.
 """
 
@@ -57,8 +57,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_run_or_override,
         metavar="RUN-DIR|FILE|MODEL [k=v ...]",
         nargs="*",
-        help="a run (its directory or name), one of its checkpoints, a file or folder of weights, or a model's name for "
-        "fresh weights; and overrides",
+        help="a run (its directory or name), one of its checkpoints, a file or folder of weights, or the name of a "
+        "model, for fresh weights; and overrides",
     )
     parser.add_argument(
         "--evaluator",
@@ -73,7 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--nproc", metavar="N", type=int, help="ranks to start on this machine (1)")
     parser.add_argument("--out", metavar="FILE", type=local_option, help="the result as JSON too")
     weights = parser.add_argument_group("weights without a run")
-    weights.add_argument("--model", metavar="NAME", help="where the file does not say it, as an .npz; settings: model.K=V")
+    weights.add_argument(
+        "--model", metavar="NAME", help="where the file does not say it, as an .npz; settings: model.K=V"
+    )
     weights.add_argument("--num-classes", metavar="K", type=int, help="of the head (the file's; fresh weights: 1000)")
     weights.add_argument("--image-size", metavar="S", type=int, help="pixels; positions are resampled (the file's)")
     weights.add_argument("--head", choices=("keep", "new"), default="keep", help="new: for files without a head")

@@ -90,8 +90,8 @@ def check_words(words: list[str]) -> list[str]:
     for word in words:
         if word.startswith(_NOT_TAKEN) or not word.startswith(_TAKEN):
             raise ConfigError(
-                f"{word}: weights are evaluated without a run: what may be given is data.val, data.train, data.val_crop "
-                f"and how data are read, eval.*, evaluators, precision and, for weights that do not say their model, "
+                f"{word}: weights are evaluated without a run: what may be given is data.val, data.train, "
+                f"data.val_crop and how data are read, eval.*, evaluators, precision and, for weights that do not say their model, "
                 f"model.*; classes and image size are --num-classes and --image-size"
             )
     if not any(word.startswith("evaluators=") for word in words):
@@ -140,7 +140,9 @@ def check_recipe(config: ModelConfig | None, args: argparse.Namespace, words: Se
     recipe = resolve(recipe_of_weights(plain, args.num_classes or 1000, args.image_size or 224), words)
     if recipe.data.val:
         read_manifest(recipe.data.val)
-    if recipe.measured() == ({}, False) or (not recipe.data.val and any(one.name == "classification" for one in recipe.evaluators)):
+    if recipe.measured() == ({}, False) or (
+        not recipe.data.val and any(one.name == "classification" for one in recipe.evaluators)
+    ):
         raise ConfigError(
             f"data.val is empty, and {recipe.evaluators[0].name if recipe.evaluators else 'no evaluator'} needs it; "
             f"name a set with data.val=URL"
