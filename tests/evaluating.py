@@ -20,7 +20,7 @@ LINEAR: dict[str, Any] = {"name": "linear", "set": "small", "poolings": ["head",
 EVALUATORS: list[Any] = [
     {"name": "classification", "measure": ["top1", "loss", "top5", "ece"], "confusion": True},
     {"name": "knn", "set": "small", "k": [1, 5, 20]},
-    {**LINEAR, "batch": 48, "epochs": 4},
+    {**LINEAR, "batch": 48, "passes": 4},
 ]
 
 

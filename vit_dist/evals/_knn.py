@@ -29,7 +29,7 @@ _TINY = 1e-30
 def accuracies(config: KnnConfig, context: EvalContext) -> dict[int, float]:
     """Top-1 on the test set for each k; the same on every rank. A collective."""
     train_set, test_set = config.open_sets(context.recipe)
-    subset = None if config.subset is None else select(train_set, config.subset)
+    subset = None if config.train_subset is None else select(train_set, config.train_subset)
     train = gather(context, train_set, subset=subset, crop=config.crop)
     test = gather(context, test_set, crop=config.crop)
     votes = Votes(config.k, config.temperature, train_set.num_classes)

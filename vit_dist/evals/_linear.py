@@ -73,7 +73,7 @@ class Training:
 def probed(config: LinearConfig, context: EvalContext) -> tuple[float, float]:
     """Top-1 of the chosen probe on the test set and on the held-out slice; the same on every rank. A collective."""
     train_set, test_set = config.open_sets(context.recipe)
-    subset = None if config.subset is None else select(train_set, config.subset)
+    subset = None if config.train_subset is None else select(train_set, config.train_subset)
     tap = BlockOutputs(context.engine.module, config.last_blocks)
     # Before the first image is read: the model is known.
     wanted = _spaces_wanted(config, tap)
@@ -90,14 +90,14 @@ def probed(config: LinearConfig, context: EvalContext) -> tuple[float, float]:
             f"few to hold out {config.heldout:g} of them"
         )
     scaled = [rate * config.batch / 256 for rate in config.rates]
-    how = Training(scaled, config.batch, config.epochs, config.seed)
+    how = Training(scaled, config.batch, config.passes, config.seed)
     probes = train(shard, rest, spaces, how, train_set.num_classes, context)
     top1, loss = scored(probes, shard, held, context)
     place, rate = _best(config, top1, loss)
     heldout = float(top1[place, rate])
     _tell(config, context, spaces, (top1, loss), (place, rate))
     if config.refit:
-        how = Training(scaled[rate : rate + 1], config.batch, config.epochs, config.seed)
+        how = Training(scaled[rate : rate + 1], config.batch, config.passes, config.seed)
         probes, rate = train(shard, labelled, spaces[place : place + 1], how, train_set.num_classes, context), 0
     else:
         probes = Probes(spaces[place : place + 1], probes.weights[place : place + 1], probes.biases[place : place + 1])

@@ -34,7 +34,7 @@ class KnnConfig(TransferConfig):
         (20,), description="neighbours that vote; a metric each"
     )
     temperature: Annotated[float, Field(gt=0)] = Field(0.07, description="T: a vote weighs exp(similarity / T)")
-    subset: Annotated[int, BeforeValidator(parse_count), Field(ge=1)] | None = Field(
+    train_subset: Annotated[int, BeforeValidator(parse_count), Field(ge=1)] | None = Field(
         None, description="of the train set, the first n examples of its nested order; left out: all"
     )
     crop: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -50,11 +50,11 @@ class KnnConfig(TransferConfig):
         """See EvaluatorConfig."""
         super().check_sets(recipe)
         train, _ = self.open_sets(recipe)
-        there = train.num_samples if self.subset is None else self.subset
-        if self.subset is not None and self.subset > train.num_samples:
+        there = train.num_samples if self.train_subset is None else self.train_subset
+        if self.train_subset is not None and self.train_subset > train.num_samples:
             raise ConfigError(
-                f"evaluators: knn of {self.set!r}: subset={self.subset:,}, but its train set {train.name!r} has "
-                f"{train.num_samples:,} examples"
+                f"evaluators: knn of {self.set!r}: train_subset={self.train_subset:,}, but its train set "
+                f"{train.name!r} has {train.num_samples:,} examples"
             )
         if max(self.k) > there:
             raise ConfigError(
@@ -67,7 +67,7 @@ class KnnConfig(TransferConfig):
         train, test = self.open_sets(recipe)
         settings = {
             "neighbours_from": train.fingerprint,
-            "subset": self.subset,
+            "subset": self.train_subset,
             "temperature": self.temperature,
             "crop": self.crop,
         }

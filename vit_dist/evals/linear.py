@@ -47,13 +47,15 @@ class LinearConfig(TransferConfig):
         description="learning rates for a batch of 256, from which they are scaled to `batch`",
     )
     batch: Annotated[int, Field(ge=1)] = Field(1024, description="examples of a step, on all ranks together")
-    epochs: Annotated[int, Field(ge=1)] = Field(10, description="passes over the train set")
+    passes: Annotated[int, Field(ge=1)] = Field(
+        10, description="how often each example of the train set is learned from"
+    )
     heldout: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="share of the train set that no probe learns from, by which one is chosen"
     )
     refit: bool = Field(True, description="train the chosen probe anew on all of the train set, before it is tested")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of the order of examples and of the held-out slice")
-    subset: Annotated[int, BeforeValidator(parse_count), Field(ge=2)] | None = Field(
+    train_subset: Annotated[int, BeforeValidator(parse_count), Field(ge=2)] | None = Field(
         None, description="of the train set, the first n examples of its nested order; left out: all"
     )
     crop: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -91,12 +93,12 @@ class LinearConfig(TransferConfig):
         """See EvaluatorConfig."""
         super().check_sets(recipe)
         train, _ = self.open_sets(recipe)
-        if self.subset is not None and self.subset > train.num_samples:
+        if self.train_subset is not None and self.train_subset > train.num_samples:
             raise ConfigError(
-                f"evaluators: linear of {self.set!r}: subset={self.subset:,}, but its train set {train.name!r} has "
-                f"{train.num_samples:,} examples"
+                f"evaluators: linear of {self.set!r}: train_subset={self.train_subset:,}, but its train set "
+                f"{train.name!r} has {train.num_samples:,} examples"
             )
-        there = self.subset or train.num_samples
+        there = self.train_subset or train.num_samples
         if not 1 <= round(self.heldout * there) < there:
             raise ConfigError(
                 f"evaluators: linear of {self.set!r}: heldout={self.heldout:g} of {there:,} examples of its train set "

@@ -123,9 +123,9 @@ def check_classes(train: ShardManifest, test: ShardManifest, sources: tuple[str,
         named = [f"{i} ({train.classes[i]})" if i < len(train.classes) else str(i) for i in alone[:_SHOWN]]
         more = ", ..." if len(alone) > _SHOWN else ""
         raise ConfigError(
-            f"{what}: {counted(len(alone), 'class', 'classes')} of its test set {test.name!r} without any example in its "
-            f"train set {train.name!r}: {', '.join(named)}{more}; no example of them can be classified rightly. Give "
-            f"sets with the same classes"
+            f"{what}: {counted(len(alone), 'class', 'classes')} of its test set {test.name!r} without any example in "
+            f"its train set {train.name!r}: {', '.join(named)}{more}; no example of them can be classified rightly. "
+            f"Give sets with the same classes"
         )
 
 

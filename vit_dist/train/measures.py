@@ -17,6 +17,7 @@ from vit_dist.core.log import WARNING, log
 from vit_dist.core.metrics import Metric, known_metric
 from vit_dist.core.run import log as runlog
 from vit_dist.core.run import names
+from vit_dist.core.run.checkpoints import step_name
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.run.measured import MeasuredOn, Tags
 from vit_dist.core.world import World
@@ -61,7 +62,7 @@ class Measures:
             due: places of the evaluators that are to look, the same on every rank; None: all.
         """
         values: dict[str, float] = {}
-        outputs = self.directory.path / names.EVALUATIONS / f"step-{step:010d}"
+        outputs = self.directory.path / names.EVALUATIONS / step_name(step)
         for place, (evaluator, on) in enumerate(zip(self._evaluators, self.on, strict=True)):
             if due is not None and place not in due:
                 continue

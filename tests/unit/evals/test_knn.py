@@ -60,7 +60,7 @@ def test_what_cannot_be_is_refused_before_a_model_runs(small_set: str, small_val
     with pytest.raises(ConfigError, match=r"knn of 's': k=201 neighbours of 200 examples of its train set"):
         check(k=[201])
     with pytest.raises(ConfigError, match=r"k=20 neighbours of 8 examples"):
-        check(subset=8)
+        check(train_subset=8)
     few = write_set(tmp_path / "few", num_samples=2, samples_per_shard=2, num_classes=4)
     with pytest.raises(ConfigError, match=r"2 classes of its test set '.*' without any example in its train set 'few'"):
         check(train=few, k=[1])

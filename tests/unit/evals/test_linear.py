@@ -88,7 +88,7 @@ def test_a_probe_that_diverges_harms_no_other_and_is_never_chosen(shard: Shard) 
 
 
 def test_the_test_set_has_no_say_in_which_probe_is_chosen(small_set: str, small_val: str, caplog: Any) -> None:
-    evaluator = {**LINEAR, "batch": 48, "epochs": 2, "refit": False}
+    evaluator = {**LINEAR, "batch": 48, "passes": 2, "refit": False}
     caplog.set_level("INFO")
     own = context_of(small_set, small_val, [evaluator])
     first = dict(own.recipe.evaluators[0].run(own))
@@ -101,7 +101,7 @@ def test_the_test_set_has_no_say_in_which_probe_is_chosen(small_set: str, small_
 
 
 def test_what_is_tested_was_trained_on_all_of_the_train_set(small_set: str, small_val: str) -> None:
-    fields = {"name": "linear", "set": "small", "poolings": ["head"], "rates": [20.0], "batch": 64, "epochs": 8}
+    fields = {"name": "linear", "set": "small", "poolings": ["head"], "rates": [20.0], "batch": 64, "passes": 8}
     context = context_of(small_set, small_val, [fields])
     found = dict(context.recipe.evaluators[0].run(context))
     parts = []
@@ -143,7 +143,7 @@ def test_features_of_blocks_are_those_of_the_models_own_tokens(small_set: str) -
     [
         ({"layers": [1, 99]}, r"linear of 'small': layers=99, but vit-test has \d+ blocks"),
         ({"heldout": 0.001}, r"heldout=0.001 of 200 examples of its train set '.*' leaves no example"),
-        ({"subset": 201}, r"subset=201, but its train set '.*' has 200 examples"),
+        ({"train_subset": 201}, r"train_subset=201, but its train set '.*' has 200 examples"),
         ({"train": "gone"}, "gone"),
     ],
 )
