@@ -397,6 +397,7 @@ class Recipe(Config):
             "checkpoint.keep_every": self.checkpoint.keep_every,
             "log.every": self.log.every,
             "log.norms": self.log.norms,
+            **{f"evaluators[{i}].every": getattr(one, "every", None) for i, one in enumerate(self.evaluators)},
         }
         for key, duration in durations.items():
             if isinstance(duration, Duration) and duration.unit == "epochs":
