@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vit_dist.core.metrics import Metric
@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 class EvalContext:
     """What an evaluator may look at.
 
-    `val` is None where the recipe names no validation set; its labels are read as the model's head counts them.
+    `val` is None where the recipe names no validation set; its labels are read as the model's head counts them. In
+    `pictures` rank 0 leaves PNG images by tag, which are logged with the values and taken out.
     """
 
     engine: Engine
     recipe: Recipe
     world: World
     val: ShardManifest | None
+    pictures: dict[str, bytes] = field(default_factory=dict)
 
 
 class EvaluatorConfig(Plugin):

@@ -23,6 +23,7 @@ from vit_dist.scaling.report.figure_style import (
     TEXT,
     WIDTH,
     Drawing,
+    legend,
     new_figure,
     style,
 )
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
 _HEAT = "viridis"
 _PAIRS = 3
 """Images beside their maps in a row."""
-_MOST_ROWS, _MOST_LAYERS, _MOST_TILES = 4, 7, 14
+MAPPED, _MOST_LAYERS, _MOST_TILES = 4, 7, 14
 _LABEL, _LONGEST = 7.5, 18
 _GAP = 0.06
-_COVER = 0.6
-"""How much of the image its map covers."""
+_COVER, _COVERED_BY = 0.9, COLOURS[4]
+"""How much of the image its map covers where that is largest, and in which colour: orange on grey, for all eyes."""
 
 Pixels = NDArray[np.float64]
 
@@ -66,35 +67,31 @@ def _rollout(look: Look) -> Drawing:
         "rollout",
         "Where the output looks",
         f"Attention rollout (arXiv 2005.00928) through all layers to {attended.tokens.reader}, for "
-        f"{counted(len(maps), 'image')}: yellow is where most of it comes from, dark blue where least. Each map is "
-        f"stretched to its own least and most. As Figure 6 of arXiv 2010.11929.",
+        f"{counted(len(maps), 'image')}: the more orange, the more of it comes from there. Each map is stretched to "
+        f"its own least and most. As Figure 6 of arXiv 2010.11929.",
         figure,
     )
 
 
 def _distance(look: Look) -> Drawing:
+    from matplotlib.ticker import MaxNLocator
+
     attended = _there(look)
     figure, (axes,) = new_figure(2.9)
     layers, heads = attended.distance.shape
     x = np.arange(1, layers + 1)
     for head in range(heads):
-        axes.plot(x, attended.distance[:, head].numpy(), "o", color=COLOURS[0], markersize=4, alpha=0.75, clip_on=False)
+        label = "a head" if head == 0 else None
+        axes.plot(x, attended.distance[:, head].numpy(), "o", color=COLOURS[0], markersize=4, alpha=0.75, label=label)
     axes.plot(x, attended.distance.mean(1).numpy(), color=COLOURS[1], linewidth=1.4, label="mean of the heads")
     uniform = uniform_distance(attended.tokens)
-    axes.axhline(uniform, color=PAPER, linestyle=(0, (4, 2.5)), linewidth=1.1)
-    axes.annotate(
-        "all patches alike", (1, uniform), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
-        ha="right", color=TEXT, fontsize=_LABEL,
-    )  # fmt: skip
+    axes.axhline(uniform, color=PAPER, linestyle=(0, (4, 2.5)), linewidth=1.1, label="all patches alike", zorder=1)
     axes.set_ylim(0, max(1.12 * uniform, 1.05 * float(attended.distance.max())))
     axes.set_xlim(0.5, layers + 0.5)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("layer")
     axes.set_ylabel("mean attention distance (pixels)")
-    axes.annotate("a dot: a head", (0.01, 0.97), xycoords="axes fraction", va="top", color=COLOURS[0], fontsize=_LABEL)
-    axes.annotate(
-        "line: mean of the heads", (0.01, 0.91), xycoords="axes fraction", va="top", color=COLOURS[1], fontsize=_LABEL
-    )
+    legend(figure, axes)
     height, width = attended.tokens.patch
     return Drawing(
         "distance",
@@ -111,8 +108,8 @@ def _layers(look: Look) -> Drawing:
     attended = _there(look)
     depth = attended.layers.shape[1]
     chosen = _spread(depth, _MOST_LAYERS)
-    rows = min(_MOST_ROWS, len(attended.layers))
-    figure, cells = _cells(rows, 1 + len(chosen), [""])
+    rows = min(MAPPED, len(attended.layers))
+    figure, cells = _cells(rows, 1 + len(chosen), [""], above=0.16)
     for axes in cells:
         axes.set_axis_off()
     for i in range(rows):
@@ -138,9 +135,9 @@ def _positions(look: Look) -> Drawing:
     assert look.tokens is not None
     rows, columns = look.tokens.grid
     table = look.similarity.reshape(rows, columns, rows, columns).numpy()
-    which = [_spread(n, _MOST_TILES) for n in (rows, columns)]
+    which = tiles_of(look.tokens.grid)
     picture = _tiles([[table[y, x] for x in which[1]] for y in which[0]])
-    figure, axes = _square(picture.shape, right=0.75)
+    figure, axes = _square(picture.shape, right=0.95)
     least = float(look.similarity.min())
     drawn = axes.imshow(picture, cmap=_HEAT, vmin=least, vmax=1, interpolation="nearest")
     _number_tiles(axes, which, table.shape[2:])
@@ -182,6 +179,7 @@ def _filters(look: Look) -> Drawing:
 
 def _field(look: Look) -> Drawing:
     from matplotlib.colors import PowerNorm
+    from matplotlib.patches import Rectangle
 
     columns = min(3, len(look.fields))
     rows = -(-len(look.fields) // columns)
@@ -191,15 +189,17 @@ def _field(look: Look) -> Drawing:
     for axes, found in zip(cells, look.fields, strict=False):
         pixels = found.gradient.numpy()
         axes.imshow(pixels, cmap=_HEAT, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-        if (pixels > WITHIN).any() and not (pixels > WITHIN).all():
-            axes.contour(pixels, levels=[WITHIN], colors=["white"], linewidths=0.9)
+        seen = np.argwhere(pixels > WITHIN)
+        y, x = np.average(seen, axis=0, weights=pixels[seen[:, 0], seen[:, 1]])
+        corner = (x - found.size / 2, y - found.size / 2)
+        axes.add_patch(Rectangle(corner, found.size, found.size, fill=False, edgecolor="white", linewidth=1.1))
         axes.set_title(f"{found.layer}: {found.size:.3g} px", fontsize=_LABEL + 0.5, color=INK, pad=3)
     return Drawing(
         "field",
         "What a unit in the middle sees",
         f"How much the unit in the middle of a layer changes with each pixel, mean over images; yellow is most, and "
-        f"colours go with the square root. White: {100 * WITHIN:.3g}% of the most; within it lie as many pixels as in "
-        f"a square of the side that is given. The effective receptive field of arXiv 1701.04128.",
+        f"colours go with the square root. The white square is as large as all the pixels together that have more than "
+        f"{100 * WITHIN:.3g}% of the most: the effective receptive field of arXiv 1701.04128.",
         figure,
     )
 
@@ -229,15 +229,16 @@ def _rgb(image: Tensor) -> Any:
 
 def _overlay(image: Tensor, weights: Any) -> Pixels:
     """The image in grey under its map, which is resized to it by straight lines between the patches' centres."""
-    import matplotlib as mpl
+    from matplotlib.colors import to_rgb
 
     least, most = float(weights.min()), float(weights.max())
     stretched = torch.from_numpy((weights - least) / max(most - least, 1e-12)).float()
     size = tuple(image.shape[1:])
-    smooth = torch.nn.functional.interpolate(stretched[None, None], size, mode="bilinear")[0, 0].numpy()
+    cover = (
+        _COVER * torch.nn.functional.interpolate(stretched[None, None], size, mode="bilinear")[0, 0, :, :, None].numpy()
+    )
     grey = _rgb(image).mean(-1, keepdims=True) / 255
-    heat = np.asarray(mpl.colormaps[_HEAT](smooth))[..., :3]
-    covered: Pixels = np.clip(_COVER * heat + (1 - _COVER) * grey, 0, 1)
+    covered: Pixels = np.clip(cover * np.array(to_rgb(_COVERED_BY)) + (1 - cover) * grey, 0, 1)
     return covered
 
 
@@ -260,6 +261,11 @@ def _tiles(rows: Sequence[Sequence[Any]], *, gap: int = 1) -> Any:
     return sheet
 
 
+def tiles_of(grid: tuple[int, int]) -> tuple[list[int], list[int]]:
+    """The rows and columns of patches that get a tile of their own: all, or evenly spaced ones of a large grid."""
+    return _spread(grid[0], _MOST_TILES), _spread(grid[1], _MOST_TILES)
+
+
 def _spread(count: int, most: int) -> list[int]:
     """All of so many, or `most` of them: the first, the last, and others evenly between."""
     if count <= most:
@@ -267,18 +273,18 @@ def _spread(count: int, most: int) -> list[int]:
     return [round(i * (count - 1) / (most - 1)) for i in range(most)]
 
 
-def _cells(rows: int, columns: int, titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
-    """Square cells that fill the width, row by row, with room for a line above each where there are titles."""
+def _cells(rows: int, columns: int, titles: Sequence[str], *, above: float = 0) -> tuple[Figure, list[Axes]]:
+    """Square cells that fill the width, row by row, with room for titles above each, or `above` all of them (inches)."""
     from matplotlib.figure import Figure
 
     edge, gap, line = 0.1, 0.06, 0.19 if any(titles) else 0.02
     side = min(1.7, (WIDTH - 2 * edge - (columns - 1) * gap) / columns)
     width = columns * side + (columns - 1) * gap + 2 * edge
-    height = rows * (side + line + gap) + 2 * edge
+    height = rows * (side + line + gap) + 2 * edge + above
     figure = Figure(figsize=(width, height), dpi=200, facecolor=SURFACE)
     cells = []
     for row in range(rows):
-        top = height - edge - row * (side + line + gap) - line
+        top = height - edge - above - row * (side + line + gap) - line
         for column in range(columns):
             left = edge + column * (side + gap)
             cells.append(figure.add_axes((left / width, (top - side) / height, side / width, side / height)))
@@ -316,7 +322,7 @@ def _bar(figure: Figure, axes: Axes, drawn: Any, label: str) -> None:
     width = figure.get_figwidth()
     beside = figure.add_axes((box.x1 + 0.12 / width, box.y0, 0.12 / width, box.height))
     bar = figure.colorbar(drawn, cax=beside)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     beside.tick_params(length=2)
     bar.set_label(label)
 

@@ -85,7 +85,7 @@ def read_files(files: Sequence[Path], image_size: int, crop: float) -> Tensor:
 
 
 def read_set(
-    url: str, image_size: int, crop: float, *, wanted: int | None = None, most: int
+    url: str, image_size: int, crop: float, *, wanted: int | None = None, most: int, config: DataConfig | None = None
 ) -> tuple[Tensor, list[str]]:
     """uint8 [N, 3, S, S] out of a packed set, and the name of each one's class ('' where it has none).
 
@@ -97,6 +97,7 @@ def read_set(
         crop: fraction of the shorter side that is kept.
         wanted: how many images; None: up to `most`.
         most: see `wanted`.
+        config: how it is read, but for the three before; None: as by default.
 
     Raises:
         DataError: the set cannot be read.
@@ -104,8 +105,9 @@ def read_set(
     """
     manifest = read_manifest(url)
     ordinals = np.array(spaced(manifest.num_samples, wanted, most, redact(url)), dtype=np.int64)
-    config = DataConfig(num_classes=manifest.num_classes, image_size=image_size, val_crop=crop)
-    batches = EvalBatches(manifest, config, World(), _BATCH, subset=pick(manifest, ordinals))
+    own = {"num_classes": manifest.num_classes, "image_size": image_size, "val_crop": crop, "val_resize": None}
+    config = DataConfig(num_classes=manifest.num_classes) if config is None else config
+    batches = EvalBatches(manifest, config.model_copy(update=own), World(), _BATCH, subset=pick(manifest, ordinals))
     images, names = [], []
     with contextlib.closing(iter(batches)) as found:  # type: ignore[type-var]
         for batch in found:

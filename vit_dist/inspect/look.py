@@ -134,10 +134,17 @@ def images_at_once(tokens: Tokens, num_heads: int, free: int | None) -> int:
     return max(1, min(_MOST_AT_ONCE, min(room // 2, _ROOM) // each))
 
 
+def heads_of(model: nn.Module) -> int:
+    """Attention heads of a layer; where the model does not say, many."""
+    blocks: Any = getattr(inner(model), "blocks", None)
+    attention = getattr(blocks[0], "attn", None) if blocks else None
+    return int(getattr(attention, "num_heads", 16))
+
+
 def _attended(model: nn.Module, images: Tensor | None, look: Look, device: torch.device) -> dict[str, Any]:
     assert images is not None
     tokens = tokens_of(model, look.image_size, look.name)
-    batch = images_at_once(tokens, _heads(model), _free(device))
+    batch = images_at_once(tokens, heads_of(model), _free(device))
 
     def forward(some: Tensor) -> None:
         with torch.no_grad():
@@ -178,13 +185,6 @@ _LOOKS: dict[str, Callable[[nn.Module, Tensor | None, Look, torch.device], dict[
 def _input(images: Tensor, model: nn.Module, device: torch.device) -> Tensor:
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     return normalize(images.to(device), dtype)
-
-
-def _heads(model: nn.Module) -> int:
-    """Of a layer; where the model does not say, many."""
-    blocks: Any = getattr(inner(model), "blocks", None)
-    attention = getattr(blocks[0], "attn", None) if blocks else None
-    return int(getattr(attention, "num_heads", 16))
 
 
 def _free(device: torch.device) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from vit_dist.core.files import write_bytes
 from vit_dist.core.folders import refuse_others
 from vit_dist.core.tables import csv_text
 from vit_dist.core.units import counted
-from vit_dist.inspect.figures import draw_look
+from vit_dist.inspect.figures import MAPPED, draw_look, tiles_of
 from vit_dist.inspect.look import Look
 from vit_dist.inspect.maps import uniform_distance
 from vit_dist.inspect.views import VIEWS
@@ -147,7 +148,7 @@ def _distance(look: Look) -> Rows:
 def _layers(look: Look) -> Rows:
     assert look.attended is not None
     rows: Rows = [("image", "layer", "row", "column", "attention")]
-    for i, layers in enumerate(look.attended.layers):
+    for i, layers in enumerate(look.attended.layers[:MAPPED]):
         for layer, weights in enumerate(layers):
             placed = _placed(weights, look.attended.tokens.grid)
             rows += [(i + 1, layer + 1, *place, value) for place, value in placed]
@@ -159,8 +160,10 @@ def _positions(look: Look) -> Rows:
     assert look.tokens is not None
     grid = look.tokens.grid
     rows: Rows = [("row", "column", "other_row", "other_column", "cosine")]
-    for i, weights in enumerate(look.similarity):
-        rows += [(i // grid[1] + 1, i % grid[1] + 1, *place, value) for place, value in _placed(weights, grid)]
+    # Those that are drawn: of large grids all pairs would be millions.
+    for y, x in itertools.product(*tiles_of(grid)):
+        weights = look.similarity[y * grid[1] + x]
+        rows += [(y + 1, x + 1, *place, value) for place, value in _placed(weights, grid)]
     return rows
 
 

@@ -112,6 +112,9 @@ class Measures:
         runlog.write_measured(writer, new, self.rules(), step)
         self._said |= set(new)
         writer.scalars(step, dict(values))
+        pictures = self.context.pictures
+        for tag in sorted(pictures):
+            writer.picture(tag, pictures.pop(tag), step)
 
     def begin_file(self) -> None:
         """Another event file follows, which says anew what its values were measured on."""
