@@ -56,8 +56,6 @@ def _rollout(look: Look) -> Drawing:
     columns = min(_PAIRS, len(maps))
     rows = -(-len(maps) // columns)
     figure, cells = _cells(rows, 2 * columns, look.labels)
-    for axes in cells:
-        axes.set_axis_off()
     for i, picture in enumerate(maps):
         plain, covered = cells[2 * i], cells[2 * i + 1]
         plain.imshow(_rgb(look.images[i]), interpolation="nearest")
@@ -110,8 +108,6 @@ def _layers(look: Look) -> Drawing:
     chosen = _spread(depth, _MOST_LAYERS)
     rows = min(MAPPED, len(attended.layers))
     figure, cells = _cells(rows, 1 + len(chosen), [""], above=0.16)
-    for axes in cells:
-        axes.set_axis_off()
     for i in range(rows):
         line = cells[i * (1 + len(chosen)) :]
         line[0].imshow(_rgb(look.images[i]), interpolation="nearest")
@@ -184,8 +180,6 @@ def _field(look: Look) -> Drawing:
     columns = min(3, len(look.fields))
     rows = -(-len(look.fields) // columns)
     figure, cells = _cells(rows, columns, ["x"])
-    for axes in cells:
-        axes.set_axis_off()
     for axes, found in zip(cells, look.fields, strict=False):
         pixels = found.gradient.numpy()
         axes.imshow(pixels, cmap=_HEAT, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
@@ -274,7 +268,7 @@ def _spread(count: int, most: int) -> list[int]:
 
 
 def _cells(rows: int, columns: int, titles: Sequence[str], *, above: float = 0) -> tuple[Figure, list[Axes]]:
-    """Square cells that fill the width, row by row, with room for titles above each, or `above` all of them (inches)."""
+    """Square cells that fill the width, row by row, with room for titles above each, or inches `above` all."""
     from matplotlib.figure import Figure
 
     edge, gap, line = 0.1, 0.06, 0.19 if any(titles) else 0.02
@@ -287,7 +281,11 @@ def _cells(rows: int, columns: int, titles: Sequence[str], *, above: float = 0) 
         top = height - edge - above - row * (side + line + gap) - line
         for column in range(columns):
             left = edge + column * (side + gap)
-            cells.append(figure.add_axes((left / width, (top - side) / height, side / width, side / height)))
+            axes = figure.add_axes((left / width, (top - side) / height, side / width, side / height))
+            # Ticks that nobody sees would be made and looked at, which takes most of the time.
+            axes.set(xticks=[], yticks=[])
+            axes.set_axis_off()
+            cells.append(axes)
     return figure, cells
 
 

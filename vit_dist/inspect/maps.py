@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from vit_dist.core.errors import ConfigError
 from vit_dist.inspect.attention import watched_attention
@@ -145,9 +146,10 @@ class _Sums:
 
     def see(self, weights: Tensor) -> None:
         """Weights [B, h, Tq, Tk] of the next attention of the batch."""
-        if weights.ndim == 4 and weights.shape[2] != weights.shape[3] == self.tokens.count and self._seen:
-            # A query of its own over all tokens: the head that pools.
-            self._pooled = weights[: self._maps].mean((1, 2))
+        keys = weights.shape[-1]
+        if self._seen and weights.shape[-2] != keys and keys in (self.tokens.count, self.tokens.num_patches):
+            # A query of its own: the head that pools, which may leave out what stands before the patches.
+            self._pooled = functional.pad(weights[: self._maps].mean((1, 2)), (self.tokens.count - keys, 0))
             return
         if weights.shape[0] != self._size or weights.shape[2:] != (self.tokens.count,) * 2:
             raise ConfigError(self._not_global(weights))
@@ -174,8 +176,8 @@ class _Sums:
         """The batch is through."""
         if not self._seen:
             raise ConfigError(
-                "no attention was seen: the model does not compute it by torch's scaled_dot_product_attention (for "
-                "timm's models, is TIMM_FUSED_ATTN=0 set? leave it out)"
+                "no attention was seen: the model does not compute it by torch's scaled_dot_product_attention; Swin's "
+                "windows do not, nor does any of timm's models while TIMM_FUSED_ATTN=0 is set"
             )
         if self._below is not None:
             self._rollout.append(self._read(self._below)[:, self.tokens.prefix :].cpu())

@@ -47,8 +47,8 @@ def positions_of(model: nn.Module, tokens: Tokens, name: str = "") -> tuple[Tens
             f"{name} adds no position embeddings to its patches (it has none, or they turn queries and keys)"
         )
     table = found.detach().float().cpu().flatten(0, -2)
-    # timm's tables have no vectors for class token and registers where `no_embed_class` is set.
-    if len(table) not in (tokens.num_patches, tokens.count):
+    # Class token and registers, which come first, may have none.
+    if not tokens.num_patches <= len(table) <= tokens.count:
         raise ConfigError(f"{name}: {len(table)} position embeddings are not those of {tokens.grid} patches")
     return table[-tokens.num_patches :], getattr(net, "positions_at", "stem") == "layers"
 
