@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import trains_here
-from tests.shards import image_bytes
+from tests.shards import image_bytes, write_set
 from vit_dist.cli.inspect import main
 from vit_dist.config.load import load_recipe
 from vit_dist.core.errors import ConfigError, DataError, VitDistError
@@ -23,6 +24,7 @@ from vit_dist.models import ModelConfig
 from vit_dist.models.weights.files import write_weights
 from vit_dist.train.attempt import attempt
 from vit_dist.train.checkpoint.weights import fresh_weights
+from vit_dist.train.evaluate import evaluate
 
 RECIPE = """
 global_batch: 12
@@ -96,6 +98,20 @@ def test_a_run_logs_pictures_of_itself_and_how_far_it_looks(run: Path) -> None:
     assert all(0 < value < 28 for value in distance.values)
 
 
+def test_pictures_of_another_set_have_tags_of_their_own(run: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    other = write_set(tmp_path / "other", num_samples=6, samples_per_shard=6, num_classes=4, first=900)
+    shutil.copytree(run, tmp_path / "run")
+    asked = [f"evaluators=[{{name: inspect, images: 5, show: [distance], set: {other}}}]"]
+    values = evaluate(load_recipe(str(tmp_path / "run" / "recipe.yaml"), asked), tmp_path / "run", World())
+    (tag,) = values
+    assert tag.startswith("inspect@")
+    log = EventAccumulator(str(tmp_path / "run" / "tb")).Reload()
+    assert len(log.Images("inspect/distance")) == 2
+    assert len(log.Images(f"{tag.partition('/')[0]}/distance")) == 1
+
+
 def test_a_run_is_looked_at_with_its_own_validation_set(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,7 +158,7 @@ def test_without_images_what_needs_none_is_drawn_and_the_page_says_so(tmp_path: 
     assert "its positions are relative" in page
 
 
-def asked(tmp_path: Path, *words: str) -> list[str]:
+def words_of(tmp_path: Path, *words: str) -> list[str]:
     return [str(tmp_path / "w.safetensors"), "--out", str(tmp_path / "out"), *words]
 
 
@@ -161,7 +177,7 @@ def asked(tmp_path: Path, *words: str) -> list[str]:
         (["--model", "vit-test", "--image-size", "30"], ConfigError, "image_size=30 does not divide into the 7-pixel"),
         (["PHOTOS", "--device", "toaster"], ConfigError, "--device toaster: no device is called so"),
         (["BROKEN"], DataError, "broken.png: not an image of a known format; leave it out"),
-        (["--model", "bit-test"], DataError, "not the weights of bit-test"),
+        (["--model", "vit-demo"], DataError, "not the weights of vit-demo"),
     ],
 )
 def test_bad_input_is_told_by_name(
@@ -171,7 +187,7 @@ def test_bad_input_is_told_by_name(
     (tmp_path / "broken.png").write_bytes(b"none")
     places = {"PHOTOS": str(photos), "BROKEN": str(tmp_path / "broken.png"), "nowhere": str(tmp_path / "nowhere")}
     with pytest.raises(error) as caught:
-        main(asked(tmp_path, *(places.get(word, word) for word in words)))
+        main(words_of(tmp_path, *(places.get(word, word) for word in words)))
     assert said in str(caught.value)
     assert not (tmp_path / "out").exists()
 

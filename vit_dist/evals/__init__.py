@@ -22,14 +22,14 @@ class EvalContext:
     """What an evaluator may look at.
 
     `val` is None where the recipe names no validation set; its labels are read as the model's head counts them. In
-    `pictures` rank 0 leaves PNG images by tag, which are logged with the values and taken out.
+    `pictures` rank 0 leaves PNG images for the log, by the metric that they belong to and by name, before it yields it.
     """
 
     engine: Engine
     recipe: Recipe
     world: World
     val: ShardManifest | None
-    pictures: dict[str, bytes] = field(default_factory=dict)
+    pictures: dict[str, dict[str, bytes]] = field(default_factory=dict)
 
 
 class EvaluatorConfig(Plugin):

@@ -90,5 +90,5 @@ class InspectConfig(EvaluatorConfig):
 
         url = self.set or context.recipe.data.val
         distance, pictures = attended_in_training(context, url, self.images, self.show)
-        context.pictures.update({f"inspect/{view}": png for view, png in pictures.items()})
+        context.pictures[DISTANCE] = pictures
         yield DISTANCE, distance
