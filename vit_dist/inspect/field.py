@@ -16,6 +16,7 @@ WITHIN = 1 - 0.9545
 """A pixel counts whose gradient is more than this fraction of the largest (arXiv 1701.04128: two standard deviations
 of a Gaussian)."""
 _MOST = 6
+_TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def receptive_fields(
     """The effective receptive field of the middle unit of some layers.
 
     The gradient of the unit, summed over its channels, with respect to the pixels of each image; its size, summed over
-    the colours; the mean over images: arXiv 1701.04128, sections 2 and 3. (There, one channel and random images.)
+    the colours; the mean over images, each of which counts alike: arXiv 1701.04128, sections 2 and 3. (There,
+    one channel and random images.)
 
     Args:
         forward: runs the model on a batch of images.
@@ -72,14 +74,16 @@ def receptive_fields(
                         raise ConfigError(f"{name} of the model is not run as a whole, so nothing comes out of it")
                     unit = middle(outputs[i]).float().sum()
                     (found,) = torch.autograd.grad(unit, some, retain_graph=True)
-                    sums[i] += found.abs().double().sum((0, 1)).cpu()
+                    each = found.abs().double().sum(1).cpu()
+                    # A flat image, which a norm blows up, would else hide all others.
+                    sums[i] += (each / each.sum((1, 2), keepdim=True).clamp(min=_TINY)).sum(0)
             outputs.clear()
     finally:
         for hook in hooks:
             hook.remove()
     fields = []
     for (name, _, _), total in zip(layers, sums, strict=True):
-        gradient = (total / total.max().clamp(min=torch.finfo(torch.float64).tiny)).float()
+        gradient = (total / total.max().clamp(min=_TINY)).float()
         fields.append(Field(name, gradient, field_size(gradient)))
     return fields
 

@@ -183,10 +183,10 @@ def _field(look: Look) -> Drawing:
     for axes, found in zip(cells, look.fields, strict=False):
         pixels = found.gradient.numpy()
         axes.imshow(pixels, cmap=_HEAT, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-        seen = np.argwhere(pixels > WITHIN)
-        y, x = np.average(seen, axis=0, weights=pixels[seen[:, 0], seen[:, 1]])
-        corner = (x - found.size / 2, y - found.size / 2)
-        axes.add_patch(Rectangle(corner, found.size, found.size, fill=False, edgecolor="white", linewidth=1.1))
+        corner = [(side - 1 - found.size) / 2 for side in reversed(pixels.shape)]
+        axes.add_patch(
+            Rectangle((corner[0], corner[1]), found.size, found.size, fill=False, edgecolor="white", linewidth=1.1)
+        )
         axes.set_title(f"{found.layer}: {found.size:.3g} px", fontsize=_LABEL + 0.5, color=INK, pad=3)
     return Drawing(
         "field",
