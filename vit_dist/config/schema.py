@@ -15,6 +15,9 @@ from pydantic import (
 
 from vit_dist.config.augment import AugmentConfig, Floats, MixupConfig, check_range, spelt_augment
 from vit_dist.config.cache import CacheConfig
+from vit_dist.config.ema import EMA_TAG, EmaConfig
+from vit_dist.config.lengths import Share, lengths_of
+from vit_dist.config.loss import LossConfig
 from vit_dist.core.marks import LAYOUT, NON_IDENTITY, WHEN_SET, NonIdentity
 from vit_dist.core.metrics import Metric, known_metric, nearest, undeclared
 from vit_dist.core.registry import AnyPlace, Config, LocalPath, Plugin
@@ -164,17 +167,11 @@ class InitConfig(Config):
         description="path or URL of a file or folder that `vit-dist models import` reads, of a checkpoint, or of a run"
     )
     head: Literal["keep", "new"] = Field("keep", description="new: zeros and model.head_bias, for other classes")
+    average: Annotated[bool, WHEN_SET] = Field(
+        False, description="begin from the average that a run with `ema` has kept, in place of its weights"
+    )
     positions: Literal["public", "bicubic"] = Field(
         "public", description="how position embeddings are resampled for another image size; see docs/models.md"
-    )
-
-
-class LossConfig(Config):
-    """Softmax cross-entropy, or the sigmoid one that the paper pretrains with (summed over classes)."""
-
-    name: Literal["softmax", "sigmoid"] = Field("softmax", description="cross-entropy over classes, or of each class")
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="share of the target that is spread over all classes"
     )
 
 
@@ -298,6 +295,9 @@ class Recipe(Config):
     loss: LossConfig = Field(LossConfig(), description="what is minimised")
     optim: AnyPlugin = Field(description="the optimizer")
     schedule: AnyPlugin = Field(description="the learning rate over the run")
+    ema: Annotated[EmaConfig | None, WHEN_SET] = Field(
+        None, description="a running average of the weights, evaluated beside them; left out: none"
+    )
     engine: Annotated[AnyPlugin, NON_IDENTITY] = Field(description="what computes and shards a step")
     evaluators: Annotated[tuple[AnyPlugin, ...], Field(strict=False), NON_IDENTITY] = Field(
         (), description="what is measured at each `eval.every`; each a name, or a mapping with `name`"
@@ -324,6 +324,7 @@ class Recipe(Config):
                 f"global_batch: {self.global_batch} is odd, but {self.data.mixing_key} pairs its halves; nearest that "
                 f"can be: {self.global_batch - 1}, {self.global_batch + 1}"
             )
+        self.loss.check(self.data.num_classes)
         for plugin in (self.model, self.optim, self.schedule, self.engine, *self.evaluators):
             check = getattr(plugin, "check", None)
             if check is not None:
@@ -340,6 +341,8 @@ class Recipe(Config):
         """
         said = [evaluator.metrics(self) for evaluator in (*self.evaluators, *evaluations)]  # type: ignore[attr-defined]
         found = {tag: metric for metrics in said if metrics is not None for tag, metric in metrics.items()}
+        if self.ema is not None:
+            found |= {f"{EMA_TAG}{tag}": metric for tag, metric in found.items()}
         return {tag: self.metrics.get(tag, metric) for tag, metric in found.items()}, None in said
 
     def metric(self, tag: str, key: str, evaluations: Iterable[Plugin] = ()) -> Metric:
@@ -367,7 +370,8 @@ class Recipe(Config):
     def _check_no_epochs(self) -> None:
         durations = {
             "horizon": self.horizon,
-            "schedule.warmup": getattr(self.schedule, "warmup", None),
+            **lengths_of(self.schedule, "schedule"),
+            **(lengths_of(self.ema, "ema") if self.ema is not None else {}),
             "eval.every": self.eval.every,
             "checkpoint.every": self.checkpoint.every,
             "checkpoint.keep_every": self.checkpoint.keep_every,
@@ -400,7 +404,7 @@ def dump_identity(config: Config) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Duration):
+    if isinstance(value, Duration | Share):
         return str(value)
     if isinstance(value, AugmentConfig):
         return value.model_dump(mode="json")

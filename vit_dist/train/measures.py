@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from vit_dist.config.ema import EMA_TAG
 from vit_dist.config.load import load_recipe
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import RunError, VitDistError
@@ -52,15 +53,26 @@ class Measures:
     _pictures: dict[str, bytes] = field(default_factory=dict)
 
     def run(self, known: Mapping[str, float] | None = None) -> dict[str, float]:
-        """Values by tag, the same on every rank. A collective.
+        """Values by tag, the same on every rank, of the weights and of their average where one is kept. A collective.
 
         Args:
             known: values by tag that need not be measured again.
         """
+        values = self._run(known or {}, "")
+        engine = self.context.engine
+        average = engine.average if self.context.recipe.ema is not None else None
+        # Of an average in which no step counts yet there is nothing to say.
+        if average is not None and average.counted():
+            with engine.averaged():
+                values |= self._run(known or {}, EMA_TAG)
+        return values
+
+    def _run(self, known: Mapping[str, float], prefix: str) -> dict[str, float]:
         values: dict[str, float] = {}
         for evaluator, on in zip(self._evaluators, self.on, strict=True):
-            told = self._told(evaluator, on, known or {})
-            for metric, value in evaluator.run(self.context) if told is None else told.items():
+            told = self._told(evaluator, on, known, prefix)
+            for name, value in evaluator.run(self.context) if told is None else told.items():
+                metric = f"{prefix}{name}"
                 tag = self.tags.claim(metric, on)
                 self.placed[metric if self.placed.get(metric, tag) == tag else tag] = tag
                 self.sets[tag], values[tag] = on, value
@@ -70,13 +82,13 @@ class Measures:
         return values
 
     def _told(
-        self, evaluator: EvaluatorConfig, on: MeasuredOn | None, known: Mapping[str, float]
+        self, evaluator: EvaluatorConfig, on: MeasuredOn | None, known: Mapping[str, float], prefix: str
     ) -> dict[str, float] | None:
         """What is known of all that an evaluator would measure; None: not of all."""
         declared = evaluator.metrics(self.context.recipe)
         if on is None or not declared:
             return None
-        tags = {metric: self.tags.place(metric, on) for metric in declared}
+        tags = {metric: self.tags.place(f"{prefix}{metric}", on) for metric in declared}
         return {metric: known[tag] for metric, tag in tags.items()} if all(t in known for t in tags.values()) else None
 
     @property
@@ -86,8 +98,10 @@ class Measures:
     def others(self) -> dict[str, str]:
         """Metrics of which it is declared that they will be measured on another set than their tag stands for."""
         recipe = self.context.recipe
+        prefixes = ("", EMA_TAG) if recipe.ema is not None else ("",)
         placed = {
-            metric: self.tags.place(metric, on)
+            f"{prefix}{metric}": self.tags.place(f"{prefix}{metric}", on)
+            for prefix in prefixes
             for evaluator, on in zip(self._evaluators, self.on, strict=True)
             for metric in evaluator.metrics(recipe) or {}
         }

@@ -196,3 +196,44 @@ def test_attention_in_windows_a_kernel_that_is_not_torchs_and_no_patches_are_ref
         attention_maps(net, images(), tokens_of(net, 28))
     with pytest.raises(ConfigError, match=r"^a-net has no patches on a grid.*`field`"):
         tokens_of(nn.Linear(2, 2), 28, "a-net")
+
+
+@pytest.mark.parametrize(
+    ("settings", "prefix"),
+    [
+        ({"registers": 4}, 5),
+        ({"registers": 4, "pool": "mean"}, 4),
+        ({"registers": 4, "pool": "map"}, 4),
+        ({"position_embedding": "rope", "qk_norm": True, "registers": 2}, 3),
+        ({"position_embedding": "relative", "qk_norm": True, "layer_scale": 0.1, "mlp": "swiglu"}, 1),
+    ],
+    ids=["registers", "registers, mean", "registers, map", "rope", "relative"],
+)
+def test_registers_rotations_and_norms_are_looked_at_as_they_are(settings: dict[str, object], prefix: int) -> None:
+    net, acted = vit(**settings), list[Tensor]()
+    tokens = tokens_of(net, 28)
+    assert (tokens.prefix, tokens.count) == (prefix, prefix + 16)
+
+    class Attended(torch.overrides.TorchFunctionMode):
+        """The same from the kernel: which keys' values come out, where each value is its key's own unit vector."""
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func is functional.scaled_dot_product_attention:
+                q, k, _, *more = args
+                eye = torch.eye(k.shape[2]).expand(*k.shape[:2], -1, -1)
+                acted.append(func(q, k, eye, *more, **(kwargs or {})))
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Attended():
+        net(images())
+    seen = attention_maps(net, images(), tokens)
+    mean = torch.stack([mean_distance(weights, tokens)[0].mean(0) for weights in acted[:3]])
+    torch.testing.assert_close(seen.distance, mean, rtol=1e-4, atol=1e-4)
+    rollout = rolled_out(acted[:3])
+    if tokens.pool == "map":
+        pooled = functional.pad(acted[3].mean((1, 2)), (tokens.count - acted[3].shape[-1], 0))
+        expected = (pooled[:, None] @ rollout)[:, 0]
+    else:
+        expected = rollout[:, 0] if tokens.pool == "cls" else rollout[:, prefix:].mean(1)
+    torch.testing.assert_close(seen.rollout, expected[:, prefix:], rtol=1e-4, atol=1e-5)
+    assert seen.layers.shape == (3, 3, 16)
