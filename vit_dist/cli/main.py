@@ -36,6 +36,7 @@ VERBS = {
     "doctor": ("doctor", "check this machine, Slurm, files and data, and say what to do about them"),
     "preflight": ("preflight", "test the nodes of an allocation, or this machine, before training does"),
     "evaluate": ("evaluate", "evaluate a trained run: its newest checkpoint, into its own log"),
+    "predict": ("predict", "labels with probabilities for images, by a run, a checkpoint or weights of any form"),
     "study": ("study", "train a grid of recipes and draw the scaling curves"),
 }
 
