@@ -116,7 +116,7 @@ class Classifier:
         return logits.float()
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """float32 [B, num_classes] of logits -> probabilities: by softmax they sum to 1, by sigmoid each stands alone."""
+        """Logits, float32 [B, num_classes] -> probabilities: by softmax they sum to 1, by sigmoid each stands alone."""
         return logits.softmax(1) if self.viewed.loss == "softmax" else logits.sigmoid()
 
 

@@ -142,7 +142,8 @@ def with_labels(listed: Iterable[Listed], classes: Classes) -> Labelled:
     notes: list[str] = []
     for one in listed:
         if one.ignored:
-            notes.append(f"{one.where}: {counted(one.ignored, 'file')} that do not end like an image are left out")
+            what = counted(one.ignored, "file does not end like an image", "files do not end like images")
+            notes.append(f"{one.where}: {what}: left out")
         items += _of_set(one, classes, notes) if one.manifest is not None else _of_files(one, classes, notes)
     return Labelled(tuple(items), tuple(notes))
 
