@@ -222,14 +222,14 @@ def _report(args: argparse.Namespace, classifier: Classifier, predictions: Seque
 
     top = min(args.top, classifier.num_classes)
     if args.csv is not None:
-        _write(args.csv, report.as_csv(predictions, classifier, top).encode())
+        _write(args.csv, report.as_csv(predictions, classifier, top))
     if args.json is not None:
-        _write(args.json, report.as_json(predictions, classifier, _about(classifier)).encode())
+        _write(args.json, report.as_json(predictions, classifier, _about(classifier)))
     if args.grid is not None:
         from vit_dist.predict.grid import draw_grid
 
         shown = predictions[: args.grid_images]
-        _write(args.grid, draw_grid(shown, classifier))
+        write_bytes(args.grid, draw_grid(shown, classifier))
         more = f" of {len(predictions):,}" if len(shown) < len(predictions) else ""
         log(f"  {redact(args.grid)}: {counted(len(shown), 'image')}{more}")
     found = report.accuracy(predictions)
@@ -244,7 +244,7 @@ def _report(args: argparse.Namespace, classifier: Classifier, predictions: Seque
         log(f"  {one.image}: cannot be read: {one.problem}", WARNING)
     if broken:
         log(
-            f"  {counted(len(broken), 'image')} of {len(predictions):,} could not be read and have no prediction",
+            f"  {counted(len(broken), 'image')} of {len(predictions):,} could not be read",
             WARNING,
         )
     return FAILED if broken else 0
@@ -258,8 +258,8 @@ def _about(classifier: Classifier) -> dict[str, object]:
     return {"weights": classifier.where, **facts, "probabilities": viewed.loss, "view": {**seen, **colours}}
 
 
-def _write(place: str, content: bytes) -> None:
+def _write(place: str, text: str) -> None:
     if place == _STDOUT:
-        sys.stdout.write(content.decode())
+        sys.stdout.write(text)
         return
-    write_bytes(place, content)
+    write_bytes(place, text.encode())
