@@ -111,7 +111,7 @@ docs/data.md says what a label may be. A label that is none is refused with its 
         "  vit-dist data pack photos/ runs/data/photos --val 5%                 # two sets: train and val\n"
         "  vit-dist data pack configs/data/fashion-mnist-mini runs/data/fm/train --split-name train\n"
         "  vit-dist data pack cifar-10-python.tar.gz runs/data/cifar10/train --split-name train\n"
-        "  vit-dist data pack ilsvrc2012/ s3://bucket/inet/val --format imagenet --split-name val --resize-shorter 320\n"
+        "  vit-dist data pack ilsvrc2012/ s3://b/inet/val --format imagenet --split-name val --resize-shorter 320\n"
         "  vit-dist data pack list.csv s3://bucket/set --image-field file --label-field species\n"
         "  vit-dist data pack 's3://bucket/old/{00000..00099}.tar' s3://bucket/new --resize-shorter 320\n"
         "  vit-dist data pack photos/ s3://bucket/photos --part 3/16            # one of 16 array tasks, then:\n"
