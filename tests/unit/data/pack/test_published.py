@@ -16,6 +16,7 @@ from tests import published
 from tests.shards import noise_bytes, write_tar
 from vit_dist.cli.data import main
 from vit_dist.core.errors import ConfigError
+from vit_dist.core.files import write_bytes
 from vit_dist.data.manifest import ShardManifest, read_manifest
 from vit_dist.data.pack.choose import open_source
 from vit_dist.data.pack.fetch import Fetcher
@@ -23,7 +24,7 @@ from vit_dist.data.pack.sources import SourceOptions
 
 
 def opened(
-    src: Path, tmp_path: Path, split: str = "", kind: str = "", **options: object
+    src: Path | str, tmp_path: Path, split: str = "", kind: str = "", **options: object
 ) -> tuple[list[tuple[str, tuple[int, ...], bytes]], tuple[str, ...], list[str]]:
     """Key, labels and bytes of each item; names of the classes; what is told."""
     asked = SourceOptions(kind=kind, split_name=split, **options)  # type: ignore[arg-type]
@@ -202,7 +203,19 @@ def test_a_list_of_vtab_is_a_split_and_all_lists_have_the_same_classes(tmp_path:
     assert len(opened(src, tmp_path, "val200")[0]) == 1
 
 
-def test_a_set_on_a_store_or_of_one_archive_is_read_where_it_lies(tmp_path: Path) -> None:
+@pytest.mark.s3
+def test_archives_on_a_store_give_the_same_images_as_here(tmp_path: Path, s3: str) -> None:
+    src = published.imagenet(tmp_path / "in")
+    (src / "cifar-10-python.tar.gz").write_bytes(published.tar_bytes(published.cifar10("python2"), "w:gz"))
+    for path in src.iterdir():
+        write_bytes(f"{s3}/published/{path.name}", path.read_bytes())
+    for kind, split in (("imagenet", "train"), ("imagenet", "val"), ("cifar", "test")):
+        there, here = (opened(place, tmp_path, split, kind)[:2] for place in (f"{s3}/published", src))
+        assert there == here
+    assert opened(f"{s3}/published/cifar-10-python.tar.gz", tmp_path, "test")[:2] == here
+
+
+def test_a_training_set_is_read_where_it_lies(tmp_path: Path) -> None:
     src = published.imagenet(tmp_path / "in", val=False)
     items, _, notes = opened(src / "ILSVRC2012_img_train.tar", tmp_path)
     assert len(items) == 14
