@@ -48,11 +48,6 @@ class Labelled:
     items: tuple[Item, ...]
     notes: tuple[str, ...]
 
-    @property
-    def num_known(self) -> int:
-        """Of how many a class is known."""
-        return sum(bool(item.labels) for item in self.items)
-
 
 def list_images(places: Sequence[str]) -> list[Listed]:
     """The images that files, folders (at any depth), manifests, patterns and URLs name.
