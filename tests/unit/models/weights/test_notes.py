@@ -19,8 +19,8 @@ from tests.unit.models.weights.test_weights import MODELS_IN_TIMM, images, logit
 from vit_dist.core.errors import DataError
 from vit_dist.data.decode import centre, normalize
 from vit_dist.models.weights.files import LoadOptions, Weights, read_weights, write_weights
-from vit_dist.models.weights.viewed import Viewed
 from vit_dist.models.weights.notes import clean_classes, sidecar_of
+from vit_dist.models.weights.viewed import Viewed
 
 NAMES = ("hat", "tie", "", "Ä, b", "<b>", "d`e", "it's", '"q"', "ninth", "tenth class")
 FORMS = ("w.npz", "w.safetensors", "w.timm.safetensors", "folder/")
