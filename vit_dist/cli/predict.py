@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--grid-images", metavar="N", type=int, default=40, help="how many images it shows, the first (40)"
     )
+    parser.add_argument("--average", action="store_true", help="of a run with `ema`: the average of its weights")
     model = parser.add_argument_group("where the weights do not say it, or something else is wanted")
     model.add_argument("--model", metavar="NAME", help="of a file that does not say its model: `vit-dist models list`")
     model.add_argument(
@@ -169,6 +170,7 @@ def _options(args: argparse.Namespace) -> OpenOptions:
     return OpenOptions(
         config=model_config(args.model, args.set) if args.model else None,
         classes=read_classes(args.classes) if args.classes else (),
+        average=args.average,
         image_size=args.image_size,
         crop=args.crop,
         upright=args.upright,
@@ -184,6 +186,7 @@ def _described(classifier: Classifier) -> str:
     """The model, how images go in and what the probabilities are, in one line."""
     facts, viewed, size = classifier.facts, classifier.viewed, classifier.image_size
     step = f", step {int(facts['step']):,}" if "step" in facts else ""
+    step += ", the average of its weights" if "average_steps" in facts else ""
     names = "" if any(classifier.classes) else " without names (--classes FILE gives them some)"
     colours = (
         f", mean {_listed(viewed.mean)}, std {_listed(viewed.std)}" if set(viewed.mean + viewed.std) != {0.5} else ""
