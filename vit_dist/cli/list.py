@@ -17,7 +17,7 @@ One name a line, for eyes and for scripts. Slurm is not asked: states are what t
 examples:
   vit-dist list                            state, path and job of every run, newest last
   vit-dist list --state failed --names     paths alone
-  vit-dist list recipes
+  vit-dist list recipes                    names; `vit-dist recipes` has costs, sources and what was reported
   vit-dist list clusters
   vit-dist list plugins                    what installed packages bring, and why one could not be imported
   for run in $(vit-dist list --state stopped --names); do vit-dist resume "$run"; done

@@ -14,6 +14,7 @@ from vit_dist import __version__
 # verb: (module under vit_dist.cli, what it does)
 VERBS = {
     "config": ("config", "print a resolved recipe and its hash"),
+    "recipes": ("recipes", "the shipped recipes: costs, sources, what was reported, what differs"),
     "data": ("data", "pack images, index tars, look at datasets and their order"),
     "models": ("models", "list models and their costs, read and write weights"),
     "compare": ("compare", "models side by side: parameters, FLOPs, memory, speed, cost"),

@@ -151,7 +151,9 @@ def dropped(name: str, overrides: Sequence[str], recipe: Recipe) -> str:
 
 
 def read_recipe_file(path: Path, seen: tuple[Path, ...] = (), files: list[Path] | None = None) -> dict[str, Any]:
-    """A recipe file with its `base:` files merged below it; paths of plug-ins count from the file that names them.
+    """A recipe file with its `base:` files merged below it, but for what those say `about` themselves.
+
+    Paths of plug-ins count from the file that names them.
 
     Args:
         path: of the file.
@@ -168,7 +170,10 @@ def read_recipe_file(path: Path, seen: tuple[Path, ...] = (), files: list[Path] 
         raise ConfigError(f"{path}: `base:` goes round in a circle: {' -> '.join(map(str, (*seen, path)))}")
     local = path.parent / f"{base}.yaml"
     parent = local if _exists(local.is_file) else find_config(str(base), "recipes")
-    return merge(read_recipe_file(parent, (*seen, path), files), raw)
+    below = read_recipe_file(parent, (*seen, path), files)
+    # What was reported of one recipe is not true of another that changes it.
+    below.pop("about", None)
+    return merge(below, raw)
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:

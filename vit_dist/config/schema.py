@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from vit_dist.config.about import AboutConfig
 from vit_dist.config.augment import AugmentConfig, Floats, MixupConfig, check_range, spelt_augment
 from vit_dist.config.branch import BranchConfig
 from vit_dist.config.cache import CacheConfig
@@ -328,6 +329,9 @@ class Recipe(Config):
     log: Annotated[LogConfig, NON_IDENTITY] = Field(LogConfig(), description="how often training metrics are written")
     metrics: Annotated[dict[str, Metric], NON_IDENTITY, WHEN_SET] = Field(
         {}, description="how metrics are read that no evaluator declares: {TAG: {better: lower, range: [0, 1]}}"
+    )
+    about: Annotated[AboutConfig | None, NON_IDENTITY, WHEN_SET] = Field(
+        None, description="where a shipped recipe is from, what was reported, what it does otherwise"
     )
     plugins: Annotated[tuple[LocalPath, ...], Field(strict=False), NON_IDENTITY, WHEN_SET] = Field(
         (), description="files that bring models, optimizers, evaluators, ...; a path, from the recipe's folder"

@@ -72,3 +72,18 @@ def find_device(name: str) -> Device:
     if name.lower() not in by_name:
         raise ConfigError(f"--device {name!r} is not known{did_you_mean(name.lower(), by_name)}")
     return by_name[name.lower()]
+
+
+def parse_utilisation(text: str) -> float:
+    """The part of a device's peak that `--utilisation` says: 0.4 or 40%.
+
+    Raises:
+        ConfigError: it is no fraction above 0 and up to 1.
+    """
+    try:
+        fraction = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise ConfigError(f"--utilisation {text!r}: expected a fraction such as 0.4 or 40%") from None
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"--utilisation {text}: expected a fraction above 0 and up to 1, such as 0.4 or 40%")
+    return fraction

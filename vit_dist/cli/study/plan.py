@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vit_dist.cli.models.options import at_least_one
 from vit_dist.cli.study.options import add_json, add_runs, named_study, state_word, study_parser, write_records
-from vit_dist.core.devices import NAMES, find_device
-from vit_dist.core.errors import ConfigError
+from vit_dist.core.devices import NAMES, find_device, parse_utilisation
 from vit_dist.core.tables import make_console, show, table
 from vit_dist.core.units import counted
 
@@ -40,7 +39,7 @@ def main(argv: list[str]) -> int:
     add_json(parser)
     args = parser.parse_intermixed_args(argv)
     at_least_one(args, "devices")
-    device, utilisation = find_device(args.device or "a100"), _utilisation(args.utilisation or "40%")
+    device, utilisation = find_device(args.device or "a100"), parse_utilisation(args.utilisation or "40%")
     study = named_study(args.words, parser.prog, args.runs)
 
     from vit_dist.study.cost import estimate_costs, measured_throughput, rates
@@ -62,16 +61,6 @@ def main(argv: list[str]) -> int:
     if args.json:
         console.print(f"plan    {args.json}", markup=False)
     return 0
-
-
-def _utilisation(text: str) -> float:
-    try:
-        fraction = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        raise ConfigError(f"--utilisation {text!r}: expected a fraction such as 0.4 or 40%") from None
-    if not 0 < fraction <= 1:
-        raise ConfigError(f"--utilisation {text}: expected a fraction above 0 and up to 1, such as 0.4 or 40%")
-    return fraction
 
 
 _COSTS = ("epochs", "steps", "FLOPs", "device\ntime", "read")

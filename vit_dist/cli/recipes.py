@@ -1,0 +1,208 @@
+"""`vit-dist recipes`: the shipped recipes with model, data, length, GPU-hours, what was reported, and what differs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vit_dist.cli.verbs import verb_parser
+from vit_dist.core.devices import NAMES, Device, find_device, parse_utilisation
+from vit_dist.core.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from vit_dist.config.about import ReportedConfig
+    from vit_dist.study.shipped import ShippedRecipe
+
+DEVICE, UTILISATION = "h100", 0.4
+"""What hours are counted by unless another is asked for; `study plan` assumes the same part of a peak."""
+
+_EXAMPLES = f"""
+Hours are arithmetic, not measured: FLOPs of all training steps (three forward passes an example, 2 a multiply-add), by
+a part of a device's peak: {UTILISATION:.0%} of an {DEVICE}'s unless said otherwise. Evaluation, reading and waiting come on top. Epochs
+are those of the source's set; `vit-dist study plan` counts those of yours.
+
+Reported numbers are the source's, of what the source trained; none of them was measured with this project. What of the
+source a recipe does not do stands beside it: +N in the table is the number of such differences, and a NAME shows them.
+
+examples:
+  vit-dist recipes                              all of them, a line each
+  vit-dist recipes vit-b16-imagenet             one in full
+  vit-dist recipes 'deit3-*' --device a100 --utilisation 35%
+  vit-dist recipes --csv > recipes.csv          every number
+  vit-dist recipes --json | jq '.[].differs'
+  vit-dist train vit-s16-imagenet-90ep data.train=URL data.val=URL --nproc 8
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb."""
+    what = "list the shipped recipes with their costs, sources and reported numbers, or show some in full"
+    parser = verb_parser("vit-dist recipes", what, _EXAMPLES)
+    parser.add_argument("names", metavar="NAME", nargs="*", help="recipes to show in full; * and ? stand for any text")
+    parser.add_argument("--device", metavar="NAME", default=DEVICE, help=f"{NAMES} ({DEVICE})")
+    parser.add_argument(
+        "--utilisation", metavar="FRACTION", default=str(UTILISATION), help="of its peak, such as 0.4 or 40%% (40%%)"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="for programs: a record a recipe")
+    form.add_argument("--csv", action="store_true", help="for spreadsheets: a line a recipe")
+    form.add_argument("--page", action="store_true", help="all as Markdown: docs/recipes.md")
+    args = parser.parse_args(argv)
+
+    device, utilisation = find_device(args.device), parse_utilisation(args.utilisation)
+    if args.page and args.names:
+        raise ConfigError(f"--page is of all recipes; leave {', '.join(args.names)} out")
+
+    from vit_dist.config.load import find_config
+    from vit_dist.study.shipped import shipped_names, shipped_recipe
+
+    names = _matching(args.names, shipped_names())
+    found = [shipped_recipe(find_config(name, "recipes"), device, utilisation) for name in names]
+    if args.json:
+        sys.stdout.write(json.dumps([record(one) for one in found], indent=1) + "\n")
+    elif args.csv:
+        from vit_dist.core.tables import csv_text
+
+        records = [_flat(record(one)) for one in found]
+        sys.stdout.write(csv_text([list(records[0]), *(list(one.values()) for one in records)]))
+    elif args.page:
+        from vit_dist.cli.recipes_page import page
+
+        sys.stdout.write(page(found, device, utilisation))
+    elif args.names:
+        sys.stdout.write("\n".join(_full(one, device, utilisation) for one in found))
+    else:
+        _list(found, device, utilisation)
+    return 0
+
+
+def _matching(asked: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Names that were asked for, in order, each once; all where none was.
+
+    Raises:
+        ConfigError: one of them is no recipe's, or nothing matches a pattern.
+    """
+    from fnmatch import fnmatchcase
+
+    found: list[str] = []
+    for text in asked or ["*"]:
+        matches = [name for name in known if fnmatchcase(name, text)]
+        if not matches:
+            hint = did_you_mean(text, known) if not set("*?[") & set(text) else "; `vit-dist recipes` lists them"
+            raise ConfigError(f"no shipped recipe is called {text!r}{hint}")
+        found += [name for name in matches if name not in found]
+    return found
+
+
+def record(one: ShippedRecipe) -> dict[str, Any]:
+    """All that is said of a recipe, as plain data."""
+    recipe, about = one.recipe, one.recipe.about
+    return {
+        "name": one.name,
+        "model": recipe.model.name,
+        "data": one.trained_on or None,
+        "image_size": recipe.data.image_size,
+        "horizon": str(recipe.horizon),
+        "epochs": one.epochs,
+        "examples": one.examples,
+        "global_batch": recipe.global_batch,
+        "optimizer": recipe.optim.name,
+        "lr": recipe.optim.lr,  # type: ignore[attr-defined]
+        "weight_decay": getattr(recipe.optim, "weight_decay", None),
+        "schedule": recipe.schedule.name,
+        "loss": recipe.loss.name,
+        "params": one.cost and one.cost.params,
+        "macs": one.cost and one.cost.macs,
+        "flops": one.flops,
+        "device_hours": one.device_hours,
+        "reported": [] if about is None else [r.model_dump() for r in about.reported],
+        "source": None if about is None else about.source,
+        "differs": [] if about is None else list(about.differs),
+    }
+
+
+def _flat(plain: dict[str, Any]) -> dict[str, Any]:
+    said = "; ".join(f"{r['value']:g}: {r['metric']} ({r['where']})" for r in plain["reported"])
+    return {**plain, "reported": said, "differs": " ".join(plain["differs"])}
+
+
+def hours(one: ShippedRecipe) -> str:
+    """Device-hours for people; '?' where they are not known."""
+    known = one.device_hours
+    if known is None:
+        return "?"
+    return f"{known:,.0f}" if known >= 9.95 else f"{known:.1f}" if known >= 0.1 else "<0.1"
+
+
+def number(reported: ReportedConfig) -> str:
+    """A reported number as tables print it, with one digit or two."""
+    return f"{reported.value:.2f}".removesuffix("0")
+
+
+def assumed(device: Device, utilisation: float) -> str:
+    """What hours are counted by, in words."""
+    peak = device.peak("bf16")
+    return f"{utilisation:.0%} of an {device.name}'s peak" + (f", {peak / 1e12:g} TFLOP/s in bf16" if peak else "")
+
+
+def _list(found: Sequence[ShippedRecipe], device: Device, utilisation: float) -> None:
+    from vit_dist.core.tables import columns, to_lines
+
+    heads = ("recipe", "model", "data", "length", f"{device.name}-hours", "reported", "differs", "source")
+    rows = [_row(one) for one in found]
+    right = (f"{device.name}-hours", "reported", "differs")
+    for line in to_lines(columns(rows, heads, right=right)):
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.write(
+        f"hours: arithmetic, by {assumed(device, utilisation)}; --device, --utilisation\n"
+        "reported: by the source, in %, of what the source trained; `vit-dist recipes NAME` says of what\n"
+    )
+
+
+def _row(one: ShippedRecipe) -> list[str]:
+    about = one.recipe.about
+    reported = number(about.reported[0]) if about is not None and about.reported else ""
+    differs = f"+{len(about.differs)}" if about is not None and about.differs else ""
+    source = "" if about is None else about.source.partition(";")[0]
+    length = str(one.recipe.horizon)
+    return [one.name, one.recipe.model.name, one.trained_on, length, hours(one), reported, differs, source]
+
+
+def _full(one: ShippedRecipe, device: Device, utilisation: float) -> str:
+    """A recipe with all that is said of it, for a terminal."""
+    import textwrap
+
+    from vit_dist.core.units import format_flops
+
+    recipe, about = one.recipe, one.recipe.about
+    count: Callable[[int | None], str] = lambda n: "?" if n is None else f"{n:,}"  # noqa: E731
+    steps = None if one.examples is None else one.examples // recipe.global_batch
+    length = f"{recipe.horizon}: {count(one.examples)} examples, {count(steps)} steps of {recipe.global_batch}"
+    if one.epochs is not None and recipe.horizon.unit != "epochs":
+        length += f", {one.epochs:.3g} epochs"
+    cost = f"{count(one.cost and one.cost.params)} parameters, {count(one.cost and one.cost.macs)} multiply-adds an image"
+    optim = f"{recipe.optim.name}, lr {recipe.optim.lr:g}"  # type: ignore[attr-defined]
+    decay = getattr(recipe.optim, "weight_decay", None)
+    facts = [
+        ("file", str(one.path)),
+        ("model", f"{recipe.model.name}: {cost}"),
+        ("data", f"{one.trained_on or 'yours'}, {recipe.data.image_size} pixels, {recipe.data.num_classes} classes"),
+        ("length", length),
+        ("optimizer", optim + (f", weight decay {decay:g}" if decay is not None else "")),
+        ("schedule", f"{recipe.schedule.name}, warm-up {recipe.schedule.warmup}"),  # type: ignore[attr-defined]
+        ("loss", recipe.loss.name),
+        ("cost", f"{'?' if one.flops is None else format_flops(one.flops)}, {hours(one)} {device.name}-hours"),
+        ("", f"counted by {assumed(device, utilisation)}"),
+        ("source", about.source if about is not None else "not said"),
+        *(("reported", f"{number(r)}: {r.metric} ({r.where})") for r in (about.reported if about is not None else ())),
+        *(("differs", text) for text in (about.differs if about is not None else ())),
+    ]
+    lines, last = [f"{one.name}\n"], ""
+    for head, text in facts:
+        shown = "" if head == last else head
+        lines.append(f"  {shown:<10} " + textwrap.fill(text, 105, subsequent_indent=" " * 13, break_on_hyphens=False))
+        last = head
+    train = f"vit-dist finetune WEIGHTS DATA --recipe {one.name}" if recipe.finetune else f"vit-dist config {one.name}"
+    return "\n".join([*lines, f"  {'next':<10} {train}", ""]).replace("\n\n", "\n")
