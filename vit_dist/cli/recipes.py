@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vit_dist.cli.verbs import verb_parser
@@ -12,16 +12,16 @@ from vit_dist.core.devices import NAMES, Device, find_device, parse_utilisation
 from vit_dist.core.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from vit_dist.config.about import ReportedConfig
     from vit_dist.study.shipped import ShippedRecipe
 
 DEVICE, UTILISATION = "h100", 0.4
 """What hours are counted by unless another is asked for; `study plan` assumes the same part of a peak."""
 
 _EXAMPLES = f"""
-Hours are arithmetic, not measured: FLOPs of all training steps (three forward passes an example, 2 a multiply-add), by
-a part of a device's peak: {UTILISATION:.0%} of an {DEVICE}'s unless said otherwise. Evaluation, reading and waiting come on top. Epochs
-are those of the source's set; `vit-dist study plan` counts those of yours.
+Hours are arithmetic, not measured: FLOPs of all training steps (three forward passes an example, 2 a multiply-add) by
+a part of a device's peak, {UTILISATION:.0%} of an {DEVICE}'s unless said otherwise. Evaluation, reading and
+waiting come on top. Of a fine-tuning they are those of one run; its grid trains one for each rate. Epochs are those of
+the source's set; `vit-dist study plan` counts those of yours.
 
 Reported numbers are the source's, of what the source trained; none of them was measured with this project. What of the
 source a recipe does not do stands beside it: +N in the table is the number of such differences, and a NAME shows them.
@@ -55,11 +55,10 @@ def main(argv: list[str]) -> int:
     if args.page and args.names:
         raise ConfigError(f"--page is of all recipes; leave {', '.join(args.names)} out")
 
-    from vit_dist.config.load import find_config
-    from vit_dist.study.shipped import shipped_names, shipped_recipe
+    from vit_dist.study.shipped import shipped_paths, shipped_recipe
 
-    names = _matching(args.names, shipped_names())
-    found = [shipped_recipe(find_config(name, "recipes"), device, utilisation) for name in names]
+    paths = shipped_paths()
+    found = [shipped_recipe(paths[name], device, utilisation) for name in _matching(args.names, list(paths))]
     if args.json:
         sys.stdout.write(json.dumps([record(one) for one in found], indent=1) + "\n")
     elif args.csv:
@@ -68,11 +67,13 @@ def main(argv: list[str]) -> int:
         records = [_flat(record(one)) for one in found]
         sys.stdout.write(csv_text([list(records[0]), *(list(one.values()) for one in records)]))
     elif args.page:
-        from vit_dist.cli.recipes_page import page
+        from vit_dist.cli.recipe_texts import page
 
         sys.stdout.write(page(found, device, utilisation))
     elif args.names:
-        sys.stdout.write("\n".join(_full(one, device, utilisation) for one in found))
+        from vit_dist.cli.recipe_texts import in_full
+
+        sys.stdout.write("\n".join(in_full(one, device, utilisation) for one in found))
     else:
         _list(found, device, utilisation)
     return 0
@@ -128,26 +129,8 @@ def _flat(plain: dict[str, Any]) -> dict[str, Any]:
     return {**plain, "reported": said, "differs": " ".join(plain["differs"])}
 
 
-def hours(one: ShippedRecipe) -> str:
-    """Device-hours for people; '?' where they are not known."""
-    known = one.device_hours
-    if known is None:
-        return "?"
-    return f"{known:,.0f}" if known >= 9.95 else f"{known:.1f}" if known >= 0.1 else "<0.1"
-
-
-def number(reported: ReportedConfig) -> str:
-    """A reported number as tables print it, with one digit or two."""
-    return f"{reported.value:.2f}".removesuffix("0")
-
-
-def assumed(device: Device, utilisation: float) -> str:
-    """What hours are counted by, in words."""
-    peak = device.peak("bf16")
-    return f"{utilisation:.0%} of an {device.name}'s peak" + (f", {peak / 1e12:g} TFLOP/s in bf16" if peak else "")
-
-
 def _list(found: Sequence[ShippedRecipe], device: Device, utilisation: float) -> None:
+    from vit_dist.cli.recipe_texts import assumed
     from vit_dist.core.tables import columns, to_lines
 
     heads = ("recipe", "model", "data", "length", f"{device.name}-hours", "reported", "differs", "source")
@@ -162,47 +145,11 @@ def _list(found: Sequence[ShippedRecipe], device: Device, utilisation: float) ->
 
 
 def _row(one: ShippedRecipe) -> list[str]:
+    from vit_dist.cli.recipe_texts import hours, number
+
     about = one.recipe.about
     reported = number(about.reported[0]) if about is not None and about.reported else ""
     differs = f"+{len(about.differs)}" if about is not None and about.differs else ""
     source = "" if about is None else about.source.partition(";")[0]
     length = str(one.recipe.horizon)
     return [one.name, one.recipe.model.name, one.trained_on, length, hours(one), reported, differs, source]
-
-
-def _full(one: ShippedRecipe, device: Device, utilisation: float) -> str:
-    """A recipe with all that is said of it, for a terminal."""
-    import textwrap
-
-    from vit_dist.core.units import format_flops
-
-    recipe, about = one.recipe, one.recipe.about
-    count: Callable[[int | None], str] = lambda n: "?" if n is None else f"{n:,}"  # noqa: E731
-    steps = None if one.examples is None else one.examples // recipe.global_batch
-    length = f"{recipe.horizon}: {count(one.examples)} examples, {count(steps)} steps of {recipe.global_batch}"
-    if one.epochs is not None and recipe.horizon.unit != "epochs":
-        length += f", {one.epochs:.3g} epochs"
-    cost = f"{count(one.cost and one.cost.params)} parameters, {count(one.cost and one.cost.macs)} multiply-adds an image"
-    optim = f"{recipe.optim.name}, lr {recipe.optim.lr:g}"  # type: ignore[attr-defined]
-    decay = getattr(recipe.optim, "weight_decay", None)
-    facts = [
-        ("file", str(one.path)),
-        ("model", f"{recipe.model.name}: {cost}"),
-        ("data", f"{one.trained_on or 'yours'}, {recipe.data.image_size} pixels, {recipe.data.num_classes} classes"),
-        ("length", length),
-        ("optimizer", optim + (f", weight decay {decay:g}" if decay is not None else "")),
-        ("schedule", f"{recipe.schedule.name}, warm-up {recipe.schedule.warmup}"),  # type: ignore[attr-defined]
-        ("loss", recipe.loss.name),
-        ("cost", f"{'?' if one.flops is None else format_flops(one.flops)}, {hours(one)} {device.name}-hours"),
-        ("", f"counted by {assumed(device, utilisation)}"),
-        ("source", about.source if about is not None else "not said"),
-        *(("reported", f"{number(r)}: {r.metric} ({r.where})") for r in (about.reported if about is not None else ())),
-        *(("differs", text) for text in (about.differs if about is not None else ())),
-    ]
-    lines, last = [f"{one.name}\n"], ""
-    for head, text in facts:
-        shown = "" if head == last else head
-        lines.append(f"  {shown:<10} " + textwrap.fill(text, 105, subsequent_indent=" " * 13, break_on_hyphens=False))
-        last = head
-    train = f"vit-dist finetune WEIGHTS DATA --recipe {one.name}" if recipe.finetune else f"vit-dist config {one.name}"
-    return "\n".join([*lines, f"  {'next':<10} {train}", ""]).replace("\n\n", "\n")

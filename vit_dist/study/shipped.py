@@ -41,9 +41,10 @@ class ShippedRecipe:
         return "" if self.recipe.data.dataset == "custom" else self.recipe.data.dataset
 
 
-def shipped_names() -> list[str]:
-    """Names of the recipes of configs/recipes, in order."""
-    return sorted({path.stem for folder in config_dirs() for path in (folder / "recipes").glob("*.yaml")})
+def shipped_paths() -> dict[str, Path]:
+    """Name -> file of each recipe of configs/recipes, in order; a folder that comes first hides what comes later."""
+    found = {path.stem: path for folder in reversed(config_dirs()) for path in (folder / "recipes").glob("*.yaml")}
+    return dict(sorted(found.items()))
 
 
 def shipped_recipe(path: Path, device: Device, utilisation: float) -> ShippedRecipe:

@@ -83,7 +83,7 @@ DEFAULTS = [
     and "NAME" not in key.path
     and key.value != "plug-in"
     # Inside of a section that is left out.
-    and not key.path.startswith(("init.", "ema.", "data.mixup.", "data.cache.", *AUGMENT_SECTIONS))
+    and not key.path.startswith(("init.", "ema.", "about.", "data.mixup.", "data.cache.", *AUGMENT_SECTIONS))
 ]
 
 

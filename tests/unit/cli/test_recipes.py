@@ -15,9 +15,9 @@ import pytest
 
 from tests.places import ROOT
 from vit_dist.cli.main import main
-from vit_dist.config.load import find_config, load_recipe, recipe_hash
+from vit_dist.config.load import load_recipe, recipe_hash
 from vit_dist.core.devices import find_device
-from vit_dist.study.shipped import shipped_names, shipped_recipe
+from vit_dist.study.shipped import shipped_paths, shipped_recipe
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -33,7 +33,7 @@ def test_the_page_is_what_the_command_prints(capsys: pytest.CaptureFixture[str])
 
 def test_every_recipe_says_where_it_is_from_and_what_it_costs(capsys: pytest.CaptureFixture[str]) -> None:
     records: list[dict[str, Any]] = json.loads(said(capsys, "--json"))
-    assert [one["name"] for one in records] == shipped_names()
+    assert [one["name"] for one in records] == list(shipped_paths())
     for one in records:
         assert one["source"], one["name"]
         assert one["device_hours"] > 0, one["name"]
@@ -45,7 +45,7 @@ def test_every_recipe_says_where_it_is_from_and_what_it_costs(capsys: pytest.Cap
     ("name", "exaflops"), [("vit-l16-jft300m", 783), ("vit-l16-jft300m-14ep", 1567), ("vit-h14-jft300m", 4262)]
 )
 def test_compute_is_that_of_the_papers_table_6(name: str, exaflops: float) -> None:
-    one = shipped_recipe(find_config(name, "recipes"), find_device("h100"), 0.5)
+    one = shipped_recipe(shipped_paths()[name], find_device("h100"), 0.5)
     assert one.flops == pytest.approx(exaflops * 1e18, rel=2e-3)
     assert one.device_hours == pytest.approx(exaflops * 1e18 / (0.5 * 989e12) / 3600, rel=2e-3)
 
@@ -74,7 +74,7 @@ def test_rows_of_table_3_are_all_there_with_its_numbers() -> None:
             (m, dataset, f"{e} epochs", lr, schedule, decay, dropout) for m in models.split() for e in epochs.split()
         }
     found = set()
-    for name in shipped_names():
+    for name in shipped_paths():
         r: Any = load_recipe(name)
         if r.about.source.startswith("arXiv 2010.11929, Table 3"):
             assert (r.global_batch, r.data.image_size, r.schedule.warmup.value) == (4096, 224, 10_000)
@@ -119,7 +119,7 @@ def test_hours_follow_the_device_and_its_utilisation(capsys: pytest.CaptureFixtu
 
 def test_csv_has_a_line_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     rows = list(csv.DictReader(io.StringIO(said(capsys, "--csv", "vit-*-jft300m"))))
-    assert [row["name"] for row in rows] == [n for n in shipped_names() if re.fullmatch(r"vit-.*-jft300m", n)]
+    assert [row["name"] for row in rows] == [n for n in shipped_paths() if re.fullmatch(r"vit-.*-jft300m", n)]
     assert all(float(row["flops"]) > 0 for row in rows)
 
 
