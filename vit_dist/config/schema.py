@@ -88,6 +88,10 @@ class DataConfig(Config):
     takedown: Annotated[AnyPlace, NON_IDENTITY, WHEN_SET] = Field(
         "", description="path or URL of a list of keys, one a line, that are not read from the next start on"
     )
+    decoder: Annotated[Literal["torchvision", "nvimgcodec"], WHEN_SET] = Field(
+        "torchvision",
+        description="of training's JPEGs; nvimgcodec: the crop alone, with nvImageCodec, which is installed apart",
+    )
     decode_threads: Annotated[int | None, Field(ge=1), NON_IDENTITY] = Field(
         None, description="left out: the CPUs of a rank less two, 2 to 32"
     )
