@@ -177,6 +177,19 @@ class ViT(ImageModel):
         dropped: Tensor = self.pos_drop(x)
         return dropped
 
+    def weight_layers(self) -> dict[str, int]:
+        """See ImageModel. Positions that several layers share go with the last, as in BEiT's optim_factory.py."""
+        behind = len(self.blocks) + 1
+
+        def layer(name: str) -> int:
+            part, _, rest = name.partition(".")
+            if part in {"blocks", "peg"}:
+                return int(rest.partition(".")[0]) + 1
+            in_stem = part in {"patch_embed", "cls_token"} or (part.startswith("pos_") and self.positions_at == "stem")
+            return 0 if in_stem else behind
+
+        return {name: layer(name) for name, _ in self.named_parameters()}
+
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> tokens [B, T, D] after the last block, before the final LayerNorm.
 

@@ -63,7 +63,7 @@ def state_bytes(
     params: int,
     *,
     precision: str,
-    moments: int = 2,
+    moments: float = 2,
     zero_stage: int = 0,
     devices: int = 1,
     reduce_bucket: int = 0,
@@ -101,7 +101,7 @@ Sums = Literal["none", "whole", "shards"]
 
 
 def fsdp_state_bytes(
-    params: int, *, precision: str, resharded: bool, sums: Sums = "none", moments: int = 2, devices: int = 1
+    params: int, *, precision: str, resharded: bool, sums: Sums = "none", moments: float = 2, devices: int = 1
 ) -> StateBytes:
     """As `state_bytes`, for the FSDP engine: between passes a rank keeps its shards alone, in fp32.
 

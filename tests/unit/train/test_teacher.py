@@ -74,6 +74,16 @@ def test_the_teacher_computes_in_eval_mode_and_draws_nothing(tmp_path: Path) -> 
     turned = teacher_of(tmp_path / "t.safetensors", tmp_path, names=NAMES[::-1]).build(CPU)
     assert turned is not None
     torch.testing.assert_close(turned(images), logits.flip(1))
+    # Of more classes than the set has, those of the set.
+    for more in ((*NAMES, "shoe"), ("shoe", *NAMES)):
+        theirs = weights(classes=more)
+        write_weights(theirs, tmp_path / "more.safetensors")
+        some = teacher_of(tmp_path / "more.safetensors", tmp_path).build(CPU)
+        assert some is not None
+        whole = theirs.config.build(num_classes=5, image_size=28).eval()
+        whole.load_state_dict(theirs.state)
+        expected = whole(normalize(images, torch.float32))
+        torch.testing.assert_close(some(images), expected[:, :4] if more[-1] == "shoe" else expected[:, 1:])
 
 
 @pytest.mark.parametrize("mixing", [[], ["data.mixup.alpha=0.5"]])
