@@ -40,7 +40,7 @@ RULES = (
         False,
         "moments of one optimizer are none of another's; a new run with init.weights begins with the weights alone",
     ),
-    Rule(("loss", "teacher_weights", "guards"), True, "from the step of the branch on"),
+    Rule(("loss", "teacher_weights", "class_weights", "guards"), True, "from the step of the branch on"),
     Rule(("precision",), True, "checkpoints hold fp32 weights and moments, whatever is computed with"),
     Rule(
         ("data", "fingerprint"),

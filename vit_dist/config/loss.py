@@ -63,6 +63,9 @@ class LossConfig(Config):
         "examples of the class, by the manifest; left out: none",
     )
 
+    class_weights_file: Annotated[AnyPlace, NON_IDENTITY, WHEN_SET] = Field(
+        "", description="path or URL of a text file of them, a number a line, in place of class_weights"
+    )
     teacher: Annotated[TeacherConfig | None, WHEN_SET] = Field(None, description="distil from a model; left out: none")
 
     @model_validator(mode="after")
@@ -70,6 +73,8 @@ class LossConfig(Config):
         if self.name != "bce" and (self.sum_classes or self.target_threshold is not None):
             given = "sum_classes=true" if self.sum_classes else f"target_threshold={self.target_threshold}"
             raise ValueError(f"{given}: it is of the loss bce, and the loss is {self.name}; leave it out")
+        if self.class_weights is not None and self.class_weights_file:
+            raise ValueError("class_weights_file beside class_weights: leave one of them out")
         if isinstance(self.class_weights, tuple) and not any(self.class_weights):
             raise ValueError("class_weights: no class has a weight, so that nothing would be learned")
         return self
