@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, model_validator
 
@@ -90,3 +91,16 @@ class LossConfig(Config):
                 f"loss.class_weights: {len(self.class_weights):,} weights, and data.num_classes={num_classes}; give "
                 f"one for each class, in the order of their numbers"
             )
+
+
+def with_model(loss: Any, made: Callable[[Any], Any]) -> dict[str, Any]:
+    """The section `loss`, not yet checked, with its teacher's model as a config; {} where it names none.
+
+    Args:
+        loss: as it was given.
+        made: the config of a model by its name or settings.
+    """
+    teacher = loss.get("teacher") if isinstance(loss, Mapping) else None
+    if not isinstance(teacher, Mapping) or teacher.get("model") is None:
+        return {}
+    return {"loss": {**loss, "teacher": {**teacher, "model": made(teacher["model"])}}}
