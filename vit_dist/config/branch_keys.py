@@ -40,7 +40,7 @@ RULES = (
         False,
         "moments of one optimizer are none of another's; a new run with init.weights begins with the weights alone",
     ),
-    Rule(("loss", "guards"), True, "from the step of the branch on"),
+    Rule(("loss", "teacher_weights", "class_weights", "guards"), True, "from the step of the branch on"),
     Rule(("precision",), True, "checkpoints hold fp32 weights and moments, whatever is computed with"),
     Rule(
         ("data", "fingerprint"),
@@ -74,7 +74,7 @@ RULES = (
         "the trunk's weights are those of its model; vit-dist models import fits weights to another one",
     ),
     Rule(
-        ("model.dropout", "model.stochastic_depth", "model.head_bias"),
+        ("model.dropout", "model.stochastic_depth", "model.patch_dropout", "model.head_bias"),
         True,
         "no weight depends on them; head_bias is that of a new head",
     ),
