@@ -27,8 +27,17 @@ from vit_dist.engines._compile import compile_blocks
 from vit_dist.engines._fit import Wanted, wanted_of
 from vit_dist.engines._layout import layout
 from vit_dist.engines._numerics import computed
-from vit_dist.engines._protocol import EngineInputs, MicroBatches, OnGradients, PendingStep, nan_if_over, set_lr
+from vit_dist.engines._protocol import (
+    EngineInputs,
+    MicroBatches,
+    OnGradients,
+    PendingStep,
+    exchanged,
+    nan_if_over,
+    set_lr,
+)
 from vit_dist.engines._slices import (
+    AVERAGE,
     BUFFER,
     WEIGHT,
     EngineState,
@@ -65,6 +74,7 @@ class FSDPEngine:
         _step_on_shards(self._optimizer, names, self._shards)
         if isinstance(self._optimizer, RowOptimizer):
             self._optimizer.across = RowsOfRanks(self._shards, inputs.world)
+        self.average = inputs.averages([shard.local for shard in self._shards if shard.local.requires_grad])
         # torch keeps whole sums in the dtype in which ranks add them up: in bf16 they would be rounded here already.
         self._whole_sums = not config.reshard_after_forward and config.reduce_dtype == "fp32"
         self._layers, self._last = layer_clip(inputs.clip_layers, inputs.clip), True
@@ -202,10 +212,14 @@ class FSDPEngine:
             # Of a weight with fewer rows than there are ranks the last ones hold nothing.
             if shard.local.numel():
                 held = {WEIGHT: shard.local, **moments}
+                if self.average is not None and shard.local.requires_grad:
+                    held[AVERAGE] = self.average.of(shard.local)
                 slices += [
                     Slice(kind, shard.name, shard.shape, shard.start, tensor.detach().reshape(-1))
                     for kind, tensor in held.items()
                 ]
+        if self.average is not None:
+            slices += self.average.slices(is_main=self._in.world.is_main)
         # Buffers are not sharded: rank 0 writes its copy of them.
         if self._in.world.is_main:
             slices += [
@@ -215,7 +229,7 @@ class FSDPEngine:
 
     def wanted(self) -> Wanted:
         """See Engine."""
-        return wanted_of(self.module, self._optimizer, masters=torch.float32)
+        return wanted_of(self.module, self._optimizer, masters=torch.float32, averages=self.average is not None)
 
     def load(self, source: Source) -> None:
         """See Engine. Weights that are computed with are gathered anew in the next forward pass."""
@@ -231,6 +245,13 @@ class FSDPEngine:
             restore_scalars(state, source.scalars(shard.name), shard.local, self._optimizer.defaults)
         for name, buffer in buffers(self.module):
             load_whole(buffer, source, BUFFER, name)
+        if (average := self.average) is not None:
+            trained = (shard for shard in self._shards if shard.local.requires_grad)
+            average.load(source, ((s.name, s.start, average.of(s.local).view(-1)) for s in trained))
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """See Engine. Shards are gathered anew in each forward pass."""
+        return exchanged(self.average, self._reshard)
 
     def replicated(self) -> Iterator[tuple[str, Tensor]]:
         """See Engine. Of each weight there is one copy in all, of which every rank has a part."""

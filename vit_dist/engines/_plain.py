@@ -25,11 +25,13 @@ from vit_dist.engines._protocol import (
     MicroBatches,
     OnGradients,
     PendingStep,
+    exchanged,
     mean_over_ranks,
     nan_if_over,
     set_lr,
 )
 from vit_dist.engines._slices import (
+    AVERAGE,
     BUFFER,
     WEIGHT,
     EngineState,
@@ -53,6 +55,7 @@ class PlainEngine:
         self._ddp = _replicated(self.module, config.reduce_dtype) if inputs.world.size > 1 else None
         self._optimizer, self._stepped = inputs.optimizer, False
         self._layers = layer_clip(inputs.clip_layers, inputs.clip)
+        self.average = inputs.averages([p for p in self.module.parameters() if p.requires_grad])
         self._compiled = compile_blocks(config, inputs, self.module, self._logits)
         self.layout: dict[str, Any] = {"engine": "plain", **layout(config, inputs, compiled=bool(self._compiled))}
         version = torch.__version__.partition("+")[0]
@@ -137,17 +140,22 @@ class PlainEngine:
 
     def state(self) -> EngineState:
         """See Engine. Every rank holds everything; each gives an equal part of it."""
+        average = self.average
         tensors = [(WEIGHT, name, p.detach()) for name, p in self.module.named_parameters()]
         tensors += [(BUFFER, name, b) for name, b in buffers(self.module)]
         scalars: Scalars = {}
         for name, p in self.module.named_parameters():
             moments, scalars[name] = split_state(self._optimizer.state.get(p, {}))
             tensors += [(kind, name, moment) for kind, moment in moments.items()]
+            if average is not None and p.requires_grad:
+                tensors.append((AVERAGE, name, average.of(p)))
+        if average is not None:
+            tensors += [(piece.kind, piece.name, piece.data) for piece in average.slices(is_main=True)]
         return EngineState(split_over_ranks(tensors, self._in.world), scalars)
 
     def wanted(self) -> Wanted:
         """See Engine."""
-        return wanted_of(self.module, self._optimizer, masters=None)
+        return wanted_of(self.module, self._optimizer, masters=None, averages=self.average is not None)
 
     def load(self, source: Source) -> None:
         """See Engine."""
@@ -165,6 +173,13 @@ class PlainEngine:
             restore_scalars(state, source.scalars(name), p, self._optimizer.defaults)
         for name, buffer in buffers(self.module):
             load_whole(buffer, source, BUFFER, name)
+        if (average := self.average) is not None:
+            trained = ((name, p) for name, p in self.module.named_parameters() if p.requires_grad)
+            average.load(source, ((name, 0, average.of(p).view(-1)) for name, p in trained))
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """See Engine. It computes with its master weights themselves."""
+        return exchanged(self.average, lambda: None)
 
     def replicated(self) -> Iterator[tuple[str, Tensor]]:
         """See Engine."""

@@ -99,6 +99,8 @@ class ScheduleConfig(Plugin):
     def lr_at(self, step: int, *, base_lr: float, total_steps: int, warmup_steps: int) -> float:
         """Learning rate of optimizer step `step` (0 is the first).
 
+        Asked of a copy whose lengths, of whatever field, are in steps: `whole_steps(self.cooldown)`.
+
         Args:
             step: steps already taken.
             base_lr: the optimizer's `lr`.
@@ -106,3 +108,10 @@ class ScheduleConfig(Plugin):
             warmup_steps: `warmup` in steps.
         """
         raise NotImplementedError
+
+    def misfit(self, total_steps: int) -> str:  # noqa: ARG002
+        """Why this schedule does not fit a run beyond its warm-up, and what to do; '' where it does.
+
+        Asked of a copy whose lengths are in steps.
+        """
+        return ""

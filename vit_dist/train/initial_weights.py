@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vit_dist.config.schema import InitConfig, Recipe
-from vit_dist.core.errors import CheckpointError, RefusalError, RunError, VitDistError
+from vit_dist.core.errors import CheckpointError, ConfigError, RefusalError, RunError, VitDistError
 from vit_dist.core.files import is_remote, local_path, redact
 from vit_dist.core.log import log
 from vit_dist.core.run import names
@@ -26,6 +26,7 @@ from vit_dist.core.world import World
 from vit_dist.data.classes import Classes, numbers_in
 from vit_dist.engines._collectives import all_gather_object, broadcast_object
 from vit_dist.engines._protocol import Engine
+from vit_dist.engines._slices import BUFFER, WEIGHT
 from vit_dist.models import ModelConfig
 from vit_dist.models.weights.adapt import fit
 from vit_dist.models.weights.files import LoadOptions, Weights, read_weights, with_rows
@@ -163,6 +164,7 @@ class Initial:
         if self._world.is_main:
             examples = weights.facts.get("examples")
             of = f", trained for {int(examples):,} examples before" if examples else ""
+            of = f", their average{of}" if self._recipe.init.average else of
             head = ", with a new head" if self._recipe.init.head == "new" else ""
             log(f"  weights: from {redact(self._recipe.init.weights)}{of}{head}")
 
@@ -190,9 +192,14 @@ def _fitting(path: Path, init: InitConfig, model: ModelConfig, head: Classes, im
 
     num_classes = head.num_classes
     if not is_checkpoint(path):
+        if init.average:
+            raise ConfigError(
+                f"init.average: {path} is a file of weights, which has no average beside them; give a run or a "
+                f"checkpoint in init.weights, or leave it out"
+            )
         options = LoadOptions(model, num_classes, image_size, init.head, init.positions, rows=rows, wording=KEYS)
         return read_weights(path, options)
-    saved, marker = checkpoint_state(path)
+    saved, marker = checkpoint_state(path, average=init.average)
     if init.head == "keep":
         saved, _ = with_rows(saved, tuple(map(str, marker.get(CLASSES, ()))), rows)
     state = fit(
@@ -236,6 +243,10 @@ class _WeightsAlone:
     def scalars(self, name: str) -> Mapping[str, float]:  # noqa: ARG002
         """None: the optimizer begins."""
         return {}
+
+    def holds(self, kind: str, name: str) -> bool:
+        """Weights and buffers alone."""
+        return kind in (WEIGHT, BUFFER) and name in self._state
 
     def shape(self, kind: str, name: str) -> tuple[int, ...]:
         """Shape of the whole tensor."""
