@@ -3,7 +3,7 @@
 python engine_worker.py OUT CASE [CASE ...]
 
 CASE: engine:stage:precision:model[+key=value]:accumulation[:steps[:nan|same|sgd|layers|REFUSED]]. A model is written
-with ~ for each colon of its own; values are YAML; a key `engine.KEY` is the engine's. nan: a gradient that is not finite
+with ~ for each colon of its own; values are YAML; a key `engine.KEY` is the engine's. nan: a gradient not finite
 in the third step; same: one batch in every step; sgd: SGD without clipping, whose steps are as long as the gradients
 are; layers: rates that fall from layer to layer; REFUSED: rank 1 has no compiler.
 """
