@@ -91,8 +91,8 @@ def check_words(words: list[str]) -> list[str]:
         if word.startswith(_NOT_TAKEN) or not word.startswith(_TAKEN):
             raise ConfigError(
                 f"{word}: weights are evaluated without a run: what may be given is data.val, data.train, "
-                f"data.val_crop and how data are read, eval.*, evaluators, precision and, for weights that do not say their model, "
-                f"model.*; classes and image size are --num-classes and --image-size"
+                f"data.val_crop and how data are read, eval.*, evaluators, precision and, for weights that do not say "
+                f"their model, model.*; classes and image size are --num-classes and --image-size"
             )
     if not any(word.startswith("evaluators=") for word in words):
         raise ConfigError("nothing to evaluate: give --evaluator NAME, such as classification, fewshot, knn or linear")
