@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     draw = torch.Generator().manual_seed(0)
-    n, d = round(20_000 * args.scale), 384
+    n, d = round(60_000 * args.scale), 384
     labels = torch.randint(0, CLASSES, (n, 1), generator=draw)
     x = torch.randn(n, d, generator=draw) + functional.one_hot(labels[:, 0], d) * 2.0
     new, truth = x[: n // 4] + 0.5 * torch.randn(n // 4, d, generator=draw), labels[: n // 4]
