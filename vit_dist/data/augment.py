@@ -8,7 +8,7 @@ torch's is asked: they are shared by the decode threads.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as tv
 from vit_dist.config.augment import AugmentConfig, EraseConfig, JitterConfig
 from vit_dist.config.schema import DataConfig
 from vit_dist.core.seeding import hash64, permutation, uniform
-from vit_dist.data.decode import resize
+from vit_dist.data.decode import Encoded, resize
 from vit_dist.data.randaugment import GREY, Op, apply_op, draw_ops
 
 _TAG_CROP = 0x43524F50  # "CROP"
@@ -95,6 +95,17 @@ class Augment:
         """uint8 [3, H, W] -> uint8 [3, S, S]."""
         return self.render(image, self.draw(image.shape[1], image.shape[2], epoch=epoch, ordinal=ordinal))
 
+    def decode(self, image: Encoded, *, epoch: int, ordinal: int) -> Tensor:
+        """The same of an image of which no more need be decoded than its crop: -> uint8 [3, S, S].
+
+        Raises:
+            DecodeError: it cannot be decoded.
+        """
+        draw = self.draw(*image.size, epoch=epoch, ordinal=ordinal)
+        if draw.box is None:
+            return self.render(image.whole(), draw)
+        return self.render(image.region(draw.box), replace(draw, box=None))
+
     def draw(self, height: int, width: int, *, epoch: int, ordinal: int) -> Draw:
         """What is drawn for an image of height x width pixels."""
         config, operations = self.config, self.config.operations
@@ -103,7 +114,7 @@ class Augment:
             return hash64(self.seed, epoch, tag, ordinal)
 
         return Draw(
-            box=self.crop_box(height, width, key(_TAG_CROP)) if config.crop == "inception" else None,
+            box=self._box(height, width, key(_TAG_CROP)),
             flip=config.crop != "none" and uniform(key(_TAG_CROP), 0) < 0.5,
             jitter=_draw_jitter(config.jitter, key(_TAG_JITTER)) if config.jitter else (),
             ops=draw_ops(operations, key(_TAG_OPS), self.size) if operations else (),
@@ -126,6 +137,17 @@ class Augment:
                 picture = apply_op(picture, op)
             image = tv.pil_to_tensor(picture)
         return _erase(image, draw.erased) if draw.erased is not None else image
+
+    def _box(self, height: int, width: int, key: int) -> tuple[int, int, int, int] | None:
+        """What is cut out; None: nothing."""
+        if self.config.crop == "inception":
+            return self.crop_box(height, width, key)
+        if self.config.resize is None:
+            return None
+        # Squashing, then cutting S of R pixels, is to cut S / R of either side, then to squash.
+        share = self.size / self.config.resize
+        h, w = max(1, round(height * share)), max(1, round(width * share))
+        return int(uniform(key, 1) * (height - h + 1)), int(uniform(key, 2) * (width - w + 1)), h, w
 
     def crop_box(self, height: int, width: int, key: int) -> tuple[int, int, int, int]:
         """Top, left, height, width of a random crop: Inception's (Szegedy et al. 2015), ten tries, then the centre."""

@@ -65,7 +65,7 @@ class ClassificationConfig(EvaluatorConfig):
 
     def metrics(self, recipe: Recipe) -> Mapping[str, Metric]:
         """See EvaluatorConfig. Nothing where the recipe names its data, and no validation set with it."""
-        if not recipe.data.val and recipe.data.is_named:
+        if not recipe.data.is_validated and recipe.data.is_named:
             return {}
         return dict(tag for measure, tag in self._tags().items() if measure in self.measure)
 

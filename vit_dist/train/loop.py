@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from vit_dist.config.ema import EMA_TAG
 from vit_dist.core.errors import DataError
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.progress import Progress
@@ -30,7 +31,7 @@ from vit_dist.data.batch import Batch, Replacement
 from vit_dist.data.stream import StreamState, TrainStream
 from vit_dist.data.takedown import left_out
 from vit_dist.engines._protocol import PendingStep, StepResult
-from vit_dist.optim import OptimizerConfig, ScheduleConfig
+from vit_dist.optim import OptimizerConfig
 from vit_dist.train.agreement import Agreement, Requests
 from vit_dist.train.bad_steps import record_bad_step
 from vit_dist.train.checkpoint.saver import SupersededError
@@ -87,7 +88,7 @@ def _train_until_rewind(run: Run) -> bool:
     """Train from the run's state. True: the attempt has ended; False: rewind, then call again. A collective."""
     plan, clock, config = run.plan, run.clock, run.recipe.guards
     requests, flight = Requests(), None
-    feed = Feed(run.recipe, plan.micro_batch, run.engine.device)
+    feed = Feed(run.recipe, plan.micro_batch, run.engine.device, run.teacher)
     with (
         TrainStream(
             run.data,
@@ -191,6 +192,10 @@ def _queue(run: Run, batch: MicroBatches, ordinals: Tensor, after: StreamState) 
         skip_over=limit if config.spike == "skip" else math.inf,
         on_gradients=norms.on_gradients if norms is not None else None,
     )
+    begins = run.plan.average_from
+    if begins is not None and state.step >= begins and (average := run.engine.average) is not None:
+        with run.engine.timer.phase("optimizer"):
+            average.update(pending.applied)
     if run.profiler is not None:
         run.profiler.after(state.step + 1)
     values = norms.finish() if norms is not None else {}
@@ -228,10 +233,9 @@ def _end(run: Run, stopping: str) -> None:
 
 
 def _lr(run: Run, step: int) -> float:
-    schedule, optim = run.recipe.schedule, run.recipe.optim
-    assert isinstance(schedule, ScheduleConfig)
+    optim = run.recipe.optim
     assert isinstance(optim, OptimizerConfig)
-    return schedule.lr_at(step, base_lr=optim.lr, total_steps=run.plan.total_steps, warmup_steps=run.plan.warmup_steps)
+    return run.plan.lr_at(step, optim.lr)
 
 
 def _seed_step(run: Run, step: int) -> None:
@@ -332,8 +336,14 @@ def _warn_of_values(run: Run, state: TrainState, values: dict[str, float], due: 
         problem = rules[tag].problem(value) if tag in rules and math.isfinite(value) else ""
         if problem:
             log(f"  {recipe.name}: {tag} at step {state.step:,}: {problem}; it is never the best", WARNING)
-    whose = {i for i, one in enumerate(recipe.evaluators) if best in (one.metrics(recipe) or {})}  # type: ignore[attr-defined]
-    if best and best not in values and not (whose and due is not None and whose.isdisjoint(due)):
+    whose = {
+        i
+        for i, one in enumerate(recipe.evaluators)
+        if best.removeprefix(EMA_TAG) in (one.metrics(recipe) or {})  # type: ignore[attr-defined]
+    }
+    # Of the average there is nothing to measure until a step counts in it.
+    expected = not best.startswith(EMA_TAG) or any(tag.startswith(EMA_TAG) for tag in values)
+    if best and best not in values and expected and not (whose and due is not None and whose.isdisjoint(due)):
         log(
             f"  checkpoint.keep_best={best}: not measured at step {state.step:,}; measured: {', '.join(values)}",
             WARNING,

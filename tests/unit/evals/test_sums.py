@@ -95,7 +95,7 @@ def context(small_set: str, small_val: str) -> Callable[[int], EvalContext]:
         torch.manual_seed(0)
         model = recipe.model.build(num_classes=4, image_size=28)
         torch.nn.init.normal_(model.head.weight, std=0.05)
-        optimizer, loss = recipe.optim.build(model), make_loss(recipe.loss)
+        optimizer, loss = recipe.optim.over_layers(model), make_loss(recipe.loss)
         inputs = EngineInputs(model, optimizer, loss, World(), torch.device("cpu"), "fp32", 1.0, 8, 1)
         return EvalContext(recipe.engine.build(inputs), recipe, World(), read_manifest(small_val))
 

@@ -1,6 +1,6 @@
 """Names of the files and folders of a run's directory, and of what lies beside it: here and nowhere else. No torch.
 
-run.json          identity of the run; written once
+run.json          identity of the run, and of a branch its lineage; written once
 recipe.yaml       the resolved recipe that the run began with; data.takedown in it is that of the last list
 history-*.jsonl   what became of the run, an event a line, a file a class of writers; owner.json and alive.json beside
                   them, and the requests: all of these are written and read by core/run/history alone
