@@ -101,6 +101,10 @@ def evaluate_source(
                 on = evaluator.measures_on(recipe, val)  # type: ignore[attr-defined]
                 beside = None if files is None or on is None else files / on.label
                 values |= dict(evaluator.run(replace(context, outputs=beside)))  # type: ignore[attr-defined]
+        if world.is_main and files is not None:
+            for metric, pictures in context.pictures.items():
+                for picture, png in pictures.items():
+                    write_bytes(str(files / f"{metric}-{picture}.png".replace("/", "-")), png)
         if world.is_main:
             _tell(source, recipe, weights, val, values, out)
         return values
