@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=local_option, metavar="DIR", help="a new folder (inspect-SOURCE)")
     parser.add_argument("--model", metavar="NAME", help="needed where the file does not say its model")
     parser.add_argument("--image-size", metavar="S", type=int, help="positions are resampled to it")
+    parser.add_argument("--average", action="store_true", help="of a run with `ema`: the average of its weights")
     parser.add_argument("--device", metavar="NAME", default="", help="cpu or cuda (a GPU, where there is one)")
     add_plugin(parser)
     return parser
@@ -93,7 +94,7 @@ def main(argv: list[str]) -> int:
         from vit_dist.train.checkpoint.weights_remote import downloaded
 
     with downloaded(args.source) as here:
-        weights = _weights(here, config, args.image_size)
+        weights = _weights(here, config, args)
     images, labels, whence = _images(args, paths, weights) if any(map(_needs, views)) else (None, [], "none")
     look = look_inside(
         _model(weights),
@@ -107,7 +108,8 @@ def main(argv: list[str]) -> int:
     if not look.views:
         why = "; ".join(f"{view}: {reason}" for view, reason in look.left_out.items())
         raise ConfigError(f"{redact(args.source)}: there is nothing to show: {why}")
-    about = {"weights": redact(args.source), **_facts(weights), "images from": whence}
+    which = f"{redact(args.source)}{', their average' if args.average else ''}"
+    about = {"weights": which, **_facts(weights), "images from": whence}
     _say(look, write_look(look, out, about))
     return 0
 
@@ -159,7 +161,7 @@ def _check_before(
             raise ConfigError(f"{path}: no such image or folder of images")
 
 
-def _weights(here: Path, config: ModelConfig | None, image_size: int | None) -> Weights:
+def _weights(here: Path, config: ModelConfig | None, args: argparse.Namespace) -> Weights:
     """The weights, with a head of one class in place of theirs, which nothing here looks at."""
     from dataclasses import replace
 
@@ -169,11 +171,13 @@ def _weights(here: Path, config: ModelConfig | None, image_size: int | None) -> 
     from vit_dist.train.checkpoint.weights import checkpoint_weights
 
     if not is_checkpoint(here):
-        return read_weights(here, LoadOptions(config=config, num_classes=1, image_size=image_size, head="new"))
+        if args.average:
+            raise ConfigError(f"--average: {redact(args.source)} is a file of weights; give a run or a checkpoint")
+        return read_weights(here, LoadOptions(config=config, num_classes=1, image_size=args.image_size, head="new"))
     if config is not None:
         raise ConfigError(f"{here}: a run or checkpoint of ours says its model; leave --model out")
-    weights = checkpoint_weights(here)
-    size = image_size or weights.image_size
+    weights = checkpoint_weights(here, average=args.average)
+    size = args.image_size or weights.image_size
     weights.config.fit(size)
     state = fit(weights.state, weights.config, num_classes=1, image_size=size, source=str(here), head="new")
     return replace(weights, state=state, num_classes=1, image_size=size)

@@ -77,8 +77,8 @@ class Measures:
                 self.placed[metric if self.placed.get(metric, tag) == tag else tag] = tag
                 self.sets[tag], values[tag] = on, value
                 group = tag.rpartition("/")[0]
-                pictures = self.context.pictures.pop(metric, {})
-                self._pictures |= {f"{group}/{name}": png for name, png in pictures.items()}
+                pictures = self.context.pictures.pop(name, {})
+                self._pictures |= {f"{group}/{picture}": png for picture, png in pictures.items()}
         return values
 
     def _told(
