@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
 
     with heavy_imports():
         from vit_dist.inspect.look import look_inside
-        from vit_dist.inspect.write import write_look
+        from vit_dist.inspect.write import by_reason, write_look
         from vit_dist.train.checkpoint.weights_remote import downloaded
 
     with downloaded(args.source) as here:
@@ -106,7 +106,7 @@ def main(argv: list[str]) -> int:
         device=_device(args.device),
     )
     if not look.views:
-        why = "; ".join(f"{view}: {reason}" for view, reason in look.left_out.items())
+        why = "; ".join(f"{', '.join(views)}: {reason}" for views, reason in by_reason(look))
         raise ConfigError(f"{redact(args.source)}: there is nothing to show: {why}")
     which = f"{redact(args.source)}{', their average' if args.average else ''}"
     about = {"weights": which, **_facts(weights), "images from": whence}
@@ -239,6 +239,8 @@ def _facts(weights: Weights) -> dict[str, str]:
 
 
 def _say(look: Look, files: Sequence[Path]) -> None:
+    from vit_dist.inspect.write import by_reason
+
     lines = [f"{look.name}, {look.num_images} images of {look.image_size} pixels"]
     if look.attended is not None:
         first, last = look.attended.distance[0], look.attended.distance[-1]
@@ -249,6 +251,6 @@ def _say(look: Look, files: Sequence[Path]) -> None:
     if look.fields:
         sizes = ", ".join(f"{found.layer} {found.size:.3g}" for found in look.fields)
         lines.append(f"  effective receptive field, pixels: {sizes}")
-    lines += [f"  without {view}: {why}" for view, why in look.left_out.items()]
+    lines += [f"  without {', '.join(views)}: {why}" for views, why in by_reason(look)]
     lines.append(f"{files[0]}: {', '.join(look.views)}; {len(files) - 2} pictures and tables beside it")
     sys.stdout.write("\n".join(lines) + "\n")
