@@ -28,6 +28,7 @@ VERBS = {
     "cancel": ("runs.cancel", "end a run's job for good"),
     "requeue": ("runs.requeue", "put a run's job back into the queue, away from a node if wanted"),
     "resume": ("runs.resume", "resume a run that has ended, perhaps on another number of nodes"),
+    "branch": ("branch", "a new run from weights, optimizer and position of another run's checkpoint"),
     "list": ("list", "names of runs, recipes, clusters, studies, datasets and plug-ins"),
     "verify-resume": (
         "verify_resume",
@@ -35,8 +36,10 @@ VERBS = {
     ),
     "doctor": ("doctor", "check this machine, Slurm, files and data, and say what to do about them"),
     "preflight": ("preflight", "test the nodes of an allocation, or this machine, before training does"),
+    "finetune": ("finetune", "fine-tune pretrained weights on another set, at the best of a grid of learning rates"),
     "evaluate": ("evaluate", "evaluate a trained run: its newest checkpoint, into its own log"),
     "inspect": ("inspect", "look inside a trained model: attention, positions, filters, receptive fields"),
+    "predict": ("predict", "labels with probabilities for images, by a run, a checkpoint or weights of any form"),
     "study": ("study", "train a grid of recipes and draw the scaling curves"),
 }
 

@@ -219,6 +219,7 @@ _NAMED_READERS = {
     "_length": "length, or amount of compute",
     "_subset": "count, or all",
     "spelt_augment": "section, or a crop",
+    "parse_held_out": "share in %, or count",
 }
 """Readers of values that may be written in another way, some of them of rooms above this one, by their names."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import shlex
 import typing
@@ -19,7 +17,7 @@ from vit_dist.config.blame import Sources, key_hint
 from vit_dist.config.keys import KINDS, keys_of, plugin_keys
 from vit_dist.config.plugins import anchored, load_plugins
 from vit_dist.config.safe_yaml import BoundedLoader, parse_yaml
-from vit_dist.config.schema import DataConfig, Recipe, dump, dump_identity
+from vit_dist.config.schema import DataConfig, Recipe, dump, dump_identity, identity_hash
 from vit_dist.config.sections import SECTIONS, layer, lost, meaning, merge, missing_keys, spelt_out, value_text
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 from vit_dist.core.places import Place, Takes
@@ -418,8 +416,7 @@ def identity(recipe: Recipe) -> dict[str, Any]:
 
 def recipe_hash(recipe: Recipe) -> str:
     """16 hexadecimal digits that name `identity(recipe)`."""
-    text = json.dumps(identity(recipe), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return identity_hash(identity(recipe))
 
 
 def recipe_yaml(recipe: Recipe) -> str:

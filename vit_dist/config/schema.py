@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -14,8 +16,11 @@ from pydantic import (
 )
 
 from vit_dist.config.augment import AugmentConfig, Floats, MixupConfig, check_range, spelt_augment
+from vit_dist.config.branch import BranchConfig
 from vit_dist.config.cache import CacheConfig
 from vit_dist.config.ema import EMA_TAG, EmaConfig
+from vit_dist.config.finetune import FinetuneConfig
+from vit_dist.config.held_out import HeldOut, check_beside
 from vit_dist.config.lengths import Share, lengths_of
 from vit_dist.config.loss import LossConfig
 from vit_dist.core.marks import LAYOUT, NON_IDENTITY, WHEN_SET, NonIdentity
@@ -62,6 +67,10 @@ class DataConfig(Config):
     )
     subset: Count | None = Field(None, description="train on the first n examples of the nested order")
     subset_seed: Annotated[int, Field(ge=0)] = Field(0, description="which nested family of subsets")
+    held_out: Annotated[HeldOut, WHEN_SET] = Field(
+        "",
+        description="the end of the nested order: not trained on, and evaluated in place of `val`; such as 2% or 500",
+    )
     lanes: Annotated[Count, Field(ge=1)] | None = Field(
         None, description="runs of samples that are read side by side; left out: by the size of the set"
     )
@@ -108,6 +117,11 @@ class DataConfig(Config):
     )
 
     @property
+    def is_validated(self) -> bool:
+        """Whether there is something to evaluate on that is not trained on."""
+        return bool(self.val or self.held_out)
+
+    @property
     def is_named(self) -> bool:
         """Whether the recipe says what is trained on; one that does not is to be completed."""
         return bool(self.train or self.mixture)
@@ -129,6 +143,7 @@ class DataConfig(Config):
         for key, given in ("train", self.train), ("subset", self.subset), ("subset_seed", self.subset_seed):
             if self.mixture and given:
                 raise ValueError(f"{key}={given} beside mixture: give `{key}` to each set of the mixture")
+        check_beside(self.held_out, self.val, mixed=bool(self.mixture))
         return self
 
     @model_validator(mode="after")
@@ -137,6 +152,7 @@ class DataConfig(Config):
             raise ValueError(
                 f"mixup beside augment.augreg={self.augment.augreg}, {self.augment.numbers}: leave one of them out"
             )
+        self.augment.check_size(self.image_size)
         if self.val_resize is not None and self.val_resize < self.image_size:
             raise ValueError(
                 f"val_resize: {self.val_resize} pixels are fewer than image_size={self.image_size}, the side of what "
@@ -291,6 +307,10 @@ class Recipe(Config):
     )
     model: AnyPlugin = Field(description="what is trained: `vit-dist models list` has the names")
     init: InitConfig | None = Field(None, description="weights to begin from; left out: those of the seed")
+    finetune: Annotated[FinetuneConfig | None, NON_IDENTITY, WHEN_SET] = Field(
+        None, description="learning rates that `vit-dist finetune` chooses from; all other verbs leave it alone"
+    )
+    branch: Annotated[BranchConfig | None, WHEN_SET] = Field(None, description="what `vit-dist branch` begins from")
     data: DataConfig = Field(description="what it is trained on; a text is short for {dataset: NAME}")
     loss: LossConfig = Field(LossConfig(), description="what is minimised")
     optim: AnyPlugin = Field(description="the optimizer")
@@ -377,6 +397,7 @@ class Recipe(Config):
             "checkpoint.keep_every": self.checkpoint.keep_every,
             "log.every": self.log.every,
             "log.norms": self.log.norms,
+            **{f"evaluators[{i}].every": getattr(one, "every", None) for i, one in enumerate(self.evaluators)},
         }
         for key, duration in durations.items():
             if isinstance(duration, Duration) and duration.unit == "epochs":
@@ -401,6 +422,12 @@ def dump_identity(config: Config) -> dict[str, Any]:
         value = getattr(config, name)
         plain[name] = _plain(value)
     return plain
+
+
+def identity_hash(plain: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that name a recipe by its identity, as `config.load.identity` and markers have it."""
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:

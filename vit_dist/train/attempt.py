@@ -15,20 +15,18 @@ from torch import Tensor
 
 from vit_dist import __version__
 from vit_dist.config.cadences import unrated_checkpoints
-from vit_dist.config.claims import check_run_dir, refuse_another
-from vit_dist.config.load import identity, recipe_hash, recipe_yaml, shipped_set
-from vit_dist.config.plugins import with_copies
+from vit_dist.config.load import identity, recipe_hash, shipped_set
 from vit_dist.config.schema import Recipe
-from vit_dist.core.errors import RunError, VitDistError, is_refusal
-from vit_dist.core.files import redact, write_bytes
+from vit_dist.core.errors import VitDistError, is_refusal
+from vit_dist.core.files import redact
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.metrics import ACCURACY
 from vit_dist.core.process import STOP_SIGNALS, handling, signal_text
 from vit_dist.core.run import log as runlog
-from vit_dist.core.run import names
 from vit_dist.core.run.checkpoints import LOG
 from vit_dist.core.run.copies import bring_back
 from vit_dist.core.run.directory import RunDir, wait_for_stores
+from vit_dist.core.run.lineage import Lineage
 from vit_dist.core.units import counted, format_bytes
 from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet, idle_outputs
@@ -43,10 +41,12 @@ from vit_dist.models import ModelConfig
 from vit_dist.models._base import seed_weights
 from vit_dist.models._macs import count_macs
 from vit_dist.optim import OptimizerConfig, ScheduleConfig
+from vit_dist.train.branch import agreed_lineage, plant_missing
 from vit_dist.train.checkpoint import restore as checkpoints
 from vit_dist.train.checkpoint.probe import make_probe
 from vit_dist.train.checkpoint.saver import Saver
 from vit_dist.train.checkpoint.store import Retention, sweep
+from vit_dist.train.claim import claim
 from vit_dist.train.class_weights import weights_of_classes
 from vit_dist.train.failures import explained
 from vit_dist.train.health.monitor import Monitor, Place, Watchdog, leave_after_grace
@@ -54,8 +54,8 @@ from vit_dist.train.health.patience import Patience, patience
 from vit_dist.train.initial_weights import Initial
 from vit_dist.train.loop import train
 from vit_dist.train.losses import make_training_loss
-from vit_dist.train.measures import MEASURED, open_measures
-from vit_dist.train.plan import Plan, check_outputs, open_training
+from vit_dist.train.measures import open_measures
+from vit_dist.train.plan import Plan, open_training
 from vit_dist.train.plugin_code import agreed_plugins
 from vit_dist.train.process_group import limit_collectives, process_group
 from vit_dist.train.profile import Profiler, ProfileSteps
@@ -176,9 +176,10 @@ def open_run(
     plugins = agreed_plugins(recipe, world)
     digests = {"fingerprint": data.fingerprint, **initial.identity, **teacher.identity, **plugins}
     run_identity = {**identity(recipe), **digests}
+    lineage = agreed_lineage(recipe, directory, run_identity, world)
     # Before anything is written or superseded: a run directory of another run must be left as it is.
     if world.is_main:
-        _claim(directory, recipe, data, run_identity)
+        claim(directory, recipe, data, run_identity, lineage)
     record.begin()
     record.total_steps = plan.total_steps
     # Until the checkpoint is there nothing is known to be lost: the sums of before, and this start.
@@ -191,6 +192,7 @@ def open_run(
     engine, num_params = build_engine(recipe, plan, world, device, weights=weights)
     start.mark("model and engine", {"compiling": engine.timer.compiling_s})
     probe = make_probe(recipe, data.parts[0], world, recipe.checkpoint.probe)
+    plant_missing(recipe, data, directory, run_identity, lineage, world)
     restored = checkpoints.restore(
         directory.checkpoints, engine, run_identity, world, probe=probe, remote=recipe.checkpoint.remote
     )
@@ -215,7 +217,7 @@ def open_run(
     goodput = Goodput(sums, start.began)
     record.start_heartbeat(goodput)
     clock = Clock(recipe, data, world, goodput, watchdog, start, engine.timer)
-    info = _run_info(recipe, data, plan, engine, world, num_params, model_config)
+    info = _run_info(recipe, data, plan, engine, world, num_params, model_config, lineage)
     measures = open_measures(EvalContext(engine, recipe, world, val), directory, world)
     measures.announce(WARNING)
     return Run(
@@ -369,40 +371,6 @@ def stop_requests() -> Iterator[StopRequest]:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _claim(directory: RunDir, recipe: Recipe, data: TrainingSet, run_identity: dict[str, Any]) -> None:
-    """Make the directory this run's, or refuse one that is another's."""
-    # Whoever starts processes has asked before: this is for a set and weights that were opened since, and for others.
-    check_run_dir(recipe, directory.path)
-    claimed = directory.read_json(names.RUN)
-    if claimed is not None:
-        refuse_another(directory.path, run_identity, claimed.get("identity", {}))
-        # Of a run whose directory was lost, all but this was brought back.
-        if not (directory.path / names.RECIPE).exists():
-            _write_recipe(directory, recipe)
-        return
-    # Of a run that has begun the head is what it is.
-    check_outputs(recipe, data)
-    try:
-        _write_recipe(directory, recipe)
-        directory.write_json(
-            names.RUN,
-            {
-                "name": recipe.name,
-                "recipe_hash": recipe_hash(recipe),
-                "identity": run_identity,
-                "vit_dist": __version__,
-                MEASURED: {},
-            },
-        )
-    except VitDistError as error:
-        raise RunError(f"{directory.path}: the run directory cannot be written: {error}") from None
-
-
-def _write_recipe(directory: RunDir, recipe: Recipe) -> None:
-    text = recipe_yaml(with_copies(recipe, directory.path))
-    write_bytes(str(directory.path / names.RECIPE), text.encode())
-
-
 def _is_done(run: Run) -> bool:
     # Only rank 0 has read the status of the attempt before.
     return broadcast_object(run.record.before.status == "done" and run.state.step >= run.plan.total_steps, run.world)
@@ -431,7 +399,14 @@ def _announce(recipe: Recipe, data: TrainingSet, plan: Plan, engine: Engine, wor
 
 
 def _run_info(
-    recipe: Recipe, data: TrainingSet, plan: Plan, engine: Engine, world: World, num_params: int, model: ModelConfig
+    recipe: Recipe,
+    data: TrainingSet,
+    plan: Plan,
+    engine: Engine,
+    world: World,
+    num_params: int,
+    model: ModelConfig,
+    lineage: Lineage,
 ) -> runlog.RunInfo:
     return runlog.RunInfo(
         name=recipe.name,
@@ -458,4 +433,5 @@ def _run_info(
         world_size=world.size,
         code_version=__version__,
         recipe_hash=recipe_hash(recipe),
+        lineage=lineage,
     )

@@ -222,6 +222,11 @@ def make_plan(recipe: Recipe, data: TrainingSet, world: World) -> Plan:
         raise ConfigError(
             f"horizon={recipe.horizon} is less than half a step of global_batch={batch}: nothing to train"
         )
+    if recipe.branch is not None and total <= recipe.branch.step:
+        raise ConfigError(
+            f"horizon={recipe.horizon} is {total:,} steps in all, and the branch begins after step "
+            f"{recipe.branch.step:,} of {recipe.branch.run}: nothing to train; the trunk's steps count, so give more"
+        )
     schedule, misfit = schedule_in_steps(recipe, epoch_examples=n, total_steps=total)
     if misfit:
         raise ConfigError(misfit)

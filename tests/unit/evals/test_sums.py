@@ -49,7 +49,7 @@ def test_sums_are_those_of_an_independent_formula(case: str, scale: float) -> No
     logits = torch.randn(len(labels), 4, generator=torch.Generator().manual_seed(1)) * scale
     correct, loss, examples = batch_sums(logits, labels, weights).tolist()
     expected_correct, expected_loss = of_numpy(logits, labels, weights)
-    assert (correct, examples) == (expected_correct, len(labels))
+    assert (correct, examples) == (expected_correct, sum(any(label >= 0 for label in own) for own in labels.tolist()))
     assert loss == pytest.approx(expected_loss, rel=1e-6, abs=1e-6)
 
 
