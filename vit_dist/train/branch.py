@@ -76,7 +76,7 @@ def begin(recipe: Recipe, data: TrainingSet, directory: RunDir) -> Lineage:
     with directory.locked():
         lineage = _lineage(recipe, directory, run_identity)
         claim(directory, recipe, data, run_identity, lineage)
-        if not committed(directory.checkpoints):
+        if _has_no_checkpoint(recipe, directory):
             _plant(recipe, data, directory, run_identity, lineage)
     return lineage
 
@@ -109,11 +109,16 @@ def plant_missing(
         return
 
     def plant() -> None:
-        remote = recipe.checkpoint.remote
-        if not committed(directory.checkpoints) and not (remote and remote_steps(remote)):
+        if _has_no_checkpoint(recipe, directory):
             _plant(recipe, data, directory, run_identity, lineage)
 
     on_main(plant, world)
+
+
+def _has_no_checkpoint(recipe: Recipe, directory: RunDir) -> bool:
+    """Whether there is none, here or among the branch's own copies: of a branch whose directory was lost those count."""
+    remote = recipe.checkpoint.remote
+    return not committed(directory.checkpoints) and not (remote and remote_steps(remote))
 
 
 def _lineage(recipe: Recipe, directory: RunDir, run_identity: Mapping[str, Any]) -> Lineage:
@@ -177,9 +182,9 @@ def _plant(
         problem = verify_files(trunk, marker, World())
         if problem:
             raise CheckpointError(f"branch.checkpoint: {redact(branch.checkpoint)}: damaged: {problem}")
-        remove_tree(partial)
-        partial.mkdir(parents=True)
         try:
+            remove_tree(partial)
+            partial.mkdir(parents=True)
             parts = _fitting(branch, recipe, trunk, sorted(marker["files"]))
             if parts is None:
                 files = {name: _same(trunk / name, partial / name, entry) for name, entry in marker["files"].items()}
@@ -208,7 +213,7 @@ def _plant(
             sync_path(root)
         except OSError as error:
             raise CheckpointError(
-                f"{root}: the branch's first checkpoint cannot be written: {error.strerror}"
+                f"{root}: the branch's first checkpoint cannot be made of {redact(branch.checkpoint)}: {error.strerror}"
             ) from None
         finally:
             remove_tree(partial)
