@@ -294,6 +294,17 @@ def _is_submission(entry: dict[str, Any]) -> bool:
     )
 
 
+def held_jobs(directory: Path) -> list[str]:
+    """Numbers of the arrays of a study that Slurm holds, by which others can wait for them.
+
+    Raises:
+        RunError, ConfigError: Slurm does not answer, or is not here.
+    """
+    entries = [array for entry in _recorded(directory) for array in entry["arrays"]]
+    numbers = {number for array in entries for number in (array["job"], array["evaluate"]) if number}
+    return sorted({job.array_id or job.id for job in slurm.jobs(numbers) if not job.ended}) if numbers else []
+
+
 def in_queue(directory: Path, *, patience_s: float = slurm.PATIENCE_S) -> dict[str, str]:
     """Cells of a study whose training or evaluation Slurm holds: 'queued' or 'running'.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from vit_dist.config.load import resolve
 from vit_dist.config.schema import Recipe
 from vit_dist.core.world import World
+from vit_dist.engines._average import Averaging
 from vit_dist.engines._protocol import Engine, EngineInputs, StepResult
 from vit_dist.train.losses import make_loss
 
@@ -46,6 +47,7 @@ def build(
     precision: str = "fp32",
     seed: int = 0,
     image_size: int | None = None,
+    averaging: Averaging | None = None,
 ) -> Engine:
     """An engine with the weights of a seed, whatever the device; without an image size nothing is compiled."""
     settings = recipe(model_name, engine, precision)
@@ -53,9 +55,21 @@ def build(
     model: Any = settings.model.build(num_classes=CLASSES, image_size=SIZE)  # type: ignore[attr-defined]
     model.set_activation_checkpointing(engine.get("activation_checkpointing", "none"))
     torch.nn.init.normal_(model.head.weight, std=0.05)  # zeros would send no gradient to what is below
-    optimizer = settings.optim.build(model)  # type: ignore[attr-defined]
+    optimizer = settings.optim.over_layers(model)  # type: ignore[attr-defined]
     loss = make_loss(settings.loss)
-    inputs = EngineInputs(model, optimizer, loss, World(), device, precision, 1.0, BATCH, 1, image_size=image_size)
+    inputs = EngineInputs(
+        model,
+        optimizer,
+        loss,
+        World(),
+        device,
+        precision,
+        1.0,
+        BATCH,
+        1,
+        image_size=image_size,
+        averaging=averaging,
+    )
     built: Engine = settings.engine.build(inputs)  # type: ignore[attr-defined]
     return built
 

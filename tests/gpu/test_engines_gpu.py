@@ -13,6 +13,7 @@ import torch
 from tests.gpu.engines import FAMILIES, FSDP, PLAIN, RESHARDED, batch, build, losses, recipe, steps, zero
 from vit_dist.core.world import World
 from vit_dist.engines._protocol import Engine
+from vit_dist.optim import ScheduleConfig
 from vit_dist.train.checkpoint.format import SliceSource, Snapshot
 from vit_dist.train.checkpoint.host_memory import HostMemory
 from vit_dist.train.failures import explained
@@ -45,7 +46,9 @@ def test_deepspeed_s_device_is_the_one_that_was_chosen(one_rank: torch.device) -
 def test_memory_that_does_not_suffice_is_told_with_what_takes_less(one_rank: torch.device, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 50, dtype=torch.uint8, device=one_rank)
-    told = explained(caught.value, recipe("vit-test", PLAIN), tmp_path, World(), Plan(4, 0, 8, 1))
+    told = explained(
+        caught.value, recipe("vit-test", PLAIN), tmp_path, World(), Plan(4, ScheduleConfig(name="none"), 8, 1)
+    )
     whose, asked = ("GPU", "1048576.00 GiB") if one_rank.type == "cuda" else ("machine", "1024.0 TiB")
     assert f"the {whose}'s memory does not suffice: {asked} were asked for" in str(told)
     assert "What takes less: engine.max_micro_batch=4 (the micro-batch is 8); engine.activation_check" in str(told)

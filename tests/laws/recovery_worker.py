@@ -23,6 +23,7 @@ from vit_dist.core.errors import RunError
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import launched_world
 from vit_dist.engines import _deepspeed
+from vit_dist.engines._average import Averaging
 from vit_dist.engines._protocol import EngineInputs
 from vit_dist.train.checkpoint.restore import restore
 from vit_dist.train.checkpoint.saver import Contents, Saver
@@ -70,7 +71,16 @@ def build(name: str, world, device, seed: int):
     model = recipe.model.build(num_classes=CLASSES, image_size=SIZE)
     micro = BATCH // world.size
     inputs = EngineInputs(
-        model, recipe.optim.build(model), make_loss(recipe.loss), world, device, precision, 1.0, micro, 1
+        model,
+        recipe.optim.over_layers(model),
+        make_loss(recipe.loss),
+        world,
+        device,
+        precision,
+        1.0,
+        micro,
+        1,
+        averaging=Averaging(0.9),
     )
     return recipe.engine.build(inputs)
 
@@ -80,7 +90,24 @@ def step(engine, world, number: int) -> float:
     images = torch.randint(0, 255, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, CLASSES, (BATCH,), generator=generator)
     targets = torch.nn.functional.one_hot(labels, CLASSES).float()
-    return engine.train_step([(images[world.rank :: world.size], targets[world.rank :: world.size])], 1e-3).read().loss
+    micro_batches = [(images[world.rank :: world.size], targets[world.rank :: world.size])]
+    pending = engine.train_step(micro_batches, 1e-3)
+    engine.average.update(pending.applied)
+    return pending.read().loss
+
+
+def look(engine) -> float:
+    """What the average says of some images; weights, moments and average are as before, bit for bit."""
+    images = torch.randint(0, 255, (3, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(99))
+    before, said = [piece.data.clone() for piece in engine.state().slices], engine.predict(images)
+    with engine.averaged():
+        averaged = engine.predict(images)
+    for old, piece in zip(before, engine.state().slices, strict=True):
+        assert torch.equal(old, piece.data), piece.name
+    assert torch.equal(said, engine.predict(images))
+    assert not torch.equal(said, averaged)
+    assert engine.master_mismatch() == ""
+    return averaged.pow(2).sum().item()
 
 
 def save(engine, world, to: str, number: int) -> None:
@@ -126,8 +153,14 @@ def main() -> None:
             if verb == "load":
                 engine = build(name, world, device, 1)
                 assert restore(Path(places[0]) / "checkpoints", engine, {}, world) is not None
+                assert engine.average.counted() == 4
                 save(engine, world, places[1], 4)
-            losses[operation] = [*losses.get(operation, []), step(engine, world, 4), step(engine, world, 5)]
+            losses[operation] = [
+                *losses.get(operation, []),
+                look(engine),
+                step(engine, world, 4),
+                step(engine, world, 5),
+            ]
     if world.is_main:
         Path(sys.argv[1]).write_text(json.dumps(losses))
 

@@ -1,4 +1,7 @@
-"""Law 4 across worlds: a checkpoint of any engine on any number of processes loads into any other, bit for bit."""
+"""Law 4 across worlds: a checkpoint of any engine on any number of processes loads into any other, bit for bit.
+
+Weights, moments and the average of the weights, which each engine also evaluates, and is as before.
+"""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ OURS = {
     "vit_dist/data/index.py": "keys of an index",
     "vit_dist/scaling/paper/__init__.py": "tables of the paper",
     "vit_dist/scaling/report/figure_style.py": "figures",
-    "vit_dist/scaling/report/page.py": "the page's template",
+    "vit_dist/scaling/report/html.py": "the pages' templates and style sheet",
     "vit_dist/train/checkpoint/parts.py": "notes of ranks about their parts",
     "vit_dist/train/health/monitor.py": "messages between its processes",
     "vit_dist/train/process_group.py": "messages between ranks",

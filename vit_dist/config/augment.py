@@ -113,8 +113,13 @@ class AugmentConfig(Config):
     In this order: crop and flip, resize, colour jitter, RandAugment, random erasing; MixUp and CutMix come last.
     """
 
-    crop: Literal["inception", "flip", "none"] = Field(
-        "inception", description="inception: random area crop and flip; flip: resize and flip; none: resize only"
+    crop: Literal["inception", "random", "flip", "none"] = Field(
+        "inception",
+        description="inception: random area crop and flip; random: squash to `resize`, cut the image's size out of it, "
+        "flip; flip: resize and flip; none: resize only",
+    )
+    resize: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="pixels a side that crop=random squashes to; BiT takes 512 for 480, 160 for 128"
     )
     augreg: Literal["none", "light1", "light2", "medium1", "medium2", "strong1", "strong2"] | None = Field(
         None, description="RandAugment and MixUp together as strong as in arXiv 2106.10270; see docs/data.md"
@@ -129,10 +134,32 @@ class AugmentConfig(Config):
         return None if value == "none" else value
 
     @model_validator(mode="after")
+    def _resize_is_of_a_random_crop(self) -> AugmentConfig:
+        if self.crop == "random" and self.resize is None:
+            raise ValueError(
+                "crop=random squashes images before it cuts: give resize, such as {crop: random, resize: 512}"
+            )
+        if self.crop != "random" and self.resize is not None:
+            raise ValueError(f"resize={self.resize} is of crop=random, not of crop={self.crop}: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _one_strength(self) -> AugmentConfig:
         if self.augreg is not None and self.randaugment is not None:
             raise ValueError(f"randaugment beside augreg={self.augreg}, {self.numbers}: leave one of them out")
         return self
+
+    def check_size(self, image_size: int) -> None:
+        """Refuse to cut more out of an image than it is squashed to.
+
+        Raises:
+            ValueError: `resize` is fewer pixels than the model's images have.
+        """
+        if self.resize is not None and self.resize < image_size:
+            raise ValueError(
+                f"augment.resize: {self.resize} pixels are fewer than image_size={image_size}, the side of what is cut "
+                f"out of them; give {image_size} or more"
+            )
 
     @property
     def operations(self) -> RandAugmentConfig | None:

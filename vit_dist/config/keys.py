@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
+from vit_dist.config.lengths import Share, parse_length_or_share
 from vit_dist.config.schema import Recipe
 from vit_dist.config.sections import SECTIONS, meaning_of, value_text
 from vit_dist.core.marks import Layout, NonIdentity
@@ -26,6 +27,7 @@ _READERS: dict[Callable[..., Any], tuple[str, str]] = {
     parse_count: ("count", "k, M, B"),
     parse_bytes: ("size", "MiB, GiB, MB, GB"),
     parse_length: ("length", "steps, examples, epochs"),
+    parse_length_or_share: ("length, or share of the run", "steps, examples, epochs, %"),
     parse_span: ("span of time", "s, min, h"),
 }
 _PLAIN: dict[Any, str] = {bool: "true or false", int: "integer", float: "number", str: "text", Any: "anything"}
@@ -198,9 +200,10 @@ def _value(annotation: Any, metadata: Iterable[Any]) -> tuple[str, str]:
     if annotation is Duration:
         return _ANY_DURATION
     if origin is tuple:
-        inner = list(dict.fromkeys(_value(arg, ())[0] for arg in args if arg is not Ellipsis))
+        parts = [_value(arg, ()) for arg in args if arg is not Ellipsis]
         count = f"{len(args)} of " if Ellipsis not in args else ""
-        return f"list: {count}{', '.join(inner)}{_length(metadata)}", ""
+        inner = ", ".join(dict.fromkeys(word for word, _ in parts))
+        return f"list: {count}{inner}{_length(metadata)}", next((unit for _, unit in parts if unit), "")
     if origin is dict:
         return f"mapping: NAME -> {_value(args[1], ())[0]}", ""
     if isinstance(annotation, type) and issubclass(annotation, Plugin):
@@ -216,6 +219,7 @@ _NAMED_READERS = {
     "_length": "length, or amount of compute",
     "_subset": "count, or all",
     "spelt_augment": "section, or a crop",
+    "parse_held_out": "share in %, or count",
 }
 """Readers of values that may be written in another way, some of them of rooms above this one, by their names."""
 
@@ -251,7 +255,7 @@ def _shown(default: Any, value: str) -> str:
         return format_count(default)
     if isinstance(default, int) and value.startswith("size"):
         return format_bytes(default).replace(".0 ", " ")
-    if isinstance(default, Duration):
+    if isinstance(default, Duration | Share):
         return str(default)
     if isinstance(default, tuple | list):
         return f"[{', '.join(value_text(_plain(item)) for item in default)}]"

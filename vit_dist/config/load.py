@@ -21,7 +21,7 @@ from vit_dist.config.schema import DataConfig, Recipe, dump, dump_identity, iden
 from vit_dist.config.sections import SECTIONS, layer, lost, meaning, merge, missing_keys, spelt_out, value_text
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 from vit_dist.core.places import Place, Takes
-from vit_dist.core.registry import EVALUATORS, Plugin, Registry
+from vit_dist.core.registry import EVALUATORS, MODELS, Plugin, Registry
 from vit_dist.core.scratch import in_scratch
 from vit_dist.core.text import read_text
 from vit_dist.core.urls import local_path
@@ -223,6 +223,7 @@ def resolve(raw: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str
     for key, registry in SECTIONS.items():
         if key in data:
             data[key] = _plugin(data[key], registry, key, problems)
+    data |= _with_teacher(data.get("loss"), problems)
     if isinstance(data.get("evaluators"), list):
         data["evaluators"] = tuple(
             _plugin(item, EVALUATORS, f"evaluators[{i}]", problems) for i, item in enumerate(data["evaluators"])
@@ -242,6 +243,15 @@ def resolve(raw: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str
     if problems or recipe is None:
         raise ConfigError("\n".join(map(sources.blame, problems)))
     return recipe
+
+
+def _with_teacher(loss: Any, problems: list[str]) -> dict[str, Any]:
+    """The section `loss` with its teacher's model as a config; {} where it names none."""
+    teacher = loss.get("teacher") if isinstance(loss, Mapping) else None
+    if not isinstance(teacher, Mapping) or teacher.get("model") is None:
+        return {}
+    model = _plugin(teacher["model"], MODELS, "loss.teacher.model", problems)
+    return {"loss": {**loss, "teacher": {**teacher, "model": model}}}
 
 
 def _section(problem: str) -> str:

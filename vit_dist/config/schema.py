@@ -18,6 +18,11 @@ from pydantic import (
 from vit_dist.config.augment import AugmentConfig, Floats, MixupConfig, check_range, spelt_augment
 from vit_dist.config.branch import BranchConfig
 from vit_dist.config.cache import CacheConfig
+from vit_dist.config.ema import EMA_TAG, EmaConfig
+from vit_dist.config.finetune import FinetuneConfig
+from vit_dist.config.held_out import HeldOut, check_beside
+from vit_dist.config.lengths import Share, lengths_of
+from vit_dist.config.loss import LossConfig
 from vit_dist.core.marks import LAYOUT, NON_IDENTITY, WHEN_SET, NonIdentity
 from vit_dist.core.metrics import Metric, known_metric, nearest, undeclared
 from vit_dist.core.registry import AnyPlace, Config, LocalPath, Plugin
@@ -62,6 +67,10 @@ class DataConfig(Config):
     )
     subset: Count | None = Field(None, description="train on the first n examples of the nested order")
     subset_seed: Annotated[int, Field(ge=0)] = Field(0, description="which nested family of subsets")
+    held_out: Annotated[HeldOut, WHEN_SET] = Field(
+        "",
+        description="the end of the nested order: not trained on, and evaluated in place of `val`; such as 2% or 500",
+    )
     lanes: Annotated[Count, Field(ge=1)] | None = Field(
         None, description="runs of samples that are read side by side; left out: by the size of the set"
     )
@@ -108,6 +117,11 @@ class DataConfig(Config):
     )
 
     @property
+    def is_validated(self) -> bool:
+        """Whether there is something to evaluate on that is not trained on."""
+        return bool(self.val or self.held_out)
+
+    @property
     def is_named(self) -> bool:
         """Whether the recipe says what is trained on; one that does not is to be completed."""
         return bool(self.train or self.mixture)
@@ -129,6 +143,7 @@ class DataConfig(Config):
         for key, given in ("train", self.train), ("subset", self.subset), ("subset_seed", self.subset_seed):
             if self.mixture and given:
                 raise ValueError(f"{key}={given} beside mixture: give `{key}` to each set of the mixture")
+        check_beside(self.held_out, self.val, mixed=bool(self.mixture))
         return self
 
     @model_validator(mode="after")
@@ -137,6 +152,7 @@ class DataConfig(Config):
             raise ValueError(
                 f"mixup beside augment.augreg={self.augment.augreg}, {self.augment.numbers}: leave one of them out"
             )
+        self.augment.check_size(self.image_size)
         if self.val_resize is not None and self.val_resize < self.image_size:
             raise ValueError(
                 f"val_resize: {self.val_resize} pixels are fewer than image_size={self.image_size}, the side of what "
@@ -167,17 +183,11 @@ class InitConfig(Config):
         description="path or URL of a file or folder that `vit-dist models import` reads, of a checkpoint, or of a run"
     )
     head: Literal["keep", "new"] = Field("keep", description="new: zeros and model.head_bias, for other classes")
+    average: Annotated[bool, WHEN_SET] = Field(
+        False, description="begin from the average that a run with `ema` has kept, in place of its weights"
+    )
     positions: Literal["public", "bicubic"] = Field(
         "public", description="how position embeddings are resampled for another image size; see docs/models.md"
-    )
-
-
-class LossConfig(Config):
-    """Softmax cross-entropy, or the sigmoid one that the paper pretrains with (summed over classes)."""
-
-    name: Literal["softmax", "sigmoid"] = Field("softmax", description="cross-entropy over classes, or of each class")
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="share of the target that is spread over all classes"
     )
 
 
@@ -297,11 +307,17 @@ class Recipe(Config):
     )
     model: AnyPlugin = Field(description="what is trained: `vit-dist models list` has the names")
     init: InitConfig | None = Field(None, description="weights to begin from; left out: those of the seed")
+    finetune: Annotated[FinetuneConfig | None, NON_IDENTITY, WHEN_SET] = Field(
+        None, description="learning rates that `vit-dist finetune` chooses from; all other verbs leave it alone"
+    )
     branch: Annotated[BranchConfig | None, WHEN_SET] = Field(None, description="what `vit-dist branch` begins from")
     data: DataConfig = Field(description="what it is trained on; a text is short for {dataset: NAME}")
     loss: LossConfig = Field(LossConfig(), description="what is minimised")
     optim: AnyPlugin = Field(description="the optimizer")
     schedule: AnyPlugin = Field(description="the learning rate over the run")
+    ema: Annotated[EmaConfig | None, WHEN_SET] = Field(
+        None, description="a running average of the weights, evaluated beside them; left out: none"
+    )
     engine: Annotated[AnyPlugin, NON_IDENTITY] = Field(description="what computes and shards a step")
     evaluators: Annotated[tuple[AnyPlugin, ...], Field(strict=False), NON_IDENTITY] = Field(
         (), description="what is measured at each `eval.every`; each a name, or a mapping with `name`"
@@ -330,6 +346,7 @@ class Recipe(Config):
                 f"global_batch: {self.global_batch} is odd, but {self.data.mixing_key} pairs its halves; nearest that "
                 f"can be: {self.global_batch - 1}, {self.global_batch + 1}"
             )
+        self.loss.check(self.data.num_classes)
         for plugin in (self.model, self.optim, self.schedule, self.engine, *self.evaluators):
             check = getattr(plugin, "check", None)
             if check is not None:
@@ -346,6 +363,8 @@ class Recipe(Config):
         """
         said = [evaluator.metrics(self) for evaluator in (*self.evaluators, *evaluations)]  # type: ignore[attr-defined]
         found = {tag: metric for metrics in said if metrics is not None for tag, metric in metrics.items()}
+        if self.ema is not None:
+            found |= {f"{EMA_TAG}{tag}": metric for tag, metric in found.items()}
         return {tag: self.metrics.get(tag, metric) for tag, metric in found.items()}, None in said
 
     def metric(self, tag: str, key: str, evaluations: Iterable[Plugin] = ()) -> Metric:
@@ -373,12 +392,14 @@ class Recipe(Config):
     def _check_no_epochs(self) -> None:
         durations = {
             "horizon": self.horizon,
-            "schedule.warmup": getattr(self.schedule, "warmup", None),
+            **lengths_of(self.schedule, "schedule"),
+            **(lengths_of(self.ema, "ema") if self.ema is not None else {}),
             "eval.every": self.eval.every,
             "checkpoint.every": self.checkpoint.every,
             "checkpoint.keep_every": self.checkpoint.keep_every,
             "log.every": self.log.every,
             "log.norms": self.log.norms,
+            **{f"evaluators[{i}].every": getattr(one, "every", None) for i, one in enumerate(self.evaluators)},
         }
         for key, duration in durations.items():
             if isinstance(duration, Duration) and duration.unit == "epochs":
@@ -412,7 +433,7 @@ def identity_hash(plain: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Duration):
+    if isinstance(value, Duration | Share):
         return str(value)
     if isinstance(value, AugmentConfig):
         return value.model_dump(mode="json")

@@ -114,7 +114,7 @@ class Augment:
             return hash64(self.seed, epoch, tag, ordinal)
 
         return Draw(
-            box=self.crop_box(height, width, key(_TAG_CROP)) if config.crop == "inception" else None,
+            box=self._box(height, width, key(_TAG_CROP)),
             flip=config.crop != "none" and uniform(key(_TAG_CROP), 0) < 0.5,
             jitter=_draw_jitter(config.jitter, key(_TAG_JITTER)) if config.jitter else (),
             ops=draw_ops(operations, key(_TAG_OPS), self.size) if operations else (),
@@ -137,6 +137,17 @@ class Augment:
                 picture = apply_op(picture, op)
             image = tv.pil_to_tensor(picture)
         return _erase(image, draw.erased) if draw.erased is not None else image
+
+    def _box(self, height: int, width: int, key: int) -> tuple[int, int, int, int] | None:
+        """What is cut out; None: nothing."""
+        if self.config.crop == "inception":
+            return self.crop_box(height, width, key)
+        if self.config.resize is None:
+            return None
+        # Squashing, then cutting S of R pixels, is to cut S / R of either side, then to squash.
+        share = self.size / self.config.resize
+        h, w = max(1, round(height * share)), max(1, round(width * share))
+        return int(uniform(key, 1) * (height - h + 1)), int(uniform(key, 2) * (width - w + 1)), h, w
 
     def crop_box(self, height: int, width: int, key: int) -> tuple[int, int, int, int]:
         """Top, left, height, width of a random crop: Inception's (Szegedy et al. 2015), ten tries, then the centre."""

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -81,6 +81,17 @@ class Shard:
     index_checksum: str
 
 
+class Slice(NamedTuple):
+    """Examples [start, stop) of a set's nested order, whose first n are the subset of n examples of that seed."""
+
+    start: int
+    stop: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.start:,} to {self.stop:,} of the nested order{f' {self.seed}' if self.seed else ''}"
+
+
 @dataclass(frozen=True)
 class ShardManifest:
     """The shards of a dataset, in their order.
@@ -95,6 +106,7 @@ class ShardManifest:
         max_labels: the most labels that one sample has.
         excluded: where this manifest is another one less an exclusion list: {"fingerprint", "num_samples", ...}.
         numbers: where labels are read as another set counts them, its number of each class; never in the file.
+        part: where no more than a slice of the set is meant, as what a run holds out of it; never in the file.
     """
 
     base: str
@@ -106,6 +118,7 @@ class ShardManifest:
     max_labels: int = 1
     excluded: dict[str, Any] | None = None
     numbers: tuple[int, ...] | None = None
+    part: Slice | None = None
 
     @cached_property
     def counts(self) -> I64:
@@ -126,6 +139,11 @@ class ShardManifest:
     def num_samples(self) -> int:
         """Samples in all shards."""
         return int(self.counts.sum())
+
+    @property
+    def num_chosen(self) -> int:
+        """Samples that are meant: those of its part, or all."""
+        return self.num_samples if self.part is None else self.part.stop - self.part.start
 
     @cached_property
     def fingerprint(self) -> str:
@@ -152,6 +170,11 @@ class ShardManifest:
         """
         assert self.numbers is None
         return replace(self, numbers=numbers, num_classes=num_classes, classes=classes)
+
+    def sliced(self, part: Slice) -> ShardManifest:
+        """The same set, of which a slice is meant. Only for reading: it cannot be written."""
+        assert self.part is None
+        return replace(self, part=part)
 
     def read_index(self, shard: int, read: Callable[[str], bytes] = read_bytes) -> ShardIndex:
         """The sample index of a shard, checked against the manifest.
@@ -210,6 +233,7 @@ def checksum(content: bytes | memoryview) -> str:
 def encode_manifest(manifest: ShardManifest) -> bytes:
     """The JSON text of a manifest, a shard a line; equal manifests give equal bytes."""
     assert manifest.numbers is None, "its labels are read as another set counts them"
+    assert manifest.part is None, "a slice of it is meant"
     shards = ",\n".join(
         "  "
         + json.dumps(

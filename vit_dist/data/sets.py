@@ -11,12 +11,13 @@ from typing import Protocol
 
 import numpy as np
 
+from vit_dist.config.held_out import held_out_count
 from vit_dist.config.load import shipped_set
 from vit_dist.config.schema import ComponentConfig, DataConfig, Recipe
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.urls import is_remote
 from vit_dist.data.classes import Classes, lay_out
-from vit_dist.data.manifest import ShardManifest, read_manifest
+from vit_dist.data.manifest import ShardManifest, Slice, read_manifest
 from vit_dist.data.mixture import MixtureIdentity, MixtureOrder, resolve_mixture
 from vit_dist.data.order import SMALL_SET_BYTES, GlobalOrder, OrderIdentity, resolve_lanes
 from vit_dist.data.ranges import LEAST_RANGE_BYTES
@@ -325,11 +326,32 @@ def _open_part(
             f"{where}data.num_classes={config.num_classes}, but the set {manifest.name!r} has {manifest.num_classes} "
             f"classes{moved}; set data.num_classes={needed}"
         )
+    # Of a mixture nothing is held out.
+    held_out = "" if name else config.held_out
     try:
         subset = select(manifest, component.subset, component.subset_seed)
+        if held_out:
+            kept = held_out_slice(config, manifest).start
+            subset = select(manifest, kept, component.subset_seed)
     except ConfigError as error:
         raise ConfigError(f"{where}{error}") from None
     return Part(manifest, subset, name, offset)
+
+
+def held_out_slice(config: DataConfig, manifest: ShardManifest) -> Slice:
+    """What `data.held_out` takes out of the training set: the end of its nested order, as far as `data.subset` goes.
+
+    So what is trained on is the subset of so many examples less, and the two have no example in common.
+
+    Raises:
+        ConfigError: it would be empty, or all there is.
+    """
+    total = manifest.num_samples if config.subset is None else config.subset
+    try:
+        count = held_out_count(config.held_out, total)
+    except ValueError as error:
+        raise ConfigError(f"data.held_out: {error} (the set {manifest.name!r})") from None
+    return Slice(total - count, total, config.subset_seed)
 
 
 def _identity(part: Part, order: GlobalOrder, subset_seed: int) -> OrderIdentity:

@@ -10,7 +10,7 @@ import numpy as np
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.seeding import GOLDEN_GAMMA, I64, U64, hash64, mix64_array, permutation
 from vit_dist.data.index import ShardIndex
-from vit_dist.data.manifest import ShardManifest
+from vit_dist.data.manifest import ShardManifest, Slice
 
 _TAG_SUBSET = 0x535542534554  # "SUBSET"
 _TAG_SHOTS = 0x53484F5453  # "SHOTS"
@@ -45,7 +45,7 @@ class Subset:
 
 
 def select(manifest: ShardManifest, num_samples: int | None, seed: int = 0) -> Subset:
-    """The subset of `num_samples` examples (None: all), nested in every larger one of the same seed.
+    """The subset of `num_samples` examples (None: all that are meant), nested in every larger one of the same seed.
 
     A set in random order: the first n samples of its shards, the shards permuted by the subset seed (0: in the
     manifest's order), the last one cut short. A set in its own order: the n samples with the smallest
@@ -58,10 +58,13 @@ def select(manifest: ShardManifest, num_samples: int | None, seed: int = 0) -> S
     total = manifest.num_samples
     if total == 0:
         raise DataError(f"the manifest {manifest.name!r} has no samples")
+    if manifest.part is not None:
+        assert num_samples is None, "a subset of a slice"
+        return _slice(manifest, manifest.part)
     wanted = total if num_samples is None else num_samples
     if not 1 <= wanted <= total:
         raise ConfigError(f"data.subset={wanted} examples cannot be taken from {total} in the set {manifest.name!r}")
-    order = permutation(len(manifest.shards), seed, _TAG_SUBSET) if seed else np.arange(len(manifest.shards))
+    order = _shard_order(manifest, seed)
     if wanted == total:
         return Subset(order, manifest.counts[order], None, int(manifest.sizes.sum()))
     if not manifest.shuffled:
@@ -72,6 +75,24 @@ def select(manifest: ShardManifest, num_samples: int | None, seed: int = 0) -> S
     counts = manifest.counts[shards].copy()
     counts[-1] -= int(ends[used - 1]) - wanted
     return Subset(shards, counts, None, _num_bytes(manifest, shards, counts))
+
+
+def _slice(manifest: ShardManifest, part: Slice) -> Subset:
+    """The examples of a slice: what the subset of `stop` examples has and the one of `start` has not."""
+    if not manifest.shuffled:
+        by_hash = np.argsort(_hashes(manifest, part.seed), kind="stable")
+        return pick(manifest, by_hash[part.start : part.stop].astype(np.int64))
+    order = _shard_order(manifest, part.seed)
+    ends = np.cumsum(manifest.counts[order])
+    places = np.arange(part.start, part.stop)
+    owners = np.searchsorted(ends, places, side="right")
+    inside = places - (ends - manifest.counts[order])[owners]
+    return pick(manifest, manifest.first_ordinals[order[owners]] + inside)
+
+
+def _shard_order(manifest: ShardManifest, seed: int) -> I64:
+    """Shards of a shuffled set in the order that subsets take them."""
+    return permutation(len(manifest.shards), seed, _TAG_SUBSET) if seed else np.arange(len(manifest.shards))
 
 
 def select_balanced(manifest: ShardManifest, num_samples: int, seed: int = 0) -> Subset:

@@ -27,13 +27,23 @@ from vit_dist.engines._protocol import (
     MicroBatches,
     OnGradients,
     PendingStep,
+    exchanged,
     mean_over_ranks,
     nan_if_over,
     set_lr,
 )
 from vit_dist.engines._reduce_scatter import reduce_scatter, sums_by_reduce_scatter
 from vit_dist.engines._slices import EngineState, Source
-from vit_dist.engines._zero import gathered, load_zero_state, master_mismatch, write_masters, zero_state
+from vit_dist.engines._zero import (
+    after_masters_changed,
+    before_masters_change,
+    gathered,
+    load_zero_state,
+    master_mismatch,
+    masters_of,
+    write_masters,
+    zero_state,
+)
 from vit_dist.engines.deepspeed import DeepSpeedConfig
 
 
@@ -59,7 +69,7 @@ def _import_muon() -> None:
     """DeepSpeed's Muon, which it imports itself otherwise, without torch's compiler.
 
     It decorates its functions with torch.compile, which imports all of inductor: two seconds of each rank's start. No
-    recipe names Muon; it works uncompiled too.
+    recipe names theirs (optim/muon.py is another); it works uncompiled too.
     """
     from deepspeed.runtime import compiler
 
@@ -137,6 +147,7 @@ class DeepSpeedEngine:
         self.module: nn.Module = self._engine.module
         self.device, self.timer = inputs.device, inputs.timer
         write_masters(self.module, self._optimizer, self._stage, inputs.world, seeded)
+        self.average = inputs.averages(masters_of(self.module, self._optimizer, self._stage, inputs.world))
         scatters = sums_by_reduce_scatter(self._optimizer)
         if scatters:
             summed = torch.bfloat16 if config.reduce_dtype == "bf16" else torch.float32
@@ -226,17 +237,32 @@ class DeepSpeedEngine:
 
     def state(self) -> EngineState:
         """See Engine."""
-        return zero_state(self.module, self._optimizer, self._stage, self._in.world)
+        return zero_state(self.module, self._optimizer, self._stage, self._in.world, self.average)
 
     def wanted(self) -> Wanted:
         """See Engine."""
-        return wanted_of(self.module, self._optimizer.optimizer, masters=torch.float32)
+        return wanted_of(
+            self.module, self._optimizer.optimizer, masters=torch.float32, averages=self.average is not None
+        )
 
     def load(self, source: Source) -> None:
         """See Engine. Hyper-parameters are the recipe's: nothing here touches the parameter groups."""
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore", FutureWarning)
-            load_zero_state(self.module, self._optimizer, self._stage, self._in.world, source)
+            load_zero_state(self.module, self._optimizer, self._stage, self._in.world, source, self.average)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """See Engine. Weights that are computed with are derived from the masters, before and after."""
+
+        def refresh() -> None:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore", FutureWarning)
+                before_masters_change(self._optimizer, self._stage)
+                after_masters_changed(self._optimizer, self._stage)
+
+        with exchanged(self.average, refresh):
+            yield
 
     def replicated(self) -> Iterator[tuple[str, Tensor]]:
         """See Engine. Under stage 3 each weight is gathered while it is yielded, one at a time."""

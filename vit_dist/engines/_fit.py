@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vit_dist.core.small_files import shown
-from vit_dist.engines._slices import BUFFER, WEIGHT, buffers, split_state
+from vit_dist.engines._average import wanted_count
+from vit_dist.engines._slices import AVERAGE, BUFFER, NO_MOMENTS, WEIGHT, buffers, split_state
 
 _FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 
@@ -42,7 +43,7 @@ class Wanted:
     """What an engine's state is made of.
 
     Attributes:
-        tensors: weights and buffers by (kind, name): the shape of each, and the dtypes in which it may be stored.
+        tensors: weights, buffers and averages by (kind, name): shape of each, and dtypes in which it may be stored.
         trained: names of the weights of which the optimizer keeps something.
         kept: what that is; None: it cannot be told, or has other shapes than the weights.
         whole: moments have the shape of their weight, since they are cut as it is.
@@ -73,12 +74,15 @@ class Wanted:
             elif there is not None and (there.shape != shape or there.dtype not in dtypes):
                 yield _other(kind, name, there, f"the model's is {_described(shape, dtypes)}")
         for (kind, name), there in held.items():
-            if kind in {WEIGHT, BUFFER} and (kind, name) not in self.tensors:
-                yield _other(kind, name, there, "the model has none of this name")
+            if kind in NO_MOMENTS and (kind, name) not in self.tensors:
+                none = (
+                    "the model has none of this name" if kind in {WEIGHT, BUFFER} else "the recipe's `ema` keeps none"
+                )
+                yield _other(kind, name, there, none)
 
     def _moments(self, held: Mapping[tuple[str, str], Held]) -> Iterator[str]:
         for (kind, name), there in held.items():
-            if kind in {WEIGHT, BUFFER}:
+            if kind in NO_MOMENTS:
                 continue
             if name not in self.trained:
                 yield _other(kind, name, there, "no weight of this name is trained")
@@ -92,7 +96,7 @@ class Wanted:
     def _kept(self, held: Mapping[tuple[str, str], Held], scalars: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
         moments: dict[str, set[str]] = {}
         for kind, name in held:
-            if kind not in {WEIGHT, BUFFER}:
+            if kind not in NO_MOMENTS:
                 moments.setdefault(name, set()).add(kind)
         for name in scalars:
             if scalars[name] and name not in self.trained:
@@ -113,7 +117,7 @@ class Wanted:
                 )
 
 
-def wanted_of(module: nn.Module, optimizer: Any, *, masters: torch.dtype | None) -> Wanted:
+def wanted_of(module: nn.Module, optimizer: Any, *, masters: torch.dtype | None, averages: bool = False) -> Wanted:
     """What the state of an engine is made of, from its model and torch's optimizer.
 
     Args:
@@ -121,12 +125,17 @@ def wanted_of(module: nn.Module, optimizer: Any, *, masters: torch.dtype | None)
         optimizer: torch's own.
         masters: dtype of the weights that are trained; None: they are the model's, and moments may have shapes of
             their own where the optimizer gives them such.
+        averages: whether an average of the weights that are trained is kept.
     """
     trained = frozenset(name for name, p in module.named_parameters() if p.requires_grad)
     tensors = tensors_of(module)
     for name, p in module.named_parameters():
         if p.requires_grad:
             tensors[WEIGHT, name] = tensors[WEIGHT, name][0], frozenset({masters or p.dtype})
+            if averages:
+                tensors[AVERAGE, name] = tensors[WEIGHT, name]
+    if averages:
+        tensors |= [wanted_count()]
     return Wanted(tensors, trained, _kept_by(optimizer), whole=masters is not None)
 
 
@@ -145,7 +154,10 @@ def _stored(tensor: Tensor) -> frozenset[torch.dtype]:
 
 
 def _kept_by(optimizer: Any) -> Kept | None:
-    """What an optimizer keeps of a weight, tried on one of four elements; None where groups differ in it."""
+    """What an optimizer keeps of a weight, tried on one of four elements; None where weights or groups differ in it."""
+    # Of four elements it might keep all, and of a matrix rows and columns.
+    if getattr(optimizer, "keeps_other_shapes", False):
+        return None
     found = set()
     try:
         for group in optimizer.param_groups:

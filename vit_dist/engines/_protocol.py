@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_dist.core.world import World
+from vit_dist.engines._average import Average, Averaging
 from vit_dist.engines._fit import Wanted
 from vit_dist.engines._slices import EngineState, Source
 from vit_dist.engines._timer import StepTimer
@@ -57,6 +58,8 @@ class PendingStep:
     """
 
     def __init__(self, loss: Tensor, grad_norm: Tensor | float, applied: Tensor | bool) -> None:
+        self.applied = applied
+        """As the engine knows it: nobody waits for a tensor."""
         values = torch.stack([_double(value, loss) for value in (loss, grad_norm, applied)])
         self._read: StepResult | None = None
         self._values, self._copied = values, None
@@ -97,6 +100,14 @@ class Engine(Protocol):
     module: nn.Module
     device: torch.device
     timer: StepTimer
+    average: Average | None
+    """Of the master weights, in this rank's runs of them, where `EngineInputs.averaging` asks for it."""
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """For as long as the block lasts the model computes with the average: no step, no state. A collective.
+
+        Afterwards not a bit of weights, moments and average is changed. Where the block fails all stays as it is.
+        """
 
     def train_step(
         self,
@@ -190,9 +201,17 @@ class EngineInputs:
     accumulation: int
     memory_format: torch.memory_format = torch.contiguous_format
     """Of the images alone: DeepSpeed cannot initialize a model that is channels-last itself."""
+    clip_layers: Mapping[str, int] | None = None
+    """The layer of each weight, where `clip` bounds the norm of each layer's gradient and not that of all."""
     timer: StepTimer = field(default_factory=StepTimer)
     image_size: int | None = None
     """Side of the images of a step; None: no step will be taken, so that nothing is compiled for one."""
+    averaging: Averaging | None = None
+    """How master weights are averaged; None: not at all."""
+
+    def averages(self, masters: Sequence[Tensor]) -> Average | None:
+        """The average of an engine's master weights, where one is asked for."""
+        return None if self.averaging is None else Average(self.averaging, masters, self.device)
 
 
 def mean_over_ranks(value: Tensor, world: World) -> Tensor:
@@ -226,7 +245,24 @@ def nan_if_over(loss: Tensor, total: Tensor, skip_over: float, world: World) -> 
     return loss * torch.where(over, math.nan, 1.0).to(loss.dtype)
 
 
+@contextlib.contextmanager
+def exchanged(average: Average | None, refresh: Callable[[], None]) -> Iterator[None]:
+    """What `Engine.averaged` does. A collective where `refresh` is.
+
+    Args:
+        average: of the engine.
+        refresh: derives what is computed with from the master weights, once these have changed.
+    """
+    assert average is not None, "the engine keeps no average"
+    average.exchange()
+    refresh()
+    yield
+    # Not in a `finally`: a rank that fails ends, and must not wait in a collective for others that do not come.
+    average.exchange()
+    refresh()
+
+
 def set_lr(optimizer: Any, lr: float) -> None:
-    """One learning rate for every parameter group."""
+    """A step's learning rate for every parameter group, times what a group has as its `lr_scale`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)

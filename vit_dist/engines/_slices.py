@@ -19,6 +19,12 @@ from vit_dist.core.world import World
 
 WEIGHT = "weight"
 BUFFER = "buffer"
+AVERAGE = "average"
+"""Of a weight that is trained, where the recipe asks for one (engines/_average.py)."""
+AVERAGED = "averaged"
+"""How many steps count in the averages."""
+NO_MOMENTS = frozenset({WEIGHT, BUFFER, AVERAGE, AVERAGED})
+"""Kinds that are not an optimizer's."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Slice:
     """A run of elements of one tensor that this rank holds.
 
     Attributes:
-        kind: 'weight', 'buffer', or an optimizer's name for a moment such as 'exp_avg'.
+        kind: 'weight', 'buffer', 'average', or an optimizer's name for a moment such as 'exp_avg'.
         name: of the parameter or buffer in the model.
         shape: of the whole tensor.
         start: where the run begins in the flattened tensor.
@@ -60,6 +66,9 @@ class Source(Protocol):
 
     def scalars(self, name: str) -> Mapping[str, float]:
         """The optimizer's single numbers of a parameter."""
+
+    def holds(self, kind: str, name: str) -> bool:
+        """Whether there is such a tensor."""
 
     def shape(self, kind: str, name: str) -> tuple[int, ...]:
         """Shape of the whole tensor.

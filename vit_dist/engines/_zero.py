@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from vit_dist.core.world import World
+from vit_dist.engines._average import Average
 from vit_dist.engines._slices import (
+    AVERAGE,
     BUFFER,
     WEIGHT,
     EngineState,
@@ -47,16 +49,27 @@ class _Fragment:
         return tensor.detach().narrow(0, self.offset, self.size)
 
 
-def zero_state(module: nn.Module, optimizer: Any, stage: int, world: World) -> EngineState:
-    """This rank's part of weights and moments."""
+def masters_of(module: nn.Module, optimizer: Any, stage: int, world: World) -> list[Tensor]:
+    """The flat fp32 tensors in which this rank's master weights lie."""
+    return list({id(part.flat): part.flat for part in _fragments(module, optimizer, stage, world)}.values())
+
+
+def zero_state(
+    module: nn.Module, optimizer: Any, stage: int, world: World, average: Average | None = None
+) -> EngineState:
+    """This rank's part of weights, moments and average."""
     slices: list[Slice] = []
     scalars: Scalars = {}
     for part in _fragments(module, optimizer, stage, world):
         slices.append(Slice(WEIGHT, part.name, part.shape, part.start, part.of(part.flat)))
         moments, scalars[part.name] = split_state(optimizer.optimizer.state.get(part.flat, {}))
+        if average is not None:
+            moments[AVERAGE] = average.of(part.flat)
         slices += [Slice(kind, part.name, part.shape, part.start, part.of(m)) for kind, m in moments.items()]
     for name, shape, start, data in _frozen(module, stage, world):
         slices.append(Slice(WEIGHT, name, shape, start, data))
+    if average is not None:
+        slices += average.slices(is_main=world.is_main)
     # Buffers are not sharded: rank 0 writes its copy of them.
     if world.is_main:
         slices += [Slice(BUFFER, name, tuple(b.shape), 0, b.detach().reshape(-1)) for name, b in buffers(module)]
@@ -78,12 +91,11 @@ def write_masters(module: nn.Module, optimizer: Any, stage: int, world: World, w
             part.of(part.flat).copy_(weights[part.name].reshape(-1)[part.start : part.start + part.size])
 
 
-def load_zero_state(module: nn.Module, optimizer: Any, stage: int, world: World, source: Source) -> None:
+def load_zero_state(
+    module: nn.Module, optimizer: Any, stage: int, world: World, source: Source, average: Average | None = None
+) -> None:
     """Fill this rank's partitions from a checkpoint, and derive the weights that are computed with. A collective."""
-    # Stage 3 keeps small parameters gathered between steps; they are partitioned here and gathered again at the end, or
-    # the forward pass would see the values from before.
-    if stage == 3:
-        optimizer.checkpoint_event_prologue()
+    before_masters_change(optimizer, stage)
     for part in _fragments(module, optimizer, stage, world):
         part.of(part.flat).copy_(source.read(WEIGHT, part.name, part.start, part.start + part.size))
         state = optimizer.optimizer.state[part.flat]
@@ -99,8 +111,23 @@ def load_zero_state(module: nn.Module, optimizer: Any, stage: int, world: World,
         data.copy_(source.read(WEIGHT, name, start, start + data.numel()))
     for name, buffer in buffers(module):
         load_whole(buffer, source, BUFFER, name)
-    # Only master weights were filled. What the forward pass uses is derived from them, as after a step: by an
-    # all-gather, so that this is where ranks must all have come.
+    if average is not None:
+        parts = _fragments(module, optimizer, stage, world)
+        average.load(source, ((part.name, part.start, part.of(average.of(part.flat))) for part in parts))
+    after_masters_changed(optimizer, stage)
+
+
+def before_masters_change(optimizer: Any, stage: int) -> None:
+    """Stage 3 keeps small parameters gathered between steps: they are partitioned, and gathered again afterwards.
+
+    The forward pass would see the values from before otherwise.
+    """
+    if stage == 3:
+        optimizer.checkpoint_event_prologue()
+
+
+def after_masters_changed(optimizer: Any, stage: int) -> None:
+    """Derive what the forward pass uses from the master weights, as after a step. A collective: it is an all-gather."""
     if stage == 3:
         _refresh_stage_3(optimizer)
     else:

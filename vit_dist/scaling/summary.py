@@ -35,7 +35,7 @@ def by_series(observations: Iterable[Observation]) -> dict[str, list[Observation
     """The lines that figures draw, {label: observations}, by family and model.
 
     A family of one model is a line called after the family; else each model is one. Where runs of one model and subset
-    differ in duration, each duration is a line of its own. Branches are no other seeds of the runs they have grown from:
+    differ in duration, each duration is a line of its own. Branches are no other seeds of what they have grown from:
     beside runs that are none they are a line of their own, and where they left at several steps, one for each.
     """
     groups: dict[tuple[str, str], list[Observation]] = {}
@@ -68,9 +68,7 @@ def _branched(group: Sequence[Observation]) -> dict[str, str]:
     if not several and all(one.lineage for one in group):
         return {one.directory: "" for one in group}
     said = {one.directory: f", branched at {one.lineage[-1].step:,}" for one in group if one.lineage}
-    return {
-        one.directory: "" if not one.lineage else said[one.directory] if several else ", branched" for one in group
-    }
+    return {one.directory: "" if not one.lineage else said[one.directory] if several else ", branched" for one in group}
 
 
 def means(observations: Iterable[Observation]) -> list[Mean]:

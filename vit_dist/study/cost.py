@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vit_dist.config.cadences import too_long_warmup, unrated_checkpoints
+from vit_dist.config.cadences import average_from, schedule_in_steps, unrated_checkpoints
 from vit_dist.config.schema import Recipe
 from vit_dist.core.devices import Device
 from vit_dist.core.run import history, names
@@ -61,7 +61,7 @@ def estimate_costs(
         # Cells of one family share their model's config: a study of thousands has a few costs to work out.
         if id(recipe.model) not in costs:
             size, classes = recipe.data.image_size, recipe.data.num_classes
-            costs[id(recipe.model)] = model_cost(recipe.model, num_classes=classes, image_size=size)
+            costs[id(recipe.model)] = model_cost(recipe.model, num_classes=classes, image_size=size, training=True)
         dataset = sets.sizes.get(_dataset_url(recipe))
         estimate = _estimate(cell, costs[id(recipe.model)], dataset, devices, device)
         estimates.append(replace(estimate, missing=sets.missing(cell)))
@@ -118,10 +118,9 @@ def _problems(
         problems += filter(None, [too_many_outputs(recipe, dataset.classes)])
     if steps == 0:
         problems.append(f"horizon={recipe.horizon} is less than half a step of global_batch={batch}")
-    warmup = getattr(recipe.schedule, "warmup", None)
-    if steps and warmup is not None and (subset or warmup.unit != "epochs"):
-        warmup_steps = warmup.steps(global_batch=batch, epoch_examples=subset or 0)
-        problems += filter(None, [too_long_warmup(recipe, warmup_steps, steps)])
+    if steps:
+        problems += filter(None, [average_from(recipe, epoch_examples=subset, total_steps=steps)[1]])
+        problems += filter(None, [schedule_in_steps(recipe, epoch_examples=subset, total_steps=steps)[1]])
     if batch % devices:
         problems.append(f"global_batch={batch} is not divisible by {devices} devices")
     if device is not None and cost is not None:
@@ -138,7 +137,9 @@ def _problems(
 
 def engine_bytes(recipe: Recipe, params: int, devices: int) -> StateBytes:
     """What training of so many weights keeps on each device, by the recipe's engine, precision and optimizer."""
-    engine, moments = recipe.engine, recipe.optim.moments  # type: ignore[attr-defined]
+    # An average of the weights lies where moments lie, and is as large as one.
+    moments = recipe.optim.moments + (recipe.ema is not None)  # type: ignore[attr-defined]
+    engine = recipe.engine
     reduce_dtype = str(getattr(engine, "reduce_dtype", "fp32"))
     resharded, limit = getattr(engine, "reshard_after_forward", None), getattr(engine, "max_micro_batch", None)
     if resharded is not None:

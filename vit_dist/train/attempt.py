@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vit_dist import __version__
 from vit_dist.config.cadences import unrated_checkpoints
@@ -29,6 +30,7 @@ from vit_dist.core.run.lineage import Lineage
 from vit_dist.core.units import counted, format_bytes
 from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet, idle_outputs
+from vit_dist.engines._average import averaging_of, check_averages
 from vit_dist.engines._collectives import broadcast_object
 from vit_dist.engines._layout import images_format
 from vit_dist.engines._numerics import check_precision, numerics, slow_bf16
@@ -45,12 +47,13 @@ from vit_dist.train.checkpoint.probe import make_probe
 from vit_dist.train.checkpoint.saver import Saver
 from vit_dist.train.checkpoint.store import Retention, sweep
 from vit_dist.train.claim import claim
+from vit_dist.train.class_weights import weights_of_classes
 from vit_dist.train.failures import explained
 from vit_dist.train.health.monitor import Monitor, Place, Watchdog, leave_after_grace
 from vit_dist.train.health.patience import Patience, patience
 from vit_dist.train.initial_weights import Initial
 from vit_dist.train.loop import train
-from vit_dist.train.losses import make_loss
+from vit_dist.train.losses import make_training_loss
 from vit_dist.train.measures import open_measures
 from vit_dist.train.plan import Plan, open_training
 from vit_dist.train.plugin_code import agreed_plugins
@@ -63,6 +66,7 @@ from vit_dist.train.progress.performance import describe_device
 from vit_dist.train.run import Run, StopRequest
 from vit_dist.train.state import TrainState
 from vit_dist.train.takedown import agree_on_list, check_list, name_list, with_list
+from vit_dist.train.teacher import TeacherWeights
 
 
 def attempt(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps | None = None) -> None:
@@ -167,8 +171,11 @@ def open_run(
     _bring_back(recipe, data, directory, world)
     check_list(recipe, data, val, directory.path, world)
     initial = Initial(recipe, directory, world, data.class_names)
+    teacher = TeacherWeights(recipe, directory, world, data.class_names)
+    weights = weights_of_classes(recipe, data, world, device)
     plugins = agreed_plugins(recipe, world)
-    run_identity = {**identity(recipe), "fingerprint": data.fingerprint, **initial.identity, **plugins}
+    digests = {"fingerprint": data.fingerprint, **initial.identity, **teacher.identity, **plugins}
+    run_identity = {**identity(recipe), **digests}
     lineage = agreed_lineage(recipe, directory, run_identity, world)
     # Before anything is written or superseded: a run directory of another run must be left as it is.
     if world.is_main:
@@ -182,7 +189,7 @@ def open_run(
     record.start_heartbeat(Goodput(carried(before.goodput, before.goodput, before.time, now), start.began))
     start.mark("data")
 
-    engine, num_params = build_engine(recipe, plan, world, device)
+    engine, num_params = build_engine(recipe, plan, world, device, weights=weights)
     start.mark("model and engine", {"compiling": engine.timer.compiling_s})
     probe = make_probe(recipe, data.parts[0], world, recipe.checkpoint.probe)
     plant_missing(recipe, data, directory, run_identity, lineage, world)
@@ -230,6 +237,7 @@ def open_run(
         probe,
         clock,
         attempt_number,
+        teacher=teacher.build(device),
         unwritten=restored.marker.get(LOG) if restored is not None else None,
     )
 
@@ -246,7 +254,13 @@ def _bring_back(recipe: Recipe, data: TrainingSet, directory: RunDir, world: Wor
 
 
 def build_engine(
-    recipe: Recipe, plan: Plan, world: World, device: torch.device, *, trains: bool = True
+    recipe: Recipe,
+    plan: Plan,
+    world: World,
+    device: torch.device,
+    *,
+    trains: bool = True,
+    weights: Tensor | None = None,
 ) -> tuple[Engine, int]:
     """The model in its engine, with the weights of the seed, and how many parameters it has. A collective.
 
@@ -256,6 +270,7 @@ def build_engine(
         world: this rank's place.
         device: this rank's.
         trains: whether a step will be taken.
+        weights: factors of the classes in the loss [K]; None: none.
     """
     config, optim = recipe.model, recipe.optim
     assert isinstance(config, ModelConfig)
@@ -266,19 +281,22 @@ def build_engine(
     num_params = sum(p.numel() for p in model.parameters())
     inputs = EngineInputs(
         model=model,
-        optimizer=optim.build(model),
-        loss=make_loss(recipe.loss),
+        optimizer=optim.over_layers(model),
+        loss=make_training_loss(recipe.loss, weights),
         world=world,
         device=device,
         precision=recipe.precision,
         clip=optim.clip,
+        clip_layers=optim.clipped_layers(model),
         micro_batch=plan.micro_batch,
         accumulation=plan.accumulation,
         memory_format=images_format(recipe.engine, model, device),  # type: ignore[arg-type]
         timer=StepTimer(device),
         image_size=recipe.data.image_size if trains else None,
+        averaging=averaging_of(recipe),
     )
     engine: Engine = recipe.engine.build(inputs)  # type: ignore[attr-defined]
+    check_averages(recipe, engine)
     limit_collectives(patience(float(recipe.guards.hang.value)))
     return engine, num_params
 
@@ -396,7 +414,7 @@ def _run_info(
         family=recipe.family or model.family,
         model=model.name,
         num_params=num_params,
-        macs_per_image=count_macs(model, recipe.data.num_classes, recipe.data.image_size),
+        macs_per_image=count_macs(model, recipe.data.num_classes, recipe.data.image_size, training=True),
         macs_method="torch FlopCounterMode, meta device, one forward pass",
         dataset=recipe.data.dataset if shipped_set(recipe) is not None else data.name,
         dataset_fingerprint=data.fingerprint,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
 
+from vit_dist.config.ema import EMA_TAG
 from vit_dist.config.load import load_recipe
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import RunError, VitDistError
@@ -17,6 +18,7 @@ from vit_dist.core.log import WARNING, log
 from vit_dist.core.metrics import Metric, known_metric
 from vit_dist.core.run import log as runlog
 from vit_dist.core.run import names
+from vit_dist.core.run.checkpoints import step_name
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.run.measured import MeasuredOn, Tags
 from vit_dist.core.world import World
@@ -49,30 +51,55 @@ class Measures:
     sets: dict[str, MeasuredOn | None] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
     _kept: dict[str, Any] | None = None
+    _pictures: dict[str, bytes] = field(default_factory=dict)
 
-    def run(self, known: Mapping[str, float] | None = None) -> dict[str, float]:
-        """Values by tag, the same on every rank. A collective.
+    def run(
+        self, step: int, known: Mapping[str, float] | None = None, due: Collection[int] | None = None
+    ) -> dict[str, float]:
+        """Values by tag, the same on every rank, of the weights and of their average where one is kept. A collective.
 
         Args:
+            step: that is looked at: evaluators' files go to a folder of it.
             known: values by tag that need not be measured again.
+            due: places of the evaluators that are to look, the same on every rank; None: all.
         """
+        values = self._run(step, known or {}, due, "")
+        engine = self.context.engine
+        average = engine.average if self.context.recipe.ema is not None else None
+        # Of an average in which no step counts yet there is nothing to say.
+        if average is not None and average.counted():
+            with engine.averaged():
+                values |= self._run(step, known or {}, due, EMA_TAG)
+        return values
+
+    def _run(self, step: int, known: Mapping[str, float], due: Collection[int] | None, prefix: str) -> dict[str, float]:
         values: dict[str, float] = {}
-        for evaluator, on in zip(self._evaluators, self.on, strict=True):
-            told = self._told(evaluator, on, known or {})
-            for metric, value in evaluator.run(self.context) if told is None else told.items():
+        outputs = self.directory.path / names.EVALUATIONS / step_name(step)
+        # Of the average beside those of the weights.
+        outputs = outputs / prefix if prefix else outputs
+        for place, (evaluator, on) in enumerate(zip(self._evaluators, self.on, strict=True)):
+            if due is not None and place not in due:
+                continue
+            told = self._told(evaluator, on, known, prefix)
+            context = replace(self.context, outputs=outputs if on is None else outputs / on.label)
+            for name, value in evaluator.run(context) if told is None else told.items():
+                metric = f"{prefix}{name}"
                 tag = self.tags.claim(metric, on)
                 self.placed[metric if self.placed.get(metric, tag) == tag else tag] = tag
                 self.sets[tag], values[tag] = on, value
+                group = tag.rpartition("/")[0]
+                pictures = self.context.pictures.pop(name, {})
+                self._pictures |= {f"{group}/{name}": png for name, png in pictures.items()}
         return values
 
     def _told(
-        self, evaluator: EvaluatorConfig, on: MeasuredOn | None, known: Mapping[str, float]
+        self, evaluator: EvaluatorConfig, on: MeasuredOn | None, known: Mapping[str, float], prefix: str
     ) -> dict[str, float] | None:
         """What is known of all that an evaluator would measure; None: not of all."""
         declared = evaluator.metrics(self.context.recipe)
         if on is None or not declared:
             return None
-        tags = {metric: self.tags.place(metric, on) for metric in declared}
+        tags = {metric: self.tags.place(f"{prefix}{metric}", on) for metric in declared}
         return {metric: known[tag] for metric, tag in tags.items()} if all(t in known for t in tags.values()) else None
 
     @property
@@ -82,8 +109,10 @@ class Measures:
     def others(self) -> dict[str, str]:
         """Metrics of which it is declared that they will be measured on another set than their tag stands for."""
         recipe = self.context.recipe
+        prefixes = ("", EMA_TAG) if recipe.ema is not None else ("",)
         placed = {
-            metric: self.tags.place(metric, on)
+            f"{prefix}{metric}": self.tags.place(f"{prefix}{metric}", on)
+            for prefix in prefixes
             for evaluator, on in zip(self._evaluators, self.on, strict=True)
             for metric in evaluator.metrics(recipe) or {}
         }
@@ -112,6 +141,8 @@ class Measures:
         runlog.write_measured(writer, new, self.rules(), step)
         self._said |= set(new)
         writer.scalars(step, dict(values))
+        for tag in sorted(self._pictures):
+            writer.picture(tag, self._pictures.pop(tag), step)
 
     def begin_file(self) -> None:
         """Another event file follows, which says anew what its values were measured on."""

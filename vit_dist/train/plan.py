@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vit_dist.config.blame import ON_THE_COMMAND_LINE, Sources
-from vit_dist.config.cadences import too_long_warmup
+from vit_dist.config.cadences import average_from, schedule_in_steps
+from vit_dist.config.lengths import whole_steps
 from vit_dist.config.load import identity, read_mapping
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import AwayError, ConfigError, DataError, MissingError, VitDistError
@@ -24,6 +25,7 @@ from vit_dist.data.sets import TrainingSet, how_to_pack, open_training_set, too_
 from vit_dist.data.takedown import hold, new_lines, read_list, refuse_forgetting
 from vit_dist.data.validation import open_validation_set
 from vit_dist.evals import EvaluatorConfig
+from vit_dist.optim import ScheduleConfig
 from vit_dist.train.state import taken_down
 
 _LOOKED_UP = 2_000_000
@@ -32,12 +34,26 @@ _LOOKED_UP = 2_000_000
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe comes to on this world: steps, and a rank batch as accumulation x micro_batch."""
+    """What a recipe comes to on this world: steps, and a rank batch as accumulation x micro_batch.
+
+    `schedule` is the recipe's with all its lengths in steps; `average_from` how many are taken before one counts in the
+    average of the weights, None where there is none.
+    """
 
     total_steps: int
-    warmup_steps: int
+    schedule: ScheduleConfig
     micro_batch: int
     accumulation: int
+    average_from: int | None = None
+
+    @property
+    def warmup_steps(self) -> int:
+        """The schedule's warm-up."""
+        return whole_steps(self.schedule.warmup)
+
+    def lr_at(self, step: int, base_lr: float) -> float:
+        """Learning rate of a step; 0 is the first."""
+        return self.schedule.lr_at(step, base_lr=base_lr, total_steps=self.total_steps, warmup_steps=self.warmup_steps)
 
 
 def open_training(
@@ -130,6 +146,9 @@ def check_named(recipe: Recipe, run_dir: Path, asked: set[str] | None = None) ->
     # Read anew: it may have grown since this process has read it.
     hold(recipe.data.takedown, read_list(recipe.data.takedown))
     refuse_forgetting(taken_down(run_dir), recipe.data.takedown)
+    if recipe.loss.teacher is not None:
+        # Each attempt reads it.
+        _there("loss.teacher.weights", recipe.loss.teacher.weights, asked)
     if _has_begun(run_dir):
         return
     remote = recipe.checkpoint.remote
@@ -140,14 +159,17 @@ def check_named(recipe: Recipe, run_dir: Path, asked: set[str] | None = None) ->
         except DataError as error:
             raise type(error)(f"checkpoint.remote: {error}") from None
         asked.add(parent_url(remote))
-    if recipe.init is None or recipe.init.weights in asked:
-        return
-    if not exists(recipe.init.weights):
+    if recipe.init is not None:
+        _there("init.weights", recipe.init.weights, asked)
+
+
+def _there(key: str, url: str, asked: set[str]) -> None:
+    if url not in asked and not exists(url):
         raise ConfigError(
-            f"init.weights={redact(recipe.init.weights)}: there is no such file or folder; give weights of a form that "
-            f"`vit-dist models import` reads, a checkpoint or a run"
+            f"{key}={redact(url)}: there is no such file or folder; give weights of a form that `vit-dist models "
+            f"import` reads, a checkpoint or a run"
         )
-    asked.add(recipe.init.weights)
+    asked.add(url)
 
 
 def _has_begun(run_dir: Path) -> bool:
@@ -205,10 +227,13 @@ def make_plan(recipe: Recipe, data: TrainingSet, world: World) -> Plan:
             f"horizon={recipe.horizon} is {total:,} steps in all, and the branch begins after step "
             f"{recipe.branch.step:,} of {recipe.branch.run}: nothing to train; the trunk's steps count, so give more"
         )
-    warmup_duration = recipe.schedule.warmup  # type: ignore[attr-defined]
-    warmup = warmup_duration.steps(global_batch=batch, epoch_examples=n)
-    if too_long := too_long_warmup(recipe, warmup, total):
-        raise ConfigError(too_long)
+    schedule, misfit = schedule_in_steps(recipe, epoch_examples=n, total_steps=total)
+    if misfit:
+        raise ConfigError(misfit)
+    assert isinstance(schedule, ScheduleConfig)
+    averaged, beyond = average_from(recipe, epoch_examples=n, total_steps=total)
+    if beyond:
+        raise ConfigError(beyond)
     rank_batch = world.rank_batch(batch)
     limit = getattr(recipe.engine, "max_micro_batch", None) or rank_batch
     multiple = 1
@@ -217,7 +242,7 @@ def make_plan(recipe: Recipe, data: TrainingSet, world: World) -> Plan:
         # MixUp mixes neighbours: a micro-batch holds whole pairs.
         multiple = 2
     micro = max(d for d in range(multiple, min(limit, rank_batch) + 1, multiple) if rank_batch % d == 0)
-    return Plan(total, warmup, micro, rank_batch // micro)
+    return Plan(total, schedule, micro, rank_batch // micro, averaged)
 
 
 def _check_pairs(global_batch: int, ranks: int, micro_batch_limit: int | None, key: str) -> None:

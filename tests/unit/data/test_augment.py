@@ -46,6 +46,26 @@ def drawn(config: RandAugmentConfig, count: int, side: int = SIDE) -> list[Op]:
     return list(itertools.chain.from_iterable(draw_ops(config, key, side) for key in range(count)))
 
 
+def test_a_random_crop_is_cut_out_of_the_squashed_image_at_every_place_of_it() -> None:
+    height, width, squashed = 96, 144, 48
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
+    smooth = torch.stack([(2 * rows + 0 * columns), (columns + 0 * rows), (rows + columns) // 2]).to(torch.uint8)
+    crops = augment(AugmentConfig(crop="random", resize=squashed), 36)
+    draws = [crops.draw(height, width, epoch=0, ordinal=i) for i in range(200)]
+    tops, lefts, heights, widths = (set(column) for column in zip(*(draw.box for draw in draws), strict=True))
+    assert (heights, widths) == ({72}, {108})
+    assert (min(tops), max(tops), min(lefts), max(lefts)) == (0, 24, 0, 36)
+    assert 60 < sum(draw.flip for draw in draws) < 140
+    whole = v2.functional.resize(smooth, [squashed, squashed], antialias=True).float()
+    for draw in draws[:20]:
+        top, left, _, _ = draw.box
+        # Places of the squashed image are every second row and third column of this one.
+        if top % 2 == 0 and left % 3 == 0:
+            wanted = whole[:, top // 2 : top // 2 + 36, left // 3 : left // 3 + 36]
+            found = crops.render(smooth, Draw(box=draw.box)).float()
+            assert (found - wanted).abs()[:, 1:-1, 1:-1].max() <= 1.0
+
+
 @pytest.mark.parametrize("magnitude", [0, 1, 9, 15, 22, 30])
 def test_randaugment_is_torchvisions_for_what_was_drawn(magnitude: int) -> None:
     ops = {(op.name, op.values): op for op in drawn(RandAugmentConfig(num_ops=4, magnitude=magnitude), 60)}

@@ -12,6 +12,7 @@ from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError, DataError, RunError
 from vit_dist.core.world import World
 from vit_dist.engines._numerics import numerics
+from vit_dist.optim import ScheduleConfig
 from vit_dist.train.failures import PeerLostError, explained
 from vit_dist.train.plan import Plan
 
@@ -46,7 +47,7 @@ def recipe(engine: str) -> Recipe:
 
 
 def explain(error: Exception, folder: Path, *, world: World = RANK_3, engine: object = "deepspeed") -> Exception:
-    return explained(error, recipe(engine), folder, world, Plan(4, 0, 8, 1))  # type: ignore[arg-type]
+    return explained(error, recipe(engine), folder, world, Plan(4, ScheduleConfig(name="none"), 8, 1))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_only_settings_that_apply_are_named(tmp_path: Path) -> None:
     assert "zero_stage" not in str(explain(error, tmp_path, engine="plain"))
     assert "zero_stage" not in str(explain(error, tmp_path, world=World()))
     engine = {"name": "deepspeed", "zero_stage": 3, "activation_checkpointing": "full"}
-    told = str(explained(error, recipe(engine), tmp_path, RANK_3, Plan(4, 0, 1, 8)))  # type: ignore[arg-type]
+    told = str(explained(error, recipe(engine), tmp_path, RANK_3, Plan(4, ScheduleConfig(name="none"), 1, 8)))  # type: ignore[arg-type]
     assert "engine." not in told
     assert "more memory, or more GPUs" in told
 
@@ -158,9 +159,9 @@ def test_only_settings_that_apply_are_named(tmp_path: Path) -> None:
 def test_weights_that_stay_gathered_are_named_where_they_do(tmp_path: Path, resharded: bool, told: bool) -> None:
     engine = {"name": "fsdp", "reshard_after_forward": resharded}
     error = torch.OutOfMemoryError(OUT_OF_MEMORY)
-    advice = str(explained(error, recipe(engine), tmp_path, RANK_3, Plan(4, 0, 1, 8)))  # type: ignore[arg-type]
+    advice = str(explained(error, recipe(engine), tmp_path, RANK_3, Plan(4, ScheduleConfig(name="none"), 1, 8)))  # type: ignore[arg-type]
     assert ("engine.reshard_after_forward=true (is false)" in advice) is told
-    alone = str(explained(error, recipe(engine), tmp_path, World(), Plan(4, 0, 1, 8)))  # type: ignore[arg-type]
+    alone = str(explained(error, recipe(engine), tmp_path, World(), Plan(4, ScheduleConfig(name="none"), 1, 8)))  # type: ignore[arg-type]
     assert "reshard_after_forward" not in alone
 
 

@@ -45,6 +45,7 @@ examples:
   vit-dist models export runs/demo/vit-8000-s0 vit.safetensors          the newest complete checkpoint of a run
   vit-dist models export runs/b16/checkpoints/step-0000517822 b16.npz
   vit-dist models export s3://bucket/runs/b16 b16.safetensors           the newest copy of a run's checkpoints
+  vit-dist models export runs/b16 b16-ema.safetensors --average         what its `ema` keeps, in place of its weights
   vit-dist models export ViT-B/16 fresh.npz --seed 7                    fresh weights
 """
 )
@@ -124,6 +125,7 @@ def export_main(argv: list[str]) -> int:
         source="a checkpoint, a run, a file, or a model's name",
         settings="settings of a model given by name",
     )
+    parser.add_argument("--average", action="store_true", help="of a run with `ema`: the average of its weights")
     parser.add_argument("--seed", metavar="N", type=int, help="of fresh weights (default 0)")
     parser.add_argument("--num-classes", metavar="K", type=int, help="of fresh weights (default 1000)")
     parser.add_argument("--image-size", metavar="S", type=int, help="of fresh weights (default 224)")
@@ -147,7 +149,12 @@ def export_main(argv: list[str]) -> int:
 
     if config is None:
         with downloaded(args.source) as here:
-            _write(checkpoint_weights(here) if is_checkpoint(here) else read_weights(here), args.out)
+            ours = is_checkpoint(here)
+            if args.average and not ours:
+                raise ConfigError(f"--average: {redact(args.source)} is a file of weights; give a run or a checkpoint")
+            _write(checkpoint_weights(here, average=args.average) if ours else read_weights(here), args.out)
+    elif args.average:
+        raise ConfigError(f"--average: {args.source} is a model, which was never trained; give a run or a checkpoint")
     else:
         size = args.image_size or usual_size(config)
         _write(fresh_weights(config, args.num_classes or 1000, size, args.seed or 0), args.out)

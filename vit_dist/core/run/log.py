@@ -121,7 +121,7 @@ class RunInfo(_Entry):
     family: str = ""
     model: str
     num_params: Annotated[int, Field(ge=0)]
-    macs_per_image: int | None = Field(None, description="multiply-adds of one forward pass of one image")
+    macs_per_image: int | None = Field(None, description="multiply-adds of one image's forward pass in training")
     macs_method: str = Field("", description="how they were counted")
     dataset: str
     dataset_fingerprint: str

@@ -42,9 +42,9 @@ _MOST_LEVELS = 4
 # Arguments of timm.create_model that lead to other files, or change what is built after it.
 _NOT_OF_A_MODEL = ("pretrained", "checkpoint", "cache_dir", "scriptable", "exportable", "no_jit", "features_only")
 
-FACTS = ("recipe", "recipe_hash", "step", "examples", "seed", "name")
-"""What a file of ours may say beside the model."""
-_COUNTS = ("step", "examples", "seed")
+FACTS = ("recipe", "recipe_hash", "step", "examples", "seed", "name", "average_steps")
+"""What a file of ours may say beside the model; average_steps: how many steps count in it, of an average."""
+_COUNTS = ("step", "examples", "seed", "average_steps")
 _MOST_DIGITS = 18
 
 

@@ -55,7 +55,8 @@ def to_hugging_face(
     """
     if type(config) is not ViTConfig:
         raise ConfigError(f"Hugging Face's ViTForImageClassification is a plain ViT; {config.name} is none")
-    wanted = {"pool": "cls", "position_embedding": "learned", "places": "stem", "representation": False}
+    wanted: dict[str, Any] = {"pool": "cls", "position_embedding": "learned", "places": "stem"}
+    wanted |= {"representation": False, "layer_scale": None, "qk_norm": False, "registers": 0, "mlp": "gelu"}
     wrong = {key: getattr(config, key) for key, value in wanted.items() if getattr(config, key) != value}
     if wrong:
         raise ConfigError(f"Hugging Face's ViTForImageClassification cannot say {wrong}; write .safetensors")
@@ -125,7 +126,7 @@ def from_hugging_face(
         ConfigError: of a shape that no ViT has.
         DataError: not a ViT, an incomplete one, or one with more than ours has.
     """
-    config, image_size = _described(described, f"{where}/config.json")
+    config, image_size = described_model(described, f"{where}/config.json")
     assert isinstance(described, Mapping)
     plain = without_prefix(tensors)
     if not any(name.startswith(_TRUNK) for name in plain):
@@ -185,7 +186,7 @@ def _classes(described: object, num_classes: int = 0) -> tuple[str, ...]:
     return tuple("" if named[str(i)] == f"{_NAMELESS}{i}" else named[str(i)] for i in range(num_classes))
 
 
-def _described(described: object, where: str) -> tuple[ViTConfig, int]:
+def described_model(described: object, where: str) -> tuple[ViTConfig, int]:
     """The model that config.json tells of, and the images' size."""
     if not isinstance(described, dict):
         raise DataError(f"{where}: not of a ViTForImageClassification: no mapping")

@@ -32,7 +32,7 @@ from vit_dist.core.small_files import (
 )
 from vit_dist.core.tensor_file import Stated, read_header
 from vit_dist.engines._fit import Held, Wanted
-from vit_dist.engines._slices import BUFFER, WEIGHT, EngineState
+from vit_dist.engines._slices import NO_MOMENTS, EngineState
 from vit_dist.train.checkpoint.host_memory import HostMemory
 
 _DTYPES = {
@@ -242,11 +242,15 @@ class SliceSource:
 
     def kinds(self, name: str) -> list[str]:
         """See Source."""
-        return sorted(kind for kind, of in self.held if of == name and kind not in (WEIGHT, BUFFER))
+        return sorted(kind for kind, of in self.held if of == name and kind not in NO_MOMENTS)
 
     def scalars(self, name: str) -> Mapping[str, float]:
         """See Source."""
         return self._scalars.get(name, {})
+
+    def holds(self, kind: str, name: str) -> bool:
+        """See Source."""
+        return (kind, name) in self.held
 
     def misfit(self, wanted: Wanted) -> str:
         """In what this is not the state of an engine, or ''."""

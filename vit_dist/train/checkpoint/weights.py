@@ -16,8 +16,9 @@ from vit_dist.core.run import names
 from vit_dist.core.run.checkpoints import MARKER, committed, read_marker
 from vit_dist.core.small_files import DamagedError, is_count, is_mapping, is_number, required
 from vit_dist.core.world import World
+from vit_dist.engines._average import counted_steps
 from vit_dist.engines._fit import Wanted, tensors_of
-from vit_dist.engines._slices import BUFFER, WEIGHT
+from vit_dist.engines._slices import AVERAGE, BUFFER, WEIGHT
 from vit_dist.models import ModelConfig
 from vit_dist.models._base import seed_weights
 from vit_dist.models.weights.described import check_image_size, config_of
@@ -29,14 +30,15 @@ CLASSES = "classes"
 """The marker's entry with the names of the head's classes in the order of its outputs, '' where one has none."""
 
 
-def checkpoint_weights(path: Path) -> Weights:
+def checkpoint_weights(path: Path, *, average: bool = False) -> Weights:
     """The weights of a checkpoint, or of the newest intact one of a run.
 
     Args:
         path: .../checkpoints/step-0000001000, or the run's directory.
+        average: the average that it keeps in their place.
 
     Raises:
-        CheckpointError: none is there, or none is intact.
+        CheckpointError: none is there, or none is intact, or it keeps no average.
         ConfigError: they are of a model that is not known here.
     """
     foreign: list[tuple[Path, ConfigError]] = []
@@ -56,7 +58,8 @@ def checkpoint_weights(path: Path) -> Weights:
         crop = crop_of(marker["recipe"]["data"], image_size)
         for other, unknown in foreign:
             _skip(path, other, str(unknown), problems)
-        return Weights(_state(source), config, num_classes, image_size, facts, _classes(marker), crop)
+        facts |= {"average_steps": str(counted_steps(source))} if average else {}
+        return Weights(_state(source, chosen, average), config, num_classes, image_size, facts, _classes(marker), crop)
     raise foreign[0][1] if foreign else _none_intact(path, problems)
 
 
@@ -69,15 +72,19 @@ def crop_of(data: Mapping[str, Any], image_size: int) -> float:
     return float(crop) if is_number(crop) and 0 < crop <= 1 else 0.875
 
 
-def checkpoint_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def checkpoint_state(path: Path, *, average: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights and buffers of a checkpoint, or of the newest intact one of a run, and its marker.
 
+    Args:
+        path: of either.
+        average: the average that it keeps, in place of the weights.
+
     Raises:
-        CheckpointError: none is there, or none is intact.
+        CheckpointError: none is there, or none is intact, or it keeps no average.
     """
     problems: list[str] = []
-    for _, marker, source in _intact(path, problems):
-        return _state(source), marker
+    for chosen, marker, source in _intact(path, problems):
+        return _state(source, chosen, average), marker
     raise _none_intact(path, problems)
 
 
@@ -122,8 +129,16 @@ def _none_intact(path: Path, problems: Sequence[str]) -> CheckpointError:
     return CheckpointError(f"{path}: no intact checkpoint in it{': ' if problems else ''}{'; '.join(problems)}")
 
 
-def _state(source: SliceSource) -> dict[str, Tensor]:
-    return {name: source.tensor(kind, name) for kind, name in source.names() if kind in (WEIGHT, BUFFER)}
+def _state(source: SliceSource, path: Path, average: bool) -> dict[str, Tensor]:
+    if average and (steps := counted_steps(source)) <= 0:
+        why = "it is of a run without `ema`" if steps < 0 else "none of its steps counts yet (ema.start)"
+        raise CheckpointError(f"{path}: there is no average of weights in it: {why}; take its weights themselves")
+    # Weights that are not trained have no average: they are what they were.
+    return {
+        name: source.tensor(AVERAGE if average and source.holds(AVERAGE, name) and kind == WEIGHT else kind, name)
+        for kind, name in source.names()
+        if kind in (WEIGHT, BUFFER)
+    }
 
 
 def _model_of(marker: dict[str, Any], source: SliceSource, where: str) -> tuple[ModelConfig, int, int]:
