@@ -186,7 +186,7 @@ def branch_recipe(point: BranchPoint, overrides: Sequence[str]) -> tuple[Recipe,
     """
     given = parse_overrides(overrides)
     check_given([text.partition("=")[0].strip() for text in overrides])
-    raw: dict[str, Any] = {key: value for key, value in point.raw.items() if key not in ("init", "branch")}
+    raw: dict[str, Any] = {key: value for key, value in point.raw.items() if key not in ("init", "branch", "finetune")}
     step, left = point.step, list[str]()
     raw["branch"] = {
         "checkpoint": point.checkpoint,
