@@ -191,7 +191,7 @@ def _images(
     """Images, a word for each, and where they come from."""
     from vit_dist.inspect.images import image_files, read_files, read_set, spaced
 
-    size, crop = weights.image_size, weights.crop
+    size, crop = weights.image_size, weights.viewed.crop
     if paths:
         files = image_files(paths)
         where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"

@@ -158,7 +158,14 @@ def test_what_a_branch_may_change_is_allowed(tmp_path: Path) -> None:
 
 def test_the_page_has_the_table_and_every_key_of_it_is_one() -> None:
     assert table() in (ROOT / "docs" / "branch.md").read_text()
-    of_runs = {"fingerprint", "initial_weights", "plugins.model", "plugins.optim", "plugins.schedule"}
+    of_runs = {
+        "fingerprint",
+        "initial_weights",
+        "teacher_weights",
+        "plugins.model",
+        "plugins.optim",
+        "plugins.schedule",
+    }
     known = [f"{key.path}." for key in all_keys()]
     for rule in RULES:
         for key in rule.keys:
