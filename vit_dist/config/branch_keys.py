@@ -41,6 +41,12 @@ RULES = (
         "moments of one optimizer are none of another's; a new run with init.weights begins with the weights alone",
     ),
     Rule(("loss", "teacher_weights", "class_weights", "guards"), True, "from the step of the branch on"),
+    Rule(
+        ("ema",),
+        True,
+        "an average goes on with what it has counted; one that the trunk has not kept begins at the branch, and one "
+        "that the branch leaves out ends there",
+    ),
     Rule(("precision",), True, "checkpoints hold fp32 weights and moments, whatever is computed with"),
     Rule(
         ("ema",),
@@ -64,6 +70,7 @@ RULES = (
         False,
         "a run's recipe holds all that the name of its set stands for: give data.train=URL, and what goes with it",
     ),
+    Rule(("data.held_out",), False, "the trunk has trained on what would be held out"),
     Rule(
         ("data.lanes", "data.window", "data.subset_seed", "seed"),
         False,
@@ -133,7 +140,7 @@ def check_changes(trunk: Mapping[str, Any], branch: Mapping[str, Any]) -> list[t
     """
     theirs = {key: value for key, value in trunk.items() if key not in _OF_BEGINNING}
     ours = {key: value for key, value in branch.items() if key != "branch"}
-    for key in ("fingerprint", "plugins"):
+    for key in ("fingerprint", "plugins", "teacher_weights"):
         # Of a recipe alone it is not known yet.
         if key not in ours:
             theirs.pop(key, None)

@@ -83,7 +83,7 @@ DEFAULTS = [
     and "NAME" not in key.path
     and key.value != "plug-in"
     # Inside of a section that is left out.
-    and not key.path.startswith(("init.", "ema.", "data.mixup.", "data.cache.", *AUGMENT_SECTIONS))
+    and not key.path.startswith(("init.", "branch.", "ema.", "data.mixup.", "data.cache.", *AUGMENT_SECTIONS))
 ]
 
 
@@ -131,6 +131,9 @@ def test_what_counts_for_the_identity_is_what_the_identity_holds() -> None:
     # In place of two that are given above.
     strength = resolve(RECIPE, ["data.augment.augreg=light2", "global_batch=8"])
     walk(identity(strength)["data"]["augment"], "data.augment.")
+    # In place of `init`.
+    branched = resolve(RECIPE, [f"branch={{checkpoint: c, run: r, step: 1, digest: {'a' * 32}}}"])
+    walk(identity(branched)["branch"], "branch.")
     held = {path.replace("data.mixture.a.", "data.mixture.NAME.") for path in held}
     sections = {key.path.rpartition(".")[0] for key in all_keys()} | {"data.mixture", *KINDS}
     names = {recipe.model.name: "vit", recipe.optim.name: "adamw", recipe.schedule.name: "constant"}
