@@ -15,7 +15,7 @@ Rate = Annotated[float, Field(gt=0)]
 class ChosenConfig(Config):
     """How a learning rate was chosen; `vit-dist finetune` writes it into the recipe of the run that it leads to."""
 
-    lr: Rate = Field(description="the one that was best")
+    best: Rate = Field(description="the rate that was best")
     metric: str = Field(description="by which")
     values: dict[str, float | None] = Field(
         description="of each rate that was tried, at the end of its run; null: it diverged"

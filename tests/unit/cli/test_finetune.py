@@ -100,7 +100,7 @@ def test_the_best_rate_on_a_slice_of_train_trains_on_all_of_it_and_says_so(
     best = max(values, key=lambda lr: values[lr])
     assert started[3] == ("final", best)
     chosen = load_recipe(str(folder / "final" / names.RECIPE)).finetune.chosen
-    assert (chosen.lr, chosen.examples, chosen.held_out) == (best, 40, "20%")
+    assert (chosen.best, chosen.examples, chosen.held_out) == (best, 40, "20%")
     assert chosen.values == {f"{lr:g}": value for lr, value in values.items()} | {"1e+30": None}
     logged = read_run(str(folder / "final" / "tb")).texts[runlog.RECIPE][0]
     assert f"slice: {chosen.slice}" in logged

@@ -68,7 +68,7 @@ TEXTS = {
 PLACES = {
     *("recipe", "run_dir", "run_root", "runs", "cluster", "plugin", "classes", "work_dir", "source", "dest", "out"),
     *("urls", "manifest", "against", "grid", "data", "dir", "words", "logs", "tag_map", "tensorboard", "table", "json"),
-    *("list", "csv", "figure"),
+    *("list", "csv", "figure", "resume"),
 }
 
 URLS = ("s3://bucket/x", "S3://bucket/x", "gs://bucket/x", "https://host/x", "hdfs://host/x")
