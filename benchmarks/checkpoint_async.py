@@ -49,7 +49,7 @@ def build(model_name: str):
     torch.manual_seed(0)
     model = recipe.model.build(num_classes=CLASSES, image_size=SIZE)
     inputs = EngineInputs(
-        model, recipe.optim.build(model), make_loss(recipe.loss), World(), torch.device("cpu"), "fp32", 1.0, 2, 1
+        model, recipe.optim.over_layers(model), make_loss(recipe.loss), World(), torch.device("cpu"), "fp32", 1.0, 2, 1
     )
     return recipe.engine.build(inputs)
 

@@ -12,6 +12,7 @@ import torch
 
 from tests.streams import recipe
 from vit_dist.core.process import lives
+from vit_dist.data.decode import Encoded
 from vit_dist.data.decode_pool import Processes
 from vit_dist.data.reader import Reader
 from vit_dist.data.rows import RowsOf, View
@@ -25,20 +26,20 @@ class Ends:
     ordinal: int
     number: int
 
-    def __call__(self, image: torch.Tensor, epoch: int, ordinal: int) -> torch.Tensor:
+    def __call__(self, image: Encoded, epoch: int, ordinal: int) -> torch.Tensor:
         if ordinal == self.ordinal:
             if self.number < 0:
                 os._exit(-self.number)
             os.kill(os.getpid(), self.number)
             time.sleep(60)
-        return image[:, :28, :28]
+        return image.whole()[:, :28, :28]
 
 
 class Unsendable:
     """A view that cannot be sent to another process."""
 
-    def __call__(self, image: torch.Tensor, epoch: int, ordinal: int) -> torch.Tensor:
-        return image[:, :28, :28]
+    def __call__(self, image: Encoded, epoch: int, ordinal: int) -> torch.Tensor:
+        return image.whole()[:, :28, :28]
 
     def __reduce__(self) -> str:
         raise TypeError("this view stays where it is")
@@ -47,7 +48,7 @@ class Unsendable:
 class Raises:
     """A view with a fault of its own, whose error cannot be sent as it is."""
 
-    def __call__(self, image: torch.Tensor, epoch: int, ordinal: int) -> torch.Tensor:
+    def __call__(self, image: Encoded, epoch: int, ordinal: int) -> torch.Tensor:
         class LocalError(Exception):
             pass
 

@@ -81,7 +81,7 @@ def build_engine(
     model = build_model(kit, name, image_size, classes, settings)
     inputs = EngineInputs(
         model=model,
-        optimizer=recipe.optim.build(model),
+        optimizer=recipe.optim.over_layers(model),
         loss=make_loss(recipe.loss),
         world=World(),
         device=kit.device,

@@ -31,6 +31,7 @@ class RunView:
         logged: whether an attempt has left logs, and whether its supervisor has.
         metrics: what was measured last.
         evaluated: what `vit-dist evaluate` measured last, by tag: step and value; of one run alone, not in a table.
+        branched_from: of a branch, the runs it has grown from, in words; '' of any other.
         stall: what training waits for, of a run that trains; '' where it hardly waits.
         request: asked for by a person, not served yet.
         problems: what is damaged.
@@ -58,6 +59,7 @@ class RunView:
     logged: tuple[bool, bool] = (False, False)
     metrics: Mapping[str, float] = field(default_factory=dict)
     evaluated: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    branched_from: str = ""
     stall: str = ""
     request: str = ""
     problems: tuple[str, ...] = ()

@@ -15,8 +15,9 @@ from launcher.status.advice import advise, in_words
 from launcher.status.files import RunFiles, read_run
 from launcher.status.run_view import RunView
 from vit_dist.core.errors import RunError, VitDistError
-from vit_dist.core.run import history
+from vit_dist.core.run import history, lineage
 from vit_dist.core.run.history import JobWord
+from vit_dist.core.run.lineage import described, read_lineage
 from vit_dist.core.units import Duration
 
 _PATIENCE_S = 4.0
@@ -78,7 +79,9 @@ def view(files: RunFiles, job: Job | None, silence: str = "", *, now: float) -> 
     """
     state, progress = files.state, files.state.progress
     standing, reason = history.stands(state, _word(job, bool(silence)), now)
-    step, examples = progress.step, progress.examples
+    trunks = read_lineage(files.run.get(lineage.KEY, []))
+    # A branch that has begun no attempt stands where its trunk was left.
+    step, examples = progress.step, progress.examples or (trunks[-1].examples if trunks else 0)
     total = progress.total_steps or _planned_steps(files.run)
     rate = progress.examples_per_s or _mean_rate(examples, progress.goodput)
     left = (total - step) * examples / step if step and total > step else 0.0
@@ -105,6 +108,7 @@ def view(files: RunFiles, job: Job | None, silence: str = "", *, now: float) -> 
         tries=last.attempt if last else 0,
         logged=files.logged,
         metrics=progress.metrics,
+        branched_from=described(trunks),
         stall=progress.stall if standing == "running" else "",
         request=state.request,
         problems=files.problems,

@@ -55,7 +55,7 @@ def build(
     model: Any = settings.model.build(num_classes=CLASSES, image_size=SIZE)  # type: ignore[attr-defined]
     model.set_activation_checkpointing(engine.get("activation_checkpointing", "none"))
     torch.nn.init.normal_(model.head.weight, std=0.05)  # zeros would send no gradient to what is below
-    optimizer = settings.optim.build(model)  # type: ignore[attr-defined]
+    optimizer = settings.optim.over_layers(model)  # type: ignore[attr-defined]
     loss = make_loss(settings.loss)
     inputs = EngineInputs(
         model,

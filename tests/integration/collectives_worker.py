@@ -65,7 +65,7 @@ def run_case(case: str, world, device) -> dict:
     model = recipe.model.build(num_classes=CLASSES, image_size=SIZE)
     parameters = sum(p.numel() for p in model.parameters())
     micro = BATCH // world.size // int(accumulation)
-    optimizer, loss = recipe.optim.build(model), make_loss(recipe.loss)
+    optimizer, loss = recipe.optim.over_layers(model), make_loss(recipe.loss)
     built = recipe.engine.build(
         EngineInputs(model, optimizer, loss, world, device, precision, 1.0, micro, int(accumulation))
     )

@@ -166,7 +166,7 @@ def run_case(
     built = recipe.engine.build(
         EngineInputs(
             model,
-            recipe.optim.build(model),
+            recipe.optim.over_layers(model),
             make_loss(recipe.loss),
             world,
             device,

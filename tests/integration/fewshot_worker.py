@@ -45,7 +45,7 @@ def evaluate(train: str, val: str, engine: str, world: World, device) -> dict[st
     torch.nn.init.normal_(model.head.weight, std=0.05)  # of zeros every class has the same score
     share = 8 // world.size
     inputs = EngineInputs(
-        model, recipe.optim.build(model), make_loss(recipe.loss), world, device, "fp32", 1.0, share, 1
+        model, recipe.optim.over_layers(model), make_loss(recipe.loss), world, device, "fp32", 1.0, share, 1
     )
     context = EvalContext(recipe.engine.build(inputs), recipe, world, read_manifest(val))
     return {name: value for evaluator in recipe.evaluators for name, value in evaluator.run(context)}

@@ -63,7 +63,7 @@ def held(case: str, world, device) -> float:
     micro = 4 // world.size // int(accumulation)
     inputs = EngineInputs(
         model,
-        recipe.optim.build(model),
+        recipe.optim.over_layers(model),
         make_loss(recipe.loss),
         world,
         device,

@@ -49,7 +49,7 @@ def engine_of(case: str, world, device):
     micro = BATCH // world.size // int(accumulation)
     inputs = EngineInputs(
         model,
-        recipe.optim.build(model),
+        recipe.optim.over_layers(model),
         make_loss(recipe.loss),
         world,
         device,

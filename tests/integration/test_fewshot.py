@@ -17,7 +17,7 @@ from PIL import Image
 from vit_dist.core.errors import ConfigError
 from vit_dist.data.manifest import read_manifest
 from vit_dist.data.subset import pick, select_shots
-from vit_dist.evals._fewshot import ridge
+from vit_dist.evals._fewshot import Ridge
 from vit_dist.evals.fewshot import FewShotConfig, draw
 
 
@@ -40,14 +40,14 @@ def test_ridge_is_the_solution_of_the_normal_equations(examples: int, width: int
     rng = np.random.default_rng(0)
     x = rng.normal(3.0, 2.0, (examples, width)) * np.linspace(0.01, 5, width)
     labels, new = rng.integers(0, 4, examples), rng.normal(3.0, 2.0, (9, width))
-    weight, bias = ridge(torch.from_numpy(x), torch.from_numpy(labels), 5, l2)
+    weight, bias = Ridge(torch.from_numpy(x), torch.from_numpy(labels), 5).solve(l2)
     scores = torch.from_numpy(new) @ weight + bias
     np.testing.assert_allclose(scores.numpy(), reference(x, labels, 5, l2)(new), rtol=1e-7, atol=1e-7)
 
 
 def test_a_feature_that_never_varies_does_no_harm() -> None:
     x = torch.ones(6, 3, dtype=torch.float64)
-    weight, bias = ridge(x, torch.tensor([0, 1, 0, 1, 0, 1]), 2, 1024.0)
+    weight, bias = Ridge(x, torch.tensor([0, 1, 0, 1, 0, 1]), 2).solve(1024.0)
     assert bool(torch.isfinite(weight).all())
     assert bool(torch.isfinite(bias).all())
 
@@ -113,7 +113,7 @@ def test_every_engine_on_every_number_of_processes_gives_the_accuracy_of_an_inde
 ) -> None:
     x, labels = all_features(small_set)
     new, truth = all_features(small_val)
-    expected = {}
+    expected, spreads = {}, {}
     for shots in (1, 5, 12):
         correct = []
         for ordinals in draw(small_set, 12, 2):
@@ -121,6 +121,7 @@ def test_every_engine_on_every_number_of_processes_gives_the_accuracy_of_an_inde
             scores = reference(x[rows], labels[rows], 4, 1.0)(new)
             correct.append((scores.argmax(1) == truth).mean())
         expected[f"fewshot/small_{shots}shot"] = float(np.mean(correct))
+        spreads[f"fewshot_std/small_{shots}shot"] = float(np.std(correct, ddof=1))
     assert len(set(expected.values())) > 1
     assert max(expected.values()) > 0.35  # features of random weights, four classes
     found = {
@@ -135,8 +136,12 @@ def test_every_engine_on_every_number_of_processes_gives_the_accuracy_of_an_inde
         assert values["val/top1"] * 45 == pytest.approx(round(scored[0]["val/top1"] * 45), abs=1e-9), scored
         assert values["val/loss"] == pytest.approx(scored[0]["val/loss"], rel=1e-6), scored
     for values in found.values():
-        assert values.keys() == expected.keys()
-        for tag, value in values.items():  # resizing rounds pixels its own way: one example in a draw may tip over
+        assert values.keys() == expected.keys() | spreads.keys()
+        for tag, value in spreads.items():
+            assert values[tag] == pytest.approx(value, abs=2.01 * one_more_would_be), found
+        for tag, value in (
+            (tag, values[tag]) for tag in expected
+        ):  # resizing rounds pixels its own way: one example in a draw may tip over
             assert value == pytest.approx(expected[tag], abs=2.01 * one_more_would_be), found
     assert found["plain", 1] == found["plain", 2] == found["fsdp", 2]
     for ranks in tmp_path.glob("fewshot_worker-2-*.1"):

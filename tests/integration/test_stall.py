@@ -15,8 +15,7 @@ from vit_dist.config.load import load_recipe
 from vit_dist.core.events.reader import read_run
 from vit_dist.core.run import history
 from vit_dist.core.world import World
-from vit_dist.data import rows
-from vit_dist.data.decode import decode
+from vit_dist.data.decode import Encoded
 from vit_dist.train.attempt import attempt
 from vit_dist.train.progress import loading
 
@@ -42,12 +41,14 @@ def alone() -> Iterator[None]:
 def test_a_slow_decoder_is_told_in_the_log_the_event_file_and_the_history(
     tmp_path: Path, small_set: str, small_val: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def slow(content: bytes | memoryview, *, upright: bool) -> torch.Tensor:
+    whole = Encoded.whole
+
+    def slow(image: Encoded) -> torch.Tensor:
         time.sleep(0.02)
-        return decode(content, upright=upright)
+        return whole(image)
 
     monkeypatch.setattr(loading, "_STALL_S", 0.0)
-    monkeypatch.setattr(rows, "decode", slow)
+    monkeypatch.setattr(Encoded, "whole", slow)
     recipe, run_dir = recipe_file(tmp_path, small_set, small_val), tmp_path / "run"
     attempt(load_recipe(str(recipe), SETTINGS), run_dir, World())
     log = read_run(str(run_dir / "tb"))

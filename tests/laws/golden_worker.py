@@ -42,7 +42,7 @@ def main() -> None:
         torch.manual_seed(1)
         model = recipe.model.build(num_classes=recipe.data.num_classes, image_size=recipe.data.image_size)
         micro = recipe.global_batch // world.size
-        optimizer, loss = recipe.optim.build(model), make_loss(recipe.loss)
+        optimizer, loss = recipe.optim.over_layers(model), make_loss(recipe.loss)
         inputs = EngineInputs(model, optimizer, loss, world, device, recipe.precision, recipe.optim.clip, micro, 1)
         engine = recipe.engine.build(inputs)
         found = restore(Path(root), engine, whole, world)

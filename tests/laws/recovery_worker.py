@@ -72,7 +72,7 @@ def build(name: str, world, device, seed: int):
     micro = BATCH // world.size
     inputs = EngineInputs(
         model,
-        recipe.optim.build(model),
+        recipe.optim.over_layers(model),
         make_loss(recipe.loss),
         world,
         device,

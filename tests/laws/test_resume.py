@@ -122,23 +122,25 @@ def test_ten_steps_equal_six_then_kill_minus_9_then_four(
     popen = forks.Popen if engine == "zero-3" else subprocess.Popen
     recipe = recipe_file(tmp_path, small_set, small_val)
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    finish(start(recipe, straight, *ENGINES[engine], popen=popen))
+    options = [*ENGINES[engine], "ema={decay: 0.8, start: 2 steps}"]
+    finish(start(recipe, straight, *options, popen=popen))
 
-    first = start(recipe, killed, *ENGINES[engine], popen=popen)
+    first = start(recipe, killed, *options, popen=popen)
     kill_after(first, killed / "checkpoints" / "step-0000000006" / "COMMITTED.json", signal.SIGKILL)
     first.communicate(timeout=10)  # the ranks hold its output too: it ends when they have followed their parent
     assert not (killed / "checkpoints" / "step-0000000010").exists(), "the run ended before it could be killed"
-    output = finish(start(recipe, killed, *ENGINES[engine], popen=popen))
+    output = finish(start(recipe, killed, *options, popen=popen))
 
     assert "resumed from step 6" in output
     last = "checkpoints/step-0000000010"
     assert_same_bits(straight / last, killed / last)
+    assert {"averaged:steps", "average:head.weight"} <= tensors(killed / last).keys()
     logs = [read_run(str(path / "tb")) for path in (straight, killed)]
-    for tag in ("train/loss", "train/grad_norm", "val/top1", "val/loss"):
+    for tag in ("train/loss", "train/grad_norm", "val/top1", "val/loss", "ema/val/loss"):
         (steps, values), (other_steps, other_values) = (
             (log.scalars[tag].steps, log.scalars[tag].values) for log in logs
         )
-        assert steps.tolist() == other_steps.tolist() == ([5, 10] if tag.startswith("val") else list(range(1, 11)))
+        assert steps.tolist() == other_steps.tolist() == ([5, 10] if "val" in tag else list(range(1, 11)))
         assert values.tolist() == other_values.tolist()
 
 

@@ -33,6 +33,8 @@ SPIKES += [
     "guards.spike_window=8",
     "guards.hang=0s",
     "guards.max_in_row=34",
+    # Kept beside the weights, and cut and skipped with them.
+    "ema={decay: 0.9, start: 4 steps}",
 ]
 
 

@@ -28,6 +28,7 @@ VERBS = {
     "cancel": ("runs.cancel", "end a run's job for good"),
     "requeue": ("runs.requeue", "put a run's job back into the queue, away from a node if wanted"),
     "resume": ("runs.resume", "resume a run that has ended, perhaps on another number of nodes"),
+    "branch": ("branch", "a new run from weights, optimizer and position of another run's checkpoint"),
     "list": ("list", "names of runs, recipes, clusters, studies, datasets and plug-ins"),
     "verify-resume": (
         "verify_resume",

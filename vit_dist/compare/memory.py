@@ -21,12 +21,14 @@ class Counted:
     Attributes:
         params: numbers that are trained.
         macs: multiply-adds of one forward pass of one image, by torch's FlopCounterMode.
+        trained_macs: the same in training, where patch dropout leaves patches out.
         activations: bytes an image that the backward pass needs, all kept.
         checkpointed: the same where each block keeps its input alone.
     """
 
     params: int
     macs: int
+    trained_macs: int
     activations: int
     checkpointed: int
 
@@ -41,7 +43,7 @@ def count(config: ModelConfig, *, num_classes: int, image_size: int, precision: 
     with torch.device("meta"):
         model = config.build(num_classes=num_classes, image_size=image_size)
     params = sum(p.numel() for p in model.parameters())
-    macs = macs_of(model, image_size)
+    macs, trained_macs = macs_of(model, image_size), macs_of(model, image_size, training=True)
     saved = {}
     modes: tuple[Checkpointing, Checkpointing] = ("none", "full")
     # Fake tensors have a device, and so the fused attention of one; on the meta device attention keeps its weights.
@@ -54,6 +56,7 @@ def count(config: ModelConfig, *, num_classes: int, image_size: int, precision: 
     return Counted(
         params=params,
         macs=macs,
+        trained_macs=trained_macs,
         activations=saved["none"],
         checkpointed=saved["full"],
     )

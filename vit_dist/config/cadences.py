@@ -82,14 +82,15 @@ def unrated_checkpoints(recipe: Recipe, num_samples: int | None = None) -> str:
         recipe: of a run.
         num_samples: of the training set, where it is known; without it, cadences in epochs cannot be compared.
     """
-    config, measured = recipe.checkpoint, recipe.eval.every
+    config = recipe.checkpoint
     if not config.keep_best:
         return ""
+    key, measured = measured_every(recipe, config.keep_best)
     asked = f"checkpoint.keep_best={config.keep_best} rates checkpoints at whose step it was measured"
-    advice = "make checkpoint.every a multiple of eval.every"
+    advice = f"make checkpoint.every a multiple of {key}"
     if config.every == "auto" or "seconds" in (config.every.unit, measured.unit):
         return (
-            f"{asked}; with eval.every={measured} and checkpoint.every={config.every}, one of them by the clock, "
+            f"{asked}; with {key}={measured} and checkpoint.every={config.every}, one of them by the clock, "
             f"that may be the last alone; give both in steps, examples or epochs, and {advice}"
         )
     units = {recipe.horizon.unit, config.every.unit, measured.unit}
@@ -105,9 +106,23 @@ def unrated_checkpoints(recipe: Recipe, num_samples: int | None = None) -> str:
     ):
         return ""
     return (
-        f"{asked}, and that is the last alone, which is then kept whatever it is worth: eval.every={measured} and "
+        f"{asked}, and that is the last alone, which is then kept whatever it is worth: {key}={measured} and "
         f"checkpoint.every={config.every} meet at no step before the last, {last:,}; {advice}"
     )
+
+
+def measured_every(recipe: Recipe, tag: str) -> tuple[str, Duration]:
+    """How often a metric is measured, and the key that says so.
+
+    Args:
+        recipe: of a run.
+        tag: of the metric.
+    """
+    for i, evaluator in enumerate(recipe.evaluators):
+        own: Duration | None = getattr(evaluator, "every", None)
+        if own is not None and tag in (evaluator.metrics(recipe) or {}):  # type: ignore[attr-defined]
+            return f"evaluators[{i}].every", own
+    return "eval.every", recipe.eval.every
 
 
 def _first_step(period: Fraction, batch: int, times: int = 1) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import shlex
 import typing
@@ -19,11 +17,11 @@ from vit_dist.config.blame import Sources, key_hint
 from vit_dist.config.keys import KINDS, keys_of, plugin_keys
 from vit_dist.config.plugins import anchored, load_plugins
 from vit_dist.config.safe_yaml import BoundedLoader, parse_yaml
-from vit_dist.config.schema import DataConfig, Recipe, dump, dump_identity
+from vit_dist.config.schema import DataConfig, Recipe, dump, dump_identity, identity_hash
 from vit_dist.config.sections import SECTIONS, layer, lost, meaning, merge, missing_keys, spelt_out, value_text
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 from vit_dist.core.places import Place, Takes
-from vit_dist.core.registry import EVALUATORS, Plugin, Registry
+from vit_dist.core.registry import EVALUATORS, MODELS, Plugin, Registry
 from vit_dist.core.scratch import in_scratch
 from vit_dist.core.text import read_text
 from vit_dist.core.urls import local_path
@@ -225,6 +223,7 @@ def resolve(raw: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str
     for key, registry in SECTIONS.items():
         if key in data:
             data[key] = _plugin(data[key], registry, key, problems)
+    data |= _with_teacher(data.get("loss"), problems)
     if isinstance(data.get("evaluators"), list):
         data["evaluators"] = tuple(
             _plugin(item, EVALUATORS, f"evaluators[{i}]", problems) for i, item in enumerate(data["evaluators"])
@@ -244,6 +243,15 @@ def resolve(raw: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str
     if problems or recipe is None:
         raise ConfigError("\n".join(map(sources.blame, problems)))
     return recipe
+
+
+def _with_teacher(loss: Any, problems: list[str]) -> dict[str, Any]:
+    """The section `loss` with its teacher's model as a config; {} where it names none."""
+    teacher = loss.get("teacher") if isinstance(loss, Mapping) else None
+    if not isinstance(teacher, Mapping) or teacher.get("model") is None:
+        return {}
+    model = _plugin(teacher["model"], MODELS, "loss.teacher.model", problems)
+    return {"loss": {**loss, "teacher": {**teacher, "model": model}}}
 
 
 def _section(problem: str) -> str:
@@ -408,8 +416,7 @@ def identity(recipe: Recipe) -> dict[str, Any]:
 
 def recipe_hash(recipe: Recipe) -> str:
     """16 hexadecimal digits that name `identity(recipe)`."""
-    text = json.dumps(identity(recipe), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return identity_hash(identity(recipe))
 
 
 def recipe_yaml(recipe: Recipe) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -14,11 +16,13 @@ from pydantic import (
 )
 
 from vit_dist.config.augment import AugmentConfig, Floats, MixupConfig, check_range, spelt_augment
+from vit_dist.config.branch import BranchConfig
 from vit_dist.config.cache import CacheConfig
 from vit_dist.config.ema import EMA_TAG, EmaConfig
 from vit_dist.config.finetune import FinetuneConfig
 from vit_dist.config.held_out import HeldOut, check_beside
 from vit_dist.config.lengths import Share, lengths_of
+from vit_dist.config.loss import LossConfig
 from vit_dist.core.marks import LAYOUT, NON_IDENTITY, WHEN_SET, NonIdentity
 from vit_dist.core.metrics import Metric, known_metric, nearest, undeclared
 from vit_dist.core.registry import AnyPlace, Config, LocalPath, Plugin
@@ -94,6 +98,10 @@ class DataConfig(Config):
     )
     takedown: Annotated[AnyPlace, NON_IDENTITY, WHEN_SET] = Field(
         "", description="path or URL of a list of keys, one a line, that are not read from the next start on"
+    )
+    decoder: Annotated[Literal["torchvision", "nvimgcodec"], WHEN_SET] = Field(
+        "torchvision",
+        description="of training's JPEGs; nvimgcodec: the crop alone, with nvImageCodec, which is installed apart",
     )
     decode_threads: Annotated[int | None, Field(ge=1), NON_IDENTITY] = Field(
         None, description="left out: the CPUs of a rank less two, 2 to 32"
@@ -180,15 +188,6 @@ class InitConfig(Config):
     )
     positions: Literal["public", "bicubic"] = Field(
         "public", description="how position embeddings are resampled for another image size; see docs/models.md"
-    )
-
-
-class LossConfig(Config):
-    """Softmax cross-entropy, or the sigmoid one that the paper pretrains with (summed over classes)."""
-
-    name: Literal["softmax", "sigmoid"] = Field("softmax", description="cross-entropy over classes, or of each class")
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="share of the target that is spread over all classes"
     )
 
 
@@ -311,6 +310,7 @@ class Recipe(Config):
     finetune: Annotated[FinetuneConfig | None, NON_IDENTITY, WHEN_SET] = Field(
         None, description="learning rates that `vit-dist finetune` chooses from; all other verbs leave it alone"
     )
+    branch: Annotated[BranchConfig | None, WHEN_SET] = Field(None, description="what `vit-dist branch` begins from")
     data: DataConfig = Field(description="what it is trained on; a text is short for {dataset: NAME}")
     loss: LossConfig = Field(LossConfig(), description="what is minimised")
     optim: AnyPlugin = Field(description="the optimizer")
@@ -344,6 +344,7 @@ class Recipe(Config):
                 f"global_batch: {self.global_batch} is odd, but {self.data.mixing_key} pairs its halves; nearest that "
                 f"can be: {self.global_batch - 1}, {self.global_batch + 1}"
             )
+        self.loss.check(self.data.num_classes)
         for plugin in (self.model, self.optim, self.schedule, self.engine, *self.evaluators):
             check = getattr(plugin, "check", None)
             if check is not None:
@@ -396,6 +397,7 @@ class Recipe(Config):
             "checkpoint.keep_every": self.checkpoint.keep_every,
             "log.every": self.log.every,
             "log.norms": self.log.norms,
+            **{f"evaluators[{i}].every": getattr(one, "every", None) for i, one in enumerate(self.evaluators)},
         }
         for key, duration in durations.items():
             if isinstance(duration, Duration) and duration.unit == "epochs":
@@ -420,6 +422,12 @@ def dump_identity(config: Config) -> dict[str, Any]:
         value = getattr(config, name)
         plain[name] = _plain(value)
     return plain
+
+
+def identity_hash(plain: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that name a recipe by its identity, as `config.load.identity` and markers have it."""
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ torch's is asked: they are shared by the decode threads.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as tv
 from vit_dist.config.augment import AugmentConfig, EraseConfig, JitterConfig
 from vit_dist.config.schema import DataConfig
 from vit_dist.core.seeding import hash64, permutation, uniform
-from vit_dist.data.decode import resize
+from vit_dist.data.decode import Encoded, resize
 from vit_dist.data.randaugment import GREY, Op, apply_op, draw_ops
 
 _TAG_CROP = 0x43524F50  # "CROP"
@@ -94,6 +94,17 @@ class Augment:
     def apply(self, image: Tensor, *, epoch: int, ordinal: int) -> Tensor:
         """uint8 [3, H, W] -> uint8 [3, S, S]."""
         return self.render(image, self.draw(image.shape[1], image.shape[2], epoch=epoch, ordinal=ordinal))
+
+    def decode(self, image: Encoded, *, epoch: int, ordinal: int) -> Tensor:
+        """The same of an image of which no more need be decoded than its crop: -> uint8 [3, S, S].
+
+        Raises:
+            DecodeError: it cannot be decoded.
+        """
+        draw = self.draw(*image.size, epoch=epoch, ordinal=ordinal)
+        if draw.box is None:
+            return self.render(image.whole(), draw)
+        return self.render(image.region(draw.box), replace(draw, box=None))
 
     def draw(self, height: int, width: int, *, epoch: int, ordinal: int) -> Draw:
         """What is drawn for an image of height x width pixels."""

@@ -59,7 +59,7 @@ class Batch:
     """Examples of one rank, in the order of the global batch. B of them.
 
     Attributes:
-        images: uint8 [B, 3, S, S].
+        images: uint8 [B, 3, S, S], in the memory of `Buffers`.
         labels: int64 [B, L]; -1 where a sample has fewer than L labels.
         weights: float32 [B, L]; 1 but for soft labels, 0 where the label is -1.
         ordinals: int64 [B]; each sample's ordinal in its manifest; in a mixture, manifests count on from each other.

@@ -19,13 +19,15 @@ from vit_dist.config.schema import DataConfig
 from vit_dist.core.errors import DataError
 from vit_dist.core.urls import is_remote, local_path, redact
 from vit_dist.core.world import World, rank_cpus
-from vit_dist.data.decode import decode
+from vit_dist.data.augment import Augment
+from vit_dist.data.decode import Encoded
 from vit_dist.data.decode_pool import num_processes
 from vit_dist.data.images import DecodeError
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.order import GlobalOrder
 from vit_dist.data.ranges import RangeReader
 from vit_dist.data.readrate import measure, places
+from vit_dist.data.regions import RegionDecoder, check_installed
 from vit_dist.data.sets import TrainingSet, open_training_set
 from vit_dist.data.stream import TrainStream
 
@@ -321,9 +323,19 @@ def _decoding(images: Sequence[memoryview], config: DataConfig, seconds: float) 
     """CPU ms that decoding an image takes, images that cannot be, and the share of a CPU that the thread got."""
     good: list[memoryview] = []
     reason = ""
+    if config.decoder == "nvimgcodec":
+        check_installed()
+    regions = RegionDecoder() if config.decoder == "nvimgcodec" else None
+    augment = Augment.of(config, 0)
+
+    def needed(content: memoryview, number: int) -> None:
+        image = Encoded(content, upright=config.upright, regions=regions)
+        box = augment.draw(*image.size, epoch=0, ordinal=number).box
+        _ = image.whole() if box is None else image.region(box)
+
     for image in images:
         try:
-            decode(image, upright=config.upright)
+            needed(image, len(good))
             good.append(image)
         except DecodeError as error:
             reason = reason or str(error)
@@ -334,7 +346,7 @@ def _decoding(images: Sequence[memoryview], config: DataConfig, seconds: float) 
         torch.set_num_threads(1)
         done, began, cpu = 0, time.perf_counter(), time.thread_time()
         while done < len(good) or time.perf_counter() - began < seconds:
-            decode(good[done % len(good)], upright=config.upright)
+            needed(good[done % len(good)], done)
             done += 1
             if done >= 8 and time.perf_counter() - began > 2 * seconds:
                 break

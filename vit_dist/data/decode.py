@@ -1,9 +1,11 @@
 """From the bytes of an image to uint8 [3, H, W], and the views of evaluation.
 
-Of data/, only this, augment, randaugment, gallery, mixup, reader and stream need torch.
+Of data/, only this, augment, randaugment, gallery, mixup, reader, regions and stream need torch.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import Tensor
@@ -11,13 +13,14 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
 from vit_dist.data.images import JPEG_BEGINS, DecodeError, check_jpeg, load, orientation
+from vit_dist.data.regions import RegionDecoder
 
 _LONG = 16
 _BETWEEN = 1 << 24  # pixels
 
 
-def decode(content: bytes | memoryview, *, upright: bool = False) -> Tensor:
-    """Bytes of an image of any of `images.FORMATS` -> uint8 [3, H, W], by the rules that stand there.
+class Encoded:
+    """An image as its file holds it, decoded as far as it is asked for: bytes of any of `images.FORMATS`.
 
     Only JPEGs go to torchvision, which is faster there: its PNG decoder dies of some damaged files, and takes the
     whole process with it.
@@ -25,23 +28,77 @@ def decode(content: bytes | memoryview, *, upright: bool = False) -> Tensor:
     Args:
         content: of the image's file.
         upright: turn it as its EXIF orientation says; else only TIFFs are turned, by Pillow.
+        regions: decodes parts of JPEGs that stand upright; None: a part is cut out of the whole.
 
     Raises:
         DecodeError: not an image that is read, or cut off.
     """
-    if content[:3] != JPEG_BEGINS:
-        image = load(content, upright=upright).image
-        pixels: Tensor = tv.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
-        return pixels
-    # A copy: torch wants writable memory, and says so in a warning.
-    jpeg = bytearray(content)
-    check_jpeg(jpeg)
-    try:
-        pixels = decode_jpeg(torch.frombuffer(jpeg, dtype=torch.uint8), mode=ImageReadMode.RGB)
-    except RuntimeError as error:
-        raise DecodeError(str(error).splitlines()[0]) from None
-    # Asked of `images` as for packing: torchvision has a reader of EXIF of its own, which differs in damaged data.
-    return _turned(pixels, orientation(content)) if upright and _says_how_it_lies(jpeg) else pixels
+
+    def __init__(
+        self, content: bytes | memoryview, *, upright: bool = False, regions: RegionDecoder | None = None
+    ) -> None:
+        self._content, self._upright, self._regions = content, upright, regions
+        self._whole: Tensor | None = None
+        self._jpeg, self._size = None, None
+        if content[:3] == JPEG_BEGINS:
+            # A copy: torch wants writable memory, and says so in a warning.
+            self._jpeg = bytearray(content)
+            self._size = check_jpeg(self._jpeg)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of `whole`."""
+        if self._size is None or self._lies:
+            _, height, width = self.whole().shape
+            return height, width
+        return self._size
+
+    def whole(self) -> Tensor:
+        """uint8 [3, H, W].
+
+        Raises:
+            DecodeError: see the class.
+        """
+        if self._whole is None:
+            self._whole = self._decoded()
+        return self._whole
+
+    def region(self, box: tuple[int, int, int, int]) -> Tensor:
+        """uint8 [3, height, width] of `whole`, from top, left, height, width.
+
+        Raises:
+            DecodeError: see the class; damage outside may be told or not.
+        """
+        if self._regions is not None and self._jpeg is not None and self._whole is None and not self._lies:
+            part = self._regions.decode(self._jpeg, box)
+            if part is not None:
+                return part
+        top, left, height, width = box
+        return self.whole()[:, top : top + height, left : left + width]
+
+    @functools.cached_property
+    def _lies(self) -> bool:
+        """A JPEG that is to be turned."""
+        # Asked of `images` as for packing: torchvision has a reader of EXIF of its own, which differs in damaged data.
+        asked = self._upright and self._jpeg is not None and _says_how_it_lies(self._jpeg)
+        return asked and orientation(self._content) != 1
+
+    def _decoded(self) -> Tensor:
+        pixels: Tensor
+        if self._jpeg is None:
+            image = load(self._content, upright=self._upright).image
+            pixels = tv.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
+            return pixels
+        try:
+            pixels = decode_jpeg(torch.frombuffer(self._jpeg, dtype=torch.uint8), mode=ImageReadMode.RGB)
+        except RuntimeError as error:
+            raise DecodeError(str(error).splitlines()[0]) from None
+        return _turned(pixels, orientation(self._content)) if self._lies else pixels
+
+
+def decode(content: bytes | memoryview, *, upright: bool = False) -> Tensor:
+    """All of an image: uint8 [3, H, W]. See `Encoded`."""
+    return Encoded(content, upright=upright).whole()
 
 
 def _says_how_it_lies(jpeg: bytearray) -> bool:
@@ -103,6 +160,9 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def _resized(image: Tensor, height: int, width: int) -> Tensor:
+    if image.stride(0) == 1 and not image.permute(1, 2, 0).is_contiguous():
+        # A crop of pixels that lie as [H, W, 3]: packed, it is resized without being taken apart into planes.
+        image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     resized: Tensor = tv.resize(image, [height, width], interpolation=tv.InterpolationMode.BILINEAR, antialias=True)
     return resized
 
@@ -111,4 +171,4 @@ def normalize(
     images: Tensor, dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format
 ) -> Tensor:
     """uint8 [B, 3, S, S] in 0..255 -> dtype [B, 3, S, S] in [-1, 1], on the images' device, in `memory_format`."""
-    return images.to(torch.float32).mul_(1 / 127.5).sub_(1.0).to(dtype, memory_format=memory_format)
+    return images.to(torch.float32, memory_format=memory_format).mul_(1 / 127.5).sub_(1.0).to(dtype)

@@ -91,18 +91,22 @@ class _Segment:
     end: int
 
 
-def check_jpeg(content: bytes | bytearray) -> None:
+def check_jpeg(content: bytes | bytearray) -> tuple[int, int]:
     """Refuse what decoders make an image of without a word: a JPEG without its end, or of any size.
 
     What follows the end is no part of it: cameras and phones put padding, more pictures or whole videos there.
 
+    Returns:
+        Height and width in pixels, as it is stored.
+
     Raises:
         DecodeError: damaged, cut off, too large, or of a kind that is not read.
     """
-    _jpeg_header(content)
+    size = _jpeg_header(content)
     # Mostly it is the file's end. All between is looked at by the decoder.
     if content[-2:] != _JPEG_END:
         _plain_jpeg(bytes(content))
+    return size
 
 
 def _plain_jpeg(content: bytes) -> tuple[bytes, list[_Segment]]:
@@ -188,9 +192,9 @@ def _scans(content: bytes, header: list[_Segment]) -> tuple[list[_Segment], int]
     raise DecodeError(_TRUNCATED)
 
 
-def _jpeg_header(content: bytes | bytearray, segments: list[_Segment] | None = None) -> None:
-    """Check the header, up to the data of the first scan; its segments are added to `segments`."""
-    at, has_frame = 2, False
+def _jpeg_header(content: bytes | bytearray, segments: list[_Segment] | None = None) -> tuple[int, int]:
+    """Check the header, up to the data of the first scan; its segments are added to `segments`. -> height, width."""
+    at, size = 2, None
     try:
         while True:
             if content[at] != 0xFF:
@@ -200,8 +204,7 @@ def _jpeg_header(content: bytes | bytearray, segments: list[_Segment] | None = N
             if marker in _SEGMENTS:
                 end = at + 2 + max(2, content[at + 2] << 8 | content[at + 3])
                 if marker in _FRAMES:
-                    has_frame = True
-                    _check_frame(content, at)
+                    size = _check_frame(content, at)
                 if segments is not None:
                     segments.append(_Segment(marker, at, end))
                 if marker == _SCAN:
@@ -215,17 +218,20 @@ def _jpeg_header(content: bytes | bytearray, segments: list[_Segment] | None = N
                 raise DecodeError(_DAMAGED.format(f"marker 0x{marker:02x} in its header is none that is read"))
     except (IndexError, ValueError):
         raise DecodeError(_TRUNCATED) from None
-    if not has_frame:
+    if size is None:
         raise DecodeError(_DAMAGED.format("a scan without a frame"))
+    return size
 
 
-def _check_frame(content: bytes | bytearray, at: int) -> None:
+def _check_frame(content: bytes | bytearray, at: int) -> tuple[int, int]:
     bits, components = content[at + 4], content[at + 9]
     if bits != 8:
         raise DecodeError(f"a JPEG of {bits} bits a sample; only 8 are read")
     if components not in (1, 3, 4):
         raise DecodeError(f"a JPEG of {components} components; only 1, 3 and 4 are read")
-    _check_size(content[at + 7] << 8 | content[at + 8], content[at + 5] << 8 | content[at + 6])
+    height, width = content[at + 5] << 8 | content[at + 6], content[at + 7] << 8 | content[at + 8]
+    _check_size(width, height)
+    return height, width
 
 
 def _check_size(width: int, height: int) -> None:

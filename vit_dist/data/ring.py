@@ -29,7 +29,8 @@ class Buffers:
     """What a batch is written into. B examples of at most L labels.
 
     Attributes:
-        images: uint8 [B, 3, S, S], pinned where there is a GPU; so are the next two.
+        images: uint8 [B, 3, S, S] that lie as [B, S, S, 3]: decoders give pixels, not planes. Pinned where there is a
+            GPU; so are the next two.
         labels: int64 [B, L].
         weights: float32 [B, L].
         slot: which one of those that processes share; -1: of this process alone.
@@ -45,7 +46,7 @@ class Buffers:
         """Without a value."""
         pinned = torch.cuda.is_available()
         return cls(
-            torch.empty((batch, 3, size, size), dtype=torch.uint8, pin_memory=pinned),
+            torch.empty((batch, size, size, 3), dtype=torch.uint8, pin_memory=pinned).permute(0, 3, 1, 2),
             torch.empty((batch, labels), dtype=torch.int64, pin_memory=pinned),
             torch.empty((batch, labels), dtype=torch.float32, pin_memory=pinned),
         )

@@ -19,15 +19,16 @@ from vit_dist.core.errors import DataError
 from vit_dist.core.files import redact
 from vit_dist.core.seeding import I64
 from vit_dist.data.batch import TAKEN_DOWN, Batch, Make, Replacement, Sample
-from vit_dist.data.decode import decode
+from vit_dist.data.decode import Encoded
 from vit_dist.data.images import DecodeError
 from vit_dist.data.lookahead import Lookahead, Run
 from vit_dist.data.order import Segment, WindowId
+from vit_dist.data.regions import RegionDecoder
 from vit_dist.data.segments import Piece, SegmentReader
 from vit_dist.data.sets import Parts
 
-View = Callable[[Tensor, int, int], Tensor]
-"""What an image becomes: (uint8 [3, H, W], epoch, ordinal) -> uint8 [3, S, S]."""
+View = Callable[[Encoded, int, int], Tensor]
+"""What an image becomes: (it, epoch, ordinal) -> uint8 [3, S, S]; raises DecodeError."""
 
 Decoding = Callable[[str, str], None]
 """Told whose bytes come next, by URL of the shard and key: a decoder that ends the process leaves no other word."""
@@ -63,6 +64,7 @@ class RowsOf:
         make: what becomes of a sample in place of pixels by `view`; images are without pixels then, [B, 3, 0, 0].
         taken_down: ordinals of samples that are left out, each with the first position at which it is.
         labelled: a sample without a label is an error; else its labels are -1.
+        regions: of a JPEG the region that `view` keeps is decoded alone.
     """
 
     parts: Parts
@@ -74,6 +76,7 @@ class RowsOf:
     make: Make | None = None
     taken_down: Mapping[int, int] = field(default_factory=dict)
     labelled: bool = True
+    regions: bool = False
 
     @property
     def image_size(self) -> int:
@@ -127,6 +130,7 @@ class Rows:
         self._windows: dict[int, _Window] = {}
         self._segments = SegmentReader(of.parts, read_threads, lambda: max(64, 2 * len(self._windows)), of.config.cache)
         self._lookahead = Lookahead(of.order, self._segments, of.windows_at_once, whole_shards=of.whole_shards)
+        self._regions = RegionDecoder() if of.regions else None
         self.pace = self._segments.pace
         self._stopped = False
 
@@ -207,8 +211,8 @@ class Rows:
             if self._of.make is not None:
                 batch.made[row] = self._of.make(content, which)
             else:
-                pixels = decode(content, upright=self._of.config.upright)
-                batch.images[row].copy_(self._of.view(pixels, which.epoch, which.ordinal))
+                image = Encoded(content, upright=self._of.config.upright, regions=self._regions)
+                batch.images[row].copy_(self._of.view(image, which.epoch, which.ordinal))
         except DecodeError as error:
             return str(error) or "it cannot be decoded"
         finally:

@@ -201,7 +201,8 @@ def too_many_outputs(recipe: Recipe, known: int) -> str:
         recipe: of a run that is to begin.
         known: classes of the training set.
     """
-    head, keeps = recipe.data.num_classes, recipe.init is not None and recipe.init.head != "new"
+    begins = recipe.branch or recipe.init
+    head, keeps = recipe.data.num_classes, begins is not None and begins.head != "new"
     if recipe.data.spare_outputs or keeps or head <= max(_IDLE_FACTOR * known, known + _IDLE_FEW):
         return ""
     return (

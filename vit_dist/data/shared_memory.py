@@ -60,7 +60,7 @@ class Layout:
 
     @property
     def _shapes(self) -> tuple[tuple[int, ...], ...]:
-        return ((self.batch, 3, self.size, self.size), (self.batch, self.labels), (self.batch, self.labels))
+        return ((self.batch, self.size, self.size, 3), (self.batch, self.labels), (self.batch, self.labels))
 
     @property
     def _slot_bytes(self) -> int:
@@ -74,7 +74,8 @@ class Layout:
             flat = torch.frombuffer(memory, dtype=dtype, count=count, offset=at) if count else torch.empty(0)
             found.append(flat.to(dtype).view(shape))
             at += _paged(count * size)
-        return found[0], found[1], found[2]
+        # As `Buffers` has them.
+        return found[0].permute(0, 3, 1, 2), found[1], found[2]
 
 
 class SharedMemory:

@@ -28,10 +28,11 @@ from vit_dist.core.units import counted
 from vit_dist.core.world import World, launched_world
 from vit_dist.data.augment import Augment
 from vit_dist.data.batch import Batch, Make, Replacement, Sample
-from vit_dist.data.decode import decode
+from vit_dist.data.decode import Encoded
 from vit_dist.data.images import DecodeError, load
 from vit_dist.data.manifest import ShardManifest, read_manifest
 from vit_dist.data.mixture import MixtureOrder
+from vit_dist.data.regions import RegionDecoder, check_installed
 from vit_dist.data.sets import TrainingSet, open_training_set
 from vit_dist.data.stream import STORED_WINDOW, TrainStream
 from vit_dist.data.stream_state import StreamPosition, dump_position, load_position
@@ -39,7 +40,7 @@ from vit_dist.data.takedown import TakenDown, extended, hold, left_out, read_lin
 
 _KEYS = frozenset(
     {"subset", "subset_seed", "lanes", "window", "crop_area", "crop_aspect", "max_bad", "takedown"}
-    | {"decode_workers", "read_threads", "prefetch_batches", "memory_limit", "cache"}
+    | {"decoder", "decode_workers", "read_threads", "prefetch_batches", "memory_limit", "cache"}
 )
 """Of a recipe's data section: those that mean something here, and have no argument of their own."""
 
@@ -153,7 +154,7 @@ def open_stream(
         device: where labels, weights and images are copied to, from pinned memory without waiting; None: they stay.
         workers: threads that decode; None: the CPUs of the rank less two, 2 to 32.
         **data: keys of a recipe's `data` section: subset, subset_seed, lanes, window, crop_area, crop_aspect, max_bad,
-            takedown, decode_workers, read_threads, prefetch_batches, memory_limit, cache (docs/recipe.md).
+            takedown, decoder, decode_workers, read_threads, prefetch_batches, memory_limit, cache (docs/recipe.md).
             `decode_workers` are processes that decode in place of threads, for `decode="crop"` without a transform,
             shuffled.
 
@@ -186,7 +187,12 @@ def open_stream(
     # Read anew for each stream, whatever one before it has read.
     hold(config.takedown, read_lines(config.takedown))
     taken = extended(before, config.takedown, opened.parts, at)
-    make = _maker(decode, transform, Augment.of(config, seed), upright=config.upright)
+    regions = config.decoder == "nvimgcodec"
+    if regions and decode != "crop":
+        raise ConfigError(
+            f"decoder={config.decoder} decodes the crop alone, and decode={decode!r} has none: leave it out"
+        )
+    make = _maker(decode, transform, Augment.of(config, seed), upright=config.upright, decode_regions=regions)
     inner = TrainStream(
         opened,
         wanted,
@@ -411,15 +417,21 @@ def _end(data: TrainingSet, epochs: int | None, batch: int, *, drop_last: bool) 
     return total - total % batch if drop_last else total
 
 
-def _maker(how: Decode, transform: Transform | None, crop: Augment, *, upright: bool) -> Make | None:
+def _maker(
+    how: Decode, transform: Transform | None, crop: Augment, *, upright: bool, decode_regions: bool
+) -> Make | None:
     """What becomes of a sample; None: what becomes of it in training."""
     if how == "crop" and transform is None:
         return None
+    if decode_regions:
+        check_installed()
+    regions = RegionDecoder() if decode_regions else None
 
     def make(content: memoryview, sample: Sample) -> Any:
         image: Any
         if how == "crop":
-            image = crop.apply(decode(content, upright=upright), epoch=sample.epoch, ordinal=sample.ordinal)
+            encoded = Encoded(content, upright=upright, regions=regions)
+            image = crop.decode(encoded, epoch=sample.epoch, ordinal=sample.ordinal)
         elif how == "pil":
             image = load(content, upright=upright).image.convert("RGB")
         else:

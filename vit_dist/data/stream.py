@@ -21,13 +21,14 @@ from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
 from vit_dist.data.augment import Augment
 from vit_dist.data.batch import Batch, Make, Replacement
-from vit_dist.data.decode import centre
+from vit_dist.data.decode import Encoded, centre
 from vit_dist.data.decode_pool import Processes, num_processes
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.mixture import MixtureIdentity
 from vit_dist.data.order import OrderIdentity, Segment, WindowId
 from vit_dist.data.pace import Pace
 from vit_dist.data.reader import Reader
+from vit_dist.data.regions import check_installed
 from vit_dist.data.rows import Order, RowsOf
 from vit_dist.data.sets import Part, Parts, TrainingSet, Wanted
 from vit_dist.data.subset import Subset, select
@@ -63,7 +64,8 @@ class TrainStream:
         at_once: where processes decode, the first batch waits for them; else threads begin.
 
     Raises:
-        ConfigError: the ranks do not divide the batch, or the read-ahead is over the memory limit.
+        ConfigError: the ranks do not divide the batch, the read-ahead is over the memory limit, or the decoder is not
+            installed.
     """
 
     def __init__(
@@ -83,6 +85,8 @@ class TrainStream:
         at_once: bool = False,
     ) -> None:
         config, batch = recipe.data, recipe.global_batch
+        if config.decoder == "nvimgcodec":
+            check_installed()
         rank_batch = -(-batch // world.size) if uneven else world.rank_batch(batch)
         self._data, self._batch, self._position, self._end = data, batch, position, end
         num_lanes = data.order.lanes // math.gcd(data.order.lanes, world.size)
@@ -115,6 +119,7 @@ class TrainStream:
             make=make,
             taken_down=dict(taken_down or {}),
             labelled=labelled,
+            regions=config.decoder == "nvimgcodec",
         )
         lanes = None if data.fits_in_memory else data.order.lanes_of
         self._reader = Reader(
@@ -148,8 +153,8 @@ class TrainStream:
         return self._reader.pace
 
 
-def _augmented(augment: Augment, image: Tensor, epoch: int, ordinal: int) -> Tensor:
-    return augment.apply(image, epoch=epoch, ordinal=ordinal)
+def _augmented(augment: Augment, image: Encoded, epoch: int, ordinal: int) -> Tensor:
+    return augment.decode(image, epoch=epoch, ordinal=ordinal)
 
 
 def _positions(position: int, global_batch: int, world: World, end: int | None) -> Iterator[Sequence[int]]:
@@ -244,7 +249,7 @@ class EvalBatches:
         rows = RowsOf(
             parts,
             StoredOrder(subset.counts),
-            lambda image, _epoch, _ordinal: view(image, size, crop),
+            lambda image, _epoch, _ordinal: view(image.whole(), size, crop),
             config,
             whole_shards=False,
             taken_down=taken_down,

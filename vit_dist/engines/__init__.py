@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,7 @@ from vit_dist.core.marks import LAYOUT
 from vit_dist.core.registry import Plugin
 
 if TYPE_CHECKING:
+    from vit_dist.config.schema import Recipe
     from vit_dist.engines._protocol import Engine, EngineInputs
 
 Switch = Literal["auto", True, False]
@@ -46,6 +47,22 @@ class EngineConfig(Plugin):
     attention: Annotated[Attention, LAYOUT] = Field(
         "auto", description="kernel of scaled_dot_product_attention; auto: torch's own choice by shape and device"
     )
+
+    clips_blocks: ClassVar[bool] = False
+    """Whether it can clip each block's gradient by its own norm."""
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse what this engine cannot do.
+
+        Raises:
+            ValueError: clipping by block, where the engine knows one norm.
+        """
+        clip_per = getattr(recipe.optim, "clip_per", "all")
+        if clip_per != "all" and not self.clips_blocks:
+            raise ValueError(
+                f"optim.clip_per={clip_per} needs the norm of each block's gradient, and engine.name={self.name} clips "
+                f"by the norm of all; use engine.name=plain or fsdp, or leave clip_per out"
+            )
 
     @property
     def compiles_on_gpus(self) -> bool:

@@ -7,13 +7,14 @@ counts for nothing, which the device itself decides: nobody waits for it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from vit_dist.config.schema import Recipe
+from vit_dist.core.errors import CheckpointError, ConfigError
 from vit_dist.engines._slices import AVERAGE, AVERAGED, WEIGHT, Slice, Source
 
 _COUNT = "steps"
@@ -26,6 +27,26 @@ class Averaging:
     """How weights are averaged; `decay` None: uniformly."""
 
     decay: float | None
+
+
+def averaging_of(recipe: Recipe) -> Averaging | None:
+    """How a recipe's `ema` averages; None where it has none."""
+    if recipe.ema is None:
+        return None
+    return Averaging(None if recipe.ema.decay == "uniform" else recipe.ema.decay)
+
+
+def check_averages(recipe: Recipe, engine: object) -> None:
+    """Refuse an average of which an engine, a plug-in's, knows nothing.
+
+    Raises:
+        ConfigError: the recipe asks for one.
+    """
+    if recipe.ema is not None and getattr(engine, "average", None) is None:
+        raise ConfigError(
+            f"ema: engine.name={recipe.engine.name} keeps no average of the weights; leave `ema` out, or use "
+            f"engine.name=deepspeed, fsdp or plain"
+        )
 
 
 class Average:
@@ -79,14 +100,15 @@ class Average:
         Args:
             source: that the engine loads.
             runs: (name of the weight, where the run begins in it, a flat view of the average's run).
+
+        Raises:
+            CheckpointError: how many steps count in it is no number of steps.
         """
         for name, start, view in runs:
             kind = AVERAGE if source.holds(AVERAGE, name) else WEIGHT
             if view.numel():
                 view.copy_(source.read(kind, name, start, start + view.numel()))
-        self._count.zero_()
-        if source.holds(AVERAGED, _COUNT):
-            self._count.copy_(source.read(AVERAGED, _COUNT, 0, 1))
+        self._count.fill_(max(0, counted_steps(source)))
 
     def exchange(self) -> None:
         """Put the average where the weights are, and the weights where it was; twice, and all is as before."""
@@ -113,8 +135,14 @@ def wanted_count() -> tuple[tuple[str, str], tuple[tuple[int, ...], frozenset[to
 
 
 def counted_steps(source: Source) -> int:
-    """How many steps count in the average that a checkpoint holds; -1: it holds none."""
+    """How many steps count in the average that a checkpoint holds; -1: it holds none.
+
+    Raises:
+        CheckpointError: it is no number of steps.
+    """
     if not source.holds(AVERAGED, _COUNT):
         return -1
     count = float(source.read(AVERAGED, _COUNT, 0, 1))
-    return int(count) if math.isfinite(count) else 0
+    if not (count >= 0 and count.is_integer()):
+        raise CheckpointError(f"the checkpoint says that {count} steps count in its average of the weights")
+    return int(count)

@@ -69,7 +69,7 @@ def _import_muon() -> None:
     """DeepSpeed's Muon, which it imports itself otherwise, without torch's compiler.
 
     It decorates its functions with torch.compile, which imports all of inductor: two seconds of each rank's start. No
-    recipe names Muon; it works uncompiled too.
+    recipe names theirs (optim/muon.py is another); it works uncompiled too.
     """
     from deepspeed.runtime import compiler
 

@@ -154,7 +154,10 @@ def _stored(tensor: Tensor) -> frozenset[torch.dtype]:
 
 
 def _kept_by(optimizer: Any) -> Kept | None:
-    """What an optimizer keeps of a weight, tried on one of four elements; None where groups differ in it."""
+    """What an optimizer keeps of a weight, tried on one of four elements; None where weights or groups differ in it."""
+    # Of four elements it might keep all, and of a matrix rows and columns.
+    if getattr(optimizer, "keeps_other_shapes", False):
+        return None
     found = set()
     try:
         for group in optimizer.param_groups:

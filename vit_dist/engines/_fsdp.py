@@ -1,7 +1,8 @@
 """torch's fully_shard (FSDP2) behind the engine protocol: each block is gathered and reduced as one, then the rest.
 
 The optimizer steps on this rank's shards as plain tensors and not on torch's DTensors: an elementwise update needs no
-more, whichever operations it is made of, and no step pays for their dispatch.
+more, whichever operations it is made of, and no step pays for their dispatch. One that needs rows asks for the rest of
+a weight itself (optim/_across.py).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.world import World
 from vit_dist.data.decode import normalize
+from vit_dist.engines._clip import layer_clip
 from vit_dist.engines._compile import compile_blocks
 from vit_dist.engines._fit import Wanted, wanted_of
 from vit_dist.engines._layout import layout
@@ -49,6 +51,7 @@ from vit_dist.engines._slices import (
 )
 from vit_dist.engines.fsdp import FSDPConfig
 from vit_dist.models._base import repeated_blocks
+from vit_dist.optim._across import RowOptimizer
 
 # What torch says where a weight is read that is not gathered.
 _NOT_GATHERED = "mixed torch.Tensor and DTensor"
@@ -69,10 +72,12 @@ class FSDPEngine:
         self._shards = list(_shards(inputs.model, inputs.world))
         self._optimizer, self._stepped = inputs.optimizer, False
         _step_on_shards(self._optimizer, names, self._shards)
+        if isinstance(self._optimizer, RowOptimizer):
+            self._optimizer.across = RowsOfRanks(self._shards, inputs.world)
         self.average = inputs.averages([shard.local for shard in self._shards if shard.local.requires_grad])
         # torch keeps whole sums in the dtype in which ranks add them up: in bf16 they would be rounded here already.
         self._whole_sums = not config.reshard_after_forward and config.reduce_dtype == "fp32"
-        self._last = True
+        self._layers, self._last = layer_clip(inputs.clip_layers, inputs.clip), True
         self._compiled = compile_blocks(config, inputs, self.module, self._logits, gathered=blocks)
         self._reshard()
         self.layout: dict[str, Any] = {
@@ -115,9 +120,12 @@ class FSDPEngine:
         if on_gradients is not None:
             on_gradients(self._gradients())
         with self.timer.phase("optimizer"):
-            loss_mean, norm = self._agree(total)
+            loss_mean, squares = self._agree(total)
+            norm = squares.sum().sqrt().float()
             finite = torch.isfinite(norm)
-            if self._in.clip is not None:
+            if self._layers is not None:
+                self._layers.scale(self._named_gradients(), squares)
+            elif self._in.clip is not None:
                 torch.nn.utils.clip_grads_with_norm_([s.local for s in self._shards], self._in.clip, norm)
             set_lr(self._optimizer, lr)
             # As the plain engine does, and for its reasons: from the second step on a fused kernel itself leaves
@@ -143,14 +151,24 @@ class FSDPEngine:
             self._root.set_requires_gradient_sync(last)
 
     def _agree(self, total: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean loss over the ranks, and the norm of the gradient of which each has a part. A collective."""
-        gradients = [s.local.grad for s in self._shards if s.local.grad is not None]
-        own = torch.nn.utils.get_total_norm(gradients).to(self.device, torch.float64)
+        """Mean loss over the ranks, and squares of the gradient's norm, of which each has a part. A collective.
+
+        Returns:
+            The latter as [1], or [layers] where each is clipped by its own.
+        """
+        named = self._named_gradients()
+        if self._layers is None:
+            own = torch.nn.utils.get_total_norm([g for _, g in named]).to(self.device, torch.float64)[None].square()
+        else:
+            own = self._layers.squares(named)
         # One sum for both, in double precision: see mean_over_ranks.
-        sums = torch.stack([total / self._in.world.size, own * own])
+        sums = torch.cat([(total / self._in.world.size)[None], own])
         if self._in.world.size > 1:
             torch.distributed.all_reduce(sums)
-        return sums[0], sums[1].sqrt().float()
+        return sums[0], sums[1:]
+
+    def _named_gradients(self) -> list[tuple[str, Tensor]]:
+        return [(shard.name, shard.local.grad) for shard in self._shards if shard.local.grad is not None]
 
     def _gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Each gradient as a whole. A collective a parameter."""
@@ -268,6 +286,36 @@ def _shards(model: nn.Module, world: World) -> Iterator[_Shard]:
         start = min(world.rank * rows, shape[0])
         assert len(local) == min(rows, shape[0] - start), (name, shape, local.shape)
         yield _Shard(name, shape, start * math.prod(shape[1:]), parameter, local)
+
+
+class RowsOfRanks:
+    """See optim/_across.Across: a rank has the same number of rows of each weight as the others, as far as they go."""
+
+    def __init__(self, shards: list[_Shard], world: World) -> None:
+        self._shards, self._world = {id(shard.local): shard for shard in shards}, world
+
+    def summed(self, own: Tensor) -> Tensor:
+        """See Across."""
+        if self._world.size > 1:
+            torch.distributed.all_reduce(own)
+        return own
+
+    def whole(self, weight: Tensor, own: Tensor) -> Tensor:
+        """See Across."""
+        rows, *sides = self._shards[id(weight)].shape
+        most = -(-rows // self._world.size)
+        if self._world.size == 1:
+            return own
+        padded = own.new_zeros(most, *sides)
+        padded[: len(own)] = own
+        gathered = own.new_empty(most * self._world.size, *sides)
+        torch.distributed.all_gather_into_tensor(gathered, padded)
+        return gathered[:rows]
+
+    def own(self, weight: Tensor, whole: Tensor) -> Tensor:
+        """See Across."""
+        begin = self._world.rank * -(-len(whole) // self._world.size)
+        return whole[begin : begin + len(weight)]
 
 
 def _fill(tensor: Tensor, source: Source, kind: str, shard: _Shard) -> None:

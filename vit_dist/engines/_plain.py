@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vit_dist.data.decode import normalize
 from vit_dist.engines import EngineConfig
+from vit_dist.engines._clip import layer_clip
 from vit_dist.engines._compile import compile_blocks
 from vit_dist.engines._fit import Wanted, wanted_of
 from vit_dist.engines._layout import layout
@@ -53,6 +54,7 @@ class PlainEngine:
         self.device, self.timer = inputs.device, inputs.timer
         self._ddp = _replicated(self.module, config.reduce_dtype) if inputs.world.size > 1 else None
         self._optimizer, self._stepped = inputs.optimizer, False
+        self._layers = layer_clip(inputs.clip_layers, inputs.clip)
         self.average = inputs.averages([p for p in self.module.parameters() if p.requires_grad])
         self._compiled = compile_blocks(config, inputs, self.module, self._logits)
         self.layout: dict[str, Any] = {"engine": "plain", **layout(config, inputs, compiled=bool(self._compiled))}
@@ -97,7 +99,12 @@ class PlainEngine:
             # Gradients are averaged over ranks by now, so that the norm and this decision are the same on every rank.
             finite = torch.isfinite(norm)
             # What gradients are divided by, so that their norm is `clip` at most.
-            scale = None if self._in.clip is None else (norm / self._in.clip).clamp(min=1).float()
+            scale = None
+            if self._layers is not None:
+                of_layers = [(name, p.grad) for name, p in named if p.grad is not None]
+                self._layers.scale(of_layers, self._layers.squares(of_layers))
+            elif self._in.clip is not None:
+                scale = (norm / self._in.clip).clamp(min=1).float()
             set_lr(self._optimizer, lr)
             # Told as torch's GradScaler tells it, a fused kernel itself divides gradients, which saves a pass over
             # them, or leaves weights, moments and counters as they are. Not in the first step: there fused SGD makes
@@ -157,11 +164,12 @@ class PlainEngine:
             load_whole(p, source, WEIGHT, name)
             state = self._optimizer.state[p] if p.requires_grad else {}
             for kind in source.kinds(name):
-                shape = source.shape(kind, name)
-                # torch's optimizers make their moments at the first step; a fresh one has none to fill yet.
+                values = source.read(kind, name, 0, math.prod(source.shape(kind, name)))
+                # torch's optimizers make their moments at the first step; a fresh one has none to fill yet. Of some the
+                # shape or dtype is not the weight's.
                 if kind not in state:
-                    state[kind] = torch.zeros(shape, dtype=p.dtype, device=p.device)
-                load_whole(state[kind], source, kind, name)
+                    state[kind] = torch.zeros(source.shape(kind, name), dtype=values.dtype, device=p.device)
+                state[kind].copy_(values.view(state[kind].shape))
             restore_scalars(state, source.scalars(name), p, self._optimizer.defaults)
         for name, buffer in buffers(self.module):
             load_whole(buffer, source, BUFFER, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -201,6 +201,8 @@ class EngineInputs:
     accumulation: int
     memory_format: torch.memory_format = torch.contiguous_format
     """Of the images alone: DeepSpeed cannot initialize a model that is channels-last itself."""
+    clip_layers: Mapping[str, int] | None = None
+    """The layer of each weight, where `clip` bounds the norm of each layer's gradient and not that of all."""
     timer: StepTimer = field(default_factory=StepTimer)
     image_size: int | None = None
     """Side of the images of a step; None: no step will be taken, so that nothing is compiled for one."""
@@ -261,6 +263,6 @@ def exchanged(average: Average | None, refresh: Callable[[], None]) -> Iterator[
 
 
 def set_lr(optimizer: Any, lr: float) -> None:
-    """One learning rate for every parameter group."""
+    """A step's learning rate for every parameter group, times what a group has as its `lr_scale`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)

@@ -39,8 +39,9 @@ class DeepSpeedConfig(EngineConfig):
         """Refuse what DeepSpeed would get wrong in silence.
 
         Raises:
-            ValueError: an optimizer that ZeRO's flat shards break, or compiled blocks under stage 3.
+            ValueError: an optimizer that ZeRO's flat shards break, compiled blocks under stage 3, or clipping by block.
         """
+        super().check(recipe)
         # Tried: gathering weights is left to each rank's own compiler, and ranks wait for each other for ever.
         if self.zero_stage == 3 and self.compile is True:
             raise ValueError(
@@ -48,9 +49,10 @@ class DeepSpeedConfig(EngineConfig):
                 "inside the blocks; use engine.compile=auto (off there), or stage 1 or 2"
             )
         if not getattr(recipe.optim, "elementwise", False):
+            others = "plain or fsdp" if getattr(recipe.optim, "whole_rows", False) else "plain"
             raise ValueError(
                 f"optim.name: {recipe.optim.name!r} needs whole tensors, which ZeRO's shards are "
-                f"not; use engine.name=plain"
+                f"not; use engine.name={others}"
             )
 
     def build(self, inputs: EngineInputs) -> Engine:

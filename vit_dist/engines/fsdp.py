@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class FSDPConfig(EngineConfig):
     """Each block of the model is gathered and reduced as one; in bf16 the masters are fp32, as under ZeRO."""
 
+    clips_blocks: ClassVar[bool] = True
+
     reshard_after_forward: Annotated[bool, LAYOUT] = Field(
         False,
         description="true: between passes a rank keeps its shards alone, of gradients too, as under ZeRO-3; false: "
@@ -31,9 +33,11 @@ class FSDPConfig(EngineConfig):
         Raises:
             ValueError: an optimizer that needs more of a weight than a rank holds.
         """
-        if not getattr(recipe.optim, "elementwise", False):
+        super().check(recipe)
+        optim = recipe.optim
+        if not (getattr(optim, "elementwise", False) or getattr(optim, "whole_rows", False)):
             raise ValueError(
-                f"optim.name: {recipe.optim.name!r} needs whole tensors, which the shards of FSDP are "
+                f"optim.name: {optim.name!r} needs whole tensors, which the shards of FSDP are "
                 f"not; use engine.name=plain"
             )
 

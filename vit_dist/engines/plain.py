@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from vit_dist.core.registry import ENGINES
 from vit_dist.engines import EngineConfig
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 @ENGINES.register("plain")
 class PlainConfig(EngineConfig):
     """No sharding. In bf16 the weights stay fp32 and the forward pass runs under autocast."""
+
+    clips_blocks: ClassVar[bool] = True
 
     def build(self, inputs: EngineInputs) -> Engine:
         """The engine. A collective."""

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from pydantic import Field
+
+from vit_dist.core.marks import NON_IDENTITY, WHEN_SET
 from vit_dist.core.metrics import Metric
 from vit_dist.core.registry import Plugin
 from vit_dist.core.run.measured import MeasuredOn, digest_of
+from vit_dist.core.units import Duration
 
 if TYPE_CHECKING:
     from vit_dist.config.schema import Recipe
@@ -22,12 +27,15 @@ class EvalContext:
     """What an evaluator may look at.
 
     `val` is None where the recipe names no validation set; its labels are read as the model's head counts them.
+    `outputs` is a folder for files beside the values, such as pictures and tables, which rank 0 makes when it writes
+    the first; None where nobody wants any.
     """
 
     engine: Engine
     recipe: Recipe
     world: World
     val: ShardManifest | None
+    outputs: Path | None = None
 
 
 class EvaluatorConfig(Plugin):
@@ -35,6 +43,10 @@ class EvaluatorConfig(Plugin):
 
     scores_head: ClassVar[bool] = True
     """Compares what the head says with labels of `EvalContext.val`, whose classes must be among the training set's."""
+
+    every: Annotated[Duration | None, NON_IDENTITY, WHEN_SET] = Field(
+        None, description="how often this one looks, and at the end; 0 steps: at the end alone; left out: eval.every"
+    )
 
     def check(self, recipe: Recipe) -> None:
         """Refuse a recipe that names no data for it; reads nothing.

@@ -21,8 +21,11 @@ BIAS = 100.0
 STD_FLOOR = 1e-5
 
 
-def accuracies(config: FewShotConfig, context: EvalContext) -> dict[int, float]:
-    """Top-1 on the test set for each number of shots, the mean over the draws; the same on every rank. A collective."""
+def accuracies(config: FewShotConfig, context: EvalContext) -> list[list[list[float]]]:
+    """Top-1 on the test set [lambdas, shots, draws]; the same on every rank. A collective.
+
+    Examples of the test set without a label are not tried.
+    """
     train, test = config.open_sets(context.recipe)
     drawn = _drawn(config, context)
     x, labels = _shots(config, context, train, drawn)
@@ -32,53 +35,65 @@ def accuracies(config: FewShotConfig, context: EvalContext) -> dict[int, float]:
     for shots in config.shots:
         for ordinals in drawn:
             rows = torch.from_numpy(np.searchsorted(stored, ordinals[:, :shots].ravel()))
-            weight, bias = ridge(x[rows].double(), labels[rows], classes, config.l2)
-            fits.append((weight.to(device, torch.float32), bias.to(device, torch.float32)))
+            ridge = Ridge(x[rows].double(), labels[rows], classes)
+            solved = (ridge.solve(l2) for l2 in config.lambdas)
+            fits += [(weight.to(device, torch.float32), bias.to(device, torch.float32)) for weight, bias in solved]
     # Correct examples of each fit, and last the number of examples.
     correct = torch.zeros(len(fits) + 1, dtype=torch.float64, device=device)
     for batch, x_test in features(context, test, crop=config.crop, view=squash):
         truth = batch.labels.to(device, non_blocking=True)
+        known = (truth >= 0).any(1)
         for i, (weight, bias) in enumerate(fits):
             guess = (x_test @ weight + bias).argmax(1, keepdim=True)
-            correct[i] += (truth == guess).any(1).sum()
-        correct[-1] += len(truth)
+            correct[i] += ((truth == guess).any(1) & known).sum()
+        correct[-1] += known.sum()
     if context.world.size > 1:
         torch.distributed.all_reduce(correct)
-    by_shots = (correct[:-1] / correct[-1]).reshape(len(config.shots), config.seeds).mean(1)
-    return dict(zip(config.shots, by_shots.tolist(), strict=True))
+    found = (correct[:-1] / correct[-1]).reshape(len(config.shots), config.seeds, len(config.lambdas))
+    by_lambda: list[list[list[float]]] = found.permute(2, 0, 1).tolist()
+    return by_lambda
 
 
-def ridge(x: Tensor, labels: Tensor, classes: int, l2: float) -> tuple[Tensor, Tensor]:
-    """The linear classifier with the least |ZW - Y|^2 + l2 |W|^2.
+class Ridge:
+    """The linear classifiers with the least |ZW - Y|^2 + lambda |W|^2, for any lambda, out of one eigendecomposition.
 
     Z is x, each feature less its mean and over its standard deviation + 1e-5, and a constant feature of 100; Y is 1 for
-    the class and -1 elsewhere. Solved in whichever of its primal and dual form is smaller: N x N or (D + 1) x (D + 1).
+    the class and -1 elsewhere. Solved in whichever of its primal and dual form is smaller: N x N or D x D. The constant
+    feature is orthogonal to those that have no mean, and so has a solution of its own.
 
     Args:
         x: float64 [N, D].
         labels: int64 [N].
         classes: K.
-        l2: lambda, over 0.
-
-    Returns:
-        Weight [D, K] and bias [K], for features as they come.
     """
-    mean = x.mean(0)
-    std = x.std(0, correction=0) + STD_FLOOR
-    z = torch.cat([(x - mean) / std, torch.full((len(x), 1), BIAS, dtype=x.dtype)], dim=1)
-    y = torch.full((len(x), classes), -1.0, dtype=x.dtype)
-    y[torch.arange(len(x)), labels] = 1.0
-    if len(z) >= z.shape[1]:
-        w = torch.cholesky_solve(z.T @ y, _cholesky(z.T @ z, l2))
-    else:
-        w = z.T @ torch.cholesky_solve(y, _cholesky(z @ z.T, l2))
-    weight = w[:-1] / std[:, None]
-    return weight, BIAS * w[-1] - mean @ weight
 
+    def __init__(self, x: Tensor, labels: Tensor, classes: int) -> None:
+        self._mean = x.mean(0)
+        self._std = x.std(0, correction=0) + STD_FLOOR
+        z = (x - self._mean) / self._std
+        self._examples = len(z)
+        counts = torch.bincount(labels, minlength=classes).to(x)
+        # Sums over examples of Y.
+        self._targets = 2 * counts - len(z)
+        if len(z) >= z.shape[1]:
+            values, self._left = torch.linalg.eigh(z.T @ z)
+            of_class = torch.zeros(classes, z.shape[1], dtype=x.dtype).index_add_(0, labels, z)
+            right = 2 * of_class.T - z.sum(0)[:, None]
+            self._right = self._left.T @ right
+        else:
+            values, q = torch.linalg.eigh(z @ z.T)
+            self._left = z.T @ q
+            y = torch.full((len(z), classes), -1.0, dtype=x.dtype)
+            y[torch.arange(len(z)), labels] = 1.0
+            self._right = q.T @ y
+        # Those that are zero may come out a rounding below it.
+        self._values = values.clamp(min=0)
 
-def _cholesky(gram: Tensor, l2: float) -> Tensor:
-    factor: Tensor = torch.linalg.cholesky(gram + l2 * torch.eye(len(gram), dtype=gram.dtype))
-    return factor
+    def solve(self, l2: float) -> tuple[Tensor, Tensor]:
+        """Weight [D, K] and bias [K] for a lambda over 0, for features as they come; float64."""
+        weight = (self._left / (self._values + l2)) @ self._right / self._std[:, None]
+        bias = BIAS**2 * self._targets / (BIAS**2 * self._examples + l2)
+        return weight, bias - self._mean @ weight
 
 
 def _drawn(config: FewShotConfig, context: EvalContext) -> np.ndarray[Any, np.dtype[np.int64]]:

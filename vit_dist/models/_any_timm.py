@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import timm
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from vit_dist.core.errors import ConfigError, of_its_family
@@ -35,6 +36,18 @@ class TimmModel(ImageModel):
         """Images [B, 3, H, W] -> [B, C]: what timm gives to its classifier."""
         x: Tensor = self.net(images)
         return x
+
+    def weight_layers(self) -> dict[str, int] | None:
+        """See ImageModel. As timm groups them itself, which counts a final norm to the last block."""
+        matcher = getattr(self.net, "group_matcher", None)
+        if matcher is None:
+            return None
+        layers: dict[str, int] = group_parameters(self.net, matcher(coarse=False), reverse=True)
+        behind = max(layers.values(), default=0) + 1
+        # One layer for all that is below the head tells nothing.
+        if behind < 3:
+            return None
+        return {n: layers.get(n.removeprefix("net."), behind) for n, _ in self.named_parameters()}
 
     def set_activation_checkpointing(self, mode: Checkpointing) -> None:
         """As for every model, where timm's has it."""

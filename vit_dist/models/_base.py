@@ -59,6 +59,24 @@ class ImageModel(nn.Module):
         logits: Tensor = self.head(self.features(images))
         return logits
 
+    def weight_layers(self) -> dict[str, int] | None:
+        """The layer of each weight, for rates that fall from layer to layer; None where layers cannot be told.
+
+        0: what comes before the blocks. 1 to n: a block each. n + 1: what comes behind them, the head with it.
+        """
+        blocks = repeated_blocks(self)
+        if not blocks:
+            return None
+        of = {id(weight): i for i, block in enumerate(blocks, 1) for weight in block.parameters()}
+        weights = list(self.named_parameters())
+        begin = next(i for i, (_, weight) in enumerate(weights) if id(weight) in of)
+        layers, following = {}, len(blocks) + 1
+        for i, (name, weight) in reversed(list(enumerate(weights))):
+            # What stands between blocks, such as what halves a stage's sides, is of the block that it comes before.
+            following = of.get(id(weight), following)
+            layers[name] = 0 if i < begin else following
+        return layers | {f"head.{name}": len(blocks) + 1 for name, _ in self.head.named_parameters()}
+
     def set_activation_checkpointing(self, mode: Checkpointing) -> None:
         """`full`: keep the input of each block alone and compute the block again in the backward pass."""
         self.checkpointing = mode

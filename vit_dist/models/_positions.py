@@ -1,4 +1,4 @@
-"""Where a token stands: the position embeddings of the paper's ablation (appendix D.4), sin-cos tables, and CPVT's.
+"""Where a token stands: position embeddings of the paper's ablation (appendix D.4), sin-cos tables, RoPE, and CPVT's.
 
 R rows and C columns of patches, L = R * C. P is 1 with a class token and 0 without, T = P + L. D is the width, h the
 number of heads, d = D / h.
@@ -74,6 +74,7 @@ class RelativeAttention(Attention):  # type: ignore[misc]
         batch, tokens = x.shape[:2]
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
         x = functional.scaled_dot_product_attention(q, k, v, attn_mask=self.bias(q, attn_mask))
         projected: Tensor = self.proj_drop(self.proj(x.transpose(1, 2).reshape(batch, tokens, self.attn_dim)))
         return projected
@@ -83,6 +84,64 @@ class RelativeAttention(Attention):  # type: ignore[misc]
         logits = (q[:, :, self.prefix :] * self.scale) @ table.T
         by_key = logits.gather(-1, self.index.expand(*logits.shape[:2], -1, -1))
         return functional.pad(by_key, (self.prefix, 0, self.prefix, 0))
+
+
+def rotations(grid: Grid, width: int) -> Tensor:
+    """Sines and cosines [2, L, d / 2] of the angles by which patches turn a head's queries and keys (axial 2-D RoPE).
+
+    A quarter of d is the number of frequencies, from one turn over half the image down to nearly one in a hundred of
+    them; the first half of the angles is the row's, the second the column's. Places are the centres of patches in an
+    image that goes from -1 to 1, whatever its size: nothing has to be resampled for another one. Source: DINOv3 (arXiv
+    2508.10104, section 3.2; facebookresearch/dinov3, layers/rope_position_encoding.py), without its jitter.
+    """
+    rows, columns = grid
+    periods = 100.0 ** (torch.arange(width // 4) / (width // 4))
+    y, x = (2 * (torch.arange(n) + 0.5) / n - 1 for n in (rows, columns))
+    place = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
+    angles = (2 * torch.pi * place[:, :, None] / periods).flatten(1)
+    return torch.stack([angles.sin(), angles.cos()])
+
+
+class Rotation(nn.Module):
+    """Turns the patches' queries or keys by where they stand; what stands before the patches passes by.
+
+    What comes out is what is multiplied: whoever looks at queries and keys hooks in here.
+    """
+
+    def __init__(self, prefix: int) -> None:
+        super().__init__()
+        self.prefix = prefix
+
+    def forward(self, heads: Tensor, sines: Tensor, cosines: Tensor) -> Tensor:
+        """[B, h, P + L, d] with [L, d / 2] or [B, 1, L, d / 2] of sines and cosines -> the same, turned."""
+        # Half a head by the other half, as timm's `rotate_half`; rounded to the heads' dtype at the end alone.
+        first, second = heads[:, :, self.prefix :].chunk(2, dim=-1)
+        turned = torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
+        return torch.cat([heads[:, :, : self.prefix], turned.to(heads.dtype)], dim=2)
+
+
+class RotaryAttention(Attention):  # type: ignore[misc]
+    """Self-attention whose queries and keys are turned by the place of their patch (RoPE, arXiv 2104.09864) in 2-D."""
+
+    rotations: Tensor
+
+    def place(self, grid: Grid, prefix: int) -> None:
+        """Say how the tokens lie."""
+        self.prefix = prefix
+        self.q_turn, self.k_turn = Rotation(prefix), Rotation(prefix)
+        self.register_buffer("rotations", rotations(grid, self.head_dim), persistent=False)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, **_: bool) -> Tensor:
+        """Tokens [B, T, D] -> [B, T, D]. `attn_mask` numbers the patches that are there, [B, T - P]; None: all are."""
+        batch, tokens = x.shape[:2]
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        turns = self.rotations.float()
+        turns = turns if attn_mask is None else turns[:, attn_mask].unsqueeze(2)
+        q, k = self.q_turn(self.q_norm(q), *turns), self.k_turn(self.k_norm(k), *turns)
+        x = functional.scaled_dot_product_attention(q, k, v)
+        projected: Tensor = self.proj_drop(self.proj(x.transpose(1, 2).reshape(batch, tokens, self.attn_dim)))
+        return projected
 
 
 class ConditionalPositions(nn.Module):

@@ -8,7 +8,17 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from timm.layers import AttentionPoolLatent, HybridEmbed, LayerNorm, Mlp, PatchEmbed, lecun_normal_
+from timm.layers import (
+    AttentionPoolLatent,
+    GluMlp,
+    HybridEmbed,
+    LayerNorm,
+    Mlp,
+    PatchDropoutWithIndices,
+    PatchEmbed,
+    SwiGLUPacked,
+    lecun_normal_,
+)
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,6 +27,7 @@ from vit_dist.models._base import ImageModel, init_conv, zero_head
 from vit_dist.models._positions import (
     ConditionalPositions,
     RelativeAttention,
+    RotaryAttention,
     crossed,
     num_offsets,
     sincos_positions,
@@ -24,6 +35,9 @@ from vit_dist.models._positions import (
 
 if TYPE_CHECKING:
     from vit_dist.models.vit import ViTConfig
+
+
+_ATTENTION = {"relative": RelativeAttention, "rope": RotaryAttention}
 
 
 class Patches(PatchEmbed):  # type: ignore[misc]
@@ -46,7 +60,8 @@ class Patches(PatchEmbed):  # type: ignore[misc]
 class ViT(ImageModel):
     """Patches -> tokens -> blocks -> pool -> head.
 
-    L is the number of patches, T = L + 1 with a class token and L without, D the width.
+    L is the number of patches, T = P + L that of tokens, D the width. P counts what stands before the patches: the
+    class token, where there is one, then the registers.
 
     Args:
         config: shape and regularisation.
@@ -58,30 +73,38 @@ class ViT(ImageModel):
         super().__init__()
         width = config.width
         rows, columns = patch_embed.grid_size
-        prefix = 1 if config.pool == "cls" else 0
+        self.class_tokens, self.registers = 1 if config.pool == "cls" else 0, config.registers
+        self.prefix = prefix = self.class_tokens + self.registers
         act = partial(nn.GELU, approximate="tanh" if config.gelu == "tanh" else "none")
-        self.pool = config.pool
+        gated, self.pool = config.mlp == "swiglu", config.pool
 
         self.patch_embed: PatchEmbed | HybridEmbed = patch_embed
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if prefix else None
-        self._make_positions(config, (rows, columns), prefix)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if self.class_tokens else None
+        self.reg_token = nn.Parameter(torch.empty(1, self.registers, width)) if self.registers else None
+        self._make_positions(config, (rows, columns))
         self.pos_drop = nn.Dropout(config.dropout)
+        # What it draws is a function of (seed, step, rank), as dropout's is: see train/loop.py.
+        self.patch_drop = PatchDropoutWithIndices(config.patch_dropout, prefix) if config.patch_dropout else None
         self.blocks = nn.ModuleList(
             Block(
                 width,
                 config.num_heads,
-                mlp_ratio=mlp_ratio(config.hidden, width),
+                # timm counts the two products of SwiGLU, which are one matrix, together.
+                mlp_ratio=mlp_ratio(config.hidden * (2 if gated else 1), width),
+                mlp_layer=SwiGLUPacked if gated else Mlp,
                 qkv_bias=True,
+                qk_norm=config.qk_norm,
+                init_values=config.layer_scale,
                 proj_drop=config.dropout,
                 drop_path=config.stochastic_depth * i / max(1, config.depth - 1),
-                act_layer=act,
+                act_layer=nn.SiLU if gated else act,
                 norm_layer=LayerNorm,
-                attn_layer=RelativeAttention if config.position_embedding == "relative" else Attention,
+                attn_layer=_ATTENTION.get(config.position_embedding, Attention),
             )
             for i in range(config.depth)
         )
         for block in self.blocks:
-            if isinstance(block.attn, RelativeAttention):
+            if isinstance(block.attn, RelativeAttention | RotaryAttention):
                 block.attn.place((rows, columns), prefix)
         self.norm = LayerNorm(width)
         self.attn_pool: AttentionPoolLatent | None = (
@@ -101,19 +124,19 @@ class ViT(ImageModel):
         self.head = zero_head(width, num_classes, config.head_bias)
         self._init_weights()
 
-    def _make_positions(self, config: ViTConfig, grid: tuple[int, int], prefix: int) -> None:
+    def _make_positions(self, config: ViTConfig, grid: tuple[int, int]) -> None:
         """Tables have one entry for each place where they are used: the stem, all layers together, or each layer."""
         kind, width = config.position_embedding, config.width
-        self.prefix, self.grid, self.positions_at = prefix, grid, config.places
+        self.grid, self.positions_at, self.rotary = grid, config.places, kind == "rope"
         places = config.depth if config.places == "layers" else 1
         self.pos_embed: Tensor | None = None
         self.pos_embed_x = self.pos_embed_y = self.pos_relative = None
         self.peg: nn.ModuleList | None = None
         if kind == "learned":
-            self.pos_embed = nn.Parameter(torch.empty(places, prefix + grid[0] * grid[1], width))
+            self.pos_embed = nn.Parameter(torch.empty(places, self.class_tokens + grid[0] * grid[1], width))
         elif kind == "sincos":
             del self.pos_embed
-            self.register_buffer("pos_embed", sincos_positions(*grid, width, prefix), persistent=False)
+            self.register_buffer("pos_embed", sincos_positions(*grid, width, self.class_tokens), persistent=False)
         elif kind == "learned-2d":
             self.pos_embed_x = nn.Parameter(torch.empty(places, grid[1], width // 2))
             self.pos_embed_y = nn.Parameter(torch.empty(places, grid[0], width // 2))
@@ -122,7 +145,7 @@ class ViT(ImageModel):
         elif kind == "conditional":
             # Behind the last block the class token would see nothing of it.
             behind = 1 if places == 1 else config.depth - 1
-            self.peg = nn.ModuleList(ConditionalPositions(grid, prefix, width) for _ in range(behind))
+            self.peg = nn.ModuleList(ConditionalPositions(grid, self.prefix, width) for _ in range(behind))
 
     def positions(self, layer: int = 0) -> Tensor | None:
         """What is added to the tokens before a layer (all but 'layers': any), [T, D]; None where nothing is."""
@@ -132,13 +155,18 @@ class ViT(ImageModel):
         if self.pos_embed is None:
             return None
         # A fixed table is a buffer, which an engine that casts the parameters leaves in float32.
-        return self.pos_embed[min(layer, len(self.pos_embed) - 1)].to(self.norm.weight.dtype)
+        table = self.pos_embed[min(layer, len(self.pos_embed) - 1)].to(self.norm.weight.dtype)
+        if not self.registers:
+            return table
+        nowhere = table.new_zeros(self.registers, table.shape[1])
+        return torch.cat([table[: self.class_tokens], nowhere, table[self.class_tokens :]])
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> tokens [B, T, D], the class token first; with positions where the stem adds them."""
+        """Images [B, 3, H, W] -> tokens [B, T, D], patches last; with positions where the stem adds them."""
         x: Tensor = self.patch_embed(images)
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        before = [t.expand(len(x), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
+        if before:
+            x = torch.cat([*before, x], dim=1)
         table = self.positions() if self.positions_at == "stem" else None
         if table is not None:
             x = x + table
@@ -149,19 +177,42 @@ class ViT(ImageModel):
         dropped: Tensor = self.pos_drop(x)
         return dropped
 
+    def weight_layers(self) -> dict[str, int]:
+        """See ImageModel. Positions that several layers share go with the last, as in BEiT's optim_factory.py."""
+        behind = len(self.blocks) + 1
+
+        def layer(name: str) -> int:
+            part, _, rest = name.partition(".")
+            if part in {"blocks", "peg"}:
+                return int(rest.partition(".")[0]) + 1
+            in_stem = part in {"patch_embed", "cls_token"} or (part.startswith("pos_") and self.positions_at == "stem")
+            return 0 if in_stem else behind
+
+        return {name: layer(name) for name, _ in self.named_parameters()}
+
     def encode(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> tokens [B, T, D] after the last block, before the final LayerNorm."""
-        x = self.embed(images)
+        """Images [B, 3, H, W] -> tokens [B, T, D] after the last block, before the final LayerNorm.
+
+        In training T may be less, by what patch dropout has left out, and patches stand in no order.
+        """
+        x, kept = self.embed(images), None
+        if self.patch_drop is not None:
+            x, kept = self.patch_drop(x)
         for i, block in enumerate(self.blocks):
-            x = self._run_block(self._layer, x, block, i, self.positions(i) if self.positions_at != "stem" else None)
+            table = self.positions(i) if self.positions_at != "stem" else None
+            if table is not None and kept is not None:
+                table = torch.cat([table[: self.prefix].expand(len(x), -1, -1), table[self.prefix :][kept]], dim=1)
+            x = self._run_block(self._layer, x, block, i, table, kept)
         return x
 
-    def _layer(self, x: Tensor, block: nn.Module, i: int, table: Tensor | None) -> Tensor:
+    def _layer(self, x: Tensor, block: nn.Module, i: int, table: Tensor | None, kept: Tensor | None) -> Tensor:
         """One block and the positions that belong to it."""
         if table is not None:
             x = x + table
         if self.pos_relative is not None:
             x = block(x, attn_mask=self.pos_relative[min(i, len(self.pos_relative) - 1)])
+        elif self.rotary:
+            x = block(x, attn_mask=kept)
         else:
             x = block(x)
         if self.peg is not None and (i == 0 or (self.positions_at != "stem" and i < len(self.blocks) - 1)):
@@ -172,7 +223,8 @@ class ViT(ImageModel):
         """Images [B, 3, H, W] -> [B, D]: the pooled tokens, through the representation layer where there is one."""
         tokens = self.encode(images)
         # Each token is normalised by itself: where one is looked at, the others need not be.
-        x: Tensor = self.norm(tokens[:, 0] if self.pool == "cls" else tokens)
+        looked_at = tokens[:, self.registers :] if self.registers else tokens
+        x: Tensor = self.norm(tokens[:, 0] if self.pool == "cls" else looked_at)
         if self.attn_pool is not None:
             x = self.attn_pool(x)
         elif self.pool == "mean":
@@ -183,6 +235,9 @@ class ViT(ImageModel):
     def _init_weights(self) -> None:
         """The initial weights of the paper's public code (google-research/vision_transformer, models_vit.py)."""
         init_conv(self.patch_embed.proj)
+        if self.reg_token is not None:
+            # facebookresearch/dinov2, models/vision_transformer.py. All of them zero would stay alike for ever.
+            nn.init.normal_(self.reg_token, std=1e-6)
         for table in (self.pos_embed, self.pos_embed_x, self.pos_embed_y, self.pos_relative):
             if isinstance(table, nn.Parameter):
                 nn.init.normal_(table, std=0.02)
@@ -229,7 +284,8 @@ def _init_block(block: Block) -> None:
     _init_mlp(block.mlp)
 
 
-def _init_mlp(mlp: Mlp) -> None:
-    for layer in (mlp.fc1, mlp.fc2):
-        nn.init.xavier_uniform_(layer.weight)
+def _init_mlp(mlp: Mlp | GluMlp) -> None:
+    # What SwiGLU's gate and its value are made by are two matrices, as q, k and v are three.
+    for layer, parts in ((mlp.fc1, 2 if isinstance(mlp, GluMlp) else 1), (mlp.fc2, 1)):
+        _init_dense(layer, parts)
         nn.init.normal_(layer.bias, std=1e-6)

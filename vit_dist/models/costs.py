@@ -63,7 +63,7 @@ def state_bytes(
     params: int,
     *,
     precision: str,
-    moments: int = 2,
+    moments: float = 2,
     zero_stage: int = 0,
     devices: int = 1,
     reduce_bucket: int = 0,
@@ -101,7 +101,7 @@ Sums = Literal["none", "whole", "shards"]
 
 
 def fsdp_state_bytes(
-    params: int, *, precision: str, resharded: bool, sums: Sums = "none", moments: int = 2, devices: int = 1
+    params: int, *, precision: str, resharded: bool, sums: Sums = "none", moments: float = 2, devices: int = 1
 ) -> StateBytes:
     """As `state_bytes`, for the FSDP engine: between passes a rank keeps its shards alone, in fp32.
 
@@ -122,16 +122,24 @@ def fsdp_state_bytes(
     return StateBytes(0, gradients, optimizer, max(0, begins - gradients))
 
 
-def model_cost(config: Any, *, num_classes: int, image_size: int) -> Cost | None:
-    """The cost of a model, or None where its config is of no family that is known here."""
+def model_cost(config: Any, *, num_classes: int, image_size: int, training: bool = False) -> Cost | None:
+    """The cost of a model, or None where its config is of no family that is known here.
+
+    Args:
+        config: of the model.
+        num_classes: of its head.
+        image_size: of its images, in pixels.
+        training: count the forward pass of a training step, where patch dropout leaves patches out.
+    """
     if hasattr(config, "blocks") and hasattr(config, "block"):
         return _bit(config, num_classes, image_size)
     if not all(hasattr(config, name) for name in ("patch_size", "width", "depth", "hidden", "pool")):
         return None
     if hasattr(config, "stages"):
-        return _hybrid(config, num_classes, image_size)
+        return _hybrid(config, num_classes, image_size, training=training)
     side = image_size // config.patch_size
-    return _dense(side * side, config.patch_size**2 * 3, config.width) + _encoder(config, side, num_classes)
+    embedded = _dense(side * side, config.patch_size**2 * 3, config.width)
+    return embedded + _encoder(config, side, num_classes, training=training)
 
 
 def _dense(positions: int, inputs: int, outputs: int, *, bias: bool = True) -> Cost:
@@ -143,21 +151,26 @@ def _norm(channels: int) -> Cost:
     return Cost(2 * channels, 0)
 
 
-def _encoder(config: Any, side: int, num_classes: int) -> Cost:
+def _encoder(config: Any, side: int, num_classes: int, *, training: bool) -> Cost:
     """A ViT behind its patches: side x side tokens, the class token, blocks, pooling and the head."""
-    width, hidden, patches = config.width, config.hidden, side * side
+    width, hidden = config.width, config.hidden
+    patches = config.patches_kept(side * side) if training and hasattr(config, "patches_kept") else side * side
     prefix = 1 if config.pool == "cls" else 0
-    tokens = patches + prefix
-    total = Cost(prefix * width, 0) + _positions(config, side, prefix)
+    registers = getattr(config, "registers", 0)
+    tokens = patches + prefix + registers
+    total = Cost((prefix + registers) * width, 0) + _positions(config, side, prefix)
     for _ in range(config.depth):
         total += _norm(width) + _dense(tokens, width, 3 * width) + _dense(tokens, width, width)
+        total += Cost(2 * width if getattr(config, "layer_scale", None) else 0, 0)
+        total += Cost(4 * (width // config.num_heads) if getattr(config, "qk_norm", False) else 0, 0)
         # Queries by keys, and weights by values.
         total += Cost(0, 2 * tokens * tokens * width)
-        total += _norm(width) + _dense(tokens, width, hidden) + _dense(tokens, hidden, width)
+        first = 2 * hidden if getattr(config, "mlp", "") == "swiglu" else hidden
+        total += _norm(width) + _dense(tokens, width, first) + _dense(tokens, hidden, width)
     total += _norm(width)
     if config.pool == "map":
-        total += Cost(width, 0) + _dense(1, width, width) + _dense(tokens, width, 2 * width) + _dense(1, width, width)
-        total += Cost(0, 2 * tokens * width)
+        total += Cost(width, 0) + _dense(1, width, width) + _dense(patches, width, 2 * width) + _dense(1, width, width)
+        total += Cost(0, 2 * patches * width)
         total += _norm(width) + _dense(1, width, hidden) + _dense(1, hidden, width)
     if config.representation:
         total += _dense(1, width, width)
@@ -197,7 +210,7 @@ def _bit(config: Any, num_classes: int, image_size: int) -> Cost:
     return total + _norm(channels) + _dense(1, channels, num_classes)
 
 
-def _hybrid(config: Any, num_classes: int, image_size: int) -> Cost:
+def _hybrid(config: Any, num_classes: int, image_size: int, *, training: bool) -> Cost:
     width = config.backbone_width
     total, side = _stem(config.stem, width, image_size)
     total += _norm(width)
@@ -211,7 +224,8 @@ def _hybrid(config: Any, num_classes: int, image_size: int) -> Cost:
             side, channels = -(-side // stride), outside
     patch = config.patch_size
     side //= patch
-    return total + _dense(side * side, channels * patch**2, config.width) + _encoder(config, side, num_classes)
+    total += _dense(side * side, channels * patch**2, config.width)
+    return total + _encoder(config, side, num_classes, training=training)
 
 
 def _stem(kind: str, width: int, image_size: int) -> tuple[Cost, int]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from vit_dist.core.marks import WHEN_SET
 from vit_dist.core.registry import Plugin
 from vit_dist.core.units import Duration, Length
 
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
+Decay = Literal["kernels", "all"]
+
+DECAYS = "kernels: matrices and convolutions, as in big_vision; all: every parameter"
+DECOUPLED = "times the rate and the parameter, taken off at each step"
+MEANS = "decay of the running means of gradients and of their squares"
 
 
 class OptimizerConfig(Plugin):
@@ -22,14 +30,29 @@ class OptimizerConfig(Plugin):
 
     elementwise: ClassVar[bool]
     """True where an update of a parameter needs that element's gradient and state only, so that ZeRO may shard it."""
+    whole_rows: ClassVar[bool] = False
+    """True where it can do with a rank's rows of a weight and what the others say of theirs (optim/_across.py)."""
 
     lr: Positive = Field(description="peak learning rate; the schedule scales it")
     clip: Positive | None = Field(
         1.0, description="global gradient norm above which gradients are scaled down; null: never"
     )
+    clip_per: Annotated[Literal["all", "block"], WHEN_SET] = Field(
+        "all", description="whose norm `clip` bounds. block: stem, each block and what is behind them, each its own"
+    )
+
+    layer_decay: Annotated[float, Field(gt=0, le=1), WHEN_SET] = Field(
+        1.0, description="times the rate for each layer down from the head, as in BEiT and MAE; 1: one rate for all"
+    )
+
+    @model_validator(mode="after")
+    def _clips_something(self) -> OptimizerConfig:
+        if self.clip is None and self.clip_per != "all":
+            raise ValueError(f"clip_per={self.clip_per} beside clip=null, which clips nothing; give clip a norm")
+        return self
 
     @property
-    def moments(self) -> int:
+    def moments(self) -> float:
         """Numbers that it keeps for each weight: for memory figures, and for memory that is made ready ahead."""
         return 2
 
@@ -39,6 +62,31 @@ class OptimizerConfig(Plugin):
         The engine clips and the schedule sets the rate; the optimizer does neither.
         """
         raise NotImplementedError
+
+    def over_layers(self, model: nn.Module) -> Optimizer:
+        """`build`, with groups divided by layers where rates fall from layer to layer.
+
+        Raises:
+            ConfigError: they do, and the model's layers cannot be told.
+        """
+        optimizer = self.build(model)
+        if self.layer_decay < 1:
+            from vit_dist.optim._groups import divide_by_layers
+
+            divide_by_layers(optimizer, model, self.layer_decay)
+        return optimizer
+
+    def clipped_layers(self, model: nn.Module) -> dict[str, int] | None:
+        """The layer of each weight, where each is clipped by a norm of its own.
+
+        Raises:
+            ConfigError: they are, and the model's layers cannot be told.
+        """
+        if self.clip_per == "all":
+            return None
+        from vit_dist.optim._groups import layers_for
+
+        return layers_for(model, f"optim.clip_per={self.clip_per}", "leave clip_per out")
 
 
 class ScheduleConfig(Plugin):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from vit_dist.core.registry import OPTIMIZERS
-from vit_dist.optim import NonNegative, OptimizerConfig, Positive
+from vit_dist.optim import DECAYS, DECOUPLED, MEANS, Betas, Decay, NonNegative, OptimizerConfig, Positive
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 @OPTIMIZERS.register("adamw")
@@ -25,14 +23,10 @@ class AdamWConfig(OptimizerConfig):
 
     elementwise: ClassVar[bool] = True
 
-    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = Field(
-        (0.9, 0.999), description="decay of the running means of gradients and of their squares"
-    )
+    betas: Betas = Field((0.9, 0.999), description=MEANS)
     eps: Positive = Field(1e-8, description="added to the root of the second mean")
-    weight_decay: NonNegative = Field(0.1, description="times the rate and the parameter, taken off at each step")
-    decay: Literal["kernels", "all"] = Field(
-        "kernels", description="kernels: matrices and convolutions, as in big_vision; all: every parameter"
-    )
+    weight_decay: NonNegative = Field(0.1, description=DECOUPLED)
+    decay: Decay = Field("kernels", description=DECAYS)
 
     def build(self, model: nn.Module) -> Optimizer:
         """See `OptimizerConfig.build`."""

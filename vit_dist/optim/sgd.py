@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from vit_dist.core.registry import OPTIMIZERS
-from vit_dist.optim import NonNegative, OptimizerConfig
+from vit_dist.optim import DECAYS, Beta, Decay, NonNegative, OptimizerConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,14 +20,12 @@ class SGDConfig(OptimizerConfig):
 
     elementwise: ClassVar[bool] = True
 
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="share of the last update that is kept")
+    momentum: Beta = Field(0.9, description="share of the last update that is kept")
     weight_decay: NonNegative = Field(0.0, description="added to the gradient, times the parameter, before momentum")
-    decay: Literal["kernels", "all"] = Field(
-        "kernels", description="kernels: matrices and convolutions, as in big_vision; all: every parameter"
-    )
+    decay: Decay = Field("kernels", description=DECAYS)
 
     @property
-    def moments(self) -> int:
+    def moments(self) -> float:
         """See `OptimizerConfig.moments`."""
         return 1 if self.momentum else 0
 

@@ -15,6 +15,7 @@ from vit_dist.core.events.cache import read_cached
 from vit_dist.core.events.reader import RunLog, Series, event_stamps, merge_files
 from vit_dist.core.files import redact
 from vit_dist.core.metrics import FEW_SHOT, Metric, find_metric, known_metric, merged
+from vit_dist.core.run.lineage import Lineage, multiply_adds
 from vit_dist.core.run.log import (
     MEASURED_ON,
     METRICS,
@@ -48,7 +49,7 @@ class Observation:
 
     `best` is the best value on the way, at `best_step`. `macs` are those of one forward pass of one image. `directory`
     is relative to the logs that were read. `measured_on` is the name of the set on which the metric was measured, ''
-    where the log does not say.
+    where the log does not say. `trunk` is the run and step from which a branch has grown, as RUN@STEP; '' of any other.
     """
 
     study: str
@@ -83,16 +84,27 @@ class Observation:
     status: str
     directory: str
     finished: float = field(compare=False, repr=False)
+    trunk: str = ""
+    lineage: Lineage = field(default=(), compare=False, repr=False)
 
     @property
-    def cell(self) -> tuple[str, str, int, int, int, int]:
-        """What makes two runs the same point: family, model, subset, subset seed, seed, duration."""
-        return self.family, self.model, self.subset, self.subset_seed, self.seed, self.planned_examples
+    def cell(self) -> tuple[str, str, int, int, int, int, str]:
+        """What makes two runs the same point: family, model, subset, subset seed, seed, duration, and its trunk."""
+        trunk = self.lineage[-1].digest if self.lineage else ""
+        return self.family, self.model, self.subset, self.subset_seed, self.seed, self.planned_examples, trunk
 
     @property
     def exaflops(self) -> float | None:
-        """Compute of training so far: 2 FLOPs a multiply-add, times 3 for forward and backward, over all examples."""
-        return None if self.macs is None else 6 * self.macs * self.examples_seen / 1e18
+        """Compute of training so far: 2 FLOPs a multiply-add, times 3 for forward and backward, over all examples.
+
+        Of a branch with all that its trunks have spent on it: what it takes to have this model.
+        """
+        return self.exaflops_at(self.examples_seen)
+
+    def exaflops_at(self, examples: float) -> float | None:
+        """The same after so many examples, of which those up to the branch were the trunk's."""
+        spent = multiply_adds(self.lineage, self.macs, examples)
+        return None if spent is None else 6 * spent / 1e18
 
 
 @dataclass(frozen=True)
@@ -347,6 +359,8 @@ def _observation(
         world_size=info.world_size,
         code_version=info.code_version,
         recipe_hash=info.recipe_hash,
+        trunk=info.lineage[-1].place if info.lineage else "",
+        lineage=info.lineage,
         status=status.status,
         directory=directory,
         finished=float(np.nan_to_num(series.wall_times[-1])),

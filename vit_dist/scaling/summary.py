@@ -35,7 +35,8 @@ def by_series(observations: Iterable[Observation]) -> dict[str, list[Observation
     """The lines that figures draw, {label: observations}, by family and model.
 
     A family of one model is a line called after the family; else each model is one. Where runs of one model and subset
-    differ in duration, each duration is a line of its own.
+    differ in duration, each duration is a line of its own. Branches are no other seeds of what they have grown from:
+    beside runs that are none they are a line of their own, and where they left at several steps, one for each.
     """
     groups: dict[tuple[str, str], list[Observation]] = {}
     for one in sorted(observations, key=lambda o: (o.cell, o.directory)):
@@ -50,10 +51,24 @@ def by_series(observations: Iterable[Observation]) -> dict[str, list[Observation
         for one in group:
             durations.setdefault(one.subset, set()).add(one.planned_examples)
         split = any(max(planned) > _SAME_DURATION * min(planned) for planned in durations.values())
+        branched = _branched(group)
         for one in group:
             name = f"{label}, {format_count(one.planned_examples)} seen" if split else label
-            result.setdefault(name, []).append(one)
+            result.setdefault(name + branched[one.directory], []).append(one)
     return result
+
+
+def _branched(group: Sequence[Observation]) -> dict[str, str]:
+    """What is said of each run of a group, by its directory, beside the name of its line: ', branched' or ''."""
+    steps: dict[int, set[int]] = {}
+    for one in group:
+        if one.lineage:
+            steps.setdefault(one.subset, set()).add(one.lineage[-1].step)
+    several = any(len(found) > 1 for found in steps.values())
+    if not several and all(one.lineage for one in group):
+        return {one.directory: "" for one in group}
+    said = {one.directory: f", branched at {one.lineage[-1].step:,}" for one in group if one.lineage}
+    return {one.directory: "" if not one.lineage else said[one.directory] if several else ", branched" for one in group}
 
 
 def means(observations: Iterable[Observation]) -> list[Mean]:

@@ -61,7 +61,7 @@ def estimate_costs(
         # Cells of one family share their model's config: a study of thousands has a few costs to work out.
         if id(recipe.model) not in costs:
             size, classes = recipe.data.image_size, recipe.data.num_classes
-            costs[id(recipe.model)] = model_cost(recipe.model, num_classes=classes, image_size=size)
+            costs[id(recipe.model)] = model_cost(recipe.model, num_classes=classes, image_size=size, training=True)
         dataset = sets.sizes.get(_dataset_url(recipe))
         estimate = _estimate(cell, costs[id(recipe.model)], dataset, devices, device)
         estimates.append(replace(estimate, missing=sets.missing(cell)))

@@ -90,7 +90,7 @@ class DurationRule(Config):
         if isinstance(self.length, Duration):
             return self.length
         size, classes = recipe.data.image_size, recipe.data.num_classes
-        cost = model_cost(recipe.model, num_classes=classes, image_size=size)
+        cost = model_cost(recipe.model, num_classes=classes, image_size=size, training=True)
         if cost is None:
             raise ConfigError(
                 f"{recipe.name}: equal compute needs the cost of {recipe.model.name}, which is known for ViT, BiT and "

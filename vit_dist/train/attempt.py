@@ -11,27 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vit_dist import __version__
 from vit_dist.config.cadences import unrated_checkpoints
-from vit_dist.config.claims import check_run_dir, refuse_another
-from vit_dist.config.load import identity, recipe_hash, recipe_yaml, shipped_set
-from vit_dist.config.plugins import with_copies
+from vit_dist.config.load import identity, recipe_hash, shipped_set
 from vit_dist.config.schema import Recipe
-from vit_dist.core.errors import RunError, VitDistError, is_refusal
-from vit_dist.core.files import redact, write_bytes
+from vit_dist.core.errors import VitDistError, is_refusal
+from vit_dist.core.files import redact
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.metrics import ACCURACY
 from vit_dist.core.process import STOP_SIGNALS, handling, signal_text
 from vit_dist.core.run import log as runlog
-from vit_dist.core.run import names
 from vit_dist.core.run.checkpoints import LOG
 from vit_dist.core.run.copies import bring_back
 from vit_dist.core.run.directory import RunDir, wait_for_stores
+from vit_dist.core.run.lineage import Lineage
 from vit_dist.core.units import counted, format_bytes
 from vit_dist.core.world import World
 from vit_dist.data.sets import TrainingSet, idle_outputs
-from vit_dist.engines._average import Averaging
+from vit_dist.engines._average import averaging_of, check_averages
 from vit_dist.engines._collectives import broadcast_object
 from vit_dist.engines._layout import images_format
 from vit_dist.engines._numerics import check_precision, numerics, slow_bf16
@@ -42,18 +41,21 @@ from vit_dist.models import ModelConfig
 from vit_dist.models._base import seed_weights
 from vit_dist.models._macs import count_macs
 from vit_dist.optim import OptimizerConfig, ScheduleConfig
+from vit_dist.train.branch import agreed_lineage, plant_missing
 from vit_dist.train.checkpoint import restore as checkpoints
 from vit_dist.train.checkpoint.probe import make_probe
 from vit_dist.train.checkpoint.saver import Saver
 from vit_dist.train.checkpoint.store import Retention, sweep
+from vit_dist.train.claim import claim
+from vit_dist.train.class_weights import weights_of_classes
 from vit_dist.train.failures import explained
 from vit_dist.train.health.monitor import Monitor, Place, Watchdog, leave_after_grace
 from vit_dist.train.health.patience import Patience, patience
 from vit_dist.train.initial_weights import Initial
 from vit_dist.train.loop import train
-from vit_dist.train.losses import make_loss
-from vit_dist.train.measures import MEASURED, open_measures
-from vit_dist.train.plan import Plan, check_outputs, open_training
+from vit_dist.train.losses import make_training_loss
+from vit_dist.train.measures import open_measures
+from vit_dist.train.plan import Plan, open_training
 from vit_dist.train.plugin_code import agreed_plugins
 from vit_dist.train.process_group import limit_collectives, process_group
 from vit_dist.train.profile import Profiler, ProfileSteps
@@ -64,6 +66,7 @@ from vit_dist.train.progress.performance import describe_device
 from vit_dist.train.run import Run, StopRequest
 from vit_dist.train.state import TrainState
 from vit_dist.train.takedown import agree_on_list, check_list, name_list, with_list
+from vit_dist.train.teacher import TeacherWeights
 
 
 def attempt(recipe: Recipe, run_dir: Path, world: World, profile: ProfileSteps | None = None) -> None:
@@ -168,11 +171,15 @@ def open_run(
     _bring_back(recipe, data, directory, world)
     check_list(recipe, data, val, directory.path, world)
     initial = Initial(recipe, directory, world, data.class_names)
+    teacher = TeacherWeights(recipe, directory, world, data.class_names)
+    weights = weights_of_classes(recipe, data, world, device)
     plugins = agreed_plugins(recipe, world)
-    run_identity = {**identity(recipe), "fingerprint": data.fingerprint, **initial.identity, **plugins}
+    digests = {"fingerprint": data.fingerprint, **initial.identity, **teacher.identity, **plugins}
+    run_identity = {**identity(recipe), **digests}
+    lineage = agreed_lineage(recipe, directory, run_identity, world)
     # Before anything is written or superseded: a run directory of another run must be left as it is.
     if world.is_main:
-        _claim(directory, recipe, data, run_identity)
+        claim(directory, recipe, data, run_identity, lineage)
     record.begin()
     record.total_steps = plan.total_steps
     # Until the checkpoint is there nothing is known to be lost: the sums of before, and this start.
@@ -182,9 +189,10 @@ def open_run(
     record.start_heartbeat(Goodput(carried(before.goodput, before.goodput, before.time, now), start.began))
     start.mark("data")
 
-    engine, num_params = build_engine(recipe, plan, world, device)
+    engine, num_params = build_engine(recipe, plan, world, device, weights=weights)
     start.mark("model and engine", {"compiling": engine.timer.compiling_s})
     probe = make_probe(recipe, data.parts[0], world, recipe.checkpoint.probe)
+    plant_missing(recipe, data, directory, run_identity, lineage, world)
     restored = checkpoints.restore(
         directory.checkpoints, engine, run_identity, world, probe=probe, remote=recipe.checkpoint.remote
     )
@@ -209,7 +217,7 @@ def open_run(
     goodput = Goodput(sums, start.began)
     record.start_heartbeat(goodput)
     clock = Clock(recipe, data, world, goodput, watchdog, start, engine.timer)
-    info = _run_info(recipe, data, plan, engine, world, num_params, model_config)
+    info = _run_info(recipe, data, plan, engine, world, num_params, model_config, lineage)
     measures = open_measures(EvalContext(engine, recipe, world, val), directory, world)
     measures.announce(WARNING)
     return Run(
@@ -229,6 +237,7 @@ def open_run(
         probe,
         clock,
         attempt_number,
+        teacher=teacher.build(device),
         unwritten=restored.marker.get(LOG) if restored is not None else None,
     )
 
@@ -245,7 +254,13 @@ def _bring_back(recipe: Recipe, data: TrainingSet, directory: RunDir, world: Wor
 
 
 def build_engine(
-    recipe: Recipe, plan: Plan, world: World, device: torch.device, *, trains: bool = True
+    recipe: Recipe,
+    plan: Plan,
+    world: World,
+    device: torch.device,
+    *,
+    trains: bool = True,
+    weights: Tensor | None = None,
 ) -> tuple[Engine, int]:
     """The model in its engine, with the weights of the seed, and how many parameters it has. A collective.
 
@@ -255,6 +270,7 @@ def build_engine(
         world: this rank's place.
         device: this rank's.
         trains: whether a step will be taken.
+        weights: factors of the classes in the loss [K]; None: none.
     """
     config, optim = recipe.model, recipe.optim
     assert isinstance(config, ModelConfig)
@@ -265,22 +281,22 @@ def build_engine(
     num_params = sum(p.numel() for p in model.parameters())
     inputs = EngineInputs(
         model=model,
-        optimizer=optim.build(model),
-        loss=make_loss(recipe.loss),
+        optimizer=optim.over_layers(model),
+        loss=make_training_loss(recipe.loss, weights),
         world=world,
         device=device,
         precision=recipe.precision,
         clip=optim.clip,
+        clip_layers=optim.clipped_layers(model),
         micro_batch=plan.micro_batch,
         accumulation=plan.accumulation,
         memory_format=images_format(recipe.engine, model, device),  # type: ignore[arg-type]
         timer=StepTimer(device),
         image_size=recipe.data.image_size if trains else None,
-        averaging=None
-        if recipe.ema is None
-        else Averaging(None if recipe.ema.decay == "uniform" else recipe.ema.decay),
+        averaging=averaging_of(recipe),
     )
     engine: Engine = recipe.engine.build(inputs)  # type: ignore[attr-defined]
+    check_averages(recipe, engine)
     limit_collectives(patience(float(recipe.guards.hang.value)))
     return engine, num_params
 
@@ -355,40 +371,6 @@ def stop_requests() -> Iterator[StopRequest]:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _claim(directory: RunDir, recipe: Recipe, data: TrainingSet, run_identity: dict[str, Any]) -> None:
-    """Make the directory this run's, or refuse one that is another's."""
-    # Whoever starts processes has asked before: this is for a set and weights that were opened since, and for others.
-    check_run_dir(recipe, directory.path)
-    claimed = directory.read_json(names.RUN)
-    if claimed is not None:
-        refuse_another(directory.path, run_identity, claimed.get("identity", {}))
-        # Of a run whose directory was lost, all but this was brought back.
-        if not (directory.path / names.RECIPE).exists():
-            _write_recipe(directory, recipe)
-        return
-    # Of a run that has begun the head is what it is.
-    check_outputs(recipe, data)
-    try:
-        _write_recipe(directory, recipe)
-        directory.write_json(
-            names.RUN,
-            {
-                "name": recipe.name,
-                "recipe_hash": recipe_hash(recipe),
-                "identity": run_identity,
-                "vit_dist": __version__,
-                MEASURED: {},
-            },
-        )
-    except VitDistError as error:
-        raise RunError(f"{directory.path}: the run directory cannot be written: {error}") from None
-
-
-def _write_recipe(directory: RunDir, recipe: Recipe) -> None:
-    text = recipe_yaml(with_copies(recipe, directory.path))
-    write_bytes(str(directory.path / names.RECIPE), text.encode())
-
-
 def _is_done(run: Run) -> bool:
     # Only rank 0 has read the status of the attempt before.
     return broadcast_object(run.record.before.status == "done" and run.state.step >= run.plan.total_steps, run.world)
@@ -417,7 +399,14 @@ def _announce(recipe: Recipe, data: TrainingSet, plan: Plan, engine: Engine, wor
 
 
 def _run_info(
-    recipe: Recipe, data: TrainingSet, plan: Plan, engine: Engine, world: World, num_params: int, model: ModelConfig
+    recipe: Recipe,
+    data: TrainingSet,
+    plan: Plan,
+    engine: Engine,
+    world: World,
+    num_params: int,
+    model: ModelConfig,
+    lineage: Lineage,
 ) -> runlog.RunInfo:
     return runlog.RunInfo(
         name=recipe.name,
@@ -425,7 +414,7 @@ def _run_info(
         family=recipe.family or model.family,
         model=model.name,
         num_params=num_params,
-        macs_per_image=count_macs(model, recipe.data.num_classes, recipe.data.image_size),
+        macs_per_image=count_macs(model, recipe.data.num_classes, recipe.data.image_size, training=True),
         macs_method="torch FlopCounterMode, meta device, one forward pass",
         dataset=recipe.data.dataset if shipped_set(recipe) is not None else data.name,
         dataset_fingerprint=data.fingerprint,
@@ -444,4 +433,5 @@ def _run_info(
         world_size=world.size,
         code_version=__version__,
         recipe_hash=recipe_hash(recipe),
+        lineage=lineage,
     )

@@ -99,7 +99,7 @@ def _evaluate(recipe: Recipe, run_dir: Path, world: World, checkpoint: str, out:
         measures = open_measures(EvalContext(engine, recipe, world, val), directory, world)
         measures.announce(INFO)
         known = checkpoints.on_main(lambda: history.evaluations(run_dir, state.step), world)
-        values = measures.run(known)
+        values = measures.run(state.step, known)
         if world.is_main:
             _write(measures, state.step, values, known)
             if out is not None:

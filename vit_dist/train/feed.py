@@ -7,7 +7,7 @@ class. The host waits for nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,10 +26,17 @@ class Feed:
         recipe: what targets are made by, and how pairs are mixed.
         micro_batch: examples a rank runs at once.
         device: that trains.
+        teacher: uint8 images [b, 3, S, S] -> logits [b, K], which stand behind the targets; None: there is none.
     """
 
-    def __init__(self, recipe: Recipe, micro_batch: int, device: torch.device) -> None:
-        self.recipe, self.micro_batch, self.device = recipe, micro_batch, device
+    def __init__(
+        self,
+        recipe: Recipe,
+        micro_batch: int,
+        device: torch.device,
+        teacher: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.recipe, self.micro_batch, self.device, self.teacher = recipe, micro_batch, device, teacher
         cuda: Any = torch.cuda
         self.stream = cuda.Stream(device) if device.type == "cuda" else None
 
@@ -39,7 +46,7 @@ class Feed:
 
 
 class MicroBatches:
-    """(uint8 images [b, 3, S, S], float32 targets [b, K]) each, on the device."""
+    """(uint8 images [b, 3, S, S], float32 targets [b, K], or [b, 2K] with a teacher) each, on the device."""
 
     def __init__(self, feed: Feed, batch: Batch) -> None:
         self._feed, self._batch = feed, batch
@@ -67,9 +74,14 @@ class MicroBatches:
             # All copies are queued. Without a stream there are none: what is yielded is the buffer itself.
             elif now.arrived is not None:
                 self._batch.give_back(now.arrived)
-            yield now.take()
+            yield self._taught(*now.take())
         if self._feed.stream is None:
             self._batch.give_back()
+
+    def _taught(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        teacher = self._feed.teacher
+        # Not before: on the stream that trains, and no sooner than the student needs it.
+        return images, targets if teacher is None else torch.cat([targets, teacher(images)], dim=1)
 
     def _send(self, number: int) -> _Sent:
         stream = self._feed.stream

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -35,13 +36,85 @@ from vit_dist.train.checkpoint.weights import CLASSES, checkpoint_state, intact_
 from vit_dist.train.checkpoint.weights_remote import download, errors_naming
 
 _KEY = "initial_weights"
+TEACHER = "teacher_weights"
+"""The same of a teacher's weights (train/teacher.py)."""
 
 
 def recorded(directory: RunDir) -> dict[str, str]:
-    """The part of a run's identity that says which weights it began from; {} for those of the seed, or no run yet."""
-    run = directory.read_json(names.RUN) or {}
-    digest = run.get("identity", {}).get(_KEY)
-    return {_KEY: digest} if digest else {}
+    """The part of a run's identity that says which weights it began from, and its teacher's; {} where no run is yet."""
+    known = (directory.read_json(names.RUN) or {}).get("identity", {})
+    return {key: known[key] for key in (_KEY, TEACHER) if known.get(key)}
+
+
+@dataclass(frozen=True)
+class Given:
+    """Weights that a recipe names, as all ranks read them. Each call is a collective.
+
+    Attributes:
+        key: of the recipe, for errors.
+        url: what it says.
+        scratch: a folder in the run's directory, through which those of a remote URL pass.
+        world: this rank's place.
+    """
+
+    key: str
+    url: str
+    scratch: Path
+    world: World
+
+    def read(self, reads: Callable[[Path], Weights]) -> Weights:
+        """What a function reads, the same on every rank, or on every rank the error of one."""
+        path = self._here()
+        try:
+            with errors_naming(self.url, path):
+                weights, error = reads(path), None
+        except VitDistError as problem:
+            weights, error = None, problem
+        # Every rank reads the file itself. One that failed alone would leave the others in the engine's collectives;
+        # and when all have answered, all have read: the copy may go.
+        errors = all_gather_object(error, self.world)
+        if self.world.is_main:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+        for rank, failure in enumerate(errors):
+            if failure is not None:
+                raise type(failure)(
+                    f"{self.key}: {failure}" if self.world.size == 1 else f"{self.key}: rank {rank}: {failure}"
+                )
+        assert weights is not None
+        return weights
+
+    def agreed(self, digest: str) -> str:
+        """The digest, the same on every rank."""
+        digests = all_gather_object(digest, self.world)
+        other = next((rank for rank, there in enumerate(digests) if there != digests[0]), None)
+        if other is not None:
+            raise RunError(
+                f"{self.key}: {redact(self.url)} holds other weights for rank {other} than for rank 0; give one file "
+                f"that all ranks see"
+            )
+        return digest
+
+    def _here(self) -> Path:
+        """Where the weights lie on the file system: a remote URL's come into the run's directory first."""
+        if not is_remote(self.url):
+            path = local_path(self.url)
+            # Of a run the newest checkpoint, which rank 0 chooses: another may be committed meanwhile.
+            try:
+                return on_main(lambda: intact_checkpoint(path) if is_checkpoint(path) else path, self.world)
+            except VitDistError as error:
+                raise type(error)(f"{self.key}: {error}") from None
+        outcome: Path | VitDistError | None = None
+        if self.world.is_main:
+            try:
+                outcome = download(self.url, self.scratch)
+            except VitDistError as error:
+                shutil.rmtree(self.scratch, ignore_errors=True)
+                outcome = error
+        outcome = broadcast_object(outcome, self.world)
+        if isinstance(outcome, VitDistError):
+            raise outcome
+        assert outcome is not None
+        return outcome
 
 
 class Initial:
@@ -67,10 +140,11 @@ class Initial:
         self._weights: Weights | None = None
         # Rank 0 alone reads the run's directory, so that all ranks begin with one answer whatever the file system
         # shows.
-        self.identity = broadcast_object(recorded(directory) if world.is_main else {}, world)
+        known = broadcast_object(recorded(directory) if world.is_main else {}, world)
+        self.identity = {_KEY: known[_KEY]} if _KEY in known else {}
         if not self.identity:
             self._weights = self._read()
-            self.identity = {_KEY: self._agreed(_digest(self._weights.state))}
+            self.identity = {_KEY: self._agreed(digest_of(self._weights.state))}
 
     def load(self, engine: Engine) -> None:
         """Fill an engine whose run has no checkpoint yet.
@@ -81,7 +155,7 @@ class Initial:
         if self._recipe.init is None:
             return
         weights, self._weights = self._weights or self._read(), None
-        if _digest(weights.state) != self.identity[_KEY]:
+        if digest_of(weights.state) != self.identity[_KEY]:
             raise RefusalError(
                 f"init.weights: {redact(self._recipe.init.weights)} are not the weights that this run began from "
                 f"before; bring those back, or start in another --run-dir"
@@ -99,58 +173,12 @@ class Initial:
         init, model, data = self._recipe.init, self._recipe.model, self._recipe.data
         assert init is not None
         assert isinstance(model, ModelConfig)
-        path = self._here(init.weights)
-        try:
-            with errors_naming(init.weights, path):
-                weights, error = _fitting(path, init, model, self._classes, data.image_size), None
-        except VitDistError as problem:
-            weights, error = None, problem
-        # Every rank reads the file itself. One that failed alone would leave the others in the engine's collectives;
-        # and when all have answered, all have read: the copy may go.
-        errors = all_gather_object(error, self._world)
-        if self._world.is_main:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-        for rank, failure in enumerate(errors):
-            if failure is not None:
-                raise type(failure)(
-                    f"init.weights: {failure}" if self._world.size == 1 else f"init.weights: rank {rank}: {failure}"
-                )
-        assert weights is not None
-        return weights
+        given = Given("init.weights", init.weights, self._scratch, self._world)
+        return given.read(lambda path: _fitting(path, init, model, self._classes, data.image_size))
 
     def _agreed(self, digest: str) -> str:
-        """The digest, the same on every rank. A collective."""
-        digests = all_gather_object(digest, self._world)
-        other = next((rank for rank, there in enumerate(digests) if there != digests[0]), None)
-        if other is not None:
-            assert self._recipe.init is not None
-            raise RunError(
-                f"init.weights: {redact(self._recipe.init.weights)} holds other weights for rank {other} than for rank "
-                f"0; give one file that all ranks see"
-            )
-        return digest
-
-    def _here(self, url: str) -> Path:
-        """Where the weights lie on the file system: a remote URL's come into the run's directory first."""
-        if not is_remote(url):
-            path = local_path(url)
-            # Of a run the newest checkpoint, which rank 0 chooses: another may be committed meanwhile.
-            try:
-                return on_main(lambda: intact_checkpoint(path) if is_checkpoint(path) else path, self._world)
-            except VitDistError as error:
-                raise type(error)(f"init.weights: {error}") from None
-        outcome: Path | VitDistError | None = None
-        if self._world.is_main:
-            try:
-                outcome = download(url, self._scratch)
-            except VitDistError as error:
-                shutil.rmtree(self._scratch, ignore_errors=True)
-                outcome = error
-        outcome = broadcast_object(outcome, self._world)
-        if isinstance(outcome, VitDistError):
-            raise outcome
-        assert outcome is not None
-        return outcome
+        assert self._recipe.init is not None
+        return Given("init.weights", self._recipe.init.weights, self._scratch, self._world).agreed(digest)
 
 
 def _fitting(path: Path, init: InitConfig, model: ModelConfig, head: Classes, image_size: int) -> Weights:
@@ -193,7 +221,7 @@ _OTHER_HEAD = (
 )
 
 
-def _digest(state: Mapping[str, Tensor]) -> str:
+def digest_of(state: Mapping[str, Tensor]) -> str:
     """32 hexadecimal digits that name the tensors, whatever file held them."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):

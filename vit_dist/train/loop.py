@@ -88,7 +88,7 @@ def _train_until_rewind(run: Run) -> bool:
     """Train from the run's state. True: the attempt has ended; False: rewind, then call again. A collective."""
     plan, clock, config = run.plan, run.clock, run.recipe.guards
     requests, flight = Requests(), None
-    feed = Feed(run.recipe, plan.micro_batch, run.engine.device)
+    feed = Feed(run.recipe, plan.micro_batch, run.engine.device, run.teacher)
     with (
         TrainStream(
             run.data,
@@ -130,7 +130,8 @@ def _train_until_rewind(run: Run) -> bool:
             # evaluation comes before the checkpoint whose marker holds its metrics. checksum, eval and save are
             # collectives; a cadence in seconds is decided by rank 0's clock for all (Agreement).
             checks, logs = clock.due("checksum", before, state), clock.due("log", before, state) or done
-            evaluates = clock.due("eval", before, state) or done
+            evaluators = clock.due_evaluators(before, state)
+            evaluates = bool(evaluators) or done
             saves = clock.due("save", before, state) or agreed.save or done or bool(agreed.stop)
             if checks or logs or evaluates or saves or step.norms or clock.in_first_step or config.spike == "rewind":
                 # Whatever comes next rests on what this step did.
@@ -144,7 +145,7 @@ def _train_until_rewind(run: Run) -> bool:
             if logs or evaluates or saves or state.step % _COLLECT_EVERY == 0:
                 gc.collect()
             if evaluates:
-                _evaluate(run, run.state, progress)
+                _evaluate(run, run.state, progress, None if done else evaluators)
             if saves:
                 save(run)
             if done or agreed.stop:
@@ -191,8 +192,8 @@ def _queue(run: Run, batch: MicroBatches, ordinals: Tensor, after: StreamState) 
         skip_over=limit if config.spike == "skip" else math.inf,
         on_gradients=norms.on_gradients if norms is not None else None,
     )
-    begins, average = run.plan.average_from, run.engine.average
-    if begins is not None and average is not None and state.step >= begins:
+    begins = run.plan.average_from
+    if begins is not None and state.step >= begins and (average := run.engine.average) is not None:
         with run.engine.timer.phase("optimizer"):
             average.update(pending.applied)
     if run.profiler is not None:
@@ -309,15 +310,16 @@ def _log(run: Run, result: StepResult, progress: Progress) -> None:
     progress.update(state.step, metrics={"epoch": epoch, runlog.TRAIN_LOSS: window.loss, **performance.shown})
 
 
-def _evaluate(run: Run, state: TrainState, progress: Progress) -> None:
+def _evaluate(run: Run, state: TrainState, progress: Progress, due: frozenset[int] | None) -> None:
+    """Run the evaluators at these places, None: all, on the state after a step. A collective."""
     run.clock.enter("eval")
     # Every rank evaluates its part and gets the reduced values. They go into the marker of the next checkpoint, so
     # they must be known on all ranks and not on the one that logs.
-    values = run.evaluation.run()
+    values = run.evaluation.run(state.step, due=due)
     run.clock.enter("train")
     if run.world.is_main:
         run.evaluation.keep()
-        _warn_of_values(run, state, values)
+        _warn_of_values(run, state, values, due)
     run.metrics = (state.step, values)
     run.record.metrics.update(values)
     if values and run.writer is not None:
@@ -326,7 +328,7 @@ def _evaluate(run: Run, state: TrainState, progress: Progress) -> None:
         progress.update(state.step, metrics={"epoch": epoch, **values}, force=True)
 
 
-def _warn_of_values(run: Run, state: TrainState, values: dict[str, float]) -> None:
+def _warn_of_values(run: Run, state: TrainState, values: dict[str, float], due: frozenset[int] | None) -> None:
     """Say which values cannot be, or that what the best checkpoint is kept by was not measured."""
     recipe = run.recipe
     rules, best = run.evaluation.rules(), recipe.checkpoint.keep_best
@@ -334,9 +336,14 @@ def _warn_of_values(run: Run, state: TrainState, values: dict[str, float]) -> No
         problem = rules[tag].problem(value) if tag in rules and math.isfinite(value) else ""
         if problem:
             log(f"  {recipe.name}: {tag} at step {state.step:,}: {problem}; it is never the best", WARNING)
+    whose = {
+        i
+        for i, one in enumerate(recipe.evaluators)
+        if best.removeprefix(EMA_TAG) in (one.metrics(recipe) or {})  # type: ignore[attr-defined]
+    }
     # Of the average there is nothing to measure until a step counts in it.
-    averaged = run.engine.average is not None and run.engine.average.counted() > 0
-    if best and best not in values and (averaged or not best.startswith(EMA_TAG)):
+    expected = not best.startswith(EMA_TAG) or any(tag.startswith(EMA_TAG) for tag in values)
+    if best and best not in values and expected and not (whose and due is not None and whose.isdisjoint(due)):
         log(
             f"  checkpoint.keep_best={best}: not measured at step {state.step:,}; measured: {', '.join(values)}",
             WARNING,

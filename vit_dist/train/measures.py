@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,6 +18,7 @@ from vit_dist.core.log import WARNING, log
 from vit_dist.core.metrics import Metric, known_metric
 from vit_dist.core.run import log as runlog
 from vit_dist.core.run import names
+from vit_dist.core.run.checkpoints import step_name
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.run.measured import MeasuredOn, Tags
 from vit_dist.core.world import World
@@ -51,25 +52,36 @@ class Measures:
     _said: set[str] = field(default_factory=set)
     _kept: dict[str, Any] | None = None
 
-    def run(self, known: Mapping[str, float] | None = None) -> dict[str, float]:
+    def run(
+        self, step: int, known: Mapping[str, float] | None = None, due: Collection[int] | None = None
+    ) -> dict[str, float]:
         """Values by tag, the same on every rank, of the weights and of their average where one is kept. A collective.
 
         Args:
+            step: that is looked at: evaluators' files go to a folder of it.
             known: values by tag that need not be measured again.
+            due: places of the evaluators that are to look, the same on every rank; None: all.
         """
-        values = self._run(known or {}, "")
+        values = self._run(step, known or {}, due, "")
         engine = self.context.engine
+        average = engine.average if self.context.recipe.ema is not None else None
         # Of an average in which no step counts yet there is nothing to say.
-        if engine.average is not None and engine.average.counted():
+        if average is not None and average.counted():
             with engine.averaged():
-                values |= self._run(known or {}, EMA_TAG)
+                values |= self._run(step, known or {}, due, EMA_TAG)
         return values
 
-    def _run(self, known: Mapping[str, float], prefix: str) -> dict[str, float]:
+    def _run(self, step: int, known: Mapping[str, float], due: Collection[int] | None, prefix: str) -> dict[str, float]:
         values: dict[str, float] = {}
-        for evaluator, on in zip(self._evaluators, self.on, strict=True):
+        outputs = self.directory.path / names.EVALUATIONS / step_name(step)
+        # Of the average beside those of the weights.
+        outputs = outputs / prefix if prefix else outputs
+        for place, (evaluator, on) in enumerate(zip(self._evaluators, self.on, strict=True)):
+            if due is not None and place not in due:
+                continue
             told = self._told(evaluator, on, known, prefix)
-            for name, value in evaluator.run(self.context) if told is None else told.items():
+            context = replace(self.context, outputs=outputs if on is None else outputs / on.label)
+            for name, value in evaluator.run(context) if told is None else told.items():
                 metric = f"{prefix}{name}"
                 tag = self.tags.claim(metric, on)
                 self.placed[metric if self.placed.get(metric, tag) == tag else tag] = tag

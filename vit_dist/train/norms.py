@@ -19,7 +19,7 @@ from vit_dist.core.run import log as runlog
 from vit_dist.core.world import World
 from vit_dist.engines._protocol import Engine
 from vit_dist.engines._slices import WEIGHT, Slice
-from vit_dist.models._positions import RelativeAttention
+from vit_dist.models._positions import RelativeAttention, RotaryAttention
 
 _IMAGES_AT_ONCE = 8
 
@@ -77,7 +77,7 @@ class AttentionLogits:
     """The largest |logit| of each attention layer, over the first micro-batch that passes until `close`.
 
     That is |q . k| / sqrt(d) before the softmax, with the bias of relative positions where a model has it. Seen are
-    timm's attention and our own of relative positions; not attention pooling.
+    timm's attention and our own of relative and rotary positions; not attention pooling.
 
     Args:
         module: the model.
@@ -112,22 +112,17 @@ class AttentionLogits:
             given["q"] = query.detach()
 
         def see_key(_module: nn.Module, _inputs: Any, key: Tensor) -> None:
-            self._see(name, layer, given.pop("q"), key.detach(), None)
+            self._see(name, layer, given.pop("q"), key.detach(), given.pop("table", None))
 
         def keep_table(_module: nn.Module, _inputs: Any, named: dict[str, Any]) -> None:
             given["table"] = named["attn_mask"].detach()
 
-        def see_all(_module: nn.Module, _inputs: Any, qkv: Tensor) -> None:
-            parts = qkv.detach().reshape(*qkv.shape[:2], 3, layer.num_heads, layer.head_dim).permute(2, 0, 3, 1, 4)
-            self._see(name, layer, parts[0], parts[1], given.pop("table"))
-
         if isinstance(layer, RelativeAttention):
             self._handles.append(layer.register_forward_pre_hook(keep_table, with_kwargs=True))
-            self._handles.append(layer.qkv.register_forward_hook(see_all))
-        else:
-            # Without normalised queries and keys these two are identities, but they are called all the same.
-            self._handles.append(layer.q_norm.register_forward_hook(keep_query))
-            self._handles.append(layer.k_norm.register_forward_hook(see_key))
+        # Without normalised queries and keys the norms are identities, but they are called all the same.
+        last = (layer.q_turn, layer.k_turn) if isinstance(layer, RotaryAttention) else (layer.q_norm, layer.k_norm)
+        self._handles.append(last[0].register_forward_hook(keep_query))
+        self._handles.append(last[1].register_forward_hook(see_key))
 
     @torch.no_grad()
     def _see(self, name: str, layer: Attention, q: Tensor, k: Tensor, table: Tensor | None) -> None:

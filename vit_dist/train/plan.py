@@ -146,6 +146,9 @@ def check_named(recipe: Recipe, run_dir: Path, asked: set[str] | None = None) ->
     # Read anew: it may have grown since this process has read it.
     hold(recipe.data.takedown, read_list(recipe.data.takedown))
     refuse_forgetting(taken_down(run_dir), recipe.data.takedown)
+    if recipe.loss.teacher is not None:
+        # Each attempt reads it.
+        _there("loss.teacher.weights", recipe.loss.teacher.weights, asked)
     if _has_begun(run_dir):
         return
     remote = recipe.checkpoint.remote
@@ -156,14 +159,17 @@ def check_named(recipe: Recipe, run_dir: Path, asked: set[str] | None = None) ->
         except DataError as error:
             raise type(error)(f"checkpoint.remote: {error}") from None
         asked.add(parent_url(remote))
-    if recipe.init is None or recipe.init.weights in asked:
-        return
-    if not exists(recipe.init.weights):
+    if recipe.init is not None:
+        _there("init.weights", recipe.init.weights, asked)
+
+
+def _there(key: str, url: str, asked: set[str]) -> None:
+    if url not in asked and not exists(url):
         raise ConfigError(
-            f"init.weights={redact(recipe.init.weights)}: there is no such file or folder; give weights of a form that "
-            f"`vit-dist models import` reads, a checkpoint or a run"
+            f"{key}={redact(url)}: there is no such file or folder; give weights of a form that `vit-dist models "
+            f"import` reads, a checkpoint or a run"
         )
-    asked.add(recipe.init.weights)
+    asked.add(url)
 
 
 def _has_begun(run_dir: Path) -> bool:
@@ -215,6 +221,11 @@ def make_plan(recipe: Recipe, data: TrainingSet, world: World) -> Plan:
     if total == 0:
         raise ConfigError(
             f"horizon={recipe.horizon} is less than half a step of global_batch={batch}: nothing to train"
+        )
+    if recipe.branch is not None and total <= recipe.branch.step:
+        raise ConfigError(
+            f"horizon={recipe.horizon} is {total:,} steps in all, and the branch begins after step "
+            f"{recipe.branch.step:,} of {recipe.branch.run}: nothing to train; the trunk's steps count, so give more"
         )
     schedule, misfit = schedule_in_steps(recipe, epoch_examples=n, total_steps=total)
     if misfit:

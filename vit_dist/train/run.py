@@ -27,6 +27,7 @@ from vit_dist.train.progress.attempt_record import AttemptRecord
 from vit_dist.train.progress.clock import Clock
 from vit_dist.train.progress.loading import StallTeller
 from vit_dist.train.state import TrainState
+from vit_dist.train.teacher import Teacher
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Run:
         profiler: of this rank; None where it profiles nothing.
         metrics: the last evaluation's values, and the step after which they were measured.
         unwritten: what the checkpoint that was restored holds of the log, since it could not be written there.
+        teacher: whose logits are learned too; None where the recipe has none.
         stalls: says what training waits for.
     """
 
@@ -69,6 +71,7 @@ class Run:
     metrics: tuple[int, dict[str, float]] = (0, {})
     writer: EventWriter | None = field(default=None)
     unwritten: Any = None
+    teacher: Teacher | None = None
     stalls: StallTeller = field(default_factory=StallTeller)
     _lines: dict[Path, Lines] = field(default_factory=dict)
 

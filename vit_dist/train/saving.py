@@ -6,7 +6,9 @@ import time
 from typing import Any
 
 from vit_dist.core.errors import RunError
+from vit_dist.core.run import lineage
 from vit_dist.core.run.checkpoints import LOG
+from vit_dist.core.run.lineage import plain_lineage
 from vit_dist.data.classes import Classes
 from vit_dist.train.checkpoint.saver import Contents
 from vit_dist.train.checkpoint.weights import CLASSES
@@ -38,6 +40,9 @@ def save(run: Run) -> None:
     names = Classes("", run.recipe.data.num_classes, run.data.class_names).listing()
     if names:
         extras[CLASSES] = names
+    if run.info.lineage:
+        # A branch of this run knows by it what it comes from, wherever the checkpoint lies then.
+        extras[lineage.KEY] = plain_lineage(run.info.lineage)
     step, metrics = run.metrics
     if step == state.step:
         extras["metrics"] = metrics

@@ -83,7 +83,7 @@ DEFAULTS = [
     and "NAME" not in key.path
     and key.value != "plug-in"
     # Inside of a section that is left out.
-    and not key.path.startswith(("init.", "data.mixup.", "data.cache.", "finetune.", *AUGMENT_SECTIONS))
+    and not key.path.startswith(("init.", "ema.", "finetune.", "data.mixup.", "data.cache.", *AUGMENT_SECTIONS))
 ]
 
 
@@ -102,7 +102,8 @@ def test_what_counts_for_the_identity_is_what_the_identity_holds() -> None:
     recipe = resolve(
         RECIPE,
         [
-            "init={weights: w.npz}",
+            "init={weights: w.npz, average: true}",
+            "ema={decay: 0.9}",
             "data.mixup={alpha: 0.2}",
             "data.augment={randaugment: {}, jitter: {hue: 0.1}, erase: {}}",
             "data.val_resize=32",

@@ -72,7 +72,7 @@ def test_rows_are_ordered_by_cost_or_name_and_what_was_not_measured_comes_last()
 
 
 def test_models_are_measured_in_turns_if_memory_holds_all_and_else_alone_or_not_at_all() -> None:
-    found = {"small": Counted(10, 0, 100, 0), "large": Counted(1000, 0, 100, 0)}  # state 180 and 18000, steps 250
+    found = {"small": Counted(10, 0, 0, 100, 0), "large": Counted(1000, 0, 0, 100, 0)}  # state 180 and 18000, steps 250
     assert groups(found, 2, None) == ([["small", "large"]], {})
     assert groups(found, 2, 18430) == ([["small", "large"]], {})
     assert groups(found, 2, 18429) == ([["small"], ["large"]], {})

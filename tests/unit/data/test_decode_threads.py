@@ -15,8 +15,7 @@ from launcher.processes.ranks import _rank_environment
 from launcher.processes.side_by_side import SideBySide
 from vit_dist.config.load import resolve
 from vit_dist.core.world import World, rank_cpus
-from vit_dist.data import rows
-from vit_dist.data.decode import decode
+from vit_dist.data.decode import Encoded
 from vit_dist.data.sets import open_training_set
 from vit_dist.data.stream import TrainStream
 
@@ -33,11 +32,13 @@ def met(manifest: str, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tupl
     """The numbers of OpenMP threads that decode threads see while a stream is read, and how many of these there are."""
     seen: dict[str, int] = {}
 
-    def looking(content: bytes | memoryview, *, upright: bool) -> torch.Tensor:
-        seen[threading.current_thread().name] = torch.get_num_threads()
-        return decode(content, upright=upright)
+    whole = Encoded.whole
 
-    monkeypatch.setattr(rows, "decode", looking)
+    def looking(image: Encoded) -> torch.Tensor:
+        seen[threading.current_thread().name] = torch.get_num_threads()
+        return whole(image)
+
+    monkeypatch.setattr(Encoded, "whole", looking)
     recipe = resolve(
         {
             "horizon": "3 epochs",

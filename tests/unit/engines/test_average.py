@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from tests.conftest import trains_here
-from tests.gpu.engines import FSDP, PLAIN, batch, build, zero
+from tests.gpu.engines import FSDP, PLAIN, batch, build, recipe, zero
+from vit_dist.config.ema import EmaConfig
+from vit_dist.core.errors import CheckpointError, ConfigError
 from vit_dist.core.world import World
-from vit_dist.engines._average import Average, Averaging
+from vit_dist.engines._average import Average, Averaging, averaging_of, check_averages
 from vit_dist.engines._protocol import Engine
 from vit_dist.engines._slices import AVERAGE, AVERAGED, WEIGHT
+from vit_dist.train.checkpoint.host_memory import expected_bytes
 from vit_dist.train.process_group import process_group
 
 CPU = torch.device("cpu")
@@ -156,3 +159,28 @@ def test_an_engine_that_loads_weights_alone_averages_anew() -> None:
     engine.load(Given(weights, engine))
     assert engine.average.counted() == 0
     assert all(torch.equal(data, torch.ones_like(data)) for data in pieces(engine, AVERAGE).values())
+
+
+@pytest.mark.parametrize("count", [float("nan"), float("inf"), -1.0, 2.5])
+def test_a_checkpoint_whose_count_is_no_number_of_steps_is_refused(count: float) -> None:
+    engine = build(CPU, "vit-test", PLAIN, averaging=Averaging(0.5))
+    forged = {**pieces(engine), (AVERAGED, "steps"): torch.tensor([count], dtype=torch.float64)}
+    with pytest.raises(CheckpointError, match="steps count in its average"):
+        engine.load(Given(forged, engine))
+
+
+def test_an_engine_of_a_plug_in_that_keeps_none_is_refused() -> None:
+    asked = recipe("vit-test", PLAIN).model_copy(update={"ema": EmaConfig()})
+    with pytest.raises(ConfigError, match=r"engine\.name=plain keeps no average of the weights"):
+        check_averages(asked, object())
+    check_averages(asked, build(CPU, "vit-test", PLAIN, averaging=averaging_of(asked)))
+    check_averages(recipe("vit-test", PLAIN), object())
+
+
+@pytest.mark.parametrize("name", ["plain", "zero-1"])
+def test_host_memory_for_the_first_checkpoint_counts_the_average(name: str) -> None:
+    engine = build(CPU, "vit-test", ENGINES[name], averaging=Averaging(0.5))
+    expected = expected_bytes(engine.state(), 2)
+    engine.train_step([batch(0)], 1e-2)
+    held = sum(piece.data.numel() * piece.data.element_size() for piece in engine.state().slices)
+    assert held <= expected <= held + 2 * 4096

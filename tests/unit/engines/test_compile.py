@@ -66,7 +66,7 @@ def build(recipe: Any, model: nn.Module | None = None, image_size: int | None = 
         model.set_activation_checkpointing(recipe.engine.activation_checkpointing)
     inputs = EngineInputs(
         model,
-        recipe.optim.build(model),
+        recipe.optim.over_layers(model),
         make_loss(recipe.loss),
         World(),
         torch.device("cpu"),

@@ -14,7 +14,7 @@ from vit_dist.models.costs import model_cost, training_flops
 
 SMALL = {"R50x1": 224, "R50+ViT-B/16": 224, "ViT-b/32": 224, "vit-demo": 28, "bit-demo": 28, "hybrid-demo": 28}
 ODD = {"R50x1": 225, "bit-demo": 33, "bit-test": 31}
-POSITIONS = ("learned", "learned-2d", "relative", "sincos", "conditional", "none")
+POSITIONS = ("learned", "learned-2d", "relative", "sincos", "rope", "conditional", "none")
 
 
 def compare(name: str, image_size: int, **changes: Any) -> None:
@@ -28,6 +28,13 @@ def compare(name: str, image_size: int, **changes: Any) -> None:
     assert cost is not None
     assert cost.params == sum(p.numel() for p in model.parameters())
     assert cost.macs == count_macs(config, 1000, image_size)
+    trained = model_cost(config, num_classes=1000, image_size=image_size, training=True)
+    assert trained is not None
+    assert trained.params == cost.params
+    if changes.get("patch_dropout"):
+        assert trained.macs == count_macs(config, 1000, image_size, training=True) < cost.macs
+    else:
+        assert trained == cost
 
 
 @pytest.mark.parametrize(("name", "image_size"), [*SMALL.items(), *ODD.items()])
@@ -40,6 +47,12 @@ def test_the_options_of_a_vit_are_counted_too() -> None:
         compare("vit-test", 28, position_embedding=positions, pool=pool, representation=True)
     compare("vit-test", 28, position_embedding="conditional", positions_at="layers")
     compare("vit-test", 28, position_embedding="relative", positions_at="shared", mlp_dim=48)
+    compare("vit-test", 28, layer_scale=0.1, qk_norm=True)
+    for pool in ("cls", "mean", "map"):
+        compare("vit-test", 28, registers=3, pool=pool)
+        compare("vit-test", 28, mlp="swiglu", pool=pool)
+        compare("vit-test", 28, patch_dropout=0.4, registers=2, pool=pool)
+    compare("hybrid-test", 28, patch_dropout=0.5)
 
 
 def test_parameters_of_every_preset_are_those_of_the_golden() -> None:

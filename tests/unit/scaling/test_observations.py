@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from vit_dist.core.events.writer import EventWriter
 from vit_dist.core.run import log as runlog
 from vit_dist.core.run.log import RunStatus, run_info, run_status, write_start, write_status
 from vit_dist.scaling.collect import collect
+from vit_dist.scaling.compute import total_exaflops
 from vit_dist.scaling.report.write import write_report
-from vit_dist.scaling.summary import means
+from vit_dist.scaling.summary import by_series, means
 
 
 def test_what_the_trainer_says_comes_back_exactly(tmp_path: Path) -> None:
@@ -218,3 +220,32 @@ def test_a_report_of_nothing_says_why_and_writes_nothing(tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"no finished run.*1 run: unfinished"):
         write_report(collect(str(tmp_path / "logs")), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_compute_of_a_trunk_is_part_of_each_branch_and_counts_once_in_all(tmp_path: Path) -> None:
+    def trunk(recipe_hash: str) -> list[dict[str, Any]]:
+        return [
+            {"run": "t", "recipe_hash": recipe_hash, "step": 5, "examples": 320, "digest": "d", "macs_per_image": 1000}
+        ]
+
+    # 3,200,000 multiply-adds an image, 640 examples, of which the trunk's 320 have cost 1,000 each.
+    log_run(tmp_path, seed=0, folder="trunk", recipe_hash="of-trunk", macs_per_image=1000)
+    log_run(tmp_path, seed=0, folder="low", recipe_hash="low", lineage=trunk("of-trunk"))
+    log_run(tmp_path, seed=1, folder="high", recipe_hash="high", lineage=trunk("gone"))
+    log_run(tmp_path, seed=2, folder="higher", recipe_hash="higher", lineage=trunk("gone"))
+    found = {one.directory.removesuffix("/tb"): one for one in collect(str(tmp_path)).observations}
+    assert {name: one.trunk for name, one in found.items()} == {
+        "trunk": "",
+        "low": "t@5",
+        "high": "t@5",
+        "higher": "t@5",
+    }
+    lines = {label: [one.run for one in members] for label, members in by_series(found.values()).items()}
+    assert {label: len(runs) for label, runs in lines.items()} == {"vit": 1, "vit, branched": 3}
+    assert list(by_series([found["low"], found["high"]])) == ["vit"]
+    own, before = 6 * 3_200_000 * 320 / 1e18, 6 * 1000 * 320 / 1e18
+    assert found["low"].exaflops == pytest.approx(own + before)
+    assert found["low"].exaflops_at(320) == pytest.approx(before)
+    assert total_exaflops([found["trunk"], found["low"]]) == pytest.approx(2 * before + own)
+    assert total_exaflops([found["low"]]) == pytest.approx(before + own)
+    assert total_exaflops(list(found.values())) == pytest.approx(2 * before + before + 3 * own)

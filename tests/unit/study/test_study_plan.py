@@ -211,6 +211,20 @@ def test_zero_shards_more_from_stage_to_stage(study_file: Path, stage: int, byte
     assert not fits(needed - 1)
     (cell, *_) = cells_of(study_file, *words, "models=[ViT-B/16]", "data.image_size=224", "optim={name: sgd, lr: 0.1}")
     assert fits(needed - cost.params * 4 / 8 + 1)
+    # An average of the weights is in shards, as a moment is.
+    averaged = (*words, "models=[ViT-B/16]", "data.image_size=224", "ema={}")
+    (cell, *_) = cells_of(study_file, *averaged)
+    assert fits(needed + cost.params * 4 / 8 + 1)
+    assert not fits(needed + cost.params * 4 / 8 - 1)
+
+
+def test_what_of_a_schedule_or_an_average_does_not_fit_a_cell_is_said(study_file: Path) -> None:
+    words = ("subsets=[500]", "schedule={name: step, warmup: 0 steps, drops: [200 epochs]}", "ema={start: 80 steps}")
+    (estimate, *_) = estimate_costs(cells_of(study_file, *words), NOTHING, devices=2, device=None)
+    late, dropped = estimate.problems
+    assert "ema.start=80 steps is step 80, beyond the last of the run's 78 steps" in late
+    assert re.search(r"schedule\.drops\[0\] at step [\d,]+ is beyond the last of the run's 78 steps", dropped)
+    assert "schedule.drops[0]=200 epochs" in dropped
 
 
 @pytest.mark.parametrize(

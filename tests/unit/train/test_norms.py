@@ -9,7 +9,7 @@ from vit_dist.config.load import resolve
 from vit_dist.train.norms import AttentionLogits
 
 
-@pytest.mark.parametrize("positions", ["learned", "relative"])
+@pytest.mark.parametrize("positions", ["learned", "relative", "rope"])
 def test_the_largest_logit_is_that_of_attention_written_out(positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = resolve(
         {
@@ -17,6 +17,7 @@ def test_the_largest_logit_is_that_of_attention_written_out(positions: str, monk
             "model": {
                 "name": "vit-test",
                 "position_embedding": positions,
+                "qk_norm": positions != "learned",
                 **({"positions_at": "layers"} if positions == "relative" else {}),
             },
             "data": {"num_classes": 10, "image_size": 28},

@@ -161,7 +161,7 @@ def _rows(args: argparse.Namespace) -> list[Row]:
     speeds = {} if args.no_measure else _speeds(args, configs, sizes, counts)
     rows = []
     for name, config in configs.items():
-        flops = training_flops_per_image(counts[name].macs)
+        flops = training_flops_per_image(counts[name].trained_macs)
         total = flops * args.examples
         speed = speeds.get(name)
         rows.append(

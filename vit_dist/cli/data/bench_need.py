@@ -85,7 +85,8 @@ def computed(recipe: Recipe, device_name: str, mfu: float | None) -> Need | None
         raise ConfigError(
             f"--device {device.name}: its peak in {recipe.precision} is not known; give another one, or --run"
         )
-    cost = model_cost(recipe.model, num_classes=recipe.data.num_classes, image_size=recipe.data.image_size)
+    size, classes = recipe.data.image_size, recipe.data.num_classes
+    cost = model_cost(recipe.model, num_classes=classes, image_size=size, training=True)
     if cost is None:
         return None
     if mfu is None:

@@ -1,4 +1,4 @@
-"""`vit-dist evaluate`: the evaluators of a run, or others, on a checkpoint of it; here, or as Slurm jobs."""
+"""`vit-dist evaluate`: evaluators on a checkpoint of a run, or on weights of any form; here, or as Slurm jobs."""
 
 from __future__ import annotations
 
@@ -16,25 +16,32 @@ if TYPE_CHECKING:
     from vit_dist.config.schema import Recipe
     from vit_dist.core.world import World
 
-SUMMARY = "evaluate a trained run: a checkpoint of it, the newest unless one is named, into its own log"
+SUMMARY = "evaluate a trained run (its newest checkpoint, or one that is named) into its own log; or a file of weights"
 
 _EXAMPLES = """
 examples:
   vit-dist evaluate runs/demo/vit-2000-s0                       # the evaluators of its recipe, once more
   vit-dist evaluate runs/l16 --nproc 8 \\
-      'evaluators=[{name: fewshot, set: inet, train: s3://b/inet/train, test: s3://b/inet/val, shots: [1, 5, 10]}]'
+      --evaluator '{name: fewshot, set: inet, train: s3://b/inet/train, test: s3://b/inet/val, shots: [1, 5, 10]}'
+  vit-dist evaluate runs/l16 --evaluator knn --evaluator linear               # on the run's own sets
   vit-dist evaluate runs/l16 data.val=s3://b/other/manifest.json --out l16.json     # another set: tags of its own
   vit-dist evaluate runs/l16/checkpoints/step-0000010000
   vit-dist evaluate runs/l16 --cluster dgx-h100                 # a Slurm job; --after JOB waits for another
   vit-dist evaluate --list runs.txt --cluster dgx-h100 --max-parallel 8       # an array, an element a run
+  vit-dist evaluate B_16.npz --model ViT-B/16 model.representation=true --nproc 8 \\
+      --evaluator '{name: knn, set: pets, train: s3://b/pets/train, test: s3://b/pets/test}' --out pets.json
+  vit-dist evaluate google-vit-folder/ --evaluator classification data.val=s3://b/inet/val    # Hugging Face's; timm's
+  vit-dist evaluate ViT-B/16 --seed 1 --evaluator '{name: knn, ...}'          # fresh weights: what is chance?
   srun vit-dist evaluate --list runs.txt --element 3            # the run in line 4 of a list: an array's element
 
 Results go to a new event file in RUN-DIR/tb, at the step of the checkpoint, and into its history. A tag such as
 val/top1 is of one set for the whole run, the first that was measured under it: the run's own. What is measured on
 another set, or with other settings of an evaluator, is logged as val@NAME-FINGERPRINT/top1, and reports of studies
 leave it out. The history and --out name the set beside the values. The same metric of the same set at the same step
-is not measured again. Overrides may change where things are and what is evaluated; one that changes what was trained,
-such as data.num_classes, is refused.
+is not measured again. Pictures and tables of evaluators lie in RUN-DIR/evaluations/STEP. Weights without a run have no
+log: values are printed, and go to --out; pictures and tables to --files. `vit-dist config --explain evaluators` has
+every evaluator's keys, docs/transfer.md what each does and how the paper's figures are made again. Overrides may change
+where things are and what is evaluated; one that changes what was trained, such as data.num_classes, is refused.
 """
 
 
@@ -48,9 +55,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "words",
         type=_run_or_override,
-        metavar="RUN-DIR [k=v ...]",
+        metavar="RUN-DIR|FILE|MODEL [k=v ...]",
         nargs="*",
-        help="a run (its directory or name) or one of its checkpoints, and overrides",
+        help="a run (its directory or name), one of its checkpoints, a file or folder of weights, or the name of a "
+        "model, for fresh weights; and overrides",
+    )
+    parser.add_argument(
+        "--evaluator",
+        metavar="NAME|YAML",
+        action="append",
+        help="in place of the recipe's: a name, or a mapping such as '{name: knn, k: [20]}'; may be repeated",
     )
     parser.add_argument(
         "--list", metavar="FILE", type=local_option, help="in place of RUN-DIR: run directories, a line each"
@@ -58,6 +72,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--element", metavar="I", type=int, help="line of --list, from 0 (SLURM_ARRAY_TASK_ID)")
     parser.add_argument("--nproc", metavar="N", type=int, help="ranks to start on this machine (1)")
     parser.add_argument("--out", metavar="FILE", type=local_option, help="the result as JSON too")
+    weights = parser.add_argument_group("weights without a run")
+    weights.add_argument(
+        "--model", metavar="NAME", help="where the file does not say it, as an .npz; settings: model.K=V"
+    )
+    weights.add_argument("--num-classes", metavar="K", type=int, help="of the head (the file's; fresh weights: 1000)")
+    weights.add_argument("--image-size", metavar="S", type=int, help="pixels; positions are resampled (the file's)")
+    weights.add_argument("--head", choices=("keep", "new"), default="keep", help="new: for files without a head")
+    weights.add_argument("--seed", metavar="N", type=int, help="of a model's fresh weights (0)")
+    weights.add_argument("--files", metavar="DIR", type=local_option, help="where pictures and tables go (nowhere)")
     jobs = parser.add_argument_group("as Slurm jobs")
     jobs.add_argument(
         "--cluster", type=local_or_name, metavar="NAME", help="a YAML file, or the name of one in configs/clusters"
@@ -80,6 +103,8 @@ def _run_or_override(text: str) -> str:
         remote = False
     if not remote:
         return local_or_override(text)
+    if text.rstrip("/").endswith((".npz", ".safetensors", ".pth", ".pt", ".bin", ".ckpt")):
+        return text
     url = redact(text.rstrip("/"))
     how = f": `aws s3 sync {url} DIR --exclude 'step-*'`" if text.lower().startswith("s3:") else " all but its step-*"
     raise argparse.ArgumentTypeError(
@@ -94,16 +119,27 @@ def main(argv: list[str]) -> int:
 
     from launcher.status.find import find_begun
     from vit_dist.cli.evaluate.checks import check_before
+    from vit_dist.cli.evaluate.weights import check_not_given, evaluate_weights, is_weights
     from vit_dist.config.load import load_recipe
     from vit_dist.core.errors import ConfigError
     from vit_dist.core.world import array_element, world_or_ranks
 
     runs = [word for word in args.words if "=" not in word]
     overrides = [word for word in args.words if "=" in word]
+    if args.evaluator:
+        given = next((word for word in overrides if word.startswith("evaluators=")), "")
+        if given:
+            raise ConfigError(f"--evaluator beside {given}: leave one of them out")
+        overrides.append(f"evaluators=[{', '.join(args.evaluator)}]")
     if len(runs) != (args.list is None):
         raise ConfigError(
             f"vit-dist evaluate: give one run directory or --list FILE, got {counted(len(runs), 'directory')}"
         )
+    if runs and is_weights(runs[0]):
+        if args.cluster:
+            raise ConfigError(f"--cluster: jobs evaluate runs; {runs[0]} is no run. Start it by your own `srun`")
+        return evaluate_weights(args, runs[0], overrides)
+    check_not_given(args, runs)
     if args.cluster:
         from vit_dist.cli.evaluate.jobs import submit_evaluation
 

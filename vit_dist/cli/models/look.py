@@ -106,6 +106,7 @@ def show_main(argv: list[str]) -> int:
     import yaml
 
     from vit_dist.config.sections import meaning_of
+    from vit_dist.models.costs import model_cost
 
     config = model_config(args.name, args.settings)
     size = args.image_size or usual_size(config)
@@ -116,10 +117,12 @@ def show_main(argv: list[str]) -> int:
     explained = "\n".join(
         textwrap.fill(f"{n}: {text}", 100, initial_indent="# ", subsequent_indent="#   ") for n, text in fields if text
     )
+    trained = model_cost(config, num_classes=args.num_classes, image_size=size, training=True) or cost
+    kept = "" if trained.macs == cost.macs else f", {_giga(trained.macs)} in training, where patches are left out"
     sys.stdout.write(
         f"{yaml.safe_dump(described, sort_keys=False)}\n{explained}\n\n"
         f"{cost.params:,} parameters with {args.num_classes:,} classes; {_giga(cost.macs)} GMACs for one "
-        f"{size}x{size} image\n"
+        f"{size}x{size} image{kept}\n"
     )
     if args.tensors:
         from vit_dist.models.weights.adapt import shapes_of

@@ -47,6 +47,7 @@ def facts(view: RunView, now: float) -> list[tuple[str, str]]:
     """(label, text) pairs of one run, in the order to read them; empty ones are left out."""
     pairs = [
         ("path", str(view.path.resolve())),
+        ("branch of", view.branched_from),
         ("job", job_line(view, now)),
         ("progress", progress_line(view)),
         ("rate", rate_line(view, now)),

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.metrics import Metric
+from vit_dist.core.run.lineage import Lineage, Trunk
 from vit_dist.core.run.measured import MeasuredOn
 from vit_dist.core.small_files import MAX_TEXT, DamagedError, is_count, is_number, parse_json
 
@@ -120,7 +121,7 @@ class RunInfo(_Entry):
     family: str = ""
     model: str
     num_params: Annotated[int, Field(ge=0)]
-    macs_per_image: int | None = Field(None, description="multiply-adds of one forward pass of one image")
+    macs_per_image: int | None = Field(None, description="multiply-adds of one image's forward pass in training")
     macs_method: str = Field("", description="how they were counted")
     dataset: str
     dataset_fingerprint: str
@@ -139,6 +140,7 @@ class RunInfo(_Entry):
     world_size: int
     code_version: str
     recipe_hash: str
+    lineage: Annotated[Lineage, Field(strict=False)] = Field((), description="of a branch: the runs it has grown from")
 
 
 class RunStatus(_Entry):
@@ -155,7 +157,8 @@ E = TypeVar("E", bound=_Entry)
 
 def write_start(writer: EventWriter, info: RunInfo, recipe_yaml: str) -> None:
     """Say at step 0 who the run is. To be called by every attempt: a file alone must be enough to know its run."""
-    writer.json(RUN, info.model_dump(mode="json"))
+    # A run that is no branch says nothing of a lineage.
+    writer.json(RUN, info.model_dump(mode="json", exclude=None if info.lineage else {"lineage"}))
     # Indented text is code to Markdown, and the same YAML to a reader.
     writer.text(RECIPE, textwrap.indent(recipe_yaml, "    "))
     writer.hparams(_hparams(info), [VAL_TOP1, VAL_LOSS, TRAIN_LOSS], group=info.name)
@@ -252,13 +255,15 @@ def _read(log: RunLog, tag: str, cls: type[E]) -> E | None:
     return entry
 
 
-def _check_bounds(entry: _Entry) -> None:
+def _check_bounds(entry: _Entry | Trunk) -> None:
     """Refuse what no run of ours says, and what a page, a figure or a table could not hold.
 
     Raises:
         DamagedError: names the field.
     """
     for name, value in entry:
+        for trunk in value if name == "lineage" else ():
+            _check_bounds(trunk)
         if isinstance(value, str):
             # A reason has lines, and may be long. Where a name is shown, control characters in it become escapes.
             told = name == "reason"

@@ -1,6 +1,6 @@
 """Names of the files and folders of a run's directory, and of what lies beside it: here and nowhere else. No torch.
 
-run.json          identity of the run; written once
+run.json          identity of the run, and of a branch its lineage; written once
 recipe.yaml       the resolved recipe that the run began with; data.takedown in it is that of the last list
 history-*.jsonl   what became of the run, an event a line, a file a class of writers; owner.json and alive.json beside
                   them, and the requests: all of these are written and read by core/run/history alone
@@ -21,6 +21,7 @@ stacks/           where every thread stood when a rank hung, and the last collec
 out-of-memory/    what a GPU's memory held when it did not suffice, a file a rank
 profile/          traces and memory snapshots of steps that were profiled
 tb/               event files
+evaluations/      what evaluators wrote beside their values, such as pictures: step-0000001000/, in it a folder a set
 checkpoints/      step-0000001000/, each complete once its marker is there; see checkpoints.py
 quarantine.jsonl  samples that could not be decoded
 nonfinite.jsonl   steps whose loss or gradient was not finite, with the keys of their examples
@@ -57,6 +58,7 @@ STACKS = "stacks"
 OUT_OF_MEMORY = "out-of-memory"
 PROFILE = "profile"
 EVENTS = "tb"
+EVALUATIONS = "evaluations"
 CHECKPOINTS = "checkpoints"
 QUARANTINE = "quarantine.jsonl"
 NONFINITE = "nonfinite.jsonl"

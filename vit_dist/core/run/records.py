@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vit_dist.core.run import names
+from vit_dist.core.run import lineage, names
 from vit_dist.core.small_files import (
     Check,
     is_count,
@@ -54,6 +54,7 @@ RUN: Mapping[str, Check] = {
     "identity": is_mapping,
     "vit_dist": is_text,
     "measured": is_mapping,
+    lineage.KEY: lineage.is_lineage,
 }
 
 
@@ -119,6 +120,7 @@ MARKER: Mapping[str, Check] = {
     "goodput": is_numbers,
     "probe": lambda value: is_mapping(value) and is_count(value.get("examples")) and _is_float(value.get("loss")),
     "classes": is_texts,
+    lineage.KEY: lineage.is_lineage,
 }
 """The marker of a checkpoint."""
 

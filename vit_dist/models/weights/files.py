@@ -39,7 +39,7 @@ from vit_dist.models.weights.notes import (
 from vit_dist.models.weights.opened import opened
 from vit_dist.models.weights.promised import Promised
 from vit_dist.models.weights.promised import State as Promises
-from vit_dist.models.weights.timm_form import from_timm, kind_of, to_timm
+from vit_dist.models.weights.timm_form import from_timm, kind_of, to_timm, without_registers
 
 State = dict[str, Tensor]
 # Files of one folder, and classes of a head whose number nobody states.
@@ -171,9 +171,9 @@ def _from_named(tensors: Promises, metadata: Mapping[str, str], path: Path, opti
     config, said = options.config, stated(metadata, str(path))
     if config is None:
         if said.model is None:
-            raise ConfigError(f"{path}: does not say its model; give it: `vit-dist models import ... --model ViT-B/16`")
+            raise ConfigError(f"{path}: does not say its model; give it: {options.wording.model}")
         config = config_of(said.model, str(path))
-    size = said.image_size
+    size, tensors = said.image_size, without_registers(tensors, config, str(path), said.image_size)
     if not size and getattr(config, "position_embedding", "") == "sincos" and "pos_embed" in tensors:
         # timm's form has the fixed table, which is left out below and alone says the image size.
         size = _size_of(tensors, config)
@@ -184,9 +184,7 @@ def _from_named(tensors: Promises, metadata: Mapping[str, str], path: Path, opti
 def _read_npz(path: Path, options: LoadOptions) -> Weights:
     config = options.config
     if config is None:
-        raise ConfigError(
-            f"{path}: an .npz does not say its model; give it: `vit-dist models import ... --model ViT-B/16`"
-        )
+        raise ConfigError(f"{path}: an .npz does not say its model; give it: {options.wording.model}")
     kind = kind_of(config)
     if kind not in RULES:
         raise ConfigError(f"{path}: Google's .npz files hold ViT, hybrid and BiT models, not {config.name}")
@@ -257,7 +255,8 @@ def _fitted(
     # A file of another model: the error of `fit` names all that is wrong.
     ours = missing is not None or shapes_of(config, 1, _smallest(config)).keys() & state.keys()
     if not num_classes and not others and ours:
-        raise ConfigError(f"{path}: has no head; give {options.wording.num_classes} {options.wording.new_head}")
+        new = f"give {options.wording.num_classes} {options.wording.new_head}"
+        raise ConfigError(f"{path}: has no head; {options.wording.headless or new}")
     position_size = _size_of(state, config)
     if stated_size and not options.image_size and "pos_embed" in state and position_size != stated_size:
         raise DataError(

@@ -167,9 +167,12 @@ def check_google(config: Any) -> None:
     Raises:
         ConfigError: names the setting.
     """
-    fixed = {"stem": "imagenet", "groups": 32, "block": "bottleneck"}
+    fixed = {"stem": "imagenet", "groups": 32, "block": "bottleneck", "mlp": "gelu"}
     wrong = {key: getattr(config, key) for key, value in fixed.items() if getattr(config, key, value) != value}
-    if getattr(config, "position_embedding", "none") != "none" and config.places == "shared":
+    if getattr(config, "position_embedding", "none") == "rope":
+        # It leaves no trace in the arrays.
+        wrong["position_embedding"] = "rope"
+    elif getattr(config, "position_embedding", "none") != "none" and config.places == "shared":
         # Relative positions and others that have no array are refused by their names.
         wrong["positions_at"] = "shared"
     if wrong:

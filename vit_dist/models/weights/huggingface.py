@@ -55,7 +55,8 @@ def to_hugging_face(
     """
     if type(config) is not ViTConfig:
         raise ConfigError(f"Hugging Face's ViTForImageClassification is a plain ViT; {config.name} is none")
-    wanted = {"pool": "cls", "position_embedding": "learned", "places": "stem", "representation": False}
+    wanted: dict[str, Any] = {"pool": "cls", "position_embedding": "learned", "places": "stem"}
+    wanted |= {"representation": False, "layer_scale": None, "qk_norm": False, "registers": 0, "mlp": "gelu"}
     wrong = {key: getattr(config, key) for key, value in wanted.items() if getattr(config, key) != value}
     if wrong:
         raise ConfigError(f"Hugging Face's ViTForImageClassification cannot say {wrong}; write .safetensors")

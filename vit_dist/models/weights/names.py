@@ -12,14 +12,29 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Wording:
-    """How whoever reads weights asks for what is wanted, for advice in errors: options of a verb, keys of a recipe."""
+    """How whoever reads weights asks for what is wanted, for advice in errors: options of a verb, keys of a recipe.
+
+    Attributes:
+        new_head: for a head of zeros.
+        num_classes: for so many classes.
+        model: for a model, of a file that does not say its own.
+        headless: what to do where there is no head, and no other can be had; '': another can.
+    """
 
     new_head: str
     num_classes: str
+    model: str = "`vit-dist models import ... --model ViT-B/16`"
+    headless: str = ""
 
 
 OPTIONS = Wording("--head new", "--num-classes N")
 KEYS = Wording("init.head=new", "data.num_classes=N")
+TEACHER = Wording(
+    "never for a teacher",
+    "data.num_classes=N",
+    "loss.teacher.model=ViT-B/16",
+    "a teacher needs the one that it was trained with",
+)
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "base_model.", "student.", "teacher.", "trunk.")
 """What DataParallel, torch.compile, Lightning and frameworks of self-supervised learning put before a model's names."""

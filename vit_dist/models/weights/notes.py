@@ -169,12 +169,18 @@ def _vision_transformer(config: ViTConfig, num_classes: int, image_size: int) ->
         imports, embed = _RESNET, f", embed_layer=partial(HybridEmbed, backbone={backbone})"
     said = [f"img_size={image_size}", f"patch_size={config.patch_size}", f"num_classes={num_classes}"]
     said += [f"embed_dim={config.width}", f"depth={config.depth}", f"num_heads={config.num_heads}"]
+    gated = config.mlp == "swiglu"
     # timm takes int(width * ratio): half a unit up, nothing is lost to rounding.
-    said += [f"mlp_ratio={(config.hidden + 0.5) / config.width!r}"]
+    said += [f"mlp_ratio={(config.hidden * (2 if gated else 1) + 0.5) / config.width!r}"]
     said += ["global_pool='map'", "class_token=False"] if config.pool == "map" else []
     said += ["pos_embed='none'"] if config.position_embedding == "none" else []
+    said += [f"reg_tokens={config.registers}"] if config.registers else []
+    said += ["qk_norm=True"] if config.qk_norm else []
+    said += [f"init_values={config.layer_scale!r}"] if config.layer_scale else []
     gelu = "tanh" if config.gelu == "tanh" else "none"
-    said += [f"act_layer=partial(torch.nn.GELU, approximate={gelu!r})"]
+    act = "torch.nn.SiLU" if gated else f"partial(torch.nn.GELU, approximate={gelu!r})"
+    said += ["mlp_layer=timm.layers.SwiGLUPacked"] if gated else []
+    said += [f"act_layer={act}"]
     return imports, f"timm.models.VisionTransformer({', '.join(said)}{embed})"
 
 

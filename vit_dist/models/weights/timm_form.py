@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -89,9 +90,11 @@ def _unsayable(config: ModelConfig) -> list[str]:
             wrong.append("representation=true (timm drops every 'pre_logits' tensor in silence)")
         if config.pool == "mean":
             wrong.append("pool=mean behind its last norm (timm's mean stands before it)")
+        if config.mlp == "swiglu" and config.pool == "map":
+            wrong.append("mlp=swiglu and pool=map (timm's pooling takes the width and the activation of the blocks)")
         if config.position_embedding not in ("learned", "sincos", "none"):
             wrong.append(f"position_embedding={config.position_embedding}")
-        if config.places != "stem" and config.position_embedding != "none":
+        if config.places != "stem" and config.position_embedding not in ("none", "rope"):
             wrong.append(f"positions_at={config.places} (timm adds them once)")
     if isinstance(config, BiTConfig | HybridConfig) and config.stem != "imagenet":
         wrong.append(f"stem={config.stem} (timm's ResNet begins with a 7x7 convolution and pooling)")
@@ -109,23 +112,83 @@ def _renamed(state: Mapping[str, Tensor], config: ModelConfig, image_size: int) 
     if isinstance(config, ViTConfig) and config.position_embedding == "sincos":
         # timm adds a learned table; the fixed one is a value that it can have.
         renamed["pos_embed"] = _fixed_positions(config, image_size // config.stride)
+    if isinstance(config, ViTConfig) and config.registers and "pos_embed" in renamed:
+        # timm's registers have positions, which here they have not.
+        renamed["pos_embed"] = _widened(renamed["pos_embed"], _classes(config), config.registers)
     return renamed
+
+
+def _classes(config: ViTConfig) -> int:
+    """Class tokens, which have positions here."""
+    return 1 if config.pool == "cls" else 0
+
+
+def _widened(table: Tensor, at: int, rows: int) -> Tensor:
+    """A table of positions [1, n, D] with so many rows of zeros before one of its rows."""
+    return torch.cat([table[:, :at], table.new_zeros(len(table), rows, table.shape[2]), table[:, at:]], dim=1)
+
+
+def without_registers(tensors: Mapping[str, Promised], config: ModelConfig, where: str, image_size: int) -> Promises:
+    """Tensors by timm's names whose table of positions has none of registers: theirs are added to them.
+
+    timm's tables have rows for all tokens or for the patches alone (`no_embed_class`, as DINOv2's); ours, which come
+    back as they are, for the class token and the patches.
+
+    Args:
+        tensors: of a file.
+        config: the model.
+        where: the file, for errors.
+        image_size: that the file says; 0: none.
+
+    Raises:
+        DataError: as many rows as there are could be either.
+    """
+    state, table = dict(tensors), tensors.get("pos_embed")
+    if not isinstance(config, ViTConfig) or not config.registers or table is None or table.ndim != 3:
+        return state
+    classes, registers, rows = _classes(config), config.registers, table.shape[1]
+    # The first that is ours: without a class token it has the patches alone, too.
+    forms = list(dict.fromkeys(n for n in (classes, classes + registers, 0) if _is_square(rows - n)))
+    stated = [n for n in forms if rows - n == (image_size // config.stride) ** 2]
+    forms = stated or forms
+    if len(forms) > 1:
+        raise DataError(
+            f"{where}: its {rows} positions could be those of {' or of '.join(str(rows - n) for n in forms)} patches"
+        )
+    if forms == [classes] or not forms:
+        return state
+    if forms == [0]:
+        state["pos_embed"] = table.then(lambda values: _widened(values, 0, classes))
+        return state
+    own = state.get("reg_token")
+    if own is not None and own.shape == (1, registers, table.shape[2]):
+        of_registers = table.then(lambda values: values[:, classes : classes + registers])
+        state["reg_token"] = Promised(own.shape, lambda: own.read() + of_registers.read())
+    state["pos_embed"] = table.then(
+        lambda values: torch.cat([values[:, :classes], values[:, classes + registers :]], dim=1)
+    )
+    return state
+
+
+def _is_square(number: int) -> bool:
+    return number > 0 and math.isqrt(number) ** 2 == number
 
 
 def _fixed_positions(config: ViTConfig, side: int) -> Tensor:
     from vit_dist.models._positions import sincos_positions
 
-    return sincos_positions(side, side, config.width, 1 if config.pool == "cls" else 0)
+    return sincos_positions(side, side, config.width, _classes(config))
 
 
 def _vision_transformer(config: ViTConfig, num_classes: int, image_size: int) -> nn.Module:
-    from timm.layers import HybridEmbed
+    from timm.layers import HybridEmbed, Mlp, SwiGLUPacked
     from timm.models import VisionTransformer
 
     from vit_dist.models._bit import post_activation_resnet
     from vit_dist.models._vit import mlp_ratio
 
     embed: dict[str, Any] = {}
+    gated = config.mlp == "swiglu"
     if isinstance(config, HybridConfig):
         backbone = post_activation_resnet(
             config.stages, width=config.backbone_width, groups=config.groups, stem=config.stem
@@ -140,9 +203,13 @@ def _vision_transformer(config: ViTConfig, num_classes: int, image_size: int) ->
         embed_dim=config.width,
         depth=config.depth,
         num_heads=config.num_heads,
-        mlp_ratio=mlp_ratio(config.hidden, config.width),
+        mlp_ratio=mlp_ratio(config.hidden * (2 if gated else 1), config.width),
+        mlp_layer=SwiGLUPacked if gated else Mlp,
         pos_embed="none" if config.position_embedding == "none" else "learn",
-        act_layer=partial(nn.GELU, approximate="tanh" if config.gelu == "tanh" else "none"),
+        reg_tokens=config.registers,
+        qk_norm=config.qk_norm,
+        init_values=config.layer_scale,
+        act_layer=nn.SiLU if gated else partial(nn.GELU, approximate="tanh" if config.gelu == "tanh" else "none"),
         **embed,
     )
     return model

@@ -279,7 +279,7 @@ def learning_figure(results: Results, axis: str = "examples") -> Drawing | None:
         per_step = one.examples_seen / max(1, one.step)
         x = series.steps * per_step
         if axis != "examples":
-            x = factor * x * 6 * float(one.macs or 0) / 1e18
+            x = factor * np.array([one.exaflops_at(float(seen)) or 0.0 for seen in x])
         keep = (x > 0) & np.isfinite(series.values)
         place = labels.index(label) if axis == "examples" else 0
         rank = (sizes.index(one.subset) + 1) / len(sizes)

@@ -11,6 +11,7 @@ from vit_dist import __version__
 from vit_dist.core.terminal import clean
 from vit_dist.core.units import format_count, format_flops
 from vit_dist.scaling.collect import Observation
+from vit_dist.scaling.compute import total_exaflops
 from vit_dist.scaling.fit.diagnostics import whereabouts
 from vit_dist.scaling.report import figures, figures_compute, figures_fit
 from vit_dist.scaling.report.figure_style import Drawing, for_page, short, style
@@ -239,7 +240,7 @@ def _forecasts(results: Results) -> Table:
 def _compute(results: Results) -> Table:
     rows = []
     for label, members in results.series.items():
-        total = sum(one.exaflops or 0.0 for one in members)
+        total = total_exaflops(members)
         macs, values = members[0].macs, [one.value for one in members]
         best = values[results.rule.best(values) or 0]
         rows.append(
@@ -255,6 +256,11 @@ def _compute(results: Results) -> Table:
         )
     head = ("series", "parameters", "GMAC an image", "runs", "compute, all runs", "best run", "counted by")
     note = "FLOPs of training = 6 x multiply-adds x examples seen; compute.csv has those of each run."
+    if any(one.lineage for members in results.series.values() for one in members):
+        note += (
+            " Of a branch they are those of its trunk and its own, each at its own model and image size; in the "
+            "compute of all runs a trunk counts once."
+        )
     return Table("Compute", head, rows, frozenset({1, 2, 3, 4, 5}), "compute.csv", note)
 
 

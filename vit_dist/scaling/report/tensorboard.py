@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from vit_dist.core.events.reader import Series, read_run
@@ -50,11 +51,20 @@ def export_tensorboard(collection: Collection, directory: Path) -> list[Path]:
         name = _folder(one, collection)
         scalars = read_run(join_url(collection.url, one.directory)).scalars
         per_step = one.examples_seen / max(1, one.step)
-        for axis, factor in zip(AXES, (per_step, per_step * 6 * (one.macs or 0) / 1e9), strict=True):
-            if 0 < factor < math.inf:
+        places = (partial(_examples, per_step), partial(_gigaflops, one, per_step))
+        for axis, place in zip(AXES, places, strict=True):
+            if 0 < place(one.step) < math.inf:
                 made.append(directory / axis / name)
-                _write(made[-1], one, scalars, factor)
+                _write(made[-1], one, scalars, place)
     return made
+
+
+def _examples(per_step: float, step: int) -> float:
+    return step * per_step
+
+
+def _gigaflops(one: Observation, per_step: float, step: int) -> float:
+    return (one.exaflops_at(step * per_step) or 0.0) * 1e9
 
 
 def _folder(one: Observation, collection: Collection) -> str:
@@ -68,16 +78,16 @@ def _folder(one: Observation, collection: Collection) -> str:
     return f"{other}-{hashlib.sha256(one.directory.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
-def _write(directory: Path, one: Observation, scalars: Mapping[str, Series], factor: float) -> None:
+def _write(directory: Path, one: Observation, scalars: Mapping[str, Series], place: Callable[[int], float]) -> None:
     writer = EventWriter(directory)
     writer.hparams({name: getattr(one, name) for name in _SHOWN}, [one.metric], group=one.run)
     writer.custom_scalars(LAYOUT)
     rows: dict[int, dict[str, float]] = {}
     for tag, (steps, values, _) in scalars.items():
         for step, value in zip(steps.tolist(), values.tolist(), strict=True):
-            if not 0 <= step * factor < _LAST_STEP:
+            if not 0 <= place(step) < _LAST_STEP:
                 continue
             rows.setdefault(step, {})[tag] = value
     for step in sorted(rows):
-        writer.scalars(round(step * factor), rows[step])
+        writer.scalars(round(place(step)), rows[step])
     writer.close()

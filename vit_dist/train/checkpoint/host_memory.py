@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 import torch
@@ -26,7 +27,7 @@ def allocate(num_bytes: int) -> Tensor:
     return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=pins())
 
 
-def expected_bytes(state: EngineState, moments: int) -> int:
+def expected_bytes(state: EngineState, moments: float) -> int:
     """Bytes of this rank's slices once its optimizer has moments too.
 
     Args:
@@ -37,8 +38,8 @@ def expected_bytes(state: EngineState, moments: int) -> int:
     for piece in state.slices:
         sizes[piece.kind] = sizes.get(piece.kind, 0) + piece.data.numel() * piece.data.element_size()
     # Ranks cut all tensors in equal runs, so that with moments a cut may fall a few elements elsewhere.
-    slack = 4096 * moments
-    return sum(sizes.values()) + moments * sizes[WEIGHT] + slack
+    slack = math.ceil(4096 * moments)
+    return sum(sizes.values()) + math.ceil(moments * sizes[WEIGHT]) + slack
 
 
 class HostMemory:

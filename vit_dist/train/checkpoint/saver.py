@@ -120,7 +120,7 @@ class Saver:
         if self.uploader is not None:
             self.uploader.damaged = set(copies)
 
-    def prepare(self, engine: Engine, moments: int) -> None:
+    def prepare(self, engine: Engine, moments: float) -> None:
         """Begin to take the memory of the first copy, in a thread, where that takes seconds. A collective.
 
         Args:

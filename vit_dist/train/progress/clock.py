@@ -11,7 +11,7 @@ from typing import Protocol
 
 from vit_dist.config.schema import Recipe
 from vit_dist.core.log import log
-from vit_dist.core.units import format_seconds
+from vit_dist.core.units import Duration, format_seconds
 from vit_dist.core.world import World
 from vit_dist.data.pace import Interval, Pace
 from vit_dist.data.sets import TrainingSet
@@ -139,6 +139,13 @@ class Clock:
             "save": save,
             "checksum": Cadence(recipe.guards.checksum_every, batch, n),
         }
+        # Evaluators that look as often as `eval.every` says share one cadence.
+        self._evaluators: list[str] = []
+        for i, evaluator in enumerate(recipe.evaluators):
+            own: Duration | None = getattr(evaluator, "every", None)
+            self._evaluators.append("eval" if own is None else f"eval {i}")
+            if own is not None:
+                self._cadences[f"eval {i}"] = Cadence(own, batch, n)
         if recipe.log.norms != "never":
             self._cadences["norms"] = Cadence(recipe.log.norms, batch, n)
         self._by_the_clock = {
@@ -212,6 +219,11 @@ class Clock:
             return due
         cadence = self._cadences.get(name)
         return cadence is not None and cadence.due(before.position, after.position)
+
+    def due_evaluators(self, before: Positioned, after: Positioned) -> frozenset[int]:
+        """Places of the recipe's evaluators that are due after this step, the same on every rank."""
+        due = {name for name in dict.fromkeys(self._evaluators) if self.due(name, before, after)}
+        return frozenset(i for i, name in enumerate(self._evaluators) if name in due)
 
     def saved(self, blocked_s: float, wrote_s: float) -> None:
         """What the last save cost, for `checkpoint.every: auto`."""

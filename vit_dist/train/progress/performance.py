@@ -14,6 +14,7 @@ import torch
 
 from vit_dist.core.devices import device_of
 from vit_dist.core.run import log as runlog
+from vit_dist.core.run.lineage import multiply_adds
 from vit_dist.core.world import World
 from vit_dist.engines._collectives import all_gather_object
 from vit_dist.train.progress.clock import Window
@@ -111,8 +112,11 @@ def _throughput(
     if info.macs_per_image is None:
         return scalars
     flops_per_example = _FLOPS_PER_MAC * info.macs_per_image
-    # From examples and not from time: a restart counts on, and what was trained twice after a crash counts once.
-    scalars[runlog.EXAFLOPS] = flops_per_example * trained / 1e18
+    # From examples and not from time: a restart counts on, and what was trained twice after a crash counts once. Of a
+    # branch those of its trunks count too, at what they cost there.
+    spent = multiply_adds(info.lineage, info.macs_per_image, trained)
+    if spent is not None:
+        scalars[runlog.EXAFLOPS] = _FLOPS_PER_MAC * spent / 1e18
     if rate is not None:
         flops = flops_per_example * rate / world.size
         scalars[runlog.TFLOPS_PER_DEVICE] = flops / 1e12

@@ -18,8 +18,8 @@ from tests.streams import recipe
 from tests.unit.data.test_ranges import Store
 from vit_dist.core.run import log as runlog
 from vit_dist.core.world import World
-from vit_dist.data import rows, sets, stream
-from vit_dist.data.decode import decode
+from vit_dist.data import sets, stream
+from vit_dist.data.decode import Encoded
 from vit_dist.data.pace import Counts, Interval, Slowest
 from vit_dist.data.sets import open_training_set
 from vit_dist.data.stream import TrainStream
@@ -61,11 +61,13 @@ def trained(manifest: str, *overrides: str, step_s: float = 0.0) -> Loading:
 
 
 def test_a_slow_decoder_is_the_cause_and_is_said_to_be(set_of_60: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(content: bytes | memoryview, *, upright: bool) -> torch.Tensor:
-        time.sleep(0.01)
-        return decode(content, upright=upright)
+    whole = Encoded.whole
 
-    monkeypatch.setattr(rows, "decode", slow)
+    def slow(image: Encoded) -> torch.Tensor:
+        time.sleep(0.01)
+        return whole(image)
+
+    monkeypatch.setattr(Encoded, "whole", slow)
     found = trained(set_of_60)
     assert found.busy > found.starved
     stall = find_stall([found])

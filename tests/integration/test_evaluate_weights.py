@@ -1,0 +1,99 @@
+"""`vit-dist evaluate` of weights without a run: every form gives the same values, and mistakes are said early."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import trains_here
+from vit_dist.cli.evaluate import main
+from vit_dist.cli.models.options import model_config
+from vit_dist.core.errors import ConfigError, VitDistError
+from vit_dist.models.weights.files import write_weights
+from vit_dist.train.checkpoint.weights import fresh_weights
+
+
+@pytest.fixture(autouse=True, scope="module")
+def alone() -> Iterator[None]:
+    with trains_here():
+        yield
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of seed 3 in every form."""
+    folder = tmp_path_factory.mktemp("forms")
+    weights = fresh_weights(model_config("vit-test"), 4, 28, 3)
+    for name in ("w.npz", "w.safetensors", "w.timm.safetensors", "w"):
+        write_weights(weights, folder / name)
+    return folder
+
+
+def values(tmp_path: Path, *words: str) -> dict[str, float]:
+    out = tmp_path / "out.json"
+    assert main([*words, "--out", str(out)]) == 0
+    return dict(json.loads(out.read_text())["values"])
+
+
+def test_every_form_gives_what_the_model_itself_gives(
+    forms: Path, small_set: str, small_val: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    knn = json.dumps({"name": "knn", "set": "caps", "train": small_set, "test": small_val, "k": [3]})
+    asked = ["--evaluator", knn, "--evaluator", "classification", f"data.val={small_val}"]
+    fresh = values(tmp_path, "vit-test", "--seed", "3", "--num-classes", "4", "--image-size", "28", *asked)
+    assert fresh.keys() == {"knn/caps_3nn", "val/top1", "val/loss"}
+    for name in ("w.npz", "w.safetensors", "w.timm.safetensors", "w"):
+        model = ["--model", "vit-test"] if name == "w.npz" else []
+        assert values(tmp_path, str(forms / name), *model, *asked) == pytest.approx(fresh, abs=1e-6), name
+    other = values(tmp_path, "vit-test", "--seed", "4", "--num-classes", "4", "--image-size", "28", *asked)
+    assert other["knn/caps_3nn"] != fresh["knn/caps_3nn"]
+    fields = {"name": "classification", "confusion": True}
+    files = ["--files", str(tmp_path / "files"), "--evaluator", json.dumps(fields), f"data.val={small_val}"]
+    values(tmp_path, str(forms / "w.safetensors"), *files)
+    assert len(list((tmp_path / "files").glob("*/confusion.*"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["w.npz", "--evaluator", "knn"], r"an .npz does not say its model; give it: --model"),
+        (["w.safetensors"], r"nothing to evaluate: give --evaluator NAME"),
+        (["w.safetensors", "--evaluator", "classification"], r"data.val is empty, and classification needs it"),
+        (["w.safetensors", "--evaluator", "knn", "optim.lr=1"], r"optim.lr=1: weights are evaluated without a run"),
+        (["w.safetensors", "--evaluator", "knm"], r"did you mean 'knn'"),
+        (["w.safetensors", "--evaluator", "knn", "evaluators=[knn]"], r"--evaluator beside evaluators="),
+        (["w.safetensors", "--evaluator", "knn", "--seed", "1"], r"--seed: of a model's fresh weights"),
+        (["w.safetensors", "--evaluator", "knn", "--cluster", "local"], r"--cluster: jobs evaluate runs"),
+        (["gone.npz", "--evaluator", "knn", "--model", "vit-test"], r"gone.npz: no such file"),
+        (["vit-test", "--model", "vit-test", "--evaluator", "knn"], r"is a model itself"),
+    ],
+)
+def test_mistakes_are_said(words: list[str], said: str, forms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(forms)
+    with pytest.raises(VitDistError, match=said):
+        main(words)
+
+
+def test_an_impossible_resolution_and_another_models_weights_are_refused(
+    forms: Path, small_set: str, small_val: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    knn = ["--evaluator", json.dumps({"name": "knn", "train": small_set, "test": small_val})]
+    with pytest.raises(ConfigError, match=r"30 does not divide into the 7-pixel patches of vit-test; nearest"):
+        main([str(forms / "w.npz"), "--model", "vit-test", "--image-size", "30", *knn])
+    with pytest.raises(VitDistError, match=r"w.npz: not the weights of ViT-Ti/16"):
+        main([str(forms / "w.npz"), "--model", "ViT-Ti/16", *knn])
+
+
+def test_options_of_weights_are_refused_for_a_run(tmp_path: Path) -> None:
+    words: list[Any] = ["--model", "vit-test", "--evaluator", "knn"]
+    with pytest.raises(ConfigError, match=r"--model: for a file of weights, not for .*, a run of ours"):
+        main([str(tmp_path / "run"), *words])

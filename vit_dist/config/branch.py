@@ -1,0 +1,30 @@
+"""The checkpoint of another run that a run begins from, as `vit-dist branch` writes it into a recipe. No torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from vit_dist.core.marks import NON_IDENTITY
+from vit_dist.core.registry import AnyPlace, Config
+
+
+class BranchConfig(Config):
+    """The checkpoint of another run, its trunk, that a run begins from: weights, optimizer, position and step."""
+
+    checkpoint: Annotated[AnyPlace, Field(min_length=1), NON_IDENTITY] = Field(
+        description="path or URL of the trunk's checkpoint, .../step-0000001000; not needed any more once a branch has "
+        "begun"
+    )
+    run: Annotated[str, Field(min_length=1, max_length=300), NON_IDENTITY] = Field(
+        description="the trunk's name, for people"
+    )
+    step: Annotated[int, Field(ge=0)] = Field(description="after which the branch begins")
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] = Field(
+        description="of what the checkpoint holds: weights, moments, train state, recipe"
+    )
+    head: Literal["keep", "new"] = Field("keep", description="new: zeros and model.head_bias, for other classes")
+    positions: Literal["public", "bicubic"] = Field(
+        "public", description="how position embeddings are resampled for another image size; see docs/models.md"
+    )

@@ -1,0 +1,123 @@
+"""The tensors of a branch whose model has other shapes than its trunk's: resampled, begun anew, or as they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vit_dist.config.branch import BranchConfig
+from vit_dist.config.schema import Recipe
+from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.engines._fit import tensors_of
+from vit_dist.engines._slices import BUFFER, WEIGHT, EngineState, Slice
+from vit_dist.models import ModelConfig
+from vit_dist.models.weights.adapt import State, fit
+from vit_dist.models.weights.names import Wording
+from vit_dist.train.checkpoint.format import SliceSource, Snapshot
+
+Parts = Iterator[tuple[str, Snapshot]]
+"""(name of a part's file, its content), one in memory at a time."""
+
+_KEYS = Wording("branch.head=new", "data.num_classes=N")
+_AVERAGES = frozenset({"average"})
+"""Kinds that are averages of weights, and are fitted as weights are; what else is kept of a weight is a moment."""
+
+
+def fitted_parts(
+    source: SliceSource, module: nn.Module, recipe: Recipe, branch: BranchConfig, files: Sequence[str]
+) -> Parts | None:
+    """The parts of a checkpoint that fits a branch's model; None where the trunk's is one as it is.
+
+    Weights and averages of them are fitted as `init.weights` are. Moments of a tensor that was resampled or begun anew
+    are zero; the optimizer's count of steps goes on, so that the result is the same under every engine.
+
+    Args:
+        source: the trunk's checkpoint.
+        module: the branch's model, on the meta device.
+        recipe: of the branch.
+        branch: its section.
+        files: names of the trunk's parts; as many are made.
+
+    Raises:
+        ConfigError: the weights do not fit; says which.
+    """
+    wanted = {key: shape for key, (shape, _) in tensors_of(module).items()}
+    theirs = {key: held.shape for key, held in source.held.items() if key[0] in (WEIGHT, BUFFER)}
+    if theirs == {key: shape for key, shape in wanted.items() if math.prod(shape)} and branch.head == "keep":
+        return None
+    weights = _fit({name: source.tensor(kind, name) for kind, name in theirs}, recipe, branch)
+    weights_before = {name for _, name in theirs}
+    anew = {name for kind, name in wanted if theirs.get((kind, name)) != wanted[kind, name]}
+    anew |= {"head.weight", "head.bias"} if branch.head == "new" else set()
+    tensors: list[_Whole] = []
+    scalars = {name: dict(numbers) for name in weights if (numbers := source.scalars(name))}
+    for kind, name in wanted:
+        dtype = source.held[kind, name].dtype if (kind, name) in source.held else weights[name].dtype
+        tensors.append(_Whole(kind, name, weights[name].to(dtype)))
+    for kind in sorted({kind for kind, _ in source.held} - {WEIGHT, BUFFER}):
+        named = [name for other, name in source.held if other == kind]
+        # Of no weight: a number of the run, such as a count.
+        tensors += [_Whole(kind, name, source.tensor(kind, name)) for name in named if name not in weights_before]
+        of_kind = [name for name in named if name in weights]
+        if kind in _AVERAGES:
+            averages = _fit({**weights, **{name: source.tensor(kind, name) for name in of_kind}}, recipe, branch)
+            tensors += [_Whole(kind, name, averages[name].to(source.held[kind, name].dtype)) for name in of_kind]
+            continue
+        for name in of_kind:
+            if name not in anew:
+                tensors.append(_Whole(kind, name, source.tensor(kind, name)))
+            elif source.held[kind, name].shape == theirs.get((WEIGHT, name)):
+                zeros = torch.zeros(wanted[WEIGHT, name], dtype=source.held[kind, name].dtype)
+                tensors.append(_Whole(kind, name, zeros))
+    # Moments of a shape of their own, as factored ones, cannot be zeros of a known shape: the optimizer begins them.
+    kept = {(whole.kind, whole.name) for whole in tensors}
+    for name in anew & scalars.keys():
+        if any((kind, name) not in kept for kind in source.kinds(name)):
+            tensors = [whole for whole in tensors if whole.name != name or whole.kind in (WEIGHT, BUFFER)]
+            del scalars[name]
+    return _cut(sorted(tensors, key=lambda whole: (whole.kind, whole.name)), scalars, files)
+
+
+def _fit(state: Mapping[str, Tensor], recipe: Recipe, branch: BranchConfig) -> State:
+    model, data = recipe.model, recipe.data
+    assert isinstance(model, ModelConfig)
+    try:
+        return fit(
+            state,
+            model,
+            num_classes=data.num_classes,
+            image_size=data.image_size,
+            source="branch.checkpoint",
+            head=branch.head,
+            positions=branch.positions,
+            wording=_KEYS,
+        )
+    except DataError as error:
+        raise ConfigError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class _Whole:
+    kind: str
+    name: str
+    data: Tensor
+
+
+def _cut(tensors: Sequence[_Whole], scalars: dict[str, dict[str, float]], files: Sequence[str]) -> Parts:
+    """All of the tensors, laid end to end and cut into parts of about equal size."""
+    total = sum(whole.data.numel() for whole in tensors)
+    for index, name in enumerate(files):
+        begin, end = (total * n // len(files) for n in (index, index + 1))
+        at, slices = 0, list[Slice]()
+        for whole in tensors:
+            count = whole.data.numel()
+            low, high = max(begin - at, 0), min(end - at, count)
+            if low < high:
+                run = whole.data.reshape(-1)[low:high]
+                slices.append(Slice(whole.kind, whole.name, tuple(whole.data.shape), low, run))
+            at += count
+        yield name, Snapshot(EngineState(slices, scalars), None)
