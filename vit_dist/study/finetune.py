@@ -283,8 +283,8 @@ def words_of(chosen: ChosenConfig) -> str:
     )
     best = chosen.values[f"{chosen.best:g}"]
     return (
-        f"optim.lr={chosen.best:g}: {chosen.metric} {best:.4g} on {chosen.examples:,} examples held out of the training "
-        f"set ({others})"
+        f"optim.lr={chosen.best:g}: {chosen.metric} {best:.4g} on {chosen.examples:,} examples held out of the "
+        f"training set ({others})"
     )
 
 

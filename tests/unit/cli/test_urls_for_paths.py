@@ -186,7 +186,7 @@ KEY_TEXTS = {
     *("name", "study", "family", "dataset", "keep_best", "description", "partition", "account", "qos", "constraint"),
     *("reservation", "exclude", "device_kind", "memory", "time_limit", "setup", "env", "options", "sbatch_options"),
     *("srun_options", "image", "metric", "models", "evaluations", "when", "apply", "set", "factory", "args"),
-    *("held_out", "slice", "fingerprint"),
+    *("held_out", "slice", "fingerprint", "values"),
 }
 """Keys that take a text which names no place of ours; `image` is a container's, of a registry as well."""
 
