@@ -220,7 +220,8 @@ def values_of(run_dir: Path, recipe: Recipe) -> dict[str, float]:
     log = read_run(str(run_dir / names.EVENTS), [*recipe.measured()[0], recipe_metric(recipe)])
     step = cell_state(run_dir).step
     last = {tag: (int(one.steps[-1]), float(one.values[-1])) for tag, one in log.scalars.items() if len(one.steps)}
-    return {tag: value for tag, (at, value) in sorted(last.items()) if at == step}
+    # Logs hold single precision: further digits are none of the value's.
+    return {tag: float(f"{value:.7g}") for tag, (at, value) in sorted(last.items()) if at == step}
 
 
 def recipe_metric(recipe: Recipe) -> str:
