@@ -29,8 +29,8 @@ submit and resume go on as from any checkpoint. The trunk is read, and never cha
 the trunk's, so that curves join in TensorBoard; horizon and warm-up are of the whole, the trunk's part included.
 
 examples:
-  vit-dist branch runs/demo-1a2b3c4d@234 optim.lr=3e-4                          the rest at another rate
-  vit-dist branch demo-1a2b3c4d@latest horizon="60k examples" --nproc 2         go on for longer, and train it here
+  vit-dist branch runs/demo-a1a0a30b@234 optim.lr=3e-4                          the rest at another rate
+  vit-dist branch demo-a1a0a30b@latest horizon="60k examples" --nproc 2         go on for longer, and train it here
   vit-dist branch vit-l16@90k optim.lr=1e-4 name=lower-rate                     a lower rate after trouble
   vit-dist branch vit-l16@best data.image_size=384 horizon="110k steps"         positions are resampled
   vit-dist branch vit-l16@latest data.train=s3://b/more horizon="100k steps"    a set that has grown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -28,7 +28,8 @@ class EvalContext:
 
     `val` is None where the recipe names no validation set; its labels are read as the model's head counts them.
     `outputs` is a folder for files beside the values, such as pictures and tables, which rank 0 makes when it writes
-    the first; None where nobody wants any.
+    the first; None where nobody wants any. In `pictures` rank 0 leaves PNG images for the log, by the metric that they
+    belong to and by name, before it yields it.
     """
 
     engine: Engine
@@ -36,6 +37,7 @@ class EvalContext:
     world: World
     val: ShardManifest | None
     outputs: Path | None = None
+    pictures: dict[str, dict[str, bytes]] = field(default_factory=dict)
 
 
 class EvaluatorConfig(Plugin):

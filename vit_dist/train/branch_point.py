@@ -26,6 +26,8 @@ from vit_dist.core.run.lineage import checkpoint_digest
 from vit_dist.core.units import parse_count
 
 _SHOWN = 8
+_NAME = 60
+"""So many characters of a trunk's name are kept in a branch's."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def branch_recipe(point: BranchPoint, overrides: Sequence[str]) -> tuple[Recipe,
         "step": step,
         "digest": checkpoint_digest(point.marker),
     }
-    raw["name"] = f"{str(raw.get('name', 'run'))[:70]}-from-{step}"
+    raw["name"] = f"{str(raw.get('name', 'run'))[:_NAME]}-from-{step}"
     if raw.get("study") and "study" not in given:
         left.append(f"it is no cell of the study {raw['study']} (study=NAME makes it count there)")
         raw["study"] = ""

@@ -85,7 +85,7 @@ def evaluate_source(
         assert weights is not None
         name = url_name(source.place.rstrip("/")) or source.place
         raw = recipe_of_weights(
-            dump(weights.config), weights.num_classes, weights.image_size, name=name[:100], crop=weights.crop
+            dump(weights.config), weights.num_classes, weights.image_size, name=name[:100], crop=weights.viewed.crop
         )
         recipe = resolve({**raw, "global_batch": world.size}, words)
         with numerics(recipe):

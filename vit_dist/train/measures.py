@@ -51,6 +51,7 @@ class Measures:
     sets: dict[str, MeasuredOn | None] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
     _kept: dict[str, Any] | None = None
+    _pictures: dict[str, bytes] = field(default_factory=dict)
 
     def run(
         self, step: int, known: Mapping[str, float] | None = None, due: Collection[int] | None = None
@@ -86,6 +87,9 @@ class Measures:
                 tag = self.tags.claim(metric, on)
                 self.placed[metric if self.placed.get(metric, tag) == tag else tag] = tag
                 self.sets[tag], values[tag] = on, value
+                group = tag.rpartition("/")[0]
+                pictures = self.context.pictures.pop(name, {})
+                self._pictures |= {f"{group}/{name}": png for name, png in pictures.items()}
         return values
 
     def _told(
@@ -137,6 +141,8 @@ class Measures:
         runlog.write_measured(writer, new, self.rules(), step)
         self._said |= set(new)
         writer.scalars(step, dict(values))
+        for tag in sorted(self._pictures):
+            writer.picture(tag, self._pictures.pop(tag), step)
 
     def begin_file(self) -> None:
         """Another event file follows, which says anew what its values were measured on."""

@@ -44,6 +44,7 @@ TEXTS = {
         "models",
         "examples",
         "match",
+        "show",
         "sort",
     ),
     *(
@@ -140,7 +141,8 @@ def test_a_url_is_no_place_on_this_machine(
         option = f"{action.option_strings[0]}={url}" if action.option_strings else url
         # A positional argument is looked at once all that is required is there, and those before it are.
         needed = [f"{a.option_strings[0]}=1" for a in parser._actions if a.required and a.option_strings]
-        before = ["x"] if action.dest in {"dest", "out"} and inner != ["merge"] else []
+        is_second = (verb, action.dest) == ("inspect", "words")
+        before = ["x"] if is_second or (action.dest in {"dest", "out"} and inner != ["merge"]) else []
         words = [option] if action.option_strings else [*needed, *before, option]
         with pytest.raises(SystemExit) as stopped:
             import_module(f"vit_dist.cli.{VERBS[verb][0]}").main([*inner, *words])

@@ -65,7 +65,7 @@ def show_result(tuning: Finetuning, chosen: ChosenConfig | None, console: Consol
         cells = [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row[:-1]]
         shown.add_row(*[f"{cells[0]} *" if best else cells[0], *cells[1:]])
     if chosen is not None:
-        shown.caption = "* chosen"
+        shown.caption = f"* chosen on {chosen.slice}, held out of the training set"
     show(console, shown)
     target = tuning.directory / RESULTS
     write_bytes(str(target), csv_text([_HEADS, *made]).encode())

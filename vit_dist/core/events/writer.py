@@ -161,6 +161,15 @@ class EventWriter:
         """A mapping as JSON text: numbers keep every digit. Indented, so that TensorBoard shows it as code."""
         self.text(tag, textwrap.indent(json.dumps(mapping, indent=2, allow_nan=False), "    "), step)
 
+    def picture(self, tag: str, png: bytes, step: int) -> None:
+        """An image, as a PNG, for TensorBoard's IMAGES tab."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        # The first chunk of a PNG, behind its signature, says how large it is.
+        width, height = struct.unpack(">II", png[16:24])
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
+        self._write(step=step, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
+
     def hparams(self, values: Mapping[str, HParam], metrics: Sequence[str], *, group: str) -> None:
         """What this run was started with, for TensorBoard's HPARAMS tab.
 

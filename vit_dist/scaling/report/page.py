@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vit_dist import __version__
-from vit_dist.core.terminal import clean
 from vit_dist.core.units import format_count, format_flops
 from vit_dist.scaling.collect import Observation
 from vit_dist.scaling.compute import total_exaflops
 from vit_dist.scaling.fit.diagnostics import whereabouts
 from vit_dist.scaling.report import figures, figures_compute, figures_fit
 from vit_dist.scaling.report.figure_style import Drawing, for_page, short, style
+from vit_dist.scaling.report.html import fill_page
 from vit_dist.scaling.results import Results
 from vit_dist.scaling.summary import mean_rows
 
@@ -55,16 +55,6 @@ def draw_all(results: Results) -> list[Drawing]:
 
 def page(results: Results, drawings: Sequence[Drawing], files: Mapping[str, bytes]) -> str:
     """The HTML page; needs nothing beside it."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        # All that is shown passes here: what comes from logs steers no reader's program.
-        finalize=lambda value: clean(value) if type(value) is str else value,
-    )
     shown = [
         {
             "name": drawing.name,
@@ -74,7 +64,8 @@ def page(results: Results, drawings: Sequence[Drawing], files: Mapping[str, byte
         }
         for i, drawing in enumerate(drawings, 1)
     ]
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+    return fill_page(
+        _TEMPLATE,
         title=results.collection.study or "runs",
         metric=figures.metric_name(results.metric, results.rule),
         summary=_summary(results),
