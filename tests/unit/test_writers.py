@@ -25,6 +25,7 @@ OTHERS = {
     "vit_dist/models/weights/files.py": "within `replacing`",
     "vit_dist/scaling/report/figure_style.py": "into memory",
     "vit_dist/cli/main.py": "an empty file among scratch, by which ranks agree",
+    "vit_dist/data/regions.py": "a link among scratch, gone at once",
     "vit_dist/data/pack/items.py": "scratch, gone with the packing",
     "vit_dist/data/pack/published/cifar.py": "scratch, gone with the packing",
     "vit_dist/data/pack/published/files.py": "scratch, gone with the packing",
