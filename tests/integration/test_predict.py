@@ -32,7 +32,7 @@ from vit_dist.train.attempt import attempt
 from vit_dist.train.checkpoint.weights import checkpoint_weights
 
 SETTINGS = ["engine.name=plain", "precision=fp32", "horizon=30 steps", "guards.hang=0s", "checkpoint.every=30 steps"]
-SETTINGS += ["eval.every=30 steps", "data.val_crop=0.9", "data.upright=true"]
+SETTINGS += ["eval.every=30 steps", "data.val_crop=0.9", "data.upright=true", "ema={decay: 0.9}"]
 NAMES = ("hat", "tie", "cap", "bag")
 
 
@@ -68,7 +68,8 @@ def test_over_a_set_the_first_predictions_are_as_accurate_as_evaluation_says(
     run_dir: Path, small_val: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logged = read_run(str(run_dir / "tb")).scalars["val/top1"].values[-1]
-    code, out, err = asked(capsys, run_dir, small_val, "--json", tmp_path / "o.json", "--batch", 7, "--device", "cpu")
+    words = [run_dir, small_val, "--json", tmp_path / "o.json", "--batch", 7, "--device", "cpu"]
+    code, out, err = asked(capsys, *words)
     told = json.loads((tmp_path / "o.json").read_text())
     assert code == 0
     assert told["accuracy"]["top1"] == pytest.approx(logged, abs=1e-7)
@@ -79,6 +80,11 @@ def test_over_a_set_the_first_predictions_are_as_accurate_as_evaluation_says(
     assert f"top-1 {logged:.4f}" in out
     assert "probabilities: softmax" in err
     assert "shorter side to 31, the middle 28 x 28, upright" in err
+    averaged = read_run(str(run_dir / "tb")).scalars["ema/val/top1"].values[-1]
+    assert averaged != logged
+    _, out, err = asked(capsys, run_dir, small_val, "--average", "--device", "cpu")
+    assert f"top-1 {averaged:.4f}" in out
+    assert "the average of its weights" in err
 
 
 def test_classes_of_folders_are_those_of_the_same_names_and_a_csv_has_them(
@@ -168,6 +174,7 @@ def test_directories_that_are_no_classes_have_no_part_in_the_accuracy_and_are_na
         (["{run}", "{photos}", "--classes", "{tmp}/names.txt"], "2 names, but the head of"),
         (["{run}", "{photos}", "--model", "ViT-B/16"], "is a checkpoint or run of ours, which says its model"),
         (["{run}", "{photos}", "--image-size", "30"], "30"),
+        (["{tmp}/w.safetensors", "{photos}", "--average"], "is a file of weights; give a run or a checkpoint"),
         (["{run}", "{photos}", "--device", "cuda:99"], "--device 'cuda:99'"),
         (["{run}", "{photos}", "--device", "quantum"], "no device is called so"),
         (["{run}", "{photos}", "--crop", "1.5"], "--crop=1.5"),
@@ -182,6 +189,7 @@ def test_what_cannot_be_is_refused_in_words(
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "a.txt").write_text("")
     (tmp_path / "set.tar").write_bytes(b"")
+    (tmp_path / "w.safetensors").write_bytes(b"")
     (tmp_path / "names.txt").write_text("one\ntwo\n")
     filled = [word.format(run=run_dir, tmp=tmp_path, photos=photos) for word in words]
     code, _, err = asked(capsys, *filled)

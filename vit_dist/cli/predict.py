@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vit_dist.cli.models.options import at_least_one, model_config
 from vit_dist.cli.plugins import add_plugin, load_plugins
@@ -19,7 +19,7 @@ from vit_dist.core.units import counted
 
 if TYPE_CHECKING:
     from vit_dist.data.pack.items import Item
-    from vit_dist.predict.classifier import Classifier, OpenOptions
+    from vit_dist.predict.classifier import Classifier
     from vit_dist.predict.run import Prediction
 
 SUMMARY = "what a trained model says of images: labels by name with probabilities, accuracy where labels are known"
@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--grid-images", metavar="N", type=int, default=40, help="how many images it shows, the first (40)"
     )
+    parser.add_argument("--average", action="store_true", help="of a run with `ema`: the average of its weights")
     model = parser.add_argument_group("where the weights do not say it, or something else is wanted")
     model.add_argument("--model", metavar="NAME", help="of a file that does not say its model: `vit-dist models list`")
     model.add_argument(
@@ -95,10 +96,10 @@ def main(argv: list[str]) -> int:
     from vit_dist.predict.images import list_images, with_labels
 
     # Before torch, whose import takes seconds.
-    listed = list_images(args.images)
+    listed, said = list_images(args.images), _said(args)
     with heavy_imports():
-        from vit_dist.predict.classifier import open_classifier
-    classifier = open_classifier(place, _options(args))
+        from vit_dist.predict.classifier import OpenOptions, open_classifier
+    classifier = open_classifier(place, OpenOptions(**said))
     found = with_labels(listed, classifier.as_classes())
     log(f"  {_described(classifier)}")
     for note in found.notes:
@@ -162,28 +163,23 @@ def _found(place: str) -> str:
     return str(path)
 
 
-def _options(args: argparse.Namespace) -> OpenOptions:
+def _said(args: argparse.Namespace) -> dict[str, Any]:
+    """What is said of the model in place of what its weights say: the fields of `classifier.OpenOptions`. No torch."""
     from vit_dist.data.labels import read_classes
-    from vit_dist.predict.classifier import OpenOptions
 
-    return OpenOptions(
-        config=model_config(args.model, args.set) if args.model else None,
-        classes=read_classes(args.classes) if args.classes else (),
-        image_size=args.image_size,
-        crop=args.crop,
-        upright=args.upright,
-        loss=args.loss,
-        mean=args.mean,
-        std=args.std,
-        device=args.device,
-        precision=args.precision,
-    )
+    as_they_are = ("average", "image_size", "crop", "upright", "loss", "mean", "std", "device", "precision")
+    return {
+        "config": model_config(args.model, args.set) if args.model else None,
+        "classes": read_classes(args.classes) if args.classes else (),
+        **{name: getattr(args, name) for name in as_they_are},
+    }
 
 
 def _described(classifier: Classifier) -> str:
     """The model, how images go in and what the probabilities are, in one line."""
     facts, viewed, size = classifier.facts, classifier.viewed, classifier.image_size
     step = f", step {int(facts['step']):,}" if "step" in facts else ""
+    step += ", the average of its weights" if "average_steps" in facts else ""
     names = "" if any(classifier.classes) else " without names (--classes FILE gives them some)"
     colours = (
         f", mean {_listed(viewed.mean)}, std {_listed(viewed.std)}" if set(viewed.mean + viewed.std) != {0.5} else ""

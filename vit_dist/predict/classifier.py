@@ -32,6 +32,7 @@ class OpenOptions:
     Attributes:
         config: the model, where its file does not say it.
         classes: names of the classes, in the order of the head's outputs; (): those of the weights.
+        average: of a run or a checkpoint: the average of its weights that it keeps, in their place.
         image_size: pixels; positions are resampled. None: those of the weights.
         crop: fraction of the shorter side that is kept.
         upright: turn photos as their EXIF orientation says.
@@ -44,6 +45,7 @@ class OpenOptions:
 
     config: ModelConfig | None = None
     classes: tuple[str, ...] = ()
+    average: bool = False
     image_size: int | None = None
     crop: float | None = None
     upright: bool | None = None
@@ -135,10 +137,12 @@ def open_classifier(place: str, options: OpenOptions = OpenOptions()) -> Classif
     """
     device = _device(options.device)
     with downloaded(place) as path:
-        load = LoadOptions(config=options.config, image_size=options.image_size)
-        weights = (
-            _resized(checkpoint_weights(path), options, place) if is_checkpoint(path) else read_weights(path, load)
-        )
+        if is_checkpoint(path):
+            weights = _resized(checkpoint_weights(path, average=options.average), options, place)
+        elif options.average:
+            raise ConfigError(f"--average: {redact(place)} is a file of weights; give a run or a checkpoint")
+        else:
+            weights = read_weights(path, LoadOptions(config=options.config, image_size=options.image_size))
     classes = options.classes or weights.classes
     if options.classes and len(classes) != weights.num_classes:
         raise ConfigError(

@@ -175,7 +175,9 @@ docs/data.md says what a label may be. A label that is none is refused with its 
         metavar="FILE",
         help="names of the classes, one a line: of a folder, list, Parquet, tars, ImageNet, Flowers, VTAB",
     )
-    p.add_argument("--num-classes", type=positive, metavar="N", help="list, Parquet, tars: size of the label space")
+    p.add_argument(
+        "--num-classes", type=positive, metavar="N", help="list, Parquet, tars, VTAB: size of the label space"
+    )
     p.add_argument(
         "--split-name",
         default="",

@@ -67,6 +67,11 @@ class Weights:
     classes: tuple[str, ...] = ()
     viewed: Viewed = field(default_factory=Viewed)
 
+    @property
+    def crop(self) -> float:
+        """Fraction of the shorter side that evaluation's centre crop keeps."""
+        return self.viewed.crop
+
 
 @dataclass(frozen=True)
 class LoadOptions:
@@ -125,7 +130,7 @@ def write_weights(weights: Weights, out: Path | str) -> None:
             _write_npz(weights, path)
         elif form == "timm":
             renamed = to_timm(weights.state, weights.config, weights.num_classes, weights.image_size)
-            said = (weights.config, weights.num_classes, weights.image_size, weights.viewed.crop, weights.classes)
+            said = (weights.config, weights.num_classes, weights.image_size, weights.crop, weights.classes)
             # The notes first: where the file is, all of it is there.
             write_bytes(str(path.with_name(f"{path.name}.md")), timm_notes(path.name, *said).encode())
             _save(renamed, path, {**_metadata(weights), "timm": json.dumps(timm_config(*said))})

@@ -124,24 +124,7 @@ def flowers_source(url: str, scratch: Path, split: str, names: tuple[str, ...]) 
     numbers = [number for name in wanted for number in whole_numbers(splits_in, name, found[name])]
     if not files.matching(_FLOWER):
         files.archives(FLOWERS_ARCHIVE)
-    images = {int(name[6:11]): place for name, place in files.matching(_FLOWER).items()}
-    if not images:
-        raise DataError(f"{files.where}: {FLOWERS_ARCHIVE} is missing, or has no images image_00001.jpg and so on")
-    if len(images) > len(labels):
-        raise DataError(
-            f"{files.where}: {counted(len(images), 'image')}, but {labels_in.where} has {counted(len(labels), 'label')}"
-        )
-    beyond = [str(number) for number in numbers if not 1 <= number <= len(labels)]
-    if beyond:
-        raise DataError(
-            f"{splits_in.where}: image {shown(beyond)}, but {labels_in.where} has {counted(len(labels), 'label')}"
-        )
-    absent = [f"image_{number:05d}.jpg" for number in numbers if number not in images]
-    if absent:
-        raise DataError(
-            f"{files.where}: {counted(len(absent), 'image')} of {chosen} missing: {shown(absent)}; fetch "
-            f"{FLOWERS_ARCHIVE} again"
-        )
+    images = _flowers(files, labels, labels_in, numbers, splits_in)
     num_classes = len(names) or max(labels)
     for number in numbers:
         if not 1 <= labels[number - 1] <= num_classes:
@@ -165,6 +148,31 @@ def flowers_source(url: str, scratch: Path, split: str, names: tuple[str, ...]) 
     source = Source("flowers", f"oxford-flowers102-{told}", "", items, names, num_classes)
     source.notes.append(_told(files, "Oxford Flowers 102", told, len(numbers), num_classes))
     return source
+
+
+def _flowers(
+    files: Files, labels: list[int], labels_in: Place, numbers: list[int], splits_in: Place
+) -> dict[int, Place]:
+    """The images by their numbers from 1, all of which that a split names are there."""
+    images = {int(name[6:11]): place for name, place in files.matching(_FLOWER).items()}
+    if not images:
+        raise DataError(f"{files.where}: {FLOWERS_ARCHIVE} is missing, or has no images image_00001.jpg and so on")
+    if len(images) > len(labels):
+        raise DataError(
+            f"{files.where}: {counted(len(images), 'image')}, but {labels_in.where} has {counted(len(labels), 'label')}"
+        )
+    beyond = [str(number) for number in numbers if not 1 <= number <= len(labels)]
+    if beyond:
+        raise DataError(
+            f"{splits_in.where}: image {shown(beyond)}, but {labels_in.where} has {counted(len(labels), 'label')}"
+        )
+    absent = [f"image_{number:05d}.jpg" for number in numbers if number not in images]
+    if absent:
+        raise DataError(
+            f"{files.where}: {counted(len(absent), 'image')} of {splits_in.where} missing: {shown(absent)}; fetch "
+            f"{FLOWERS_ARCHIVE} again"
+        )
+    return images
 
 
 def _choose(title: str, split: str, known: list[str]) -> str:
