@@ -36,7 +36,7 @@ from vit_dist.core.process import CLI_MODULE
 _PR_SET_CHILD_SUBREAPER = 36
 _READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "OMP_NUM_THREADS", "MKL_")
 _LAUNCHERS = {"train", "run", "study", "verify-resume"}
-IMPORT_TORCH = {*_LAUNCHERS, "evaluate", "models"}
+IMPORT_TORCH = {*_LAUNCHERS, "evaluate", "models", "predict"}
 """Verbs that import torch, they or what they start."""
 _RANKS_IMPORT = ("vit_dist.cli.train", "vit_dist.train.attempt", "vit_dist.engines._plain", "vit_dist.models._hybrid")
 

@@ -24,7 +24,7 @@ OURS = {
     "vit_dist/models/_timm_names.py": "sources of timm",
     "vit_dist/data/shared_memory.py": "what a decode process of ours has noted, cut at any byte",
     "vit_dist/data/pack/copies.py": "a text of base64",
-    "vit_dist/models/weights/pickles.py": "names in a pickle, whose encoding it says itself",
+    "vit_dist/core/pickles.py": "names in a pickle, whose encoding it says itself",
     "vit_dist/data/index.py": "keys of an index",
     "vit_dist/scaling/paper/__init__.py": "tables of the paper",
     "vit_dist/scaling/report/figure_style.py": "figures",

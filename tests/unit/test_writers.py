@@ -26,6 +26,8 @@ OTHERS = {
     "vit_dist/scaling/report/figure_style.py": "into memory",
     "vit_dist/cli/main.py": "an empty file among scratch, by which ranks agree",
     "vit_dist/data/pack/items.py": "scratch, gone with the packing",
+    "vit_dist/data/pack/published/cifar.py": "scratch, gone with the packing",
+    "vit_dist/data/pack/published/files.py": "scratch, gone with the packing",
     "vit_dist/data/pack/shards.py": "a tar, which is renamed when it is whole",
     "vit_dist/data/pack/sources.py": "scratch, gone with the packing",
     "vit_dist/data/pack/tables.py": "scratch, gone with the packing",

@@ -39,6 +39,7 @@ VERBS = {
     "finetune": ("finetune", "fine-tune pretrained weights on another set, at the best of a grid of learning rates"),
     "evaluate": ("evaluate", "evaluate a trained run: its newest checkpoint, into its own log"),
     "inspect": ("inspect", "look inside a trained model: attention, positions, filters, receptive fields"),
+    "predict": ("predict", "labels with probabilities for images, by a run, a checkpoint or weights of any form"),
     "study": ("study", "train a grid of recipes and draw the scaling curves"),
 }
 

@@ -20,6 +20,8 @@ from vit_dist.core.urls import redact
 ON_THE_COMMAND_LINE = "on the command line"
 """How the place of an override ends."""
 _SHOWN = 80
+_WRITTEN = "finetune.chosen."
+"""Keys that a command writes, and nobody else gives."""
 _NEAR, _NEAR_ELSEWHERE = 0.75, 0.82
 """How much a name has to be like one beside it, so that the same name elsewhere is not meant; and like one there."""
 _OF_OTHERS = {
@@ -131,7 +133,8 @@ def key_hint(path: str, beside: Iterable[str], everywhere: Iterable[str]) -> str
         beside: the names that there are in its section.
         everywhere: dotted paths of all keys.
     """
-    name, beside, everywhere = _parts(path)[-1], list(beside), list(everywhere)
+    name, beside = _parts(path)[-1], list(beside)
+    everywhere = [known for known in everywhere if not known.startswith(_WRITTEN)]
     like = difflib.get_close_matches(name.lower(), [one.lower() for one in beside], n=1, cutoff=_NEAR)
     by_name: dict[str, list[str]] = {}
     for known in dict.fromkeys(everywhere):

@@ -75,6 +75,7 @@ def test_a_plain_key_of_the_schema_is_missing_nowhere() -> None:
 
 
 AUGMENT_SECTIONS = tuple(f"data.augment.{name}." for name in ("randaugment", "jitter", "erase"))
+LEFT_OUT = ("init.", "branch.", "ema.", "finetune.", "data.mixup.", "data.cache.", *AUGMENT_SECTIONS)
 
 DEFAULTS = [
     key
@@ -83,7 +84,7 @@ DEFAULTS = [
     and "NAME" not in key.path
     and key.value != "plug-in"
     # Inside of a section that is left out.
-    and not key.path.startswith(("init.", "ema.", "data.mixup.", "data.cache.", *AUGMENT_SECTIONS))
+    and not key.path.startswith(LEFT_OUT)
 ]
 
 
@@ -128,9 +129,15 @@ def test_what_counts_for_the_identity_is_what_the_identity_holds() -> None:
             walk(value, f"{prefix}{key}.") if isinstance(value, dict) else held.add(f"{prefix}{key}")
 
     walk(identity(recipe), "")
-    # In place of two that are given above.
+    # In place of some that are given above.
     strength = resolve(RECIPE, ["data.augment.augreg=light2", "global_batch=8"])
-    walk(identity(strength)["data"]["augment"], "data.augment.")
+    # In place of `init`.
+    branched = resolve(RECIPE, [f"branch={{checkpoint: c, run: r, step: 1, digest: {'a' * 32}}}"])
+    walk(identity(branched)["branch"], "branch.")
+    cut = resolve(RECIPE, ["data.augment={crop: random, resize: 32}", "data.held_out=2%", "data.val="])
+    for other in (strength, cut):
+        walk(identity(other)["data"]["augment"], "data.augment.")
+    held |= {f"data.{key}" for key in identity(cut)["data"] if key == "held_out"}
     held = {path.replace("data.mixture.a.", "data.mixture.NAME.") for path in held}
     sections = {key.path.rpartition(".")[0] for key in all_keys()} | {"data.mixture", *KINDS}
     names = {recipe.model.name: "vit", recipe.optim.name: "adamw", recipe.schedule.name: "constant"}

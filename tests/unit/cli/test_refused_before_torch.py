@@ -105,6 +105,7 @@ def test_a_second_attempt(small_set: str, occupied: Path) -> None:
 
 def test_names_that_cannot_be(occupied: Path) -> None:
     run = str(occupied)
+    (occupied / "w.npz").write_bytes(b"")
     wanted = [
         (["models", "export", "vit-test", "x.xyz"], "no form of weights has this ending"),
         (["models", "export", "vit-test", "x.pth"], "a pickle runs code"),
@@ -118,6 +119,12 @@ def test_names_that_cannot_be(occupied: Path) -> None:
         (["models", "import", f"{run}/run.json", "x.safetensors"], "weights in a file of this name are not known"),
         (["models", "import", "none.npz", "x.zip"], "no form of weights has this ending"),
         (["evaluate", run], "that has not begun: it holds no recipe.yaml yet"),
+        (["predict", run, run], "no checkpoint in it to predict with"),
+        (["predict", "none.npz", run], "no such file"),
+        (["predict", f"{run}/w.npz", "none.jpg"], "none.jpg: no such file or folder"),
+        (["predict", f"{run}/w.npz", run], "no images there (2 other files there)"),
+        (["predict", f"{run}/w.npz", f"{run}/w.npz", "--model", "none-such"], "unknown model 'none-such'"),
+        (["predict", f"{run}/w.npz", f"{run}/w.npz", "--classes", f"{run}/none.txt"], "none.txt"),
         (["compare", "--models", "ViT-B/99"], "ViT-B/99"),
         (["verify-resume", "demo", "--nproc", "3"], "not divisible by 3"),
         (["train", "demo", "--nproc", "3"], "not divisible by 3"),

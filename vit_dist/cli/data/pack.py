@@ -99,7 +99,8 @@ def _parser() -> argparse.ArgumentParser:
         "Pack labelled images into globally shuffled WebDataset tars, with a manifest and sample indexes.",
         """
 SRC is a folder with one directory per class, MNIST's IDX files, a list of paths or URLs with labels (.jsonl,
-.csv, .tsv), Parquet with the images inside, WebDataset tars to be packed anew, or what a plug-in reads. Images
+.csv, .tsv), Parquet with the images inside, WebDataset tars to be packed anew, a set as its makers publish it
+(ImageNet, ReaL, CIFAR, Oxford Pets and Flowers, VTAB-1k: docs/data.md), or what a plug-in reads. Images
 that cannot be decoded are left out and listed in DEST/bad.jsonl; files under several labels stay, and are listed in
 DEST/copies.jsonl. Original bytes are kept unless a size or quality
 is given. The command may be killed and started again: it resumes. Packing twice gives the same bytes.
@@ -109,6 +110,8 @@ docs/data.md says what a label may be. A label that is none is refused with its 
         "  vit-dist data pack photos/ s3://bucket/photos --samples-per-shard 10k --resize-shorter 320\n"
         "  vit-dist data pack photos/ runs/data/photos --val 5%                 # two sets: train and val\n"
         "  vit-dist data pack configs/data/fashion-mnist-mini runs/data/fm/train --split-name train\n"
+        "  vit-dist data pack cifar-10-python.tar.gz runs/data/cifar10/train --split-name train\n"
+        "  vit-dist data pack ilsvrc2012/ s3://b/inet/val --format imagenet --split-name val --resize-shorter 320\n"
         "  vit-dist data pack list.csv s3://bucket/set --image-field file --label-field species\n"
         "  vit-dist data pack 's3://bucket/old/{00000..00099}.tar' s3://bucket/new --resize-shorter 320\n"
         "  vit-dist data pack photos/ s3://bucket/photos --part 3/16            # one of 16 array tasks, then:\n"
@@ -136,7 +139,13 @@ docs/data.md says what a label may be. A label that is none is refused with its 
     )
     p.add_argument("--upright", action="store_true", help="turn photos as their EXIF orientation says (not turned)")
     p.add_argument(
-        "--from", dest="kind", default="", metavar="KIND", help="folder, idx, list, parquet, tar or a plug-in's (looks)"
+        "--format",
+        "--from",
+        dest="kind",
+        default="",
+        metavar="KIND",
+        help="what SRC is: folder, idx, list, parquet, tar, imagenet, imagenet-real, cifar, pets, flowers, vtab, or a "
+        "plug-in's (looks)",
     )
     add_plugin(p)
     p.add_argument(
@@ -146,7 +155,10 @@ docs/data.md says what a label may be. A label that is none is refused with its 
         help="list, Parquet: field of the image; tars: its extension (left.jpg)",
     )
     p.add_argument(
-        "--label-field", default="", metavar="F", help="list, Parquet: field of the labels; tars: key in .json"
+        "--label-field",
+        default="",
+        metavar="F",
+        help="list, Parquet: field of the labels; tars: key in .json; CIFAR-100: fine (default), coarse",
     )
     p.add_argument(
         "--key-field", default="", metavar="F", help="list, Parquet: field of keys, unique in the whole set (numbered)"
@@ -161,9 +173,11 @@ docs/data.md says what a label may be. A label that is none is refused with its 
         "--classes",
         type=local_option,
         metavar="FILE",
-        help="folder, list, Parquet, tars: names of the classes, one a line",
+        help="names of the classes, one a line: of a folder, list, Parquet, tars, ImageNet, Flowers, VTAB",
     )
-    p.add_argument("--num-classes", type=positive, metavar="N", help="list, Parquet, tars: size of the label space")
+    p.add_argument(
+        "--num-classes", type=positive, metavar="N", help="list, Parquet, tars, VTAB: size of the label space"
+    )
     p.add_argument(
         "--split-name",
         default="",

@@ -12,6 +12,7 @@ from vit_dist.core.files import folder_url, is_remote, join_url, local_path, red
 from vit_dist.core.registry import SOURCES
 from vit_dist.data.names import is_directory, named
 from vit_dist.data.pack.directories import is_image, list_directory
+from vit_dist.data.pack.published.kinds import recognised
 from vit_dist.data.pack.sources import (
     Source,
     SourceConfig,
@@ -126,7 +127,8 @@ def open_source(url: str, scratch: Path, options: SourceOptions | None = None) -
 
     Args:
         url: a folder with a directory per class, a local folder of IDX files, a list (.jsonl, .csv, .tsv), Parquet
-            files or a folder of them, tars (a pattern, a folder of them, a wids list), or whatever a plug-in reads.
+            files or a folder of them, tars (a pattern, a folder of them, a wids list), a published set
+            (`published.kinds`), or whatever a plug-in reads.
         scratch: a local folder that is there until the packing ends.
         options: how to read it.
 
@@ -138,7 +140,7 @@ def open_source(url: str, scratch: Path, options: SourceOptions | None = None) -
     if not url.strip():
         raise DataError("SRC is empty (is a variable empty?); name what is to be packed, '.' for this directory")
     given, split = url, ""
-    kind = options.kind or _recognised(url)
+    kind = options.kind or _recognised(url) or recognised(url)
     if not kind and len(urls := named(url)) == 1:
         url = urls[0]
     if kind in {"", "folder"} and (not kind or options.split_name) and not _by_name(url):

@@ -61,7 +61,7 @@ class Job:
 
     Attributes:
         work: where a tar is written until it is complete; on the disk of a local destination.
-        pixels: (rows, columns) where items are raw pixels.
+        pixels: (rows, columns) or (planes, rows, columns) where items are raw pixels.
         image_member: where items are samples of a tar: the extension of the image, '' for the only one; else None.
     """
 
@@ -69,7 +69,7 @@ class Job:
     work: Path
     listing: tuple[Path, int, str, int]
     base: str
-    pixels: tuple[int, int] | None
+    pixels: tuple[int, ...] | None
     seed: int
     images: ImageOptions
     image_member: str | None = None
@@ -181,12 +181,19 @@ def _as_jpeg(image: Any, options: ImageOptions) -> bytes:
     return buffer.getvalue()
 
 
-def png_from_pixels(pixels: bytes, shape: tuple[int, int]) -> bytes:
-    """A grey PNG of raw pixels, rows x columns."""
+def png_from_pixels(pixels: bytes, shape: tuple[int, ...]) -> bytes:
+    """A PNG of raw pixels: grey ones, rows x columns, or the planes of red, green and blue one after the other."""
     from PIL import Image
 
+    *planes, rows, columns = shape
+    if planes:
+        size = rows * columns
+        bands = [Image.frombytes("L", (columns, rows), pixels[i * size : (i + 1) * size]) for i in range(planes[0])]
+        image = Image.merge("RGB", bands)
+    else:
+        image = Image.frombytes("L", (columns, rows), pixels)
     buffer = io.BytesIO()
-    Image.frombytes("L", (shape[1], shape[0]), pixels).save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

@@ -36,7 +36,8 @@ class Source:
         items: lists them.
         classes: names of the classes, or ().
         num_classes: None where it is the largest label + 1.
-        pixels: (rows, columns) where the items' bytes are raw grey pixels instead of an image file.
+        pixels: where the items' bytes are raw pixels instead of an image file: (rows, columns) of grey ones, (3, rows,
+            columns) of planes of red, green and blue.
         image_member: where items are samples of a tar: the extension of the image, '' for the only one; else None.
         ignored: names of files that are no images, at most 5, and how many there are.
         hidden: files and directories whose names begin with a dot, at most 5, and how many there are.
@@ -53,7 +54,7 @@ class Source:
     items: Callable[[], Iterator[Item]]
     classes: tuple[str, ...] = ()
     num_classes: int | None = None
-    pixels: tuple[int, int] | None = None
+    pixels: tuple[int, ...] | None = None
     image_member: str | None = None
     ignored: list[str] = field(default_factory=list)
     num_ignored: int = 0

@@ -40,6 +40,7 @@ from vit_dist.models.weights.opened import opened
 from vit_dist.models.weights.promised import Promised
 from vit_dist.models.weights.promised import State as Promises
 from vit_dist.models.weights.timm_form import from_timm, kind_of, to_timm, without_registers
+from vit_dist.models.weights.viewed import Viewed, viewed_by_hugging_face, viewed_by_text
 
 State = dict[str, Tensor]
 # Files of one folder, and classes of a head whose number nobody states.
@@ -55,7 +56,7 @@ class Weights:
         state: every tensor of the model's state, float32, by our names.
         facts: where they come from: recipe, recipe_hash, step, examples, as far as is known.
         classes: names of the classes of the head, in the order of its outputs; '' or nothing where there is none.
-        crop: fraction of the shorter side that evaluation's centre crop keeps.
+        viewed: how images go in, and what the logits mean.
     """
 
     state: State
@@ -64,7 +65,12 @@ class Weights:
     image_size: int
     facts: dict[str, str] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
-    crop: float = 0.875
+    viewed: Viewed = field(default_factory=Viewed)
+
+    @property
+    def crop(self) -> float:
+        """Fraction of the shorter side that evaluation's centre crop keeps."""
+        return self.viewed.crop
 
 
 @dataclass(frozen=True)
@@ -178,7 +184,8 @@ def _from_named(tensors: Promises, metadata: Mapping[str, str], path: Path, opti
         # timm's form has the fixed table, which is left out below and alone says the image size.
         size = _size_of(tensors, config)
     state = from_timm(tensors, config, str(path), new_head=options.head == "new", wording=options.wording)
-    return _fitted(state, config, path, options, said.facts, stated_size=size, classes=said.classes)
+    weights = _fitted(state, config, path, options, said.facts, stated_size=size, classes=said.classes)
+    return replace(weights, viewed=viewed_by_text(said.facts.get("recipe", ""), weights.image_size))
 
 
 def _read_npz(path: Path, options: LoadOptions) -> Weights:
@@ -222,7 +229,8 @@ def _read_hugging_face(path: Path, options: LoadOptions) -> Weights:
         state, config, classes, size = from_hugging_face(
             tensors, described, str(path), new_head=options.head == "new", wording=options.wording
         )
-        return _fitted(state, options.config or config, path, options, {}, stated_size=size, classes=classes)
+        weights = _fitted(state, options.config or config, path, options, {}, stated_size=size, classes=classes)
+        return replace(weights, viewed=viewed_by_hugging_face(path, described))
 
 
 def _fitted(

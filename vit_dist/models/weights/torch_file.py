@@ -21,9 +21,10 @@ from torch import Tensor
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.npz import open_archive, read_member, shown_name
+from vit_dist.core.pickles import ForbiddenError, NoPickleError
 from vit_dist.core.small_files import DamagedError
 from vit_dist.models.weights.numbers import Array, check_tensor, from_tensor
-from vit_dist.models.weights.pickles import MAX_BYTES, Described, ForbiddenError, NoPickleError, Storage, read_pickle
+from vit_dist.models.weights.pickles import MAX_BYTES, Described, Storage, read_pickle
 from vit_dist.models.weights.promised import State, promise
 
 # Where checkpoints of trainers hold the state of a model.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from vit_dist.core.errors import CheckpointError, ConfigError, DataError
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.run import names
 from vit_dist.core.run.checkpoints import MARKER, committed, read_marker
-from vit_dist.core.small_files import DamagedError, is_count, is_mapping, is_number, required
+from vit_dist.core.small_files import DamagedError, is_count, is_mapping, required
 from vit_dist.core.world import World
 from vit_dist.engines._average import counted_steps
 from vit_dist.engines._fit import Wanted, tensors_of
@@ -23,6 +23,7 @@ from vit_dist.models import ModelConfig
 from vit_dist.models._base import seed_weights
 from vit_dist.models.weights.described import check_image_size, config_of
 from vit_dist.models.weights.files import Weights
+from vit_dist.models.weights.viewed import viewed_by
 from vit_dist.train.checkpoint.format import SliceSource
 from vit_dist.train.checkpoint.store import saved_of, verify_files
 
@@ -55,21 +56,13 @@ def checkpoint_weights(path: Path, *, average: bool = False) -> Weights:
         except CheckpointError as error:
             _skip(path, chosen, str(error), problems)
             continue
-        crop = crop_of(marker["recipe"]["data"], image_size)
+        viewed = viewed_by(marker["recipe"], image_size)
         for other, unknown in foreign:
             _skip(path, other, str(unknown), problems)
         facts |= {"average_steps": str(counted_steps(source))} if average else {}
-        return Weights(_state(source, chosen, average), config, num_classes, image_size, facts, _classes(marker), crop)
+        state = _state(source, chosen, average)
+        return Weights(state, config, num_classes, image_size, facts, _classes(marker), viewed)
     raise foreign[0][1] if foreign else _none_intact(path, problems)
-
-
-def crop_of(data: Mapping[str, Any], image_size: int) -> float:
-    """The fraction that evaluation's centre crop keeps, by a marker, which may hold anything."""
-    side: Any = data.get("val_resize")
-    crop: Any = data.get("val_crop")
-    if is_count(side) and side >= image_size:
-        return float(image_size / side)
-    return float(crop) if is_number(crop) and 0 < crop <= 1 else 0.875
 
 
 def checkpoint_state(path: Path, *, average: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -20,6 +20,7 @@ from vit_dist.core.errors import DataError
 from vit_dist.data.decode import centre, normalize
 from vit_dist.models.weights.files import LoadOptions, Weights, read_weights, write_weights
 from vit_dist.models.weights.notes import clean_classes, sidecar_of
+from vit_dist.models.weights.viewed import Viewed
 
 NAMES = ("hat", "tie", "", "Ä, b", "<b>", "d`e", "it's", '"q"', "ninth", "tenth class")
 FORMS = ("w.npz", "w.safetensors", "w.timm.safetensors", "folder/")
@@ -113,7 +114,7 @@ def run_notes(path: Path) -> dict[str, Any]:
 def test_the_notes_load_a_file_into_timms_model_with_our_logits(
     name: str, changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    ours = replace(weights(name, 64 if "hybrid" in name else 32, **changes), classes=NAMES, crop=0.5)
+    ours = replace(weights(name, 64 if "hybrid" in name else 32, **changes), classes=NAMES, viewed=Viewed(crop=0.5))
     path = tmp_path / "it's.timm.safetensors"
     write_weights(ours, path)
     made = run_notes(path)
@@ -129,7 +130,7 @@ def test_the_notes_load_a_file_into_timms_model_with_our_logits(
 
 @pytest.mark.parametrize("crop", [0.875, 0.5, 1.0])
 def test_the_notes_feed_images_as_evaluation_does(crop: float, tmp_path: Path) -> None:
-    write_weights(replace(named(), crop=crop), tmp_path / "w.timm.safetensors")
+    write_weights(replace(named(), viewed=Viewed(crop=crop)), tmp_path / "w.timm.safetensors")
     pixels = torch.randint(0, 256, (120, 60, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     image = Image.fromarray(pixels.numpy())
     theirs = run_notes(tmp_path / "w.timm.safetensors")["images"](image)

@@ -123,7 +123,7 @@ def test_a_pickle_is_read_as_data_and_held_against_its_file(content: Any, says: 
 
 
 def test_a_pickle_without_an_end_is_not_read_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vit_dist.models.weights.pickles._MAX_INSTRUCTIONS", 1000)
+    monkeypatch.setattr("vit_dist.core.pickles._MAX_INSTRUCTIONS", 1000)
     with pytest.raises(DamagedError, match="more than 1,000 instructions"):
         read_pickle(io.BytesIO(b"\x80\x02" + b"N0" * 500 + b"N."))
 
@@ -175,7 +175,7 @@ def test_what_torch_saves_is_read_as_torch_reads_it(views: dict[str, Any], zippe
 
 
 def test_every_instruction_of_pickles_is_known_or_refused_by_name() -> None:
-    from vit_dist.models.weights.pickles import _STEPS, _VALUES
+    from vit_dist.core.pickles import _STEPS, _VALUES
 
     left = {one.name for one in pickletools.opcodes} - {*_STEPS, *_VALUES}
     assert left == {

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vit_dist.train.checkpoint.weights import crop_of
+from vit_dist.models.weights.viewed import crop_of
 
 
 @pytest.mark.parametrize(
