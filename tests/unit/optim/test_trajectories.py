@@ -46,7 +46,7 @@ def test_after_50_steps_weights_are_those_of_float64(name: str) -> None:
     assert furthest(trained, expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("settings", [{"clip": None}, {"clip_per": "block"}], ids=["never", "by-block"])
+@pytest.mark.parametrize("settings", [{"clip": None}, {"clip_per": "block", "clip": 4.0}], ids=["never", "by-block"])
 def test_without_clipping_and_by_block(settings: dict[str, Any]) -> None:
     clip, by_block = settings.get("clip", 1.0), "clip_per" in settings
     *_, expected = reference(OPTIMIZERS["sgd"][1], clip, per_block=by_block)
