@@ -32,6 +32,7 @@ OTHERS = {
     "vit_dist/data/pack/shards.py": "a tar, which is renamed when it is whole",
     "vit_dist/data/pack/sources.py": "scratch, gone with the packing",
     "vit_dist/data/pack/tables.py": "scratch, gone with the packing",
+    "vit_dist/train/branch.py": "a checkpoint's directory, which is renamed when it is whole",
     "vit_dist/train/checkpoint/format.py": "a part in a checkpoint's directory, which is renamed when all is whole",
     "vit_dist/train/checkpoint/remote.py": "a checkpoint's directory, which is renamed",
     "vit_dist/train/checkpoint/saver.py": "the commit: a checkpoint's directory is renamed",

@@ -75,7 +75,7 @@ def test_a_plain_key_of_the_schema_is_missing_nowhere() -> None:
 
 
 AUGMENT_SECTIONS = tuple(f"data.augment.{name}." for name in ("randaugment", "jitter", "erase"))
-LEFT_OUT = ("init.", "branch.", "ema.", "finetune.", "data.mixup.", "data.cache.", *AUGMENT_SECTIONS)
+LEFT_OUT = ("init.", "branch.", "ema.", "finetune.", "loss.teacher.", "data.mixup.", "data.cache.", *AUGMENT_SECTIONS)
 
 DEFAULTS = [
     key
@@ -109,6 +109,14 @@ def test_what_counts_for_the_identity_is_what_the_identity_holds() -> None:
             "data.augment={randaugment: {}, jitter: {hue: 0.1}, erase: {}}",
             "data.val_resize=32",
             "data.upright=true",
+            "data.decoder=nvimgcodec",
+            "model.layer_scale=1e-4",
+            "model.qk_norm=true",
+            "model.registers=1",
+            "model.mlp=swiglu",
+            "model.patch_dropout=0.1",
+            "loss={name: bce, sum_classes: true, target_threshold: 0.2, class_weights: balanced}",
+            "loss.teacher={weights: t.npz}",
             "schedule.cooldown=20%",
             "schedule.form=1-sqrt",
             "optim.layer_decay=0.9",
@@ -195,7 +203,7 @@ def test_a_key_is_found_by_section_plugin_or_name(query: str, says: str) -> None
         ("warmpu", "did you mean schedule.warmup?"),
         ("data.subest", "did you mean 'data.subset'?"),
         ("zero_stage", "there is engine.zero_stage"),
-        ("every", "there is eval.every, checkpoint.every, log.every"),
+        ("every", "there is evaluators[].every, eval.every, checkpoint.every, log.every"),
         ("model.vitt.depth", "there is model.depth"),
         ("qqqqqq", "sections: "),
         ("clusters.time_limt", "did you mean 'time_limit'?"),
