@@ -117,7 +117,7 @@ def _chosen(final: Path) -> float:
     finetune = load_recipe(str(final / "recipe.yaml")).finetune
     assert finetune is not None
     assert finetune.chosen is not None
-    return finetune.chosen.lr
+    return finetune.chosen.best
 
 
 def interval(values: list[float]) -> str:

@@ -1,6 +1,6 @@
 """Azure and GCS against emulators: a set is streamed, and a run whose directory is lost goes on from its copies.
 
-`pip install adlfs gcsfs gcp-storage-emulator`, `npm install -g azurite`: none is part of the tests' environment, so each
+`pip install adlfs gcsfs gcp-storage-emulator`, `npm install -g azurite`: none is part of the tests' environment, so a
 drill is skipped, and says what is missing, where one is not there.
 """
 

@@ -2,10 +2,10 @@
 
 python engine_worker.py OUT CASE [CASE ...]
 
-CASE: engine:stage:precision:model[+key=value]:accumulation[:steps[:nan|same|sgd|REFUSED]]. A model is written with ~
-for each colon of its own; values are YAML; a key `engine.KEY` is the engine's. nan: a gradient that is not finite in
-the third step; same: one batch in every step; sgd: SGD without clipping, whose steps are as long as the gradients are;
-REFUSED: rank 1 has no compiler.
+CASE: engine:stage:precision:model[+key=value]:accumulation[:steps[:nan|same|sgd|layers|REFUSED]]. A model is written
+with ~ for each colon of its own; values are YAML; a key `engine.KEY` is the engine's. nan: a gradient not finite
+in the third step; same: one batch in every step; sgd: SGD without clipping, whose steps are as long as the gradients
+are; layers: rates that fall from layer to layer; REFUSED: rank 1 has no compiler.
 """
 
 from __future__ import annotations
@@ -141,7 +141,11 @@ def run_case(
             "precision": precision,
             "model": {"name": model_name, **changes},
             "data": {"num_classes": CLASSES, "image_size": SIZE},
-            "optim": {"name": "sgd" if "sgd" in rest else "adamw", "lr": 1e-3},
+            "optim": {
+                "name": "sgd" if "sgd" in rest else "adamw",
+                "lr": 1e-3,
+                **({"layer_decay": 0.7} if "layers" in rest else {}),
+            },
             "schedule": {"name": "constant", "warmup": "0 steps"},
             "engine": {**engine, **engine_changes},
         }

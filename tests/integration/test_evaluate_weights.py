@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import trains_here
 from vit_dist.cli.evaluate import main
 from vit_dist.cli.models.options import model_config
 from vit_dist.core.errors import ConfigError, VitDistError
-from vit_dist.models.weights.files import write_weights
+from vit_dist.models.weights.files import read_weights, write_weights
 from vit_dist.train.checkpoint.weights import fresh_weights
 
 
@@ -97,3 +99,30 @@ def test_options_of_weights_are_refused_for_a_run(tmp_path: Path) -> None:
     words: list[Any] = ["--model", "vit-test", "--evaluator", "knn"]
     with pytest.raises(ConfigError, match=r"--model: for a file of weights, not for .*, a run of ours"):
         main([str(tmp_path / "run"), *words])
+
+
+def test_weights_are_given_the_colours_that_they_say(
+    forms: Path, small_set: str, small_val: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    other = tmp_path / "other"
+    shutil.copytree(forms / "w", other)
+    said = json.loads((other / "preprocessor_config.json").read_text())
+    asked = ["--evaluator", "classification", f"data.val={small_val}"]
+    weights = read_weights(forms / "w")
+    weights.state["head.weight"].normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    for folder in (forms / "w", other):
+        write_weights(weights, folder)
+    (other / "preprocessor_config.json").write_text(
+        json.dumps({**said, "image_mean": [0.3] * 3, "image_std": [0.2] * 3})
+    )
+    own, others = (values(tmp_path, str(folder), *asked) for folder in (forms / "w", other))
+    assert own["val/loss"] != pytest.approx(others["val/loss"], abs=1e-4)
+    # The same by weights that undo it: (x - 0.3) / 0.2 = 2.5 (2 x - 1) + 1.
+    kernel = weights.state["patch_embed.proj.weight"]
+    weights.state["patch_embed.proj.bias"] += kernel.sum(dim=(1, 2, 3))
+    kernel *= 2.5
+    write_weights(weights, tmp_path / "undone.safetensors")
+    undone = values(tmp_path, str(tmp_path / "undone.safetensors"), *asked)
+    assert undone["val/loss"] == pytest.approx(others["val/loss"], rel=1e-4)

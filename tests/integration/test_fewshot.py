@@ -35,7 +35,7 @@ def reference(x: np.ndarray, labels: np.ndarray, classes: int, l2: float) -> Cal
 
 
 @pytest.mark.parametrize(("examples", "width"), [(40, 7), (7, 40), (21, 20)])
-@pytest.mark.parametrize("l2", [1024.0, 0.1])
+@pytest.mark.parametrize("l2", [1e5, 1024.0, 0.1])
 def test_ridge_is_the_solution_of_the_normal_equations(examples: int, width: int, l2: float) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(3.0, 2.0, (examples, width)) * np.linspace(0.01, 5, width)
@@ -43,6 +43,22 @@ def test_ridge_is_the_solution_of_the_normal_equations(examples: int, width: int
     weight, bias = Ridge(torch.from_numpy(x), torch.from_numpy(labels), 5).solve(l2)
     scores = torch.from_numpy(new) @ weight + bias
     np.testing.assert_allclose(scores.numpy(), reference(x, labels, 5, l2)(new), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize(("examples", "width"), [(60, 7), (7, 60)])
+def test_every_lambda_of_one_decomposition_is_scikit_learns_ridge(examples: int, width: int) -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    rng = np.random.default_rng(1)
+    x, new = rng.normal(2.0, 3.0, (examples, width)), rng.normal(2.0, 3.0, (9, width))
+    labels = rng.integers(0, 4, examples)
+    ridge = Ridge(torch.from_numpy(x), torch.from_numpy(labels), 4)
+    mean, std = x.mean(0), x.std(0) + 1e-5
+    z, z_new = (np.c_[(rows - mean) / std, np.full(len(rows), 100.0)] for rows in (x, new))
+    for l2 in (0.01, 1.0, 1024.0, 1e5):
+        model = linear_model.Ridge(alpha=l2, fit_intercept=False, solver="svd").fit(z, 2.0 * np.eye(4)[labels] - 1)
+        weight, bias = ridge.solve(l2)
+        scores = torch.from_numpy(new) @ weight + bias
+        np.testing.assert_allclose(scores.numpy(), model.predict(z_new), rtol=1e-6, atol=1e-6)
 
 
 def test_a_feature_that_never_varies_does_no_harm() -> None:

@@ -38,6 +38,7 @@ engine: plain
 eval: {every: 2 steps}
 checkpoint: {every: 4 steps, probe: 0}
 guards: {hang: 0s}
+ema: {decay: 0.5}
 evaluators: [{name: inspect, images: 5, show: [rollout, distance]}]
 """
 
@@ -87,7 +88,8 @@ def test_a_run_logs_pictures_of_itself_and_how_far_it_looks(run: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     log = EventAccumulator(str(run / "tb")).Reload()
-    assert set(log.Tags()["images"]) == {"inspect/rollout", "inspect/distance"}
+    of_weights = {"inspect/rollout", "inspect/distance"}
+    assert set(log.Tags()["images"]) == of_weights | {f"ema/{tag}" for tag in of_weights}
     for picture in log.Images("inspect/rollout"):
         image = Image.open(io.BytesIO(picture.encoded_image_string))
         assert image.size == (picture.width, picture.height)
@@ -105,18 +107,27 @@ def test_pictures_of_another_set_have_tags_of_their_own(run: Path, tmp_path: Pat
     shutil.copytree(run, tmp_path / "run")
     asked = [f"evaluators=[{{name: inspect, images: 5, show: [distance], set: {other}}}]"]
     values = evaluate(load_recipe(str(tmp_path / "run" / "recipe.yaml"), asked), tmp_path / "run", World())
-    (tag,) = values
+    tag, of_average = values
     assert tag.startswith("inspect@")
+    assert of_average.startswith("ema@")
     log = EventAccumulator(str(tmp_path / "run" / "tb")).Reload()
     assert len(log.Images("inspect/distance")) == 2
     assert len(log.Images(f"{tag.partition('/')[0]}/distance")) == 1
 
 
+@pytest.mark.parametrize(
+    ("more", "tag"), [([], "inspect/attention_distance"), (["--average"], "ema/inspect/attention_distance")]
+)
 def test_a_run_is_looked_at_with_its_own_validation_set(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    more: list[str],
+    tag: str,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([str(run), "--show", "distance", "--images", "5"]) == 0
+    assert main([str(run), "--show", "distance", "--images", "5", *more]) == 0
     said = capsys.readouterr().out
     assert said.startswith("vit-test, 5 images of 28 pixels\n  mean attention distance: ")
     (record,) = (json.loads(path.read_text()) for path in tmp_path.glob("inspect-run/inspect.json"))
@@ -124,7 +135,7 @@ def test_a_run_is_looked_at_with_its_own_validation_set(
     # The last value of the log is of the same model and the same images.
     rows = (tmp_path / "inspect-run" / "distance.csv").read_text().splitlines()[1:]
     mean = sum(float(row.split(",")[2]) for row in rows) / len(rows)
-    assert mean == pytest.approx(float(read_run(str(run / "tb")).scalars["inspect/attention_distance"].values[-1]))
+    assert mean == pytest.approx(float(read_run(str(run / "tb")).scalars[tag].values[-1]))
 
 
 @pytest.mark.parametrize(
@@ -197,6 +208,8 @@ def test_sources_that_cannot_be_looked_at_are_named(run: Path, tmp_path: Path) -
         main([str(tmp_path / "gone.npz")])
     with pytest.raises(ConfigError, match="says its model; leave --model out"):
         main([str(run), "--model", "vit-test", "--out", str(tmp_path / "out")])
+    with pytest.raises(ConfigError, match=r"--average: .* is a file of weights"):
+        main([str(weights_of("vit-test", tmp_path / "w.safetensors")), "--average", "--out", str(tmp_path / "out")])
     with pytest.raises(ConfigError, match=r"an \.npz does not say its model"):
         main([str(weights_of("vit-test", tmp_path / "g.npz")), "--out", str(tmp_path / "out")])
 

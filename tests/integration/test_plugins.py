@@ -116,7 +116,7 @@ def test_an_evaluator_of_another_file_looks_at_a_run_that_was_trained_without_it
 ) -> None:
     recipe, run = tmp_path / "plain.yaml", tmp_path / "run"
     text = (mine / "recipe.yaml").read_text().replace("plugins: [my_plugin.py]\n", "").replace("worst-class", "")
-    recipe.write_text(text.replace("mixer-demo", "vit-test").replace("lion", "adamw"))
+    recipe.write_text(text.replace("mixer-demo", "vit-test").replace("signum", "adamw"))
     sets = (f"data.train={small_set}", f"data.val={small_set}", "horizon=1 step", "engine={name: plain}")
     ok(vit_dist("train", str(recipe), *sets, "--run-dir", str(run)))
     assert not (run / "plugins").exists()
@@ -141,7 +141,7 @@ def test_an_installed_package_is_there_in_every_verb_without_being_named(
     assert "name: mixer-demo" in ok(vit_dist("config", str(recipe), **there)).stdout
     assert "mixer-demo" in ok(vit_dist("models", "list", "mixer", **there)).stdout
     told = ok(vit_dist("list", "plugins", **there)).stdout
-    assert "mixer  my-package 1.2, my_package: model mixer-demo, optimizer lion, evaluator worst-class" in told
+    assert "mixer  my-package 1.2, my_package: model mixer-demo, optimizer signum, evaluator worst-class" in told
     ok(vit_dist("data", "pack", str(mine / "photos"), str(mine / "shards"), "--val", "20%", **there))
     run = ("--nproc", "2", "--run-dir", str(tmp_path / "run"))
     ok(vit_dist("train", str(recipe), "horizon=1 step", *run, **there))

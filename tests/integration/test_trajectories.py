@@ -27,8 +27,7 @@ def test_optimizers_end_where_float64_does_on_two_ranks(run_world: Callable[...,
     cases = [
         "fsdp:lamb:layer_decay=0.7:accumulation=2",
         "fsdp:muon:clip_per=block",
-        "zero1:lion:layer_decay=0.7",
-        "zero3:adam:layer_decay=0.7",
+        "zero3:lion:layer_decay=0.7",
     ]
     found = run_world(WORKER, 2, *cases)
     assert {case: off for case, off in found.items() if not off < TOLERANCE} == {}
@@ -45,6 +44,7 @@ def test_every_optimizer_ends_where_float64_does_on_every_engine(
     if "clip_per" in settings:
         cases = [case for case in cases if not case.startswith("zero")]
     cases.sort(key=lambda case: case.startswith("zero3"))
-    found = run_world(WORKER, nproc, *cases, timeout=570)
+    found = run_world(WORKER, nproc, *cases, timeout=1200)
+    print(f"{nproc} ranks{settings}: {len(found)} cases, furthest {max(found.values()):.1e}")
     assert {case: off for case, off in found.items() if not off < TOLERANCE} == {}
     assert [*found] == cases

@@ -25,7 +25,6 @@ from vit_dist.core.run.copies import Copies
 from vit_dist.core.run.log import run_info
 from vit_dist.core.world import World
 from vit_dist.models.weights.adapt import fit
-from vit_dist.optim.schedules import CosineConfig
 from vit_dist.train import loop
 from vit_dist.train.attempt import attempt
 from vit_dist.train.checkpoint.format import SliceSource
@@ -169,22 +168,17 @@ def test_a_branch_that_is_killed_ends_with_the_bits_of_one_that_was_not(
 
 
 def test_horizon_and_warm_up_are_of_the_whole_and_count_from_the_trunks_first_step(branch: Branch) -> None:
-    longer = branch("longer", "horizon=12 steps", "schedule.warmup=8 steps", "optim.lr=1e-2")
+    cooldown = "schedule={name: constant, warmup: 8 steps, cooldown: 4 steps}"
+    longer = branch("longer", "horizon=12 steps", cooldown, "optim.lr=1e-2")
     train(longer)
     rates = log_of(longer).scalars["train/lr"]
-    expected = [
-        CosineConfig(name="cosine").lr_at(step, base_lr=1e-2, total_steps=12, warmup_steps=8) for step in range(6, 12)
-    ]
     assert rates.steps.tolist() == [7, 8, 9, 10, 11, 12]
-    assert rates.values.tolist() == pytest.approx(expected)
+    assert rates.values.tolist() == pytest.approx([1e-2 * share for share in (7 / 8, 1, 1, 3 / 4, 2 / 4, 1 / 4)])
     info = run_info(log_of(longer))
     assert info is not None
     assert (info.planned_steps, info.planned_examples) == (12, 192)
-    assert info.lineage[0].changed == (
-        "horizon: 9 steps -> 12 steps",
-        "optim.lr: 0.003 -> 0.01",
-        "schedule.warmup: 2 steps -> 8 steps",
-    )
+    changed = {"horizon: 9 steps -> 12 steps", "optim.lr: 0.003 -> 0.01", "schedule.name: cosine -> constant"}
+    assert changed < set(info.lineage[0].changed)
     with pytest.raises(ConfigError, match=r"horizon=6 steps is 6 steps in all, and the branch begins after step 6"):
         branch("none", "horizon=6 steps")
 
@@ -245,6 +239,22 @@ def test_a_set_that_has_grown_is_read_on_from_the_same_position(
     assert [o for step in read for o in step] == [data.parts[0].ordinal(one.shard, one.sample) for one in place]
     with pytest.raises(ConfigError, match=r"output 0 of the trunk's head is 'hat', of the training set it is 'bag'"):
         branch("otherwise", f"data.train={other}")
+
+
+def test_averages_begin_go_on_are_fitted_and_end_with_a_branch(trunk: Path, branch: Branch) -> None:
+    begun = branch("begun", "ema.decay=0.9", "horizon=8 steps")
+    old, new = content(trunk, AT), content(begun, AT)
+    assert new["averaged:steps"].tolist() == [0]
+    assert all(torch.equal(new[f"average:{key[7:]}"], old[key]) for key in old if key.startswith("weight:"))
+    train(begun)
+    assert content(begun, 8)["averaged:steps"].tolist() == [2]
+    fitted = content(branch("fitted", "data.image_size=42", "horizon=9 steps", run=str(begun), at=8), 8)
+    assert fitted["averaged:steps"].tolist() == [2]
+    assert fitted["average:pos_embed"].shape == fitted["weight:pos_embed"].shape != old["weight:pos_embed"].shape
+    assert not torch.equal(fitted["average:pos_embed"], fitted["weight:pos_embed"])
+    ended = content(branch("ended", "ema=null", "horizon=9 steps", run=str(begun), at=8), 8)
+    assert not [key for key in ended if key.startswith("average")]
+    assert ended["counts"]["head.weight"] == {"step": 8}
 
 
 def test_a_recipe_alone_begins_the_branch_too_and_holds_its_trunk_to_what_it_was(

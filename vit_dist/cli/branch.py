@@ -29,7 +29,7 @@ submit and resume go on as from any checkpoint. The trunk is read, and never cha
 the trunk's, so that curves join in TensorBoard; horizon and warm-up are of the whole, the trunk's part included.
 
 examples:
-  vit-dist branch runs/demo-a1a0a30b@234 optim.lr=3e-4                          the rest at another rate
+  vit-dist branch runs/trunk@300 horizon="400 steps" schedule.cooldown="100 steps"   the end of a constant rate
   vit-dist branch demo-a1a0a30b@latest horizon="60k examples" --nproc 2         go on for longer, and train it here
   vit-dist branch vit-l16@90k optim.lr=1e-4 name=lower-rate                     a lower rate after trouble
   vit-dist branch vit-l16@best data.image_size=384 horizon="110k steps"         positions are resampled
@@ -66,6 +66,7 @@ def main(argv: list[str]) -> int:
     from vit_dist.config.load import identity, recipe_hash, recipe_yaml
     from vit_dist.core.run.directory import RunDir
     from vit_dist.core.world import World, starts_ranks
+    from vit_dist.data.takedown import load_taken, refuse_forgetting
     from vit_dist.train.branch_point import branch_recipe, find_point
     from vit_dist.train.plan import check_beginning, open_training
 
@@ -77,6 +78,8 @@ def main(argv: list[str]) -> int:
     run_dir: Path = args.run_dir or _default_run_dir(recipe)
     data, val, plan = open_training(recipe, World(size=args.nproc or 1), sources)
     changes = check_changes(point.marker["recipe"], {**identity(recipe), "fingerprint": data.fingerprint})
+    # What the trunk was told to read no more, its branch does not read either.
+    refuse_forgetting(load_taken(point.marker["state"].get("taken_down", ())), recipe.data.takedown)
     check_run_dir(recipe, run_dir, data.fingerprint)
     RunDir(run_dir).check_free()
     check_beginning(recipe, run_dir, data, val)
@@ -105,6 +108,7 @@ def _say(
     from vit_dist.config.branch_keys import shown
     from vit_dist.core.files import redact
     from vit_dist.core.log import WARNING, log
+    from vit_dist.core.units import counted
 
     position, batch = int(point.marker["state"]["position"]), recipe.global_batch
     log(f"  {recipe.name}: branches from {redact(point.run)} at step {point.step:,} ({redact(point.checkpoint)})")
@@ -117,11 +121,12 @@ def _say(
     of_order = f"epoch {position / data.num_samples:.3f} of {data.num_samples:,} examples" if data.num_samples else ""
     log(
         f"    it goes on at position {position:,} ({of_order}), "
-        f"for {plan.total_steps - point.step:,} steps of {batch:,} to step {plan.total_steps:,}"
+        f"for {counted(plan.total_steps - point.step, 'step')} of {batch:,} to step {plan.total_steps:,}"
     )
 
 
 def _begin(recipe: Recipe, data: TrainingSet, run_dir: Path, nproc: int | None) -> int:
+    from vit_dist.core.files import redact
     from vit_dist.core.log import log
     from vit_dist.core.process import heavy_imports
     from vit_dist.core.run import names
@@ -134,11 +139,10 @@ def _begin(recipe: Recipe, data: TrainingSet, run_dir: Path, nproc: int | None) 
     begun = newest_step(run_dir)
     begin(recipe, data, RunDir(run_dir))
     step = newest_step(run_dir)
-    log(
-        f"  {run_dir}: "
-        + ("has begun before" if begun else "has begun")
-        + f"; its newest checkpoint is of step {step:,}"
+    kept = (
+        f"its newest checkpoint is of step {step:,}" if step else f"it goes on from {redact(recipe.checkpoint.remote)}"
     )
+    log(f"  {run_dir}: {'has begun before' if begun else 'has begun'}; {kept}")
     words = [str(run_dir / names.RECIPE), "--run-dir", str(run_dir), "--nproc", str(nproc or 1)]
     if nproc is not None:
         from vit_dist.cli.run import main as train

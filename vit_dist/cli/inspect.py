@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=local_option, metavar="DIR", help="a new folder (inspect-SOURCE)")
     parser.add_argument("--model", metavar="NAME", help="needed where the file does not say its model")
     parser.add_argument("--image-size", metavar="S", type=int, help="positions are resampled to it")
+    parser.add_argument("--average", action="store_true", help="of a run with `ema`: the average of its weights")
     parser.add_argument("--device", metavar="NAME", default="", help="cpu or cuda (a GPU, where there is one)")
     add_plugin(parser)
     return parser
@@ -89,11 +90,11 @@ def main(argv: list[str]) -> int:
 
     with heavy_imports():
         from vit_dist.inspect.look import look_inside
-        from vit_dist.inspect.write import write_look
+        from vit_dist.inspect.write import by_reason, write_look
         from vit_dist.train.checkpoint.weights_remote import downloaded
 
     with downloaded(args.source) as here:
-        weights = _weights(here, config, args.image_size)
+        weights = _weights(here, config, args)
     images, labels, whence = _images(args, paths, weights) if any(map(_needs, views)) else (None, [], "none")
     look = look_inside(
         _model(weights),
@@ -105,9 +106,10 @@ def main(argv: list[str]) -> int:
         device=_device(args.device),
     )
     if not look.views:
-        why = "; ".join(f"{view}: {reason}" for view, reason in look.left_out.items())
+        why = "; ".join(f"{', '.join(views)}: {reason}" for views, reason in by_reason(look))
         raise ConfigError(f"{redact(args.source)}: there is nothing to show: {why}")
-    about = {"weights": redact(args.source), **_facts(weights), "images from": whence}
+    which = f"{redact(args.source)}{', their average' if args.average else ''}"
+    about = {"weights": which, **_facts(weights), "images from": whence}
     _say(look, write_look(look, out, about))
     return 0
 
@@ -159,7 +161,7 @@ def _check_before(
             raise ConfigError(f"{path}: no such image or folder of images")
 
 
-def _weights(here: Path, config: ModelConfig | None, image_size: int | None) -> Weights:
+def _weights(here: Path, config: ModelConfig | None, args: argparse.Namespace) -> Weights:
     """The weights, with a head of one class in place of theirs, which nothing here looks at."""
     from dataclasses import replace
 
@@ -169,11 +171,13 @@ def _weights(here: Path, config: ModelConfig | None, image_size: int | None) -> 
     from vit_dist.train.checkpoint.weights import checkpoint_weights
 
     if not is_checkpoint(here):
-        return read_weights(here, LoadOptions(config=config, num_classes=1, image_size=image_size, head="new"))
+        if args.average:
+            raise ConfigError(f"--average: {redact(args.source)} is a file of weights; give a run or a checkpoint")
+        return read_weights(here, LoadOptions(config=config, num_classes=1, image_size=args.image_size, head="new"))
     if config is not None:
         raise ConfigError(f"{here}: a run or checkpoint of ours says its model; leave --model out")
-    weights = checkpoint_weights(here)
-    size = image_size or weights.image_size
+    weights = checkpoint_weights(here, average=args.average)
+    size = args.image_size or weights.image_size
     weights.config.fit(size)
     state = fit(weights.state, weights.config, num_classes=1, image_size=size, source=str(here), head="new")
     return replace(weights, state=state, num_classes=1, image_size=size)
@@ -235,6 +239,8 @@ def _facts(weights: Weights) -> dict[str, str]:
 
 
 def _say(look: Look, files: Sequence[Path]) -> None:
+    from vit_dist.inspect.write import by_reason
+
     lines = [f"{look.name}, {look.num_images} images of {look.image_size} pixels"]
     if look.attended is not None:
         first, last = look.attended.distance[0], look.attended.distance[-1]
@@ -245,6 +251,6 @@ def _say(look: Look, files: Sequence[Path]) -> None:
     if look.fields:
         sizes = ", ".join(f"{found.layer} {found.size:.3g}" for found in look.fields)
         lines.append(f"  effective receptive field, pixels: {sizes}")
-    lines += [f"  without {view}: {why}" for view, why in look.left_out.items()]
+    lines += [f"  without {', '.join(views)}: {why}" for views, why in by_reason(look)]
     lines.append(f"{files[0]}: {', '.join(look.views)}; {len(files) - 2} pictures and tables beside it")
     sys.stdout.write("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""`vit-dist list`: names of runs, of shipped recipes, clusters, studies and datasets, and of installed plug-ins."""
+"""`vit-dist list`: names of runs, of shipped recipes, clusters, studies and datasets, of optimizers and plug-ins."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from vit_dist.cli.verbs import verb_parser
 
-KINDS = ("runs", "recipes", "clusters", "studies", "data", "plugins")
+KINDS = ("runs", "recipes", "clusters", "studies", "data", "optimizers", "plugins")
 
 _EXAMPLES = """
 One name a line, for eyes and for scripts. Slurm is not asked: states are what the files say (`vit-dist status` asks).
@@ -19,6 +19,7 @@ examples:
   vit-dist list --state failed --names     paths alone
   vit-dist list recipes                    names; `vit-dist recipes` has costs, sources and what was reported
   vit-dist list clusters
+  vit-dist list optimizers                 what each is, and on which engines it trains
   vit-dist list plugins                    what installed packages bring, and why one could not be imported
   for run in $(vit-dist list --state stopped --names); do vit-dist resume "$run"; done
 """
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> int:
     """Entry of the verb."""
     from vit_dist.cli.runs.options import add_runs
 
-    what = "list runs, or shipped recipes, clusters, studies and datasets, or installed plug-ins"
+    what = "list runs, or shipped recipes, clusters, studies and datasets, or optimizers, or installed plug-ins"
     parser = verb_parser("vit-dist list", what, _EXAMPLES)
     parser.add_argument("kind", metavar="WHAT", nargs="?", default="runs", help=f"{', '.join(KINDS)} (default runs)")
     parser.add_argument("--state", metavar="STATE", action="append", default=[], help="only runs in this state")
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
 
     if args.kind not in KINDS:
         raise ConfigError(f"vit-dist list {args.kind}: there is nothing of that kind{did_you_mean(args.kind, KINDS)}")
-    return {"runs": _runs, "plugins": _plugins}.get(args.kind, _shipped)(args)
+    return {"runs": _runs, "optimizers": _optimizers, "plugins": _plugins}.get(args.kind, _shipped)(args)
 
 
 def _runs(args: argparse.Namespace) -> int:
@@ -90,6 +91,22 @@ def _shipped(args: argparse.Namespace) -> int:
             description = str(error)
         shipped.append({"name": path.stem, "path": str(path), "description": description})
     return _write(args, shipped)
+
+
+def _optimizers(args: argparse.Namespace) -> int:
+    from vit_dist.core.registry import OPTIMIZERS
+
+    rows = []
+    for cls, names in OPTIMIZERS.classes().items():
+        engines = "plain, fsdp, deepspeed" if getattr(cls, "elementwise", False) else "plain"
+        if engines == "plain" and getattr(cls, "whole_rows", False):
+            engines = "plain, fsdp"
+        what = (cls.__doc__ or "").strip().partition("\n")[0]
+        rows += [{"name": n, "path": cls.__module__, "engines": engines, "description": what} for n in names]
+    if args.json or args.names:
+        return _write(args, rows)
+    _print(_columns((row["name"], row["engines"], row["description"]) for row in rows))
+    return 0
 
 
 def _plugins(args: argparse.Namespace) -> int:

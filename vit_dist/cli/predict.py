@@ -167,12 +167,13 @@ def _said(args: argparse.Namespace) -> dict[str, Any]:
     """What is said of the model in place of what its weights say: the fields of `classifier.OpenOptions`. No torch."""
     from vit_dist.data.labels import read_classes
 
-    as_they_are = ("average", "image_size", "crop", "upright", "loss", "mean", "std", "device", "precision")
-    return {
+    said: dict[str, Any] = {
         "config": model_config(args.model, args.set) if args.model else None,
         "classes": read_classes(args.classes) if args.classes else (),
-        **{name: getattr(args, name) for name in as_they_are},
     }
+    for name in ("average", "image_size", "crop", "upright", "loss", "mean", "std", "device", "precision"):
+        said[name] = getattr(args, name)
+    return said
 
 
 def _described(classifier: Classifier) -> str:

@@ -40,8 +40,20 @@ RULES = (
         False,
         "moments of one optimizer are none of another's; a new run with init.weights begins with the weights alone",
     ),
-    Rule(("loss", "guards"), True, "from the step of the branch on"),
+    Rule(("loss", "teacher_weights", "class_weights", "guards"), True, "from the step of the branch on"),
+    Rule(
+        ("ema",),
+        True,
+        "an average goes on with what it has counted; one that the trunk has not kept begins at the branch, and one "
+        "that the branch leaves out ends there",
+    ),
     Rule(("precision",), True, "checkpoints hold fp32 weights and moments, whatever is computed with"),
+    Rule(
+        ("ema",),
+        False,
+        "the trunk's checkpoint has the average that its own `ema` has kept, or none: give the trunk the one that its "
+        "branches want",
+    ),
     Rule(
         ("data", "fingerprint"),
         True,
@@ -58,6 +70,7 @@ RULES = (
         False,
         "a run's recipe holds all that the name of its set stands for: give data.train=URL, and what goes with it",
     ),
+    Rule(("data.held_out",), False, "the trunk has trained on what would be held out"),
     Rule(
         ("data.lanes", "data.window", "data.subset_seed", "seed"),
         False,
@@ -74,7 +87,7 @@ RULES = (
         "the trunk's weights are those of its model; vit-dist models import fits weights to another one",
     ),
     Rule(
-        ("model.dropout", "model.stochastic_depth", "model.head_bias"),
+        ("model.dropout", "model.stochastic_depth", "model.patch_dropout", "model.head_bias"),
         True,
         "no weight depends on them; head_bias is that of a new head",
     ),
@@ -127,7 +140,7 @@ def check_changes(trunk: Mapping[str, Any], branch: Mapping[str, Any]) -> list[t
     """
     theirs = {key: value for key, value in trunk.items() if key not in _OF_BEGINNING}
     ours = {key: value for key, value in branch.items() if key != "branch"}
-    for key in ("fingerprint", "plugins"):
+    for key in ("fingerprint", "plugins", "teacher_weights"):
         # Of a recipe alone it is not known yet.
         if key not in ours:
             theirs.pop(key, None)

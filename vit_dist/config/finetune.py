@@ -15,7 +15,7 @@ Rate = Annotated[float, Field(gt=0)]
 class ChosenConfig(Config):
     """How a learning rate was chosen; `vit-dist finetune` writes it into the recipe of the run that it leads to."""
 
-    lr: Rate = Field(description="the one that was best")
+    best: Rate = Field(description="the rate that was best")
     metric: str = Field(description="by which")
     values: dict[str, float | None] = Field(
         description="of each rate that was tried, at the end of its run; null: it diverged"
@@ -41,9 +41,11 @@ class FinetuneConfig(Config):
     @field_validator("lrs")
     @classmethod
     def _different(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        twice = sorted({lr for lr in value if value.count(lr) > 1})
+        # As runs are called by them: six digits tell rates apart.
+        shown = [f"{lr:g}" for lr in value]
+        twice = sorted({lr for lr in shown if shown.count(lr) > 1})
         if twice:
-            raise ValueError(f"given twice: {', '.join(f'{lr:g}' for lr in twice)}")
+            raise ValueError(f"given twice: {', '.join(twice)}")
         return value
 
     @field_validator("held_out")

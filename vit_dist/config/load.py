@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from vit_dist.config.blame import Sources, key_hint
 from vit_dist.config.keys import KINDS, keys_of, plugin_keys
+from vit_dist.config.loss import with_model
 from vit_dist.config.plugins import anchored, load_plugins
 from vit_dist.config.safe_yaml import BoundedLoader, parse_yaml
 from vit_dist.config.schema import DataConfig, Recipe, dump, dump_identity, identity_hash
@@ -228,7 +229,7 @@ def resolve(raw: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str
     for key, registry in SECTIONS.items():
         if key in data:
             data[key] = _plugin(data[key], registry, key, problems)
-    data |= _with_teacher(data.get("loss"), problems)
+    data |= with_model(data.get("loss"), lambda name: _plugin(name, MODELS, "loss.teacher.model", problems))
     if isinstance(data.get("evaluators"), list):
         data["evaluators"] = tuple(
             _plugin(item, EVALUATORS, f"evaluators[{i}]", problems) for i, item in enumerate(data["evaluators"])
@@ -248,15 +249,6 @@ def resolve(raw: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str
     if problems or recipe is None:
         raise ConfigError("\n".join(map(sources.blame, problems)))
     return recipe
-
-
-def _with_teacher(loss: Any, problems: list[str]) -> dict[str, Any]:
-    """The section `loss` with its teacher's model as a config; {} where it names none."""
-    teacher = loss.get("teacher") if isinstance(loss, Mapping) else None
-    if not isinstance(teacher, Mapping) or teacher.get("model") is None:
-        return {}
-    model = _plugin(teacher["model"], MODELS, "loss.teacher.model", problems)
-    return {"loss": {**loss, "teacher": {**teacher, "model": model}}}
 
 
 def _section(problem: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, model_validator
 
@@ -63,6 +64,9 @@ class LossConfig(Config):
         "examples of the class, by the manifest; left out: none",
     )
 
+    class_weights_file: Annotated[AnyPlace, NON_IDENTITY, WHEN_SET] = Field(
+        "", description="path or URL of a text file of them, a number a line, in place of class_weights"
+    )
     teacher: Annotated[TeacherConfig | None, WHEN_SET] = Field(None, description="distil from a model; left out: none")
 
     @model_validator(mode="after")
@@ -70,6 +74,8 @@ class LossConfig(Config):
         if self.name != "bce" and (self.sum_classes or self.target_threshold is not None):
             given = "sum_classes=true" if self.sum_classes else f"target_threshold={self.target_threshold}"
             raise ValueError(f"{given}: it is of the loss bce, and the loss is {self.name}; leave it out")
+        if self.class_weights is not None and self.class_weights_file:
+            raise ValueError("class_weights_file beside class_weights: leave one of them out")
         if isinstance(self.class_weights, tuple) and not any(self.class_weights):
             raise ValueError("class_weights: no class has a weight, so that nothing would be learned")
         return self
@@ -85,3 +91,16 @@ class LossConfig(Config):
                 f"loss.class_weights: {len(self.class_weights):,} weights, and data.num_classes={num_classes}; give "
                 f"one for each class, in the order of their numbers"
             )
+
+
+def with_model(loss: Any, made: Callable[[Any], Any]) -> dict[str, Any]:
+    """The section `loss`, not yet checked, with its teacher's model as a config; {} where it names none.
+
+    Args:
+        loss: as it was given.
+        made: the config of a model by its name or settings.
+    """
+    teacher = loss.get("teacher") if isinstance(loss, Mapping) else None
+    if not isinstance(teacher, Mapping) or teacher.get("model") is None:
+        return {}
+    return {"loss": {**loss, "teacher": {**teacher, "model": made(teacher["model"])}}}

@@ -341,6 +341,8 @@ class Recipe(Config):
     def _possible(self) -> Recipe:
         if self.horizon.value == 0:
             raise ValueError("horizon: a run of length 0 trains nothing")
+        if self.branch is not None and self.init is not None:
+            raise ValueError("init: a branch begins from its checkpoint, and from no other weights; leave `init` out")
         if self.data.mixture:
             self._check_no_epochs()
         if self.data.pair_mixing is not None and self.global_batch % 2:

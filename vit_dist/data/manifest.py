@@ -89,7 +89,7 @@ class Slice(NamedTuple):
     seed: int
 
     def __str__(self) -> str:
-        return f"{self.start:,} to {self.stop:,} of the nested order{f' {self.seed}' if self.seed else ''}"
+        return f"{self.start} to {self.stop} of the nested order{f' {self.seed}' if self.seed else ''}"
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,8 @@ from vit_dist.engines.fsdp import FSDPConfig
 from vit_dist.models._base import repeated_blocks
 from vit_dist.optim._across import RowOptimizer
 
+# torch 2.14 has renamed it, and warns where the old name is called.
+_all_gather = getattr(torch.distributed, "all_gather_single", None) or torch.distributed.all_gather_into_tensor
 # What torch says where a weight is read that is not gathered.
 _NOT_GATHERED = "mixed torch.Tensor and DTensor"
 
@@ -309,7 +311,7 @@ class RowsOfRanks:
         padded = own.new_zeros(most, *sides)
         padded[: len(own)] = own
         gathered = own.new_empty(most * self._world.size, *sides)
-        torch.distributed.all_gather_into_tensor(gathered, padded)
+        _all_gather(gathered, padded)
         return gathered[:rows]
 
     def own(self, weight: Tensor, whole: Tensor) -> Tensor:

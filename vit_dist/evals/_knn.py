@@ -22,6 +22,8 @@ _TILE = 1 << 25
 _SPARE = 32
 """Candidates in single precision beyond k, so that the k nearest in double precision are among them."""
 
+_ERROR = 1e-5
+"""More than single precision errs in a cosine of a few thousand features."""
 _TINY = 1e-30
 """What lengths are at least, so that features of zeros are similar to nothing."""
 
@@ -61,13 +63,14 @@ def count_correct(train: Shard, test: Shard, votes: Votes, world: World, device:
     """
     place, most, each = train.x.device, max(votes.k), -(-test.total // world.size)
     queries = test.x.to(place)
+    scale = torch.linalg.vector_norm(train.x, dim=1).clamp(min=_TINY).reciprocal()
     truth = test.labels.to(place)
     counts = torch.zeros(len(votes.k) + 1, dtype=torch.float64, device=place)
     # Every rank goes through as many rounds, with queries of zeros where it has none left.
     for start in range(0, each, _QUERIES):
         mine = queries[start : start + _QUERIES]
         padded = functional.pad(mine, (0, 0, 0, min(_QUERIES, each - start) - len(mine)))
-        found = _exchanged(_nearest(_all(padded, world, device), train, most), most, world, device)
+        found = _exchanged(_nearest(_all(padded, world, device), train, scale, most), most, world, device)
         labels = truth[start : start + len(mine)]
         known = (labels >= 0).any(1)
         similarity, voters = found.similarity[: len(mine)], found.label[: len(mine)]
@@ -112,23 +115,25 @@ class _Neighbours:
         return _Neighbours(*(part.gather(1, order) for part in (self.similarity, self.label, self.position)))
 
 
-def _nearest(queries: Tensor, train: Shard, k: int) -> _Neighbours:
+def _nearest(queries: Tensor, train: Shard, scale: Tensor, k: int) -> _Neighbours:
     """The k nearest of this rank's examples, by float64 cosine similarities; -inf where it has fewer.
 
     Args:
         queries: float32 [q, D], of any length.
         train: this rank's part.
+        scale: float32 [n]: one over the lengths of its features.
         k: how many.
     """
     own, labels = train.x, train.first_labels
     q, device, unit = len(queries), own.device, functional.normalize(queries, dim=1)
-    scale = own.norm(dim=1).clamp(min=_TINY).reciprocal()
+    bare = bool((labels < 0).any())
     best = torch.full((q, 0), -torch.inf, device=device)
     rows = torch.zeros((q, 0), dtype=torch.int64, device=device)
     step = max(1, _TILE // max(1, q))
     for start in range(0, len(own), step):
-        similarity = unit @ own[start : start + step].T * scale[start : start + step]
-        similarity.masked_fill_(labels[None, start : start + step] < 0, -torch.inf)
+        similarity = (unit @ own[start : start + step].T).mul_(scale[start : start + step])
+        if bare:
+            similarity.masked_fill_(labels[None, start : start + step] < 0, -torch.inf)
         values, indices = similarity.topk(min(k + _SPARE, similarity.shape[1]), dim=1)
         best, rows = torch.cat([best, values], 1), torch.cat([rows, indices + start], 1)
         best, kept = best.topk(min(k + _SPARE, best.shape[1]), dim=1)
@@ -138,13 +143,17 @@ def _nearest(queries: Tensor, train: Shard, k: int) -> _Neighbours:
     label = torch.full(exact.shape, -1, dtype=torch.int64, device=device)
     position = torch.full(exact.shape, train.total, dtype=torch.int64, device=device)
     if best.shape[1]:
-        there = best.shape[1]
+        # Those that are further from the k-th than single precision errs are none of the k, whatever they are.
+        edge = best[:, min(k, best.shape[1]) - 1, None] - _ERROR
+        there = max(1, int((best >= edge).sum(1).max()))
+        best, rows = best[:, :there], rows[:, :there]
         at_once = max(1, _TILE // 4 // (there * own.shape[1]))
         for start in range(0, q, at_once):
             some = slice(start, start + at_once)
-            there_x, query = own[rows[some]].double(), queries[some].double()
-            cosine = torch.einsum("qd,qcd->qc", query, there_x)
-            cosine /= (query.norm(dim=1, keepdim=True) * there_x.norm(dim=2)).clamp(min=_TINY)
+            query = functional.normalize(queries[some].double(), dim=1)
+            examples = own[rows[some]].double()
+            cosine = torch.bmm(examples, query[:, :, None]).squeeze(2)
+            cosine /= torch.linalg.vector_norm(examples, dim=2).clamp(min=_TINY)
             exact[some, :there] = torch.where(best[some].isinf(), -torch.inf, cosine)
         label[:, :there], position[:, :there] = labels[rows], rows + train.start
     return _Neighbours(exact, label, position).first(k)

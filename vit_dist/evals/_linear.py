@@ -66,7 +66,7 @@ class Training:
 
     rates: Sequence[float]
     batch: int
-    epochs: int
+    passes: int
     seed: int
 
 
@@ -169,7 +169,7 @@ def train(
         tuple(part.view(space.width + 1, len(rates), num_classes) for part in split)
         for space, *split in zip(spaces, *(torch.split(t, sizes) for t in (values, gradients, momenta)), strict=True)
     ]
-    total = how.epochs * -(-len(positions) // how.batch)
+    total = how.passes * -(-len(positions) // how.batch)
     for step, (rows, size) in enumerate(_steps(positions, shard, how)):
         x = shard.x[rows.to(shard.x.device)].to(device)
         labels = shard.first_labels[rows.to(shard.x.device)].to(device)
@@ -206,7 +206,7 @@ def _gradient(x: Tensor, labels: Tensor, value: Tensor, size: int, *, out: Tenso
 def _steps(positions: I64, shard: Shard, how: Training) -> Iterator[tuple[Tensor, int]]:
     """For each step which of this rank's rows are in it, int64 [b], and how many examples it has on all ranks."""
     steps = -(-len(positions) // how.batch)
-    for epoch in range(how.epochs):
+    for epoch in range(how.passes):
         order = positions[permutation(len(positions), how.seed, _TAG_ORDER, epoch)]
         places = np.flatnonzero((order >= shard.start) & (order < shard.start + len(shard.x)))
         rows = torch.from_numpy(order[places] - shard.start)

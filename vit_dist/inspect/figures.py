@@ -41,6 +41,9 @@ _GAP = 0.06
 _COVER, _COVERED_BY = 0.9, COLOURS[4]
 """How much of the image its map covers where that is largest, and in which colour: orange on grey, for all eyes."""
 
+_SQUARE = "#fefefe"
+"""White, but not the paper's: it stays so on a dark page."""
+
 Pixels = NDArray[np.float64]
 
 
@@ -155,8 +158,7 @@ def _filters(look: Look) -> Drawing:
     components, shares, layer = look.components
     columns = 7
     cells = [_coloured(one) for one in components]
-    blank = np.ones_like(cells[0])
-    cells += [blank] * (-len(cells) % columns)
+    cells += [np.zeros_like(cells[0])] * (-len(cells) % columns)
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
     picture = _tiles(rows, gap=max(1, round(cells[0].shape[0] * _GAP)))
     figure, axes = _square(picture.shape[:2], right=0.1, left=0.1)
@@ -185,7 +187,7 @@ def _field(look: Look) -> Drawing:
         axes.imshow(pixels, cmap=_HEAT, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
         corner = [(side - 1 - found.size) / 2 for side in reversed(pixels.shape)]
         axes.add_patch(
-            Rectangle((corner[0], corner[1]), found.size, found.size, fill=False, edgecolor="white", linewidth=1.1)
+            Rectangle((corner[0], corner[1]), found.size, found.size, fill=False, edgecolor=_SQUARE, linewidth=1.1)
         )
         axes.set_title(f"{found.layer}: {found.size:.3g} px", fontsize=_LABEL + 0.5, color=INK, pad=3)
     return Drawing(
@@ -237,16 +239,18 @@ def _overlay(image: Tensor, weights: Any) -> Pixels:
 
 
 def _coloured(component: Tensor) -> Any:
-    """[3, P, Q] around zero -> [P, Q, 3] around grey."""
-    return (0.5 + 0.5 * component / component.abs().max().clamp(min=1e-12)).permute(1, 2, 0).numpy()
+    """[3, P, Q] around zero -> [P, Q, 4] around grey."""
+    colours = (0.5 + 0.5 * component / component.abs().max().clamp(min=1e-12)).permute(1, 2, 0).numpy()
+    return np.concatenate([colours, np.ones_like(colours[..., :1])], axis=2)
 
 
 def _tiles(rows: Sequence[Sequence[Any]], *, gap: int = 1) -> Any:
     """Pictures of one size side by side; what is between them is not a number: nothing is drawn there."""
     height, width = rows[0][0].shape[:2]
-    depth = rows[0][0].shape[2:]
-    shape = (len(rows) * (height + gap) - gap, len(rows[0]) * (width + gap) - gap, *depth)
-    sheet = np.full(shape, 1.0 if depth else np.nan)
+    is_coloured = rows[0][0].ndim == 3
+    shape = (len(rows) * (height + gap) - gap, len(rows[0]) * (width + gap) - gap)
+    # Of colours a fourth says how much of them there is.
+    sheet = np.zeros((*shape, 4)) if is_coloured else np.full(shape, np.nan)
     for y, row in enumerate(rows):
         for x, tile in enumerate(row):
             sheet[y * (height + gap) : y * (height + gap) + height, x * (width + gap) : x * (width + gap) + width] = (

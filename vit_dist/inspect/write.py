@@ -106,9 +106,15 @@ def _page(look: Look, drawings: Sequence[Drawing], files: Mapping[str, bytes], s
         title=f"Inside {look.name}",
         figures=figures,
         heads=_heads(look),
-        left_out=[(view, VIEWS[view].shows, why) for view, why in look.left_out.items()],
+        left_out=[(", ".join(views), why) for views, why in by_reason(look)],
         said=list(said.items()),
     )
+
+
+def by_reason(look: Look) -> list[tuple[list[str], str]]:
+    """The views that are not there, those with one reason together, and the reason."""
+    reasons = dict.fromkeys(look.left_out.values())
+    return [([view for view, why in look.left_out.items() if why == reason], reason) for reason in reasons]
 
 
 def _heads(look: Look) -> list[tuple[str, ...]]:

@@ -185,7 +185,8 @@ class ViT(ImageModel):
             part, _, rest = name.partition(".")
             if part in {"blocks", "peg"}:
                 return int(rest.partition(".")[0]) + 1
-            in_stem = part in {"patch_embed", "cls_token"} or (part.startswith("pos_") and self.positions_at == "stem")
+            in_stem = part in {"patch_embed", "cls_token", "reg_token"}
+            in_stem = in_stem or (part.startswith("pos_") and self.positions_at == "stem")
             return 0 if in_stem else behind
 
         return {name: layer(name) for name, _ in self.named_parameters()}

@@ -22,7 +22,7 @@ from vit_dist.config.load import differences, identity, load_recipe, recipe_yaml
 from vit_dist.config.schema import Recipe, dump
 from vit_dist.core.errors import ConfigError, DataError, RunError
 from vit_dist.core.events.reader import read_run
-from vit_dist.core.files import join_url, write_bytes
+from vit_dist.core.files import join_url, read_bytes, write_bytes
 from vit_dist.core.run import history, names
 from vit_dist.core.run.names import run_folder
 from vit_dist.core.small_files import DamagedError, parse_json
@@ -126,7 +126,7 @@ class Finetuning:
         """The last run: of the rate that was chosen, on all of the training set."""
         recipe = self.recipe
         rates = self.rates.lrs
-        lr = chosen.lr if chosen is not None else (rates[0] if rates else recipe.optim.lr)  # type: ignore[attr-defined]
+        lr = chosen.best if chosen is not None else (rates[0] if rates else recipe.optim.lr)  # type: ignore[attr-defined]
         finetune = self.rates.model_copy(update={"chosen": chosen})
         remote = recipe.checkpoint.remote
         checkpoint = recipe.checkpoint.model_copy(update={"remote": join_url(remote, FINAL) if remote else ""})
@@ -194,9 +194,9 @@ def is_diverged(run_dir: Path) -> bool:
     if cell_state(run_dir).state != "failed":
         return False
     try:
-        *_, last = (run_dir / names.NONFINITE).read_text().splitlines()
+        *_, last = read_bytes(str(run_dir / names.NONFINITE)).splitlines()
         entry = parse_json(last)
-    except (OSError, ValueError, DamagedError):
+    except (DataError, ValueError, DamagedError):
         return False
     status = history.read(run_dir).status
     return isinstance(entry, dict) and entry.get("applied") is False and status is not None
@@ -220,7 +220,8 @@ def values_of(run_dir: Path, recipe: Recipe) -> dict[str, float]:
     log = read_run(str(run_dir / names.EVENTS), [*recipe.measured()[0], recipe_metric(recipe)])
     step = cell_state(run_dir).step
     last = {tag: (int(one.steps[-1]), float(one.values[-1])) for tag, one in log.scalars.items() if len(one.steps)}
-    return {tag: value for tag, (at, value) in sorted(last.items()) if at == step}
+    # Logs hold single precision: further digits are none of the value's.
+    return {tag: float(f"{value:.7g}") for tag, (at, value) in sorted(last.items()) if at == step}
 
 
 def recipe_metric(recipe: Recipe) -> str:
@@ -257,7 +258,7 @@ def choose(tuning: Finetuning) -> ChosenConfig | None:
     manifest = read_manifest(data.train)
     part = held_out_slice(data, manifest)
     return ChosenConfig(
-        lr=rates[best],
+        best=rates[best],
         metric=metric,
         values={f"{lr:g}": value for lr, value in sorted(values.items())},
         held_out=data.held_out,
@@ -279,23 +280,23 @@ def words_of(chosen: ChosenConfig) -> str:
     others = ", ".join(
         f"{lr} {'diverged' if value is None else f'{value:.4g}'}"
         for lr, value in chosen.values.items()
-        if float(lr) != chosen.lr
+        if float(lr) != chosen.best
     )
-    best = chosen.values[f"{chosen.lr:g}"]
+    best = chosen.values[f"{chosen.best:g}"]
     return (
-        f"optim.lr={chosen.lr:g}: {chosen.metric} {best:.4g} on {chosen.examples:,} examples held out of the training "
-        f"set ({others})"
+        f"optim.lr={chosen.best:g}: {chosen.metric} {best:.4g} on {chosen.examples:,} examples held out of the "
+        f"training set ({others})"
     )
 
 
 def edge_of_grid(chosen: ChosenConfig) -> str:
     """A remark where the best rate is the first or the last of the grid; '' where it lies inside."""
     rates = sorted(map(float, chosen.values))
-    if chosen.lr not in (rates[0], rates[-1]) or len(rates) < 3:
+    if chosen.best not in (rates[0], rates[-1]) or len(rates) < 3:
         return ""
-    side, factor = ("smallest", 1 / 3) if chosen.lr == rates[0] else ("largest", 3)
+    side, factor = ("smallest", 1 / 3) if chosen.best == rates[0] else ("largest", 3)
     return (
-        f"the {side} rate of the grid was best: one beyond it may be better, such as {chosen.lr * factor:.2g} "
+        f"the {side} rate of the grid was best: one beyond it may be better, such as {chosen.best * factor:.2g} "
         f"(finetune.lrs)"
     )
 

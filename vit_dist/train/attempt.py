@@ -47,7 +47,7 @@ from vit_dist.train.checkpoint.probe import make_probe
 from vit_dist.train.checkpoint.saver import Saver
 from vit_dist.train.checkpoint.store import Retention, sweep
 from vit_dist.train.claim import claim
-from vit_dist.train.class_weights import weights_of_classes
+from vit_dist.train.class_weights import identity_of_file, weights_of_classes
 from vit_dist.train.failures import explained
 from vit_dist.train.health.monitor import Monitor, Place, Watchdog, leave_after_grace
 from vit_dist.train.health.patience import Patience, patience
@@ -175,7 +175,7 @@ def open_run(
     weights = weights_of_classes(recipe, data, world, device)
     plugins = agreed_plugins(recipe, world)
     digests = {"fingerprint": data.fingerprint, **initial.identity, **teacher.identity, **plugins}
-    run_identity = {**identity(recipe), **digests}
+    run_identity = {**identity(recipe), **digests, **identity_of_file(recipe, weights)}
     lineage = agreed_lineage(recipe, directory, run_identity, world)
     # Before anything is written or superseded: a run directory of another run must be left as it is.
     if world.is_main:

@@ -53,7 +53,11 @@ from vit_dist.train.checkpoint.restore import on_main
 from vit_dist.train.checkpoint.store import remove, verify_files
 from vit_dist.train.checkpoint.weights import CLASSES
 from vit_dist.train.claim import claim
+from vit_dist.train.initial_weights import TEACHER
+from vit_dist.train.teacher import TeacherWeights
 
+_OPENED = ("fingerprint", "initial_weights", TEACHER, "plugins")
+"""Of a run's identity, what its recipe alone does not say."""
 _SCRATCH = ".trunk"
 _PLANTING = "planting"
 
@@ -72,11 +76,14 @@ def begin(recipe: Recipe, data: TrainingSet, directory: RunDir) -> Lineage:
     Raises:
         VitDistError: the checkpoint is missing, damaged or another one than it was; the directory is another run's.
     """
-    run_identity = {**identity(recipe), "fingerprint": data.fingerprint, **plugin_identity(recipe)}
     with directory.locked():
+        # As an attempt has it; what a branch may not have of it, weights to begin from, is refused with the recipe.
+        teacher = TeacherWeights(recipe, directory, World(), data.class_names).identity
+        digests = {"fingerprint": data.fingerprint, **teacher, **plugin_identity(recipe)}
+        run_identity = {**identity(recipe), **digests}
         lineage = _lineage(recipe, directory, run_identity)
         claim(directory, recipe, data, run_identity, lineage)
-        if not committed(directory.checkpoints):
+        if _has_no_checkpoint(recipe, directory):
             _plant(recipe, data, directory, run_identity, lineage)
     return lineage
 
@@ -109,11 +116,16 @@ def plant_missing(
         return
 
     def plant() -> None:
-        remote = recipe.checkpoint.remote
-        if not committed(directory.checkpoints) and not (remote and remote_steps(remote)):
+        if _has_no_checkpoint(recipe, directory):
             _plant(recipe, data, directory, run_identity, lineage)
 
     on_main(plant, world)
+
+
+def _has_no_checkpoint(recipe: Recipe, directory: RunDir) -> bool:
+    """Whether there is none, here or among the branch's own copies, which count where its directory was lost."""
+    remote = recipe.checkpoint.remote
+    return not committed(directory.checkpoints) and not (remote and remote_steps(remote))
 
 
 def _lineage(recipe: Recipe, directory: RunDir, run_identity: Mapping[str, Any]) -> Lineage:
@@ -124,7 +136,7 @@ def _lineage(recipe: Recipe, directory: RunDir, run_identity: Mapping[str, Any])
         return read_lineage(claimed[lineages.KEY])
     marker = _trunk_marker(branch)
     changes = check_changes(marker["recipe"], run_identity)
-    theirs = {k: v for k, v in marker["recipe"].items() if k not in ("fingerprint", "initial_weights", "plugins")}
+    theirs = {key: value for key, value in marker["recipe"].items() if key not in _OPENED}
     state = marker["state"]
     trunk = Trunk(
         run=branch.run,
@@ -158,7 +170,8 @@ def _macs(trunk: Mapping[str, Any]) -> int | None:
     """Multiply-adds of a forward pass of one image of the trunk's model; None where it cannot be built here."""
     try:
         data = trunk["data"]
-        return count_macs(config_of(trunk["model"], "the trunk's model"), data["num_classes"], data["image_size"])
+        model = config_of(trunk["model"], "the trunk's model")
+        return count_macs(model, data["num_classes"], data["image_size"], training=True)
     except (ConfigError, DataError, KeyError, TypeError, ValueError, RuntimeError):
         return None
 
@@ -177,9 +190,9 @@ def _plant(
         problem = verify_files(trunk, marker, World())
         if problem:
             raise CheckpointError(f"branch.checkpoint: {redact(branch.checkpoint)}: damaged: {problem}")
-        remove_tree(partial)
-        partial.mkdir(parents=True)
         try:
+            remove_tree(partial)
+            partial.mkdir(parents=True)
             parts = _fitting(branch, recipe, trunk, sorted(marker["files"]))
             if parts is None:
                 files = {name: _same(trunk / name, partial / name, entry) for name, entry in marker["files"].items()}
@@ -208,7 +221,7 @@ def _plant(
             sync_path(root)
         except OSError as error:
             raise CheckpointError(
-                f"{root}: the branch's first checkpoint cannot be written: {error.strerror}"
+                f"{root}: the branch's first checkpoint cannot be made of {redact(branch.checkpoint)}: {error.strerror}"
             ) from None
         finally:
             remove_tree(partial)

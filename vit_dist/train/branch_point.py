@@ -23,6 +23,7 @@ from vit_dist.core.files import folder_url, is_remote, join_url, local_path, rea
 from vit_dist.core.run import names
 from vit_dist.core.run.checkpoints import MARKER, committed, lacks, marker_in_place, step_name, step_of
 from vit_dist.core.run.lineage import checkpoint_digest
+from vit_dist.core.text import read_text
 from vit_dist.core.units import parse_count
 
 _SHOWN = 8
@@ -104,7 +105,7 @@ def _recipe(run: str, path: Path | None) -> tuple[dict[str, Any], str, tuple[Pat
         return read_recipe_file(path, files=files), str(path), tuple(files)
     url = join_url(folder_url(run), names.RECIPE)
     try:
-        raw = parse_yaml(read_bytes(url).decode(errors="replace"), redact(url))
+        raw = parse_yaml(read_text(url), redact(url))
     except MissingError:
         raise ConfigError(f"{redact(url)}: is not there, so what the run has trained is not known") from None
     if not isinstance(raw, dict):
@@ -188,7 +189,7 @@ def branch_recipe(point: BranchPoint, overrides: Sequence[str]) -> tuple[Recipe,
     """
     given = parse_overrides(overrides)
     check_given([text.partition("=")[0].strip() for text in overrides])
-    raw: dict[str, Any] = {key: value for key, value in point.raw.items() if key not in ("init", "branch")}
+    raw: dict[str, Any] = {key: value for key, value in point.raw.items() if key not in ("init", "branch", "finetune")}
     step, left = point.step, list[str]()
     raw["branch"] = {
         "checkpoint": point.checkpoint,

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from vit_dist.config.branch import BranchConfig
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.engines._average import wanted_count
 from vit_dist.engines._fit import tensors_of
-from vit_dist.engines._slices import BUFFER, WEIGHT, EngineState, Slice
+from vit_dist.engines._slices import AVERAGE, AVERAGED, BUFFER, WEIGHT, EngineState, Slice
 from vit_dist.models import ModelConfig
 from vit_dist.models.weights.adapt import State, fit
 from vit_dist.models.weights.names import Wording
@@ -23,8 +24,6 @@ Parts = Iterator[tuple[str, Snapshot]]
 """(name of a part's file, its content), one in memory at a time."""
 
 _KEYS = Wording("branch.head=new", "data.num_classes=N")
-_AVERAGES = frozenset({"average"})
-"""Kinds that are averages of weights, and are fitted as weights are; what else is kept of a weight is a moment."""
 
 
 def fitted_parts(
@@ -47,39 +46,47 @@ def fitted_parts(
     """
     wanted = {key: shape for key, (shape, _) in tensors_of(module).items()}
     theirs = {key: held.shape for key, held in source.held.items() if key[0] in (WEIGHT, BUFFER)}
-    if theirs == {key: shape for key, shape in wanted.items() if math.prod(shape)} and branch.head == "keep":
+    averages = (AVERAGED in {kind for kind, _ in source.held}) == (recipe.ema is not None)
+    same = theirs == {key: shape for key, shape in wanted.items() if math.prod(shape)}
+    if same and averages and branch.head == "keep":
         return None
     weights = _fit({name: source.tensor(kind, name) for kind, name in theirs}, recipe, branch)
-    weights_before = {name for _, name in theirs}
-    anew = {name for kind, name in wanted if theirs.get((kind, name)) != wanted[kind, name]}
-    anew |= {"head.weight", "head.bias"} if branch.head == "new" else set()
     tensors: list[_Whole] = []
-    scalars = {name: dict(numbers) for name in weights if (numbers := source.scalars(name))}
     for kind, name in wanted:
         dtype = source.held[kind, name].dtype if (kind, name) in source.held else weights[name].dtype
         tensors.append(_Whole(kind, name, weights[name].to(dtype)))
-    for kind in sorted({kind for kind, _ in source.held} - {WEIGHT, BUFFER}):
-        named = [name for other, name in source.held if other == kind]
-        # Of no weight: a number of the run, such as a count.
-        tensors += [_Whole(kind, name, source.tensor(kind, name)) for name in named if name not in weights_before]
-        of_kind = [name for name in named if name in weights]
-        if kind in _AVERAGES:
-            averages = _fit({**weights, **{name: source.tensor(kind, name) for name in of_kind}}, recipe, branch)
-            tensors += [_Whole(kind, name, averages[name].to(source.held[kind, name].dtype)) for name in of_kind]
+    if recipe.ema is not None:
+        trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+        tensors += _averages(source, weights, trained, recipe, branch)
+    anew = {name for kind, name in wanted if theirs.get((kind, name)) != wanted[kind, name]}
+    anew |= {"head.weight", "head.bias"} if branch.head == "new" else set()
+    scalars: dict[str, dict[str, float]] = {}
+    for name in weights:
+        moments = {kind: source.held[kind, name] for kind in source.kinds(name)}
+        if name in anew and any(held.shape != theirs[WEIGHT, name] for held in moments.values()):
+            # Factored ones and the like cannot be zeros of a shape that is known here: the optimizer begins them.
             continue
-        for name in of_kind:
-            if name not in anew:
-                tensors.append(_Whole(kind, name, source.tensor(kind, name)))
-            elif source.held[kind, name].shape == theirs.get((WEIGHT, name)):
-                zeros = torch.zeros(wanted[WEIGHT, name], dtype=source.held[kind, name].dtype)
-                tensors.append(_Whole(kind, name, zeros))
-    # Moments of a shape of their own, as factored ones, cannot be zeros of a known shape: the optimizer begins them.
-    kept = {(whole.kind, whole.name) for whole in tensors}
-    for name in anew & scalars.keys():
-        if any((kind, name) not in kept for kind in source.kinds(name)):
-            tensors = [whole for whole in tensors if whole.name != name or whole.kind in (WEIGHT, BUFFER)]
-            del scalars[name]
+        scalars |= {name: dict(numbers)} if (numbers := source.scalars(name)) else {}
+        for kind, held in moments.items():
+            zeros = torch.zeros(wanted[WEIGHT, name], dtype=held.dtype) if name in anew else None
+            tensors.append(_Whole(kind, name, source.tensor(kind, name) if zeros is None else zeros))
     return _cut(sorted(tensors, key=lambda whole: (whole.kind, whole.name)), scalars, files)
+
+
+def _averages(
+    source: SliceSource, weights: State, trained: Sequence[str], recipe: Recipe, branch: BranchConfig
+) -> list[_Whole]:
+    """The averages of a branch that keeps some: the trunk's, fitted as its weights are; else such as count no step."""
+    (kind, count), (shape, _) = wanted_count()
+    if not source.holds(kind, count):
+        begun = [_Whole(AVERAGE, name, weights[name]) for name in trained]
+        return [*begun, _Whole(kind, count, torch.zeros(shape, dtype=torch.float64))]
+    before = {name: source.tensor(AVERAGE, name) for of, name in source.held if of == AVERAGE}
+    fitted = _fit({**weights, **before}, recipe, branch)
+    return [
+        *(_Whole(AVERAGE, name, fitted[name].to(weights[name].dtype)) for name in trained),
+        _Whole(kind, count, source.tensor(kind, count)),
+    ]
 
 
 def _fit(state: Mapping[str, Tensor], recipe: Recipe, branch: BranchConfig) -> State:

@@ -8,23 +8,35 @@ from torch import Tensor
 
 from vit_dist.config.schema import Recipe
 from vit_dist.core.world import World
+from vit_dist.data.class_weights import read_class_weights
 from vit_dist.data.describe import count
 from vit_dist.data.sets import TrainingSet
 from vit_dist.train.checkpoint.restore import on_main
+from vit_dist.train.initial_weights import CLASS_WEIGHTS, digest_of
 
 
 def weights_of_classes(recipe: Recipe, data: TrainingSet, world: World, device: torch.device) -> Tensor | None:
     """float32 [K] on a device, or None where all classes count alike. A collective.
 
     Raises:
-        DataError: an index of the set cannot be read.
+        DataError: an index of the set, or the file of weights, cannot be read.
     """
-    wanted = recipe.loss.class_weights
-    if wanted is None:
+    wanted, file = recipe.loss.class_weights, recipe.loss.class_weights_file
+    if wanted is None and not file:
         return None
+    if file:
+        wanted = on_main(lambda: tuple(read_class_weights(file, recipe.data.num_classes)), world)
+    assert wanted is not None
     # An index a shard: rank 0 reads them for all.
     weights = on_main(lambda: balanced(data, recipe), world) if wanted == "balanced" else list(wanted)
     return torch.tensor(weights, dtype=torch.float32, device=device)
+
+
+def identity_of_file(recipe: Recipe, weights: Tensor | None) -> dict[str, str]:
+    """The part of a run's identity that says which weights a file gave; {} without one: the recipe says all."""
+    if weights is None or not recipe.loss.class_weights_file:
+        return {}
+    return {CLASS_WEIGHTS: digest_of({"": weights.cpu()})}
 
 
 def balanced(data: TrainingSet, recipe: Recipe) -> list[float]:

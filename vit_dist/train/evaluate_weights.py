@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vit_dist.config.load import resolve
 from vit_dist.config.schema import Recipe, dump
 from vit_dist.config.weights import recipe_of_weights
@@ -27,6 +29,7 @@ from vit_dist.models import ModelConfig
 from vit_dist.models.weights.adapt import Head
 from vit_dist.models.weights.files import LoadOptions, Weights, read_weights
 from vit_dist.models.weights.names import OPTIONS
+from vit_dist.models.weights.viewed import HALF
 from vit_dist.train.checkpoint.restore import on_main
 from vit_dist.train.checkpoint.weights import fresh_weights
 from vit_dist.train.checkpoint.weights_remote import downloaded
@@ -87,6 +90,7 @@ def evaluate_source(
         raw = recipe_of_weights(
             dump(weights.config), weights.num_classes, weights.image_size, name=name[:100], crop=weights.viewed.crop
         )
+        raw["data"]["upright"] = weights.viewed.upright
         recipe = resolve({**raw, "global_batch": world.size}, words)
         with numerics(recipe):
             check_precision(recipe.precision, device)
@@ -97,6 +101,10 @@ def evaluate_source(
                 on = evaluator.measures_on(recipe, val)  # type: ignore[attr-defined]
                 beside = None if files is None or on is None else files / on.label
                 values |= dict(evaluator.run(replace(context, outputs=beside)))  # type: ignore[attr-defined]
+        if world.is_main and files is not None:
+            for metric, pictures in context.pictures.items():
+                for picture, png in pictures.items():
+                    write_bytes(str(files / f"{metric}-{picture}.png".replace("/", "-")), png)
         if world.is_main:
             _tell(source, recipe, weights, val, values, out)
         return values
@@ -131,6 +139,11 @@ def _engine(recipe: Recipe, weights: Weights, world: World, device: Any) -> Any:
     config: Any = recipe.model
     model = config.build(num_classes=weights.num_classes, image_size=weights.image_size)
     model.load_state_dict(weights.state)
+    viewed = weights.viewed
+    if (viewed.mean, viewed.std) != (HALF, HALF):
+        mean, std = (torch.tensor(colours, device=device)[:, None, None] for colours in (viewed.mean, viewed.std))
+        # Engines give images in [-1, 1]; these weights want other colours.
+        model.register_forward_pre_hook(lambda _, images: (((images[0] + 1) / 2 - mean) / std,))
     optimizer = recipe.optim.build(model)  # type: ignore[attr-defined]
     inputs = EngineInputs(model, optimizer, make_loss(recipe.loss), world, device, recipe.precision, None, 1, 1)
     return recipe.engine.build(inputs)  # type: ignore[attr-defined]

@@ -38,12 +38,14 @@ from vit_dist.train.checkpoint.weights_remote import download, errors_naming
 _KEY = "initial_weights"
 TEACHER = "teacher_weights"
 """The same of a teacher's weights (train/teacher.py)."""
+CLASS_WEIGHTS = "class_weights"
+"""The same of a file of class weights (train/class_weights.py)."""
 
 
 def recorded(directory: RunDir) -> dict[str, str]:
-    """The part of a run's identity that says which weights it began from, and its teacher's; {} where no run is yet."""
+    """The part of a run's identity that files say: the weights it began from, and others; {} where no run is yet."""
     known = (directory.read_json(names.RUN) or {}).get("identity", {})
-    return {key: known[key] for key in (_KEY, TEACHER) if known.get(key)}
+    return {key: known[key] for key in (_KEY, TEACHER, CLASS_WEIGHTS) if known.get(key)}
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class Measures:
                 self.sets[tag], values[tag] = on, value
                 group = tag.rpartition("/")[0]
                 pictures = self.context.pictures.pop(name, {})
-                self._pictures |= {f"{group}/{name}": png for name, png in pictures.items()}
+                self._pictures |= {f"{group}/{picture}": png for picture, png in pictures.items()}
         return values
 
     def _told(

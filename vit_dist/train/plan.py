@@ -20,6 +20,7 @@ from vit_dist.core.run.copies import check_place, holds_copies_of
 from vit_dist.core.store_patience import briefly
 from vit_dist.core.units import nearest_multiples
 from vit_dist.core.world import World
+from vit_dist.data.class_weights import read_class_weights
 from vit_dist.data.manifest import ShardManifest, read_manifest
 from vit_dist.data.sets import TrainingSet, how_to_pack, open_training_set, too_many_outputs, whole_set
 from vit_dist.data.takedown import hold, new_lines, read_list, refuse_forgetting
@@ -146,6 +147,8 @@ def check_named(recipe: Recipe, run_dir: Path, asked: set[str] | None = None) ->
     # Read anew: it may have grown since this process has read it.
     hold(recipe.data.takedown, read_list(recipe.data.takedown))
     refuse_forgetting(taken_down(run_dir), recipe.data.takedown)
+    if recipe.loss.class_weights_file:
+        read_class_weights(recipe.loss.class_weights_file, recipe.data.num_classes)
     if recipe.loss.teacher is not None:
         # Each attempt reads it.
         _there("loss.teacher.weights", recipe.loss.teacher.weights, asked)

@@ -129,7 +129,10 @@ def _fitting(path: Path, config: TeacherConfig, head: Classes, image_size: int) 
 
     def rows(names: tuple[str, ...]) -> Sequence[int] | None:
         theirs = Classes.listed(f"what {path} was trained on", len(names), names)
-        return numbers_in(head, theirs, _OTHER_CLASSES)
+        found = numbers_in(head, theirs, _OTHER_CLASSES)
+        if found is None and len(head.names) == head.num_classes < len(names):
+            return range(head.num_classes)
+        return found
 
     model = config.model
     assert model is None or isinstance(model, ModelConfig)

@@ -75,6 +75,17 @@ def test_a_plain_key_of_the_schema_is_missing_nowhere() -> None:
 
 
 AUGMENT_SECTIONS = tuple(f"data.augment.{name}." for name in ("randaugment", "jitter", "erase"))
+LEFT_OUT = (
+    "init.",
+    "about.",
+    "branch.",
+    "ema.",
+    "finetune.",
+    "loss.teacher.",
+    "data.mixup.",
+    "data.cache.",
+    *AUGMENT_SECTIONS,
+)
 
 DEFAULTS = [
     key
@@ -83,7 +94,7 @@ DEFAULTS = [
     and "NAME" not in key.path
     and key.value != "plug-in"
     # Inside of a section that is left out.
-    and not key.path.startswith(("init.", "ema.", "about.", "data.mixup.", "data.cache.", *AUGMENT_SECTIONS))
+    and not key.path.startswith(LEFT_OUT)
 ]
 
 
@@ -108,8 +119,19 @@ def test_what_counts_for_the_identity_is_what_the_identity_holds() -> None:
             "data.augment={randaugment: {}, jitter: {hue: 0.1}, erase: {}}",
             "data.val_resize=32",
             "data.upright=true",
+            "data.decoder=nvimgcodec",
+            "model.layer_scale=1e-4",
+            "model.qk_norm=true",
+            "model.registers=1",
+            "model.mlp=swiglu",
+            "model.patch_dropout=0.1",
+            "loss={name: bce, sum_classes: true, target_threshold: 0.2, class_weights: balanced}",
+            "loss.teacher={weights: t.npz}",
             "schedule.cooldown=20%",
             "schedule.form=1-sqrt",
+            "optim.layer_decay=0.9",
+            "optim.clip_per=block",
+            "engine={name: plain}",
             "global_batch=8",
             "data.train=",
             "data.mixture={a: {train: x}}",
@@ -125,9 +147,15 @@ def test_what_counts_for_the_identity_is_what_the_identity_holds() -> None:
             walk(value, f"{prefix}{key}.") if isinstance(value, dict) else held.add(f"{prefix}{key}")
 
     walk(identity(recipe), "")
-    # In place of two that are given above.
+    # In place of some that are given above.
     strength = resolve(RECIPE, ["data.augment.augreg=light2", "global_batch=8"])
-    walk(identity(strength)["data"]["augment"], "data.augment.")
+    # In place of `init`.
+    branched = resolve(RECIPE, [f"branch={{checkpoint: c, run: r, step: 1, digest: {'a' * 32}}}"])
+    walk(identity(branched)["branch"], "branch.")
+    cut = resolve(RECIPE, ["data.augment={crop: random, resize: 32}", "data.held_out=2%", "data.val="])
+    for other in (strength, cut):
+        walk(identity(other)["data"]["augment"], "data.augment.")
+    held |= {f"data.{key}" for key in identity(cut)["data"] if key == "held_out"}
     held = {path.replace("data.mixture.a.", "data.mixture.NAME.") for path in held}
     sections = {key.path.rpartition(".")[0] for key in all_keys()} | {"data.mixture", *KINDS}
     names = {recipe.model.name: "vit", recipe.optim.name: "adamw", recipe.schedule.name: "constant"}
@@ -185,7 +213,7 @@ def test_a_key_is_found_by_section_plugin_or_name(query: str, says: str) -> None
         ("warmpu", "did you mean schedule.warmup?"),
         ("data.subest", "did you mean 'data.subset'?"),
         ("zero_stage", "there is engine.zero_stage"),
-        ("every", "there is eval.every, checkpoint.every, log.every"),
+        ("every", "there is evaluators[].every, eval.every, checkpoint.every, log.every"),
         ("model.vitt.depth", "there is model.depth"),
         ("qqqqqq", "sections: "),
         ("clusters.time_limt", "did you mean 'time_limit'?"),

@@ -68,8 +68,22 @@ TEXTS = {
 # Options of this name that take a place in one verb and a text in another: the verb's own type decides.
 PLACES = {
     *("recipe", "run_dir", "run_root", "runs", "cluster", "plugin", "classes", "work_dir", "source", "dest", "out"),
-    *("urls", "manifest", "against", "grid", "data", "dir", "words", "logs", "tag_map", "tensorboard", "table", "json"),
-    *("list", "csv", "figure"),
+    *(
+        "urls",
+        "manifest",
+        "point",
+        "against",
+        "grid",
+        "data",
+        "dir",
+        "words",
+        "logs",
+        "tag_map",
+        "tensorboard",
+        "table",
+        "json",
+    ),
+    *("list", "csv", "figure", "resume"),
 }
 
 URLS = ("s3://bucket/x", "S3://bucket/x", "gs://bucket/x", "https://host/x", "hdfs://host/x")
@@ -188,6 +202,7 @@ KEY_TEXTS = {
     *("name", "study", "family", "dataset", "keep_best", "description", "partition", "account", "qos", "constraint"),
     *("reservation", "exclude", "device_kind", "memory", "time_limit", "setup", "env", "options", "sbatch_options"),
     *("srun_options", "image", "metric", "models", "evaluations", "when", "apply", "set", "factory", "args"),
+    *("held_out", "slice", "fingerprint", "values", "run"),
 }
 """Keys that take a text which names no place of ours; `image` is a container's, of a registry as well."""
 

@@ -15,6 +15,7 @@ from vit_dist.config.ema import EmaConfig
 from vit_dist.core.errors import CheckpointError, ConfigError
 from vit_dist.core.world import World
 from vit_dist.engines._average import Average, Averaging, averaging_of, check_averages
+from vit_dist.engines._fit import Held
 from vit_dist.engines._protocol import Engine
 from vit_dist.engines._slices import AVERAGE, AVERAGED, WEIGHT
 from vit_dist.train.checkpoint.host_memory import expected_bytes
@@ -184,3 +185,20 @@ def test_host_memory_for_the_first_checkpoint_counts_the_average(name: str) -> N
     engine.train_step([batch(0)], 1e-2)
     held = sum(piece.data.numel() * piece.data.element_size() for piece in engine.state().slices)
     assert held <= expected <= held + 2 * 4096
+
+
+@pytest.mark.parametrize(
+    ("wrote", "reads", "problem"),
+    [
+        (None, Averaging(0.5), "no part has the average"),
+        (Averaging(0.5), None, "the recipe's `ema` keeps none"),
+        (Averaging(0.5), Averaging(0.5), ""),
+    ],
+)
+def test_a_checkpoint_has_an_average_where_the_recipe_keeps_one_and_else_none(
+    wrote: Averaging | None, reads: Averaging | None, problem: str
+) -> None:
+    state = build(CPU, "vit-test", PLAIN, averaging=wrote).state()
+    held = {(piece.kind, piece.name): Held(piece.shape, piece.data.dtype, "part") for piece in state.slices}
+    found = build(CPU, "vit-test", PLAIN, averaging=reads).wanted().misfit(held, state.scalars)
+    assert (problem in found) if problem else not found

@@ -39,9 +39,9 @@ def by_torch(
     torch.nn.init.zeros_(layer.weight)
     torch.nn.init.zeros_(layer.bias)
     optimizer = torch.optim.SGD(layer.parameters(), lr=rate, momentum=0.9)
-    total = how.epochs * math.ceil(len(positions) / how.batch)
+    total = how.passes * math.ceil(len(positions) / how.batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
-    for epoch in range(how.epochs):
+    for epoch in range(how.passes):
         order = positions[permutation(len(positions), how.seed, _TAG_ORDER, epoch)]
         for start in range(0, len(order), how.batch):
             rows = torch.from_numpy(order[start : start + how.batch])
@@ -54,7 +54,7 @@ def by_torch(
 
 def test_each_of_many_probes_is_that_of_torchs_own_loop_and_what_it_is_alone(shard: Shard) -> None:
     positions, rates = np.setdiff1d(np.arange(N), [3, 17]), [0.01, 0.3, 2.0]
-    how = Training(rates, batch=16, epochs=3, seed=4)
+    how = Training(rates, batch=16, passes=3, seed=4)
     probes = train(shard, positions, SPACES, how, K, ALONE)
     for i, space in enumerate(SPACES):
         for r, rate in enumerate(rates):
@@ -76,7 +76,7 @@ def test_a_probe_that_diverges_harms_no_other_and_is_never_chosen(shard: Shard) 
     from vit_dist.evals._linear import _best
     from vit_dist.evals.linear import LinearConfig
 
-    how = Training([0.1, 1e38], batch=16, epochs=2, seed=0)
+    how = Training([0.1, 1e38], batch=16, passes=2, seed=0)
     probes = train(shard, np.arange(N), SPACES[:1], how, K, ALONE)
     alone = train(shard, np.arange(N), SPACES[:1], Training([0.1], 16, 2, 0), K, ALONE)
     torch.testing.assert_close(probes.weights[0][:, 0], alone.weights[0][:, 0], rtol=1e-4, atol=1e-6)

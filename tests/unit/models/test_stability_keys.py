@@ -76,6 +76,8 @@ def test_layer_scale_begins_as_asked_and_nothing_new_decays() -> None:
     assert sum(name.endswith(new) for name in still) == 4 + 8
     assert not any(names[id(p)].endswith(new) for p in decays["params"])
     registers = build_model("vit-test", registers=4)
+    # With the stem, where rates fall from layer to layer.
+    assert registers.weight_layers()["reg_token"] == registers.weight_layers()["cls_token"] == 0
     assert any(p is registers.reg_token for p in decay_groups(registers, 0.1, "kernels")[1]["params"])
 
 

@@ -104,9 +104,10 @@ def test_layers_of_every_family(name: str) -> None:
         ({"position_embedding": "relative", "positions_at": "shared"}, {"pos_relative": 4}),
         ({"position_embedding": "conditional", "positions_at": "layers"}, {"peg.1.proj.weight": 2}),
         ({"pool": "map"}, {"attn_pool.latent": 4}),
+        ({"registers": 2}, {"reg_token": 0, "cls_token": 0}),
     ],
 )
-def test_positions_belong_to_where_they_are_used(settings: dict[str, Any], expected: dict[str, int]) -> None:
+def test_positions_and_tokens_belong_to_where_they_are_used(settings: dict[str, Any], expected: dict[str, int]) -> None:
     layers = build_model("vit-test", depth=3, **settings).weight_layers()
     assert {weight: layers[weight] for weight in expected} == expected
 

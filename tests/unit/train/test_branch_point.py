@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from vit_dist.config.load import identity, load_recipe, recipe_hash, recipe_yaml
 from vit_dist.core.errors import CheckpointError, ConfigError
 from vit_dist.core.run.checkpoints import seal_marker, step_name
 from vit_dist.core.run.lineage import Trunk, checkpoint_digest, described, is_lineage, multiply_adds
+from vit_dist.data.sets import open_training_set
+from vit_dist.data.takedown import find
 from vit_dist.train.branch_point import branch_recipe, find_point
+from vit_dist.train.branch_state import carried_state
 
 WORDS = ["data.train=set/manifest.json", "data.val=other/manifest.json", "global_batch=16", "horizon=40 steps"]
 WORDS += ["schedule.warmup=2 steps", "checkpoint.keep_best=val/top1"]
@@ -158,7 +162,15 @@ def test_what_a_branch_may_change_is_allowed(tmp_path: Path) -> None:
 
 def test_the_page_has_the_table_and_every_key_of_it_is_one() -> None:
     assert table() in (ROOT / "docs" / "branch.md").read_text()
-    of_runs = {"fingerprint", "initial_weights", "plugins.model", "plugins.optim", "plugins.schedule"}
+    of_runs = {
+        "fingerprint",
+        "initial_weights",
+        "teacher_weights",
+        "class_weights",
+        "plugins.model",
+        "plugins.optim",
+        "plugins.schedule",
+    }
     known = [f"{key.path}." for key in all_keys()]
     for rule in RULES:
         for key in rule.keys:
@@ -183,3 +195,20 @@ def test_what_a_lineage_has_cost_is_counted_at_each_model_it_went_through() -> N
     assert not is_lineage([{"run": "a", "step": -1}])
     assert not is_lineage("x")
     assert is_lineage([small.model_dump(mode="json")])
+
+
+def test_what_rests_on_the_trunks_shards_is_not_carried_to_others(small_set: str) -> None:
+    recipe = load_recipe("demo", [f"data.train={small_set}", "data.val=", "data.num_classes=4", "data.subset=50"])
+    data = open_training_set(recipe)
+    key = "k000012"
+    raw: dict[str, Any] = {"step": 3, "position": 48, "quarantined": [7], "losses": [1.0], "loss_steps": [3]}
+    raw["taken_down"] = [[key, 16, [190]], ["nowhere", 32, [5]]]
+    same = carried_state({**raw, "order": asdict(data.identity)}, data, ["optim.lr"], new_head=False)
+    assert {name: same[name] for name in raw} == raw
+    other = {**raw, "order": {**asdict(data.identity), "fingerprint": "another"}}
+    moved = carried_state(other, data, ["fingerprint"], new_head=False)
+    assert (moved["quarantined"], moved["losses"], moved["loss_steps"]) == ([], [], [])
+    assert moved["taken_down"] == [[key, 16, list(find([key], data.parts)[key])], ["nowhere", 32, []]]
+    assert find([key], data.parts)[key]
+    assert moved["order"] == asdict(data.identity)
+    assert carried_state({**raw, "order": same["order"]}, data, [], new_head=True)["losses"] == []

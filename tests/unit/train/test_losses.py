@@ -14,8 +14,10 @@ from tests.streams import recipe_of
 from vit_dist.config.load import identity, recipe_hash
 from vit_dist.config.loss import LossConfig
 from vit_dist.config.schema import Recipe
-from vit_dist.core.errors import ConfigError
+from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.world import World
 from vit_dist.train.losses import make_loss, make_targets, make_training_loss
+from vit_dist.train.plan import check_named
 
 LOGITS = torch.tensor([[1.5, -0.5, 0.25, 2.0], [-1.0, 0.0, 3.0, 0.5], [0.1, 0.2, -0.3, 0.4]])
 LABELS = torch.tensor([[3], [0], [2]])
@@ -98,6 +100,7 @@ def test_a_hard_teacher_is_deits() -> None:
         ({"class_weights": [0.0] * 4}, "class_weights: no class has a weight"),
         ({"class_weights": [1.0, 1.0, 1.0, -1.0]}, r"loss.class_weights.*greater than or equal to 0, got -1"),
         ({"class_weights": "balance"}, "loss.class_weights.*must be 'balanced'"),
+        ({"class_weights": "balanced", "class_weights_file": "w"}, "class_weights_file beside class_weights"),
         ({"teacher": {}}, "loss.teacher.weights: is required and missing"),
         ({"teacher": {"weights": "w", "hard": True, "temperature": 2.0}}, "temperature=2: a hard label has none"),
         ({"teacher": {"weights": "w", "weight": 0.0}}, "loss.teacher.weight.*greater than 0"),
@@ -127,7 +130,6 @@ def test_what_is_learned_counts_and_where_a_teacher_lies_does_not() -> None:
 
 def test_balanced_weights_are_those_of_the_manifests(tmp_path: Path) -> None:
     from tests.shards import write_set
-    from vit_dist.core.world import World
     from vit_dist.data.sets import open_training_set
     from vit_dist.train.class_weights import weights_of_classes
 
@@ -167,3 +169,42 @@ def labels_of(url: str) -> dict[int, int]:
 
     manifest = read_manifest(url)
     return Counter(int(label) for i in range(len(manifest.shards)) for label in manifest.read_index(i).labels)
+
+
+def test_weights_of_a_file_are_read_and_its_numbers_count(tmp_path: Path) -> None:
+    from vit_dist.train.class_weights import identity_of_file, weights_of_classes
+
+    file, other = tmp_path / "weights.txt", tmp_path / "same.txt"
+    file.write_text("1 # hat\n0.5\n\n2e0\n0\n")
+    other.write_text("1.0\n.5\n2\n0\n")
+    known = []
+    for path in (file, other):
+        config = recipe({"class_weights_file": str(path)})
+        weights = weights_of_classes(config, None, World(), torch.device("cpu"))  # type: ignore[arg-type]
+        assert weights is not None
+        assert weights.tolist() == [1.0, 0.5, 2.0, 0.0]
+        known.append((recipe_hash(config), identity_of_file(config, weights)))
+    assert known[0] == known[1]
+    assert known[0][1].keys() == {"class_weights"}
+    plain = recipe({"class_weights": [1.0, 0.5, 2.0, 0.0]})
+    assert identity_of_file(plain, torch.ones(4)) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"1\n2\n", "has 2 weights, and data.num_classes=4; write one a line"),
+        (b"1\n2\n-3\n4\n", "weights.txt, line 3: '-3' is no weight; expected a number from 0"),
+        (b"1\nnan\n3\n4\n", "line 2: 'nan' is no weight"),
+        (b"a,b\n", "line 1: 'a,b' is no weight"),
+        (b"0\n0\n0\n0\n", "no class has a weight"),
+        (b"\xff\xfe1\x00", "weights.txt: is not text in UTF-8|UTF-16"),
+        (None, "weights.txt"),
+    ],
+)
+def test_a_file_that_is_no_weights_is_told_before_ranks_start(content: bytes | None, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "weights.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(DataError, match=f"loss.class_weights_file: .*({says})"):
+        check_named(recipe({"class_weights_file": str(file)}), tmp_path / "run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from vit_dist.data.sets import open_training_set
 from vit_dist.data.stream import TrainStream
 from vit_dist.models.weights.files import Weights, write_weights
 from vit_dist.train.attempt import attempt
+from vit_dist.train.evaluate import evaluate
 from vit_dist.train.feed import Feed
 from vit_dist.train.teacher import TeacherWeights
 
@@ -74,6 +76,16 @@ def test_the_teacher_computes_in_eval_mode_and_draws_nothing(tmp_path: Path) -> 
     turned = teacher_of(tmp_path / "t.safetensors", tmp_path, names=NAMES[::-1]).build(CPU)
     assert turned is not None
     torch.testing.assert_close(turned(images), logits.flip(1))
+    # Of more classes than the set has, those of the set.
+    for more in ((*NAMES, "shoe"), ("shoe", *NAMES)):
+        theirs = weights(classes=more)
+        write_weights(theirs, tmp_path / "more.safetensors")
+        some = teacher_of(tmp_path / "more.safetensors", tmp_path).build(CPU)
+        assert some is not None
+        whole = theirs.config.build(num_classes=5, image_size=28).eval()
+        whole.load_state_dict(theirs.state)
+        expected = whole(normalize(images, torch.float32))
+        torch.testing.assert_close(some(images), expected[:, :4] if more[-1] == "shoe" else expected[:, 1:])
 
 
 @pytest.mark.parametrize("mixing", [[], ["data.mixup.alpha=0.5"]])
@@ -134,10 +146,16 @@ def test_a_teacher_that_is_a_run_teaches_its_student(
 ) -> None:
     path = recipe_file(tmp_path, small_set, small_val)
     attempt(load_recipe(str(path), [*FP32, "horizon=4 steps", "eval.every=0 steps"]), tmp_path / "teacher", World())
-    student = [f"loss.teacher.weights={tmp_path / 'teacher'}", "loss.class_weights=balanced", "model.width=16"]
-    attempt(load_recipe(str(path), [*FP32, "horizon=2 steps", *student]), tmp_path / "student", World())
-    told = (tmp_path / "student" / "run.json").read_text()
-    assert "teacher_weights" in told
+    (tmp_path / "weights.txt").write_text("1\n2\n1\n1\n")
+    student = [f"loss.teacher.weights={tmp_path / 'teacher'}", f"loss.class_weights_file={tmp_path / 'weights.txt'}"]
+    recipe = load_recipe(str(path), [*FP32, "horizon=2 steps", "eval.every=0 steps", "model.width=16", *student])
+    attempt(recipe, tmp_path / "student", World())
+    told = json.loads((tmp_path / "student" / "run.json").read_text())["identity"]
+    assert {"teacher_weights", "class_weights"} <= told.keys()
+    # What looks at the run later needs neither.
+    shutil.rmtree(tmp_path / "teacher")
+    (tmp_path / "weights.txt").unlink()
+    assert "val/top1" in evaluate(recipe, tmp_path / "student", World())
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,10 @@ another set, or with other settings of an evaluator, is logged as val@NAME-FINGE
 leave it out. The history and --out name the set beside the values. The same metric of the same set at the same step
 is not measured again. Pictures and tables of evaluators lie in RUN-DIR/evaluations/STEP. Weights without a run have no
 log: values are printed, and go to --out; pictures and tables to --files. `vit-dist config --explain evaluators` has
-every evaluator's keys, docs/transfer.md what each does and how the paper's figures are made again. Overrides may change
-where things are and what is evaluated; one that changes what was trained, such as data.num_classes, is refused.
+every evaluator's keys, docs/transfer.md what each does and how the paper's figures are made again.
+
+Overrides may change where things are and what is evaluated; one that changes what was trained, such as
+data.num_classes, is refused.
 """
 
 

@@ -37,7 +37,7 @@ examples:
   vit-dist finetune runs/h14 shards/imagenet --recipe finetune-imagenet-518 --cluster my-site.yaml --nodes 4
   vit-dist finetune runs/b16 shards/mine optim.lr=0.01        one rate: nothing is chosen
   vit-dist finetune runs/b16 shards/mine --dry-run            the recipe, what will be run, and what is amiss
-  vit-dist finetune --resume runs/finetune-pets-959342db      goes on; or prints the table again
+  vit-dist finetune --resume RUN-DIR                          goes on; or prints the table again
 """
 
 

@@ -33,7 +33,7 @@ def rows(tuning: Finetuning, chosen: ChosenConfig | None) -> list[tuple[object, 
         run_dir = tuning.grid_directory / cell.name
         status, value = read(run_dir).status, chosen.values.get(f"{lr:g}")
         measured = "diverged" if value is None else value
-        slice_words = f"{chosen.examples} held out of train"
+        slice_words = f"train, {chosen.slice}"
         steps = status.step if status else 0
         found.append((GRID, lr, steps, f"all but {chosen.held_out}", chosen.metric, measured, slice_words, run_dir))
     final, run_dir = tuning.final(chosen), tuning.directory / FINAL
@@ -61,7 +61,7 @@ def show_result(tuning: Finetuning, chosen: ChosenConfig | None, console: Consol
     made = rows(tuning, chosen)
     shown = table(tuning.recipe.name, *_HEADS[:-1], align="lrrllrl")
     for row in made:
-        best = chosen is not None and row[1] == chosen.lr and row[0] != "final"
+        best = chosen is not None and row[1] == chosen.best and row[0] != "final"
         cells = [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row[:-1]]
         shown.add_row(*[f"{cells[0]} *" if best else cells[0], *cells[1:]])
     if chosen is not None:
