@@ -246,3 +246,45 @@ def test_looking_leaves_the_weights_as_they_are(tmp_path: Path, photos: Path) ->
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     look_inside(model, torch.zeros(2, 3, 28, 28, dtype=torch.uint8), image_size=28)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_folder_of_hugging_face_is_looked_at_in_the_colours_that_it_says(tmp_path: Path) -> None:
+    config = load_recipe("demo", ["model=vit-test"]).model
+    assert isinstance(config, ModelConfig)
+    weights = fresh_weights(config, 4, 28, 0)
+    (tmp_path / "photos").mkdir()
+    for number in range(2):
+        (tmp_path / "photos" / f"{number}.png").write_bytes(image_bytes(number, number))
+
+    def distances(folder: str) -> list[list[str]]:
+        assert (
+            main(
+                [
+                    str(tmp_path / folder),
+                    str(tmp_path / "photos"),
+                    "--show",
+                    "distance",
+                    "--out",
+                    str(tmp_path / f"look-{folder}"),
+                ]
+            )
+            == 0
+        )
+        return [line.split(",") for line in (tmp_path / f"look-{folder}" / "distance.csv").read_text().splitlines()]
+
+    for folder in ("own", "other", "undone"):
+        write_weights(weights, f"{tmp_path}/{folder}/")
+        if folder == "other":
+            file = tmp_path / folder / "preprocessor_config.json"
+            file.write_text(
+                json.dumps({**json.loads(file.read_text()), "image_mean": [0.3] * 3, "image_std": [0.2] * 3})
+            )
+            # The same by weights that undo it: (x - 0.3) / 0.2 = 2.5 (2 x - 1) + 1.
+            kernel = weights.state["patch_embed.proj.weight"]
+            weights.state["patch_embed.proj.bias"] += kernel.sum(dim=(1, 2, 3))
+            kernel *= 2.5
+    own, other, undone = map(distances, ("own", "other", "undone"))
+    assert own != other
+    assert [
+        [pytest.approx(float(c), rel=1e-3) if c[:1].isdigit() and "." in c else c for c in row] for row in undone
+    ] == [[float(c) if c[:1].isdigit() and "." in c else c for c in row] for row in other]

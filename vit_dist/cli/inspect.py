@@ -184,8 +184,11 @@ def _weights(here: Path, config: ModelConfig | None, args: argparse.Namespace) -
 
 
 def _model(weights: Weights) -> nn.Module:
+    from vit_dist.models.weights.colours import recolour_inputs
+
     model = weights.config.build(num_classes=weights.num_classes, image_size=weights.image_size)
     model.load_state_dict(weights.state)
+    recolour_inputs(model, weights.viewed)
     return model
 
 

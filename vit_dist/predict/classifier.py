@@ -17,8 +17,9 @@ from vit_dist.data.classes import Classes
 from vit_dist.data.decode import centre, decode, normalize
 from vit_dist.models import ModelConfig
 from vit_dist.models._base import ImageModel
+from vit_dist.models.weights.colours import recoloured
 from vit_dist.models.weights.files import LoadOptions, Weights, read_weights
-from vit_dist.models.weights.viewed import HALF, Loss, Viewed
+from vit_dist.models.weights.viewed import Loss, Viewed
 from vit_dist.train.checkpoint.weights import checkpoint_weights
 from vit_dist.train.checkpoint.weights_remote import downloaded
 
@@ -103,13 +104,7 @@ class Classifier:
         """uint8 [B, 3, S, S] -> float32 [B, num_classes], on the model's device."""
         images = views.to(self.device, non_blocking=True)
         # As evaluation in a run computes it, bit for bit, where the colours are seen as they are there.
-        if (self.viewed.mean, self.viewed.std) == (HALF, HALF):
-            scaled = normalize(images, torch.float32)
-        else:
-            mean, std = (
-                torch.tensor(c, device=self.device)[:, None, None] for c in (self.viewed.mean, self.viewed.std)
-            )
-            scaled = (images.float() / 255 - mean) / std
+        scaled = recoloured(normalize(images, torch.float32), self.viewed)
         bf16 = (
             torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else contextlib.nullcontext()
         )

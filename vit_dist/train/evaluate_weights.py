@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vit_dist.config.load import resolve
 from vit_dist.config.schema import Recipe, dump
 from vit_dist.config.weights import recipe_of_weights
@@ -27,9 +25,9 @@ from vit_dist.engines._protocol import EngineInputs
 from vit_dist.evals import EvalContext
 from vit_dist.models import ModelConfig
 from vit_dist.models.weights.adapt import Head
+from vit_dist.models.weights.colours import recolour_inputs
 from vit_dist.models.weights.files import LoadOptions, Weights, read_weights
 from vit_dist.models.weights.names import OPTIONS
-from vit_dist.models.weights.viewed import HALF
 from vit_dist.train.checkpoint.restore import on_main
 from vit_dist.train.checkpoint.weights import fresh_weights
 from vit_dist.train.checkpoint.weights_remote import downloaded
@@ -139,11 +137,7 @@ def _engine(recipe: Recipe, weights: Weights, world: World, device: Any) -> Any:
     config: Any = recipe.model
     model = config.build(num_classes=weights.num_classes, image_size=weights.image_size)
     model.load_state_dict(weights.state)
-    viewed = weights.viewed
-    if (viewed.mean, viewed.std) != (HALF, HALF):
-        mean, std = (torch.tensor(colours, device=device)[:, None, None] for colours in (viewed.mean, viewed.std))
-        # Engines give images in [-1, 1]; these weights want other colours.
-        model.register_forward_pre_hook(lambda _, images: (((images[0] + 1) / 2 - mean) / std,))
+    recolour_inputs(model, weights.viewed)
     optimizer = recipe.optim.build(model)  # type: ignore[attr-defined]
     inputs = EngineInputs(model, optimizer, make_loss(recipe.loss), world, device, recipe.precision, None, 1, 1)
     return recipe.engine.build(inputs)  # type: ignore[attr-defined]

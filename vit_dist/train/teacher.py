@@ -31,6 +31,7 @@ from vit_dist.data.decode import normalize
 from vit_dist.engines._layout import images_format
 from vit_dist.engines._numerics import attention_kernel
 from vit_dist.models import ModelConfig
+from vit_dist.models.weights.colours import is_usual, recolour_inputs
 from vit_dist.models.weights.files import LoadOptions, Weights, read_weights, with_rows
 from vit_dist.models.weights.names import TEACHER as WORDING
 from vit_dist.models.weights.opened import opened
@@ -93,7 +94,9 @@ class TeacherWeights:
         self._weights = given.read(lambda path: _fitting(path, config, head, size))
         # Heads and the kind of GELU leave no trace in the tensors.
         said = json.dumps(self._weights.config.model_dump(mode="json"), sort_keys=True)
-        content = f"{digest_of(self._weights.state)} {said}"
+        viewed = self._weights.viewed
+        colours = "" if is_usual(viewed) else f" {viewed.mean} {viewed.std}"
+        content = f"{digest_of(self._weights.state)} {said}{colours}"
         self.identity = {TEACHER: given.agreed(hashlib.sha256(content.encode()).hexdigest()[:32])}
 
     def build(self, device: torch.device) -> Teacher | None:
@@ -110,6 +113,7 @@ class TeacherWeights:
         for parameter in model.parameters():
             # Not the buffers: fixed tables stay in float32, as every engine leaves them.
             parameter.data = parameter.data.to(dtype)
+        recolour_inputs(model, weights.viewed)
         numbers = sum(p.numel() for p in model.parameters())
         held = format_bytes(sum(p.numel() * p.element_size() for p in model.parameters()))
         assert self._recipe.loss.teacher is not None

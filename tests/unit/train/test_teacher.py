@@ -88,6 +88,24 @@ def test_the_teacher_computes_in_eval_mode_and_draws_nothing(tmp_path: Path) -> 
         torch.testing.assert_close(some(images), expected[:, :4] if more[-1] == "shoe" else expected[:, 1:])
 
 
+def test_a_teacher_of_hugging_face_sees_the_colours_that_it_says_and_they_are_part_of_the_run(tmp_path: Path) -> None:
+    theirs = weights(representation=False)
+    write_weights(theirs, f"{tmp_path}/t/")
+    own = teacher_of(tmp_path / "t", tmp_path)
+    file = tmp_path / "t" / "preprocessor_config.json"
+    said = {**json.loads(file.read_text()), "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.2, 0.3]}
+    file.write_text(json.dumps(said))
+    other = teacher_of(tmp_path / "t", tmp_path)
+    assert own.identity != other.identity
+    images = torch.randint(0, 256, (3, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    model = theirs.config.build(num_classes=4, image_size=28).eval()
+    model.load_state_dict(theirs.state)
+    mean, std = (torch.tensor(said[key])[:, None, None] for key in ("image_mean", "image_std"))
+    taught = other.build(CPU)
+    assert taught is not None
+    torch.testing.assert_close(taught(images), model((images / 255 - mean) / std))
+
+
 @pytest.mark.parametrize("mixing", [[], ["data.mixup.alpha=0.5"]])
 def test_it_sees_what_the_student_sees(small_set: str, mixing: list[str]) -> None:
     config = recipe_of({"num_classes": 4, "train": small_set}, *mixing, horizon="1 epoch", precision="fp32")
