@@ -29,7 +29,7 @@ TYPES = {*LOCAL, places.any_option, places.any_or_override}
 
 # What takes a text that names no place.
 TEXTS = {
-    *("overrides", "settings", "site", "set", "only", "name", "kind", "state", "where"),
+    *("overrides", "settings", "site", "evaluator", "set", "only", "name", "kind", "state", "where"),
     *(
         "profile",
         "time",
@@ -72,6 +72,9 @@ PLACES = {
         "urls",
         "manifest",
         "point",
+        "images",
+        "model_place",
+        "files",
         "against",
         "grid",
         "data",
@@ -198,11 +201,13 @@ def texts(annotation: Any, metadata: tuple[Any, ...] = ()) -> Iterator[tuple[Any
             yield from texts(part, metadata)
 
 
+MAPPINGS = {"families", "metrics", "overrides", "mixture", "tags", "sets", "settings", "groups"}
+"""Keys whose own keys are names."""
 KEY_TEXTS = {
     *("name", "study", "family", "dataset", "keep_best", "description", "partition", "account", "qos", "constraint"),
     *("reservation", "exclude", "device_kind", "memory", "time_limit", "setup", "env", "options", "sbatch_options"),
     *("srun_options", "image", "metric", "models", "evaluations", "when", "apply", "set", "factory", "args"),
-    *("held_out", "slice", "fingerprint", "values", "run"),
+    *("held_out", "slice", "fingerprint", "values", "run", "digest"),
 }
 """Keys that take a text which names no place of ours; `image` is a container's, of a registry as well."""
 
@@ -220,7 +225,7 @@ def test_every_key_says_what_it_takes() -> None:
             for key, field in cls.model_fields.items():
                 for metadata in texts(field.annotation, tuple(field.metadata)):
                     said = [m.func for m in metadata if isinstance(m, AfterValidator) and isinstance(m.func, Place)]
-                    assert said or key in KEY_TEXTS or key in {"families", "metrics", "overrides", "mixture", "tags"}, (
+                    assert said or key in KEY_TEXTS or key in MAPPINGS, (
                         f"{cls.__name__}.{key}: give it LocalPath or AnyPlace of core/registry.py, or list it here"
                     )
                     for place in said:
