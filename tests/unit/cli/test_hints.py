@@ -136,7 +136,7 @@ def test_messages_to_whoever_trains_say_whose_option_they_name() -> None:
         "use engine.zero_stages=2",
         "`vit-dist sumbit` again",
         "`vit-dist data pak` makes one",
-        "see docs/recipes.md",
+        "see docs/recipies.md",
         "lower guards.spikes, or --nproccs",
     ],
 )

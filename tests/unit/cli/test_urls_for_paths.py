@@ -29,7 +29,7 @@ TYPES = {*LOCAL, places.any_option, places.any_or_override}
 
 # What takes a text that names no place.
 TEXTS = {
-    *("overrides", "settings", "site", "evaluator", "set", "only", "name", "kind", "state", "where"),
+    *("overrides", "settings", "site", "evaluator", "names", "set", "only", "name", "kind", "state", "where"),
     *(
         "profile",
         "time",
@@ -208,6 +208,7 @@ KEY_TEXTS = {
     *("reservation", "exclude", "device_kind", "memory", "time_limit", "setup", "env", "options", "sbatch_options"),
     *("srun_options", "image", "metric", "models", "evaluations", "when", "apply", "set", "factory", "args"),
     *("held_out", "slice", "fingerprint", "values", "run", "digest"),
+    *("source", "reported", "differs", "where"),
 }
 """Keys that take a text which names no place of ours; `image` is a container's, of a registry as well."""
 
