@@ -20,8 +20,8 @@ from vit_dist.inspect.figures import MAPPED, draw_look, tiles_of
 from vit_dist.inspect.look import Look
 from vit_dist.inspect.maps import uniform_distance
 from vit_dist.inspect.views import VIEWS
-from vit_dist.scaling.report.figure_style import Drawing, for_page, style, to_png, to_svg
-from vit_dist.scaling.report.html import fill_page
+from vit_dist.scaling.report.figure_style import Drawing, style, to_png, to_svg
+from vit_dist.scaling.report.html import fill_page, shown_figures
 
 PAGE, RECORD = "inspect.html", "inspect.json"
 _TEMPLATE = Path(__file__).parent / "page.html.j2"
@@ -92,15 +92,7 @@ def _said(look: Look) -> dict[str, str]:
 
 
 def _page(look: Look, drawings: Sequence[Drawing], files: Mapping[str, bytes], said: Mapping[str, str]) -> str:
-    figures = [
-        {
-            "name": drawing.name,
-            "title": drawing.title,
-            "caption": drawing.caption,
-            "svg": for_page(files[f"{drawing.name}.svg"], f"f{i}", f"{drawing.title}: {drawing.caption}"),
-        }
-        for i, drawing in enumerate(drawings, 1)
-    ]
+    figures = shown_figures(drawings, files)
     return fill_page(
         _TEMPLATE,
         title=f"Inside {look.name}",

@@ -13,8 +13,8 @@ from vit_dist.scaling.collect import Observation
 from vit_dist.scaling.compute import total_exaflops
 from vit_dist.scaling.fit.diagnostics import whereabouts
 from vit_dist.scaling.report import figures, figures_compute, figures_fit
-from vit_dist.scaling.report.figure_style import Drawing, for_page, short, style
-from vit_dist.scaling.report.html import fill_page
+from vit_dist.scaling.report.figure_style import Drawing, short, style
+from vit_dist.scaling.report.html import fill_page, shown_figures
 from vit_dist.scaling.results import Results
 from vit_dist.scaling.summary import mean_rows
 
@@ -55,15 +55,7 @@ def draw_all(results: Results) -> list[Drawing]:
 
 def page(results: Results, drawings: Sequence[Drawing], files: Mapping[str, bytes]) -> str:
     """The HTML page; needs nothing beside it."""
-    shown = [
-        {
-            "name": drawing.name,
-            "title": drawing.title,
-            "caption": drawing.caption,
-            "svg": for_page(files[f"{drawing.name}.svg"], f"f{i}", f"{drawing.title}: {drawing.caption}"),
-        }
-        for i, drawing in enumerate(drawings, 1)
-    ]
+    shown = shown_figures(drawings, files)
     return fill_page(
         _TEMPLATE,
         title=results.collection.study or "runs",
