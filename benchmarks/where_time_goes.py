@@ -107,6 +107,8 @@ def one_round(stages: Stages, data: Any, augment: Augment, begin: int, images: i
     with stage("view: crop, resize, flip"):
         views = [augment.render(image, draw) for image, draw in zip(pixels, draws, strict=True)]
     buffers = Buffers.make(images, SIZE, 1)
+    # Batches go round: the first touch of their pages is no part of a step.
+    buffers.images.zero_()
     with stage("copy: into the batch"):
         for row, view in enumerate(views):
             buffers.images[row].copy_(view)
