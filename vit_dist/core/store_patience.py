@@ -152,13 +152,14 @@ def is_known(url: str) -> bool:
     return (_state.begun and not _state.brief) or server(url) in _state.answered
 
 
-def failed(url: str, problem: str, otherwise: str) -> float:
+def failed(url: str, problem: str, otherwise: str, at_least: float = 0.0) -> float:
     """Note a try that got no answer; the first of a while is told.
 
     Args:
         url: that was asked for.
         problem: what went wrong.
         otherwise: until when a server that is known is asked again, for people: 'up to 9 times'.
+        at_least: seconds it goes on being asked whatever has passed.
 
     Returns:
         Seconds that are left to ask again, perhaps none; infinite for a server that is known.
@@ -169,6 +170,7 @@ def failed(url: str, problem: str, otherwise: str) -> float:
     with _state.lock:
         since = _state.failing_since.setdefault(name, now)
         left = float("inf") if known else min(UNKNOWN_S, ABSENT_S if absent else UNKNOWN_S) - (now - since)
+        left = max(left, at_least)
         # Of one that is not asked again the error says all.
         tell = left > 0 and now - _state.said.get(name, -_SAID_EVERY_S) >= _SAID_EVERY_S
         if tell:
@@ -223,7 +225,7 @@ def _outcome(url: str, question: Callable[[], T], since: float) -> tuple[T | Non
     allowed = max(_LEAST_S, UNKNOWN_S - (time.monotonic() - since))
     silent = min(SILENT_S, allowed)
     if not done.wait(silent):
-        failed(url, "no answer yet", "")
+        failed(url, "no answer yet", "", at_least=allowed - silent)
         if not done.wait(allowed - silent):
             raise NoAnswerError(f"no answer within {allowed:.0f} s")
     return outcome[0]

@@ -109,6 +109,16 @@ def test_a_wrong_endpoint_is_told_at_once_with_its_setting_and_given_up_soon(
     assert said.count("asked again") == 1
 
 
+def test_it_is_told_too_where_all_its_time_was_gone_before_it_was_asked(
+    silent: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{silent}")
+    monkeypatch.setattr(store_patience, "UNKNOWN_S", 0.01)
+    with pytest.raises(DataError, match="no answer within"):
+        exists("s3://bucket/file")
+    assert "no answer yet" in capsys.readouterr().err
+
+
 def test_an_address_out_of_a_profile_is_named_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config").write_text("[profile lab]\nendpoint_url = http://minio:9000\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
