@@ -80,7 +80,8 @@ def read_bytes(url: str, max_bytes: int | None = None, *, pipes: bool = False) -
     most = MAX_WHOLE_BYTES if max_bytes is None else max_bytes
     with explained(url, "read"):
         if is_web(url):
-            from vit_dist.core.web import Transient, WebClient
+            from vit_dist.core.web import WebClient
+            from vit_dist.core.web_answers import Transient
 
             client = WebClient(_WEB_TIMEOUT_S)
             try:

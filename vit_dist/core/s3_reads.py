@@ -25,8 +25,8 @@ from vit_dist.core.store_errors import is_answer, is_expired, is_past_the_end, r
 from vit_dist.core.stores import CONNECTIONS, storage_options
 from vit_dist.core.urls import is_s3, redact, split_url
 from vit_dist.core.versions import Versions
-from vit_dist.core.web import Transient, ask, check_range, connections, finish, no_ranges, read_into, some
-from vit_dist.core.web import worth_waiting as worth_waiting_for
+from vit_dist.core.web_answers import Transient, ask, check_range, connections, finish, no_ranges, read_into, some
+from vit_dist.core.web_answers import worth_waiting as worth_waiting_for
 
 _MOST_ERROR_BYTES = 1 << 14
 _SNIFFED = 200

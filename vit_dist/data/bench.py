@@ -6,10 +6,9 @@ Each stage is measured as training does it: ranges as long as a window, the deco
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -17,7 +16,7 @@ import torch
 
 from vit_dist.config.schema import DataConfig
 from vit_dist.core.errors import DataError
-from vit_dist.core.urls import is_remote, local_path, redact
+from vit_dist.core.urls import is_remote, redact
 from vit_dist.core.world import World, rank_cpus
 from vit_dist.data.augment import Augment
 from vit_dist.data.decode import Encoded
@@ -25,6 +24,7 @@ from vit_dist.data.decode_pool import num_processes
 from vit_dist.data.images import DecodeError
 from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.order import GlobalOrder
+from vit_dist.data.page_cache import cached_fraction, can_be_emptied, empty
 from vit_dist.data.ranges import RangeReader
 from vit_dist.data.readrate import measure, places
 from vit_dist.data.regions import RegionDecoder, check_installed
@@ -40,7 +40,6 @@ _SHARDS_TRIED, _IMAGES_TRIED, _BYTES_TRIED = 4, 64, 16 << 20
 _BATCH = 32
 _LANES = 16
 """Of a rank, at most: each begins with a window of its own, and a measurement of seconds must get beyond that."""
-_PAGE = 4096
 # Of the seconds that are given: all reads, decoding, all streams.
 _READS, _DECODING, _STREAMS = 0.25, 0.1, 0.6
 
@@ -174,8 +173,8 @@ def bench(
     window = data.order.window
     range_bytes = int(min(_MOST_RANGE, max(_LEAST_RANGE, image_bytes * window)))
     remote = is_remote(files[0][0])
-    cached = None if remote else _cached(files, choose)
-    emptied = not remote and all(_can_be_emptied(url) for url, _ in files)
+    cached = None if remote else cached_fraction(files, choose)
+    emptied = not remote and all(can_be_emptied(url) for url, _ in files)
     reads = _reads(files, range_bytes, seconds * _READS, choose, tell, remote=remote)
     tell("indexes, and images to decode")
     images, index_ms, index_samples = _images(manifest, choose)
@@ -233,66 +232,13 @@ def _reads(
             seed=choose.getrandbits(32),
             threads=at_once,
             range_bytes=range_bytes,
-            before=None if remote else _empty,
+            before=None if remote else empty,
         )
         if rate.error is not None:
             raise rate.error
         each_s = rate.seconds * min(at_once, rate.num_ranges) / rate.num_ranges
         figures.append(ReadFigure(at_once, rate.bytes_per_s / 1e6, 1000 * each_s))
     return tuple(figures)
-
-
-def _empty(url: str, start: int, end: int) -> None:
-    """Let the page cache forget a range of a file on this machine, where the system can."""
-    if hasattr(os, "posix_fadvise"):
-        with _opened(url) as handle:
-            os.posix_fadvise(handle, start, end - start, os.POSIX_FADV_DONTNEED)
-
-
-@contextlib.contextmanager
-def _opened(url: str) -> Iterator[int]:
-    try:
-        handle = os.open(local_path(url), os.O_RDONLY)
-    except OSError as error:
-        raise DataError(f"{redact(url)}: cannot be read: {error.strerror}") from None
-    try:
-        yield handle
-    finally:
-        os.close(handle)
-
-
-def _is_cached(handle: int, at: int) -> bool | None:
-    """Whether the page cache has a page of a file; None where the system does not say."""
-    if not hasattr(os, "RWF_NOWAIT"):
-        return None
-    try:
-        os.preadv(handle, [bytearray(1)], at, os.RWF_NOWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
-
-
-def _cached(files: Sequence[tuple[str, int]], choose: random.Random) -> float | None:
-    """The fraction of some random pages that the page cache has; None where the system does not say."""
-    found = []
-    for url, size in files:
-        with _opened(url) as handle:
-            found += [_is_cached(handle, choose.randrange(size)) for _ in range(8)]
-    known = [one for one in found if one is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _can_be_emptied(url: str) -> bool:
-    """Whether the page cache forgets a file when it is asked to: memory that is a file system has nowhere else."""
-    with _opened(url) as handle:
-        # What is not on the disk yet is not forgotten.
-        with contextlib.suppress(OSError):
-            os.fsync(handle)
-        os.pread(handle, 1, 0)
-        _empty(url, 0, _PAGE)
-        return _is_cached(handle, 0) is False
 
 
 def _images(manifest: ShardManifest, choose: random.Random) -> tuple[list[memoryview], float, float]:

@@ -31,7 +31,8 @@ from vit_dist.core.small_files import MAX_WHOLE_BYTES
 from vit_dist.core.store_errors import is_answer, is_past_the_end, told, wait_s
 from vit_dist.core.store_patience import NoAnswerError, answer, failed, has_answered
 from vit_dist.core.versions import Versions
-from vit_dist.core.web import Transient, WebClient, no_ranges
+from vit_dist.core.web import WebClient
+from vit_dist.core.web_answers import Transient, no_ranges
 from vit_dist.data.pace import Pace
 
 LEAST_RANGE_BYTES, MOST_RANGE_BYTES = 8 << 20, 16 << 20

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from vit_dist.core import web
+from vit_dist.core import web, web_answers
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import read_bytes
 from vit_dist.core.store_errors import explained
@@ -93,7 +93,8 @@ BOMB = zlib.compress(bytes(1 << 22), 9)
     ],
 )
 def test_a_hostile_server_is_one_line(answer: Answer, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "_PATIENCE_S", 0.3)
+    for module in (web, web_answers):
+        monkeypatch.setattr(module, "PATIENCE_S", 0.3)
     reader = RangeReader(tries=2, first_wait_s=0.01, timeout_s=2)
     with serving(answer) as (url, _):
         for read in (read_bytes, reader.read_all):
@@ -105,7 +106,7 @@ def test_a_hostile_server_is_one_line(answer: Answer, says: str, monkeypatch: py
 
 
 def test_a_range_that_drips_counts_as_one_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(web_answers, "PATIENCE_S", 0.2)
     reader = RangeReader(tries=2, first_wait_s=0.01, timeout_s=0.2)
     headers = {"Content-Range": "bytes 0-99999/100000", "Content-Length": "100000"}
     answer = say(206, headers, b" ", forever=True, pause_s=0.02)
@@ -175,7 +176,7 @@ def test_what_comes_byte_by_byte_has_one_deadline(what: str, monkeypatch: pytest
             handler.wfile.write(more)
             time.sleep(0.01)
 
-    monkeypatch.setattr(web, "_GRACE_S", 0.3)
+    monkeypatch.setattr(web_answers, "_GRACE_S", 0.3)
     client = web.WebClient(0.2)
     with serving(drip) as (url, server), pytest.raises(OSError, match=r"(headers|chunks) do not end|line.*too long"):
         client.get(f"{url}/x")
@@ -188,7 +189,7 @@ def test_redirects_share_the_deadline_of_one_answer(monkeypatch: pytest.MonkeyPa
         time.sleep(0.2)
         say(302, {"Location": "/again", "Content-Length": "0"})(handler)
 
-    monkeypatch.setattr(web, "_GRACE_S", 0.0)
+    monkeypatch.setattr(web_answers, "_GRACE_S", 0.0)
     client = web.WebClient(0.5)
     with serving(slowly) as (url, server), pytest.raises(OSError, match="headers do not end"):
         client.get(f"{url}/x")

@@ -12,15 +12,9 @@ from vit_dist.core.files import folder_url, is_remote, join_url, local_path, red
 from vit_dist.core.registry import SOURCES
 from vit_dist.data.names import is_directory, named
 from vit_dist.data.pack.directories import is_image, list_directory
+from vit_dist.data.pack.idx import find_idx, idx_source
 from vit_dist.data.pack.published.kinds import recognised
-from vit_dist.data.pack.sources import (
-    Source,
-    SourceConfig,
-    SourceOptions,
-    find_idx,
-    folder_source,
-    idx_source,
-)
+from vit_dist.data.pack.sources import Source, SourceConfig, SourceOptions, folder_source
 from vit_dist.data.splits import choose_folder, split_of_folder, splits_among
 from vit_dist.data.tars import is_tar_name
 
@@ -84,7 +78,7 @@ class ParquetConfig(SourceConfig):
 
     def open(self, url: str, scratch: Path, options: SourceOptions) -> Source:
         """See SourceConfig."""
-        from vit_dist.data.pack.tables import parquet_source
+        from vit_dist.data.pack.parquet import parquet_source
 
         return parquet_source(url, scratch, _table(options))
 

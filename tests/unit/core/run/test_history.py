@@ -24,7 +24,7 @@ from vit_dist.core.run.history.events import (
     TRANSITIONS,
     Event,
 )
-from vit_dist.core.run.history.state import fold
+from vit_dist.core.run.history.fold import fold
 from vit_dist.core.world import World
 from vit_dist.train.progress.attempt_record import AttemptRecord
 

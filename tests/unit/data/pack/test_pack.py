@@ -471,7 +471,7 @@ def test_idx_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_the_embedded_images_are_what_their_readme_says() -> None:
     for part, per_class in (("train", 800), ("test", 200)):
-        from vit_dist.data.pack.sources import _read_idx
+        from vit_dist.data.pack.idx import _read_idx
 
         name = "train" if part == "train" else "t10k"
         shape, labels = _read_idx(FASHION / f"{name}-labels-idx1-ubyte.gz", 1)

@@ -14,7 +14,7 @@ meeting could damage is a line, which is left out and found.
 
 **Why no clock orders the events.** Clocks of machines differ. An event carries the number of its attempt, a submission
 that of the attempt before it, and within an attempt what comes first is known (events.py: STAGES). So every reader
-gets the same state from the same lines (state.py: fold), whatever the order in which they reached the disk.
+gets the same state from the same lines (fold.py), whatever the order in which they reached the disk.
 
 **Why the fence is no event.** An attempt that was cut off must find out by one read of a name it knows, which every
 file system answers from the server, and what it reads must be whole. A version of before looks there, too.

@@ -17,8 +17,9 @@ from vit_dist.core.files import append_json, write_bytes
 from vit_dist.core.run import names
 from vit_dist.core.run.history import former
 from vit_dist.core.run.history.events import ACTIONS, CAUSES, FIELDS, NEEDS, OWNER, PROGRESS, Event
+from vit_dist.core.run.history.fold import fold
 from vit_dist.core.run.history.requests import pending_request, read_cancel
-from vit_dist.core.run.history.state import Attempt, Progress, State, fold
+from vit_dist.core.run.history.state import Attempt, Progress, State
 from vit_dist.core.small_files import (
     DamagedError,
     checked,
