@@ -12,8 +12,8 @@ __version__ = "0.1.0"
 # Their types stand in __init__.pyi: an import here, even one for type checkers alone, would let every floor see data/.
 _MODULE_OF = {
     "open_stream": "vit_dist.data.standalone",
-    "Stream": "vit_dist.data.standalone",
-    "StreamBatch": "vit_dist.data.standalone",
+    "Stream": "vit_dist.data.standalone_stream",
+    "StreamBatch": "vit_dist.data.standalone_stream",
     "Sample": "vit_dist.data.batch",
     "DecodeError": "vit_dist.data.images",
 }

@@ -2,8 +2,8 @@
 
 from vit_dist.data.batch import Sample as Sample
 from vit_dist.data.images import DecodeError as DecodeError
-from vit_dist.data.standalone import Stream as Stream
-from vit_dist.data.standalone import StreamBatch as StreamBatch
 from vit_dist.data.standalone import open_stream as open_stream
+from vit_dist.data.standalone_stream import Stream as Stream
+from vit_dist.data.standalone_stream import StreamBatch as StreamBatch
 
 __version__: str
