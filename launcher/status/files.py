@@ -11,7 +11,7 @@ from launcher.status.logs import attempts_with_logs
 from vit_dist.core.run import history, names, records
 from vit_dist.core.run.checkpoints import newest_checkpoint
 from vit_dist.core.run.history import State
-from vit_dist.core.small_files import DamagedError, read_record
+from vit_dist.core.small_files import noted_record
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def read_run(path: Path, *, most: int | None = None) -> RunFiles:
         most: as `history.read` takes it.
     """
     problems: list[str] = []
-    run = _json(path / names.RUN, problems)
+    run = noted_record(path / names.RUN, records.FIELDS.get(names.RUN), problems) or {}
     state = history.read(path, most=most, forgiving=True)
     saved, saved_at = newest_checkpoint(path)
     return RunFiles(
@@ -56,15 +56,3 @@ def read_run(path: Path, *, most: int | None = None) -> RunFiles:
         logged=(bool(attempts_with_logs(path)), (path / names.LOGS / names.BATCH_LOG).is_file()),
         problems=(*problems, *state.findings),
     )
-
-
-def _json(path: Path, problems: list[str]) -> Mapping[str, Any]:
-    try:
-        return read_record(path, records.FIELDS.get(path.name))
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        problems.append(f"{path.name} cannot be read: {error.strerror}")
-    except DamagedError as error:
-        problems.append(f"{path.name}: {error}")
-    return {}

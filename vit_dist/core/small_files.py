@@ -287,6 +287,19 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
+def noted_record(path: Path, fields: Mapping[str, Check] | None, notes: list[str]) -> dict[str, Any] | None:
+    """As `read_record`, for who goes on without: None where it is not there, or cannot be read, which `notes` gets."""
+    try:
+        return read_record(path, fields)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        notes.append(f"{path.name} cannot be read: {error.strerror}")
+    except DamagedError as error:
+        notes.append(f"{path.name}: {error}")
+    return None
+
+
 def read_records(
     path: Path, fields: Mapping[str, Check] | None = None, findings: list[str] | None = None
 ) -> Iterator[dict[str, Any]]:

@@ -84,6 +84,24 @@ def numbers_in(own: Classes, other: Classes, remedy: str = _PACK_ALIKE) -> tuple
     return tuple(places[own.names[i]] for i in range(own.num_classes))
 
 
+def rows_in(own: Classes, names: Sequence[str], what: str, remedy: str) -> Sequence[int] | None:
+    """Which rows of a head are the classes of a set; None where all rows are, in their order.
+
+    Args:
+        own: the classes of the set.
+        names: of the head's classes; none where it does not say.
+        what: the head, in words for errors.
+        remedy: what to do where they cannot be found.
+
+    Raises:
+        ConfigError: as `numbers_in`.
+    """
+    found = numbers_in(own, Classes.listed(what, len(names), tuple(names)), remedy)
+    if found is None and len(own.names) == own.num_classes < len(names):
+        return range(own.num_classes)
+    return found
+
+
 def counted_as(manifest: ShardManifest, other: Classes, what: str = "the set", remedy: str = "") -> ShardManifest:
     """The manifest with labels as another set counts them: itself where the two agree.
 

@@ -23,7 +23,7 @@ from vit_dist.core.run import names
 from vit_dist.core.run.checkpoints import is_checkpoint
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
-from vit_dist.data.classes import Classes, numbers_in
+from vit_dist.data.classes import Classes, rows_in
 from vit_dist.engines._collectives import all_gather_object, broadcast_object
 from vit_dist.engines._protocol import Engine
 from vit_dist.engines._slices import BUFFER, WEIGHT
@@ -186,11 +186,7 @@ class Initial:
 def _fitting(path: Path, init: InitConfig, model: ModelConfig, head: Classes, image_size: int) -> Weights:
     def rows(names: tuple[str, ...]) -> Sequence[int] | None:
         """Which of the weights' classes are those of the training set, by their names."""
-        theirs = Classes.listed(f"what {path} was trained on", len(names), names)
-        found = numbers_in(head, theirs, _OTHER_HEAD)
-        if found is None and len(head.names) == head.num_classes < len(names):
-            return range(head.num_classes)
-        return found
+        return rows_in(head, names, f"what {path} was trained on", _OTHER_HEAD)
 
     num_classes = head.num_classes
     if not is_checkpoint(path):

@@ -26,7 +26,7 @@ from vit_dist.core.run.checkpoints import is_checkpoint
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.units import format_bytes
 from vit_dist.core.world import World
-from vit_dist.data.classes import Classes, numbers_in
+from vit_dist.data.classes import Classes, rows_in
 from vit_dist.data.decode import normalize
 from vit_dist.engines._layout import images_format
 from vit_dist.engines._numerics import attention_kernel
@@ -132,11 +132,7 @@ def _fitting(path: Path, config: TeacherConfig, head: Classes, image_size: int) 
     """
 
     def rows(names: tuple[str, ...]) -> Sequence[int] | None:
-        theirs = Classes.listed(f"what {path} was trained on", len(names), names)
-        found = numbers_in(head, theirs, _OTHER_CLASSES)
-        if found is None and len(head.names) == head.num_classes < len(names):
-            return range(head.num_classes)
-        return found
+        return rows_in(head, names, f"what {path} was trained on", _OTHER_CLASSES)
 
     model = config.model
     assert model is None or isinstance(model, ModelConfig)

@@ -24,6 +24,7 @@ from vit_dist.core.small_files import (
     DamagedError,
     checked,
     is_time,
+    noted_record,
     parse_records,
     read_end,
     read_record,
@@ -148,15 +149,8 @@ def _heartbeat(path: Path, present: frozenset[str], findings: list[str]) -> tupl
     """The last heartbeat, and whether it tells more than times."""
     if names.HEARTBEAT not in present:
         return None
-    try:
-        record = read_record(path / names.HEARTBEAT, PROGRESS)
-        return Progress.of(record), "step" in record
-    except FileNotFoundError:
-        return None
-    except (OSError, DamagedError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        findings.append(f"{names.HEARTBEAT}: {why}")
-        return None
+    record = noted_record(path / names.HEARTBEAT, PROGRESS, findings)
+    return None if record is None else (Progress.of(record), "step" in record)
 
 
 def append(path: Path, name: str, event: str, /, **facts: Any) -> None:

@@ -16,7 +16,16 @@ from vit_dist.core.run import names
 from vit_dist.core.run.history.events import FIELDS, OWNER, PROGRESS, TOLD, Event, is_one_of
 from vit_dist.core.run.history.state import Progress
 from vit_dist.core.run.records import is_job
-from vit_dist.core.small_files import Check, DamagedError, is_objects, is_text, is_time, read_record, read_records
+from vit_dist.core.small_files import (
+    Check,
+    DamagedError,
+    is_objects,
+    is_text,
+    is_time,
+    noted_record,
+    read_record,
+    read_records,
+)
 
 _STATUS: Mapping[str, Check] = {
     **PROGRESS,
@@ -165,16 +174,7 @@ def _last_word(status: Mapping[str, Any], numbers: Mapping[int, int]) -> list[Ev
 def _object(
     path: Path, name: str, fields: Mapping[str, Check], present: Collection[str], findings: list[str]
 ) -> dict[str, Any]:
-    if name in present:
-        try:
-            return read_record(path / name, fields)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            findings.append(f"{name} cannot be read: {error.strerror}")
-        except DamagedError as error:
-            findings.append(f"{name}: {error}")
-    return {}
+    return noted_record(path / name, fields, findings) or {} if name in present else {}
 
 
 def _lines(
