@@ -49,9 +49,11 @@ def main(argv: list[str]) -> int:
         "--cluster", type=local_or_name, metavar="NAME", help="a YAML file, or the name of one in configs/clusters"
     )
     parser.add_argument(
-        "--run-root", type=local_option, metavar="DIR", help="where runs lie (the cluster's run_root, or runs)"
+        "--run-root", type=local_option, metavar="DIR", help="where runs lie (default: the cluster's run_root, or runs)"
     )
-    parser.add_argument("--run-dir", type=local_option, metavar="DIR", help="of the recipe (RUN-ROOT/NAME-HASH)")
+    parser.add_argument(
+        "--run-dir", type=local_option, metavar="DIR", help="of the recipe (default RUN-ROOT/NAME-HASH)"
+    )
     parser.add_argument("--images-per-s", metavar="N", type=float, help="what training takes, on this machine")
     parser.add_argument("--json", action="store_true", help="findings as JSON on stdout")
     parser.add_argument("--bad-nodes", action="store_true", help="only list the nodes that new jobs stay away from")

@@ -62,16 +62,16 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--data", type=any_option, metavar="SET", help="in place of images: a packed set")
     parser.add_argument(
-        "--images", type=int, metavar="N", help=f"how many of them ({MOST}, or all where they are fewer)"
+        "--images", type=int, metavar="N", help=f"how many of them (default: {MOST}, or all where they are fewer)"
     )
     parser.add_argument(
-        "--show", metavar="VIEW", action="append", default=[], help="this view; may be given again (all)"
+        "--show", metavar="VIEW", action="append", default=[], help="this view; may be given again (default: all)"
     )
-    parser.add_argument("--out", type=local_option, metavar="DIR", help="a new folder (inspect-SOURCE)")
+    parser.add_argument("--out", type=local_option, metavar="DIR", help="a new folder (default inspect-SOURCE)")
     parser.add_argument("--model", metavar="NAME", help="needed where the file does not say its model")
     parser.add_argument("--image-size", metavar="S", type=int, help="positions are resampled to it")
     parser.add_argument("--average", action="store_true", help="of a run with `ema`: the average of its weights")
-    parser.add_argument("--device", metavar="NAME", default="", help="cpu or cuda (a GPU, where there is one)")
+    parser.add_argument("--device", metavar="NAME", default="", help="cpu or cuda (default: a GPU where there is one)")
     add_plugin(parser)
     return parser
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from vit_dist.core.places import local_option
 
 
-def add_plugin(parser: argparse.ArgumentParser) -> None:
+def add_plugin(parser: argparse._ActionsContainer) -> None:
     """The option, which may be given several times."""
     parser.add_argument(
         "--plugin",

@@ -55,12 +55,12 @@ def _parser() -> argparse.ArgumentParser:
         "images", type=any_option, metavar="IMAGES", nargs="+", help="files, folders, manifests or URLs"
     )
     out = parser.add_argument_group("what comes out")
-    out.add_argument("--top", metavar="K", type=int, default=5, help="classes for each image (5)")
+    out.add_argument("--top", metavar="K", type=int, default=5, help="classes for each image (default 5)")
     out.add_argument("--csv", metavar="FILE", type=any_option, help="a row an image; '-': here, in place of the table")
     out.add_argument("--json", metavar="FILE", type=any_option, help="all there is; '-': here, in place of the table")
     out.add_argument("--grid", metavar="FILE.png", type=any_option, help="a picture: green frames are right, red wrong")
     out.add_argument(
-        "--grid-images", metavar="N", type=int, default=40, help="how many images it shows, the first (40)"
+        "--grid-images", metavar="N", type=int, default=40, help="how many images it shows, the first (default 40)"
     )
     parser.add_argument("--average", action="store_true", help="of a run with `ema`: the average of its weights")
     model = parser.add_argument_group("where the weights do not say it, or something else is wanted")
@@ -70,16 +70,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     model.add_argument("--classes", metavar="FILE", type=local_option, help="names of the classes, one a line")
     model.add_argument("--image-size", metavar="S", type=int, help="pixels; positions are resampled")
-    model.add_argument("--crop", metavar="F", type=float, help="part of the shorter side that is seen (0.875)")
+    model.add_argument("--crop", metavar="F", type=float, help="part of the shorter side that is seen (default 0.875)")
     model.add_argument("--upright", action="store_true", default=None, help="turn photos as their EXIF data say")
-    model.add_argument("--loss", choices=("softmax", "sigmoid"), help="that the model was trained by (softmax)")
-    model.add_argument("--mean", metavar="R,G,B", type=_colours, help="of the colours in 0..1 (0.5,0.5,0.5)")
-    model.add_argument("--std", metavar="R,G,B", type=_colours, help="that is divided by (0.5,0.5,0.5)")
+    model.add_argument("--loss", choices=("softmax", "sigmoid"), help="that the model was trained by (default softmax)")
+    model.add_argument("--mean", metavar="R,G,B", type=_colours, help="of the colours in 0..1 (default 0.5,0.5,0.5)")
+    model.add_argument("--std", metavar="R,G,B", type=_colours, help="that is divided by (default 0.5,0.5,0.5)")
     how = parser.add_argument_group("how it is computed")
-    how.add_argument("--device", metavar="NAME", default="", help="cpu, cuda, cuda:1 (a GPU where there is one)")
-    how.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the model (fp32)")
-    how.add_argument("--batch", metavar="N", type=int, default=64, help="images at once (64)")
-    how.add_argument("--threads", metavar="N", type=int, help="that decode images (one a core)")
+    how.add_argument(
+        "--device", metavar="NAME", default="", help="cpu, cuda, cuda:1 (default: a GPU where there is one)"
+    )
+    how.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the model (default fp32)")
+    how.add_argument("--batch", metavar="N", type=int, default=64, help="images at once (default 64)")
+    how.add_argument("--threads", metavar="N", type=int, help="that decode images (default: one a core)")
     add_plugin(parser)
     return parser
 

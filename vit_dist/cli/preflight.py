@@ -35,8 +35,7 @@ exit code: 0 where all nodes are fit, 1 where some are not, 2 for a wrong comman
 """
 
 
-def main(argv: list[str]) -> int:
-    """Entry of the verb."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "vit-dist preflight",
         description=SUMMARY,
@@ -44,7 +43,9 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--nodes", metavar="N", type=int, help="how many (all of the allocation; 1 with --local)")
+    parser.add_argument(
+        "--nodes", metavar="N", type=int, help="how many (default: all of the allocation; 1 with --local)"
+    )
     parser.add_argument(
         "--cluster", type=local_or_name, metavar="NAME", help="a YAML file, or the name of one in configs/clusters"
     )
@@ -54,19 +55,39 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--data", type=any_option, metavar="MANIFEST", help="read shards of this set")
     parser.add_argument(
-        "--slow", metavar="FRACTION", type=float, default=0.7, help="of the median; below it a node is slow (0.7)"
+        "--slow",
+        metavar="FRACTION",
+        type=float,
+        default=0.7,
+        help="of the median; below it a node is slow (default 0.7)",
     )
     parser.add_argument(
-        "--timeout", metavar="SECONDS", type=float, default=180, help="for a node's own tests, and for the links"
+        "--timeout",
+        metavar="SECONDS",
+        type=float,
+        default=180,
+        help="for a node's own tests, and for the links (default 180)",
     )
-    parser.add_argument("--silence", metavar="SECONDS", type=float, default=15, help="without a heartbeat: dead (15)")
-    parser.add_argument("--keep", metavar="SPAN", default="24h", help="how long bad nodes stay on the list (24h)")
     parser.add_argument(
-        "--run-root", type=local_option, metavar="DIR", help="where the list lies (the cluster's run_root, or runs)"
+        "--silence", metavar="SECONDS", type=float, default=15, help="without a heartbeat: dead (default 15)"
+    )
+    parser.add_argument(
+        "--keep", metavar="SPAN", default="24h", help="how long bad nodes stay on the list (default 24h)"
+    )
+    parser.add_argument(
+        "--run-root",
+        type=local_option,
+        metavar="DIR",
+        help="where the list lies (default: the cluster's run_root, or runs)",
     )
     parser.add_argument("--no-list", action="store_true", help="put nothing on the list")
     parser.add_argument("--json", action="store_true", help="the whole report as JSON on stdout")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb."""
+    args = _parser().parse_args(argv)
 
     from launcher.preflight.report import lines
     from launcher.preflight.run import PreflightOptions, put_on_list

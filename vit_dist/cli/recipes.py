@@ -41,9 +41,12 @@ def main(argv: list[str]) -> int:
     what = "list the shipped recipes with their costs, sources and reported numbers, or show some in full"
     parser = verb_parser("vit-dist recipes", what, _EXAMPLES)
     parser.add_argument("names", metavar="NAME", nargs="*", help="recipes to show in full; * and ? stand for any text")
-    parser.add_argument("--device", metavar="NAME", default=DEVICE, help=f"{NAMES} ({DEVICE})")
+    parser.add_argument("--device", metavar="NAME", default=DEVICE, help=f"{NAMES} (default {DEVICE})")
     parser.add_argument(
-        "--utilisation", metavar="FRACTION", default=str(UTILISATION), help="of its peak, such as 0.4 or 40%% (40%%)"
+        "--utilisation",
+        metavar="FRACTION",
+        default=str(UTILISATION),
+        help="of its peak, such as 0.4 or 40%% (default 40%%)",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="for programs: a record a recipe")

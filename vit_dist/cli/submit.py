@@ -44,11 +44,19 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("overrides", metavar="k=v", nargs="*", help="dotted overrides, applied last; name= is one")
     parser.add_argument(
-        "--cluster", type=local_or_name, metavar="NAME", required=True, help="a YAML file, or one in configs/clusters"
+        "--cluster",
+        type=local_or_name,
+        metavar="NAME",
+        required=True,
+        help="a YAML file, or the name of one in configs/clusters",
     )
     parser.add_argument("--nodes", metavar="N", type=int, default=1, help="nodes that train (default 1)")
-    parser.add_argument("--spares", metavar="N", type=int, default=0, help="nodes more, in place of lost ones (0)")
-    parser.add_argument("--time", metavar="SPAN", default="", help="limit of one job: 12h, 2-00:00:00 (the cluster's)")
+    parser.add_argument(
+        "--spares", metavar="N", type=int, default=0, help="spare nodes, in place of lost ones (default 0)"
+    )
+    parser.add_argument(
+        "--time", metavar="SPAN", default="", help="time limit of a job: 12h, 2-00:00:00 (default: the cluster's)"
+    )
     parser.add_argument(
         "--run-dir",
         type=local_option,

@@ -31,7 +31,10 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--run-dir", type=local_option, metavar="DIR", required=True, help="of the run")
     parser.add_argument(
-        "--run-root", type=local_option, metavar="DIR", help="where the list of bad nodes is (above the run directory)"
+        "--run-root",
+        type=local_option,
+        metavar="DIR",
+        help="where the list of bad nodes is (default: above the run directory)",
     )
     parser.add_argument(
         "--cluster", type=local_or_name, metavar="FILE", default="", help="of the site, for the test of the nodes"
@@ -41,10 +44,14 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--tasks-per-node", metavar="N", type=int, required=True, help="ranks on each")
     parser.add_argument(
-        "--lead", metavar="SECONDS", type=float, default=300.0, help="end so long before the time limit (300)"
+        "--lead", metavar="SECONDS", type=float, default=300.0, help="end so long before the time limit (default 300)"
     )
-    parser.add_argument("--margin", metavar="SECONDS", type=float, default=60.0, help="added to a measured save (60)")
-    parser.add_argument("--give-up-after", metavar="N", type=int, default=3, help="attempts without progress (3)")
+    parser.add_argument(
+        "--margin", metavar="SECONDS", type=float, default=60.0, help="added to a measured save (default 60)"
+    )
+    parser.add_argument(
+        "--give-up-after", metavar="N", type=int, default=3, help="attempts without progress (default 3)"
+    )
     parser.add_argument("--preflight", action="store_true", help="test the nodes first")
     own, srun, rank = _split(argv)
     args = parser.parse_args(own)

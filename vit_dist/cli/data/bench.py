@@ -88,13 +88,17 @@ def _parser() -> argparse.ArgumentParser:
         help="a .yaml file, or the name of one: image size, augmentation, model; its sets are not read",
     )
     p.add_argument("--run", type=local_option, metavar="RUN", help="the directory of a run that trained the same model")
-    p.add_argument("--device", metavar="NAME", help=f"that the recipe trains on: {NAMES} (the one here, else h100)")
     p.add_argument(
-        "--mfu", metavar="M", type=float, help="fraction of its peak that is reached (0.4; of a ResNet 0.11)"
+        "--device", metavar="NAME", help=f"that the recipe trains on: {NAMES} (default: the one here, else h100)"
     )
-    p.add_argument("--devices", metavar="N", type=positive, help="that this machine feeds (those here, at least 1)")
-    p.add_argument("--seconds", metavar="S", type=float, default=20.0, help="that it takes in all, about (20)")
-    p.add_argument("--seed", metavar="S", type=int, help="of the places that are read (others each time)")
+    p.add_argument(
+        "--mfu", metavar="M", type=float, help="fraction of its peak that is reached (default: 0.4; of a ResNet 0.11)"
+    )
+    p.add_argument(
+        "--devices", metavar="N", type=positive, help="that this machine feeds (default: those here, at least 1)"
+    )
+    p.add_argument("--seconds", metavar="S", type=float, default=20.0, help="that it takes in all, about (default 20)")
+    p.add_argument("--seed", metavar="N", type=int, help="of the places that are read (default: others each time)")
     p.add_argument("--json", action="store_true", help="every number, for programs")
     return p
 

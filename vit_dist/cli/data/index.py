@@ -54,9 +54,13 @@ docs/data.md says what a label may be. Tars that `vit-dist data pack` wrote keep
         metavar="EXT",
         help="member with the labels: cls, json, txt, output.cls, ... or none",
     )
-    p.add_argument("--label-field", default="", metavar="KEY", help="key in .json, dots go deeper (labels, then label)")
+    p.add_argument(
+        "--label-field", default="", metavar="KEY", help="key in .json, dots go deeper (default: labels, then label)"
+    )
     p.add_argument("--classes", type=local_option, metavar="FILE", help="names of the classes, one a line")
-    p.add_argument("--num-classes", type=positive, metavar="N", help="size of the label space (largest label + 1)")
+    p.add_argument(
+        "--num-classes", type=positive, metavar="N", help="size of the label space (default: largest label + 1)"
+    )
     p.add_argument(
         "--image", default="", metavar="EXT", help="member with the image, where there are several: left.jpg"
     )
@@ -66,7 +70,7 @@ docs/data.md says what a label may be. Tars that `vit-dist data pack` wrote keep
         help="leave out samples without an image, or with a label that is none, and list them",
     )
     p.add_argument("--name", default="", help="of the dataset")
-    p.add_argument("--workers", type=positive, metavar="N", help="processes (one a core)")
+    p.add_argument("--workers", type=positive, metavar="N", help="processes (default: one a core)")
     args = p.parse_args(argv)
 
     from vit_dist.data.indexing import index_tars

@@ -27,10 +27,12 @@ def info_main(argv: list[str]) -> int:
     p.add_argument("manifest", type=any_option, help="URL of a manifest.json, or of the directory that holds it")
     p.add_argument("--grid", type=any_option, metavar="PNG", help="draw random images into this file")
     p.add_argument(
-        "--columns", type=positive, default=8, metavar="N", help="pictures in a row, and rows of the grid (8)"
+        "--columns", type=positive, default=8, metavar="N", help="pictures in a row, and rows of the grid (default 8)"
     )
-    p.add_argument("--sample", type=count, default=400, metavar="N", help="images whose resolution is looked at (400)")
-    p.add_argument("--seed", type=count, default=0, metavar="S", help="of the random images (0)")
+    p.add_argument(
+        "--sample", type=count, default=400, metavar="N", help="images whose resolution is looked at (default 400)"
+    )
+    p.add_argument("--seed", type=count, default=0, metavar="N", help="of the random images (default 0)")
     p.add_argument("--all-classes", action="store_true", help="list every class, not only the largest and smallest")
     args = p.parse_args(argv)
 
@@ -121,7 +123,7 @@ def verify_main(argv: list[str]) -> int:
     how = p.add_mutually_exclusive_group()
     how.add_argument("--fast", action="store_true", help="compare sizes and read the indexes, not the tars")
     how.add_argument("--images", action="store_true", help="decode every image too")
-    p.add_argument("--workers", type=positive, metavar="N", help="processes (one a core)")
+    p.add_argument("--workers", type=positive, metavar="N", help="processes (default: one a core)")
     args = p.parse_args(argv)
 
     from vit_dist.core.progress import Progress
@@ -165,7 +167,9 @@ same. --balanced takes equally many of each class, and is nested too; it needs a
     )
     p.add_argument("manifest", type=any_option, help="URL of a manifest.json, or of the directory that holds it")
     p.add_argument("num", type=positive, metavar="N", help="examples (30k, 1.5M)")
-    p.add_argument("--subset-seed", type=count, default=0, metavar="S", help="which nested family of subsets (0)")
+    p.add_argument(
+        "--subset-seed", type=count, default=0, metavar="S", help="which nested family of subsets (default 0)"
+    )
     p.add_argument("--balanced", action="store_true", help="equally many of each class, give or take one")
     p.add_argument("--out", type=any_option, metavar="MANIFEST", help="write a manifest instead of printing keys")
     args = p.parse_args(argv)
@@ -207,8 +211,8 @@ What was left out stands in a list beside the new manifest. The tars stay as the
     p.add_argument("manifest", type=any_option, help="of the training set")
     p.add_argument("--against", type=any_option, nargs="+", metavar="MANIFEST", help="of the evaluation sets")
     p.add_argument("--out", type=any_option, metavar="MANIFEST", help="where the new manifest goes")
-    p.add_argument("--distance", type=count, default=4, metavar="BITS", help="bits of 64 that may differ (4)")
-    p.add_argument("--workers", type=positive, metavar="N", help="processes (one a core)")
+    p.add_argument("--distance", type=count, default=4, metavar="BITS", help="bits of 64 that may differ (default 4)")
+    p.add_argument("--workers", type=positive, metavar="N", help="processes (default: one a core)")
     return p
 
 

@@ -85,21 +85,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("overrides", metavar="k=v", nargs="*", help="dotted overrides of the recipe")
     p.add_argument("--subset", type=positive, metavar="N", help="the first N examples of the nested order (30k, 1.5M)")
-    p.add_argument("--subset-seed", type=count, metavar="S", help="which nested family of subsets (0)")
-    p.add_argument("--seed", type=count, metavar="S", help="the run's seed (0)")
-    p.add_argument("--epoch", type=count, metavar="E", help="from which epoch, counted from 0 (0)")
+    p.add_argument("--subset-seed", type=count, metavar="S", help="which nested family of subsets (default 0)")
+    p.add_argument("--seed", type=count, metavar="N", help="the run's seed (default 0)")
+    p.add_argument("--epoch", type=count, metavar="E", help="from which epoch, counted from 0 (default 0)")
     p.add_argument(
         "--start",
         type=count,
         default=0,
         metavar="P",
-        help="position in the epoch; at its end or later: in the next ones (0)",
+        help="position in the epoch; at its end or later: in the next ones (default 0)",
     )
     p.add_argument(
         "--count",
         type=count,
         metavar="K",
-        help="how many (to the end of the epoch; of a mixture: as many as its sets hold)",
+        help="how many (default: to the end of the epoch; of a mixture: as many as its sets hold)",
     )
     p.add_argument("--lanes", type=positive, metavar="C", help="parallel streams; default as in a recipe")
     p.add_argument("--window", type=positive, metavar="K", help="samples permuted together; default as in a recipe")

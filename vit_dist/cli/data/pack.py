@@ -102,9 +102,9 @@ SRC is a folder with one directory per class, MNIST's IDX files, a list of paths
 .csv, .tsv), Parquet with the images inside, WebDataset tars to be packed anew, a set as its makers publish it
 (ImageNet, ReaL, CIFAR, Oxford Pets and Flowers, VTAB-1k: docs/data.md), or what a plug-in reads. Images
 that cannot be decoded are left out and listed in DEST/bad.jsonl; files under several labels stay, and are listed in
-DEST/copies.jsonl. Original bytes are kept unless a size or quality
-is given. The command may be killed and started again: it resumes. Packing twice gives the same bytes.
-docs/data.md says what a label may be. A label that is none is refused with its file, row or sample, and value.
+DEST/copies.jsonl. Original bytes are kept unless a size or quality is given. The command may be killed and started
+again: it resumes. Packing twice gives the same bytes. docs/data.md says what a label may be. A label that is none
+is refused with its file, row or sample, and value.
 """,
         "  vit-dist data pack photos/ runs/data/photos\n"
         "  vit-dist data pack photos/ s3://bucket/photos --samples-per-shard 10k --resize-shorter 320\n"
@@ -122,73 +122,100 @@ docs/data.md says what a label may be. A label that is none is refused with its 
     p.add_argument(
         "dest", type=any_option, metavar="DEST", help="directory or URL (s3://, gs://, ...) that the shards go to"
     )
-    p.add_argument("--samples-per-shard", type=positive, default=10_000, metavar="N", help="images in a shard (10k)")
-    p.add_argument("--bytes-per-shard", type=size, metavar="B", help="instead: bytes in a shard, about ('512 MiB')")
+    _add_source(p)
+    _add_written(p)
     _add_max_bad(p)
-    p.add_argument("--seed", type=count, default=0, metavar="S", help="of the shuffle (0)")
+    p.add_argument("--workers", type=positive, default=None, metavar="N", help="processes (default: one a core)")
+    p.add_argument("--part", type=_part, metavar="I/N", help="pack one of N parts; then `vit-dist data merge DEST`")
     p.add_argument(
-        "--val",
-        type=fraction_or_count,
-        metavar="FRACTION|N",
-        help="so many go to DEST/val, the rest to DEST/train",
+        "--work-dir", type=local_option, metavar="DIR", help="local scratch folder (default: inside DEST, or /tmp)"
     )
-    p.add_argument("--resize-shorter", type=positive, metavar="PX", help="reduce the shorter side to this")
-    p.add_argument("--resize-longer", type=positive, metavar="PX", help="reduce the longer side to this")
-    p.add_argument(
-        "--quality", type=positive, metavar="Q", help="write every image as JPEG of this quality (90 where resized)"
-    )
-    p.add_argument("--upright", action="store_true", help="turn photos as their EXIF orientation says (not turned)")
-    p.add_argument(
+    p.add_argument("--force", action="store_true", help="replace another packing in DEST")
+    _add_slurm(p)
+    return p
+
+
+def _add_source(p: argparse.ArgumentParser) -> None:
+    group = p.add_argument_group("what is read")
+    group.add_argument(
         "--format",
         "--from",
         dest="kind",
         default="",
         metavar="KIND",
         help="what SRC is: folder, idx, list, parquet, tar, imagenet, imagenet-real, cifar, pets, flowers, vtab, or a "
-        "plug-in's (looks)",
+        "plug-in's (default: it looks)",
     )
-    add_plugin(p)
-    p.add_argument(
+    add_plugin(group)
+    group.add_argument(
         "--image-field",
         default="",
         metavar="F",
         help="list, Parquet: field of the image; tars: its extension (left.jpg)",
     )
-    p.add_argument(
+    group.add_argument(
         "--label-field",
         default="",
         metavar="F",
         help="list, Parquet: field of the labels; tars: key in .json; CIFAR-100: fine (default), coarse",
     )
-    p.add_argument(
-        "--key-field", default="", metavar="F", help="list, Parquet: field of keys, unique in the whole set (numbered)"
+    group.add_argument(
+        "--key-field",
+        default="",
+        metavar="F",
+        help="list, Parquet: field of keys, unique in the whole set (default: numbered)",
     )
-    p.add_argument(
+    group.add_argument(
         "--labels", default="auto", metavar="EXT", help="tars: member with the labels: cls, json, txt, output.cls, ..."
     )
-    p.add_argument(
+    group.add_argument(
         "--skip-bad", action="store_true", help="tars: leave out samples without an image or a label, and list them"
     )
-    p.add_argument(
+    group.add_argument(
         "--classes",
         type=local_option,
         metavar="FILE",
         help="names of the classes, one a line: of a folder, list, Parquet, tars, ImageNet, Flowers, VTAB",
     )
-    p.add_argument(
+    group.add_argument(
         "--num-classes", type=positive, metavar="N", help="list, Parquet, tars, VTAB: size of the label space"
     )
-    p.add_argument(
+    group.add_argument(
         "--split-name",
         default="",
         metavar="NAME",
         help="which split of a source that holds several: train, val, test, ...; of files also all, together",
     )
-    p.add_argument("--name", default="", help="of the dataset, in the manifest (that of SRC)")
-    p.add_argument("--workers", type=positive, default=None, metavar="N", help="processes (one a core)")
-    p.add_argument("--part", type=_part, metavar="I/N", help="pack one of N parts; then `vit-dist data merge DEST`")
-    p.add_argument("--work-dir", type=local_option, metavar="DIR", help="local scratch folder (inside DEST, or /tmp)")
-    p.add_argument("--force", action="store_true", help="replace another packing in DEST")
+
+
+def _add_written(p: argparse.ArgumentParser) -> None:
+    group = p.add_argument_group("what is written")
+    group.add_argument(
+        "--samples-per-shard", type=positive, default=10_000, metavar="N", help="images in a shard (default 10k)"
+    )
+    group.add_argument("--bytes-per-shard", type=size, metavar="B", help="instead: bytes in a shard, about ('512 MiB')")
+    group.add_argument("--seed", type=count, default=0, metavar="N", help="of the shuffle (default 0)")
+    group.add_argument(
+        "--val",
+        type=fraction_or_count,
+        metavar="FRACTION|N",
+        help="so many go to DEST/val, the rest to DEST/train",
+    )
+    group.add_argument("--resize-shorter", type=positive, metavar="PX", help="reduce the shorter side to this")
+    group.add_argument("--resize-longer", type=positive, metavar="PX", help="reduce the longer side to this")
+    group.add_argument(
+        "--quality",
+        type=positive,
+        metavar="Q",
+        help="write every image as JPEG of this quality (default: 90 where resized)",
+    )
+    group.add_argument(
+        "--upright", action="store_true", help="turn photos as their EXIF orientation says (default: not turned)"
+    )
+    group.add_argument("--name", default="", help="of the dataset, in the manifest (default: that of SRC)")
+
+
+def _add_slurm(p: argparse.ArgumentParser) -> None:
     on_slurm = p.add_argument_group(
         "as Slurm jobs",
         "An array of parts, and a job that merges them once all are packed. Given again, the same command submits what "
@@ -197,14 +224,18 @@ docs/data.md says what a label may be. A label that is none is refused with its 
     on_slurm.add_argument(
         "--cluster", type=local_or_name, metavar="NAME", help="a YAML file, or the name of one in configs/clusters"
     )
-    on_slurm.add_argument("--parts", type=positive, metavar="N", help="into how many jobs the packing is cut (16)")
-    on_slurm.add_argument("--max-parallel", type=positive, metavar="N", help="parts at a time (no limit)")
-    on_slurm.add_argument("--time", metavar="LIMIT", help="time limit of a part (the cluster's)")
     on_slurm.add_argument(
-        "--run-root", type=local_option, metavar="DIR", help="for scripts and logs (the cluster's run_root, or runs)"
+        "--parts", type=positive, metavar="N", help="into how many jobs the packing is cut (default 16)"
+    )
+    on_slurm.add_argument("--max-parallel", type=positive, metavar="N", help="parts at a time (default: no limit)")
+    on_slurm.add_argument("--time", metavar="SPAN", help="time limit of a part (default: the cluster's)")
+    on_slurm.add_argument(
+        "--run-root",
+        type=local_option,
+        metavar="DIR",
+        help="for scripts and logs (default: the cluster's run_root, or runs)",
     )
     on_slurm.add_argument("--dry-run", action="store_true", help="print the scripts; needs no Slurm")
-    return p
 
 
 def _add_max_bad(p: argparse.ArgumentParser) -> None:
@@ -213,7 +244,7 @@ def _add_max_bad(p: argparse.ArgumentParser) -> None:
         type=fraction,
         default=Fraction(1, 100),
         metavar="FRACTION",
-        help="unreadable images accepted (1%%)",
+        help="unreadable images accepted (default 1%%)",
     )
 
 

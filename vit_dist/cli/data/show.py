@@ -27,9 +27,9 @@ def main(argv: list[str]) -> int:
     p.add_argument("recipe", type=local_or_name, metavar="RECIPE", help="a .yaml file, or the name of one")
     p.add_argument("overrides", metavar="k=v", nargs="*", help="dotted overrides of the recipe")
     p.add_argument("--out", type=any_option, metavar="PNG", required=True, help="where the picture goes")
-    p.add_argument("--images", type=positive, default=4, metavar="N", help="examples, each a row (4)")
-    p.add_argument("--draws", type=positive, default=6, metavar="N", help="epochs of each (6)")
-    p.add_argument("--start", type=count, default=0, metavar="P", help="position in the order of the first (0)")
+    p.add_argument("--images", type=positive, default=4, metavar="N", help="examples, each a row (default 4)")
+    p.add_argument("--draws", type=positive, default=6, metavar="N", help="epochs of each (default 6)")
+    p.add_argument("--start", type=count, default=0, metavar="P", help="position in the order of the first (default 0)")
     args = p.parse_intermixed_args(argv)
 
     from vit_dist.config.load import load_recipe

@@ -71,27 +71,37 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--list", metavar="FILE", type=local_option, help="in place of RUN-DIR: run directories, a line each"
     )
-    parser.add_argument("--element", metavar="I", type=int, help="line of --list, from 0 (SLURM_ARRAY_TASK_ID)")
-    parser.add_argument("--nproc", metavar="N", type=int, help="ranks to start on this machine (1)")
+    parser.add_argument(
+        "--element", metavar="I", type=int, help="line of --list, from 0 (default: SLURM_ARRAY_TASK_ID)"
+    )
+    parser.add_argument("--nproc", metavar="N", type=int, help="ranks to start on this machine (default 1)")
     parser.add_argument("--out", metavar="FILE", type=local_option, help="the result as JSON too")
     weights = parser.add_argument_group("weights without a run")
     weights.add_argument(
         "--model", metavar="NAME", help="where the file does not say it, as an .npz; settings: model.K=V"
     )
-    weights.add_argument("--num-classes", metavar="K", type=int, help="of the head (the file's; fresh weights: 1000)")
-    weights.add_argument("--image-size", metavar="S", type=int, help="pixels; positions are resampled (the file's)")
+    weights.add_argument(
+        "--num-classes", metavar="K", type=int, help="of the head (default: the file's; fresh weights: 1000)"
+    )
+    weights.add_argument(
+        "--image-size", metavar="S", type=int, help="pixels; positions are resampled (default: the file's)"
+    )
     weights.add_argument("--head", choices=("keep", "new"), default="keep", help="new: for files without a head")
-    weights.add_argument("--seed", metavar="N", type=int, help="of a model's fresh weights (0)")
-    weights.add_argument("--files", metavar="DIR", type=local_option, help="where pictures and tables go (nowhere)")
+    weights.add_argument("--seed", metavar="N", type=int, help="of a model's fresh weights (default 0)")
+    weights.add_argument(
+        "--files", metavar="DIR", type=local_option, help="where pictures and tables go (default: nowhere)"
+    )
     jobs = parser.add_argument_group("as Slurm jobs")
     jobs.add_argument(
         "--cluster", type=local_or_name, metavar="NAME", help="a YAML file, or the name of one in configs/clusters"
     )
-    jobs.add_argument("--nodes", metavar="N", type=int, help="of a job (1)")
-    jobs.add_argument("--devices", metavar="N", type=int, help="GPUs, or processes, on a node (all)")
-    jobs.add_argument("--time", metavar="LIMIT", help="time limit of a job (the cluster's)")
+    jobs.add_argument("--nodes", metavar="N", type=int, help="of a job (default 1)")
+    jobs.add_argument("--devices", metavar="N", type=int, help="GPUs, or processes, on a node (default: all)")
+    jobs.add_argument("--time", metavar="SPAN", help="time limit of a job (default: the cluster's)")
     jobs.add_argument("--after", metavar="JOB", help="start when this job has ended well")
-    jobs.add_argument("--max-parallel", metavar="N", type=int, help="with --list: elements at a time (no limit)")
+    jobs.add_argument(
+        "--max-parallel", metavar="N", type=int, help="with --list: elements at a time (default: no limit)"
+    )
     jobs.add_argument("--dry-run", action="store_true", help="print the script; needs no Slurm")
     return parser
 

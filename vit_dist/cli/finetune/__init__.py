@@ -58,22 +58,22 @@ def parser() -> argparse.ArgumentParser:
         type=local_or_name,
         default="finetune",
         metavar="RECIPE",
-        help="a YAML file, or the name of one in configs/recipes (finetune)",
+        help="a YAML file, or the name of one in configs/recipes (default finetune)",
     )
-    made.add_argument("--run-dir", type=local_option, metavar="DIR", help="of everything (runs/NAME-HASH)")
+    made.add_argument("--run-dir", type=local_option, metavar="DIR", help="of everything (default runs/NAME-HASH)")
     made.add_argument("--resume", type=local_option, metavar="DIR", help="go on with what was begun in DIR")
     made.add_argument("--dry-run", action="store_true", help="print the recipe and the plan; nothing is written")
     here = made.add_argument_group("on this machine")
-    here.add_argument("--nproc", type=int, metavar="N", help="processes of a run (1)")
-    here.add_argument("--jobs", type=int, metavar="N", help="runs of the grid at once (1)")
+    here.add_argument("--nproc", type=int, metavar="N", help="ranks of a run (default 1)")
+    here.add_argument("--jobs", type=int, metavar="N", help="runs of the grid at once (default 1)")
     slurm = made.add_argument_group("as Slurm jobs")
     slurm.add_argument(
         "--cluster", type=local_or_name, metavar="NAME", help="a YAML file, or the name of one in configs/clusters"
     )
-    slurm.add_argument("--nodes", type=int, metavar="N", help="nodes of a run (1)")
-    slurm.add_argument("--spares", type=int, metavar="N", help="spare nodes of a run (0)")
-    slurm.add_argument("--time", metavar="SPAN", help="time limit of a job (the cluster's)")
-    slurm.add_argument("--max-parallel", type=int, metavar="N", help="runs of the grid at a time (no limit)")
+    slurm.add_argument("--nodes", type=int, metavar="N", help="nodes of a run (default 1)")
+    slurm.add_argument("--spares", type=int, metavar="N", help="spare nodes of a run (default 0)")
+    slurm.add_argument("--time", metavar="SPAN", help="time limit of a job (default: the cluster's)")
+    slurm.add_argument("--max-parallel", type=int, metavar="N", help="runs of the grid at a time (default: no limit)")
     slurm.add_argument("--site", metavar="k=v", action="append", default=[], help="override a key of the cluster")
     # Of the job that goes on behind the grid: what it finds undone has failed, and is not to be submitted again.
     slurm.add_argument("--from-job", action="store_true", help=argparse.SUPPRESS)

@@ -37,12 +37,16 @@ def main(argv: list[str]) -> int:
 
     parser = run_parser("resume", "resume a run that has ended", _EXAMPLES)
     parser.add_argument("overrides", metavar="k=v", nargs="*", help="keys of the recipe that are not of its identity")
-    parser.add_argument("--nodes", metavar="N", type=int, help="nodes that train (as before)")
-    parser.add_argument("--spares", metavar="N", type=int, help="nodes more, in place of lost ones (as before)")
-    parser.add_argument("--time", metavar="SPAN", default="", help="limit of the job (as before)")
-    parser.add_argument("--cluster", type=local_or_name, metavar="NAME", default="", help="another site (as before)")
+    parser.add_argument("--nodes", metavar="N", type=int, help="nodes that train (default: as before)")
+    parser.add_argument(
+        "--spares", metavar="N", type=int, help="spare nodes, in place of lost ones (default: as before)"
+    )
+    parser.add_argument("--time", metavar="SPAN", default="", help="time limit of the job (default: as before)")
+    parser.add_argument(
+        "--cluster", type=local_or_name, metavar="NAME", default="", help="another site (default: as before)"
+    )
     parser.add_argument("--site", metavar="k=v", action="append", default=[], help="override a key of the cluster")
-    parser.add_argument("--nproc", metavar="N", type=int, help="on this machine: processes (as before)")
+    parser.add_argument("--nproc", metavar="N", type=int, help="ranks to start on this machine (default: as before)")
     args = parser.parse_intermixed_args(argv)
 
     from vit_dist.core.errors import ConfigError

@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--group", metavar="COLUMN", help="a curve for each value of this column")
     parser.add_argument("--run", metavar="COLUMN", help="the training run of a row, where runs have several rows")
     parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="only rows that have it")
-    parser.add_argument("--form", default="auto", metavar="FORM", help="auto, m1, m2, zhai or m4 (auto)")
+    parser.add_argument("--form", default="auto", metavar="FORM", help="auto, m1, m2, zhai or m4 (default auto)")
     parser.add_argument(
         "--points",
         default="auto",
@@ -60,10 +60,14 @@ def _parser() -> argparse.ArgumentParser:
         help="runs: each row a run of its own; curve: rows along training curves, whose neighbours err alike; auto: "
         "curve for 12 sizes or more with one row each (auto)",
     )
-    parser.add_argument("--at", action="append", default=[], metavar="X", help="forecast the error at a size (300M)")
+    parser.add_argument(
+        "--at", action="append", default=[], metavar="X", help="forecast the error at a size, such as 300M"
+    )
     parser.add_argument("--target", action="append", default=[], metavar="Y", help="the size needed for an error")
-    parser.add_argument("--bootstraps", type=int, default=200, metavar="N", help="resampled fits for intervals (200)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of starts and bootstraps (0)")
+    parser.add_argument(
+        "--bootstraps", type=int, default=200, metavar="N", help="resampled fits for intervals (default 200)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of starts and bootstraps (default 0)")
     parser.add_argument("--json", type=any_option, metavar="OUT", help="write everything to this file or URL")
     return parser
 

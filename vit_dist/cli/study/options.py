@@ -51,7 +51,11 @@ def study_parser(
 def add_runs(parser: argparse.ArgumentParser) -> None:
     """Where the run directories are."""
     parser.add_argument(
-        "--runs", type=local_option, metavar="DIR", default="runs", help="run directories are DIR/<study>/<cell> (runs)"
+        "--runs",
+        type=local_option,
+        metavar="DIR",
+        default="runs",
+        help="run directories are DIR/<study>/<cell> (default runs)",
     )
 
 

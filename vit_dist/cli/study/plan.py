@@ -35,7 +35,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--utilisation", metavar="FRACTION", help="of the device's peak; default: 40%%, if not measured"
     )
-    parser.add_argument("--devices", type=int, default=1, metavar="N", help="devices a run: to see whether it fits (1)")
+    parser.add_argument(
+        "--devices", type=int, default=1, metavar="N", help="devices a run: to see whether it fits (default 1)"
+    )
     add_json(parser)
     args = parser.parse_intermixed_args(argv)
     at_least_one(args, "devices")

@@ -34,14 +34,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_runs(parser)
     parser.add_argument(
-        "--logs", type=any_option, metavar="URL", help="directory that holds the event files (DIR/<study>)"
+        "--logs", type=any_option, metavar="URL", help="directory that holds the event files (default DIR/<study>)"
     )
     parser.add_argument(
-        "--out", type=local_option, metavar="DIR", help="where the page and its files go (DIR/<study>/report)"
+        "--out", type=local_option, metavar="DIR", help="where the page and its files go (default DIR/<study>/report)"
     )
-    parser.add_argument("--metric", metavar="TAG", help="scalar tag to draw (the study's, or val/top1)")
+    parser.add_argument("--metric", metavar="TAG", help="scalar tag to draw (default: the study's, or val/top1)")
     parser.add_argument(
-        "--val-set", metavar="NAME", help="name or fingerprint of the set it was measured on (that of most runs)"
+        "--val-set",
+        metavar="NAME",
+        help="name or fingerprint of the set it was measured on (default: that of most runs)",
     )
     parser.add_argument(
         "--tag-map", type=local_option, metavar="FILE", help="YAML file that says how to read logs of other frameworks"

@@ -34,9 +34,9 @@ def main(argv: list[str]) -> int:
         "demo --stop-on-failure                     # else the other cells are trained, and the exit code says 1",
     )
     add_runs(parser)
-    parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes a run (1)")
+    parser.add_argument("--nproc", type=int, default=1, metavar="N", help="ranks of a run (default 1)")
     parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="runs at once, each printing to its train.log (1)"
+        "--jobs", type=int, default=1, metavar="N", help="runs at once, each printing to its train.log (default 1)"
     )
     parser.add_argument("--stop-on-failure", action="store_true", help="train no other cell once one has failed")
     parser.add_argument(

@@ -38,15 +38,15 @@ def _parser() -> argparse.ArgumentParser:
         help="a file, or a name in configs/clusters",
     )
     parser.add_argument("--set", action="append", default=[], metavar="k=v", help="changes a key of the cluster")
-    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes of each run (1)")
-    parser.add_argument("--spares", type=int, default=0, metavar="N", help="spare nodes of each run (0)")
-    parser.add_argument("--time", default="", metavar="T", help="time limit of a job (the cluster's)")
-    parser.add_argument("--max-parallel", type=int, default=0, metavar="N", help="runs at a time (no limit)")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes of each run (default 1)")
+    parser.add_argument("--spares", type=int, default=0, metavar="N", help="spare nodes of each run (default 0)")
+    parser.add_argument("--time", default="", metavar="SPAN", help="time limit of a job (default: the cluster's)")
+    parser.add_argument("--max-parallel", type=int, default=0, metavar="N", help="runs at a time (default: no limit)")
     parser.add_argument(
         "--runs",
         type=local_option,
         metavar="DIR",
-        help="run directories are DIR/<study>/<cell> (the cluster's run_root)",
+        help="run directories are DIR/<study>/<cell> (default: the cluster's run_root)",
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and the scripts")
     return parser
