@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vit_dist.core.run.lineage import trunk_multiply_adds
-from vit_dist.scaling.collect import Observation
+from vit_dist.scaling.observation import Observation
 
 
 def total_exaflops(observations: Sequence[Observation]) -> float:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from vit_dist.core.metrics import ACCURACY, FEW_SHOT, Metric, known_metric
-from vit_dist.scaling.collect import Collection, Observation
 from vit_dist.scaling.fit.crossings import Crossover, crossover
 from vit_dist.scaling.fit.curve import CurveFit, FitOptions
 from vit_dist.scaling.fit.diagnostics import says_something
 from vit_dist.scaling.fit.fits import fit_curve
 from vit_dist.scaling.fit.forecasts import Forecast, Needed, forecast, needed
 from vit_dist.scaling.fit.frontiers import ComputePoint, Frontier, IsoCompute, frontier, iso_compute
+from vit_dist.scaling.observation import Collection, Observation
 from vit_dist.scaling.summary import Mean, by_series, means
 
 _MOST_PAIRS = 15

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vit_dist.core.units import format_count
-from vit_dist.scaling.collect import Observation
+from vit_dist.scaling.observation import Observation
 
 # Runs of one line may differ by this factor in planned examples: how a duration is rounded to
 # whole steps depends on the batch.

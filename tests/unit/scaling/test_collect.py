@@ -13,7 +13,8 @@ import pytest
 from tests.unit.scaling.logged_runs import log_run
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.events.writer import EventWriter
-from vit_dist.scaling.collect import Collection, collect
+from vit_dist.scaling.collect import collect
+from vit_dist.scaling.observation import Collection
 from vit_dist.scaling.summary import by_series, means
 from vit_dist.scaling.tagmap import load_tag_map
 

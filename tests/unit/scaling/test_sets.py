@@ -13,7 +13,8 @@ from vit_dist.core.errors import DataError
 from vit_dist.core.events.writer import EventWriter
 from vit_dist.core.run.log import MEASURED_ON, write_measured
 from vit_dist.core.run.measured import MeasuredOn, Tags
-from vit_dist.scaling.collect import Collection, collect
+from vit_dist.scaling.collect import collect
+from vit_dist.scaling.observation import Collection
 from vit_dist.scaling.results import analyse
 
 SHOES = measured("shoes", "5" * 16)

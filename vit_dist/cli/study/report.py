@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from vit_dist.scaling.collect import Collection
+    from vit_dist.scaling.observation import Collection
     from vit_dist.study.grid import StudyConfig
 
 
@@ -138,7 +138,7 @@ def _of_the_grid(collection: Collection, study: StudyConfig) -> Collection:
     """The runs that are cells of the study: what else was once trained beside them is no point of its curves."""
     from dataclasses import replace
 
-    from vit_dist.scaling.collect import Excluded
+    from vit_dist.scaling.observation import Excluded
     from vit_dist.study.grid import plan
 
     cells = {cell.name: cell for cell in plan(study)}

@@ -15,7 +15,7 @@ from vit_dist.core.run.log import VAL_TOP1
 from vit_dist.core.run.names import safe_name
 from vit_dist.core.units import counted, format_count
 from vit_dist.scaling import paper
-from vit_dist.scaling.collect import Observation
+from vit_dist.scaling.observation import Observation
 from vit_dist.scaling.report.figure_style import (
     AXIS,
     COLOURS,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from vit_dist import __version__
 from vit_dist.core.units import format_count, format_flops
-from vit_dist.scaling.collect import Observation
 from vit_dist.scaling.compute import total_exaflops
 from vit_dist.scaling.fit.diagnostics import whereabouts
+from vit_dist.scaling.observation import Observation
 from vit_dist.scaling.report import figures, figures_compute, figures_fit
 from vit_dist.scaling.report.figure_style import Drawing, short, style
 from vit_dist.scaling.report.html import fill_page, shown_figures

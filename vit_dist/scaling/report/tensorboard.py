@@ -18,7 +18,7 @@ from vit_dist.core.files import join_url, remove_tree
 from vit_dist.core.folders import refuse_others
 from vit_dist.core.run.log import LAYOUT
 from vit_dist.core.run.names import is_plain_name, safe_name
-from vit_dist.scaling.collect import Collection, Observation
+from vit_dist.scaling.observation import Collection, Observation
 
 AXES = ("by-examples", "by-gigaflops")
 # TensorBoard's steps are 64 bits long.

@@ -26,8 +26,8 @@ from vit_dist.core.files import write_bytes
 from vit_dist.core.folders import refuse_others
 from vit_dist.core.tables import csv_text
 from vit_dist.core.units import counted
-from vit_dist.scaling.collect import Collection, Excluded, Observation
 from vit_dist.scaling.fit.curve import CurveFit
+from vit_dist.scaling.observation import Collection, Excluded, Observation
 from vit_dist.scaling.results import Results, analyse
 from vit_dist.scaling.summary import Mean
 
