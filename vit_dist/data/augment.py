@@ -113,9 +113,10 @@ class Augment:
         def key(tag: int) -> int:
             return hash64(self.seed, epoch, tag, ordinal)
 
+        crop = key(_TAG_CROP)
         return Draw(
-            box=self._box(height, width, key(_TAG_CROP)),
-            flip=config.crop != "none" and uniform(key(_TAG_CROP), 0) < 0.5,
+            box=self._box(height, width, crop),
+            flip=config.crop != "none" and uniform(crop, 0) < 0.5,
             jitter=_draw_jitter(config.jitter, key(_TAG_JITTER)) if config.jitter else (),
             ops=draw_ops(operations, key(_TAG_OPS), self.size) if operations else (),
             erased=_draw_erased(config.erase, key(_TAG_ERASE), self.size) if config.erase else None,
