@@ -6,8 +6,8 @@ view is Inception's crop to 224. They take turns, image by image; the median of 
 installed are left out: `pip install simplejpeg opencv-python-headless nvidia-nvimgcodec-cu13` brings three.
 
 The transform is all that makes a file's bytes a row of a batch, as the stream calls it: header checked, crop drawn,
-decoded, cropped, resized, flipped, copied; with torchvision's decoder, and with the region alone. Beside it, on the same
-files: libjpeg-turbo that merely decodes them, and torchvision's pipeline of PIL images (RandomResizedCrop, flip,
+decoded, cropped, resized, flipped, copied; with torchvision's decoder, and with the region alone. Beside it, on the
+same files: libjpeg-turbo that merely decodes them, and torchvision's pipeline of PIL images (RandomResizedCrop, flip,
 ToTensor, Normalize). Aims: with the region at least the rate of decoding alone; without it 1.5 times PIL's pipeline.
 
     python -m benchmarks.decoders [--images 24] [--rounds 5] [--only transform]
