@@ -32,7 +32,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from benchmarks import peers
+from benchmarks import loader, peers
+from benchmarks.launcher_slowdown import spread
 from benchmarks.synthetic import pool_of_photos
 from vit_dist.config.augment import AugmentConfig
 from vit_dist.data.augment import Augment, Draw
@@ -43,6 +44,7 @@ from vit_dist.data.ring import Buffers
 
 SIZE = 224
 SHRINKS = (1, 2, 4, 8)
+_DECODES, _PIL = "libjpeg-turbo (torchvision) decodes", "torchvision's pipeline of PIL"
 Box = tuple[int, int, int, int]
 """Top, left, height, width."""
 Decoder = Callable[[bytes, int, Box | None], Tensor]
@@ -209,10 +211,11 @@ def transforms(files: list[bytes], rounds: int) -> None:
         "ours, torchvision's decoder": lambda i: ours(i, None),
         _PIL: lambda i: floats.copy_(pil(Image.open(io.BytesIO(files[i])).convert("RGB"))),
     }
-    if _imports("nvidia.nvimgcodec"):
+    # Not imported here: RegionDecoder does so without the words about libraries for GPUs.
+    if loader.installed("nvidia.nvimgcodec"):
         regions = RegionDecoder()
         makes["ours, the region alone"] = lambda i: ours(i, regions)
-    if _imports("simplejpeg"):
+    if loader.installed("simplejpeg"):
         makes["simplejpeg's newer one decodes"] = lambda i: of_simplejpeg(files[i])
     spent: dict[str, list[float]] = {name: [] for name in makes}
     # The first round is a rehearsal. Each begins elsewhere: what comes after PIL finds other things in the caches.
@@ -227,20 +230,13 @@ def transforms(files: list[bytes], rounds: int) -> None:
         if number:
             for name, seconds in sums.items():
                 spent[name].append(seconds / len(files) * 1e3)
-    print("the whole transform, ms an image and speed: median [lowest, highest] of the rounds")
+    print("the whole transform, ms an image and speed: median (lowest to highest) of the rounds")
     print(f"  {'':<36}{'ms':>20}  {'over decoding alone':>20}  {'over the PIL pipeline':>22}")
     for name, times in spent.items():
-        cells = [_spread(times)] + [
-            _spread([a / b for a, b in zip(spent[other], times, strict=True)]) for other in (_DECODES, _PIL)
+        cells = [spread(times, ".2f")] + [
+            spread([a / b for a, b in zip(spent[other], times, strict=True)], ".2f") for other in (_DECODES, _PIL)
         ]
         print(f"  {name:<36}{cells[0]:>20}  {cells[1]:>20}  {cells[2]:>22}", flush=True)
-
-
-_DECODES, _PIL = "libjpeg-turbo (torchvision) decodes", "torchvision's pipeline of PIL"
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
 
 
 def cut_off(files: list[bytes]) -> None:
