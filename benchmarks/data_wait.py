@@ -13,7 +13,7 @@ is left of contention (Python's lock with decode threads, caches) makes a step l
 With `--sleep-ms` a view that sleeps so long stands for the decoder, and takes no core: for more decoders than there are
 cores, and for a machine that others use. All the rest is real.
 
-Told for each case: the loop's own figure (`train/data_wait`, mean of the logs); the same by a clock around the stream,
+Told for each case: the loop's own figure (`train/data_wait`, over the logs); the same by a clock around the stream,
 outside of the loop; the longest wait; and the time of a step, without evaluations and saves, over what it was held to.
 
     python -m benchmarks.data_wait [--seconds 20] [--stores local http s3] [--decode threads processes] [--ratio 2]
@@ -28,7 +28,6 @@ import functools
 import itertools
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -138,7 +137,8 @@ def recipe_of(args: argparse.Namespace, steps: int) -> Any:
         train=args.train,
         val=args.val,
         size=SIZE,
-        decoders=args.decoders if args.here == "threads" else 1,
+        # Threads are there in both kinds: they make the first batches.
+        decoders=args.decoders,
         workers=args.decoders if args.here == "processes" else 0,
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -202,16 +202,18 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     loop._queue = held_up(loop._queue, step_s)
     loop._evaluate, loop.save = watched.counted_apart(loop._evaluate), watched.counted_apart(loop.save)
     began = time.perf_counter()
-    attempt(recipe_of(args, max(20, int(args.seconds / step_s))), run, World())
+    attempt(recipe_of(args, 10 * max(2, round(args.seconds / step_s / 10))), run, World())
     # The attempt's first step is no part of what the loop reports.
     waits = [got - asked for asked, got in watched.asked][1:]
     training_s = watched.asked[-1][1] - watched.asked[1][0] - watched.apart_before
-    by_loop = read_run(f"{run}/tb", ["train/data_wait"]).scalars["train/data_wait"].values
+    logged = read_run(f"{run}/tb", ["train/*"]).scalars
+    by_loop, rates = logged["train/data_wait"].values, logged["train/examples_per_s"].values
     return {
         "load_ms": batch_s * 1e3,
         "step_ms": step_s * 1e3,
         "steps": len(waits),
-        "by_loop": float(statistics.fmean(by_loop)),
+        # Of logs as far apart in steps, weighed by how long those took.
+        "by_loop": float(sum(by_loop / rates) / sum(1 / rates)),
         "outside": sum(waits) / training_s,
         "longest_ms": max(waits) * 1e3,
         "longest_at": waits.index(max(waits)) + 2,
