@@ -75,7 +75,7 @@ class Processes:
         batch: rows of a batch, at most.
         lanes: of an array of positions: what a process reads all of, or none; None: it does not matter.
         num_lanes: that the rank reads.
-        at_once: the first batch waits for them; else threads make batches until they are there.
+        at_once: the first batch waits for them; else threads make batches until they are there and have read some.
     """
 
     count: int
