@@ -1,11 +1,16 @@
-"""Decoders of JPEG against each other: CPU time, also with DCT scaling or of the crop alone, and the pixels.
+"""Decoders of JPEG against each other, and the whole transform against decoding alone: CPU time, and the pixels.
 
 Photographs of 500 x 375 and of 2000 x 1500 pixels, about 100 and 900 kB. Each decoder makes RGB of the whole image;
 `scaled` decodes 1/2, 1/4 or 1/8 as far as the crop that is drawn keeps 224 pixels a side, `region` the crop alone. The
 view is Inception's crop to 224. They take turns, image by image; the median of the rounds counts. Decoders that are not
 installed are left out: `pip install simplejpeg opencv-python-headless nvidia-nvimgcodec-cu13` brings three.
 
-    python -m benchmarks.decoders [--images 24] [--rounds 5]
+The transform is all that makes a file's bytes a row of a batch, as the stream calls it: header checked, crop drawn,
+decoded, cropped, resized, flipped, copied; with torchvision's decoder, and with the region alone. Beside it, on the
+same files: libjpeg-turbo that merely decodes them, and torchvision's pipeline of PIL images (RandomResizedCrop, flip,
+ToTensor, Normalize). Aims: with the region at least the rate of decoding alone; without it 1.5 times PIL's pipeline.
+
+    python -m benchmarks.decoders [--images 24] [--rounds 5] [--only transform]
 """
 
 from __future__ import annotations
@@ -27,13 +32,19 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from benchmarks import loader, peers
+from benchmarks.launcher_slowdown import spread
 from benchmarks.synthetic import pool_of_photos
 from vit_dist.config.augment import AugmentConfig
 from vit_dist.data.augment import Augment, Draw
+from vit_dist.data.decode import Encoded
 from vit_dist.data.images import DecodeError, check_jpeg
+from vit_dist.data.regions import RegionDecoder
+from vit_dist.data.ring import Buffers
 
 SIZE = 224
 SHRINKS = (1, 2, 4, 8)
+_DECODES, _PIL = "libjpeg-turbo (torchvision) decodes", "torchvision's pipeline of PIL"
 Box = tuple[int, int, int, int]
 """Top, left, height, width."""
 Decoder = Callable[[bytes, int, Box | None], Tensor]
@@ -184,6 +195,50 @@ def compare(files: list[bytes], rounds: int) -> None:
         print(f"  {name:<22}{decoding:12.2f}{ratios[0]:8.2f}{both:12.2f}{ratios[1]:8.2f}{difference:12.3f}")
 
 
+def transforms(files: list[bytes], rounds: int) -> None:
+    """All that becomes of a file, over decoding it."""
+    augment = Augment(AugmentConfig(), SIZE, (0.05, 1.0), (3 / 4, 4 / 3), 0)
+    row, pil = Buffers.make(1, SIZE, 1).images[0], peers.floats()
+    floats = torch.empty(3, SIZE, SIZE)
+    tensors = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in files]
+
+    def ours(number: int, regions: RegionDecoder | None) -> None:
+        image = Encoded(files[number], regions=regions)
+        row.copy_(augment.decode(image, epoch=0, ordinal=number))
+
+    makes: dict[str, Callable[[int], Any]] = {
+        _DECODES: lambda i: decode_jpeg(tensors[i], mode=ImageReadMode.RGB),
+        "ours, torchvision's decoder": lambda i: ours(i, None),
+        _PIL: lambda i: floats.copy_(pil(Image.open(io.BytesIO(files[i])).convert("RGB"))),
+    }
+    # Not imported here: RegionDecoder does so without the words about libraries for GPUs.
+    if loader.installed("nvidia.nvimgcodec"):
+        regions = RegionDecoder()
+        makes["ours, the region alone"] = lambda i: ours(i, regions)
+    if loader.installed("simplejpeg"):
+        makes["simplejpeg's newer one decodes"] = lambda i: of_simplejpeg(files[i])
+    spent: dict[str, list[float]] = {name: [] for name in makes}
+    # The first round is a rehearsal. Each begins elsewhere: what comes after PIL finds other things in the caches.
+    for number in range(rounds + 1):
+        sums, names = dict.fromkeys(makes, 0.0), list(makes)
+        for i in range(len(files)):
+            first = (number + i) % len(names)
+            for name in names[first:] + names[:first]:
+                began = time.process_time()
+                makes[name](i)
+                sums[name] += time.process_time() - began
+        if number:
+            for name, seconds in sums.items():
+                spent[name].append(seconds / len(files) * 1e3)
+    print("the whole transform, ms an image and speed: median (lowest to highest) of the rounds")
+    print(f"  {'':<36}{'ms':>20}  {'over decoding alone':>20}  {'over the PIL pipeline':>22}")
+    for name, times in spent.items():
+        cells = [spread(times, ".2f")] + [
+            spread([a / b for a, b in zip(spent[other], times, strict=True)], ".2f") for other in (_DECODES, _PIL)
+        ]
+        print(f"  {name:<36}{cells[0]:>20}  {cells[1]:>20}  {cells[2]:>22}", flush=True)
+
+
 def cut_off(files: list[bytes]) -> None:
     """What each makes of JPEGs that end too early."""
     print("JPEGs that were cut off at half their bytes, and refused")
@@ -210,16 +265,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=("decoders", "transform"), help="left out: both")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if _imports("cv2"):
         importlib.import_module("cv2").setNumThreads(1)
     warnings.simplefilter("ignore")
     files = [content for _, content in pool_of_photos(args.images)]
-    print(f"load of the machine {os.getloadavg()[0]:.1f}; speed: of torchvision's; difference: of 255, mean")
-    compare(files, args.rounds)
-    compare(larger(files[: max(1, args.images // 3)]), args.rounds)
-    cut_off(files)
+    print(f"load of the machine {os.getloadavg()[0]:.1f}")
+    if args.only != "decoders":
+        transforms(files, args.rounds)
+    if args.only != "transform":
+        print("speed: of torchvision's; difference: of 255, mean")
+        compare(files, args.rounds)
+        compare(larger(files[: max(1, args.images // 3)]), args.rounds)
+        cut_off(files)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -186,6 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         data, manifest, counters, lock = self.server.state  # type: ignore[attr-defined]
         name, asked = self.path.lstrip("/"), self.headers.get("Range", "")
+        time.sleep(self.server.first_byte_s)  # type: ignore[attr-defined]
         if name == "counters":
             with lock:
                 body = json.dumps(counters).encode()
@@ -219,21 +221,25 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def _serve(data: SyntheticSet, manifest: bytes, port: Any) -> None:
+def _serve(data: SyntheticSet, manifest: bytes, port: Any, first_byte_s: float) -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
     server.state = (data, manifest, {"requests": 0, "bytes": 0}, threading.Lock())  # type: ignore[attr-defined]
+    server.first_byte_s = first_byte_s  # type: ignore[attr-defined]
     port.send(server.server_port)
     server.serve_forever()
 
 
 @contextmanager
-def served(data: SyntheticSet, processes: int = 1) -> Iterator[str]:
-    """URL of a server, in a process of its own, that computes the set's files; /counters says what it gave."""
+def served(data: SyntheticSet, processes: int = 1, first_byte_s: float = 0.0) -> Iterator[str]:
+    """URL of a server, in a process of its own, that computes the set's files; /counters says what it gave.
+
+    It waits for `first_byte_s` before it answers, as stores do.
+    """
     manifest = data.manifest(processes)
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(data, manifest, theirs), daemon=True)
+    process = context.Process(target=_serve, args=(data, manifest, theirs, first_byte_s), daemon=True)
     process.start()
     try:
         yield f"http://127.0.0.1:{ours.recv()}"

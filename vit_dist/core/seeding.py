@@ -7,6 +7,7 @@ Lea, Flood 2014, with Stafford's "variant 13" constants), which is bijective on 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import overload
 
 import numpy as np
@@ -56,6 +57,12 @@ def hash64(*words: int | U64) -> int | U64:
 def uniform(*words: int) -> float:
     """One number in [0, 1) for these coordinates (53 bits)."""
     return (hash64(*words) >> 11) * 2.0**-53
+
+
+def uniforms(lasts: Iterable[int], *words: int) -> list[float]:
+    """`uniform(*words, last)` for each of `lasts`; what they have in common is hashed once."""
+    state = hash64(*words) + GOLDEN_GAMMA
+    return [(mix64(state + last) >> 11) * 2.0**-53 for last in lasts]
 
 
 def permutation(size: int, *words: int) -> I64:

@@ -8,7 +8,7 @@ torch's is asked: they are shared by the decode threads.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from vit_dist.config.augment import AugmentConfig, EraseConfig, JitterConfig
 from vit_dist.config.schema import DataConfig
-from vit_dist.core.seeding import hash64, permutation, uniform
+from vit_dist.core.seeding import hash64, permutation, uniform, uniforms
 from vit_dist.data.decode import Encoded, resize
 from vit_dist.data.randaugment import GREY, Op, apply_op, draw_ops
 
@@ -104,7 +104,7 @@ class Augment:
         draw = self.draw(*image.size, epoch=epoch, ordinal=ordinal)
         if draw.box is None:
             return self.render(image.whole(), draw)
-        return self.render(image.region(draw.box), replace(draw, box=None))
+        return self._changed(image.region(draw.box), draw)
 
     def draw(self, height: int, width: int, *, epoch: int, ordinal: int) -> Draw:
         """What is drawn for an image of height x width pixels."""
@@ -113,9 +113,10 @@ class Augment:
         def key(tag: int) -> int:
             return hash64(self.seed, epoch, tag, ordinal)
 
+        crop = key(_TAG_CROP)
         return Draw(
-            box=self._box(height, width, key(_TAG_CROP)),
-            flip=config.crop != "none" and uniform(key(_TAG_CROP), 0) < 0.5,
+            box=self._box(height, width, crop),
+            flip=config.crop != "none" and uniform(crop, 0) < 0.5,
             jitter=_draw_jitter(config.jitter, key(_TAG_JITTER)) if config.jitter else (),
             ops=draw_ops(operations, key(_TAG_OPS), self.size) if operations else (),
             erased=_draw_erased(config.erase, key(_TAG_ERASE), self.size) if config.erase else None,
@@ -126,6 +127,10 @@ class Augment:
         if draw.box is not None:
             top, left, height, width = draw.box
             image = image[:, top : top + height, left : left + width]
+        return self._changed(image, draw)
+
+    def _changed(self, image: Tensor, draw: Draw) -> Tensor:
+        """What a draw makes of what it has cut out."""
         image = resize(image, self.size, self.size)
         if draw.flip:
             image = image.flip(-1)
@@ -153,13 +158,12 @@ class Augment:
         """Top, left, height, width of a random crop: Inception's (Szegedy et al. 2015), ten tries, then the centre."""
         low, high = math.log(self.aspect[0]), math.log(self.aspect[1])
         for attempt in range(_TRIES):
-            area = height * width * (self.area[0] + uniform(key, attempt, 1) * (self.area[1] - self.area[0]))
-            aspect = math.exp(low + uniform(key, attempt, 2) * (high - low))
+            for_area, for_aspect, for_top, for_left = uniforms(range(1, 5), key, attempt)
+            area = height * width * (self.area[0] + for_area * (self.area[1] - self.area[0]))
+            aspect = math.exp(low + for_aspect * (high - low))
             w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < w <= width and 0 < h <= height:
-                top = int(uniform(key, attempt, 3) * (height - h + 1))
-                left = int(uniform(key, attempt, 4) * (width - w + 1))
-                return top, left, h, w
+                return int(for_top * (height - h + 1)), int(for_left * (width - w + 1)), h, w
         ratio = min(max(width / height, self.aspect[0]), self.aspect[1])
         w, h = min(width, max(1, round(height * ratio))), min(height, max(1, round(width / ratio)))
         return (height - h) // 2, (width - w) // 2, h, w

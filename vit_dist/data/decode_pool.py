@@ -28,7 +28,7 @@ from vit_dist.core.world import rank_cpus
 from vit_dist.data.batch import Replacement, Sample
 from vit_dist.data.decode_server import READY
 from vit_dist.data.decode_start import server_state, start
-from vit_dist.data.decode_worker import Done, Setup, Task
+from vit_dist.data.decode_worker import LOOK_ALONE, Done, Setup, Task
 from vit_dist.data.pace import Pace
 from vit_dist.data.ring import Buffers
 from vit_dist.data.rows import RowsOf
@@ -75,7 +75,7 @@ class Processes:
         batch: rows of a batch, at most.
         lanes: of an array of positions: what a process reads all of, or none; None: it does not matter.
         num_lanes: that the rank reads.
-        at_once: the first batch waits for them; else threads make batches until they are there.
+        at_once: the first batch waits for them; else threads make batches until they are there and have read some.
     """
 
     count: int
@@ -132,6 +132,7 @@ class DecodePool:
         self._jobs: dict[int, _Job] = {}
         self._submitted, self._closing = 0, False
         self._failure: Exception | None = None
+        self._looked: Future[Filled] | None = None
         self._lock, self._ready = threading.Lock(), threading.Event()
         try:
             if torch.cuda.is_available():
@@ -152,11 +153,20 @@ class DecodePool:
         """The buffers of all slots, for a ring."""
         return self._memory.buffers()
 
-    def takes_over(self) -> bool:
-        """Whether the next batch is for the processes: they are there, or it has to wait for them."""
+    def takes_over(self, positions: Sequence[int]) -> bool:
+        """Whether the batch of these positions is for the processes.
+
+        They are there, and have begun to read where it is; or it has to wait for them.
+        """
         if self._wanted.at_once:
             self._ready.wait()
-        return self._ready.is_set()
+            return True
+        if not self._ready.is_set():
+            return False
+        # Clients of stores, indexes and the first windows take longer than a batch: meanwhile threads go on.
+        if self._looked is None:
+            self._looked = self.submit(LOOK_ALONE, positions)
+        return self._looked.done()
 
     def submit(self, slot: int, positions: Sequence[int]) -> Future[Filled]:
         """Have the rows of a slot filled, one a position. By one thread, positions ascending."""

@@ -91,7 +91,7 @@ class _Segment:
     end: int
 
 
-def check_jpeg(content: bytes | bytearray) -> tuple[int, int]:
+def check_jpeg(content: bytes | bytearray | memoryview) -> tuple[int, int]:
     """Refuse what decoders make an image of without a word: a JPEG without its end, or of any size.
 
     What follows the end is no part of it: cameras and phones put padding, more pictures or whole videos there.
@@ -192,13 +192,14 @@ def _scans(content: bytes, header: list[_Segment]) -> tuple[list[_Segment], int]
     raise DecodeError(_TRUNCATED)
 
 
-def _jpeg_header(content: bytes | bytearray, segments: list[_Segment] | None = None) -> tuple[int, int]:
+def _jpeg_header(content: bytes | bytearray | memoryview, segments: list[_Segment] | None = None) -> tuple[int, int]:
     """Check the header, up to the data of the first scan; its segments are added to `segments`. -> height, width."""
     at, size = 2, None
     try:
         while True:
             if content[at] != 0xFF:
-                # libjpeg leaves out what stands between segments.
+                # libjpeg leaves out what stands between segments. A view cannot be searched.
+                content = content if isinstance(content, bytes | bytearray) else bytes(content)
                 at = content.index(0xFF, at)
             marker = content[at + 1]
             if marker in _SEGMENTS:
@@ -223,7 +224,7 @@ def _jpeg_header(content: bytes | bytearray, segments: list[_Segment] | None = N
     return size
 
 
-def _check_frame(content: bytes | bytearray, at: int) -> tuple[int, int]:
+def _check_frame(content: bytes | bytearray | memoryview, at: int) -> tuple[int, int]:
     bits, components = content[at + 4], content[at + 9]
     if bits != 8:
         raise DecodeError(f"a JPEG of {bits} bits a sample; only 8 are read")

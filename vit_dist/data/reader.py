@@ -113,7 +113,7 @@ class Reader:
         if buffers is None:
             return None
         batch = Batch.blank(positions, buffers, self._ring)
-        if self._pool is not None and self._pool.takes_over():
+        if self._pool is not None and self._pool.takes_over(positions):
             self._rows.retire()
             filled = self._pool.submit(buffers.slot, positions)
             return batch, lambda: _told(batch, filled)

@@ -68,7 +68,9 @@ class RegionDecoder(threading.local):
         top, left, height, width = box
         region = self._library.Region([top, left], [top + height, left + width])
         try:
-            stream = self._library.CodeStream(bytes(jpeg)).get_sub_code_stream(region=region)
+            # Of bytes it takes `bytes` alone; of an array it reads the memory as it lies.
+            content = jpeg if isinstance(jpeg, bytes) else np.frombuffer(jpeg, np.uint8)
+            stream = self._library.CodeStream(content).get_sub_code_stream(region=region)
             image = self._decoder.decode(stream, params=self._params)
         except RuntimeError:
             return None

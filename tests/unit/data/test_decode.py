@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms.v2 import functional as tv
 
-from vit_dist.data.decode import DecodeError, decode
+from vit_dist.data.decode import DecodeError, decode, resize
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
 
@@ -99,3 +100,29 @@ def test_a_damaged_file_is_an_image_or_a_decode_error(form: str, data: st.DataOb
     assert found.dtype == torch.uint8
     assert found.ndim == 3
     assert found.shape[0] == 3
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (40, 30), (64, 64), (65, 64), (333, 290)])
+@pytest.mark.parametrize("lie", ["pixels", "a crop of pixels", "planes"])
+def test_a_resize_has_the_bits_of_torchvision(shape: tuple[int, int], lie: str) -> None:
+    height, width = shape
+    pixels = torch.from_numpy(np.random.default_rng(5).integers(0, 256, (height + 5, width + 7, 3), dtype=np.uint8))
+    image = pixels[3 : 3 + height, 2 : 2 + width]
+    image = {
+        "pixels": image.contiguous().permute(2, 0, 1),
+        "a crop of pixels": image.permute(2, 0, 1),
+        "planes": image.permute(2, 0, 1).contiguous(),
+    }[lie]
+    for size in ([64, 64], [50, 131]):
+        expected = tv.resize(image.contiguous(), size, interpolation=tv.InterpolationMode.BILINEAR, antialias=True)
+        assert torch.equal(resize(image, *size), expected)
+
+
+def test_what_stands_between_segments_of_a_jpeg_is_passed_over_in_a_view_of_memory_too() -> None:
+    content = encode(Image.fromarray(PIXELS), "JPEG")
+    behind_jfif = 20
+    odd = content[:behind_jfif] + b"\0\1\2" + content[behind_jfif:]
+    for form in (odd, memoryview(odd), memoryview(bytearray(odd))):
+        assert torch.equal(decode(form), decode(content))
+    with pytest.raises(DecodeError, match="truncated"):
+        decode(memoryview(odd[: behind_jfif + 2]))

@@ -22,7 +22,8 @@ from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.process import lives, wait_until
 from vit_dist.core.world import World
 from vit_dist.data import decode_pool, decode_start
-from vit_dist.data.decode_pool import Processes, num_processes
+from vit_dist.data.decode_pool import DecodePool, Processes, num_processes
+from vit_dist.data.pace import Pace
 from vit_dist.data.reader import Reader
 from vit_dist.data.rows import RowsOf
 from vit_dist.data.sets import open_training_set
@@ -328,3 +329,23 @@ def test_processes_that_the_recipe_has_not_asked_for_give_way_to_threads(
     assert batch is not None
     assert [sample.position for sample in batch.samples] == list(range(12))
     assert "threads decode, and no processes: 2 decode processes cannot be started" in caplog.text
+
+
+def test_processes_take_over_once_they_have_bytes_and_threads_go_on_until_then(small_set: str) -> None:
+    config = recipe(small_set)
+    data = open_training_set(config)
+    pace = Pace()
+    pool = DecodePool(
+        RowsOf(data.parts, data.order, NOWHERE, config.data, data.fits_in_memory), Processes(2, 12, None), 2, 2, pace
+    )
+    try:
+        assert not pool.takes_over(range(12))
+        assert wait_until(lambda: pool.takes_over(range(12)), 60, 0.01)
+        # All that the batch needs was read, and nothing was decoded.
+        looked = pace.since_last().counts
+        assert looked.images == 0
+        assert looked.read_bytes > 0
+        samples = pool.submit(0, range(12, 24)).result(60).samples
+        assert [sample.position for sample in samples] == list(range(12, 24))
+    finally:
+        pool.close()
