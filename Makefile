@@ -67,11 +67,12 @@ study: setup
 	$(BIN)/vit-dist study run fashion-mnist --jobs $(JOBS)
 	$(BIN)/vit-dist study report fashion-mnist
 
-# Two at a time: most wait for processes of theirs. Those of Slurm share one cluster, whose clock the others would slow;
-# to find them nothing else is imported.
+# Two at a time: most wait for processes of theirs. Those of Slurm have a cluster for each of the two, which they share,
+# whose clock the others would slow; those of a file stay together, since networks have addresses of their own. To find
+# them nothing else is imported.
 test: setup
 	$(BIN)/python -m pytest -m "not drill and not big and not slurm and not gpu" -n 2 --dist worksteal
-	$(BIN)/python -m pytest -m "slurm and not drill" $$(grep -rl --include='test_*.py' mark.slurm tests)
+	$(BIN)/python -m pytest -m "slurm and not drill" -n 2 --dist loadfile $$(grep -rl --include='test_*.py' mark.slurm tests)
 
 # Without a GPU they are skipped, and say so.
 test-gpu: setup

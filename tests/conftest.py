@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ from tests import forks
 from tests.places import GOLDEN, ROOT
 from tests.s3_server import free_ports, running_s3, weed
 from tests.skips import unlisted
-from vit_dist.core.process import CLI_MODULE
+from vit_dist.core.process import CLI_MODULE, heavy_imports
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the machine's cores belong to the ranks of the tests
 
@@ -31,6 +32,14 @@ hypothesis.settings.load_profile("no deadline")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden with what the code gives now")
     parser.addoption("--no-skips", action="store_true", help="a skipped test that tests/skips.py does not name fails")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    # What modules and tests are made of, a million objects, is not looked through again by every collection of garbage
+    # of every test: those that train here ask for several each.
+    with heavy_imports():
+        return (yield)
 
 
 _skipped: set[str] = set()
@@ -202,11 +211,17 @@ def slurm(slurm_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @contextlib.contextmanager
 def trains_here() -> Iterator[None]:
     """A world of one inside this process; what a training leaves in the environment, such as its rank, goes with it."""
-    before = dict(os.environ)
+    before, thaw = dict(os.environ), gc.unfreeze
     (port,) = free_ports(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    # A run that ends thaws all that there is, and the next one walks through it anew: here, once for all of them.
+    gc.unfreeze = lambda: None
     try:
         yield
     finally:
+        gc.unfreeze = thaw
         os.environ.clear()
         os.environ.update(before)
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,8 +67,26 @@ class Report:
         return "\n".join(lines) + "\n"
 
 
-def drill(folder: Path, train: str, val: str, engine: str, *, kills: int, seed: int) -> Report:
+def drill(
+    folder: Path,
+    train: str,
+    val: str,
+    engine: str,
+    *,
+    kills: int,
+    seed: int,
+    start: Callable[[Attempt], subprocess.Popen[str]] = Attempt.start,
+) -> Report:
     """Kill a run `kills` times, and hold its end to that of a run which nobody disturbed.
+
+    Args:
+        folder: for the recipe and both runs.
+        train: URL of a manifest.
+        val: another.
+        engine: of ENGINES.
+        kills: how many.
+        seed: of whom, when and while what.
+        start: an attempt that is to be killed.
 
     Raises:
         AssertionError: the weights, the moments or the log differ.
@@ -85,14 +104,14 @@ def drill(folder: Path, train: str, val: str, engine: str, *, kills: int, seed: 
 
     dice, report, began = random.Random(f"{engine} {seed}"), Report(engine, seed, steps), time.monotonic()
     while len(report.kills) < kills:
-        process = Attempt(recipe, killed, 2).start()
+        process = start(Attempt(recipe, killed, 2))
         try:
             report.kills.append(_kill(process, killed, dice))
-            process.communicate(timeout=30)
+            process.communicate(timeout=90)
         finally:
             end(process)
         report.lost_steps += max(0, report.kills[-1].step - _newest(killed))
-    Attempt(recipe, killed, 2).finish(_TIMEOUT_S)
+    forks.run([*words[:-3], str(killed), *words[-2:]], timeout=_TIMEOUT_S, check=True)
     report.seconds = time.monotonic() - began
 
     last = f"checkpoints/step-{steps:010d}"

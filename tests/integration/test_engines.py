@@ -15,6 +15,8 @@ TOLERANCE = {"vit-test": 1e-5, "hybrid-test": 1e-5, "bit-test": 5e-5}
 BF16_TOLERANCE = 5e-3
 NORMS = 5
 """The norm of a gradient may differ by so many times what a loss may: a loss is a mean over examples."""
+STEPS = {1: 20, 2: 8}
+"""By the number of processes: the drills' and the suite's."""
 LAST = (("deepspeed:1", "bit-test"), ("plain:0", "hybrid-test"))
 
 
@@ -32,11 +34,14 @@ def worst(a: dict[str, Any], b: dict[str, Any]) -> float:
 
 @pytest.mark.parametrize("nproc", [pytest.param(1, marks=pytest.mark.drill), 2])
 def test_zero_1_and_2_train_as_plain_torch_does(run_world: Callable[..., Any], nproc: int) -> None:
-    plain = {model: f"plain:0:fp32:{model}:1" for model in TOLERANCE}
-    sharded = {model: [f"deepspeed:{stage}:fp32:{model}:1" for stage in (1, 2)] for model in TOLERANCE}
-    bf16 = ["plain:0:bf16:vit-test:1", "deepspeed:1:bf16:vit-test:1", "deepspeed:2:bf16:vit-test:2"]
-    wide = ["plain:0:fp32:vit-test:4", "deepspeed:1:fp32:vit-test:4", "deepspeed:2:fp32:vit-test:2"]
-    last = {model: f"{engine}:fp32:{model}+channels-last:1" for engine, model in LAST}
+    steps = STEPS[nproc]
+    plain = {model: f"plain:0:fp32:{model}:1:{steps}" for model in TOLERANCE}
+    sharded = {model: [f"deepspeed:{stage}:fp32:{model}:1:{steps}" for stage in (1, 2)] for model in TOLERANCE}
+    kinds = (("plain:0", 1), ("deepspeed:1", 1), ("deepspeed:2", 2))
+    bf16 = [f"{engine}:bf16:vit-test:{times}:{steps}" for engine, times in kinds]
+    kinds = (("plain:0", 4), ("deepspeed:1", 4), ("deepspeed:2", 2))
+    wide = [f"{engine}:fp32:vit-test:{times}:{steps}" for engine, times in kinds]
+    last = {model: f"{engine}:fp32:{model}+channels-last:1:{steps}" for engine, model in LAST}
     engines = ("plain:0", "deepspeed:1", "deepspeed:2")
     steep = [f"{engine}:fp32:vit-test:2:12:sgd:layers" for engine in engines]
     cases = [*plain.values(), *(c for cs in sharded.values() for c in cs), *bf16, *wide, *last.values(), *steep]
@@ -53,7 +58,7 @@ def test_zero_1_and_2_train_as_plain_torch_does(run_world: Callable[..., Any], n
         assert worst(found[steep[0]], found[case]) < 1e-5, case
     for case in wide:  # accumulation changes nothing but rounding
         assert worst(found[plain["vit-test"]], found[case]) < 1e-5, case
-    assert found["deepspeed:1:bf16:vit-test:1"]["description"].endswith("ZeRO stage 1, bf16")
+    assert found[bf16[1]]["description"].endswith("ZeRO stage 1, bf16")
     # Its import takes two seconds of each rank's start, and nothing is compiled.
     assert not any(case["compiler"] for case in found.values())
 
@@ -61,14 +66,16 @@ def test_zero_1_and_2_train_as_plain_torch_does(run_world: Callable[..., Any], n
 @pytest.mark.parametrize("nproc", [pytest.param(1, marks=pytest.mark.drill), 2])
 def test_zero_3_trains_as_plain_torch_does(run_world: Callable[..., Any], nproc: int) -> None:
     # A process of its own: stage 3 replaces torch's linear function for good.
-    cases = [f"{engine}:fp32:{model}:1" for model in TOLERANCE for engine in ("plain:0", "deepspeed:3")]
-    cases += ["plain:0:bf16:vit-test:1", "deepspeed:3:bf16:vit-test:1"]
+    steps = STEPS[nproc]
+    cases = [f"{engine}:fp32:{model}:1:{steps}" for model in TOLERANCE for engine in ("plain:0", "deepspeed:3")]
+    bf16 = [f"{engine}:bf16:vit-test:1:{steps}" for engine in ("plain:0", "deepspeed:3")]
     steep = ["plain:0:fp32:vit-test:2:12:sgd", "deepspeed:3:fp32:vit-test:2:12:sgd"]
-    found = run_world("integration/engine_worker.py", nproc, *cases, *steep)
+    found = run_world("integration/engine_worker.py", nproc, *cases, *bf16, *steep)
     assert worst(*(found[case] for case in steep)) < 1e-5
     for model, tolerance in TOLERANCE.items():
-        assert worst(found[f"plain:0:fp32:{model}:1"], found[f"deepspeed:3:fp32:{model}:1"]) < tolerance, model
-    assert worst(found["plain:0:bf16:vit-test:1"], found["deepspeed:3:bf16:vit-test:1"]) < BF16_TOLERANCE
+        pair = (f"{engine}:fp32:{model}:1:{steps}" for engine in ("plain:0", "deepspeed:3"))
+        assert worst(*(found[case] for case in pair)) < tolerance, model
+    assert worst(*(found[case] for case in bf16)) < BF16_TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -213,12 +220,13 @@ def test_plain_torch_sends_no_constant_buffers_and_keeps_one_copy_of_the_gradien
     assert len(set(places)) < len(places) / 5  # views of the buckets that are summed
 
 
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.drill)])
 def test_compiled_blocks_train_as_eager_ones_on_every_engine_and_where_one_rank_cannot_none_does(
-    run_world: Callable[..., Any],
+    run_world: Callable[..., Any], stage: int
 ) -> None:
     model = "vit-test+recompute+dropout=0.1+stochastic_depth=0.2"
     compiled = f"{model}+engine.compile=true"
-    engines = ["plain:0:bf16", "deepspeed:1:bf16", "deepspeed:2:bf16"]
+    engines = ["plain:0:bf16", f"deepspeed:{stage}:bf16"]
     cases = {f"{engine}:{model}:2:6": f"{engine}:{compiled}:2:6" for engine in engines}
     refused = f"plain:0:bf16:{compiled}:2:6:refused"
     found = run_world("integration/engine_worker.py", 2, *cases, *cases.values(), refused)
@@ -234,15 +242,19 @@ def test_compiled_blocks_train_as_eager_ones_on_every_engine_and_where_one_rank_
     assert (found[refused]["losses"], found[refused]["norms"]) == (eager["losses"], eager["norms"])
 
 
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.drill)])
 def test_compiled_blocks_of_fsdp_train_as_in_plain_torch_and_no_rank_waits_for_one_that_cannot(
-    run_world: Callable[..., Any],
+    run_world: Callable[..., Any], every: bool
 ) -> None:
+    # One process tries all cases in unit/engines/test_compile_gathered.py.
     model = "vit-test+recompute+dropout=0.1+stochastic_depth=0.2"
     resharded, compiled = f"{model}+engine.reshard_after_forward=true", "+engine.compile=true"
     plain = f"plain:0:fp32:{model}:2:6"
-    cases = {f"fsdp:0:fp32:{spec}:2:6": f"fsdp:0:fp32:{spec}{compiled}:2:6" for spec in (model, resharded)}
+    cases = {f"fsdp:0:fp32:{spec}:2:6": f"fsdp:0:fp32:{spec}{compiled}:2:6" for spec in (model, resharded)[not every :]}
     cases[f"fsdp:0:bf16:{resharded}:2:6"] = f"fsdp:0:bf16:{resharded}{compiled}:2:6"
-    whens = {"refused": model, "refused-late": resharded, "refused-backward": resharded, "refused-all": model}
+    whens = {"refused-late": resharded}
+    if every:
+        whens |= {"refused": model, "refused-backward": resharded, "refused-all": model}
     refused = {f"fsdp:0:fp32:{spec}{compiled}:2:2:{when}": f"fsdp:0:fp32:{spec}:2:6" for when, spec in whens.items()}
     found = run_world("integration/engine_worker.py", 2, plain, *cases, *cases.values(), *refused)
     for eager, case in cases.items():

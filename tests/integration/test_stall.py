@@ -39,7 +39,7 @@ def alone() -> Iterator[None]:
 
 
 def test_a_slow_decoder_is_told_in_the_log_the_event_file_and_the_history(
-    tmp_path: Path, small_set: str, small_val: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, small_set: str, small_val: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = Encoded.whole
 
@@ -52,7 +52,7 @@ def test_a_slow_decoder_is_told_in_the_log_the_event_file_and_the_history(
     recipe, run_dir = recipe_file(tmp_path, small_set, small_val), tmp_path / "run"
     attempt(load_recipe(str(recipe), SETTINGS), run_dir, World())
     log = read_run(str(run_dir / "tb"))
-    told = [record.getMessage() for record in caplog.records if "waits for data" in record.getMessage()]
+    told = [line for line in capsys.readouterr().err.splitlines() if "waits for data" in line]
     assert len(told) == 1, "once, not at every log"
     assert "decoding is the cause: 2 threads" in told[0]
     assert history.read(run_dir).progress.stall.startswith("training waits for data")

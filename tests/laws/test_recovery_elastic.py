@@ -114,10 +114,10 @@ def test_a_run_moves_from_two_processes_to_one_and_back(tmp_path: Path, small_se
     finish(start(recipe, stayed, *options))
     first = start(recipe, moved, *options)
     kill_after(first, moved / "checkpoints" / "step-0000000003" / "COMMITTED.json", signal.SIGKILL)
-    first.communicate(timeout=10)
+    first.communicate(timeout=60)
     second = start(recipe, moved, *options, "engine.zero_stage=1", nproc=1)
     kill_after(second, moved / "checkpoints" / "step-0000000006" / "COMMITTED.json", signal.SIGKILL)
-    second.communicate(timeout=10)
+    second.communicate(timeout=60)
     output = finish(start(recipe, moved, *options))
 
     assert "written by another layout" in output

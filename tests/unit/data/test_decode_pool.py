@@ -313,7 +313,7 @@ def test_a_server_that_takes_nothing_more_is_told(small_set: str, monkeypatch: p
 
 
 def test_processes_that_the_recipe_has_not_asked_for_give_way_to_threads(
-    small_set: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    small_set: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(24, "Too many open files")
@@ -328,7 +328,7 @@ def test_processes_that_the_recipe_has_not_asked_for_give_way_to_threads(
         batch = reads.next()
     assert batch is not None
     assert [sample.position for sample in batch.samples] == list(range(12))
-    assert "threads decode, and no processes: 2 decode processes cannot be started" in caplog.text
+    assert "threads decode, and no processes: 2 decode processes cannot be started" in capsys.readouterr().err
 
 
 def test_processes_take_over_once_they_have_bytes_and_threads_go_on_until_then(small_set: str) -> None:

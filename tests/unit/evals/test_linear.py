@@ -87,15 +87,16 @@ def test_a_probe_that_diverges_harms_no_other_and_is_never_chosen(shard: Shard) 
         _best(config, *scored(worst, shard, np.arange(N), ALONE))
 
 
-def test_the_test_set_has_no_say_in_which_probe_is_chosen(small_set: str, small_val: str, caplog: Any) -> None:
+def test_the_test_set_has_no_say_in_which_probe_is_chosen(
+    small_set: str, small_val: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     evaluator = {**LINEAR, "batch": 48, "passes": 2, "refit": False}
-    caplog.set_level("INFO")
     own = context_of(small_set, small_val, [evaluator])
     first = dict(own.recipe.evaluators[0].run(own))
     other = context_of(small_set, small_set, [evaluator])
     second = dict(other.recipe.evaluators[0].run(other))
     assert first["linear/small_heldout"] == second["linear/small_heldout"]
-    said = [line for line in caplog.messages if "is best on the held-out slice" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "is best on the held-out slice" in line]
     assert len(said) == 2
     assert said[0] == said[1]
 
