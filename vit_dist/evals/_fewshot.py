@@ -103,7 +103,8 @@ class Ridge:
         # A lambda so small that rounding leaves the matrix without a root.
         values, vectors = torch.linalg.eigh(self._gram)
         # Those that are zero may come out a rounding below it.
-        return vectors @ ((vectors.T @ self._right) / (values.clamp(min=0) + l2)[:, None])
+        solved: Tensor = vectors @ ((vectors.T @ self._right) / (values.clamp(min=0) + l2)[:, None])
+        return solved
 
 
 def _drawn(config: FewShotConfig, context: EvalContext) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -80,7 +80,7 @@ def _counted(train: Shard, test: Shard, votes: Votes, world: World, device: torc
         padded = functional.pad(mine, (0, 0, 0, min(at_once, each - start) - len(mine)))
         asked = _all(padded, world, device)
         found = candidates(asked, train, scale, most + _SPARE)
-        merged = (part.split(BATCH) for part in _merged(found, train, world, device))
+        merged = (torch.split(part, BATCH) for part in _merged(found, train, world, device))
         guess, sure = (torch.cat(parts) for parts in zip(*map(partial(surely, votes), *merged), strict=True))
         sure[len(mine) :] = True
         unsure = _all(~sure, world, device)

@@ -84,7 +84,7 @@ def candidates(queries: Tensor, train: Shard, scale: Tensor, width: int) -> Cand
         some = own[start : start + step] * scale[start : start + step, None]
         unlabelled = labels[None, start : start + step] < 0 if bare else None
         found = []
-        for batch in unit.split(BATCH):
+        for batch in torch.split(unit, BATCH):
             similarity = torch.mm(batch, some.T, out=memory[: len(batch) * len(some)].view(len(batch), -1))
             if unlabelled is not None:
                 similarity.masked_fill_(unlabelled, -torch.inf)
@@ -116,7 +116,7 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return found.values, found.indices
     # Of a group the columns lie `groups` apart, so that maxima are of whole rows.
     groups = n // each
-    maxima = values[:, : each * groups].unflatten(1, (each, groups)).amax(1)
+    maxima = torch.unflatten(values[:, : each * groups], 1, (each, groups)).amax(1)
     chosen = largest(maxima, k)[1]
     offsets = torch.arange(each, device=values.device) * groups
     columns = (offsets[:, None] + chosen[:, None, :]).flatten(1)
