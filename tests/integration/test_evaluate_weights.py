@@ -72,7 +72,7 @@ def test_every_form_gives_what_the_model_itself_gives(
         (["w.safetensors", "--evaluator", "knm"], r"did you mean 'knn'"),
         (["w.safetensors", "--evaluator", "knn", "evaluators=[knn]"], r"--evaluator beside evaluators="),
         (["w.safetensors", "--evaluator", "knn", "--seed", "1"], r"--seed: of a model's fresh weights"),
-        (["w.safetensors", "--evaluator", "knn", "--cluster", "local"], r"--cluster: jobs evaluate runs"),
+        (["w.safetensors", "--evaluator", "knn", "--nodes", "2"], r"--nodes: means something with --cluster only"),
         (["gone.npz", "--evaluator", "knn", "--model", "vit-test"], r"gone.npz: no such file"),
         (["vit-test", "--model", "vit-test", "--evaluator", "knn"], r"is a model itself"),
     ],
@@ -81,6 +81,21 @@ def test_mistakes_are_said(words: list[str], said: str, forms: Path, monkeypatch
     monkeypatch.chdir(forms)
     with pytest.raises(VitDistError, match=said):
         main(words)
+
+
+def test_a_job_evaluates_weights_and_leaves_values_where_it_is_told(
+    forms: Path, small_set: str, small_val: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(forms)
+    knn = ["--evaluator", json.dumps({"name": "knn", "set": "caps", "train": small_set, "test": small_val})]
+    asked = ["w.npz", "--model", "vit-test", *knn, "--cluster", "dgx-h100", "--dry-run"]
+    with pytest.raises(ConfigError, match=r"w.npz has no log that its values could join; give --out FILE"):
+        main(asked)
+    assert main([*asked, "--out", str(tmp_path / "v.json")]) == 0
+    script = " ".join(capsys.readouterr().out.split())
+    for word in (str(forms / "w.npz"), "--model vit-test", f"--out {tmp_path / 'v.json'}", "knn"):
+        assert word in script
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_impossible_resolution_and_another_models_weights_are_refused(

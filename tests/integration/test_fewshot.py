@@ -61,6 +61,15 @@ def test_every_lambda_of_one_decomposition_is_scikit_learns_ridge(examples: int,
         np.testing.assert_allclose(scores.numpy(), model.predict(z_new), rtol=1e-6, atol=1e-6)
 
 
+def test_a_lambda_too_small_for_cholesky_has_the_solution_of_least_weight() -> None:
+    # Features twice over: of rank 3, and with rounding alone between its zeros and a root.
+    half = torch.randn(30, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x, labels = torch.cat([half, half], 1), torch.arange(30) % 2
+    weight, bias = Ridge(x, labels, 2).solve(1e-18)
+    once, bias_once = Ridge(half, labels, 2).solve(1e-18)
+    torch.testing.assert_close(x @ weight + bias, half @ once + bias_once, rtol=1e-6, atol=1e-6)
+
+
 def test_a_feature_that_never_varies_does_no_harm() -> None:
     x = torch.ones(6, 3, dtype=torch.float64)
     weight, bias = Ridge(x, torch.tensor([0, 1, 0, 1, 0, 1]), 2).solve(1024.0)

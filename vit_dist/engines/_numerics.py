@@ -63,6 +63,11 @@ def numerics(recipe: Recipe) -> Iterator[None]:
         yield
 
 
+def full_products() -> contextlib.AbstractContextManager[None]:
+    """For as long as the block lasts fp32 products are of fp32, also where a recipe rounds them to TF32."""
+    return _tf32(False)
+
+
 @contextlib.contextmanager
 def _tf32(allowed: bool) -> Iterator[None]:
     # These two and not torch.backends.*.fp32_precision: torch refuses to answer one way what was set the other, and

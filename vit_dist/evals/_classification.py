@@ -95,11 +95,15 @@ def batch_sums(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         labels: int64 [B, L]; -1 where an example has fewer. An example without any does not count.
         weights: float32 [B, L] of the labels.
     """
-    correct = (labels == logits.argmax(1, keepdim=True)).any(1).sum(dtype=torch.float64)
-    targets = torch.zeros_like(logits).scatter_add_(1, labels.clamp(min=0), weights)
-    targets /= targets.sum(1, keepdim=True).clamp(min=1e-12)
-    loss = functional.cross_entropy(logits, targets, reduction="none").sum(dtype=torch.float64)
-    return torch.stack([correct, loss, (labels >= 0).any(1).sum(dtype=torch.float64)])
+    correct = (labels == logits.argmax(1, keepdim=True)).sum(dtype=torch.float64)
+    examples = (labels[:, 0] >= 0).sum(dtype=torch.float64)
+    if labels.shape[1] == 1:
+        losses = functional.cross_entropy(logits, labels[:, 0], ignore_index=-1, reduction="none")
+    else:
+        # Of K log-probabilities only those of the labels count: no [B, K] of targets.
+        own = functional.log_softmax(logits, dim=1).gather(1, labels.clamp(min=0))
+        losses = -torch.where(labels >= 0, own * weights, 0.0).sum(1) / weights.sum(1).clamp(min=1e-12)
+    return torch.stack([correct, losses.sum(dtype=torch.float64), examples])
 
 
 def among_top(logits: Tensor, labels: Tensor, k: int) -> Tensor:

@@ -55,7 +55,7 @@ def accuracies(config: FewShotConfig, context: EvalContext) -> list[list[list[fl
 
 
 class Ridge:
-    """The linear classifiers with the least |ZW - Y|^2 + lambda |W|^2, for any lambda, out of one eigendecomposition.
+    """The linear classifiers with the least |ZW - Y|^2 + lambda |W|^2, for any lambda, of one Gram matrix.
 
     Z is x, each feature less its mean and over its standard deviation + 1e-5, and a constant feature of 100; Y is 1 for
     the class and -1 elsewhere. Solved in whichever of its primal and dual form is smaller: N x N or D x D. The constant
@@ -75,25 +75,36 @@ class Ridge:
         counts = torch.bincount(labels, minlength=classes).to(x)
         # Sums over examples of Y.
         self._targets = 2 * counts - len(z)
+        # W is left (gram + lambda)^-1 right; in the primal form left is the identity.
+        self._left: Tensor | None = None
         if len(z) >= z.shape[1]:
-            values, self._left = torch.linalg.eigh(z.T @ z)
+            self._gram = z.T @ z
             of_class = torch.zeros(classes, z.shape[1], dtype=x.dtype).index_add_(0, labels, z)
-            right = 2 * of_class.T - z.sum(0)[:, None]
-            self._right = self._left.T @ right
+            self._right = 2 * of_class.T - z.sum(0)[:, None]
         else:
-            values, q = torch.linalg.eigh(z @ z.T)
-            self._left = z.T @ q
-            y = torch.full((len(z), classes), -1.0, dtype=x.dtype)
-            y[torch.arange(len(z)), labels] = 1.0
-            self._right = q.T @ y
-        # Those that are zero may come out a rounding below it.
-        self._values = values.clamp(min=0)
+            self._gram, self._left = z @ z.T, z.T
+            self._right = torch.full((len(z), classes), -1.0, dtype=x.dtype)
+            self._right[torch.arange(len(z)), labels] = 1.0
 
     def solve(self, l2: float) -> tuple[Tensor, Tensor]:
         """Weight [D, K] and bias [K] for a lambda over 0, for features as they come; float64."""
-        weight = (self._left / (self._values + l2)) @ self._right / self._std[:, None]
+        inner = self._solved(l2)
+        weight = (inner if self._left is None else self._left @ inner) / self._std[:, None]
         bias = BIAS**2 * self._targets / (BIAS**2 * self._examples + l2)
         return weight, bias - self._mean @ weight
+
+    def _solved(self, l2: float) -> Tensor:
+        """(gram + lambda)^-1 right, by Cholesky: a tenth of what eigenvalues cost, so that a few lambdas cost less."""
+        shifted = self._gram.clone()
+        shifted.diagonal().add_(l2)
+        factor, failed = torch.linalg.cholesky_ex(shifted)
+        if not int(failed):
+            return torch.cholesky_solve(self._right, factor)
+        # A lambda so small that rounding leaves the matrix without a root.
+        values, vectors = torch.linalg.eigh(self._gram)
+        # Those that are zero may come out a rounding below it.
+        solved: Tensor = vectors @ ((vectors.T @ self._right) / (values.clamp(min=0) + l2)[:, None])
+        return solved
 
 
 def _drawn(config: FewShotConfig, context: EvalContext) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,21 +13,16 @@ from torch.nn import functional
 
 from vit_dist.core.world import World
 from vit_dist.data.subset import select
+from vit_dist.engines._numerics import full_products
 from vit_dist.evals import EvalContext
 from vit_dist.evals._features import Shard, gather
+from vit_dist.evals._nearest import BATCH, ERROR, TINY, Candidates, Neighbours, candidates, nearest
 from vit_dist.evals.knn import KnnConfig
 
-_QUERIES = 256
-"""Of a rank, at a time."""
-_TILE = 1 << 25
-"""Similarities in memory at a time, on a rank."""
-_SPARE = 32
+_QUERIES = 2048
+"""Of all ranks together, at a time."""
+_SPARE = 8
 """Candidates in single precision beyond k, so that the k nearest in double precision are among them."""
-
-_ERROR = 1e-5
-"""More than single precision errs in a cosine of a few thousand features."""
-_TINY = 1e-30
-"""What lengths are at least, so that features of zeros are similar to nothing."""
 
 
 def accuracies(config: KnnConfig, context: EvalContext) -> dict[int, float]:
@@ -61,27 +58,77 @@ def count_correct(train: Shard, test: Shard, votes: Votes, world: World, device:
         world: whose ranks hold the two.
         device: from which ranks send.
     """
-    place, most, each = train.x.device, max(votes.k), -(-test.total // world.size)
-    queries = test.x.to(place)
-    scale = torch.linalg.vector_norm(train.x, dim=1).clamp(min=_TINY).reciprocal()
-    truth = test.labels.to(place)
-    counts = torch.zeros(len(votes.k) + 1, dtype=torch.float64, device=place)
-    # Every rank goes through as many rounds, with queries of zeros where it has none left.
-    for start in range(0, each, _QUERIES):
-        mine = queries[start : start + _QUERIES]
-        padded = functional.pad(mine, (0, 0, 0, min(_QUERIES, each - start) - len(mine)))
-        found = _exchanged(_nearest(_all(padded, world, device), train, scale, most), most, world, device)
-        labels = truth[start : start + len(mine)]
-        known = (labels >= 0).any(1)
-        similarity, voters = found.similarity[: len(mine)], found.label[: len(mine)]
-        for i, k in enumerate(votes.k):
-            guess = vote(similarity[:, :k], voters[:, :k], votes.temperature, votes.num_classes)
-            counts[i] += ((labels == guess[:, None]).any(1) & known).sum()
-        counts[-1] += known.sum()
+    with full_products():
+        counts = _counted(train, test, votes, world, device)
     if world.size > 1:
         counts = counts.to(device)
         torch.distributed.all_reduce(counts)
     return counts
+
+
+def _counted(train: Shard, test: Shard, votes: Votes, world: World, device: torch.device) -> Tensor:
+    """What count_correct gives, of this rank's part of `test`. A collective."""
+    place, most, each = train.x.device, max(votes.k), -(-test.total // world.size)
+    queries = test.x.to(place)
+    scale = torch.linalg.vector_norm(train.x, dim=1).clamp(min=TINY).reciprocal()
+    truth = test.labels.to(place)
+    counts = torch.zeros(len(votes.k) + 1, dtype=torch.float64, device=place)
+    at_once = max(1, _QUERIES // world.size)
+    # Every rank goes through as many rounds, with queries of zeros where it has none left.
+    for start in range(0, each, at_once):
+        mine = queries[start : start + at_once]
+        padded = functional.pad(mine, (0, 0, 0, min(at_once, each - start) - len(mine)))
+        asked = _all(padded, world, device)
+        found = candidates(asked, train, scale, most + _SPARE)
+        merged = (torch.split(part, BATCH) for part in _merged(found, train, world, device))
+        guess, sure = (torch.cat(parts) for parts in zip(*map(partial(surely, votes), *merged), strict=True))
+        sure[len(mine) :] = True
+        unsure = _all(~sure, world, device)
+        if bool(unsure.any()):
+            guess[~sure] = _in_double(asked, found, unsure, train, votes, world, device)[~sure]
+        labels = truth[start : start + len(mine)]
+        known = (labels >= 0).any(1)
+        right = (labels[:, :, None] == guess[: len(mine), None, :]).any(1) & known[:, None]
+        counts[:-1] += right.sum(0)
+        counts[-1] += known.sum()
+    return counts
+
+
+def surely(votes: Votes, similarity: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Classes as single precision sees them, int64 [q, len(k)], and of which queries double precision says no other.
+
+    Sure is what holds wherever similarities lie within ERROR of what they are said to be: a class whose votes, of
+    examples that are certainly among the k nearest and at the least that they weigh, are more than another's, of all
+    that may be among them and at the most.
+
+    Args:
+        votes: of fewer neighbours than n.
+        similarity: float32 [q, n] of the nearest of all, the largest first; -inf where there are no more.
+        label: int64 [q, n].
+    """
+    weights = ((similarity - similarity[:, :1]).double() / votes.temperature).exp()
+    label, slack = label.clamp(min=0), math.exp(min(700.0, 2 * ERROR / votes.temperature))
+    sure = torch.ones(len(label), dtype=torch.bool, device=label.device)
+    guesses = []
+    for k in votes.k:
+        edge = similarity[:, k - 1, None]
+        inside, possible = similarity > edge + 2 * ERROR, similarity >= edge - 2 * ERROR
+        least, most = (
+            torch.zeros(len(label), votes.num_classes, dtype=torch.float64, device=label.device).scatter_add_(
+                1, label, torch.where(counted, weights, 0.0)
+            )
+            for counted in (inside, possible)
+        )
+        highest, guess = most.max(1)
+        others = most.scatter(1, guess[:, None], 0.0).amax(1)
+        ahead = least.gather(1, guess[:, None])[:, 0] / slack > others * slack
+        # Nobody else may vote.
+        ahead |= (highest > 0) & (others == 0)
+        # Beyond the last of them there may be more that are as near.
+        all_here = ~possible[:, -1] | similarity[:, -1].isinf()
+        sure &= ahead & all_here
+        guesses.append(guess)
+    return torch.stack(guesses, 1), sure
 
 
 def vote(similarity: Tensor, label: Tensor, temperature: float, num_classes: int) -> Tensor:
@@ -99,68 +146,43 @@ def vote(similarity: Tensor, label: Tensor, temperature: float, num_classes: int
     return votes.scatter_add_(1, label.clamp(min=0), weights).argmax(1)
 
 
-@dataclass(frozen=True)
-class _Neighbours:
-    """The nearest examples of each query, the nearest first, of equals that which is stored first: [q, k] each."""
-
-    similarity: Tensor
-    label: Tensor
-    position: Tensor
-
-    def first(self, k: int) -> _Neighbours:
-        """The k nearest of these, in order."""
-        by_place = self.position.argsort(dim=1)
-        by_similarity = self.similarity.gather(1, by_place).argsort(dim=1, descending=True, stable=True)
-        order = by_place.gather(1, by_similarity)[:, :k]
-        return _Neighbours(*(part.gather(1, order) for part in (self.similarity, self.label, self.position)))
+def _merged(found: Candidates, train: Shard, world: World, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Similarities and labels of the nearest of all ranks' examples, for this rank's own queries. A collective."""
+    labels = train.first_labels[found.row] if len(train.x) else torch.full_like(found.row, -1)
+    similarity, labels = _exchanged((found.similarity, labels), world, device)
+    if world.size == 1:
+        return similarity, labels
+    best, kept = similarity.topk(found.row.shape[1], dim=1)
+    return best, labels.gather(1, kept)
 
 
-def _nearest(queries: Tensor, train: Shard, scale: Tensor, k: int) -> _Neighbours:
-    """The k nearest of this rank's examples, by float64 cosine similarities; -inf where it has fewer.
-
-    Args:
-        queries: float32 [q, D], of any length.
-        train: this rank's part.
-        scale: float32 [n]: one over the lengths of its features.
-        k: how many.
-    """
-    own, labels = train.x, train.first_labels
-    q, device, unit = len(queries), own.device, functional.normalize(queries, dim=1)
-    bare = bool((labels < 0).any())
-    best = torch.full((q, 0), -torch.inf, device=device)
-    rows = torch.zeros((q, 0), dtype=torch.int64, device=device)
-    step = max(1, _TILE // max(1, q))
-    for start in range(0, len(own), step):
-        similarity = (unit @ own[start : start + step].T).mul_(scale[start : start + step])
-        if bare:
-            similarity.masked_fill_(labels[None, start : start + step] < 0, -torch.inf)
-        values, indices = similarity.topk(min(k + _SPARE, similarity.shape[1]), dim=1)
-        best, rows = torch.cat([best, values], 1), torch.cat([rows, indices + start], 1)
-        best, kept = best.topk(min(k + _SPARE, best.shape[1]), dim=1)
-        rows = rows.gather(1, kept)
-    # Which of them are the nearest depends neither on how products of single precision round nor on who has which.
-    exact = torch.full((q, max(k, best.shape[1])), -torch.inf, dtype=torch.float64, device=device)
-    label = torch.full(exact.shape, -1, dtype=torch.int64, device=device)
-    position = torch.full(exact.shape, train.total, dtype=torch.int64, device=device)
-    if best.shape[1]:
-        # Those that are further from the k-th than single precision errs are none of the k, whatever they are.
-        edge = best[:, min(k, best.shape[1]) - 1, None] - _ERROR
-        there = max(1, int((best >= edge).sum(1).max()))
-        best, rows = best[:, :there], rows[:, :there]
-        at_once = max(1, _TILE // 4 // (there * own.shape[1]))
-        for start in range(0, q, at_once):
-            some = slice(start, start + at_once)
-            query = functional.normalize(queries[some].double(), dim=1)
-            examples = own[rows[some]].double()
-            cosine = torch.bmm(examples, query[:, :, None]).squeeze(2)
-            cosine /= torch.linalg.vector_norm(examples, dim=2).clamp(min=_TINY)
-            exact[some, :there] = torch.where(best[some].isinf(), -torch.inf, cosine)
-        label[:, :there], position[:, :there] = labels[rows], rows + train.start
-    return _Neighbours(exact, label, position).first(k)
+def _in_double(
+    asked: Tensor,
+    found: Candidates,
+    unsure: Tensor,
+    train: Shard,
+    votes: Votes,
+    world: World,
+    device: torch.device,
+) -> Tensor:
+    """Classes of this rank's queries, int64 [c, len(k)], of those that are unsure by float64. A collective."""
+    k = max(votes.k)
+    own = nearest(asked[unsure], Candidates(found.similarity[unsure], found.row[unsure]), train, k)
+    sent = (
+        torch.full((len(asked), k), -torch.inf, dtype=torch.float64, device=asked.device),
+        torch.full((len(asked), k), -1, device=asked.device),
+        torch.full((len(asked), k), train.total, device=asked.device),
+    )
+    for whole, part in zip(sent, (own.similarity, own.label, own.position), strict=True):
+        whole[unsure] = part
+    best = Neighbours(*_exchanged(sent, world, device)).first(k)
+    return torch.stack(
+        [vote(best.similarity[:, :k], best.label[:, :k], votes.temperature, votes.num_classes) for k in votes.k], 1
+    )
 
 
 def _all(padded: Tensor, world: World, device: torch.device) -> Tensor:
-    """The queries of all ranks, one rank's after another's: [W c, D]. A collective."""
+    """What ranks have of their queries, one rank's after another's: [c, ...] -> [W c, ...]. A collective."""
     if world.size == 1:
         return padded
     sent = padded.to(device).contiguous()
@@ -169,15 +191,17 @@ def _all(padded: Tensor, world: World, device: torch.device) -> Tensor:
     return torch.cat(parts).to(padded.device)
 
 
-def _exchanged(found: _Neighbours, k: int, world: World, device: torch.device) -> _Neighbours:
-    """What all ranks have found for this rank's queries, merged: [c, k]. A collective."""
+def _exchanged(found: Sequence[Tensor], world: World, device: torch.device) -> list[Tensor]:
+    """What this rank's examples are to all ranks' queries -> what all ranks' are to its own. A collective.
+
+    Each [W c, k] -> [c, W k].
+    """
     if world.size == 1:
-        return found
+        return list(found)
     parts = []
-    for part in (found.similarity, found.label, found.position):
+    for part in found:
         sent = part.to(device).contiguous()
         received = torch.empty_like(sent)
         torch.distributed.all_to_all_single(received, sent)
-        # [W, c, k] -> [c, W k]
-        parts.append(received.view(world.size, -1, k).transpose(0, 1).flatten(1).to(part.device))
-    return _Neighbours(*parts).first(k)
+        parts.append(received.view(world.size, -1, part.shape[1]).transpose(0, 1).flatten(1).to(part.device))
+    return parts

@@ -34,7 +34,7 @@ class FewShotConfig(TransferConfig):
 
     The protocol of google-research/big_vision (evaluators/fewshot_lsr.py), which the paper's figures follow: features
     are what the head classifies; targets are -1 and 1; the mean over draws of the shots is given. Their standard
-    deviation is `fewshot_std/<set>_<k>shot`. Of several `l2` all come from one eigendecomposition of a draw: the first
+    deviation is `fewshot_std/<set>_<k>shot`. Several `l2` share what a draw costs most, its features: the first
     has the plain tags, another one `fewshot_l2_<lambda>/<set>_<k>shot`.
     """
 

@@ -30,6 +30,7 @@ examples:
   vit-dist evaluate --list runs.txt --cluster dgx-h100 --max-parallel 8       # an array, an element a run
   vit-dist evaluate B_16.npz --model ViT-B/16 model.representation=true --nproc 8 \\
       --evaluator '{name: knn, set: pets, train: s3://b/pets/train, test: s3://b/pets/test}' --out pets.json
+  vit-dist evaluate B_16.npz --model ViT-B/16 --evaluator '{...}' --cluster dgx-h100 --out pets.json   # as a Slurm job
   vit-dist evaluate google-vit-folder/ --evaluator classification data.val=s3://b/inet/val    # Hugging Face's; timm's
   vit-dist evaluate ViT-B/16 --seed 1 --evaluator '{name: knn, ...}'          # fresh weights: what is chance?
   srun vit-dist evaluate --list runs.txt --element 3            # the run in line 4 of a list: an array's element
@@ -148,17 +149,14 @@ def main(argv: list[str]) -> int:
             f"vit-dist evaluate: give one run directory or --list FILE, got {counted(len(runs), 'directory')}"
         )
     if runs and is_weights(runs[0]):
-        if args.cluster:
-            raise ConfigError(f"--cluster: jobs evaluate runs; {runs[0]} is no run. Start it by your own `srun`")
+        _check_of_jobs(args)
         return evaluate_weights(args, runs[0], overrides)
     check_not_given(args, runs)
     if args.cluster:
         from vit_dist.cli.evaluate.jobs import submit_evaluation
 
         return submit_evaluation(args, runs, overrides)
-    alone = [n for n in ("nodes", "devices", "time", "after", "max_parallel", "dry_run") if getattr(args, n)]
-    if alone:
-        raise ConfigError(f"--{alone[0].replace('_', '-')}: means something with --cluster only")
+    _check_of_jobs(args)
     element = array_element() if args.element is None else args.element
     run_dir, checkpoint = find_begun(runs[0] if runs else _line(args.list, element))
     # Nothing is saved, and other evaluators may not measure what the run keeps its best checkpoint by.
@@ -176,6 +174,15 @@ def main(argv: list[str]) -> int:
             words = ["evaluate", str(where), *overrides, *(["--out", str(args.out)] if args.out else [])]
             return run_ranks(words, nproc=ranks, folder=folder)
     return _rank(recipe, run_dir, world, checkpoint, args.out)
+
+
+def _check_of_jobs(args: argparse.Namespace) -> None:
+    """Refuse options of jobs where there are none."""
+    from vit_dist.core.errors import ConfigError
+
+    alone = [n for n in ("nodes", "devices", "time", "after", "max_parallel", "dry_run") if getattr(args, n)]
+    if alone and not args.cluster:
+        raise ConfigError(f"--{alone[0].replace('_', '-')}: means something with --cluster only")
 
 
 def _rank(recipe: Recipe, run_dir: Path, world: World, checkpoint: str, out: Path | None) -> int:

@@ -83,6 +83,61 @@ def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list
     return 0
 
 
+def submit_weights(args: argparse.Namespace, source: str, words: list[str]) -> int:
+    """Submit an evaluation of weights without a run, or print the script.
+
+    Args:
+        args: of `vit-dist evaluate`, parsed.
+        source: a file or folder of weights, its URL, or the name of a model.
+        words: the other words of the command line that the job is given, `--out` among them.
+
+    Raises:
+        ConfigError: what is asked for cannot be.
+    """
+    from launcher.slurm import commands as slurm
+    from launcher.slurm.cluster import load_cluster
+    from launcher.slurm.render import Site, check_no_secrets, render_evaluate
+    from launcher.submit.run import parse_time
+    from launcher.submit.snapshot import take_snapshot
+    from vit_dist.core.files import make_folder, write_bytes
+    from vit_dist.core.process import code_root
+
+    if args.nproc is not None or args.max_parallel is not None:
+        raise ConfigError("--nproc and --max-parallel: mean nothing here; the job starts a process a device")
+    if args.out is None:
+        raise ConfigError(f"--cluster: {source} has no log that its values could join; give --out FILE.json")
+    if args.nodes is not None and args.nodes < 1:
+        raise ConfigError(f"--nodes={args.nodes}: at least 1 is needed")
+    if args.after:
+        slurm.check_id(args.after)
+    cluster = load_cluster(args.cluster)
+    check_no_secrets(words)
+    out = args.out.absolute()
+    folder = out.with_name(f"{out.stem}.evaluate")
+    stamp = hashlib.sha256(f"{time.time_ns()}".encode()).hexdigest()[:6]
+    code = code_root() if args.dry_run else folder / f"evaluate-{stamp}.code"
+    limit = parse_time(args.time) if args.time else ""
+    script = render_evaluate(
+        Site.of(cluster, code, run_root=local_path(cluster.run_root or "runs"), time_limit=limit),
+        job_name=f"{names.safe_name(out.stem)}-evaluate",
+        command=["evaluate", str(Path(source).absolute()) if Path(source).exists() else source, *words],
+        log_file=folder / f"evaluate-{stamp}.log",
+        nodes=args.nodes or 1,
+        devices=args.devices,
+    )
+    if args.dry_run:
+        print(script, end="")  # noqa: T201 - the result
+        return 0
+    make_folder(folder)
+    take_snapshot(code)
+    path = folder / f"evaluate-{stamp}.sbatch"
+    write_bytes(str(path), script.encode())
+    after = [f"--dependency=afterok:{args.after}"] if args.after else []
+    job = slurm.sbatch(path, args=after).job
+    print(f"job {job}: evaluates {source}\nvalues will be in {out}\nlogs {folder}/evaluate-{stamp}.log")  # noqa: T201
+    return 0
+
+
 def _elements(path: Path | None, *, begun: bool) -> int:
     """Lines of a list; 0 where none is given."""
     from launcher.status.find import find_begun

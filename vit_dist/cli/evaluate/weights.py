@@ -63,6 +63,10 @@ def evaluate_weights(args: argparse.Namespace, source: str, overrides: Sequence[
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')}={getattr(args, name)}: at least 1 is needed")
     check_recipe(config, args, words)
+    if args.cluster:
+        from vit_dist.cli.evaluate.jobs import submit_weights
+
+        return submit_weights(args, source, [*overrides, *_options(args)])
     world, ranks = world_or_ranks(args.nproc)
     if world is None:
         import tempfile

@@ -80,8 +80,7 @@ class Copies:
             if path.is_symlink():
                 continue
             if path.is_dir():
-                inside = sorted(path.iterdir())
-                yield from (f"{name}/{each.name}" for each in inside if each.is_file() and not each.is_symlink())
+                yield from (f"{name}/{inner}" for inner in _inside(path, names.CARRIED_FOLDERS[name]))
             elif path.is_file():
                 yield name
 
@@ -168,6 +167,17 @@ def check_place(remote: str) -> None:
                 raise
 
 
+def _inside(folder: Path, depth: int) -> Iterator[str]:
+    """Files of a folder by their names in it, those of folders in it too, as deep as that; no links."""
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink():
+            continue
+        if path.is_file():
+            yield path.name
+        elif depth > 1 and path.is_dir():
+            yield from (f"{path.name}/{inner}" for inner in _inside(path, depth - 1))
+
+
 def _lost(directory: Path) -> bool:
     return not (directory / names.RUN).exists() or not any((directory / names.EVENTS).glob("*"))
 
@@ -192,7 +202,8 @@ def _is_carried(name: str) -> bool:
     folder, slash, inner = name.partition("/")
     if not slash:
         return name in names.CARRIED and name not in names.CARRIED_FOLDERS
-    return folder in names.CARRIED_FOLDERS and names.is_plain_name(inner)
+    parts = inner.split("/")
+    return len(parts) <= names.CARRIED_FOLDERS.get(folder, 0) and all(names.is_plain_name(part) for part in parts)
 
 
 def _identity(remote: str) -> dict[str, Any] | None:

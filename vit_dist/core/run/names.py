@@ -75,9 +75,10 @@ HISTORY = (BY_RANKS, BY_SUPERVISOR, BY_PEOPLE, BY_EVALUATORS)
 FORMER = (FORMER_STATUS, FORMER_ATTEMPTS, FORMER_LEDGER, FORMER_JOB, FORMER_EVALUATED)
 """What a former version wrote in place of HISTORY."""
 
-CARRIED_FOLDERS = frozenset({EVENTS, PLUGINS})
-CARRIED = (RUN, RECIPE, PLUGINS, EVENTS, QUARANTINE, NONFINITE, *FORMER, *HISTORY, HEARTBEAT)
-"""What `checkpoint.remote` holds beside the checkpoints, in the order it is sent; of folders the files in them."""
+CARRIED_FOLDERS = {EVENTS: 1, PLUGINS: 1, EVALUATIONS: 3}
+"""How deep the files in each lie: of EVALUATIONS in a step's folder, and a set's in that."""
+CARRIED = (RUN, RECIPE, PLUGINS, EVENTS, EVALUATIONS, QUARANTINE, NONFINITE, *FORMER, *HISTORY, HEARTBEAT)
+"""What `checkpoint.remote` holds beside the checkpoints, in the order it is sent; no links."""
 MADE_ANEW = frozenset({RECIPE, PLUGINS})
 """Of these, what is not brought back: it holds paths, and is written anew from the recipe."""
 

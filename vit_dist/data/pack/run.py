@@ -277,6 +277,9 @@ def _list(source: Source, scratch: Path, say: Callable[[str], None], quiet: bool
         say(f"left out: {sample}")
     if source.num_left_out > len(source.left_out):
         say(f"left out: {source.num_left_out - len(source.left_out):,} more")
+    if source.num_left_out:
+        what = counted(source.num_left_out, "sample")
+        say(f"left out {what} without an image or a label; {listing.count:,} are packed")
     return listing
 
 

@@ -28,6 +28,8 @@ def run_of(folder: Path, **identity: Any) -> Path:
         names.BY_RANKS: '{"event": "opened", "attempt": 1, "at": 1}\n',
         names.BY_SUPERVISOR: "{}\n",
         names.FORMER_STATUS: '{"status": "running"}\n',
+        f"{names.EVALUATIONS}/step-0000000010/linear-pets.csv": "a,b\n",
+        f"{names.EVALUATIONS}/step-0000000010/val/confusion.csv": "1,2\n",
         names.QUARANTINE: "{}\n",
         names.NONFINITE: "{}\n",
         names.BY_EVALUATORS: "{}\n",
@@ -61,7 +63,7 @@ def test_what_was_sent_comes_back_whole_and_nothing_else(remote: str, tmp_path: 
         if name.partition("/")[0] in names.MADE_ANEW:
             del wanted[name]
     assert files(tmp_path / "again") == wanted
-    assert count == len(wanted) == 9
+    assert count == len(wanted) == 11
     # Once it is there the store is not asked.
     assert bring_back(tmp_path / "again", "s3://nobody.invalid/x", WHO) == 0
 
@@ -192,7 +194,7 @@ def test_a_history_that_is_counted_anew_here_is_not_mixed_with_the_one_there(tmp
     """A supervisor has begun an attempt 1 in the empty directory; that of the store is another one."""
     Copies(run_of(tmp_path / "run"), str(tmp_path / "store")).send()
     history.begin(tmp_path / "again", launcher="slurm", devices=1, step=0, job="7")
-    assert bring_back(tmp_path / "again", str(tmp_path / "store"), WHO) == 5
+    assert bring_back(tmp_path / "again", str(tmp_path / "store"), WHO) == 7
     assert not (tmp_path / "again" / names.BY_RANKS).exists()
     assert history.read(tmp_path / "again").next_opened == 1
     assert (tmp_path / "again" / names.BY_EVALUATORS).exists()

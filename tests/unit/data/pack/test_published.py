@@ -127,7 +127,9 @@ def test_real_has_several_labels_an_image_and_images_without_one_are_left_out_an
     assert manifest.max_labels == 2
     found = {key[-1]: labels for key, (labels, _) in samples(manifest).items()}
     assert found == {"1": [0], "2": [3, 1], "4": [2], "6": [1]}
-    assert "left out: ILSVRC2012_val_00000003: real.json gives it no label" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "left out: ILSVRC2012_val_00000003: real.json gives it no label" in told
+    assert "left out 2 samples without an image or a label; 4 are packed" in told
 
 
 def test_cifar_10_is_packed_to_the_same_bytes_from_all_its_forms(tmp_path: Path) -> None:
