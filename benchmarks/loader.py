@@ -10,7 +10,7 @@ benchmarks/peers.py and benchmarks/peers_s3.py have the packages.
 
 With `--from s3` the same images are read from an S3 server (SeaweedFS) on the same machine, which takes its share of
 the cores, by ours and all who can; those that copy to a disk first begin each time with an empty one, and are measured
-in their first pass. `--from far-s3` reads through a relay that answers 50 ms later and with 85 MB/s a connection.
+in their first pass.
 
     python -m benchmarks.loader [--images 2000] [--rounds 3] [--cores 1 2] [--only ours webdataset ...]
     python -m benchmarks.loader --from s3
@@ -96,7 +96,6 @@ FROM_FILES: Contestants = {
 CONTESTANTS = {
     "files": OURS | FROM_FILES,
     "s3": OURS | peers_s3.CONTESTANTS,
-    "far-s3": OURS | peers_s3.CONTESTANTS,
 }
 
 
@@ -249,7 +248,7 @@ def main() -> None:
             prepare(root, args.images, ["folder", "mds", "litdata"])
         else:
             prepare(root, _STORED * args.images, ["mds", "litdata"])
-            url = stack.enter_context(stored(root, ["tars", "mds", "litdata"], far=args.source == "far-s3"))
+            url = stack.enter_context(stored(root, ["tars", "mds", "litdata"]))
         for cores in args.cores:
             report(cores, compare(chosen, Place(root, BATCH, cores, url), args.images, args.rounds))
 
