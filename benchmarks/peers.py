@@ -1,7 +1,7 @@
 """Other loaders, set up as their users set them up: each takes a `Place` and yields batches, for ever.
 
-What is not installed is left out by whoever asks: `pip install nvidia-dali-cuda130 litdata mosaicml-streaming spdl-io
-spdl` brings them (DALI and SPDL decode on the CPU here).
+From local files; from S3 it is benchmarks/peers_s3.py. What is not installed is left out by whoever asks: `pip install
+nvidia-dali-cuda130 litdata mosaicml-streaming spdl-io spdl` brings them (DALI and SPDL decode on the CPU here).
 """
 
 from __future__ import annotations
@@ -28,11 +28,15 @@ class Place:
         root: with `tars/` (and a manifest), `folder/CLASS/*.jpg`, `mds/`, `litdata/`.
         batch: examples of a batch.
         workers: processes or threads.
+        url: `s3://BUCKET/PREFIX` where `tars/`, `mds/` and `litdata/` lie as well; '' without a store.
+        cache: an empty folder for those that copy to a disk first.
     """
 
     root: Path
     batch: int
     workers: int
+    url: str = ""
+    cache: Path = Path()
 
     @property
     def tars(self) -> list[str]:
@@ -78,9 +82,14 @@ def _again(make: Callable[[], Any]) -> Iterator[Any]:
 
 
 def webdataset_pil(place: Place) -> Iterator[Any]:
+    wds: Any = importlib.import_module("webdataset")
+    yield from webdataset_of(place, wds.WebDataset(place.tars, resampled=True, shardshuffle=False))
+
+
+def webdataset_of(place: Place, samples: Any) -> Iterator[Any]:
     """As open_clip sets it up: PIL, torchvision's transform to float32, batches made in the workers."""
     wds: Any = importlib.import_module("webdataset")
-    data = wds.WebDataset(place.tars, resampled=True, shardshuffle=False).shuffle(1000).decode("pilrgb")
+    data = samples.shuffle(1000).decode("pilrgb")
     data = data.rename(image="jpg", label="cls").map_dict(image=floats()).to_tuple("image", "label")
     yield from wds.WebLoader(
         data.batched(place.batch, partial=False), batch_size=None, num_workers=place.workers, persistent_workers=True
@@ -105,10 +114,15 @@ def image_folder(place: Place) -> Iterator[Any]:
 
 
 def timm(place: Place) -> Iterator[Any]:
+    data: Any = importlib.import_module("timm.data")
+    yield from timm_of(place, data.create_dataset("", root=str(place.root / "folder"), is_training=True))
+
+
+def timm_of(place: Place, dataset: Any) -> Iterator[Any]:
     """create_loader with its uint8 collate; normalization is left to the prefetcher, which needs a GPU."""
     data: Any = importlib.import_module("timm.data")
     loader = data.create_loader(
-        data.create_dataset("", root=str(place.root / "folder"), is_training=True),
+        dataset,
         input_size=(3, SIZE, SIZE),
         batch_size=place.batch,
         is_training=True,
@@ -127,6 +141,10 @@ def timm(place: Place) -> Iterator[Any]:
 
 
 def dali(place: Place) -> Iterator[Any]:
+    yield from dali_of(place, place.tars)
+
+
+def dali_of(place: Place, tars: list[str], **reader: Any) -> Iterator[Any]:
     """On the CPU: fused crop and decode, uint8."""
     fn: Any = importlib.import_module("nvidia.dali.fn")
     pipeline_def: Any = importlib.import_module("nvidia.dali").pipeline_def
@@ -135,7 +153,7 @@ def dali(place: Place) -> Iterator[Any]:
     @pipeline_def(batch_size=place.batch, num_threads=place.workers, device_id=None, seed=0)  # type: ignore[untyped-decorator]
     def pipeline() -> Any:
         jpegs, labels = fn.readers.webdataset(
-            paths=place.tars, ext=["jpg", "cls"], random_shuffle=True, initial_fill=1000, name="reader"
+            paths=tars, ext=["jpg", "cls"], random_shuffle=True, initial_fill=1000, name="reader", **reader
         )
         images = fn.decoders.image_random_crop(jpegs, random_area=[0.05, 1.0], random_aspect_ratio=[3 / 4, 4 / 3])
         images = fn.resize(images, size=SIZE, interp_type=types.INTERP_TRIANGULAR, antialias=True)
@@ -149,27 +167,32 @@ def dali(place: Place) -> Iterator[Any]:
 
 
 def litdata_floats(place: Place) -> Iterator[Any]:
-    yield from _litdata(place, floats(), pil=True)
+    yield from litdata_of(place, str(place.root / "litdata"), floats(), pil=True)
 
 
 def litdata_ours(place: Place, *, region: bool) -> Iterator[Any]:
-    yield from _litdata(place, Pixels(region=region), pil=False)
+    yield from litdata_of(place, str(place.root / "litdata"), Pixels(region=region), pil=False)
 
 
-def _litdata(place: Place, transform: Any, *, pil: bool) -> Iterator[Any]:
+def litdata_of(place: Place, folder: str, transform: Any, *, pil: bool, **options: Any) -> Iterator[Any]:
+    """Its dataset and loader, over a folder or a URL."""
     litdata: Any = importlib.import_module("litdata")
 
     class Images(litdata.StreamingDataset):  # type: ignore[misc]
         def __getitem__(self, index: Any) -> Any:
             content, label = super().__getitem__(index)
-            return transform(_pil(content) if pil else content), label
+            return transform(pil_of(content) if pil else content), label
 
-    data = Images(str(place.root / "litdata"), shuffle=True, drop_last=True)
+    data = Images(folder, shuffle=True, drop_last=True, **options)
     loader = litdata.StreamingDataLoader(data, batch_size=place.batch, num_workers=place.workers, drop_last=True)
     yield from _again(lambda: loader)
 
 
 def streaming(place: Place) -> Iterator[Any]:
+    yield from streaming_of(place, local=str(place.root / "mds"))
+
+
+def streaming_of(place: Place, **where: str) -> Iterator[Any]:
     """MosaicML Streaming, with torchvision's transform."""
     library: Any = importlib.import_module("streaming")
     transform = floats()
@@ -177,9 +200,9 @@ def streaming(place: Place) -> Iterator[Any]:
     class Images(library.StreamingDataset):  # type: ignore[misc]
         def __getitem__(self, index: Any) -> Any:
             one = super().__getitem__(index)
-            return transform(_pil(one["image"])), one["label"]
+            return transform(pil_of(one["image"])), one["label"]
 
-    data = Images(local=str(place.root / "mds"), shuffle=True, batch_size=place.batch)
+    data = Images(**where, shuffle=True, batch_size=place.batch)
     loader = torch.utils.data.DataLoader(
         data, place.batch, num_workers=place.workers, drop_last=True, persistent_workers=True
     )
@@ -199,7 +222,7 @@ def spdl(place: Place) -> Iterator[Any]:
     built = (
         pipeline.PipelineBuilder()
         .add_source(source())
-        .pipe(lambda path: transform(_pil(path.read_bytes())), concurrency=place.workers)
+        .pipe(lambda path: transform(pil_of(path.read_bytes())), concurrency=place.workers)
         .aggregate(place.batch, drop_last=True)
         .pipe(torch.stack)
         .add_sink(2)
@@ -209,7 +232,8 @@ def spdl(place: Place) -> Iterator[Any]:
         yield from built.get_iterator()
 
 
-def _pil(content: bytes) -> Any:
+def pil_of(content: bytes) -> Any:
+    """An image as PIL has it."""
     return Image.open(io.BytesIO(content)).convert("RGB")
 
 
