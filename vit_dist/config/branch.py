@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vit_dist.core.marks import NON_IDENTITY
+from vit_dist.core.marks import NON_IDENTITY, WHEN_SET
 from vit_dist.core.registry import AnyPlace, Config
 
 
@@ -27,4 +27,7 @@ class BranchConfig(Config):
     head: Literal["keep", "new"] = Field("keep", description="new: zeros and model.head_bias, for other classes")
     positions: Literal["public", "bicubic"] = Field(
         "public", description="how position embeddings are resampled for another image size; see docs/models.md"
+    )
+    optimizer: Annotated[Literal["keep", "new"], WHEN_SET] = Field(
+        "keep", description="new: another optimizer, or the same anew: no moments, and its count of steps begins at 0"
     )

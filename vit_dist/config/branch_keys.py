@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +36,9 @@ RULES = (
     ),
     Rule(("optim",), True, "rate, decay, momentum, clipping: numbers that are the recipe's and in no checkpoint"),
     Rule(
-        ("optim.name",),
-        False,
-        "moments of one optimizer are none of another's; a new run with init.weights begins with the weights alone",
+        ("optim.name", "plugins.optim"),
+        True,
+        "with branch.optimizer=new: moments of one optimizer mean something else to another, which begins without any",
     ),
     Rule(("loss", "teacher_weights", "class_weights", "guards"), True, "from the step of the branch on"),
     Rule(
@@ -85,21 +85,22 @@ RULES = (
         True,
         "no weight depends on them; head_bias is that of a new head",
     ),
-    Rule(("plugins.optim",), False, "moments that other code has made mean something else"),
     Rule(("plugins.schedule",), True, "as schedule"),
     Rule(
         ("init", "initial_weights"),
         False,
         "a branch begins from its checkpoint; branch.head and branch.positions say how that is fitted",
     ),
-    Rule(("branch",), False, "RUN@STEP says it; branch.head and branch.positions may be given"),
+    Rule(("branch",), False, "RUN@STEP says it; branch.head, branch.positions and branch.optimizer may be given"),
 )
 """Keys that are not of a recipe's identity (name, engine, checkpoint, log, eval, ...) may always change."""
 
 _OTHERWISE = Rule((), False, "what it means for the trunk's state is not known")
 _OF_BEGINNING = frozenset({"init", "initial_weights", "branch"})
 """Of the trunk's identity, what says where that began: a branch begins from its checkpoint."""
-_OF_BRANCH = frozenset({"branch.head", "branch.positions"})
+_OF_BRANCH = frozenset({"branch.head", "branch.positions", "branch.optimizer"})
+_ANEW = ("head", "optimizer")
+"""Keys of `branch` by which something of it begins anew, at the value `new`."""
 
 
 def rule_of(key: str) -> Rule:
@@ -146,14 +147,32 @@ def check_changes(trunk: Mapping[str, Any], branch: Mapping[str, Any]) -> list[t
             refused.setdefault(rule, []).append(f"{key} ({shown(a)} -> {shown(b)})")
     if refused:
         lines = [f"{', '.join(keys)}: a branch cannot change it: {rule.why}" for rule, keys in refused.items()]
+        lines.append("a run that begins with the trunk's weights alone may have all of them: init.weights=CHECKPOINT")
         raise ConfigError("\n".join(lines))
-    head = branch.get("branch", {}).get("head", "keep")
+    begun = branch.get("branch", {})
+    _check_optimizer(changes, begun.get("optimizer", "keep"))
+    head = begun.get("head", "keep")
     outputs = next(((a, b) for key, a, b in changes if key == "data.num_classes"), None)
     if outputs is not None and head == "keep":
         raise ConfigError(
             f"data.num_classes={outputs[1]}: the trunk's head has {outputs[0]} outputs; branch.head=new begins another"
         )
-    return changes
+    return [*changes, *((f"branch.{key}", "keep", "new") for key in _ANEW if begun.get(key) == "new")]
+
+
+def _check_optimizer(changes: Sequence[tuple[str, Any, Any]], begins: str) -> None:
+    """Refuse another optimizer, or other code of one, that would go on from the trunk's moments.
+
+    Raises:
+        ConfigError: says what to do.
+    """
+    other = next(((key, a, b) for key, a, b in changes if key.startswith(("optim.name", "plugins.optim"))), None)
+    if other is not None and begins == "keep":
+        key, a, b = other
+        raise ConfigError(
+            f"{key} ({shown(a)} -> {shown(b)}): the moments in the trunk's checkpoint mean something else to another "
+            f"optimizer; branch.optimizer=new begins it without any, and keeps weights, step and position"
+        )
 
 
 def shown(value: Any) -> str:
