@@ -9,6 +9,9 @@ from typing import Any
 from vit_dist.config.load import differing
 from vit_dist.core.errors import ConfigError
 
+TRUNK = "trunk"
+"""Of a run's identity: what its trunk's checkpoint holds, where the recipe says no more than whose that is."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -87,7 +90,7 @@ RULES = (
     ),
     Rule(("plugins.schedule",), True, "as schedule"),
     Rule(
-        ("init", "initial_weights"),
+        ("init", "initial_weights", TRUNK),
         False,
         "a branch begins from its checkpoint; branch.head and branch.positions say how that is fitted",
     ),
@@ -96,7 +99,7 @@ RULES = (
 """Keys that are not of a recipe's identity (name, engine, checkpoint, log, eval, ...) may always change."""
 
 _OTHERWISE = Rule((), False, "what it means for the trunk's state is not known")
-_OF_BEGINNING = frozenset({"init", "initial_weights", "branch"})
+_OF_BEGINNING = frozenset({"init", "initial_weights", "branch", TRUNK})
 """Of the trunk's identity, what says where that began: a branch begins from its checkpoint."""
 _OF_BRANCH = frozenset({"branch.head", "branch.positions", "branch.optimizer"})
 _ANEW = ("head", "optimizer")
@@ -134,7 +137,7 @@ def check_changes(trunk: Mapping[str, Any], branch: Mapping[str, Any]) -> list[t
         ConfigError: a key that a branch may not change; names each, and why.
     """
     theirs = {key: value for key, value in trunk.items() if key not in _OF_BEGINNING}
-    ours = {key: value for key, value in branch.items() if key != "branch"}
+    ours = {key: value for key, value in branch.items() if key not in ("branch", TRUNK)}
     for key in ("fingerprint", "plugins", "teacher_weights"):
         # Of a recipe alone it is not known yet.
         if key not in ours:
