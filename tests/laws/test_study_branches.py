@@ -6,6 +6,7 @@ In this process and on one rank.
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import trains_here
+from tests.histories import speak
 from vit_dist.cli.study import main
 from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import CheckpointError, ConfigError, RefusalError, RunError
@@ -171,10 +173,55 @@ def test_side_by_side_a_branch_begins_as_soon_as_its_trunk_has_come_so_far(file:
         ),
         (["branches.three.set.branch.step=1"], r"branches\.three\.set: branch\.step: a branch cannot be given it"),
         (["branches.three.set.seed=1"], r"branches\.three\.set: 'seed' is set by the grid itself"),
-        (["branches.three.set.schedule.cooldwn=1"], r"branches\.three.*cooldwn: unknown key; did you mean 'schedule.cooldown'"),
+        (
+            ["branches.three.set.schedule.cooldwn=1"],
+            r"\.three.*cooldwn: unknown key; did you mean 'schedule\.cooldown'",
+        ),
         (["checkpoint.keep_every=4 steps"], r"branches\.three\.at=2 steps: its trunk does not save and keep"),
     ],
 )
 def test_a_branch_that_cannot_be_is_refused_when_the_study_is_planned(words: list[str], error: str, file: Path) -> None:
     with pytest.raises(ConfigError, match=error):
         plan(load_study(str(file), words))
+
+
+def test_as_jobs_each_branch_is_behind_its_trunk_and_one_that_can_begin_waits_for_none(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from launcher.slurm.cluster import load_cluster
+    from launcher.submit.study import StudyJobs, _are_paired, arrays, todo
+
+    directory = tmp_path / "runs" / "horizons"
+    cells = tuple(cells_in(file, directory, "seeds=[0,1,2]"))
+    jobs = StudyJobs(load_cluster("dev"), directory, cells)
+
+    def planned() -> list[tuple[str, list[str], str]]:
+        left = todo(jobs)
+        found = arrays(jobs, left, tmp_path / "jobs", largest=2, code=tmp_path)
+        assert all(_are_paired(found, array) for array in found if array.behind)
+        assert all(f"{array.name}.list" in array.train for array in found)
+        return [
+            (array.name, [cell.name.removeprefix("vit-test-all-") for cell in array.cells], array.behind)
+            for array in found
+        ]
+
+    assert planned() == [
+        ("train-0", ["s0", "s1"], ""),
+        ("train-0-three", ["s0-three", "s1-three"], "train-0"),
+        ("train-0-six", ["s0-six", "s1-six"], "train-0"),
+        ("train-1", ["s2"], ""),
+        ("train-1-three", ["s2-three"], "train-1"),
+        ("train-1-six", ["s2-six"], "train-1"),
+    ]
+    # The first trunk has come to its first branch, and the second is in the queue.
+    place = Path(checkpoint_in(str(directory), cells[0].name, 2))
+    place.mkdir(parents=True)
+    (place / "COMMITTED.json").write_text("{}")
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+    speak(directory / cells[3].name, "running", 1)
+    monkeypatch.undo()
+    left = todo(jobs)
+    assert [cell.name for cell in left.train] == [cells[0].name, cells[6].name, cells[1].name]
+    assert [cell.name for cell in left.behind] == [cells[2].name, cells[7].name, cells[8].name]
+    lack = f"its trunk {cells[3].name} has saved no checkpoint of step"
+    assert left.later == {cells[4].name: f"{lack} 2 yet", cells[5].name: f"{lack} 4 yet"}
