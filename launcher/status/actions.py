@@ -152,11 +152,16 @@ def requeue(path: Path, *, exclude: Sequence[str] = (), now: bool = False, save_
     job = view.job
     if not job.waiting:
         if view.state == "running" and save_s is not None:
-            log(f"  {view.name}: saved up to step {checkpoint(path, timeout_s=save_s):,}")
+            asked = checkpoint(path, timeout_s=save_s)
+            log(f"  {view.name}: saved up to step {asked:,}; its job goes back into the queue now")
         # First: the supervisor, whom Slurm ends then, says by this why its attempt has ended.
         history.requeue(path, view.job_id)
         slurm.requeue(view.job_id)
         job = _queued(view.job_id, job.restarts or 0)
+        # The end of its attempt saves once more: later than the checkpoint that was asked for.
+        newest, _ = newest_checkpoint(path)
+        if newest is not None:
+            log(f"  {view.name}: goes on from step {newest:,}, its newest checkpoint")
     changes: dict[str, str] = {}
     if nodes:
         before = slurm.hostnames(job.excluded)

@@ -10,8 +10,8 @@ import contextlib
 import getpass
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from vit_dist.core.process import code_root
 from vit_dist.core.run import history, names
 from vit_dist.core.small_files import DamagedError, is_objects, is_text, is_texts, or_none, parse_json, read_small
 from vit_dist.study.grid import Cell
-from vit_dist.study.local import cell_state, check_directories, evaluated
+from vit_dist.study.local import cell_state, check_directories, evaluated, waits_for
 
 _RECORD = "arrays.json"
 
@@ -76,22 +76,32 @@ class StudyJobs:
 
 @dataclass(frozen=True)
 class Todo:
-    """What is left of a study: to be trained, and trained but not evaluated; and what need not be submitted."""
+    """What is left of a study: to be trained, and trained but not evaluated; and what need not be submitted.
+
+    `train` are runs that can begin at once, `behind` branches of some of them, and `later` branches of a trunk that is
+    in the queue already, with what each lacks.
+    """
 
     train: tuple[Cell, ...]
     evaluate: tuple[Cell, ...]
     done: tuple[Cell, ...]
     queued: Mapping[str, str]
+    behind: tuple[Cell, ...] = ()
+    later: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Array:
-    """One array: its cells in the order of its elements, its scripts by name, and what they wait for."""
+    """One array: its cells in the order of its elements, its scripts by name, and what they wait for.
+
+    `behind` is the array of the trunks of its branches, '' where it waits for none: element i for element i.
+    """
 
     name: str
     cells: tuple[Cell, ...]
     train: str
     evaluate: str
+    behind: str = ""
 
 
 def todo(jobs: StudyJobs) -> Todo:
@@ -113,8 +123,15 @@ def todo(jobs: StudyJobs) -> Todo:
     done = tuple(cell for cell in jobs.cells if states[cell.name] == "done")
     unseen = [c for c in done if c.evaluations and not evaluated(c, jobs.run_dir(c))]
     waiting = in_queue(jobs.directory)
+    train = [c for c in jobs.cells if states[c.name] not in ("done", "running") and c.name not in waiting]
+    lacking = {c.name: lack for c in train if (lack := waits_for(c, jobs.directory)) is not None}
+    ready = {c.name for c in train if c.name not in lacking}
+    trunks = {c.trunk for c in train if c.name in lacking}
     return Todo(
-        train=tuple(c for c in jobs.cells if states[c.name] not in ("done", "running") and c.name not in waiting),
+        # Trunks first: element i of an array of branches is behind element i of theirs.
+        train=tuple(sorted((c for c in train if c.name in ready), key=lambda c: c.name not in trunks)),
+        behind=tuple(c for c in train if c.name in lacking and c.trunk in ready),
+        later={c.name: f"its trunk {c.trunk} {lacking[c.name]}" for c in train if not {c.name, c.trunk} & ready},
         evaluate=tuple(c for c in unseen if c.name not in waiting),
         done=tuple(c for c in done if c not in unseen),
         queued={c.name: waiting.get(c.name, states[c.name]) for c in jobs.cells if c.name in waiting}
@@ -135,20 +152,36 @@ def arrays(jobs: StudyJobs, left: Todo, folder: Path, *, largest: int, code: Pat
             chunk = cells[first : first + largest]
             name = what if len(cells) <= largest else f"{what}-{first // largest}"
             listed = folder / f"{name}.list"
-            train = ""
-            if what == "train":
-                train = render_array(
-                    site,
-                    job_name=f"{jobs.cells[0].study}-train",
-                    list_file=listed,
-                    count=len(chunk),
-                    log_dir=folder,
-                    nodes=jobs.nodes,
-                    spares=jobs.spares,
-                    throttle=jobs.throttle,
-                )
+            train = _training(jobs, site, listed, chunk, folder) if what == "train" else ""
             planned.append(Array(name, chunk, train, _evaluation(jobs, site, listed, chunk)))
+            for label, branches in _behind(chunk, left.behind) if what == "train" else ():
+                listed = folder / f"{name}-{label}.list"
+                script = _training(jobs, site, listed, branches, folder)
+                evaluation = _evaluation(jobs, site, listed, branches)
+                planned.append(Array(f"{name}-{label}", branches, script, evaluation, behind=name))
     return planned
+
+
+def _behind(trunks: Sequence[Cell], branches: Sequence[Cell]) -> Iterator[tuple[str, tuple[Cell, ...]]]:
+    """Each label of branches, and those of it whose trunks are among these, in the order of their trunks."""
+    places = {cell.name: place for place, cell in enumerate(trunks)}
+    here = sorted((cell for cell in branches if cell.trunk in places), key=lambda cell: places[cell.trunk])
+    for label in dict.fromkeys(cell.label for cell in here):
+        yield label, tuple(cell for cell in here if cell.label == label)
+
+
+def _training(jobs: StudyJobs, site: Site, listed: Path, cells: Sequence[Cell], folder: Path) -> str:
+    """The script of the array whose elements train the runs of a list."""
+    return render_array(
+        site,
+        job_name=f"{jobs.cells[0].study}-train",
+        list_file=listed,
+        count=len(cells),
+        log_dir=folder,
+        nodes=jobs.nodes,
+        spares=jobs.spares,
+        throttle=jobs.throttle,
+    )
 
 
 def _evaluation(jobs: StudyJobs, site: Site, listed: Path, cells: Sequence[Cell]) -> str:
@@ -203,12 +236,16 @@ def submit(jobs: StudyJobs, left: Todo) -> dict[str, Any]:
                 path = folder / f"{array.name}{suffix}.sbatch"
                 write_bytes(str(path), script.encode())
                 slurm.sbatch(path, test_only=True)
-    for cell in left.train:
+    for cell in (*left.train, *left.behind):
         _prepare(jobs, cell, folder)
-    before = ""
+    before, numbers = "", dict[str, str]()
     for array in planned:
         # With a limit one array after another: else each would have a limit of its own.
-        wait = [f"--dependency=afterany:{before}"] if before and jobs.throttle else []
+        waits = [f"afterany:{before}"] if before and jobs.throttle else []
+        if array.behind:
+            paired = _are_paired(planned, array)
+            waits.append(f"{'aftercorr' if paired else 'afterok'}:{numbers[array.behind]}")
+        wait = [f"--dependency={','.join(waits)}"] if waits else []
         facts = _facts(jobs, folder, array)
         # First, each as a run of its own is submitted.
         after = [
@@ -216,7 +253,14 @@ def submit(jobs: StudyJobs, left: Todo) -> dict[str, Any]:
             for cell in (array.cells if array.train else ())
         ]
         before = slurm.sbatch(folder / f"{array.name}.sbatch", args=wait).job if array.train else ""
-        record = {"name": array.name, "job": before, "evaluate": "", "cells": [c.name for c in array.cells]}
+        numbers[array.name] = before
+        record = {
+            "name": array.name,
+            "job": before,
+            "behind": numbers.get(array.behind, ""),
+            "evaluate": "",
+            "cells": [c.name for c in array.cells],
+        }
         entry["arrays"].append(record)
         # After each submission, so that what is in the queue is known also where the next one fails.
         _record(jobs.directory, entry)
@@ -226,6 +270,12 @@ def submit(jobs: StudyJobs, left: Todo) -> dict[str, Any]:
             record["evaluate"] = _submit_evaluation(folder, array, before)
             _record(jobs.directory, entry)
     return entry
+
+
+def _are_paired(planned: Sequence[Array], array: Array) -> bool:
+    """Whether each element of an array of branches has its trunk in the element of the same number."""
+    trunks = next(one.cells for one in planned if one.name == array.behind)
+    return all(trunk.name == cell.trunk for trunk, cell in zip(trunks, array.cells, strict=False))
 
 
 def _submit_evaluation(folder: Path, array: Array, after: str) -> str:

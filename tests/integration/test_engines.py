@@ -270,3 +270,25 @@ def test_compiled_blocks_of_fsdp_train_as_in_plain_torch_and_no_rank_waits_for_o
         assert (found[case]["compiled"], found[case]["blocks_ran"]) == (False, 0), case
         assert found[case]["losses"] == found[eager]["losses"][:2], case
         assert found[case]["norms"] == found[eager]["norms"][:2], case
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("stage", [1, 3])
+def test_what_came_later_in_a_vit_trains_alike_on_one_rank_and_on_two(
+    run_world: Callable[..., Any], stage: int
+) -> None:
+    keys = ["qk_norm=true", "layer_scale=0.1", "registers=3", "mlp=swiglu", "position_embedding=rope"]
+    models = [f"vit-test+{key}" for key in [*keys, "+".join(keys)]]
+    # Which patches are dropped is drawn by rank: on one number of ranks alone engines agree.
+    dropping = "vit-test+patch_dropout=0.5"
+    engines = ["plain:0", "fsdp:0", f"deepspeed:{stage}"]
+    cases = [f"{engine}:fp32:{model}:1:8" for engine in engines for model in [*models, dropping]]
+    found = {n: run_world("integration/engine_worker.py", n, *cases, timeout=900) for n in (1, 2)}
+    furthest = 0.0
+    for case in cases:
+        model = case.split(":")[3]
+        for ranks in (1, 2):
+            reference = found[ranks if model == dropping else 1][f"plain:0:fp32:{model}:1:8"]
+            furthest = max(furthest, off := worst(reference, found[ranks][case]))
+            assert off < 1e-5, (case, ranks)
+    print(f"stage {stage}: {2 * len(cases)} runs, furthest {furthest:.1e}")

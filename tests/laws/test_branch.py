@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests import trajectories
 from tests.conftest import trains_here
 from vit_dist.cli.branch import main
 from vit_dist.config.load import load_recipe
@@ -29,6 +30,7 @@ from vit_dist.train import loop
 from vit_dist.train.attempt import attempt
 from vit_dist.train.checkpoint.format import SliceSource
 from vit_dist.train.checkpoint.remote import upload
+from vit_dist.train.initial_weights import _WeightsAlone
 from vit_dist.train.run import Run
 
 STEPS, AT = 9, 6
@@ -218,6 +220,39 @@ def test_positions_are_resampled_and_a_new_head_begins_at_zero_with_moments_of_z
     assert spent == pytest.approx(6 * (96 * small + (160 - 96) * large) / 1e18, rel=1e-6)
 
 
+def test_another_optimizer_begins_without_moments_at_the_trunks_weights_and_position(
+    trunk: Path, branch: Branch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lion = branch("lion", "optim={name: lion, lr: 1e-4}", "branch.optimizer=new", "horizon=8 steps")
+    assert "optim.name: adamw -> lion" in (said := capsys.readouterr().err)
+    assert "branch.optimizer: keep -> new" in said
+    old, new = content(trunk, AT), content(lion, AT)
+    kept = {key for key in old if key.startswith(("weight:", "buffer:"))} | {"state", "counts"}
+    assert new.keys() == kept
+    assert all(torch.equal(new[key], old[key]) for key in kept - {"state", "counts"})
+    assert (new["state"]["step"], new["state"]["position"], set(map(str, new["counts"].values()))) == (AT, 96, {"{}"})
+    train(lion)
+    assert {key.partition(":")[0] for key in content(lion, 8)} - {"state", "counts", "weight", "buffer"} == {"exp_avg"}
+
+    anew = branch("anew", "branch.optimizer=new", "horizon=8 steps")
+    train(anew)
+    assert {str(numbers) for numbers in content(anew, 8)["counts"].values()} == {str({"step": 2.0})}
+    assert not equal(content(anew, 8), content(branch("same", "horizon=8 steps"), AT))
+
+
+def test_an_engine_that_goes_back_to_a_checkpoint_without_moments_keeps_none() -> None:
+    """A rewind to a branch's first checkpoint, and a process that begins there, go on alike."""
+    first, rewound = (trajectories.engine_of("adamw", {"name": "plain"}) for _ in range(2))
+    weights = {piece.name: piece.data.reshape(piece.shape).clone() for piece in first.state().slices}
+    trajectories.train(rewound, end=3)
+    rewound.load(_WeightsAlone(weights))
+    for engine in (first, rewound):
+        trajectories.train(engine, begin=3, end=5)
+    ended = [{(piece.kind, piece.name): piece.data for piece in engine.state().slices} for engine in (first, rewound)]
+    assert ended[0].keys() == ended[1].keys()
+    assert all(torch.equal(ended[0][key], ended[1][key]) for key in ended[0])
+
+
 def test_a_set_that_has_grown_is_read_on_from_the_same_position(
     trunk: Path, branch: Branch, tmp_path: Path, small_set: str
 ) -> None:
@@ -299,14 +334,20 @@ def test_branches_are_exact_on_two_processes_too_and_fit_every_engine(
 ) -> None:
     deepspeed = "engine={name: deepspeed, reduce_bucket: 1000000, allgather_bucket: 1000000}"
     engines = [engine] if "name" in engine else [deepspeed, engine]
-    recipe, two, same, fitted = trunk.parent / "recipe.yaml", *(tmp_path / name for name in ("two", "same", "fitted"))
+    recipe = trunk.parent / "recipe.yaml"
+    two, same, fitted, other = (tmp_path / name for name in ("two", "same", "fitted", "other"))
+    lion = ["optim={name: lion, lr: 1e-4}", "branch.optimizer=new"]
     for words in (
         ("train", str(recipe), *engines, "--run-dir", str(two)),
         ("branch", f"{two}@{AT}", "--run-dir", str(same)),
         ("branch", f"{trunk}@{AT}", *engines, "data.image_size=42", "branch.head=new", "--run-dir", str(fitted)),
+        ("branch", f"{two}@{AT}", *lion, "--run-dir", str(other)),
     ):
         done = vit_dist(*words, "--nproc", "2")
         assert done.returncode == 0, done.stderr
     assert equal(content(same), content(two))
     # The trunk's moments were written by another engine; what began at zero has the same count of steps everywhere.
     assert {counts["step"] for counts in content(fitted)["counts"].values() if counts} == {float(STEPS)}
+    ended = content(other)
+    assert {key.partition(":")[0] for key in ended} - {"state", "counts", "weight", "buffer"} == {"exp_avg"}
+    assert ended["exp_avg:head.weight"].any()

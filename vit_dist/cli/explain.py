@@ -10,6 +10,8 @@ from vit_dist.config.schema import Recipe
 from vit_dist.core.errors import ConfigError, did_you_mean
 
 WIDTH = 80
+_NAMED = 6
+"""So many keys are named where a word is near the end of several."""
 
 FILES = {
     "clusters": ("launcher.slurm.cluster", "Cluster", "Cluster files"),
@@ -90,15 +92,18 @@ def _nearest(query: str, keys: Iterable[Key]) -> str:
     same = [path for path in paths if path.rpartition(".")[2] == last]
     if same:
         return f"; there is {', '.join(same)}"
-    # The whole path first: `optim.lrr` is near `optim.lr`; then its last word: `warmpu` is near `warmup`.
-    near = did_you_mean(query, paths)
+    # Of a path the whole first: `optim.lrr` is near `optim.lr`. A word alone is held to words alone, which are the ends
+    # of paths: `vall` is near the `val` of `data.val`, and less so to `eval`.
+    near = did_you_mean(query, paths) if "." in query else ""
     if near.startswith("; did you mean"):
         return near
     ends = did_you_mean(last, {path.rpartition(".")[2] for path in paths})
     if not ends.startswith("; did you mean"):
         return f"; sections: {', '.join(dict.fromkeys(path.partition('.')[0] for path in paths if '.' in path))}"
     word = ends.split("'")[1]
-    return f"; did you mean {' or '.join(path for path in paths if path.rpartition('.')[2] == word)}?"
+    found = [path for path in paths if path.rpartition(".")[2].lower() == word.lower()]
+    more = f", or another of {len(found)}" if len(found) > _NAMED else ""
+    return f"; did you mean {' or '.join(map(repr, found[:_NAMED]))}{more}?"
 
 
 def _names(kind: str) -> str:

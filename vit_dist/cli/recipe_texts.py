@@ -92,6 +92,10 @@ number. What stands here is in the recipes themselves, under [`about`](recipe.md
 - **differs**: what of the source the recipe does not do, or does otherwise; the letters are below.
 
 A recipe of yours begins with `base: NAME`, and does not take over what is said `about` the one below it.
+
+DeiT III's second stage goes on from the first's run: `vit-dist train deit3-l16-imagenet-224 init.weights=runs/FIRST`.
+SoViT-400m/14 (arXiv 2305.13035) is not among them: its shape is published, but rate, decay and batch of its
+pretraining were found in no public configuration.
 """
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vit_dist.config.load import differing
 from vit_dist.core.errors import ConfigError
+
+TRUNK = "trunk"
+"""Of a run's identity: what its trunk's checkpoint holds, where the recipe says no more than whose that is."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,9 @@ RULES = (
     ),
     Rule(("optim",), True, "rate, decay, momentum, clipping: numbers that are the recipe's and in no checkpoint"),
     Rule(
-        ("optim.name",),
-        False,
-        "moments of one optimizer are none of another's; a new run with init.weights begins with the weights alone",
+        ("optim.name", "plugins.optim"),
+        True,
+        "with branch.optimizer=new: moments of one optimizer mean something else to another, which begins without any",
     ),
     Rule(("loss", "teacher_weights", "class_weights", "guards"), True, "from the step of the branch on"),
     Rule(
@@ -85,21 +88,22 @@ RULES = (
         True,
         "no weight depends on them; head_bias is that of a new head",
     ),
-    Rule(("plugins.optim",), False, "moments that other code has made mean something else"),
     Rule(("plugins.schedule",), True, "as schedule"),
     Rule(
-        ("init", "initial_weights"),
+        ("init", "initial_weights", TRUNK),
         False,
         "a branch begins from its checkpoint; branch.head and branch.positions say how that is fitted",
     ),
-    Rule(("branch",), False, "RUN@STEP says it; branch.head and branch.positions may be given"),
+    Rule(("branch",), False, "RUN@STEP says it; branch.head, branch.positions and branch.optimizer may be given"),
 )
 """Keys that are not of a recipe's identity (name, engine, checkpoint, log, eval, ...) may always change."""
 
 _OTHERWISE = Rule((), False, "what it means for the trunk's state is not known")
-_OF_BEGINNING = frozenset({"init", "initial_weights", "branch"})
+_OF_BEGINNING = frozenset({"init", "initial_weights", "branch", TRUNK})
 """Of the trunk's identity, what says where that began: a branch begins from its checkpoint."""
-_OF_BRANCH = frozenset({"branch.head", "branch.positions"})
+_OF_BRANCH = frozenset({"branch.head", "branch.positions", "branch.optimizer"})
+_ANEW = ("head", "optimizer")
+"""Keys of `branch` by which something of it begins anew, at the value `new`."""
 
 
 def rule_of(key: str) -> Rule:
@@ -133,7 +137,7 @@ def check_changes(trunk: Mapping[str, Any], branch: Mapping[str, Any]) -> list[t
         ConfigError: a key that a branch may not change; names each, and why.
     """
     theirs = {key: value for key, value in trunk.items() if key not in _OF_BEGINNING}
-    ours = {key: value for key, value in branch.items() if key != "branch"}
+    ours = {key: value for key, value in branch.items() if key not in ("branch", TRUNK)}
     for key in ("fingerprint", "plugins", "teacher_weights"):
         # Of a recipe alone it is not known yet.
         if key not in ours:
@@ -146,14 +150,32 @@ def check_changes(trunk: Mapping[str, Any], branch: Mapping[str, Any]) -> list[t
             refused.setdefault(rule, []).append(f"{key} ({shown(a)} -> {shown(b)})")
     if refused:
         lines = [f"{', '.join(keys)}: a branch cannot change it: {rule.why}" for rule, keys in refused.items()]
+        lines.append("a run that begins with the trunk's weights alone may have all of them: init.weights=CHECKPOINT")
         raise ConfigError("\n".join(lines))
-    head = branch.get("branch", {}).get("head", "keep")
+    begun = branch.get("branch", {})
+    _check_optimizer(changes, begun.get("optimizer", "keep"))
+    head = begun.get("head", "keep")
     outputs = next(((a, b) for key, a, b in changes if key == "data.num_classes"), None)
     if outputs is not None and head == "keep":
         raise ConfigError(
             f"data.num_classes={outputs[1]}: the trunk's head has {outputs[0]} outputs; branch.head=new begins another"
         )
-    return changes
+    return [*changes, *((f"branch.{key}", "keep", "new") for key in _ANEW if begun.get(key) == "new")]
+
+
+def _check_optimizer(changes: Sequence[tuple[str, Any, Any]], begins: str) -> None:
+    """Refuse another optimizer, or other code of one, that would go on from the trunk's moments.
+
+    Raises:
+        ConfigError: says what to do.
+    """
+    other = next(((key, a, b) for key, a, b in changes if key.startswith(("optim.name", "plugins.optim"))), None)
+    if other is not None and begins == "keep":
+        key, a, b = other
+        raise ConfigError(
+            f"{key} ({shown(a)} -> {shown(b)}): the moments in the trunk's checkpoint mean something else to another "
+            f"optimizer; branch.optimizer=new begins it without any, and keeps weights, step and position"
+        )
 
 
 def shown(value: Any) -> str:

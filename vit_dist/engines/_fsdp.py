@@ -45,6 +45,7 @@ from vit_dist.engines._slices import (
     Slice,
     Source,
     buffers,
+    forget_missing,
     load_whole,
     restore_scalars,
     split_state,
@@ -239,6 +240,7 @@ class FSDPEngine:
         for shard in self._shards:
             _fill(shard.local, source, WEIGHT, shard)
             state = self._optimizer.state[shard.local] if shard.local.requires_grad else {}
+            forget_missing(state, source, shard.name)
             for kind in source.kinds(shard.name):
                 # torch's optimizers make their moments at the first step; a fresh one has none to fill yet.
                 if kind not in state:

@@ -38,6 +38,7 @@ from vit_dist.engines._slices import (
     Scalars,
     Source,
     buffers,
+    forget_missing,
     load_whole,
     restore_scalars,
     split_over_ranks,
@@ -163,6 +164,7 @@ class PlainEngine:
         for name, p in self.module.named_parameters():
             load_whole(p, source, WEIGHT, name)
             state = self._optimizer.state[p] if p.requires_grad else {}
+            forget_missing(state, source, name)
             for kind in source.kinds(name):
                 values = source.read(kind, name, 0, math.prod(source.shape(kind, name)))
                 # torch's optimizers make their moments at the first step; a fresh one has none to fill yet. Of some the

@@ -129,6 +129,12 @@ def restore_scalars(
         state[key] = torch.tensor(value, dtype=torch.float32, device=like.device if on_device else "cpu")
 
 
+def forget_missing(state: dict[str, Any], source: Source, name: str) -> None:
+    """Drop what an optimizer keeps of a weight and a checkpoint does not: it is to go on as if it had begun there."""
+    for key in set(state) - set(source.kinds(name)) - set(source.scalars(name)):
+        del state[key]
+
+
 def load_whole(tensor: Tensor, source: Source, kind: str, name: str) -> None:
     """Fill a tensor that this rank holds complete."""
     tensor.detach().copy_(source.read(kind, name, 0, tensor.numel()).view(tensor.shape))

@@ -96,6 +96,9 @@ def load_zero_state(
 ) -> None:
     """Fill this rank's partitions from a checkpoint, and derive the weights that are computed with. A collective."""
     before_masters_change(optimizer, stage)
+    # What the optimizer has kept so far is none of the checkpoint's: it may have less, of a branch's new optimizer.
+    for flat in masters_of(module, optimizer, stage, world):
+        optimizer.optimizer.state[flat].clear()
     for part in _fragments(module, optimizer, stage, world):
         part.of(part.flat).copy_(source.read(WEIGHT, part.name, part.start, part.start + part.size))
         state = optimizer.optimizer.state[part.flat]

@@ -21,7 +21,7 @@ from vit_dist.study.sets import DatasetSize, SetsOfCells
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """What one cell comes to; None where it hangs on something unknown (a dataset's size, a model's cost).
+    """What one cell comes to, a branch without its trunk's part; None where that hangs on something unknown.
 
     `problems` says what will not fit, `missing` which sets are not there, `remark` what is odd and will run all the
     same, or ''.
@@ -81,7 +81,9 @@ def _estimate(
     steps = None
     if subset is not None or recipe.horizon.unit != "epochs":
         steps = recipe.horizon.steps(global_batch=batch, epoch_examples=subset or 0)
-    examples = None if steps is None else steps * batch
+    # Of a branch its own: what its trunk has trained up to there is counted with that.
+    own = None if steps is None else max(0, steps - cell.begins_after)
+    examples = None if own is None else own * batch
     flops = None if cost is None or examples is None else training_flops(cost.macs, examples)
     bytes_read = None
     if dataset is not None and subset is not None and examples is not None:
@@ -94,7 +96,7 @@ def _estimate(
     known = dataset.classes if dataset is not None else 0
     idle = idle_outputs(recipe.data.num_classes, known) if known and not too_many_outputs(recipe, known) else ""
     remark = "; ".join(filter(None, (unrated_checkpoints(recipe, subset), idle)))
-    return CostEstimate(cell, examples, steps, epochs, cost, flops, bytes_read, problems, remark)
+    return CostEstimate(cell, examples, own, epochs, cost, flops, bytes_read, problems, remark)
 
 
 def _problems(
@@ -118,6 +120,10 @@ def _problems(
         problems += filter(None, [too_many_outputs(recipe, dataset.classes)])
     if steps == 0:
         problems.append(f"horizon={recipe.horizon} is less than half a step of global_batch={batch}")
+    if steps and steps <= cell.begins_after:
+        problems.append(
+            f"horizon={recipe.horizon} is {steps:,} steps in all, and it begins after step {cell.begins_after:,}"
+        )
     if steps:
         problems += filter(None, [average_from(recipe, epoch_examples=subset, total_steps=steps)[1]])
         problems += filter(None, [schedule_in_steps(recipe, epoch_examples=subset, total_steps=steps)[1]])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,9 +30,11 @@ from vit_dist.core.files import join_url
 from vit_dist.core.metrics import Metric
 from vit_dist.core.registry import Config, LocalPath, Plugin
 from vit_dist.core.run.log import VAL_TOP1
-from vit_dist.core.units import Duration, Flops, is_bare, no_unit, parse_count
-from vit_dist.models.costs import model_cost, training_flops
+from vit_dist.core.units import Duration, parse_count
+from vit_dist.study.branches import BranchRule, branch_of, checkpoint_in, grown_from
+from vit_dist.study.duration import DurationRule
 
+_LABEL = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
 _OF_THE_GRID = ("name", "study", "family", "seed", "data.subset")
 
 
@@ -51,55 +52,6 @@ def _subset(value: object) -> int | None:
 
 Subset = Annotated[int | None, BeforeValidator(_subset)]
 Overrides = dict[str, Any]
-
-
-def _length(value: object) -> Duration | Flops:
-    if is_bare(value):
-        raise ValueError(no_unit(value, (" epochs", " examples", " exaFLOPs")))
-    return (
-        Flops.parse(value) if isinstance(value, Flops | str) and "flop" in str(value).lower() else Duration.parse(value)
-    )
-
-
-class DurationRule(Config):
-    """What is held equal over the cells, and how much of it.
-
-    epochs: each makes so many passes over its subset; examples: each sees as many; compute: each spends as many FLOPs,
-    so that a cheaper model sees more examples. The ViT paper does not say which of them its Figure 4 held equal.
-    """
-
-    equal: Literal["epochs", "examples", "compute"] = Field(description="what every run spends equally much of")
-    length: Annotated[Duration | Flops, BeforeValidator(_length)] = Field(
-        description="so much of it: '7 epochs', '300M examples', '500 exaFLOPs'"
-    )
-
-    @model_validator(mode="after")
-    def _fits(self) -> DurationRule:
-        unit = "compute" if isinstance(self.length, Flops) else self.length.unit
-        if unit != self.equal:
-            what = "FLOPs" if self.equal == "compute" else self.equal
-            raise ValueError(f"equal {self.equal} need a length in {what}, such as '{_EXAMPLE[self.equal]}'")
-        return self
-
-    def horizon(self, recipe: Recipe) -> Duration:
-        """How long a recipe is trained.
-
-        Raises:
-            ConfigError: compute is held equal, and what the model costs is not known.
-        """
-        if isinstance(self.length, Duration):
-            return self.length
-        size, classes = recipe.data.image_size, recipe.data.num_classes
-        cost = model_cost(recipe.model, num_classes=classes, image_size=size, training=True)
-        if cost is None:
-            raise ConfigError(
-                f"{recipe.name}: equal compute needs the cost of {recipe.model.name}, which is known for ViT, BiT and "
-                f"hybrid models only; hold examples or epochs equal"
-            )
-        return Duration(Fraction(round(self.length.value / training_flops(cost.macs, 1))), "examples")
-
-
-_EXAMPLE = {"epochs": "20 epochs", "examples": "40k examples", "compute": "100 exaFLOPs"}
 
 
 class CellRule(Config):
@@ -124,7 +76,7 @@ class CellRule(Config):
 class StudyConfig(Config):
     """A grid over a recipe. Later overrides win: `overrides`, then the family's, then matching `cells`, in order."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=60)] = Field(
+    name: Annotated[str, Field(pattern=_LABEL, max_length=60)] = Field(
         description="of the study, and of its directory of runs"
     )
     recipe: LocalPath = Field(description="name of a recipe in configs/recipes, or a path")
@@ -143,6 +95,9 @@ class StudyConfig(Config):
     )
     overrides: Overrides = Field(default_factory=dict, description="keys of the recipe for every cell")
     cells: Annotated[tuple[CellRule, ...], Field(strict=False)] = Field((), description="overrides for some cells")
+    branches: dict[Annotated[str, Field(pattern=_LABEL, max_length=40)], BranchRule] = Field(
+        {}, description="label -> a branch of each run of the grid, which is its trunk and is trained once"
+    )
     evaluations: Annotated[tuple[str | dict[str, Any], ...], Field(strict=False)] = Field(
         (), description="evaluators that look at each run once it is done, in jobs of their own on a cluster"
     )
@@ -200,7 +155,10 @@ class StudyConfig(Config):
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study. `subset` is None for the whole set; `evaluations` look at the run once it is done."""
+    """One run of a study. `subset` is None for the whole set; `evaluations` look at the run once it is done.
+
+    Of a branch `label` is the name among the study's branches, and `trunk` the run that it begins from; else ''.
+    """
 
     study: str
     family: str
@@ -208,11 +166,36 @@ class Cell:
     seed: int
     recipe: Recipe
     evaluations: tuple[Plugin, ...] = ()
+    label: str = ""
+    trunk: str = ""
 
     @property
     def name(self) -> str:
         """The run's name and directory, such as vit-2000-s0."""
         return self.recipe.name
+
+    @property
+    def line(self) -> str:
+        """The row of a table that it belongs to: its family, and the branch that it is."""
+        return f"{self.family}, {self.label}" if self.label else self.family
+
+    @property
+    def begins_after(self) -> int:
+        """Steps that its trunk has trained; 0 of what is no branch."""
+        return self.recipe.branch.step if self.recipe.branch is not None else 0
+
+    @property
+    def branched(self) -> dict[str, Any]:
+        """What a record says of a branch; {} of what is none."""
+        return {"branch": self.label, "trunk": self.trunk, "begins_after": self.begins_after} if self.label else {}
+
+    def within(self, directory: Path) -> Cell:
+        """The cell where the runs of its study lie in a directory: a branch knows its trunk's checkpoint there."""
+        if self.recipe.branch is None or not self.label:
+            return self
+        place = checkpoint_in(str(directory.absolute()), self.trunk, self.recipe.branch.step)
+        branch = self.recipe.branch.model_copy(update={"checkpoint": place})
+        return replace(self, recipe=self.recipe.model_copy(update={"branch": branch}))
 
     @cached_property
     def hash(self) -> str:
@@ -221,11 +204,12 @@ class Cell:
 
     @property
     def planned_examples(self) -> int | None:
-        """Examples the run will see; None where that hangs on the size of the whole set."""
-        horizon = self.recipe.horizon
+        """Examples the run itself will see; None where that hangs on the size of the whole set."""
+        horizon, batch = self.recipe.horizon, self.recipe.global_batch
         if self.subset is None and horizon.unit == "epochs":
             return None
-        return round(horizon.examples(global_batch=self.recipe.global_batch, epoch_examples=self.subset or 0))
+        seen = round(horizon.examples(global_batch=batch, epoch_examples=self.subset or 0))
+        return max(0, seen - self.begins_after * batch)
 
 
 def load_study(name: str, overrides: Sequence[str] = ()) -> StudyConfig:
@@ -265,6 +249,11 @@ def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     found = {key: layer(value) if key == "overrides" else value for key, value in raw.items()}
     if isinstance(raw.get("families"), dict):
         found["families"] = {label: layer(value) for label, value in raw["families"].items()}
+    if isinstance(raw.get("branches"), dict):
+        found["branches"] = {
+            label: {**b, "set": layer(b["set"])} if isinstance(b, dict) and "set" in b else b
+            for label, b in raw["branches"].items()
+        }
     if isinstance(raw.get("cells"), list):
         found["cells"] = [
             {**c, "set": layer(c["set"])} if isinstance(c, dict) and "set" in c else c for c in raw["cells"]
@@ -289,6 +278,7 @@ def plan(study: StudyConfig) -> list[Cell]:
     subsets = sorted(study.subsets, key=lambda n: (n is None, n or 0))
     evaluations = _evaluations(study, next(iter(families.values())))
     resolved: dict[tuple[str, tuple[int, ...]], Recipe] = {}
+    branched: dict[tuple[str, tuple[int, ...], int | None, str], Recipe] = {}
     unmeasured: dict[str, None] = {}
     cells: dict[str, Cell] = {}
     for seed in study.seeds:
@@ -309,10 +299,37 @@ def plan(study: StudyConfig) -> list[Cell]:
                 data = recipe.data.model_copy(update={"subset": subset})
                 copies = _own_copies(recipe, name)
                 recipe = recipe.model_copy(update={"name": name, "seed": seed, "data": data, "checkpoint": copies})
-                cells[name] = Cell(study.name, family, subset, seed, recipe, evaluations)
+                cells[name] = trunk = Cell(study.name, family, subset, seed, recipe, evaluations)
+                for label in study.branches:
+                    # Where it begins may hang on the subset.
+                    known = (family, rules, subset, label)
+                    if known not in branched:
+                        of_all = resolved[family, rules].model_copy(update={"data": data})
+                        branched[known] = _branch(study, of_all, label)
+                        unmeasured |= _unmeasured(study, branched[known], evaluations)
+                    cell = _grown(trunk, branched[known], label)
+                    if cell.name in cells:
+                        raise ConfigError(f"study {study.name}: two runs are called {cell.name!r}; rename the branch")
+                    cells[cell.name] = cell
     if unmeasured:
         raise ConfigError("\n".join(unmeasured))
     return list(cells.values())
+
+
+def _branch(study: StudyConfig, trunk: Recipe, label: str) -> Recipe:
+    """The checked recipe of one branch of a cell's run."""
+    rule = study.branches[label]
+    tree = _layer({}, rule.set, f"branches.{label}.set")
+    return branch_of(trunk, label, rule, tree, f"study {study.name}, {trunk.name}")
+
+
+def _grown(trunk: Cell, recipe: Recipe, label: str) -> Cell:
+    """The branch of a cell."""
+    name = f"{trunk.name}-{label}"
+    data = recipe.data.model_copy(update={"subset": trunk.subset})
+    saves = _own_copies(recipe, name)
+    grown = grown_from(recipe, trunk.recipe, name=name, seed=trunk.seed, data=data, checkpoint=saves)
+    return replace(trunk, recipe=grown, label=label, trunk=trunk.name)
 
 
 def _unmeasured(study: StudyConfig, recipe: Recipe, evaluations: Sequence[Plugin]) -> dict[str, None]:

@@ -19,6 +19,7 @@ from vit_dist.core.errors import ConfigError, RunError, VitDistError, is_refusal
 from vit_dist.core.exit_codes import ASKED, INTERRUPTED, INVALID, of_return_code
 from vit_dist.core.files import redact
 from vit_dist.core.run import history, names
+from vit_dist.core.run.checkpoints import MARKER, committed, step_name
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.run.history import JobWord
 from vit_dist.core.units import counted, format_seconds
@@ -45,6 +46,8 @@ _STATES: Mapping[str, State] = {
 }
 """Of how a run stands; all others have not begun, or will resume."""
 _MOST_TOLD = 20
+_LOOK_S = 0.5
+"""So often a worker looks whether a trunk has come to where a branch begins, if there is nothing else to train."""
 
 
 class StudyStoppedError(RunError):
@@ -88,6 +91,19 @@ def cell_state(run_dir: Path) -> CellState:
             word = "missing" if run is None else "started"
         return CellState(word, recipe_hash, reason=reason)
     return CellState(word, recipe_hash, state.progress.step, reason)
+
+
+def waits_for(cell: Cell, directory: Path) -> str | None:
+    """What a branch that has not begun still lacks of its trunk, in words; None where it can be trained."""
+    branch = cell.recipe.branch
+    if not cell.label or branch is None or committed(directory / cell.name / names.CHECKPOINTS):
+        return None
+    trunk = directory / cell.trunk
+    place = trunk / names.CHECKPOINTS / step_name(branch.step)
+    if (place / MARKER).is_file() or cell_state(directory / cell.name).state == "done":
+        return None
+    kept = cell_state(trunk).state == "done"
+    return f"has {'kept' if kept else 'saved'} no checkpoint of step {branch.step:,}{'' if kept else ' yet'}"
 
 
 def evaluation_words(cell: Cell, run_dir: Path) -> list[str]:
@@ -211,7 +227,7 @@ class _WorkerLoop:
         self._print_line, self._resume_command = print_line, resume_command
         self._keep_going, self._jobs = keep_going, jobs
         self._evaluate, self._last_error_line = evaluate, last_error_line
-        self._todo = iter(enumerate(cells))
+        self._todo, self._busy = dict(enumerate(cells)), set[str]()
         self._lock = threading.Lock()
         self._rates = _Rates()
         self.failed: dict[str, str] = {}
@@ -222,9 +238,15 @@ class _WorkerLoop:
         while True:
             # The lock makes taking a cell and seeing an error one step: after an error none is begun.
             with self._lock:
-                i, cell = next(self._todo, (0, None)) if self.first_error is None else (0, None)
-            if cell is None:
-                return
+                if self.first_error is not None or not self._todo:
+                    return
+                i = self._next()
+                if i is not None:
+                    cell = self._todo.pop(i)
+                    self._busy.add(cell.name)
+            if i is None:
+                time.sleep(_LOOK_S)
+                continue
             try:
                 self._train(i, cell)
                 self._evaluate_done(cell)
@@ -232,6 +254,16 @@ class _WorkerLoop:
                 with self._lock:
                     self.first_error = self.first_error or error
                 raise
+            finally:
+                with self._lock:
+                    self._busy.discard(cell.name)
+
+    def _next(self) -> int | None:
+        """The first cell that can be trained: no branch whose trunk is being trained and has not come so far."""
+        for i, cell in self._todo.items():
+            if cell.trunk not in self._busy or waits_for(cell, self._directory) is None:
+                return i
+        return None
 
     def _train(self, i: int, cell: Cell) -> None:
         run_dir = self._directory / cell.name
@@ -244,6 +276,8 @@ class _WorkerLoop:
         self._print_line(f"{head}: {engine_line(cell.recipe)}{resumes}{self._time_left(i)}")
         began = time.monotonic()
         try:
+            if (lacking := waits_for(cell, self._directory)) is not None:
+                raise RunError(f"its trunk {cell.trunk} {lacking}")
             code = self._attempt(cell.recipe, run_dir)
         except KeyboardInterrupt:
             raise StudyStoppedError(f"stopped in {cell.name}; resume with: {self._resume_command}") from None
@@ -326,7 +360,8 @@ def first_line(text: str) -> str:
 def headline(cell: Cell) -> str:
     """A cell for people: 'vit, 2,000 examples, seed 0'."""
     examples = "all examples" if cell.subset is None else f"{counted(cell.subset, 'example')}"
-    return f"{cell.family}, {examples}, seed {cell.seed}"
+    branch = f", branch {cell.label} from step {cell.begins_after:,}" if cell.label else ""
+    return f"{cell.family}, {examples}, seed {cell.seed}{branch}"
 
 
 def engine_line(recipe: Recipe) -> str:

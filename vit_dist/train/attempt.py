@@ -41,7 +41,7 @@ from vit_dist.models import ModelConfig
 from vit_dist.models._base import seed_weights
 from vit_dist.models._macs import count_macs
 from vit_dist.optim import OptimizerConfig, ScheduleConfig
-from vit_dist.train.branch import agreed_lineage, plant_missing
+from vit_dist.train.branch import agreed_lineage, plant_missing, trunk_identity
 from vit_dist.train.checkpoint import restore as checkpoints
 from vit_dist.train.checkpoint.probe import make_probe
 from vit_dist.train.checkpoint.saver import Saver
@@ -177,6 +177,7 @@ def open_run(
     digests = {"fingerprint": data.fingerprint, **initial.identity, **teacher.identity, **plugins}
     run_identity = {**identity(recipe), **digests, **identity_of_file(recipe, weights)}
     lineage = agreed_lineage(recipe, directory, run_identity, world)
+    run_identity |= trunk_identity(recipe, lineage)
     # Before anything is written or superseded: a run directory of another run must be left as it is.
     if world.is_main:
         claim(directory, recipe, data, run_identity, lineage)

@@ -19,7 +19,7 @@ import torch
 
 from vit_dist import __version__
 from vit_dist.config.branch import BranchConfig
-from vit_dist.config.branch_keys import check_changes, shown
+from vit_dist.config.branch_keys import TRUNK, check_changes, shown
 from vit_dist.config.load import identity
 from vit_dist.config.plugins import plugin_identity
 from vit_dist.config.schema import Recipe, identity_hash
@@ -56,7 +56,7 @@ from vit_dist.train.claim import claim
 from vit_dist.train.initial_weights import TEACHER
 from vit_dist.train.teacher import TeacherWeights
 
-_OPENED = ("fingerprint", "initial_weights", TEACHER, "plugins")
+_OPENED = ("fingerprint", "initial_weights", TEACHER, "plugins", TRUNK)
 """Of a run's identity, what its recipe alone does not say."""
 _SCRATCH = ".trunk"
 _PLANTING = "planting"
@@ -82,6 +82,7 @@ def begin(recipe: Recipe, data: TrainingSet, directory: RunDir) -> Lineage:
         digests = {"fingerprint": data.fingerprint, **teacher, **plugin_identity(recipe)}
         run_identity = {**identity(recipe), **digests}
         lineage = _lineage(recipe, directory, run_identity)
+        run_identity |= trunk_identity(recipe, lineage)
         claim(directory, recipe, data, run_identity, lineage)
         if _has_no_checkpoint(recipe, directory):
             _plant(recipe, data, directory, run_identity, lineage)
@@ -97,6 +98,12 @@ def agreed_lineage(recipe: Recipe, directory: RunDir, run_identity: Mapping[str,
     if recipe.branch is None:
         return ()
     return on_main(lambda: _lineage(recipe, directory, run_identity), world)
+
+
+def trunk_identity(recipe: Recipe, lineage: Lineage) -> dict[str, str]:
+    """What the trunk's checkpoint holds, for the identity of a branch whose recipe does not say it; {} of any other."""
+    branch = recipe.branch
+    return {TRUNK: lineage[-1].digest} if branch is not None and branch.digest is None else {}
 
 
 def plant_missing(
@@ -134,16 +141,15 @@ def _lineage(recipe: Recipe, directory: RunDir, run_identity: Mapping[str, Any])
     claimed = directory.read_json(names.RUN)
     if claimed is not None and lineages.KEY in claimed:
         return read_lineage(claimed[lineages.KEY])
-    marker = _trunk_marker(branch)
+    marker = _trunk_marker(branch, branch.digest)
     changes = check_changes(marker["recipe"], run_identity)
-    theirs = {key: value for key, value in marker["recipe"].items() if key not in _OPENED}
     state = marker["state"]
     trunk = Trunk(
         run=branch.run,
-        recipe_hash=identity_hash(theirs),
+        recipe_hash=_recipe_hash(marker),
         step=branch.step,
         examples=state["position"] - sum(end - begin for begin, end in state["passed_over"]),
-        digest=branch.digest,
+        digest=checkpoint_digest(marker),
         macs_per_image=_macs(marker["recipe"]),
         changed=tuple(f"{key[:200]}: {shown(a)} -> {shown(b)}" for key, a, b in changes),
     )
@@ -155,15 +161,32 @@ def _branch(recipe: Recipe) -> BranchConfig:
     return recipe.branch
 
 
-def _trunk_marker(branch: BranchConfig) -> dict[str, Any]:
-    marker = read_trunk_marker(branch.checkpoint)
-    if checkpoint_digest(marker) != branch.digest or marker["state"]["step"] != branch.step:
+def _trunk_marker(branch: BranchConfig, digest: str | None) -> dict[str, Any]:
+    """The marker of the trunk's checkpoint, which must be the one that it was.
+
+    Args:
+        branch: of the recipe.
+        digest: of what it holds; None: not known yet, and then it must be of the trunk that the recipe names.
+    """
+    marker = read_trunk_marker(branch.checkpoint, unmade="" if digest else branch.run)
+    found, step = checkpoint_digest(marker), marker["state"]["step"]
+    if digest is None and (_recipe_hash(marker), step) != (branch.trunk, branch.step):
+        raise RefusalError(
+            f"branch.checkpoint: {redact(branch.checkpoint)} is of step {step:,} of recipe {_recipe_hash(marker)}, not "
+            f"of step {branch.step:,} of {branch.trunk}, from which the branch is to begin; train {branch.run} as it "
+            f"was planned"
+        )
+    if digest is not None and (found, step) != (digest, branch.step):
         raise RefusalError(
             f"branch.checkpoint: {redact(branch.checkpoint)} holds something else than when the branch was made (its "
-            f"digest is {checkpoint_digest(marker)[:8]}..., not {branch.digest[:8]}...); bring that one back, or make "
-            f"another branch"
+            f"digest is {found[:8]}..., not {digest[:8]}...); bring that one back, or make another branch"
         )
     return marker
+
+
+def _recipe_hash(marker: Mapping[str, Any]) -> str:
+    """Of the run that has written a checkpoint."""
+    return identity_hash({key: value for key, value in marker["recipe"].items() if key not in _OPENED})
 
 
 def _macs(trunk: Mapping[str, Any]) -> int | None:
@@ -181,7 +204,7 @@ def _plant(
 ) -> None:
     """Write the branch's first checkpoint. What is there of one that a kill has cut off is replaced."""
     branch = _branch(recipe)
-    marker = _trunk_marker(branch)
+    marker = _trunk_marker(branch, lineage[-1].digest)
     changed = [key for key, _, _ in check_changes(marker["recipe"], run_identity)]
     _check_classes(branch, marker, recipe, data)
     root = directory.checkpoints

@@ -156,8 +156,12 @@ def _best(run: str, base: str, found: Sequence[str], raw: Mapping[str, Any]) -> 
     return values[best][0]
 
 
-def read_trunk_marker(checkpoint: str) -> dict[str, Any]:
+def read_trunk_marker(checkpoint: str, unmade: str = "") -> dict[str, Any]:
     """The marker of a checkpoint at a path or URL, with all that a run needs to go on from it.
+
+    Args:
+        checkpoint: path or URL.
+        unmade: the run that is to make it, where that may not have done so yet.
 
     Raises:
         CheckpointError: it is not there, or damaged.
@@ -166,6 +170,10 @@ def read_trunk_marker(checkpoint: str) -> dict[str, Any]:
     try:
         content = read_bytes(join_url(folder_url(checkpoint), MARKER))
     except MissingError:
+        if unmade:
+            raise CheckpointError(
+                f"branch.checkpoint: {redact(checkpoint)}: not there; its trunk {unmade} makes it: train that first"
+            ) from None
         raise CheckpointError(
             f"branch.checkpoint: {redact(checkpoint)}: no checkpoint there any more; give branch.checkpoint=PATH of a "
             f"copy of it, or branch at a step that is there"

@@ -32,7 +32,8 @@ def fitted_parts(
     """The parts of a checkpoint that fits a branch's model; None where the trunk's is one as it is.
 
     Weights and averages of them are fitted as `init.weights` are. Moments of a tensor that was resampled or begun anew
-    are zero; the optimizer's count of steps goes on, so that the result is the same under every engine.
+    are zero; the optimizer's count of steps goes on, so that the result is the same under every engine. With
+    `branch.optimizer: new` there are no moments and no counts.
 
     Args:
         source: the trunk's checkpoint.
@@ -48,7 +49,7 @@ def fitted_parts(
     theirs = {key: held.shape for key, held in source.held.items() if key[0] in (WEIGHT, BUFFER)}
     averages = (AVERAGED in {kind for kind, _ in source.held}) == (recipe.ema is not None)
     same = theirs == {key: shape for key, shape in wanted.items() if math.prod(shape)}
-    if same and averages and branch.head == "keep":
+    if same and averages and branch.head == branch.optimizer == "keep":
         return None
     weights = _fit({name: source.tensor(kind, name) for kind, name in theirs}, recipe, branch)
     tensors: list[_Whole] = []
@@ -61,7 +62,8 @@ def fitted_parts(
     anew = {name for kind, name in wanted if theirs.get((kind, name)) != wanted[kind, name]}
     anew |= {"head.weight", "head.bias"} if branch.head == "new" else set()
     scalars: dict[str, dict[str, float]] = {}
-    for name in weights:
+    # Without a moment or a count an engine begins an optimizer as of a weight that has never had a gradient.
+    for name in weights if branch.optimizer == "keep" else ():
         moments = {kind: source.held[kind, name] for kind in source.kinds(name)}
         if name in anew and any(held.shape != theirs[WEIGHT, name] for held in moments.values()):
             # Factored ones and the like cannot be zeros of a shape that is known here: the optimizer begins them.

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vit_dist.config.branch_keys import TRUNK
 from vit_dist.config.schema import InitConfig, Recipe
 from vit_dist.core.errors import CheckpointError, ConfigError, RefusalError, RunError, VitDistError
 from vit_dist.core.files import is_remote, local_path, redact
@@ -43,9 +44,9 @@ CLASS_WEIGHTS = "class_weights"
 
 
 def recorded(directory: RunDir) -> dict[str, str]:
-    """The part of a run's identity that files say: the weights it began from, and others; {} where no run is yet."""
+    """The part of a run's identity that files say: weights or a trunk that it began from, ...; {} where no run is."""
     known = (directory.read_json(names.RUN) or {}).get("identity", {})
-    return {key: known[key] for key in (_KEY, TEACHER, CLASS_WEIGHTS) if known.get(key)}
+    return {key: known[key] for key in (_KEY, TEACHER, CLASS_WEIGHTS, TRUNK) if known.get(key)}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,14 +76,7 @@ def open_training(
         # Without asking the store: whether it is there is asked where a run begins.
         file_system(recipe.checkpoint.remote)
 
-    def read(url: str) -> ShardManifest:
-        try:
-            return read_manifest(url)
-        except DataError as error:
-            mixed = (f"data.mixture.{name}.train" for name, part in recipe.data.mixture.items() if part.train == url)
-            raise _of_key(next(mixed, "data.train"), error, recipe, sources) from None
-
-    data = open_training_set(recipe, read=read)
+    data = open_training_set(recipe, read=read_sets(recipe, sources))
     try:
         val = open_validation_set(recipe, data)
     except DataError as error:
@@ -91,6 +85,24 @@ def open_training(
         assert isinstance(evaluator, EvaluatorConfig)
         evaluator.check_sets(recipe)
     return data, val, make_plan(recipe, data, world)
+
+
+def read_sets(recipe: Recipe, sources: Sources | None = None) -> Callable[[str], ShardManifest]:
+    """What reads the manifests of a recipe's training sets, and says with an error which key names the set.
+
+    Args:
+        recipe: of the run.
+        sources: as of `open_training`.
+    """
+
+    def read(url: str) -> ShardManifest:
+        try:
+            return read_manifest(url)
+        except DataError as error:
+            mixed = (f"data.mixture.{name}.train" for name, part in recipe.data.mixture.items() if part.train == url)
+            raise _of_key(next(mixed, "data.train"), error, recipe, sources) from None
+
+    return read
 
 
 def _of_key(key: str, error: DataError, recipe: Recipe, sources: Sources | None) -> DataError:

@@ -182,3 +182,15 @@ def test_a_process_that_was_killed_counts_as_dying_before_it_is_gone() -> None:
     held.wait()
     held.stdout.close()
     assert not lives(held.pid)
+
+
+def test_a_folder_of_images_in_place_of_a_set(tmp_path: Path) -> None:
+    (tmp_path / "raw" / "cats").mkdir(parents=True)
+    (tmp_path / "raw" / "cats" / "one.jpg").touch()
+    typed = f"data.train={tmp_path / 'raw'}"
+    for said in refused(
+        ["train", "demo", typed],
+        ["verify-resume", "demo", typed],
+        ["data", "show", "demo", typed, "--out", str(tmp_path / "views.png")],
+    ):
+        assert f"{typed} on the command line: data.train: {tmp_path / 'raw'}: no manifest.json in it; there are" in said

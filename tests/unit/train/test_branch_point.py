@@ -124,12 +124,18 @@ def test_a_branch_keeps_all_of_its_trunk_but_what_is_given_and_what_is_its_own(t
     [
         (["seed=1"], r"seed \(0 -> 1\): a branch cannot change it: the order of examples rests on it"),
         (["data.window=8"], r"data\.window \(none -> 8\): a branch cannot change it: the order"),
-        (["global_batch=32"], r"global_batch \(16 -> 32\): .* curves would not join"),
+        (
+            ["global_batch=32"],
+            r"global_batch \(16 -> 32\): .* curves would not join[^\n]*\n.*alone may .*init\.weights=CH",
+        ),
         (
             ["model=vit-test"],
             r"model\.name .*model\.width \(64 -> 32\): a branch cannot change it: the trunk's weights",
         ),
-        (["optim={name: sgd, lr: 0.1}"], r"optim\.name \(adamw -> sgd\): .*moments of one optimizer are none of"),
+        (
+            ["optim={name: sgd, lr: 0.1}"],
+            r"optim\.name \(adamw -> sgd\): the moments .*; branch\.optimizer=new begins it",
+        ),
         (["data.num_classes=11"], r"data\.num_classes=11: the trunk's head has 10 outputs; branch\.head=new begins"),
         (["init.weights=w.npz"], r"init\.weights: a branch cannot be given it: a branch begins from its checkpoint"),
         (["branch.digest=0"], r"branch\.digest: a branch cannot be given it: RUN@STEP says it"),
@@ -158,6 +164,20 @@ def test_what_a_branch_may_change_is_allowed(tmp_path: Path) -> None:
     found = {key for key, _, _ in changes}
     assert {"horizon", "schedule.name", "optim.lr", "data.subset", "data.num_classes", "fingerprint"} <= found
     assert not found & {"engine.name", "log.every", "data.train"}
+
+
+def test_what_begins_anew_is_a_change_also_where_nothing_else_is(tmp_path: Path) -> None:
+    point = find_point(f"{run_with(tmp_path / 'run')}@20", [])
+
+    def changes(*words: str) -> list[tuple[str, str, str]]:
+        return check_changes(point.marker["recipe"], identity(branch_recipe(point, words)[0]))
+
+    assert changes() == []
+    assert changes("branch.head=new") == [("branch.head", "keep", "new")]
+    other = changes("optim={name: sgd, lr: 0.1}", "branch.optimizer=new")
+    assert ("optim.name", "adamw", "sgd") in other
+    assert other[-1] == ("branch.optimizer", "keep", "new")
+    assert "optimizer" not in recipe_yaml(branch_recipe(point, [])[0])
 
 
 def test_the_page_has_the_table_and_every_key_of_it_is_one() -> None:

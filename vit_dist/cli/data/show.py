@@ -32,13 +32,18 @@ def main(argv: list[str]) -> int:
     p.add_argument("--start", type=count, default=0, metavar="P", help="position in the order of the first (default 0)")
     args = p.parse_intermixed_args(argv)
 
-    from vit_dist.config.load import load_recipe
+    from vit_dist.config.load import load_recipe, sources_of
     from vit_dist.core.files import write_bytes
-    from vit_dist.data.gallery import rows, sheet
+    from vit_dist.core.process import heavy_imports
     from vit_dist.data.sets import open_training_set
+    from vit_dist.train.plan import read_sets
 
     recipe = load_recipe(args.recipe, args.overrides)
-    data = open_training_set(recipe)
+    data = open_training_set(recipe, read=read_sets(recipe, sources_of(args.recipe, args.overrides, recipe)))
+    # What cannot be drawn is refused before torch is imported, which takes seconds.
+    with heavy_imports():
+        from vit_dist.data.gallery import rows, sheet
+
     found = rows(data, recipe, start=args.start, images=args.images, draws=args.draws)
     write_bytes(args.out, sheet(found))
     out(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.places import any_option, local_option, local_or_override
+from vit_dist.core.units import counted
 from vit_dist.core.urls import parent_url
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ class NamedStudy:
             ("size", "sizes", config.subsets),
             ("seed", "seeds", config.seeds),
         )
-        return " x ".join(f"{len(values)} {one if len(values) == 1 else many}" for one, many, values in counts)
+        grid = " x ".join(f"{len(values)} {one if len(values) == 1 else many}" for one, many, values in counts)
+        return f"{grid}, each with {counted(len(config.branches), 'branch')}" if config.branches else grid
 
 
 def named_study(words: Sequence[str], prog: str, runs: Path) -> NamedStudy:
@@ -127,7 +129,8 @@ def named_study(words: Sequence[str], prog: str, runs: Path) -> NamedStudy:
 
     name, overrides = split_words(words, prog)
     config = load_study(find_study(name, Path(runs)), overrides)
-    return NamedStudy(config, plan(config), runs / config.name)
+    directory = runs / config.name
+    return NamedStudy(config, [cell.within(directory) for cell in plan(config)], directory)
 
 
 def refused_by_name(cells: Sequence[Cell], directory: Path) -> dict[str, list[str]]:

@@ -73,7 +73,7 @@ def _family_table(title: str, estimates: Sequence[CostEstimate], states: dict[st
     result = table(title, "family", "subset", *_COSTS, "runs")
     families: dict[str, dict[int | None, list[CostEstimate]]] = {}
     for estimate in estimates:
-        families.setdefault(estimate.cell.family, {}).setdefault(estimate.cell.subset, []).append(estimate)
+        families.setdefault(estimate.cell.line, {}).setdefault(estimate.cell.subset, []).append(estimate)
     for family, sizes in families.items():
         first = next(iter(sizes.values()))[0]
         head = [family, *_model(first)]
@@ -88,6 +88,9 @@ def _model(estimate: CostEstimate) -> list[str]:
     """The name of the model, where it is not that of its family, and what it costs: lines below the family's name."""
     name, cost = estimate.cell.recipe.model.name, estimate.cost
     lines = [] if name == estimate.cell.family else [name]
+    if estimate.cell.label:
+        # Its model is that of its trunk, a block above.
+        return [f"from step {estimate.cell.begins_after:,}"]
     return lines if cost is None else [*lines, f"{_short(cost.params)} params", f"{_short(cost.macs)} MAC"]
 
 
@@ -155,6 +158,10 @@ def _summary(console: Console, estimates: Sequence[CostEstimate], states: dict[s
         console.print(f"{what + ':':<6} {counted(len(some), 'run')}, {amount}{more}", markup=False)
     for source in rate.sources.values():
         console.print(f"hours: {source}", markup=False)
+    if any(e.cell.label for e in estimates):
+        console.print(
+            "branches: what they train themselves; what they share is counted once, with the trunk", markup=False
+        )
     if any(e.num_bytes is None for e in estimates):
         console.print("bytes: unknown where the training set is not named, or is not there yet", markup=False)
     for line in problem_lines(estimates, remarks=True):
@@ -169,6 +176,7 @@ def _record(estimate: CostEstimate, state: str, rate: Rates) -> dict[str, Any]:
         "model": cell.recipe.model.name,
         "subset": cell.subset,
         "seed": cell.seed,
+        **cell.branched,
         "recipe_hash": cell.hash,
         "params": cost and cost.params,
         "macs": cost and cost.macs,

@@ -78,10 +78,10 @@ def _matrix(title: str, cells: Sequence[Cell], words: Mapping[str, str], plain: 
     for cell in cells:
         word = words[cell.name]
         mark = f"[{_LOOK[word][2]}]{_LOOK[word][plain]}[/]"
-        marks.setdefault((cell.family, cell.subset), []).append(mark)
+        marks.setdefault((cell.line, cell.subset), []).append(mark)
     result = table(title, "family", *("all" if size is None else f"{size:,}" for size in sizes), align="lc")
-    for family in dict.fromkeys(cell.family for cell in cells):
-        result.add_row(family, *("".join(marks.get((family, size), [])) for size in sizes))
+    for line in dict.fromkeys(cell.line for cell in cells):
+        result.add_row(line, *("".join(marks.get((line, size), [])) for size in sizes))
     return result
 
 
@@ -119,6 +119,7 @@ def _record(cell: Cell, state: CellState, word: str) -> dict[str, object]:
         "model": cell.recipe.model.name,
         "subset": cell.subset,
         "seed": cell.seed,
+        **cell.branched,
         "state": word,
         "step": state.step,
         "steps": _steps(cell),

@@ -100,7 +100,8 @@ def main(argv: list[str]) -> int:
             else f"{counted(len(array['cells']), 'done run')}"
         )
         behind = f", evaluations in job {array['evaluate']}" if array["evaluate"] else ""
-        console.print(f"  {what}{behind}", markup=False)
+        after = f", each behind its trunk in job {array['behind']}" if array["behind"] else ""
+        console.print(f"  {what}{after}{behind}", markup=False)
     if left.train or left.evaluate:
         options = ["--runs", str(root)]
         follow = redact(shlex.join(["vit-dist", "study", "status", *args.words, *options]))
@@ -112,8 +113,12 @@ def _show(console: Console, jobs: StudyJobs, left: Todo) -> None:
     parts = [f"{counted(len(left.train), 'run')} to train"]
     if any(cell.evaluations for cell in jobs.cells):
         parts.append(f"{counted(len(left.evaluate), 'done run')} to evaluate")
+    if left.behind:
+        parts.insert(1, f"{counted(len(left.behind), 'branch')} behind them")
     parts += [f"{len(left.done)} done", f"{len(left.queued)} in the queue or running"]
     console.print("  " + ", ".join(parts), markup=False)
+    for name, lack in left.later.items():
+        console.print(f"  {name} is not submitted: {lack}; submit the study again once it has", markup=False)
 
 
 def _check_sets(jobs: StudyJobs) -> None:
@@ -130,7 +135,7 @@ def _check_sets(jobs: StudyJobs) -> None:
 
     seen = set()
     for cell in jobs.cells:
-        key = (cell.family, cell.subset)
+        key = (cell.line, cell.subset)
         if key not in seen:
             seen.add(key)
             open_training(cell.recipe, World(size=jobs.nodes * jobs.cluster.tasks))

@@ -206,6 +206,8 @@ def legend(figure: Figure, axes: Axes, *, columns: int = 3, **more: Any) -> None
     handles, labels = axes.get_legend_handles_labels()
     if not labels:
         return
+    while columns > 1 and _inches_of_legend(labels, columns) > figure.get_figwidth():
+        columns -= 1
     rows = -(-len(labels) // columns)
     height = figure.get_figheight()
     top = 1 - (0.14 + 0.19 * rows) / height
@@ -224,6 +226,17 @@ def legend(figure: Figure, axes: Axes, *, columns: int = 3, **more: Any) -> None
         labelspacing=0.35,
         **more,
     )
+
+
+def _inches_of_legend(labels: Sequence[str], columns: int) -> float:
+    """About how wide a legend is: matplotlib fills it column by column, each as wide as its longest label."""
+    size, longer = divmod(len(labels), columns)
+    width, begin = 0.0, 0
+    for column in range(columns):
+        end = begin + size + (column < longer)
+        width += 0.4 + 0.064 * max(map(len, labels[begin:end]), default=0)
+        begin = end
+    return width
 
 
 def paper_lines(axes: Axes, lines: Sequence[PaperLine]) -> None:

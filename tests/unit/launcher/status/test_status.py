@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from launcher.slurm import commands
 from launcher.slurm.commands import Job
-from launcher.status.actions import ask
+from launcher.status.actions import ask, requeue
 from launcher.status.advice import explain_waiting
 from launcher.status.files import read_run
 from launcher.status.find import find_run, find_runs, run_roots
@@ -288,6 +289,29 @@ def test_every_state_that_needs_a_person_comes_with_a_command() -> None:
     assert explain_waiting("QOSMaxGRESPerUser").startswith("a limit of your account")
     assert "requeue {run} --now" in explain_waiting("BeginTime")
     assert explain_waiting("SomethingNew") == ""
+
+
+def test_a_requeue_names_the_step_that_the_end_of_the_attempt_has_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "r", "running", job="9")
+    jobs = {"9": Job("9", "RUNNING", restarts=0)}
+
+    def save(step: int) -> None:
+        marker = run / names.CHECKPOINTS / f"step-{step:010d}" / "COMMITTED.json"
+        marker.parent.mkdir(parents=True)
+        marker.write_text("{}")
+
+    def requeued(number: str) -> None:
+        # Slurm's signal makes the attempt save once more before it ends.
+        save(1234)
+        jobs[number] = Job(number, "PENDING", restarts=1)
+
+    save(400)
+    monkeypatch.setattr(commands, "job", lambda number, **_: jobs[number])
+    monkeypatch.setattr(commands, "requeue", requeued)
+    assert requeue(run, save_s=None).state == "PENDING"
+    assert "r: goes on from step 1,234, its newest checkpoint" in capsys.readouterr().err
 
 
 def test_a_stop_that_was_asked_for_is_not_turned_into_a_save(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from vit_dist.core.events.reader import read_run
 from vit_dist.core.events.writer import EventWriter
 from vit_dist.core.run.log import RunStatus, write_start, write_status
 from vit_dist.scaling.collect import collect
+from vit_dist.scaling.report.figure_style import legend, new_figure, style
 from vit_dist.scaling.report.figures_fit import crossover_figure
 from vit_dist.scaling.report.tensorboard import export_tensorboard
 from vit_dist.scaling.report.write import ReportFiles, write_report
@@ -241,3 +242,15 @@ def test_what_needs_escaping_in_names_is_escaped(tmp_path: Path) -> None:
     text = write_report(collect(str(tmp_path / "logs")), tmp_path / "out").html.read_text()
     assert "<b>&" not in text
     assert "&lt;b&gt;&amp;" in text
+
+
+@pytest.mark.parametrize("names", [["ViT-B/16"], [f"vit-demo, {n}k seen, branched at {100 * n}" for n in range(1, 6)]])
+def test_a_legend_stays_within_its_figure(names: list[str]) -> None:
+    with style():
+        figure, (axes,) = new_figure(4.0)
+        for name in names:
+            axes.plot([0, 1], label=name)
+        legend(figure, axes)
+        figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert box.x1 <= figure.bbox.x1
