@@ -83,8 +83,14 @@ def main(argv: list[str]) -> int:
     at_least_one(args, "images", "image_size")
     config, paths = _model_and_paths(args)
     views = chosen_views(args.show)
+
+    from vit_dist.models.weights.forms import check_says_model
+
     out = args.out or Path(f"inspect-{_stem(args.source)}")
     _check_before(args.source, args.data, paths, args.images, out, args.show and not any(_needs(v) for v in views))
+
+    if config is None and not is_remote(args.source):
+        check_says_model(local_path(args.source))
 
     from vit_dist.core.process import heavy_imports
 
@@ -146,7 +152,7 @@ def _check_before(
     Raises:
         VitDistError: says what.
     """
-    from vit_dist.core.folders import refuse_others
+    from vit_dist.core.folders import check_writable, refuse_others
     from vit_dist.core.run.checkpoints import is_checkpoint
     from vit_dist.models.weights.forms import check_readable
 
@@ -154,6 +160,7 @@ def _check_before(
         raise ConfigError("images are given, but no view that was asked for by --show needs any; leave one out")
     if not (out / "inspect.json").is_file():
         refuse_others(out, lambda _: False, what="a look into a model", do="give another --out")
+    check_writable(out, "--out")
     if not is_remote(source) and not is_checkpoint(local_path(source)):
         check_readable(local_path(source))
     for path in paths:

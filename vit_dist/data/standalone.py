@@ -20,7 +20,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from vit_dist.config.load import describe
+from vit_dist.config.mistakes import describe
 from vit_dist.config.schema import DataConfig
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 from vit_dist.core.log import WARNING, log
