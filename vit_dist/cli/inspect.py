@@ -203,17 +203,19 @@ def _images(
     args: argparse.Namespace, paths: Sequence[Path], weights: Weights
 ) -> tuple[torch.Tensor | None, list[str], str]:
     """Images, a word for each, and where they come from."""
+    from vit_dist.config.schema import DataConfig
     from vit_dist.inspect.images import image_files, read_files, read_set, spaced
 
-    size, crop = weights.image_size, weights.viewed.crop
+    size, crop, upright = weights.image_size, weights.viewed.crop, weights.viewed.upright
     if paths:
         files = image_files(paths)
         where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
         chosen = [files[i] for i in spaced(len(files), args.images, MOST, where)]
-        return read_files(chosen, size, crop), [path.stem for path in chosen], where
+        return read_files(chosen, size, crop, upright=upright), [path.stem for path in chosen], where
     url = args.data or _validation_set(weights)
     if url:
-        images, names = read_set(url, size, crop, wanted=args.images, most=MOST)
+        how = DataConfig(num_classes=1, upright=upright)
+        images, names = read_set(url, size, crop, wanted=args.images, most=MOST, config=how)
         return images, names, redact(url)
     asked = [view for view in args.show if _needs(view)]
     if asked or args.images:

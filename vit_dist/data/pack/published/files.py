@@ -38,7 +38,7 @@ _MOST_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Place:
-    """Where a file lies: a URL, and, in a tar, which bytes of it; of a tar that was unpacked, the archive it came as."""
+    """Where a file lies: a URL, and, in a tar, which bytes of it; of an unpacked tar, the archive that it was."""
 
     url: str
     offset: int = -1
