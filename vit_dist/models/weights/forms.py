@@ -65,7 +65,7 @@ def check_readable(path: Path) -> None:
             f"{path}: weights in a file of this name are not known; known: {FORMS}, and timm's {', '.join(PICKLED)}"
         )
     if path.suffix == ".npz" and not zipfile.is_zipfile(path):
-        raise DataError(f"{path}: no .npz, or one that was cut off: the end of an archive is missing; fetch it again")
+        raise DataError(f"{path}: not a whole .npz: the end of an archive is missing; fetch it again")
 
 
 def check_says_model(path: Path) -> None:
