@@ -32,6 +32,7 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = fresh_weights(model_config("vit-test"), 4, 28, 3)
     for name in ("w.npz", "w.safetensors", "w.timm.safetensors", "w"):
         write_weights(weights, folder / name)
+    shutil.copy(folder / "w.npz", folder / "alone.npz")
     return folder
 
 
@@ -52,8 +53,7 @@ def test_every_form_gives_what_the_model_itself_gives(
     fresh = values(tmp_path, "vit-test", "--seed", "3", "--num-classes", "4", "--image-size", "28", *asked)
     assert fresh.keys() == {"knn/caps_3nn", "val/top1", "val/loss"}
     for name in ("w.npz", "w.safetensors", "w.timm.safetensors", "w"):
-        model = ["--model", "vit-test"] if name == "w.npz" else []
-        assert values(tmp_path, str(forms / name), *model, *asked) == pytest.approx(fresh, abs=1e-6), name
+        assert values(tmp_path, str(forms / name), *asked) == pytest.approx(fresh, abs=1e-6), name
     other = values(tmp_path, "vit-test", "--seed", "4", "--num-classes", "4", "--image-size", "28", *asked)
     assert other["knn/caps_3nn"] != fresh["knn/caps_3nn"]
     fields = {"name": "classification", "confusion": True}
@@ -65,7 +65,8 @@ def test_every_form_gives_what_the_model_itself_gives(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["w.npz", "--evaluator", "knn"], r"an .npz does not say its model; give it: --model"),
+        (["alone.npz", "--evaluator", "knn"], r"an .npz does not say its model; give it: --model"),
+        (["w.safetensors", "--evaluator", "knn", "--out", "w.npz/x.json"], r"--out w.npz/x.json: .*w.npz is a file"),
         (["w.safetensors"], r"nothing to evaluate: give --evaluator NAME"),
         (["w.safetensors", "--evaluator", "classification"], r"data.val is empty, and classification needs it"),
         (["w.safetensors", "--evaluator", "knn", "optim.lr=1"], r"optim.lr=1: weights are evaluated without a run"),

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,6 +21,7 @@ from vit_dist.core.errors import ConfigError, DataError, VitDistError
 from vit_dist.core.events.reader import read_run
 from vit_dist.core.registry import MODELS
 from vit_dist.core.world import World
+from vit_dist.inspect.images import read_files
 from vit_dist.models import ModelConfig
 from vit_dist.models.weights.files import write_weights
 from vit_dist.train.attempt import attempt
@@ -210,8 +212,26 @@ def test_sources_that_cannot_be_looked_at_are_named(run: Path, tmp_path: Path) -
         main([str(run), "--model", "vit-test", "--out", str(tmp_path / "out")])
     with pytest.raises(ConfigError, match=r"--average: .* is a file of weights"):
         main([str(weights_of("vit-test", tmp_path / "w.safetensors")), "--average", "--out", str(tmp_path / "out")])
-    with pytest.raises(ConfigError, match=r"an \.npz does not say its model"):
-        main([str(weights_of("vit-test", tmp_path / "g.npz")), "--out", str(tmp_path / "out")])
+    weights_of("vit-test", tmp_path / "g.npz")
+    (tmp_path / "g.npz.json").unlink()
+    with pytest.raises(ConfigError, match=r"an \.npz does not say its model; give it: --model"):
+        main([str(tmp_path / "g.npz"), "--out", str(tmp_path / "out")])
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "g.npz").read_bytes()[:2000])
+    with pytest.raises(DataError, match=r"cut\.npz: not a whole \.npz"):
+        main([str(tmp_path / "cut.npz"), "--model", "vit-test", "--out", str(tmp_path / "out")])
+
+
+def test_photos_are_turned_where_the_model_saw_them_so(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.tile(np.arange(0, 240, 6, dtype=np.uint8)[:, None, None], (1, 40, 3))).save(
+        tmp_path / "a.jpg", exif=exif
+    )
+    plain, turned = (
+        read_files([tmp_path / "a.jpg"], 28, 1.0, upright=upright)[0, 0].float() for upright in (False, True)
+    )
+    assert plain.std(0).mean() > 10 * plain.std(1).mean()
+    assert turned.std(1).mean() > 10 * turned.std(0).mean()
 
 
 @pytest.mark.parametrize(

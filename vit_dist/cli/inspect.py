@@ -83,8 +83,14 @@ def main(argv: list[str]) -> int:
     at_least_one(args, "images", "image_size")
     config, paths = _model_and_paths(args)
     views = chosen_views(args.show)
+
+    from vit_dist.models.weights.forms import check_says_model
+
     out = args.out or Path(f"inspect-{_stem(args.source)}")
     _check_before(args.source, args.data, paths, args.images, out, args.show and not any(_needs(v) for v in views))
+
+    if config is None and not is_remote(args.source):
+        check_says_model(local_path(args.source))
 
     from vit_dist.core.process import heavy_imports
 
@@ -146,7 +152,7 @@ def _check_before(
     Raises:
         VitDistError: says what.
     """
-    from vit_dist.core.folders import refuse_others
+    from vit_dist.core.folders import check_writable, refuse_others
     from vit_dist.core.run.checkpoints import is_checkpoint
     from vit_dist.models.weights.forms import check_readable
 
@@ -154,6 +160,7 @@ def _check_before(
         raise ConfigError("images are given, but no view that was asked for by --show needs any; leave one out")
     if not (out / "inspect.json").is_file():
         refuse_others(out, lambda _: False, what="a look into a model", do="give another --out")
+    check_writable(out, "--out")
     if not is_remote(source) and not is_checkpoint(local_path(source)):
         check_readable(local_path(source))
     for path in paths:
@@ -196,17 +203,19 @@ def _images(
     args: argparse.Namespace, paths: Sequence[Path], weights: Weights
 ) -> tuple[torch.Tensor | None, list[str], str]:
     """Images, a word for each, and where they come from."""
+    from vit_dist.config.schema import DataConfig
     from vit_dist.inspect.images import image_files, read_files, read_set, spaced
 
-    size, crop = weights.image_size, weights.viewed.crop
+    size, crop, upright = weights.image_size, weights.viewed.crop, weights.viewed.upright
     if paths:
         files = image_files(paths)
         where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
         chosen = [files[i] for i in spaced(len(files), args.images, MOST, where)]
-        return read_files(chosen, size, crop), [path.stem for path in chosen], where
+        return read_files(chosen, size, crop, upright=upright), [path.stem for path in chosen], where
     url = args.data or _validation_set(weights)
     if url:
-        images, names = read_set(url, size, crop, wanted=args.images, most=MOST)
+        how = DataConfig(num_classes=1, upright=upright)
+        images, names = read_set(url, size, crop, wanted=args.images, most=MOST, config=how)
         return images, names, redact(url)
     asked = [view for view in args.show if _needs(view)]
     if asked or args.images:

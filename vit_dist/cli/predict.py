@@ -93,6 +93,10 @@ def main(argv: list[str]) -> int:
     at_least_one(args, "top", "batch", "threads", "image_size", "grid_images")
     _check(args)
     place = _found(args.model_place)
+    if not args.model and not is_remote(place):
+        from vit_dist.models.weights.forms import check_says_model
+
+        check_says_model(local_path(place))
 
     from vit_dist.core.process import heavy_imports
     from vit_dist.predict.images import list_images, with_labels
@@ -116,6 +120,8 @@ def _check(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: names them.
     """
+    from vit_dist.core.folders import check_writable
+
     if args.csv == args.json == _STDOUT:
         raise ConfigError("--csv - and --json -: one of them can be written here; give the other a file")
     if args.crop is not None and not 0 < args.crop <= 1:
@@ -126,6 +132,12 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--set {args.set[0]}: settings are those of a model; give --model NAME")
     if args.grid is not None and not args.grid.lower().endswith(".png"):
         raise ConfigError(f"--grid {redact(args.grid)}: the picture is a PNG; give a name that ends in .png")
+    for name in ("csv", "json", "grid"):
+        place = getattr(args, name)
+        if place is not None and place != _STDOUT and not is_remote(place):
+            if local_path(place).is_dir():
+                raise ConfigError(f"--{name} {place}: a directory; name a file")
+            check_writable(local_path(place), f"--{name}")
 
 
 def _colours(text: str) -> tuple[float, ...]:

@@ -6,6 +6,7 @@ Hidden files and what file systems and desktops leave in a folder are nobody's, 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,3 +56,32 @@ def refuse_others(folder: Path, is_own: Callable[[Path], bool], *, what: str, do
         f"{folder}: holds something else than {what}: {shown}{more}. Nothing was written there; {do}: one that "
         f"is new or empty, such as {folder / 'new'}"
     )
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Refuse a place where a file could not be made, before hours go into what it is to hold.
+
+    The nearest folder above it that is there is written to: rights alone do not tell of disks that are read only.
+
+    Args:
+        path: of a file or folder to come.
+        option: that names it, such as --out.
+
+    Raises:
+        ConfigError: nothing can be written there.
+    """
+    if path.exists() and not path.is_dir() and not path.is_file():
+        # A pipe, or /dev/stdout.
+        return
+    above = path if path.is_dir() else path.absolute().parent
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except NotADirectoryError:
+        raise ConfigError(f"{option} {path}: {above} is a file; name a place in a directory") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{option} {path}: nothing can be written in {above}: {error.strerror}; name another place"
+        ) from None

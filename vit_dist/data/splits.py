@@ -147,7 +147,9 @@ def _several(where: str, kinds: Iterable[str], what: str) -> ConfigError:
     shown = [f"{kind} ({n})" if what == "files" else kind for kind, n in sorted(counts.items()) if kind]
     if "" in counts:
         shown.append(f"{counts['']} {what} whose names say nothing")
-    classes = f", or all of them with --split-name {ALL}" if what == "files" else " (are these classes? --from folder)"
+    classes = (
+        f", or all of them with --split-name {ALL}" if what == "files" else " (are these classes? --format folder)"
+    )
     if what == "directories":
         # A set each, with the classes numbered alike where both have all of them.
         names = [name for name in dict.fromkeys(kinds) if name]

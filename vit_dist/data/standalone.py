@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from pydantic import ValidationError
 
-from vit_dist.config.load import describe
+from vit_dist.config.mistakes import describe
 from vit_dist.config.schema import DataConfig
 from vit_dist.core.errors import ConfigError, DataError, did_you_mean
 from vit_dist.core.units import counted

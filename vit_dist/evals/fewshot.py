@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from vit_dist.core.errors import ConfigError
 from vit_dist.core.metrics import ACCURACY, FEW_SHOT, Metric
 from vit_dist.core.registry import EVALUATORS
 from vit_dist.core.run.measured import MeasuredOn
@@ -62,7 +63,10 @@ class FewShotConfig(TransferConfig):
     def check_sets(self, recipe: Recipe) -> None:
         """See EvaluatorConfig: reads both manifests, and the labels of both sets."""
         super().check_sets(recipe)
-        draw(self.sources(recipe)[0], max(self.shots), self.seeds)
+        try:
+            draw(self.sources(recipe)[0], max(self.shots), self.seeds)
+        except ConfigError as error:
+            raise ConfigError(f"evaluators: fewshot of {self.set!r}: {error}; give fewer shots") from None
 
     def measures_on(self, recipe: Recipe, val: ShardManifest | None) -> MeasuredOn | None:  # noqa: ARG002
         """See EvaluatorConfig. How many shots there are is said by the tags, where its sets lie does not matter."""

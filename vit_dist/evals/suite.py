@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from vit_dist.core.errors import VitDistError
 from vit_dist.core.metrics import ACCURACY, Metric
 from vit_dist.core.registry import EVALUATORS, AnyPlace, Config
 from vit_dist.core.run.measured import MeasuredOn
@@ -81,7 +82,7 @@ class SuiteConfig(EvaluatorConfig):
         return {name: self._part(name, one) for name, one in self.sets.items()}
 
     def _part(self, name: str, one: SuiteSet) -> TransferConfig:
-        from vit_dist.config.load import describe
+        from vit_dist.config.mistakes import describe
 
         settings = {**self.settings, **one.settings}
         for key in _GIVEN:
@@ -104,8 +105,12 @@ class SuiteConfig(EvaluatorConfig):
 
     def check_sets(self, recipe: Recipe) -> None:
         """See EvaluatorConfig: of every dataset, before the first is looked at."""
-        for part in self.parts.values():
-            part.check_sets(recipe)
+        for name, part in self.parts.items():
+            try:
+                part.check_sets(recipe)
+            except VitDistError as error:
+                text = str(error).removeprefix("evaluators: ")
+                raise type(error)(f"evaluators: suite of {self.set!r}: sets.{name}: {text}") from None
 
     def measures_on(self, recipe: Recipe, val: ShardManifest | None) -> MeasuredOn | None:
         """See EvaluatorConfig: all datasets together, with what each is looked at by."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from vit_dist.core.errors import ConfigError
+from vit_dist.core.errors import ConfigError, VitDistError
 from vit_dist.core.registry import AnyPlace
 from vit_dist.core.units import counted
 from vit_dist.evals import EvaluatorConfig
@@ -84,10 +84,11 @@ class TransferConfig(EvaluatorConfig):
             DataError: a manifest cannot be read.
         """
         from vit_dist.data.classes import Classes, counted_as
-        from vit_dist.data.manifest import read_manifest
 
         what = f"evaluators: {self.name} of {self.set!r}"
-        train, test = (read_manifest(url) for url in self.sources(recipe))
+        train, test = (
+            _manifest(url, f"{what}: {key}") for key, url in zip(("train", "test"), self.sources(recipe), strict=True)
+        )
         if not train.num_classes:
             raise ConfigError(
                 f"{what}: its train set {train.name!r} has no labels; index its tars by "
@@ -95,6 +96,15 @@ class TransferConfig(EvaluatorConfig):
             )
         known = Classes.of(train, "its train set")
         return train, counted_as(test, known, f"{what}: its test set")
+
+
+def _manifest(url: str, key: str) -> ShardManifest:
+    from vit_dist.data.manifest import read_manifest
+
+    try:
+        return read_manifest(url)
+    except VitDistError as error:
+        raise type(error)(f"{key}: {error}") from None
 
 
 def check_classes(train: ShardManifest, test: ShardManifest, sources: tuple[str, str], what: str) -> None:

@@ -67,8 +67,8 @@ def spaced(there: int, wanted: int | None, most: int, where: str) -> list[int]:
     return [i * there // count for i in range(count)]
 
 
-def read_files(files: Sequence[Path], image_size: int, crop: float) -> Tensor:
-    """uint8 [N, 3, S, S]: the centre crops that evaluation takes.
+def read_files(files: Sequence[Path], image_size: int, crop: float, *, upright: bool = False) -> Tensor:
+    """uint8 [N, 3, S, S]: the centre crops that evaluation takes; `upright` ones turned as their EXIF data say.
 
     Raises:
         DataError: one cannot be read or decoded; says which.
@@ -76,7 +76,7 @@ def read_files(files: Sequence[Path], image_size: int, crop: float) -> Tensor:
     images = []
     for path in files:
         try:
-            images.append(centre(decode(path.read_bytes()), image_size, crop))
+            images.append(centre(decode(path.read_bytes(), upright=upright), image_size, crop))
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
         except DecodeError as error:

@@ -9,9 +9,10 @@ import numpy as np
 from vit_dist.config.finetune import FinetuneConfig
 from vit_dist.config.schema import Recipe
 from vit_dist.core.units import counted
-from vit_dist.data.manifest import ShardManifest, read_manifest
+from vit_dist.data.manifest import ShardManifest
 from vit_dist.data.sets import held_out_slice, open_training_set
 from vit_dist.data.subset import Subset, select
+from vit_dist.data.validation import open_validation_set
 
 _LOOKED_AT = 2_000_000
 """Samples of a set whose labels are read before anything is begun: some seconds."""
@@ -21,16 +22,20 @@ _SHOWN = 5
 def remarks_on_data(recipe: Recipe, *, chooses: bool) -> list[str]:
     """What a person should know of the sets of a recipe; nothing of a mixture, nor of a large set.
 
+    Runs of the grid do not know the validation set, so what is wrong with it is found out here, before they are paid.
+
     Args:
         recipe: of the run on all of the training set.
         chooses: whether a slice of it is held out first.
 
     Raises:
-        VitDistError: a set cannot be read, or nothing would be held out of it or left.
+        VitDistError: a set cannot be read, the validation set has other classes, or nothing would be held out of the
+            training set or left.
     """
+    data, found = open_training_set(recipe), list[str]()
+    val = open_validation_set(recipe, data)
     if recipe.data.mixture:
         return []
-    data, found = open_training_set(recipe), list[str]()
     n, manifest = data.num_samples, data.parts[0].manifest
     if recipe.global_batch > n:
         found.append(
@@ -55,13 +60,10 @@ def remarks_on_data(recipe: Recipe, *, chooses: bool) -> list[str]:
                 f"the held-out slice has {counted(part.stop - part.start, 'example')} for {len(known)} classes: rates "
                 f"that differ by less than an example, {1 / (part.stop - part.start):.2g}, are told apart by nothing"
             )
-    if recipe.data.val:
-        val = read_manifest(recipe.data.val)
-        # Classes of other names are refused where the run opens the sets.
-        if val.num_samples <= _LOOKED_AT and val.classes == manifest.classes:
-            there = _labels(val, select(val, None))
-            found += _only(manifest, there - known, "in the validation set alone", "no image teaches them")
-            found += _only(manifest, known - there, "in the training set alone", "nothing measures them")
+    if val is not None and val.num_samples <= _LOOKED_AT:
+        there = _labels(val, select(val, None))
+        found += _only(manifest, there - known, "in the validation set alone", "no image teaches them")
+        found += _only(manifest, known - there, "in the training set alone", "nothing measures them")
     return found
 
 

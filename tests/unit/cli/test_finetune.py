@@ -222,7 +222,7 @@ def test_weights_of_every_form_say_their_model_or_are_asked_for_it(form: str, sm
         (["WEIGHTS", "nowhere/set"], "DATA: nowhere/set.*no such|no manifest"),
         (["WEIGHTS", "nowhereset"], "DATA=nowhereset: no dataset 'nowhereset'.*nor is a set there"),
         (["nowhere", "SET"], "nowhere: no such file"),
-        (["none", "SET"], "from scratch, of which model"),
+        (["none", "SET"], "none: no weights say which model; give it: model="),
         (["WEIGHTS", "SET", "data.image_size=30"], "does not divide into the 7-pixel patches.*28, 35"),
         (
             ["WEIGHTS", "SET", "model=vit-demo", "data.image_size=28"],
@@ -248,6 +248,14 @@ def test_what_cannot_be_fine_tuned_is_refused_before_anything_is_written(
     with pytest.raises(VitDistError, match=says):
         finetune.main([named.get(word, word) for word in words])
     assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_validation_set_of_other_classes_is_refused_before_the_grid_is_paid(
+    pretrained: str, small_set: str, tmp_path: Path
+) -> None:
+    val = write_set(tmp_path, num_samples=8, samples_per_shard=8, num_classes=4, classes=("hat", "tie", "cat", "bag"))
+    with pytest.raises(ConfigError, match=r"data\.val: the set .* has the class 'cat'"):
+        finetune.main([pretrained, small_set, f"data.val={val}", "data.image_size=28", "--dry-run"])
 
 
 def test_small_sets_and_their_slices_are_remarked_on(pretrained: str, tmp_path: Path, capfd: Any) -> None:

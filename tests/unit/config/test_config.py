@@ -240,3 +240,11 @@ def test_images_that_are_shipped_and_not_packed_are_told_how(tmp_path: Path, mon
     with pytest.raises(MissingError) as error:
         open_training(load_recipe("demo", ["data.train=elsewhere"]), World())
     assert "make demo" not in str(error.value)
+
+
+def test_a_list_with_one_wrong_item_is_blamed_for_that_item_alone() -> None:
+    with pytest.raises(ConfigError, match=r"measure\.0: must be .*got 'top2'") as caught:
+        load_recipe("demo", ["evaluators=[{name: classification, measure: [top2]}]"])
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(ConfigError, match=r"measure: must have 1 item or more, got \[\]"):
+        load_recipe("demo", ["evaluators=[{name: classification, measure: []}]"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from vit_dist.cli.data.options import (
     count,
@@ -21,9 +22,10 @@ from vit_dist.core.errors import ConfigError
 from vit_dist.core.files import destination, join_url, lies_in, redact
 from vit_dist.core.places import any_option, local_option, local_or_name
 from vit_dist.core.units import counted, format_bytes
-from vit_dist.data.pack.copies import COPIES_LIST
-from vit_dist.data.pack.dest import BAD_LIST
-from vit_dist.data.pack.run import PackResult
+
+if TYPE_CHECKING:
+    # numpy and what reads stores take longer than the help of this verb.
+    from vit_dist.data.pack.run import PackResult
 
 
 def main(argv: list[str]) -> int:
@@ -268,6 +270,8 @@ def merge_main(argv: list[str]) -> int:
 
 
 def _report(result: PackResult, dest: str) -> None:
+    from vit_dist.data.pack.dest import BAD_LIST
+
     if result.already_there:
         say("already packed from the same source with the same options; nothing to do")
     if result.num_bad:
@@ -288,6 +292,8 @@ def _report(result: PackResult, dest: str) -> None:
 
 def _report_copies(result: PackResult, dest: str) -> None:
     """What images were found to share, where they were compared now."""
+    from vit_dist.data.pack.copies import COPIES_LIST
+
     where, copies = redact(dest), result.copies
     if copies is None:
         if not result.already_there:

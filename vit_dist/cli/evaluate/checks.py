@@ -11,6 +11,7 @@ from vit_dist.config.load import differing, identity, load_recipe, sources_of
 from vit_dist.config.schema import Recipe
 from vit_dist.config.sections import value_text
 from vit_dist.core.errors import CheckpointError, ConfigError
+from vit_dist.core.folders import check_writable
 from vit_dist.core.run import names
 from vit_dist.core.run.checkpoints import MARKER, committed, no_checkpoint
 from vit_dist.core.run.directory import RunDir
@@ -40,6 +41,8 @@ def check_before(
     """
     if out is not None and out.is_dir():
         raise ConfigError(f"--out {out}: a directory; name a file, such as {out / 'values.json'}")
+    if out is not None:
+        check_writable(out, "--out")
     root = run_dir / names.CHECKPOINTS
     if checkpoint and not (root / checkpoint / MARKER).is_file():
         known = ", ".join(path.name for path in committed(root)[:3])

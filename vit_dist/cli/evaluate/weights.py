@@ -52,6 +52,7 @@ def evaluate_weights(args: argparse.Namespace, source: str, overrides: Sequence[
     Raises:
         ConfigError: what is asked for cannot be, as far as that is known without the weights.
     """
+    from vit_dist.core.folders import check_writable
     from vit_dist.core.world import world_or_ranks
 
     settings = [word.removeprefix("model.") for word in overrides if word.startswith("model.")]
@@ -59,6 +60,9 @@ def evaluate_weights(args: argparse.Namespace, source: str, overrides: Sequence[
     config = model_of(args, source, settings)
     if args.out is not None and args.out.is_dir():
         raise ConfigError(f"--out {args.out}: a directory; name a file, such as {args.out / 'values.json'}")
+    for option, place in (("--out", args.out), ("--files", args.files)):
+        if place is not None:
+            check_writable(place, option)
     for name in ("image_size", "num_classes"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')}={getattr(args, name)}: at least 1 is needed")
@@ -112,7 +116,7 @@ def model_of(args: argparse.Namespace, source: str, settings: Sequence[str]) -> 
     """
     from vit_dist.cli.models.options import model_config
     from vit_dist.core.files import is_remote, local_path
-    from vit_dist.models.weights.forms import check_readable
+    from vit_dist.models.weights.forms import check_readable, check_says_model
 
     if not is_remote(source) and not Path(source).exists() and not Path(source).suffix:
         if args.model:
@@ -124,8 +128,8 @@ def model_of(args: argparse.Namespace, source: str, settings: Sequence[str]) -> 
         raise ConfigError(f"model.{settings[0]}: settings are those of a model; give --model NAME")
     if not is_remote(source):
         check_readable(local_path(source))
-        if source.endswith(".npz") and not args.model:
-            raise ConfigError(f"{source}: an .npz does not say its model; give it: --model ViT-B/16")
+        if not args.model:
+            check_says_model(local_path(source))
     return model_config(args.model, settings) if args.model else None
 
 

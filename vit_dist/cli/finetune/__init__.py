@@ -182,7 +182,7 @@ def finetune_recipe(name: str, weights: str, data: str, overrides: list[str]) ->
     raw = read_recipe_file(path, files=files)
     source = look_at_weights(weights)
     if source.model is None and "model" not in given:
-        said = f"{redact(weights)}: does not say its model" if source.weights else "none: from scratch, of which model?"
+        said = f"{redact(weights)}: does not say its model" if source.weights else "none: no weights say which model"
         raise ConfigError(f"{said}; give it: model=ViT-B/16 (`vit-dist models list` has the names)")
     raw = merge(raw, source.for_transfer())
     raw = merge(raw, {"data": data_keys(data, given)})

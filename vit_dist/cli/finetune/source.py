@@ -70,6 +70,8 @@ def look_at_weights(weights: str) -> Source:
     Raises:
         VitDistError: there is nothing of that kind, or it is damaged.
     """
+    from vit_dist.models.weights.forms import check_readable
+
     if weights == NONE:
         return Source("", None)
     where = weights if is_remote(weights) else str(local_path(weights))
@@ -80,13 +82,13 @@ def look_at_weights(weights: str) -> Source:
     if url_name(where).endswith(".npz"):
         if not exists(where):
             raise MissingError(f"{redact(where)}: no such file")
+        if not is_remote(where):
+            check_readable(Path(where))
         return Source(weights, _of_sidecar(f"{where}.json"))
     if exists(join_url(folder_url(where), _CONFIG)):
         return Source(weights, _of_hugging_face(join_url(folder_url(where), _CONFIG), where))
     if is_remote(weights):
         return Source(weights, _of_copies(where))
-    from vit_dist.models.weights.forms import check_readable
-
     check_readable(Path(where))
     return Source(weights, None)
 
@@ -209,7 +211,8 @@ def _train_and_val(data: str) -> tuple[str, str]:
     except (MissingError, NotASetError) as error:
         inside = join_url(folder_url(data), "train")
         if not exists(join_url(folder_url(inside), "manifest.json")):
-            raise type(error)(f"DATA: {error}; `vit-dist data pack` makes a set of a folder of images") from None
+            pack = "" if "data pack" in str(error) else "; `vit-dist data pack` makes a set of a folder of images"
+            raise type(error)(f"DATA: {error}{pack}") from None
         found = (join_url(folder_url(data), name) for name in ("val", "test"))
         val = next((one for one in found if exists(join_url(folder_url(one), "manifest.json"))), "")
         return inside, val

@@ -38,7 +38,7 @@ class FolderConfig(SourceConfig):
 
     def open(self, url: str, scratch: Path, options: SourceOptions) -> Source:  # noqa: ARG002
         """See SourceConfig."""
-        # Whoever says --from folder and no split takes the directories for classes, whatever they are called.
+        # Whoever says --format folder and no split takes the directories for classes, whatever they are called.
         as_it_is = bool(options.kind) and not options.split_name
         return folder_source(url, options.classes, options.split_name, as_it_is=as_it_is)
 
@@ -145,7 +145,7 @@ def open_source(url: str, scratch: Path, options: SourceOptions | None = None) -
     try:
         source = _config(kind)
     except ConfigError as error:
-        raise ConfigError(f"--from {kind!r}: {error}") from None
+        raise ConfigError(f"--format {kind!r}: {error}") from None
     plain = SourceOptions()
     for name in SourceOptions.__dataclass_fields__:
         if name != "kind" and name not in source.options and getattr(options, name) != getattr(plain, name):
@@ -174,7 +174,7 @@ def _recognised(url: str) -> str:
     """
     kinds = [kind for kind in SOURCES.from_outside() if _config(kind).recognises(url)]
     if len(kinds) > 1:
-        raise ConfigError(f"{redact(url)}: {' and '.join(kinds)} both take it for their own; --from says which")
+        raise ConfigError(f"{redact(url)}: {' and '.join(kinds)} both take it for their own; --format says which")
     return kinds[0] if kinds else ""
 
 
@@ -189,7 +189,7 @@ def _kind(url: str) -> str:
         if path.is_file():
             raise DataError(
                 f"{redact(url)}: a file of an unknown kind; expected a folder with a directory per class, a list "
-                f"({', '.join(_LISTS)}), Parquet or tars; --from says which"
+                f"({', '.join(_LISTS)}), Parquet or tars; --format says which"
             )
         if find_idx(path):
             return "idx"

@@ -47,7 +47,7 @@ _FIELDS: dict[str, tuple[Check, str]] = {
     "classes": (is_texts, "a list of names"),
 }
 _WORDS = {
-    "kind": "--from",
+    "kind": "--format",
     "name": "--name",
     "num_images": "images in SRC",
     "num_val": "--val, in images",

@@ -7,12 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vit_dist.core.log import WARNING, log
 from vit_dist.models.weights.viewed import HALF, Viewed
 
 
 def is_usual(viewed: Viewed) -> bool:
     """Whether weights want images in [-1, 1], as everything here gives them."""
     return (viewed.mean, viewed.std) == (HALF, HALF)
+
+
+def warn_of_colours(viewed: Viewed, out: str) -> None:
+    """Say it where weights want colours of their own, and go into a file that cannot say which."""
+    if is_usual(viewed):
+        return
+    mean, std = (",".join(f"{value:g}" for value in one) for one in (viewed.mean, viewed.std))
+    log(
+        f"{out}: these weights want images of mean {mean} and deviation {std}, which a folder of Hugging "
+        f"Face alone says; of this file, who uses it has to: `vit-dist predict --mean {mean} --std {std}`",
+        WARNING,
+    )
 
 
 def recoloured(images: Tensor, viewed: Viewed) -> Tensor:

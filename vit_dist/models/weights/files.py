@@ -23,6 +23,7 @@ from vit_dist.core.text import decode_text
 from vit_dist.models import ModelConfig
 from vit_dist.models._positions import Resampling
 from vit_dist.models.weights.adapt import Head, fit, shapes_of
+from vit_dist.models.weights.colours import warn_of_colours
 from vit_dist.models.weights.described import config_of, stated
 from vit_dist.models.weights.forms import CONFIG, FOLDER_FILES, check_readable, form_to_write
 from vit_dist.models.weights.google import RULES, check_google, from_google, to_google
@@ -32,6 +33,7 @@ from vit_dist.models.weights.notes import (
     clean_classes,
     labels,
     read_sidecar,
+    sidecar_of,
     timm_config,
     timm_notes,
     write_sidecar,
@@ -40,7 +42,7 @@ from vit_dist.models.weights.opened import opened
 from vit_dist.models.weights.promised import Promised
 from vit_dist.models.weights.promised import State as Promises
 from vit_dist.models.weights.timm_form import from_timm, kind_of, to_timm, without_registers
-from vit_dist.models.weights.viewed import Viewed, viewed_by_hugging_face, viewed_by_text
+from vit_dist.models.weights.viewed import Viewed, view_said, viewed_beside, viewed_by_hugging_face, viewed_by_text
 
 State = dict[str, Tensor]
 # Files of one folder, and classes of a head whose number nobody states.
@@ -125,6 +127,8 @@ def write_weights(weights: Weights, out: Path | str) -> None:
     text, path = str(out), Path(out)
     form = form_to_write(text)
     weights = replace(weights, classes=clean_classes(weights.classes, weights.num_classes, text))
+    if form != "hugging-face":
+        warn_of_colours(weights.viewed, text)
     with explained(text, "written"):
         if form == "google":
             _write_npz(weights, path)
@@ -148,6 +152,10 @@ def _write_hugging_face(weights: Weights, path: Path) -> None:
         weights.image_size,
         labels(weights.classes, weights.num_classes),
     )
+    viewed = weights.viewed
+    images |= {**view_said(viewed), "image_mean": list(viewed.mean), "image_std": list(viewed.std)}
+    # As transformers says it: each class is true or not.
+    described |= {"problem_type": "multi_label_classification"} if viewed.loss == "sigmoid" else {}
     texts = {CONFIG: described, "preprocessor_config.json": images}
     # All of the old or all of the new: weights beside the config of others would load as what they are not. Where a
     # link leads to it, the folder itself is replaced.
@@ -189,20 +197,23 @@ def _from_named(tensors: Promises, metadata: Mapping[str, str], path: Path, opti
 
 
 def _read_npz(path: Path, options: LoadOptions) -> Weights:
-    config = options.config
+    config, said = options.config, read_sidecar(path)
     if config is None:
-        raise ConfigError(f"{path}: an .npz does not say its model; give it: {options.wording.model}")
+        if said.get("model") is None:
+            raise ConfigError(f"{path}: an .npz does not say its model; give it: {options.wording.model}")
+        config = config_of(said["model"], str(sidecar_of(path)))
     kind = kind_of(config)
     if kind not in RULES:
         raise ConfigError(f"{path}: Google's .npz files hold ViT, hybrid and BiT models, not {config.name}")
     names = shapes_of(config, 1, _smallest(config))
-    named = read_sidecar(path)
     with opened(path) as (arrays, _):
         try:
             state, missing, extra = from_google(arrays, names, kind, heads_of(config))
         except DataError as error:
             raise DataError(f"{path}: not the weights of {config.name}: {error}") from None
-        return _fitted(state, config, path, options, {}, classes=named, missing=missing, extra=extra)
+        classes = said.get("classes", ())
+        weights = _fitted(state, config, path, options, {}, classes=classes, missing=missing, extra=extra)
+        return replace(weights, viewed=viewed_beside(said.get("evaluation")))
 
 
 def _read_hugging_face(path: Path, options: LoadOptions) -> Weights:
@@ -373,4 +384,5 @@ def _write_npz(weights: Weights, path: Path) -> None:
                 np.lib.format.write_array(member, array, allow_pickle=False)
     model = weights.config.model_dump(mode="json")
     said = {"model": model, "num_classes": weights.num_classes, "image_size": weights.image_size}
-    write_sidecar(path, {**said, "classes": list(weights.classes)})
+    evaluation = {**view_said(weights.viewed), "loss": weights.viewed.loss}
+    write_sidecar(path, {**said, "classes": list(weights.classes), "evaluation": evaluation})

@@ -6,11 +6,13 @@ What is inside a file says files.py, which reads and writes them.
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Literal
 
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.folders import refuse_others
+from vit_dist.models.weights.names import OPTIONS
 
 CONFIG = "config.json"
 """Of a folder of Hugging Face: which model it holds."""
@@ -46,7 +48,7 @@ def check_readable(path: Path) -> None:
     """Nothing, where there is a file or folder of a name that weights have.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or an .npz that was cut off.
         ConfigError: its ending is no form's.
     """
     if path.is_dir():
@@ -62,3 +64,18 @@ def check_readable(path: Path) -> None:
         raise ConfigError(
             f"{path}: weights in a file of this name are not known; known: {FORMS}, and timm's {', '.join(PICKLED)}"
         )
+    if path.suffix == ".npz" and not zipfile.is_zipfile(path):
+        raise DataError(f"{path}: not a whole .npz: the end of an archive is missing; fetch it again")
+
+
+def check_says_model(path: Path) -> None:
+    """Nothing, unless it is an .npz alone: what we have written beside one says its model.
+
+    Args:
+        path: of weights, of which no model was named by an option.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if path.suffix == ".npz" and not path.with_name(f"{path.name}.json").is_file():
+        raise ConfigError(f"{path}: an .npz does not say its model; give it: {OPTIONS.model}")

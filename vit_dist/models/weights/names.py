@@ -23,12 +23,12 @@ class Wording:
 
     new_head: str
     num_classes: str
-    model: str = "`vit-dist models import ... --model ViT-B/16`"
+    model: str = "--model ViT-B/16 (`vit-dist models list` has the names)"
     headless: str = ""
 
 
 OPTIONS = Wording("--head new", "--num-classes N")
-KEYS = Wording("init.head=new", "data.num_classes=N")
+KEYS = Wording("init.head=new", "data.num_classes=N", "model=ViT-B/16")
 TEACHER = Wording(
     "never for a teacher",
     "data.num_classes=N",

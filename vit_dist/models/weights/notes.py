@@ -202,23 +202,23 @@ def write_sidecar(path: Path, said: Mapping[str, Any]) -> None:
     write_bytes(str(sidecar_of(path)), (json.dumps(content, indent=1) + "\n").encode())
 
 
-def read_sidecar(path: Path) -> Any:
-    """The names of the classes of an .npz; () where nothing beside it says any, or what is there is of another file.
-
-    Not checked yet: see `clean_classes`.
-    """
+def read_sidecar(path: Path) -> Mapping[str, Any]:
+    """What stands beside an .npz; {} where nothing does, or what is there is of another file. Not checked yet."""
     beside = sidecar_of(path)
     try:
         said = parse_json(read_small(beside, MAX_WHOLE_BYTES))
     except FileNotFoundError:
-        return ()
+        return {}
     except (OSError, DamagedError) as error:
-        log(f"{beside}: cannot be read: {error}; the classes have no names", WARNING)
-        return ()
+        log(f"{beside}: cannot be read: {error}; {_UNSAID}", WARNING)
+        return {}
     if not isinstance(said, dict) or said.get("sha256") != _sha256(path):
-        log(f"{beside}: of another file than {path.name}; the classes have no names", WARNING)
-        return ()
-    return said.get("classes", ())
+        log(f"{beside}: of another file than {path.name}; {_UNSAID}", WARNING)
+        return {}
+    return said
+
+
+_UNSAID = "the classes have no names, and nothing is known of the model and of how images go in"
 
 
 def _sha256(path: Path) -> str:

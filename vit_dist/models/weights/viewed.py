@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,8 +61,22 @@ def viewed_by_text(text: str, image_size: int) -> Viewed:
         return Viewed()
 
 
+def viewed_beside(said: object) -> Viewed:
+    """What `view_said` has written beside weights; what is not there, or cannot be, as by default."""
+    told: Mapping[str, Any] = said if isinstance(said, Mapping) else {}
+    crop: Any = told.get("crop_pct")
+    loss: Loss = "sigmoid" if told.get("loss") == "sigmoid" else "softmax"
+    crop = float(crop) if is_number(crop) and 0 < crop <= 1 else Viewed.crop
+    return Viewed(crop, told.get("upright") is True, loss)
+
+
+def view_said(viewed: Viewed) -> dict[str, Any]:
+    """How evaluation sees images, for a file beside weights, by timm's name for the crop."""
+    return {"crop_pct": viewed.crop, **({"upright": True} if viewed.upright else {})}
+
+
 def viewed_by_hugging_face(folder: Path, described: object) -> Viewed:
-    """What a folder of Hugging Face says: the colours' mean and deviation, and whether classes exclude each other."""
+    """What a folder of Hugging Face says: colours' mean and deviation, whether classes exclude each other, the crop."""
     kind = described.get("problem_type") if isinstance(described, Mapping) else None
     loss: Loss = "sigmoid" if kind == "multi_label_classification" else "softmax"
     file = folder / _PREPROCESSOR
@@ -77,7 +91,7 @@ def viewed_by_hugging_face(folder: Path, described: object) -> Viewed:
     if mean is None or std is None or min(std) <= 0:
         log(f"{file}: has no image_mean and image_std; its images are taken to be RGB in [-1, 1]", WARNING)
         mean = std = HALF
-    return Viewed(loss=loss, mean=mean, std=std)
+    return replace(viewed_beside(said), loss=loss, mean=mean, std=std)
 
 
 def _colours(said: object, key: str) -> tuple[float, float, float] | None:

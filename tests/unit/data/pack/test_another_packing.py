@@ -34,7 +34,7 @@ def _images(**options: Any) -> dict[str, Any]:
         ({"name": "zoo"}, '--name: "zoo" now, "pets" there'),
         ({"num_val": 6}, "--val, in images: 6 now, 0 there"),
         ({"digest": "d2"}, "SRC: other images or labels now than there"),
-        ({"digest": "d2", "kind": "parquet"}, '--from: "parquet" now, "folder" there'),
+        ({"digest": "d2", "kind": "parquet"}, '--format: "parquet" now, "folder" there'),
         ({"digest": "d2", "num_images": 61}, "images in SRC: 61 now, 60 there"),
         ({"classes": ("cat", "fox")}, 'name of class 1: "fox" now, "dog" there'),
         (

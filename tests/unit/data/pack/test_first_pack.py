@@ -59,7 +59,7 @@ def test_folders_of_splits_are_told_how_each_is_packed_and_those_commands_work(
     folder(tmp_path / "src", *(f"{split}/{name}" for split in splits for name in ("cat/1.png", "dog/2.png")))
     with pytest.raises(ConfigError, match="pack each into a set of its own") as error:
         pack(Path("src"), Path("out"))
-    commands = str(error.value).partition("--from folder): ")[2].split("; ")
+    commands = str(error.value).partition("--format folder): ")[2].split("; ")
     assert [command.split()[-1] for command in commands] == shown
     for command in commands:
         *_, source, dest, option, split = command.split()

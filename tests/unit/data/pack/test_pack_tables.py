@@ -338,7 +338,7 @@ def test_options_that_mean_nothing_for_a_source_are_refused(images: Path) -> Non
     path = write_jsonl(images / "list.jsonl", [{"image": "img/0.png", "label": 1}])
     with pytest.raises(ConfigError, match=r"--split-name: .* is read as a list"):
         run(path, images / "out", split_name="train")
-    with pytest.raises(ConfigError, match=r"--from 'lists'.*did you mean 'list'"):
+    with pytest.raises(ConfigError, match=r"--format 'lists'.*did you mean 'list'"):
         run(path, images / "out", kind="lists")
     (images / "x.bin").write_bytes(b"x")
     with pytest.raises(DataError, match="a file of an unknown kind"):

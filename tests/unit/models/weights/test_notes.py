@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from tests.unit.models.weights.test_weights import MODELS_IN_TIMM, images, logits, weights
-from vit_dist.core.errors import DataError
+from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.data.decode import centre, normalize
 from vit_dist.models.weights.files import LoadOptions, Weights, read_weights, write_weights
 from vit_dist.models.weights.notes import clean_classes, sidecar_of
@@ -88,6 +88,31 @@ def test_names_beside_another_npz_are_not_taken(
     sidecar_of(tmp_path / "w.npz").write_text(content)
     assert read_weights(tmp_path / "w.npz", LoadOptions(before.config)).classes == ()
     assert "the classes have no names" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="does not say its model; give it: --model"):
+        read_weights(tmp_path / "w.npz")
+
+
+@pytest.mark.parametrize("name", ["w.npz", "folder/", "w.safetensors", "w.timm.safetensors"])
+def test_every_form_keeps_how_evaluation_saw_images(name: str, tmp_path: Path) -> None:
+    viewed = Viewed(crop=0.5, upright=True, loss="sigmoid")
+    recipe = "data: {val_crop: 0.5, upright: true}\nloss: {name: sigmoid}\n"
+    before = replace(named(), viewed=viewed, facts={"recipe": recipe})
+    write_weights(before, f"{tmp_path}/{name}")
+    after = read_weights(tmp_path / name)
+    assert after.viewed == viewed
+    if name == "w.npz":
+        assert after.config == before.config
+
+
+def test_colours_of_others_stay_in_a_folder_and_are_told_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = replace(named(), viewed=Viewed(mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.2)))
+    write_weights(before, f"{tmp_path}/folder/")
+    assert read_weights(tmp_path / "folder").viewed == before.viewed
+    assert capsys.readouterr().err == ""
+    write_weights(before, tmp_path / "w.safetensors")
+    assert "--mean 0.4,0.5,0.6 --std 0.2,0.2,0.2" in capsys.readouterr().err
 
 
 def test_hugging_faces_folder_has_a_label_for_each_class(tmp_path: Path) -> None:

@@ -426,7 +426,7 @@ def test_forms_that_are_not_known_are_refused_with_those_that_are(tmp_path: Path
     with pytest.raises(DataError, match="no such file"):
         read_weights(tmp_path / "none.npz", LoadOptions(before.config))
     write_weights(before, tmp_path / "w.npz")
-    with pytest.raises(ConfigError, match=r"does not say its model; give it: .* --model"):
+    with pytest.raises(ConfigError, match=r"does not say its model; give it: --model"):
         read_weights(tmp_path / "w.npz")
     with pytest.raises(ConfigError, match="no name for the parameter 'pos_relative'"):
         write_weights(weights("vit-test", position_embedding="relative"), tmp_path / "r.npz")

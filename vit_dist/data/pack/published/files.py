@@ -38,17 +38,19 @@ _MOST_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Place:
-    """Where a file lies: a URL, and, in a tar, which bytes of it."""
+    """Where a file lies: a URL, and, in a tar, which bytes of it; of an unpacked tar, the archive that it was."""
 
     url: str
     offset: int = -1
     num_bytes: int = -1
     path: str = ""
+    archive: str = ""
 
     @property
     def where(self) -> str:
         """For people."""
-        return redact(self.url) if self.offset < 0 else f"{redact(self.url)}: {self.path}"
+        url = redact(self.archive or self.url)
+        return url if self.offset < 0 else f"{url}: {self.path}"
 
 
 @dataclass
@@ -105,7 +107,7 @@ class Files:
             for member in members(tar, where=place.where):
                 if member.is_file:
                     path = member.name.removeprefix("./")
-                    self.by_path.setdefault(path, Place(tar, member.content, member.size, path))
+                    self.by_path.setdefault(path, Place(tar, member.content, member.size, path, place.url))
 
 
 def look(url: str, scratch: Path, *, leave_out: str = "") -> Files:
