@@ -22,7 +22,7 @@ import urllib3
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.store_errors import is_answer, is_expired, is_past_the_end, refuse_web_page, wait_s, whole_number
-from vit_dist.core.stores import CONNECTIONS, storage_options
+from vit_dist.core.stores import CONNECTIONS, MOST_RENEWALS, storage_options
 from vit_dist.core.urls import is_s3, redact, split_url
 from vit_dist.core.versions import Versions
 from vit_dist.core.web_answers import Transient, ask, check_range, connections, finish, no_ranges, read_into, some
@@ -154,7 +154,8 @@ def _capture(request: Any, **_: Any) -> None:
 
 @dataclass(frozen=True)
 class _Ask:
-    """One question: who asks, and for which bytes of what; `region` is the bucket's, '' where nobody has told it."""
+    """One question: who asks, and for which bytes of what; `region` is the bucket's, '' where nobody has told it, and
+    `credentials` sign it, None: nothing does."""
 
     account: _Account
     url: str
@@ -164,6 +165,7 @@ class _Ask:
     start: int
     into: memoryview
     timeout_s: float
+    credentials: Any
 
 
 class S3Reads:
@@ -185,11 +187,14 @@ class S3Reads:
             Transient: nothing came, and may the next time.
         """
         bucket, _, key = split_url(url)[1].partition("/")
-        account, moves = self._account, 0
+        account, moves, renewals = self._account, 0, 0
+        credentials = None
         while True:
             region = self._regions.get(bucket, "")
             try:
-                return self._fetch(_Ask(account, url, bucket, key, region, start, into, timeout_s), versions)
+                credentials = account.frozen()
+                asked = _Ask(account, url, bucket, key, region, start, into, timeout_s, credentials)
+                return self._fetch(asked, versions)
             except Transient:
                 raise
             except Exception as error:
@@ -198,7 +203,10 @@ class S3Reads:
                 moves += 1
                 if moves <= _MOST_MOVES and self._moved(bucket, region, error):
                     continue
-                fresh = self._renewed(account) if is_expired(error) else None
+                # A helper that makes new ones each time would be asked for ever.
+                renewals += is_expired(error)
+                may_renew = is_expired(error) and renewals <= MOST_RENEWALS
+                fresh = self._renewed(account, credentials) if may_renew else None
                 if fresh is None:
                     raise _told(error) from error
                 account = fresh
@@ -248,10 +256,9 @@ class S3Reads:
 
         end = asked.start + len(asked.into) - 1
         headers = {"Range": f"bytes={asked.start}-{end}", "Accept-Encoding": "identity", **asked.account.headers}
-        credentials = asked.account.frozen()
         request = AWSRequest("GET", address, headers=headers)
-        if credentials is not None:
-            S3SigV4Auth(credentials, "s3", region).add_auth(request)
+        if asked.credentials is not None:
+            S3SigV4Auth(asked.credentials, "s3", region).add_auth(request)
         return {name: str(value) for name, value in request.headers.items()}
 
     def _pool(self, address: str) -> urllib3.PoolManager:
@@ -277,15 +284,23 @@ class S3Reads:
             self._regions[bucket] = region
         return True
 
-    def _renewed(self, refused: _Account) -> _Account | None:
-        """Other credentials than those that were refused, to be used from then on; None where there are none."""
+    def _renewed(self, refused: _Account, credentials: Any) -> _Account | None:
+        """Who has other credentials than those that were refused, to be used from then on; None where nobody has.
+
+        Args:
+            refused: who asked.
+            credentials: that the question was signed with.
+        """
         with self._renewing:
             if self._account is not refused:
                 # Another thread was first.
                 return self._account
             try:
+                if refused.frozen() != credentials:
+                    # They renew themselves before they expire, and have since.
+                    return refused
                 fresh = _Account()
-                if fresh.frozen() == refused.frozen():
+                if fresh.frozen() == credentials:
                     return None
             except Exception:
                 # None can be read: what the store has said is the better message.

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -41,6 +42,19 @@ class NoAnswerError(OSError):
 
 class NobodyThereError(NoAnswerError):
     """At the address of a store is nobody who could answer."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a process knows of servers, for others that it starts and that ask the same ones.
+
+    Attributes:
+        begun: whether a run has begun, so that every store is waited for.
+        answered: servers that have answered.
+    """
+
+    begun: bool = False
+    answered: frozenset[str] = frozenset()
 
 
 class _State:
@@ -139,6 +153,19 @@ def run_has_begun() -> None:
     _state.begun = True
 
 
+def known() -> Known:
+    """What this process knows."""
+    with _state.lock:
+        return Known(_state.begun, frozenset(_state.answered))
+
+
+def know(what: Known) -> None:
+    """Know what another process knows, too: an outage that this one begins with is not to end what goes on there."""
+    with _state.lock:
+        _state.begun = _state.begun or what.begun
+        _state.answered |= what.answered
+
+
 def has_answered(url: str) -> None:
     """Note that whoever is asked for this URL is there."""
     name = server(url)
@@ -165,11 +192,11 @@ def failed(url: str, problem: str, otherwise: str, at_least: float = 0.0) -> flo
         Seconds that are left to ask again, perhaps none; infinite for a server that is known.
     """
     name, now = server(url), time.monotonic()
-    known = is_known(url)
-    absent = "" if known else nobody_there(url)
+    is_there = is_known(url)
+    absent = "" if is_there else nobody_there(url)
     with _state.lock:
         since = _state.failing_since.setdefault(name, now)
-        left = float("inf") if known else min(UNKNOWN_S, ABSENT_S if absent else UNKNOWN_S) - (now - since)
+        left = float("inf") if is_there else min(UNKNOWN_S, ABSENT_S if absent else UNKNOWN_S) - (now - since)
         left = max(left, at_least)
         # Of one that is not asked again the error says all.
         tell = left > 0 and now - _state.said.get(name, -_SAID_EVERY_S) >= _SAID_EVERY_S
@@ -177,7 +204,7 @@ def failed(url: str, problem: str, otherwise: str, at_least: float = 0.0) -> flo
             _state.said[name] = now
     if tell:
         at = asked_at(url)
-        until = otherwise if known else f"until {_clock(left)}"
+        until = otherwise if is_there else f"until {_clock(left)}"
         log(f"  {redact(url)}: {absent or problem}{f' ({at})' if at else ''}; asked again {until}", WARNING)
     return left
 

@@ -30,6 +30,8 @@ from vit_dist.core.urls import SCHEMES, local_path, redact, split_url
 
 CONNECTIONS = 64
 """To one server that are kept: the libraries' own 10 would make the other readers wait, or connect anew each time."""
+MOST_RENEWALS = 3
+"""Times that one question is asked with other credentials, since those before were refused."""
 _REMOVALS_IN_FLIGHT = 16
 _AGAIN_S = 1.0
 _SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -203,12 +205,14 @@ class Store:
                     raise
 
     def _ask_until_let_in(self, path: str, question: Callable[[Any], T]) -> T:
+        renewals = 0
         while True:
             system = self._system
             try:
                 return question(system)
             except Exception as error:
-                if is_expired(error) and self._renew(system):
+                renewals += 1
+                if is_expired(error) and renewals <= MOST_RENEWALS and self._renew(system):
                     continue
                 reason = _reason(system, path) if is_untold(error) else None
                 if reason is None:

@@ -7,6 +7,7 @@ wait for it. Nothing here is needed: where the disk is full, slow or broken, ran
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -65,13 +66,14 @@ class ShardCache:
     """
 
     def __init__(self, place: Path, bound: int, setting: str) -> None:
+        self._place, self._setting = place, setting
         self._folder = open_folder(place, setting)
         self._counts, self._lock = CacheCounts(), threading.Lock()
         self._parts: dict[tuple[str, str, int], Part | None] = {}
         self._own: set[str] = set()
         self._told: set[str] = set()
         self._noted: dict[str, float] = {}
-        self._unwritable_until = 0.0
+        self._unwritable_until, self._is_gone = 0.0, False
         self._ledger = Ledger(self._folder, bound, self._own_keys)
         self._ledger.begin()
 
@@ -209,6 +211,8 @@ class ShardCache:
         stored = False
         if time.monotonic() >= self._unwritable_until:
             try:
+                if self._is_gone:
+                    self._make_anew()
                 with self._ledger.room(need) as stored:
                     for chunk, inside in chunks if stored else ():
                         chunk.write(inside, content, first)
@@ -217,6 +221,14 @@ class ShardCache:
                 self._trouble(error, "written")
         size = len(cells) * CELL
         self._count(CacheCounts(stored_bytes=size) if stored else CacheCounts(unstored_bytes=size))
+
+    def _make_anew(self) -> None:
+        """Make the folder again that somebody has removed, where the directory that it was in is there."""
+        if self._place.is_dir():
+            with contextlib.suppress(ConfigError):
+                # Of another user, or another version: left alone, as it is at the start.
+                open_folder(self._place, self._setting)
+                self._is_gone = False
 
     def _own_keys(self) -> set[str]:
         with self._lock:
@@ -231,7 +243,9 @@ class ShardCache:
     def _trouble(self, error: OSError, doing: str) -> None:
         """Say it once, and leave the disk alone for a while."""
         self._unwritable_until = time.monotonic() + _AGAIN_S
-        reason = disk_problem(error) or f"{error.strerror or error}"
+        # Folders of it: that a chunk is not there is no error.
+        self._is_gone = self._is_gone or error.errno == errno.ENOENT
+        reason = "it was removed" if self._is_gone else disk_problem(error) or f"{error.strerror or error}"
         self._tell(
             "trouble",
             f"  the {self.name} cannot be {doing}: {reason}. What it lacks is read from the "

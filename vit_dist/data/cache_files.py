@@ -32,6 +32,7 @@ CHUNK = CELL * CHUNK_CELLS
 CHUNK_OVERHEAD = 16 << 10
 """Bytes of disk that a chunk takes at most beside its cells: header, where its cells lie, its name."""
 LOCKS, WRITING = "locks", "writing"
+LEDGER, LEDGER_LOCK = "ledger", "ledger.lock"
 DRAWERS = tuple("0123456789abcdef")
 _HEADER, _TABLE = 4096, 2048
 _FORMAT, _SAYS = "FORMAT", b"vit_dist shard cache 1\n"
@@ -85,7 +86,9 @@ def open_folder(place: Path, setting: str) -> Path:
     except PermissionError:
         raise ConfigError(f"{setting}: {place} may not be written to by this user; give another directory") from None
     if not has_format(folder):
-        others = [path.name for path in visible(folder) if path.name not in (*DRAWERS, LOCKS, WRITING)]
+        # Or whoever cleans up after others has taken the oldest file of it.
+        own = (*DRAWERS, LOCKS, WRITING, LEDGER, LEDGER_LOCK)
+        others = [path.name for path in visible(folder) if path.name not in own]
         # Another process may have made it meanwhile.
         if others and not has_format(folder):
             raise ConfigError(
@@ -189,7 +192,8 @@ class Chunk:
             OSError: the disk cannot be read.
         """
         try:
-            handle = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            # A pipe in its place is none of ours, and would be waited for.
+            handle = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             return list(cells), 0
         try:

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from vit_dist.core.locks import LockHeldError, held, held_soon, holder_of
 from vit_dist.core.small_files import DamagedError, read_small
-from vit_dist.data.cache_files import DRAWERS, LOCKS, WRITING
+from vit_dist.data.cache_files import DRAWERS, LEDGER, LEDGER_LOCK, LOCKS, WRITING
 
-_LOCK, _NUMBER, _LENGTH, _SAID = "ledger.lock", "ledger", 64, 4096
+_LENGTH, _SAID = 64, 4096
 _SPARE = 20
 """One part in so many is made free at once, so that files are not counted for each write."""
 _WAIT_S, _WAIT_AT_START_S = 0.25, 5.0
@@ -147,7 +147,7 @@ class Ledger:
         return True
 
     def _locked(self, wait_s: float) -> contextlib.AbstractContextManager[None]:
-        return held_soon(self._folder / _LOCK, wait_s)
+        return held_soon(self._folder / LEDGER_LOCK, wait_s)
 
     def _make_room(self, need: int) -> int:
         """Count what there is, and remove what has to go for `need` bytes more; what is left, with what is written."""
@@ -188,14 +188,14 @@ class Ledger:
     def _read(self) -> int | None:
         """What the ledger says; None where it says nothing that holds."""
         try:
-            words = read_small(self._folder / _NUMBER, _LENGTH).decode("ascii", "replace").split()
+            words = read_small(self._folder / LEDGER, _LENGTH).decode("ascii", "replace").split()
         except (FileNotFoundError, DamagedError):
             return None
         # After a crash of the machine files and number may be of different moments.
         return int(words[0]) if len(words) == 2 and words[0].isdigit() and words[1] == _boot() else None
 
     def _write(self, used: int) -> None:
-        handle = os.open(self._folder / _NUMBER, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        handle = os.open(self._folder / LEDGER, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             os.pwrite(handle, f"{used} {_boot()}".ljust(_LENGTH).encode(), 0)
         finally:

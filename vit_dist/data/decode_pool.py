@@ -24,6 +24,7 @@ import torch
 from vit_dist.config.schema import DataConfig
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.seeding import I64
+from vit_dist.core.store_patience import known
 from vit_dist.core.world import rank_cpus
 from vit_dist.data.batch import Replacement, Sample
 from vit_dist.data.decode_server import READY
@@ -121,7 +122,7 @@ class DecodePool:
         layout = Layout(wanted.count, slots, wanted.batch, rows.image_size, rows.max_labels)
         self._wanted, self._pace = wanted, pace
         self._memory = SharedMemory(layout)
-        self._setup = Setup(rows, layout, max(2, -(-read_threads // wanted.count)))
+        self._setup = Setup(rows, layout, max(2, -(-read_threads // wanted.count)), known())
         self._owner: dict[int, int] = {}
         self._turn = 0
         # Lanes beside each other go to one process, for fewer messages, where there is enough for all to do; the last
@@ -221,7 +222,7 @@ class DecodePool:
     def _listen(self) -> None:
         """In a thread: start the processes, then take what they say, until there is nobody to say anything."""
         try:
-            self._control.send(sys.path)
+            self._control.send((sys.path, dict(os.environ)))
             self._control.send(self._setup)
             if self._control.recv() == READY:
                 self._ready.set()

@@ -30,6 +30,9 @@ MOST_PROCESSES = 128
 READY = "ready"
 """What a keeper says once its processes are there; after it (process, pid, status) of each that ends."""
 
+ALONE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+"""Each process is for one CPU, and what is to be forked may have no threads: libraries shall make none."""
+
 _LOOK_MS = 1000
 
 
@@ -90,8 +93,11 @@ def _keep(control_fd: int, memory_fd: int, worker_fds: list[int]) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     control = Connection(control_fd)
     try:
-        # As in the rank at this time: what it can import its processes can.
-        sys.path[:] = control.recv()
+        # As in the rank at this time: what it can import its processes can, and who it is for a store they are.
+        sys.path[:], variables = control.recv()
+        os.environ.update({name: value for name, value in variables.items() if name not in ALONE})
+        for name in os.environ.keys() - variables.keys() - ALONE.keys():
+            del os.environ[name]
         setup: Setup = control.recv()
     except (EOFError, OSError):
         return

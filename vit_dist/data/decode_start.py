@@ -12,6 +12,7 @@ import threading
 from multiprocessing.connection import Connection
 
 from vit_dist.core.process import DECODE_MODULE, code_root
+from vit_dist.data.decode_server import ALONE
 
 _CLOSING_S = 5.0
 _ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
@@ -26,8 +27,6 @@ class _Server:
         self._control, its = socket.socketpair()
         # As this one finds modules now, from wherever it was started.
         paths = [str(code_root()), *(path or str(os.getcwd()) for path in sys.path)]  # noqa: PTH109
-        # Each process is for one CPU, and what is to be forked may have no threads: libraries shall make none.
-        alone = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         # Blocked in the server from its first instruction on, and in all that it forks.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _ASKED)
         try:
@@ -35,7 +34,7 @@ class _Server:
                 [sys.executable, "-P", "-m", DECODE_MODULE, str(its.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[its.fileno()],
-                env={**os.environ, **alone, "PYTHONPATH": os.pathsep.join(paths)},
+                env={**os.environ, **ALONE, "PYTHONPATH": os.pathsep.join(paths)},
             )
         except BaseException:
             self._control.close()

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 
 from vit_dist.core.errors import DataError
+from vit_dist.core.store_patience import Known, know
 from vit_dist.data.batch import Batch, Replacement, Sample
 from vit_dist.data.pace import Interval
 from vit_dist.data.rows import Place, Rows, RowsOf
@@ -33,11 +34,13 @@ class Setup:
         rows: what rows hold.
         layout: of the shared memory.
         read_threads: of each process.
+        stores: what the rank knows of them: they are waited for as it does.
     """
 
     rows: RowsOf
     layout: Layout
     read_threads: int
+    stores: Known
 
 
 LOOK_ALONE = -1
@@ -70,6 +73,7 @@ def work(setup: Setup, memory: SharedMemory, process: int, connection: Connectio
     """Do all tasks that come. Ends this process when the other end is gone."""
     # One CPU each. Set before there is a thread, whose number it becomes.
     torch.set_num_threads(1)
+    know(setup.stores)
     slots = memory.buffers()
     rows = Rows(setup.rows, setup.read_threads, lambda shard, key: memory.note(process, f"{key!r} of {shard}"))
     todo: queue.SimpleQueue[tuple[Task, list[Place] | BaseException]] = queue.SimpleQueue()

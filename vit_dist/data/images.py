@@ -33,8 +33,11 @@ MAX_PIXELS = 178_956_970
 MAX_SIDE = 1 << 20
 """The longest side: what resizing needs grows with it, by some 50 bytes a pixel."""
 
+MAX_SCANS = 100
+"""Of a JPEG: each takes as long as its whole picture does, and 14 bytes. As many as cjpeg writes, and libtiff reads."""
+
 JPEG_BEGINS = b"\xff\xd8\xff"
-_JPEG_END = b"\xff\xd9"
+_JPEG_END, _SCAN_BEGINS = b"\xff\xd9", b"\xff\xda"
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
 
@@ -102,11 +105,11 @@ def check_jpeg(content: bytes | bytearray | memoryview) -> tuple[int, int]:
     Raises:
         DecodeError: damaged, cut off, too large, or of a kind that is not read.
     """
-    size = _jpeg_header(content)
+    height, width, has_more_scans = _jpeg_header(content)
     # Mostly it is the file's end. All between is looked at by the decoder.
-    if content[-2:] != _JPEG_END:
+    if content[-2:] != _JPEG_END or (has_more_scans and bytes(content).count(_SCAN_BEGINS) > MAX_SCANS):
         _plain_jpeg(bytes(content))
-    return size
+    return height, width
 
 
 def _plain_jpeg(content: bytes) -> tuple[bytes, list[_Segment]]:
@@ -114,6 +117,8 @@ def _plain_jpeg(content: bytes) -> tuple[bytes, list[_Segment]]:
     header: list[_Segment] = []
     _jpeg_header(content, header)
     scans, end = _scans(content, header)
+    if len(scans) > MAX_SCANS:
+        raise DecodeError(f"a JPEG of {len(scans):,} scans: more than the {MAX_SCANS} that it may have")
     jpeg = b"".join([content[:2], *(content[s.begin : s.end] for s in header if _is_shown(s))])
     jpeg += content[header[-1].end : end]
     if content[-2:] != _JPEG_END:
@@ -192,9 +197,14 @@ def _scans(content: bytes, header: list[_Segment]) -> tuple[list[_Segment], int]
     raise DecodeError(_TRUNCATED)
 
 
-def _jpeg_header(content: bytes | bytearray | memoryview, segments: list[_Segment] | None = None) -> tuple[int, int]:
-    """Check the header, up to the data of the first scan; its segments are added to `segments`. -> height, width."""
-    at, size = 2, None
+def _jpeg_header(
+    content: bytes | bytearray | memoryview, segments: list[_Segment] | None = None
+) -> tuple[int, int, bool]:
+    """Check the header, up to the data of the first scan; its segments are added to `segments`.
+
+    -> height, width, and whether decoders look for further scans: the first one cannot have brought everything.
+    """
+    at, frame, size = 2, -1, (0, 0)
     try:
         while True:
             if content[at] != 0xFF:
@@ -205,11 +215,13 @@ def _jpeg_header(content: bytes | bytearray | memoryview, segments: list[_Segmen
             if marker in _SEGMENTS:
                 end = at + 2 + max(2, content[at + 2] << 8 | content[at + 3])
                 if marker in _FRAMES:
-                    size = _check_frame(content, at)
+                    frame, size = at, _check_frame(content, at)
                 if segments is not None:
                     segments.append(_Segment(marker, at, end))
                 if marker == _SCAN:
-                    break
+                    if frame < 0:
+                        raise DecodeError(_DAMAGED.format("a scan without a frame"))
+                    return *size, content[frame + 1] in _PROGRESSIVE or content[at + 4] < content[frame + 9]
                 at = end
             elif marker == 0xFF:
                 at += 1
@@ -219,9 +231,6 @@ def _jpeg_header(content: bytes | bytearray | memoryview, segments: list[_Segmen
                 raise DecodeError(_DAMAGED.format(f"marker 0x{marker:02x} in its header is none that is read"))
     except (IndexError, ValueError):
         raise DecodeError(_TRUNCATED) from None
-    if size is None:
-        raise DecodeError(_DAMAGED.format("a scan without a frame"))
-    return size
 
 
 def _check_frame(content: bytes | bytearray | memoryview, at: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -26,6 +27,7 @@ class Store(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.allowed, self.known, self.ranges = "", "", True
+        self.refusing: Callable[[], object] = lambda: None
         self.asked: list[tuple[str, str]] = []
 
 
@@ -39,6 +41,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append((self.command, key))
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if key != self.server.allowed:
+            self.server.refusing()
             return self.answer(400, b"<Error><Code>ExpiredToken</Code><Message>no</Message></Error>")
         if self.command == "PUT":
             return self.answer(200, b"", {"ETag": '"x"'})
@@ -106,7 +109,7 @@ def store(environment: tuple[Store, Path], renew: Renew) -> Store:
         renew("KEY")
         assert exists("s3://bkt/x")
         assert range_of("s3://bkt/x") == DATA[100:200]
-    server.allowed, server.ranges = server.known, True
+    server.allowed, server.ranges, server.refusing = server.known, True, lambda: None
     server.asked.clear()
     return server
 
@@ -200,3 +203,48 @@ def test_a_file_in_a_store_is_read_from_anywhere(store: Store) -> None:
         assert (file.tell(), file.read(3)) == (1000, DATA[1000:1003])
         assert file.read() == DATA[1003:]
         assert file.read() == b""
+
+
+@pytest.fixture
+def helper(environment: tuple[Store, Path], store: Store, renew: Renew) -> Iterator[Callable[[str, str], Path]]:
+    """helper(key, more): credentials come from a program; `key` is in the words of a shell. -> its folder."""
+    folder, known = environment[1].parent, store.known
+
+    def write(key: str, more: str = "") -> Path:
+        environment[1].unlink()
+        script = folder / "helper.sh"
+        said = f'{{"Version":1,"AccessKeyId":"\'{key}\'","SecretAccessKey":"s","SessionToken":"t"{more}}}'
+        script.write_text(f"cd {folder}; echo >> calls; echo '{said}'\n")
+        (folder / "config").write_text(f"[default]\ncredential_process = /bin/sh {script}\n")
+        return folder
+
+    yield write
+    (folder / "config").unlink()
+    renew(f"{known}z")
+    assert read_bytes("s3://bkt/x") == DATA
+    assert range_of("s3://bkt/x") == DATA[100:200]
+
+
+@pytest.mark.parametrize("use", ["a range", "a whole file", "writing", "whether it is there"])
+def test_a_program_that_always_has_other_credentials_is_not_asked_for_ever(
+    store: Store, helper: Callable[..., Path], use: str
+) -> None:
+    helper("$(grep -c ^ calls)")
+    store.allowed = "ANOTHER"
+    with pytest.raises(DataError, match=r"s3://bkt/x: .*these credentials have expired"):
+        USES[use]("s3://bkt/x")
+    assert 2 <= len({key for _, key in store.asked}) <= 6
+
+
+def test_credentials_that_have_renewed_themselves_meanwhile_are_tried(
+    store: Store, helper: Callable[..., Path]
+) -> None:
+    # Soon: they are read again before each use.
+    soon = datetime.now(UTC) + timedelta(minutes=2)
+    key = helper("$(cat key)", f',"Expiration":"{soon:%Y-%m-%dT%H:%M:%SZ}"') / "key"
+    key.write_text("A")
+    store.allowed = "A"
+    assert range_of("s3://bkt/x") == DATA[100:200]
+    store.allowed = "B"
+    store.refusing = lambda: key.write_text("B")
+    assert range_of("s3://bkt/x") == DATA[100:200]

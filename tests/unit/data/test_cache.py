@@ -7,6 +7,7 @@ import errno
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -26,7 +27,7 @@ from vit_dist.core.node_cache import DIR_VARIABLE, SIZE_VARIABLE
 from vit_dist.data import cache as cache_module
 from vit_dist.data.cache import ShardCache, counts, open_cache
 from vit_dist.data.cache_counts import CacheCounts
-from vit_dist.data.cache_files import CELL, CHUNK, CachedShard, Chunk, folder_of, runs
+from vit_dist.data.cache_files import CELL, CHUNK, DRAWERS, CachedShard, Chunk, folder_of, open_folder, runs
 from vit_dist.data.cache_ledger import kept
 
 SIZE = 5 * CELL + 1234
@@ -539,6 +540,55 @@ def test_a_disk_that_is_full_from_the_start_is_one_warning_too(
         told += capsys.readouterr().err
     assert open_cache(config) is cache
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("gone", ["", "locks", "writing", "drawers"])
+def test_a_cache_that_is_removed_in_mid_run_is_told_once_and_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    monkeypatch.setattr(cache_module, "_AGAIN_S", 0.0)
+    cache, folder = made(tmp_path), folder_of(tmp_path)
+    for name in DRAWERS if gone == "drawers" else [gone]:
+        shutil.rmtree(folder / name)
+    assert not capsys.readouterr().err
+    for _ in range(3):
+        assert cache.read(SHARD, 0, SIZE, Store()) == CONTENT
+    assert cache.counts().hit_bytes >= SIZE
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert f"the cache of shards in {folder} cannot be written: it was removed" in told
+    assert open_folder(tmp_path, "test") == folder
+
+
+def test_a_cache_that_stays_removed_costs_no_more_than_hits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "_AGAIN_S", 0.0)
+    place = tmp_path / "scratch"
+    place.mkdir()
+    cache = made(place)
+    shutil.rmtree(place)
+    for put in (lambda: None, lambda: place.write_bytes(b"")):
+        put()
+        for _ in range(2):
+            assert cache.read(SHARD, 0, SIZE, Store()) == CONTENT
+    assert cache.counts().hit_bytes == 0
+
+
+def test_whoever_cleans_up_may_take_any_file_of_it(tmp_path: Path) -> None:
+    made(tmp_path).read(SHARD, 0, SIZE, Store())
+    folder = folder_of(tmp_path)
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        content = path.read_bytes()
+        path.unlink()
+        assert made(tmp_path).read(SHARD, 0, SIZE, Store()) == CONTENT
+        path.write_bytes(content)
+
+
+def test_a_pipe_in_the_place_of_a_chunk_is_not_waited_for(tmp_path: Path) -> None:
+    made(tmp_path).read(SHARD, 0, SIZE, Store())
+    for path in folder_of(tmp_path).glob("?/*"):
+        path.unlink()
+        os.mkfifo(path)
+    assert made(tmp_path).read(SHARD, 0, SIZE, Store()) == CONTENT
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ESTALE])

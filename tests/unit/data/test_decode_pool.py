@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.decoding import Ends, Raises, Unsendable, descendants, reader
+from tests.decoding import Ends, Raises, Tells, Unsendable, descendants, reader
 from tests.streams import recipe
+from vit_dist.core import store_patience
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.process import lives, wait_until
 from vit_dist.core.world import World
@@ -169,6 +170,29 @@ def test_what_a_job_or_a_keyboard_asks_does_not_reach_decode_processes(small_set
             os.kill(pid, number)
         # More than were made before.
         take(batches, 10)
+    finally:
+        batches.close()
+
+
+@pytest.mark.parametrize("how", ["nothing", "a server", "a run has begun", "a variable"])
+def test_processes_know_what_their_rank_knows_when_the_stream_is_opened(
+    small_set: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an outage that they begin with would end a run that had trained for days."""
+    # Before: the server of all streams is there, and has its own environment.
+    reader(small_set, NOWHERE, 1).close()
+    monkeypatch.setattr(store_patience, "_state", store_patience._State())
+    if how == "a server":
+        store_patience.has_answered("s3://bucket/manifest.json")
+    elif how == "a run has begun":
+        store_patience.run_has_begun()
+    elif how == "a variable":
+        monkeypatch.setenv("VIT_DIST_TEST_RENEWED", "1")
+    batches = reader(small_set, Tells("s3://bucket/shard.tar", "VIT_DIST_TEST_RENEWED"), 1)
+    try:
+        batch = batches.next()
+        assert batch is not None
+        assert set(batch.images.flatten().tolist()) == {{"nothing": 0, "a variable": 2}.get(how, 1)}
     finally:
         batches.close()
 

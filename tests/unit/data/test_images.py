@@ -18,7 +18,7 @@ from vit_dist.config.augment import AugmentConfig
 from vit_dist.data.augment import Augment
 from vit_dist.data.decode import centre, decode, squash
 from vit_dist.data.describe import size_of
-from vit_dist.data.images import FORMATS, MAX_SIDE, DecodeError, load
+from vit_dist.data.images import FORMATS, MAX_SCANS, MAX_SIDE, DecodeError, load
 from vit_dist.data.members import IMAGE_EXTENSIONS
 from vit_dist.data.pack.shards import BadImageError, ImageOptions, check_image
 
@@ -315,6 +315,23 @@ def test_a_side_of_more_than_a_million_pixels_is_refused_though_it_is_thin(size:
     for content in (png(*size, 1, 0, b""), b"P4 %d %d\n" % size, tiff(b"", size, "<", bits=8, photometric=1)):
         for use in (decode, load):
             with pytest.raises(DecodeError, match="1,048,576"):
+                use(content)
+
+
+@pytest.mark.parametrize("tail", [b"", bytes(512)], ids=["its end", "padding"])
+def test_a_jpeg_of_more_scans_than_any_needs_is_refused_whatever_decodes_it(tail: bytes) -> None:
+    """14 bytes are a scan here, and time enough to decode the picture once more."""
+    whole = encode(Image.new("RGB", (64, 64), "blue"), "JPEG", progressive=True)
+    scans = whole.count(b"\xff\xda")
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    for more, is_read in ((MAX_SCANS - scans, True), (MAX_SCANS - scans + 1, False)):
+        content = whole[:-2] + more * last + whole[-2:] + tail
+        if is_read:
+            assert torch.equal(decode(content), decode(whole))
+            assert load(content).image.size == (64, 64)
+            continue
+        for use in (decode, load):
+            with pytest.raises(DecodeError, match="a JPEG of 101 scans: more than the 100 that it may have"):
                 use(content)
 
 
