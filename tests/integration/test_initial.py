@@ -81,7 +81,7 @@ def test_a_run_begins_from_another_ones_weights_on_s3_with_a_new_head_and_size(
         models.main(["export", f"{s3}/nothing", str(tmp_path / "x.safetensors")])
 
     write_bytes(f"{s3}/out/torn.npz", b"PK\x03\x04 half")
-    with pytest.raises(DataError, match=f"^{s3}/out/torn.npz: not a whole .npz file"):
+    with pytest.raises(DataError, match=f"^{s3}/out/torn.npz: not a whole .npz"):
         models.main(["import", f"{s3}/out/torn.npz", str(tmp_path / "x.safetensors"), "--model", "vit-test"])
 
     shutil.rmtree(before)  # a run that has begun needs what it began from no more
@@ -124,7 +124,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_trained(
     write_bytes(str(tmp_path / "torn.npz"), b"PK\x03\x04 half")
     for weights, says in (
         ("bit.safetensors", "not the weights of vit-test"),
-        ("torn.npz", "not a whole .npz file"),
+        ("torn.npz", "not a whole .npz"),
         ("none.npz", "none.npz: there is no such file or folder"),
     ):
         train = ("train", recipe, "--nproc", "2", "--run-dir", str(tmp_path / "run"))

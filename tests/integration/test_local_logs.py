@@ -36,4 +36,5 @@ def test_ranks_leave_logs_with_time_and_rank_and_the_first_error_is_found(
     first = vit_dist("logs", str(run), "--first-error")
     assert first.returncode == 0, first.stderr
     assert "checkpoints is intact" in first.stdout
-    assert "logs/attempt-0002/rank-0.log" in first.stderr
+    # Both wrote it down; whose clock was earlier is chance.
+    assert re.search(r"logs/attempt-0002/rank-[01]\.log:\d", first.stderr)

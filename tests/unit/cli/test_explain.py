@@ -151,7 +151,9 @@ def test_what_counts_for_the_identity_is_what_the_identity_holds() -> None:
     strength = resolve(RECIPE, ["data.augment.augreg=light2", "global_batch=8"])
     # In place of `init`.
     branched = resolve(RECIPE, [f"branch={{checkpoint: c, run: r, step: 1, digest: {'a' * 32}}}"])
-    walk(identity(branched)["branch"], "branch.")
+    planned = resolve(RECIPE, [f"branch={{checkpoint: c, run: r, step: 1, trunk: {'a' * 16}, optimizer: new}}"])
+    for other in (branched, planned):
+        walk(identity(other)["branch"], "branch.")
     cut = resolve(RECIPE, ["data.augment={crop: random, resize: 32}", "data.held_out=2%", "data.val="])
     for other in (strength, cut):
         walk(identity(other)["data"]["augment"], "data.augment.")

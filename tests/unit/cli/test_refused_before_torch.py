@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -104,8 +105,9 @@ def test_a_second_attempt(small_set: str, occupied: Path) -> None:
 
 
 def test_names_that_cannot_be(occupied: Path) -> None:
-    run = str(occupied)
-    (occupied / "w.npz").write_bytes(b"")
+    run, b16 = str(occupied), ("--model", "ViT-B/16")
+    with zipfile.ZipFile(occupied / "w.npz", "w"):
+        pass
     wanted = [
         (["models", "export", "vit-test", "x.xyz"], "no form of weights has this ending"),
         (["models", "export", "vit-test", "x.pth"], "a pickle runs code"),
@@ -121,10 +123,10 @@ def test_names_that_cannot_be(occupied: Path) -> None:
         (["evaluate", run], "that has not begun: it holds no recipe.yaml yet"),
         (["predict", run, run], "no checkpoint in it to predict with"),
         (["predict", "none.npz", run], "no such file"),
-        (["predict", f"{run}/w.npz", "none.jpg"], "none.jpg: no such file or folder"),
-        (["predict", f"{run}/w.npz", run], "no images there (2 other files there)"),
+        (["predict", f"{run}/w.npz", "none.jpg", *b16], "none.jpg: no such file or folder"),
+        (["predict", f"{run}/w.npz", run, *b16], "no images there (2 other files there)"),
         (["predict", f"{run}/w.npz", f"{run}/w.npz", "--model", "none-such"], "unknown model 'none-such'"),
-        (["predict", f"{run}/w.npz", f"{run}/w.npz", "--classes", f"{run}/none.txt"], "none.txt"),
+        (["predict", f"{run}/w.npz", f"{run}/w.npz", "--classes", f"{run}/none.txt", *b16], "none.txt"),
         (["compare", "--models", "ViT-B/99"], "ViT-B/99"),
         (["verify-resume", "demo", "--nproc", "3"], "not divisible by 3"),
         (["train", "demo", "--nproc", "3"], "not divisible by 3"),
@@ -193,4 +195,5 @@ def test_a_folder_of_images_in_place_of_a_set(tmp_path: Path) -> None:
         ["verify-resume", "demo", typed],
         ["data", "show", "demo", typed, "--out", str(tmp_path / "views.png")],
     ):
-        assert f"{typed} on the command line: data.train: {tmp_path / 'raw'}: no manifest.json in it; there are" in said
+        # What was typed is shortened where it is long.
+        assert f"on the command line: data.train: {tmp_path / 'raw'}: no manifest.json in it; there are" in said

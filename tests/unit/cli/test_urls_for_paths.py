@@ -201,9 +201,11 @@ def texts(annotation: Any, metadata: tuple[Any, ...] = ()) -> Iterator[tuple[Any
             yield from texts(part, metadata)
 
 
-MAPPINGS = {"families", "metrics", "overrides", "mixture", "tags", "sets", "settings", "groups"}
+MAPPINGS = {"families", "metrics", "overrides", "mixture", "tags", "sets", "settings", "groups", "branches"}
 """Keys whose own keys are names."""
 KEY_TEXTS = {
+    # A hash.
+    "trunk",
     *("name", "study", "family", "dataset", "keep_best", "description", "partition", "account", "qos", "constraint"),
     *("reservation", "exclude", "device_kind", "memory", "time_limit", "setup", "env", "options", "sbatch_options"),
     *("srun_options", "image", "metric", "models", "evaluations", "when", "apply", "set", "factory", "args"),

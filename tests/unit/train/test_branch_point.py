@@ -184,6 +184,7 @@ def test_the_page_has_the_table_and_every_key_of_it_is_one() -> None:
     assert table() in (ROOT / "docs" / "branch.md").read_text()
     of_runs = {
         "fingerprint",
+        "trunk",
         "initial_weights",
         "teacher_weights",
         "class_weights",

@@ -426,6 +426,8 @@ def test_forms_that_are_not_known_are_refused_with_those_that_are(tmp_path: Path
     with pytest.raises(DataError, match="no such file"):
         read_weights(tmp_path / "none.npz", LoadOptions(before.config))
     write_weights(before, tmp_path / "w.npz")
+    # Beside it stands what its arrays do not say.
+    (tmp_path / "w.npz.json").unlink()
     with pytest.raises(ConfigError, match=r"does not say its model; give it: --model"):
         read_weights(tmp_path / "w.npz")
     with pytest.raises(ConfigError, match="no name for the parameter 'pos_relative'"):
