@@ -92,6 +92,8 @@ def test_a_job_evaluates_weights_and_leaves_values_where_it_is_told(
     asked = ["w.npz", "--model", "vit-test", *knn, "--cluster", "dgx-h100", "--dry-run"]
     with pytest.raises(ConfigError, match=r"w.npz has no log that its values could join; give --out FILE"):
         main(asked)
+    with pytest.raises(ConfigError, match=r"--devices=0: at least 1 is needed"):
+        main([*asked, "--out", "v.json", "--devices", "0"])
     assert main([*asked, "--out", str(tmp_path / "v.json")]) == 0
     script = " ".join(capsys.readouterr().out.split())
     for word in (str(forms / "w.npz"), "--model vit-test", f"--out {tmp_path / 'v.json'}", "knn"):

@@ -27,19 +27,15 @@ def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list
     from launcher.slurm.render import Site, check_no_secrets, render_evaluate
     from launcher.status.find import find_begun
     from launcher.submit.run import parse_time
-    from launcher.submit.snapshot import take_snapshot
     from vit_dist.cli.evaluate.checks import check_unchanged
     from vit_dist.config.load import load_recipe
-    from vit_dist.core.files import make_folder, write_bytes
     from vit_dist.core.process import code_root
 
     if args.nproc is not None or args.element is not None:
         raise ConfigError("--nproc and --element: mean nothing with --cluster; its jobs start a process a device")
     if args.list is not None and args.out is not None:
         raise ConfigError("--out: one file for many runs; each run's history and log have its values")
-    for name in ("nodes", "devices", "max_parallel"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')}={getattr(args, name)}: at least 1 is needed")
+    _check_counts(args)
     if args.after:
         slurm.check_id(args.after)
     time_limit = parse_time(args.time) if args.time else ""
@@ -72,14 +68,9 @@ def submit_evaluation(args: argparse.Namespace, runs: list[str], overrides: list
     if args.dry_run:
         print(script, end="")  # noqa: T201 - the result
         return 0
-    make_folder(folder)
-    take_snapshot(code)
-    path = folder / f"evaluate-{stamp}.sbatch"
-    write_bytes(str(path), script.encode())
-    after = [f"--dependency=afterok:{args.after}"] if args.after else []
-    submission = slurm.sbatch(path, args=after)
+    job = _hand_in(script, folder / f"evaluate-{stamp}.sbatch", code, args.after)
     what = f"an array of {counted(elements, 'run')}" if elements else str(subject)
-    print(f"job {submission.job}: evaluates {what}\nlogs {folder}/evaluate-{stamp}.log{'-*' if elements else ''}")  # noqa: T201
+    print(f"job {job}: evaluates {what}\nlogs {folder}/evaluate-{stamp}.log{'-*' if elements else ''}")  # noqa: T201
     return 0
 
 
@@ -98,16 +89,13 @@ def submit_weights(args: argparse.Namespace, source: str, words: list[str]) -> i
     from launcher.slurm.cluster import load_cluster
     from launcher.slurm.render import Site, check_no_secrets, render_evaluate
     from launcher.submit.run import parse_time
-    from launcher.submit.snapshot import take_snapshot
-    from vit_dist.core.files import make_folder, write_bytes
     from vit_dist.core.process import code_root
 
     if args.nproc is not None or args.max_parallel is not None:
         raise ConfigError("--nproc and --max-parallel: mean nothing here; the job starts a process a device")
     if args.out is None:
         raise ConfigError(f"--cluster: {source} has no log that its values could join; give --out FILE.json")
-    if args.nodes is not None and args.nodes < 1:
-        raise ConfigError(f"--nodes={args.nodes}: at least 1 is needed")
+    _check_counts(args)
     if args.after:
         slurm.check_id(args.after)
     cluster = load_cluster(args.cluster)
@@ -128,12 +116,7 @@ def submit_weights(args: argparse.Namespace, source: str, words: list[str]) -> i
     if args.dry_run:
         print(script, end="")  # noqa: T201 - the result
         return 0
-    make_folder(folder)
-    take_snapshot(code)
-    path = folder / f"evaluate-{stamp}.sbatch"
-    write_bytes(str(path), script.encode())
-    after = [f"--dependency=afterok:{args.after}"] if args.after else []
-    job = slurm.sbatch(path, args=after).job
+    job = _hand_in(script, folder / f"evaluate-{stamp}.sbatch", code, args.after)
     print(f"job {job}: evaluates {source}\nvalues will be in {out}\nlogs {folder}/evaluate-{stamp}.log")  # noqa: T201
     return 0
 
@@ -156,3 +139,21 @@ def _elements(path: Path | None, *, begun: bool) -> int:
         except ConfigError as error:
             raise ConfigError(f"--list {path}, line {number}: {error}") from None
     return len(lines)
+
+
+def _check_counts(args: argparse.Namespace) -> None:
+    for name in ("nodes", "devices", "max_parallel"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}={getattr(args, name)}: at least 1 is needed")
+
+
+def _hand_in(script: str, path: Path, code: Path, after: str | None) -> str:
+    """Write a script to a path beside a snapshot of the code, and submit it behind another job. -> the job's number."""
+    from launcher.slurm import commands as slurm
+    from launcher.submit.snapshot import take_snapshot
+    from vit_dist.core.files import make_folder, write_bytes
+
+    make_folder(path.parent)
+    take_snapshot(code)
+    write_bytes(str(path), script.encode())
+    return slurm.sbatch(path, args=[f"--dependency=afterok:{after}"] if after else []).job
