@@ -24,7 +24,7 @@ from vit_dist.config.load import resolve
 from vit_dist.data.decode import Encoded
 from vit_dist.data.decode_pool import Processes
 from vit_dist.data.reader import Reader
-from vit_dist.data.rows import RowsOf
+from vit_dist.data.rows import RowsOf, Stages
 from vit_dist.data.sets import open_training_set
 
 BATCH, SIZE, LANES = 128, 32, 64
@@ -37,7 +37,8 @@ class Sleeps:
 
     seconds: float
 
-    def __call__(self, _image: Encoded, _epoch: int, _ordinal: int) -> torch.Tensor:
+    def __call__(self, _image: Encoded, _epoch: int, _ordinal: int) -> Stages:
+        yield 1
         time.sleep(self.seconds)
         return torch.zeros((3, SIZE, SIZE), dtype=torch.uint8)
 

@@ -16,7 +16,7 @@ from vit_dist.core.store_patience import is_known
 from vit_dist.data.decode import Encoded
 from vit_dist.data.decode_pool import Processes
 from vit_dist.data.reader import Reader
-from vit_dist.data.rows import RowsOf, View
+from vit_dist.data.rows import RowsOf, Stages, View
 from vit_dist.data.sets import open_training_set
 
 
@@ -27,12 +27,13 @@ class Ends:
     ordinal: int
     number: int
 
-    def __call__(self, image: Encoded, epoch: int, ordinal: int) -> torch.Tensor:
+    def __call__(self, image: Encoded, epoch: int, ordinal: int) -> Stages:
         if ordinal == self.ordinal:
             if self.number < 0:
                 os._exit(-self.number)
             os.kill(os.getpid(), self.number)
             time.sleep(60)
+        yield 1
         return image.whole()[:, :28, :28]
 
 
@@ -43,7 +44,8 @@ class Tells:
     url: str
     variable: str
 
-    def __call__(self, image: Encoded, epoch: int, ordinal: int) -> torch.Tensor:
+    def __call__(self, image: Encoded, epoch: int, ordinal: int) -> Stages:
+        yield 1
         shade = is_known(self.url) + 2 * bool(os.environ.get(self.variable))
         return torch.full((3, 28, 28), shade, dtype=torch.uint8)
 
@@ -51,7 +53,8 @@ class Tells:
 class Unsendable:
     """A view that cannot be sent to another process."""
 
-    def __call__(self, image: Encoded, epoch: int, ordinal: int) -> torch.Tensor:
+    def __call__(self, image: Encoded, epoch: int, ordinal: int) -> Stages:
+        yield 1
         return image.whole()[:, :28, :28]
 
     def __reduce__(self) -> str:
@@ -61,10 +64,11 @@ class Unsendable:
 class Raises:
     """A view with a fault of its own, whose error cannot be sent as it is."""
 
-    def __call__(self, image: Encoded, epoch: int, ordinal: int) -> torch.Tensor:
+    def __call__(self, image: Encoded, epoch: int, ordinal: int) -> Stages:
         class LocalError(Exception):
             pass
 
+        yield 1
         raise LocalError("a fault of the view")
 
 

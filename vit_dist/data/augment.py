@@ -102,9 +102,15 @@ class Augment:
             DecodeError: it cannot be decoded.
         """
         draw = self.draw(*image.size, epoch=epoch, ordinal=ordinal)
-        if draw.box is None:
-            return self.render(image.whole(), draw)
-        return self._changed(image.region(draw.box), draw)
+        return self.change(self.cut(image, draw), draw)
+
+    def cut(self, image: Encoded, draw: Draw) -> Tensor:
+        """What a draw cuts out of an image, of which no more need be decoded: uint8 [3, height, width].
+
+        Raises:
+            DecodeError: it cannot be decoded.
+        """
+        return image.whole() if draw.box is None else image.region(draw.box)
 
     def draw(self, height: int, width: int, *, epoch: int, ordinal: int) -> Draw:
         """What is drawn for an image of height x width pixels."""
@@ -127,10 +133,10 @@ class Augment:
         if draw.box is not None:
             top, left, height, width = draw.box
             image = image[:, top : top + height, left : left + width]
-        return self._changed(image, draw)
+        return self.change(image, draw)
 
-    def _changed(self, image: Tensor, draw: Draw) -> Tensor:
-        """What a draw makes of what it has cut out."""
+    def change(self, image: Tensor, draw: Draw) -> Tensor:
+        """What a draw makes of what it has cut out: uint8 [3, height, width] -> uint8 [3, S, S]."""
         image = resize(image, self.size, self.size)
         if draw.flip:
             image = image.flip(-1)

@@ -125,11 +125,9 @@ def _looked(task: Task, places: list[Place] | BaseException, rows: Rows) -> Done
 def _done(task: Task, places: list[Place] | BaseException, batch: Batch, rows: Rows) -> Done:
     if isinstance(places, BaseException):
         return Done(task.number, [], [], (task.rows[0], _sendable(places)), rows.pace.since_last())
-    for row, place in zip(task.rows, places, strict=True):
-        try:
-            rows.fill(batch, row, place)
-        except Exception as error:
-            return Done(task.number, [], [], (row, _sendable(error)), rows.pace.since_last())
+    failed = rows.fill(batch, task.rows, places)
+    if failed is not None:
+        return Done(task.number, [], [], (failed.row, _sendable(failed.error)), rows.pace.since_last())
     samples = [batch.samples[row] for row in task.rows]
     told = [(s.key, s.set, s.ordinal, s.epoch, s.position) for s in samples]
     return Done(task.number, told, batch.replaced, None, rows.pace.since_last())

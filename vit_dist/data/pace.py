@@ -60,7 +60,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Slowest:
-    """What took longest: one read, or one image.
+    """What took longest: one read, or one stage of an image, which is decoding as a rule.
 
     Attributes:
         seconds: that it took; of an image, of CPU time.
@@ -83,7 +83,7 @@ class Interval:
         readers: reads in flight at once.
         processes: whether they are processes.
         read: the slowest read.
-        image: the slowest image.
+        image: the slowest stage of one.
     """
 
     seconds: float = 0.0
@@ -102,7 +102,7 @@ class Tally:
     Attributes:
         counts: its numbers.
         read: its slowest read since somebody looked.
-        image: its slowest image.
+        image: the slowest stage of an image.
     """
 
     __slots__ = ("_at", "_cpu", "counts", "image", "read")
@@ -121,20 +121,20 @@ class Tally:
         self.counts.waited_s += now - self._at
         self._at = now
 
-    def decoded(self, what: Callable[[], str]) -> None:
-        """An image was decoded, and made into what is wanted; or it cannot be.
+    def did(self, what: Callable[[], str]) -> None:
+        """What was done since the last such word, but for waiting, was a stage of an image's way.
 
         Args:
             what: which image, with its shard; asked only if none was slower.
         """
-        # One question an image, not two, at a microsecond each: waiting takes no CPU time.
-        cpu, before = time.thread_time(), self._cpu
-        counts, self._cpu = self.counts, cpu
-        counts.images += 1
-        counts.decode_s += time.perf_counter() - self._at
-        counts.decode_cpu_s += cpu - before
-        if cpu - before > self.image.seconds:
-            self.image = Slowest(cpu - before, what())
+        # One question a stage, not two, at a microsecond each: waiting takes no CPU time.
+        now, cpu = time.perf_counter(), time.thread_time()
+        spent = cpu - self._cpu
+        self.counts.decode_s += now - self._at
+        self.counts.decode_cpu_s += spent
+        self._at, self._cpu = now, cpu
+        if spent > self.image.seconds:
+            self.image = Slowest(spent, what())
 
 
 class Pace:

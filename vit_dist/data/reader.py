@@ -20,7 +20,7 @@ from vit_dist.data.batch import Batch
 from vit_dist.data.decode_pool import MOST_DECODERS, DecodePool, Filled, Processes
 from vit_dist.data.pace import Pace
 from vit_dist.data.ring import Buffers, Ring
-from vit_dist.data.rows import Rows, RowsOf
+from vit_dist.data.rows import TOGETHER, Failed, Rows, RowsOf
 
 _Planned = tuple[Batch, Callable[[], None]]
 """A batch, and what waits until its rows are filled."""
@@ -53,7 +53,8 @@ class Reader:
         self._of, self._positions, self._config = of, positions, of.config
         # As many as are ahead, and the one that is taken.
         count = self._config.prefetch_batches + 1
-        readers, threads = self._config.read_threads, self._config.decode_threads or default_decode_threads()
+        readers = self._config.read_threads
+        self._threads = threads = self._config.decode_threads or default_decode_threads()
         self._rows = Rows(of, readers)
         self.pace = self._rows.pace
         self._pool = None if processes is None else _processes(of, processes, count, self.pace)
@@ -118,7 +119,10 @@ class Reader:
             filled = self._pool.submit(buffers.slot, positions)
             return batch, lambda: _told(batch, filled)
         places = [self._rows.find(position) for position in positions]
-        tasks = [self._decoders.submit(self._rows.fill, batch, row, place) for row, place in enumerate(places)]
+        # Rows in a row go to one thread, a few at once; a batch that is small for so many threads, fewer.
+        some = max(1, min(TOGETHER, -(-n // self._threads)))
+        parts = (range(n)[first : first + some] for first in range(0, n, some))
+        tasks = [self._decoders.submit(self._rows.fill, batch, rows, [places[row] for row in rows]) for rows in parts]
         return batch, lambda: _all(tasks)
 
 
@@ -133,9 +137,11 @@ def _processes(of: RowsOf, wanted: Processes, slots: int, pace: Pace) -> DecodeP
         return None
 
 
-def _all(tasks: Sequence[Future[None]]) -> None:
+def _all(tasks: Sequence[Future[Failed | None]]) -> None:
     for task in tasks:
-        task.result()
+        failed = task.result()
+        if failed is not None:
+            raise failed.error
 
 
 def _told(batch: Batch, filled: Future[Filled]) -> None:

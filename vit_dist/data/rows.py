@@ -6,7 +6,7 @@ and indexes are kept as long as they are of use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
@@ -27,8 +27,17 @@ from vit_dist.data.regions import RegionDecoder
 from vit_dist.data.segments import Piece, SegmentReader
 from vit_dist.data.sets import Parts
 
-View = Callable[[Encoded, int, int], Tensor]
-"""What an image becomes: (it, epoch, ordinal) -> uint8 [3, S, S]; raises DecodeError."""
+Stages = Generator[int, None, Tensor]
+"""An image on its way to uint8 [3, S, S], which is returned; it stops between drawing, decoding and what is done to its
+pixels, and yields how many bytes those take, which are held from there on. Raises DecodeError."""
+
+View = Callable[[Encoded, int, int], Stages]
+"""What an image becomes: (it, epoch, ordinal) -> its stages."""
+
+TOGETHER = 8
+"""At most so many images go through a stage before any of them goes to the next one: a decoder that comes back after
+other stages finds code and tables gone from the nearest caches, which costs a tenth of an image's time."""
+_TOGETHER_BYTES = 8 << 20
 
 Decoding = Callable[[str, str], None]
 """Told whose bytes come next, by URL of the shard and key: a decoder that ends the process leaves no other word."""
@@ -113,6 +122,13 @@ class Place(NamedTuple):
     slot: int
 
 
+class Failed(NamedTuple):
+    """A row that cannot be filled, and why."""
+
+    row: int
+    error: Exception
+
+
 class Rows:
     """Fills rows of batches.
 
@@ -156,17 +172,52 @@ class Rows:
         """Stop, and wait for the threads that read."""
         self._segments.close()
 
-    def fill(self, batch: Batch, row: int, place: Place) -> None:
-        """Decode the sample at a place into row `row`; in its stead the next decodable one of its window.
+    def fill(self, batch: Batch, rows: Sequence[int], places: Sequence[Place]) -> Failed | None:
+        """Decode the sample at each place into its row; in its stead the next decodable one of its window.
 
         Only the sample whose turn it is counts as replaced: those after it have turns of their own. Where samples of a
         window were taken down, and no other one of it is whole, the next window's are tried.
 
-        Raises:
-            DataError: a shard cannot be read, does not fit its index, or has no sample that can be decoded.
+        Returns:
+            The first row that failed: a shard cannot be read, does not fit its index, or has no sample that can be
+            decoded. Rows behind it may not be filled then.
         """
-        if self._stopped:
-            return
+        failed: list[Failed] = []
+        begun: list[tuple[int, Generator[int]]] = []
+
+        def goes_on(row: int, example: Generator[int]) -> int | None:
+            """The bytes that an example holds after its next stage; None: that was the last one."""
+            try:
+                return next(example, None)
+            except Exception as error:
+                failed.append(Failed(row, error))
+                return None
+
+        def finish() -> None:
+            while begun:
+                begun[:] = [one for one in begun if goes_on(*one) is not None]
+
+        held = 0
+        for row, place in zip(rows, places, strict=True):
+            if self._stopped or failed:
+                break
+            example = self._example(batch, row, place)
+            size = goes_on(row, example)
+            if size is not None:
+                begun.append((row, example))
+                held += size
+            if len(begun) == TOGETHER or held > _TOGETHER_BYTES:
+                finish()
+                held = 0
+        finish()
+        return min(failed, default=None, key=lambda one: one.row)
+
+    def _example(self, batch: Batch, row: int, place: Place) -> Generator[int]:
+        """The stages of what fills a row.
+
+        Raises:
+            DataError: see `fill`.
+        """
         position, window, turn = place
         first: Replacement | None = None
         tried, all_broken, begun = 0, False, window.identity
@@ -178,7 +229,7 @@ class Rows:
                 key, tried = piece.index.key(sample), tried + 1
                 ordinal = piece.part.ordinal(piece.shard, sample)
                 which = Sample(key, piece.part.name, ordinal, window.identity.epoch, position)
-                reason = self._problem(batch, row, piece, sample, which)
+                reason = yield from self._problem(batch, row, piece, sample, which)
                 if not reason:
                     if first is not None:
                         batch.replaced.append(replace(first, replaced_by=key))
@@ -197,7 +248,7 @@ class Rows:
             f"{first.reason}); the shard is damaged: run `vit-dist data verify`"
         )
 
-    def _problem(self, batch: Batch, row: int, piece: Piece, sample: int, which: Sample) -> str:
+    def _problem(self, batch: Batch, row: int, piece: Piece, sample: int, which: Sample) -> Generator[int, None, str]:
         """Make a sample the example of a row; why it cannot be, or ''."""
         # First: of one that was taken down not a byte is looked at, and its bytes may have been wiped.
         if self._of.taken_down.get(which.ordinal, which.position + 1) <= which.position:
@@ -205,21 +256,35 @@ class Rows:
         _check_header(piece, sample, which.key)
         content = piece.image(sample)
         self.pace.thread.has()
-        if self._decoding is not None:
-            self._decoding(_url(piece), which.key)
         try:
             if self._of.make is not None:
                 batch.made[row] = self._of.make(content, which)
             else:
-                image = Encoded(content, upright=self._of.config.upright, regions=self._regions)
-                batch.images[row].copy_(self._of.view(image, which.epoch, which.ordinal))
+                pixels = yield from self._pixels(piece, content, which)
+                batch.images[row].copy_(pixels)
         except DecodeError as error:
             return str(error) or "it cannot be decoded"
         finally:
-            self.pace.thread.decoded(lambda: f"{which.key!r} of {_url(piece)}")
+            self.pace.thread.did(lambda: _told(piece, which))
+            self.pace.mine.images += 1
         self._fill_labels(batch, row, piece, sample, which.key)
         batch.ordinals[row], batch.samples[row] = which.ordinal, which
         return ""
+
+    def _pixels(self, piece: Piece, content: bytes | memoryview, which: Sample) -> Stages:
+        """The stages of a sample's view, each counted as work, with word to whoever wants to know whose it is."""
+        image = Encoded(content, upright=self._of.config.upright, regions=self._regions)
+        stages = self._of.view(image, which.epoch, which.ordinal)
+        while True:
+            if self._decoding is not None:
+                self._decoding(_url(piece), which.key)
+            try:
+                held = next(stages)
+            except StopIteration as done:
+                pixels: Tensor = done.value
+                return pixels
+            self.pace.thread.did(lambda: _told(piece, which))
+            yield held
 
     def _candidates(self, window: _Window, slot: int) -> Iterator[int]:
         yield slot
@@ -248,6 +313,10 @@ class Rows:
             )
         batch.labels[row, : len(labels)] = torch.from_numpy(labels)
         batch.weights[row, : len(labels)] = torch.from_numpy(weights)
+
+
+def _told(piece: Piece, which: Sample) -> str:
+    return f"{which.key!r} of {_url(piece)}"
 
 
 def _url(piece: Piece) -> str:

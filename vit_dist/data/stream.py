@@ -29,7 +29,7 @@ from vit_dist.data.order import OrderIdentity, Segment, WindowId
 from vit_dist.data.pace import Pace
 from vit_dist.data.reader import Reader
 from vit_dist.data.regions import check_installed
-from vit_dist.data.rows import Order, RowsOf
+from vit_dist.data.rows import Order, RowsOf, Stages
 from vit_dist.data.sets import Part, Parts, TrainingSet, Wanted
 from vit_dist.data.subset import Subset, select
 from vit_dist.data.takedown import taken_in
@@ -153,8 +153,21 @@ class TrainStream:
         return self._reader.pace
 
 
-def _augmented(augment: Augment, image: Encoded, epoch: int, ordinal: int) -> Tensor:
-    return augment.decode(image, epoch=epoch, ordinal=ordinal)
+def _augmented(augment: Augment, image: Encoded, epoch: int, ordinal: int) -> Stages:
+    height, width = image.size
+    draw = augment.draw(height, width, epoch=epoch, ordinal=ordinal)
+    yield 3 * height * width
+    cut = augment.cut(image, draw)
+    yield cut.numel()
+    return augment.change(cut, draw)
+
+
+def _looked_at(
+    view: Callable[[Tensor, int, float], Tensor], size: int, crop: float, image: Encoded, _epoch: int, _ordinal: int
+) -> Stages:
+    pixels = image.whole()
+    yield pixels.numel()
+    return view(pixels, size, crop)
 
 
 def _positions(position: int, global_batch: int, world: World, end: int | None) -> Iterator[Sequence[int]]:
@@ -243,13 +256,12 @@ class EvalBatches:
         positions = range(min(total, world.rank * per_rank), min(total, (world.rank + 1) * per_rank))
         self._rounds = -(-per_rank // batch)
         chunks = [positions[i * batch : (i + 1) * batch] for i in range(self._rounds)]
-        size, crop = config.image_size, config.val_fraction
         parts = Parts([Part(manifest, subset, name)])
         taken_down = {ordinal: 0 for found in taken_in(config.takedown, parts).values() for ordinal in found}
         rows = RowsOf(
             parts,
             StoredOrder(subset.counts),
-            lambda image, _epoch, _ordinal: view(image.whole(), size, crop),
+            functools.partial(_looked_at, view, config.image_size, config.val_fraction),
             config,
             whole_shards=False,
             taken_down=taken_down,

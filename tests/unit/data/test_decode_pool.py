@@ -345,9 +345,7 @@ def test_processes_that_the_recipe_has_not_asked_for_give_way_to_threads(
     monkeypatch.setattr(socket, "send_fds", full)
     config = recipe(small_set)
     data = open_training_set(config)
-    rows = RowsOf(
-        data.parts, data.order, lambda image, _epoch, _ordinal: image.whole(), config.data, data.fits_in_memory
-    )
+    rows = RowsOf(data.parts, data.order, NOWHERE, config.data, data.fits_in_memory)
     with contextlib.closing(Reader(rows, iter([range(12)]), processes=Processes(2, 12, None, at_once=True))) as reads:
         batch = reads.next()
     assert batch is not None
