@@ -123,6 +123,7 @@ def sleeps(seconds: float, *_: Any) -> Any:
     """A view that takes so long, and no core."""
     import torch
 
+    yield 1
     time.sleep(seconds)
     return torch.zeros((3, SIZE, SIZE), dtype=torch.uint8)
 

@@ -6,9 +6,10 @@ view is Inception's crop to 224. They take turns, image by image; the median of 
 installed are left out: `pip install simplejpeg opencv-python-headless nvidia-nvimgcodec-cu13` brings three.
 
 The transform is all that makes a file's bytes a row of a batch, as the stream calls it: header checked, crop drawn,
-decoded, cropped, resized, flipped, copied; with torchvision's decoder, and with the region alone. Beside it, on the
-same files: libjpeg-turbo that merely decodes them, and torchvision's pipeline of PIL images (RandomResizedCrop, flip,
-ToTensor, Normalize). Aims: with the region at least the rate of decoding alone; without it 1.5 times PIL's pipeline.
+decoded, cropped, resized, flipped, copied, eight images a stage; with torchvision's decoder, and with the region alone.
+Beside it, on the same files, eight at a time: libjpeg-turbo that merely decodes them, and torchvision's pipeline of PIL
+images (RandomResizedCrop, flip, ToTensor, Normalize). Aims: with the region at least the rate of decoding alone;
+without it 1.5 times PIL's pipeline.
 
     python -m benchmarks.decoders [--images 24] [--rounds 5] [--only transform]
 """
@@ -41,6 +42,8 @@ from vit_dist.data.decode import Encoded
 from vit_dist.data.images import DecodeError, check_jpeg
 from vit_dist.data.regions import RegionDecoder
 from vit_dist.data.ring import Buffers
+from vit_dist.data.rows import TOGETHER
+from vit_dist.data.stream import _augmented
 
 SIZE = 224
 SHRINKS = (1, 2, 4, 8)
@@ -198,34 +201,51 @@ def compare(files: list[bytes], rounds: int) -> None:
 def transforms(files: list[bytes], rounds: int) -> None:
     """All that becomes of a file, over decoding it."""
     augment = Augment(AugmentConfig(), SIZE, (0.05, 1.0), (3 / 4, 4 / 3), 0)
-    row, pil = Buffers.make(1, SIZE, 1).images[0], peers.floats()
+    rows, pil = Buffers.make(TOGETHER, SIZE, 1).images, peers.floats()
     floats = torch.empty(3, SIZE, SIZE)
     tensors = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in files]
 
-    def ours(number: int, regions: RegionDecoder | None) -> None:
-        image = Encoded(files[number], regions=regions)
-        row.copy_(augment.decode(image, epoch=0, ordinal=number))
+    def ours(numbers: range, regions: RegionDecoder | None) -> None:
+        begun = [(i, _augmented(augment, Encoded(files[i], regions=regions), 0, i)) for i in numbers]
+        while begun:
+            going, begun = begun, []
+            for i, stages in going:
+                try:
+                    next(stages)
+                except StopIteration as done:
+                    rows[i - numbers.start].copy_(done.value)
+                else:
+                    begun.append((i, stages))
 
-    makes: dict[str, Callable[[int], Any]] = {
-        _DECODES: lambda i: decode_jpeg(tensors[i], mode=ImageReadMode.RGB),
-        "ours, torchvision's decoder": lambda i: ours(i, None),
-        _PIL: lambda i: floats.copy_(pil(Image.open(io.BytesIO(files[i])).convert("RGB"))),
+    def each(make: Callable[[int], Any]) -> Callable[[range], None]:
+        def made(numbers: range) -> None:
+            for i in numbers:
+                make(i)
+
+        return made
+
+    makes: dict[str, Callable[[range], None]] = {
+        _DECODES: each(lambda i: decode_jpeg(tensors[i], mode=ImageReadMode.RGB)),
+        "ours, torchvision's decoder": lambda numbers: ours(numbers, None),
+        _PIL: each(lambda i: floats.copy_(pil(Image.open(io.BytesIO(files[i])).convert("RGB")))),
     }
     # Not imported here: RegionDecoder does so without the words about libraries for GPUs.
     if loader.installed("nvidia.nvimgcodec"):
         regions = RegionDecoder()
-        makes["ours, the region alone"] = lambda i: ours(i, regions)
+        makes["ours, the region alone"] = lambda numbers: ours(numbers, regions)
+        makes["the same, each image to its end"] = each(lambda i: ours(range(i, i + 1), regions))
     if loader.installed("simplejpeg"):
-        makes["simplejpeg's newer one decodes"] = lambda i: of_simplejpeg(files[i])
+        makes["simplejpeg's newer one decodes"] = each(lambda i: of_simplejpeg(files[i]))
     spent: dict[str, list[float]] = {name: [] for name in makes}
     # The first round is a rehearsal. Each begins elsewhere: what comes after PIL finds other things in the caches.
     for number in range(rounds + 1):
         sums, names = dict.fromkeys(makes, 0.0), list(makes)
-        for i in range(len(files)):
-            first = (number + i) % len(names)
+        for turn, begin in enumerate(range(0, len(files), TOGETHER)):
+            first = (number + turn) % len(names)
+            those = range(begin, min(begin + TOGETHER, len(files)))
             for name in names[first:] + names[:first]:
                 began = time.process_time()
-                makes[name](i)
+                makes[name](those)
                 sums[name] += time.process_time() - began
         if number:
             for name, seconds in sums.items():
