@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import Identity
 
 import vit_dist
 from tests.places import ROOT
@@ -211,6 +212,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"augment": {"augreg": "medium1"}}, r"open_stream: augment\.augreg=medium1, .*batches are not mixed here"),
     ({"shuffle": False, "window": 3}, r"window=3 beside shuffle=False"),
     ({"memory_limit": "1000 B"}, r"over data\.memory_limit"),
+    ({"seed": "a"}, r"seed='a': expected a whole number"),
+    ({"seed": 1.5}, r"seed=1\.5: expected a whole number"),
+    ({"shuffle": 1000}, r"shuffle=1000: expected True or False; there is no buffer"),
+    ({"rank": "0", "world_size": "2"}, r"rank='0', world_size='2': give both"),
+    ({"num_workers": 4}, r"num_workers: unknown key; workers=N are threads"),
+    ({"workers": 0}, r"open_stream: workers: must be greater"),
+    ({"device": "gpu"}, r"device='gpu': expected a device of torch's"),
+    ({"decode": "pil", "transform": str.upper}, r"transform=str.upper: is called with an image and its sample"),
+    ({"transform": Identity()}, r"transform=Identity: .*lambda image, sample: TRANSFORM"),
 ]
 
 
@@ -265,13 +275,62 @@ def test_it_is_closed_by_hand_by_the_end_and_with_the_object(small_set: str) -> 
         next(stream)
         assert own() != before
     assert own() == before
-    assert list(stream) == []
+    assert next(stream, None) is None
+    with pytest.raises(ConfigError, match="or closed, and gives no more batches"):
+        list(stream)
     stream = vit_dist.open_stream(small_set, batch=100, epochs=1, **SIZE)
     assert sum(1 for _ in stream) == 2
     assert own() == before
     for _ in vit_dist.open_stream(small_set, batch=12, **SIZE):
         break
     assert own() == before
+
+
+def test_what_interrupts_a_batch_costs_no_example(small_set: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [key for batch, _ in vit_dist.open_stream(small_set, batch=12, epochs=1, **SIZE) for key in batch.keys]
+    stream = vit_dist.open_stream(small_set, batch=12, epochs=1, **SIZE)
+    keys = list(next(stream)[0].keys)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    # As a Ctrl-C would after the reader has given the batch away.
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "_batch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+    assert stream.state["position"] == 12
+    keys += [key for batch, _ in stream for key in batch.keys]
+    assert keys == whole
+
+
+def test_a_second_loop_is_refused_in_place_of_being_empty(small_set: str) -> None:
+    stream = vit_dist.open_stream(small_set, batch=100, epochs=1, **SIZE)
+    assert len(list(stream)) == 2
+    with pytest.raises(ConfigError, match=r"gone through to its end.*epochs=N"):
+        list(stream)
+    assert "at position 200>" in repr(stream)
+    with pytest.raises(ConfigError, match="no DataLoader is to be wrapped around it"):
+        stream[0]
+
+
+def test_a_forked_process_is_told_that_the_stream_is_not_its_own(
+    small_set: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with vit_dist.open_stream(small_set, batch=12, **SIZE) as stream:
+        next(stream)
+        with monkeypatch.context() as patch:
+            # As in a child: to fork a process that has threads is warned of by newer Pythons.
+            patch.setattr(os, "getpid", lambda: 1)
+            with pytest.raises(ConfigError, match="opened by the process that this one was forked from"):
+                next(stream)
+        assert len(next(stream)[0]) == 12
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_here_is_told_before_anything_is_read() -> None:
+    with pytest.raises(ConfigError, match=r"device='cuda': torch finds no GPU here"):
+        vit_dist.open_stream("nowhere", batch=12, device="cuda")
 
 
 def test_ranks_are_those_of_the_launcher(small_set: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from vit_dist.config.cache import CacheConfig
 from vit_dist.config.schema import DataConfig
 from vit_dist.core.errors import DataError
 from vit_dist.core.urls import is_remote, redact
@@ -94,6 +96,7 @@ class Figures:
         index_samples: samples of such an index, on average.
         tried: images that were decoded again and again.
         bad: of these, that cannot be.
+        shorter_side: of the others, in pixels, the median.
         decode_ms: CPU time that decoding one takes.
         share: of a CPU, that the thread got which measured this: less than 1 where the machine is busy.
         streams: by threads, or processes.
@@ -114,6 +117,7 @@ class Figures:
     index_samples: float
     tried: int
     bad: int
+    shorter_side: float
     decode_ms: float
     share: float
     streams: tuple[StreamFigure, ...]
@@ -179,7 +183,7 @@ def bench(
     tell("indexes, and images to decode")
     images, index_ms, index_samples = _images(manifest, choose)
     tell("decoding, in one thread")
-    decode_ms, bad, share = _decoding(images, config, seconds * _DECODING)
+    decode_ms, shorter_sides, share = _decoding(images, config, seconds * _DECODING)
     streams = _streams(data, wanted, seconds * _STREAMS, choose, tell)
     return Figures(
         images=manifest.num_samples,
@@ -194,7 +198,8 @@ def bench(
         index_ms=index_ms,
         index_samples=index_samples,
         tried=len(images),
-        bad=bad,
+        bad=len(images) - len(shorter_sides),
+        shorter_side=statistics.median(shorter_sides),
         decode_ms=decode_ms,
         share=share,
         streams=streams,
@@ -204,8 +209,10 @@ def bench(
 
 
 def _wanted(manifest: ShardManifest, config: DataConfig) -> _Wanted:
-    one_set = {"train": manifest.base, "mixture": {}, "num_classes": max(config.num_classes, manifest.num_classes, 1)}
-    return _Wanted(config.model_copy(update=one_set), 0, _BATCH)
+    """The set alone, without a node's cache, from which a stream would get what another has read from the store."""
+    one_set = {"train": manifest.base or ".", "mixture": {}, "cache": CacheConfig.model_validate({"size": "0 B"})}
+    classes = max(config.num_classes, manifest.num_classes, 1)
+    return _Wanted(config.model_copy(update={**one_set, "num_classes": classes}), 0, _BATCH)
 
 
 def _thread_counts(cpus: int) -> list[int]:
@@ -265,23 +272,26 @@ def _images(manifest: ShardManifest, choose: random.Random) -> tuple[list[memory
     return images, 1000 * seconds / len(shards), samples / len(shards)
 
 
-def _decoding(images: Sequence[memoryview], config: DataConfig, seconds: float) -> tuple[float, int, float]:
-    """CPU ms that decoding an image takes, images that cannot be, and the share of a CPU that the thread got."""
+def _decoding(images: Sequence[memoryview], config: DataConfig, seconds: float) -> tuple[float, list[int], float]:
+    """CPU ms that decoding an image takes, shorter sides of those that can be, share of a CPU that the thread got."""
     good: list[memoryview] = []
+    shorter_sides: list[int] = []
     reason = ""
     if config.decoder == "nvimgcodec":
         check_installed()
     regions = RegionDecoder() if config.decoder == "nvimgcodec" else None
     augment = Augment.of(config, 0)
 
-    def needed(content: memoryview, number: int) -> None:
+    def needed(content: memoryview, number: int) -> int:
+        """Decode an image as training does; returns its shorter side."""
         image = Encoded(content, upright=config.upright, regions=regions)
         box = augment.draw(*image.size, epoch=0, ordinal=number).box
         _ = image.whole() if box is None else image.region(box)
+        return min(image.size)
 
     for image in images:
         try:
-            needed(image, len(good))
+            shorter_sides.append(needed(image, len(good)))
             good.append(image)
         except DecodeError as error:
             reason = reason or str(error)
@@ -303,7 +313,7 @@ def _decoding(images: Sequence[memoryview], config: DataConfig, seconds: float) 
         done, cpu_s, wall_s = pool.submit(work).result()
     # It is also the number of threads that use torch for the first time later.
     torch.set_num_threads(own)
-    return 1000 * cpu_s / done, len(images) - len(good), min(1.0, cpu_s / wall_s)
+    return 1000 * cpu_s / done, shorter_sides, min(1.0, cpu_s / wall_s)
 
 
 def _ranks(lanes: int, least: int = _LANES) -> int:

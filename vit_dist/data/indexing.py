@@ -160,7 +160,9 @@ def index_tars(
         max_labels=max((1, *(entry["max_labels"] for entry in entries))),
     )
     if not manifest.num_samples:
-        raise DataError(f"{redact(out)}: the {len(tars)} tars hold no samples with an image and a label")
+        raise DataError(
+            f"{redact(out)}: {counted(len(tars), 'tar holds', 'tars hold')} no samples with an image and a label"
+        )
     write_manifest(manifest, out)
     left_out = [(tar.url, *sample) for tar, entry in zip(tars, entries, strict=True) for sample in entry["left_out"]]
     return IndexResult(manifest, num_read, tuple(left_out), sum(entry["ignored"] for entry in entries))

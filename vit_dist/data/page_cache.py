@@ -14,13 +14,16 @@ from vit_dist.core.errors import DataError
 from vit_dist.core.urls import local_path, redact
 
 _PAGE = 4096
+_LARGEST_FOLIO = 2 << 20
+"""The kernel keeps pages in blocks of up to so many bytes, and forgets none of which it is asked to forget a part."""
 
 
 def empty(url: str, start: int, end: int) -> None:
-    """Let the page cache forget a range of a file on this machine, where the system can."""
+    """Let the page cache forget a range of a file on this machine, and what shares a block with it, where it can."""
     if hasattr(os, "posix_fadvise"):
+        first, last = start // _LARGEST_FOLIO * _LARGEST_FOLIO, -(-end // _LARGEST_FOLIO) * _LARGEST_FOLIO
         with _opened(url) as handle:
-            os.posix_fadvise(handle, start, end - start, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(handle, first, last - first, os.POSIX_FADV_DONTNEED)
 
 
 @contextlib.contextmanager

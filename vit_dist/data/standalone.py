@@ -6,12 +6,15 @@ arguments; the batch and the state in the form that such a loop wants are in sta
 
 from __future__ import annotations
 
+import functools
+import inspect
+import operator
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from pydantic import ValidationError
@@ -35,10 +38,19 @@ from vit_dist.data.stream_state import load_position
 from vit_dist.data.takedown import extended, hold, left_out, read_lines
 
 _KEYS = frozenset(
-    {"subset", "subset_seed", "lanes", "window", "crop_area", "crop_aspect", "max_bad", "takedown"}
+    {"subset", "subset_seed", "lanes", "window", "crop_area", "crop_aspect", "max_bad", "takedown", "upright"}
     | {"decoder", "decode_workers", "read_threads", "prefetch_batches", "memory_limit", "cache"}
 )
 """Of a recipe's data section: those that mean something here, and have no argument of their own."""
+_ELSEWHERE = {
+    "num_workers": "workers=N are threads that decode, decode_workers=N processes",
+    "decode_threads": "workers=N are threads that decode",
+    "batch_size": "batch=N are the examples of all ranks together",
+    "pin_memory": "device=... copies from pinned memory",
+    "shuffle_buffer": "the whole set is shuffled, without a buffer",
+    "mixup": "batches are not mixed here; mix in the training loop",
+}
+"""What a DataLoader, webdataset or a recipe calls otherwise."""
 
 Decode = Literal["crop", "pil", "bytes"]
 Transform = Callable[[Any, Sample], Any]
@@ -68,7 +80,7 @@ def open_stream(
     augment: str | Mapping[str, Any] = "inception",
     rank: int | None = None,
     world_size: int | None = None,
-    device: str | torch.device | None = None,
+    device: str | int | torch.device | None = None,
     workers: int | None = None,
     **data: Any,
 ) -> Stream:
@@ -101,7 +113,8 @@ def open_stream(
         device: where labels, weights and images are copied to, from pinned memory without waiting; None: they stay.
         workers: threads that decode; None: the CPUs of the rank less two, 2 to 32.
         **data: keys of a recipe's `data` section: subset, subset_seed, lanes, window, crop_area, crop_aspect, max_bad,
-            takedown, decoder, decode_workers, read_threads, prefetch_batches, memory_limit, cache (docs/recipe.md).
+            takedown, upright, decoder, decode_workers, read_threads, prefetch_batches, memory_limit, cache
+            (docs/recipe.md).
             `decode_workers` are processes that decode in place of threads, for `decode="crop"` without a transform,
             shuffled.
 
@@ -115,10 +128,13 @@ def open_stream(
             "iterate over the stream itself, it reads and decodes ahead in threads of its own"
         )
     _check_arguments(batch, epochs, decode, transform, manifest, shuffle=shuffle, drop_last=drop_last)
+    seed = _whole_seed(seed)
+    to = _device(device)
     world = _world(rank, world_size)
     unknown = sorted(data.keys() - _KEYS)
     if unknown:
-        raise ConfigError(f"open_stream: {unknown[0]}: unknown key{did_you_mean(unknown[0], _KEYS)}")
+        hint = f"; {_ELSEWHERE[unknown[0]]}" if unknown[0] in _ELSEWHERE else did_you_mean(unknown[0], _KEYS)
+        raise ConfigError(f"open_stream: {unknown[0]}: unknown key{hint}")
     fields = {**data, "image_size": image_size, "augment": augment, "decode_threads": workers}
     config, read = _config(manifest, fields, shuffle=shuffle)
     if config.decode_workers and (decode != "crop" or transform is not None or not shuffle):
@@ -140,11 +156,11 @@ def open_stream(
             f"decoder={config.decoder} decodes the crop alone, and decode={decode!r} has none: leave it out"
         )
     make = _maker(decode, transform, Augment.of(config, seed), upright=config.upright, decode_regions=regions)
-    inner = TrainStream(
+    start = functools.partial(
+        TrainStream,
         opened,
         wanted,
         world,
-        at,
         uneven=True,
         end=end,
         stored=not shuffle,
@@ -152,7 +168,7 @@ def open_stream(
         taken_down=left_out(taken),
         labelled=False,
     )
-    return Stream(inner, opened, wanted, world, at, end, taken, shuffle=shuffle, device=device)
+    return Stream(start, opened, wanted, world, at, end, taken, shuffle=shuffle, device=to)
 
 
 def _check_arguments(
@@ -170,8 +186,17 @@ def _check_arguments(
             raise ConfigError(f"{name}={value!r}: expected a whole number from 1")
     if decode not in {"crop", "pil", "bytes"}:
         raise ConfigError(f"decode={decode!r}: expected 'crop', 'pil' or 'bytes'; a callable is given as transform=")
+    for name, given in (("shuffle", shuffle), ("drop_last", drop_last)):
+        if not isinstance(given, bool):
+            more = "; there is no buffer: True shuffles the whole set" if name == "shuffle" else ""
+            raise ConfigError(f"{name}={given!r}: expected True or False{more}")
     if transform is not None and not callable(transform):
         raise ConfigError(f"transform={transform!r}: expected a callable of (image, sample)")
+    if transform is not None and not _takes_two(transform):
+        raise ConfigError(
+            f"transform={_name(transform)}: is called with an image and its sample; one that takes an image alone is "
+            f"given as transform=lambda image, sample: TRANSFORM(image)"
+        )
     expected = "expected the path or URL of a manifest, or a mapping"
     if isinstance(manifest, Mapping):
         for name, one in manifest.items():
@@ -190,13 +215,66 @@ def _check_arguments(
         raise ConfigError("drop_last=True: without `epochs` the stream has no last batch; leave it out")
 
 
+def _whole_seed(seed: object) -> int:
+    if isinstance(seed, SupportsIndex) and not isinstance(seed, bool):  # an int, or one of numpy's
+        return operator.index(seed)
+    raise ConfigError(f"seed={seed!r}: expected a whole number")
+
+
+def _takes_two(transform: Callable[..., Any]) -> bool:
+    # Those of torchvision's second kind take any number of arguments, and would hand the sample on beside the image.
+    if type(transform).__module__.startswith("torchvision.transforms"):
+        return False
+    called = transform.forward if isinstance(transform, torch.nn.Module) else transform
+    try:
+        inspect.signature(called).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin that does not tell
+        return True
+    return True
+
+
+def _name(transform: object) -> str:
+    return getattr(transform, "__qualname__", type(transform).__name__)
+
+
+def _device(device: str | int | torch.device | None) -> torch.device | None:
+    """Where batches go; looked at before anything is read.
+
+    Raises:
+        ConfigError: no device of torch's, or a GPU that is not here.
+    """
+    if device is None:
+        return None
+    try:
+        to = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"device={device!r}: expected a device of torch's, such as 'cuda:0' or 'cpu', or None ({error})"
+        ) from None
+    if to.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                f"device={device!r}: torch finds no GPU here (torch.cuda.is_available() is False); give 'cpu', or "
+                f"leave it out"
+            )
+        if to.index is not None and to.index >= torch.cuda.device_count():
+            here = counted(torch.cuda.device_count(), "GPU")
+            raise ConfigError(f"device={device!r}: torch finds {here} here, counted from 0 (CUDA_VISIBLE_DEVICES)")
+    return to
+
+
 def _world(rank: int | None, world_size: int | None) -> World:
     if rank is None and world_size is None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return World(torch.distributed.get_rank(), torch.distributed.get_world_size())
         return launched_world() or World()
-    if rank is None or world_size is None or not 0 <= rank < world_size:
-        raise ConfigError(f"rank={rank}, world_size={world_size}: give both, rank from 0 to world_size - 1, or neither")
+    whole = all(isinstance(one, int) and not isinstance(one, bool) for one in (rank, world_size))
+    if rank is None or world_size is None or not whole or not 0 <= rank < world_size:
+        raise ConfigError(
+            f"rank={rank!r}, world_size={world_size!r}: give both, rank from 0 to world_size - 1, or neither"
+        )
     return World(rank, world_size)
 
 
@@ -226,7 +304,10 @@ def _config(
             return DataConfig.model_validate({"num_classes": classes, **fields})
         except ValidationError as error:
             # The only set is no `train` to whoever has given it.
-            lines = (re.sub(r"^train: ", "manifest: ", line) for line in describe(error, DataConfig, ""))
+            lines = (
+                re.sub(r"^train: ", "manifest: ", re.sub(r"^decode_threads: ", "workers: ", line))
+                for line in describe(error, DataConfig, "")
+            )
             raise ConfigError("\n".join(f"open_stream: {line}" for line in lines)) from None
 
     # Before a manifest is read, so that mistakes are told of first.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -50,6 +51,10 @@ class StreamBatch:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def __repr__(self) -> str:
+        images = "" if self._images is None else f", images {tuple(self._images.shape)} {self._images.dtype}"
+        return f"<StreamBatch of {len(self)} examples{images}, labels {tuple(self.labels.shape)}>"
+
     @property
     def images(self) -> Tensor:
         """uint8 [b, 3, S, S] by `decode="crop"` alone; else what `transform` gave, stacked: [b, ...].
@@ -75,7 +80,8 @@ class Stream(Iterator[tuple[StreamBatch, StreamPosition]]):
     """One rank's batches, each with the state after it. Made by `open_stream`.
 
     A context manager, and an iterator that is gone through once; `len()` is the batches that were left when it was
-    opened. Its threads end with `close()`, at the end of the last epoch, or with the object.
+    opened. Its threads end with `close()`, at the end of the last epoch, or with the object. An error or Ctrl-C while
+    a batch is waited for ends them too, and costs no example: the next batch is read anew from `state`.
 
     Attributes:
         num_samples: examples of an epoch; of a mixture, of all its sets together.
@@ -86,7 +92,7 @@ class Stream(Iterator[tuple[StreamBatch, StreamPosition]]):
 
     def __init__(
         self,
-        inner: TrainStream,
+        start: Callable[[int], TrainStream],
         data: TrainingSet,
         wanted: Wanted,
         world: World,
@@ -95,18 +101,35 @@ class Stream(Iterator[tuple[StreamBatch, StreamPosition]]):
         taken_down: tuple[TakenDown, ...],
         *,
         shuffle: bool,
-        device: str | torch.device | None,
+        device: torch.device | None,
     ) -> None:
-        self._batches, self._data, self._wanted, self._world = iter(inner), data, wanted, world
+        self._start, self._data, self._wanted, self._world = start, data, wanted, world
         self._begin, self._end, self._shuffle, self._device = position, end, shuffle, device
         self._bad, self._taken_down = set[int](), taken_down
-        # Threads hold the reader and not this object: they end with it also where nobody closes it.
-        self._close = weakref.finalize(self, inner.close)
+        self._ended, self._process = False, os.getpid()
+        self._open(position)
         self.num_samples, self.num_classes = data.num_samples, data.num_classes
         self.class_names = data.class_names
         self.state = self._state(position)
 
+    def _open(self, position: int) -> None:
+        inner = self._start(position)
+        self._batches = iter(inner)
+        # Threads hold the reader and not this object: they end with it also where nobody closes it.
+        self._close = weakref.finalize(self, _close, inner, self._process)
+
     def __iter__(self) -> Stream:
+        """The stream itself.
+
+        Raises:
+            ConfigError: it was gone through to its end, or closed: a loop would silently have no batches.
+        """
+        if self._ended:
+            raise ConfigError(
+                "the stream was gone through to its end, or closed, and gives no more batches; for several epochs open "
+                "it with epochs=N and loop once; to go on where a closed one stood open another with "
+                "position=stream.state"
+            )
         return self
 
     def __next__(self) -> tuple[StreamBatch, StreamPosition]:
@@ -114,19 +137,43 @@ class Stream(Iterator[tuple[StreamBatch, StreamPosition]]):
 
         Raises:
             DataError: a shard that cannot be read, or more undecodable samples on this rank than max_bad.
+            ConfigError: this process was forked from the one that opened it, whose threads it has not.
         """
-        if not self._close.alive:
+        if self._ended:
             raise StopIteration
-        before: int = self.state["position"]
+        if os.getpid() != self._process:
+            raise ConfigError(
+                "the stream was opened by the process that this one was forked from, and its threads are there: open "
+                "one here (no DataLoader is to be wrapped around a stream)"
+            )
+        before = self.state
         try:
+            if not self._close.alive:
+                self._open(before["position"])
             batch, after = next(self._batches)
+            self._count_bad(batch.replaced)
+            given = self._batch(batch, after.position - before["position"])
+            self.state = self._state(after.position)
         except StopIteration:
             self.close()
             raise
-        self._count_bad(batch.replaced)
-        given = self._batch(batch, after.position - before)
-        self.state = self._state(after.position)
+        except BaseException:
+            # What was interrupted may have taken a batch that nobody has got.
+            self.state = before
+            self._close()
+            raise
         return given, self.state
+
+    def __getitem__(self, index: object) -> NoReturn:
+        raise ConfigError(
+            "a stream is iterated over, not indexed: `for batch, state in stream`; no DataLoader is to be wrapped "
+            "around it, it reads and decodes ahead in threads of its own"
+        )
+
+    def __repr__(self) -> str:
+        place = f"rank {self._world.rank} of {self._world.size}, at position {self.state['position']:,}"
+        what = f"{self.num_samples:,} examples, {self.num_classes:,} classes"
+        return f"<Stream of {what}: batch={self._wanted.global_batch}, {place}>"
 
     def __len__(self) -> int:
         if self._end is None:
@@ -141,6 +188,7 @@ class Stream(Iterator[tuple[StreamBatch, StreamPosition]]):
 
     def close(self) -> None:
         """End the threads that read ahead; the stream gives no more batches. `state` stays."""
+        self._ended = True
         self._close()
 
     def _state(self, position: int) -> StreamPosition:
@@ -171,6 +219,12 @@ class Stream(Iterator[tuple[StreamBatch, StreamPosition]]):
                 f"{self._wanted.data.max_bad:g} of {self._data.num_samples}; the last: {first.key!r} of {first.shard}: "
                 f"{first.reason}. Run `vit-dist data verify --images`, or raise max_bad"
             )
+
+
+def _close(inner: TrainStream, process: int) -> None:
+    """End its threads, unless this process was forked from the one that has them."""
+    if os.getpid() == process:
+        inner.close()
 
 
 def _stacked(items: list[Any]) -> Tensor | None:

@@ -17,7 +17,7 @@ from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.log import log
 from vit_dist.core.memory import pinned_bytes
 from vit_dist.core.seeding import I64
-from vit_dist.core.units import format_bytes
+from vit_dist.core.units import counted, format_bytes
 from vit_dist.core.world import World
 from vit_dist.data.augment import Augment
 from vit_dist.data.batch import Batch, Make, Replacement
@@ -104,8 +104,9 @@ class TrainStream:
         if self.memory_bytes > config.memory_limit:
             raise ConfigError(
                 f"reading ahead would take {format_bytes(self.memory_bytes)} a rank, over data.memory_limit="
-                f"{format_bytes(config.memory_limit)}: {data.order.lanes} lanes on {world.size} ranks; use more ranks, "
-                f"fewer data.lanes, a smaller data.window or data.prefetch_batches, or raise the limit"
+                f"{format_bytes(config.memory_limit)}: {counted(data.order.lanes, 'lane')} on "
+                f"{counted(world.size, 'rank')}; use more ranks, fewer data.lanes, a smaller data.window or "
+                f"data.prefetch_batches, or raise the limit"
             )
         order: Order = StoredOrder(data.parts[0].subset.counts) if stored else data.order
         view = functools.partial(_augmented, Augment.of(config, recipe.seed))

@@ -13,6 +13,7 @@ from tests.shards import write_set
 from vit_dist.cli.data import main as data_verb
 from vit_dist.cli.data.bench_need import Need, computed, measured
 from vit_dist.cli.data.bench_table import facts, judge, table, verdict
+from vit_dist.config.cache import CacheConfig
 from vit_dist.config.load import load_recipe
 from vit_dist.config.schema import DataConfig
 from vit_dist.core.errors import VitDistError
@@ -20,7 +21,7 @@ from vit_dist.core.events.writer import EventWriter
 from vit_dist.core.run import log as runlog
 from vit_dist.data import bench as module
 from vit_dist.data.bench import Figures, ReadFigure, StreamFigure, _ranks, _thread_counts
-from vit_dist.data.manifest import ShardManifest, write_manifest
+from vit_dist.data.manifest import ShardManifest, read_manifest, write_manifest
 
 SHORT = ("--seconds", "1", "--seed", "3")
 
@@ -169,7 +170,7 @@ FIGURES = Figures(
     images=1_281_167, shards=1000, image_bytes=110_000.0, remote=True, cached=None, emptied=False, in_memory=False,
     range_bytes=3_520_000,
     reads=tuple(ReadFigure(n, rate, 60.0) for n, rate in ((1, 60.0), (4, 200.0), (16, 800.0))),
-    index_ms=40.0, index_samples=1281.0, tried=256, bad=0, decode_ms=1.0, share=1.0,
+    index_ms=40.0, index_samples=1281.0, tried=256, bad=0, shorter_side=375, decode_ms=1.0, share=1.0,
     streams=tuple(StreamFigure(n, 480.0 * n, 2.1, 1.9, 0.02) for n in (1, 2, 4, 8, 16)),
     processes=False, cpus=16,
 )  # fmt: skip
@@ -216,6 +217,32 @@ def test_the_verdict_names_what_is_too_slow(
     assert f"verdict    {word.upper()}: " in shown
     assert [line for line in shown.splitlines() if len(line) > 80] == []
     assert facts(figures, needed, devices)["verdict"] == word
+
+
+def test_images_that_are_small_already_are_not_to_be_packed_smaller() -> None:
+    small = replace(FIGURES, shorter_side=256, in_memory=True)
+    assert judge(small, need(9000.0), 1)[1].endswith("Give a device 20 CPU cores")
+    slow = judge(replace(small, reads=(ReadFigure(4, 60.0, 9.0),), in_memory=False), need(3000.0), 1)[1]
+    assert slow.endswith("Bring the set nearer, or ask for more at once (data.read_threads=4 was the fastest)")
+
+
+def test_more_cores_than_a_machine_has_are_not_asked_for_where_they_come_from_arithmetic() -> None:
+    _, text = judge(replace(FIGURES, in_memory=True), Need(18_000_000.0, "assumed: 40% of the peak", assumed=True), 1)
+    assert "No machine has so many cores" in text
+    assert "--run RUN" in text
+
+
+@pytest.mark.usefixtures("two_cpus")
+def test_a_manifest_in_this_folder_is_measured_and_no_cache_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_set(tmp_path, num_samples=8, samples_per_shard=4, num_classes=4)
+    monkeypatch.chdir(tmp_path)
+    cached = DataConfig(num_classes=4, cache=CacheConfig.model_validate({"size": "1 GB"}))
+    config = module._wanted(read_manifest("manifest.json"), cached).data
+    assert config.cache is not None
+    assert config.cache.size == 0
+    assert data_verb(["bench", "manifest.json", *SHORT, "data.image_size=16"]) == 0
 
 
 def test_a_device_wants_the_cores_that_its_images_take_and_one_to_train() -> None:

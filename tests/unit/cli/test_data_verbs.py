@@ -273,7 +273,7 @@ def test_verify_images_names_those_that_training_would_replace(
     write_tar(tmp_path / "a.tar", [m for n, c in members for m in ((n, c), (f"{n.partition('.')[0]}.cls", b"1"))])
     assert cli.main(["index", str(tmp_path / "a.tar"), "--out", str(tmp_path / "m.json")]) == 0
     assert "bytes and indexes" in lines(capsys, "verify", str(tmp_path / "m.json"))[0]
-    with pytest.raises(DataError, match="1 of 1 shard is not what the manifest says, or hold bad images"):
+    with pytest.raises(DataError, match="1 of 1 shard is not what the manifest says, or holds bad images"):
         cli.main(["verify", str(tmp_path / "m.json"), "--images"])
     found = capsys.readouterr().out.splitlines()
     assert len(found) == 3

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from vit_dist.core.units import format_bytes
+from vit_dist.core.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from vit_dist.cli.data.bench_need import Need
@@ -24,13 +24,21 @@ _ENOUGH = 1.1
 """A stream that gives less than so many times what is needed has no room for a slow moment."""
 _BUSY, _STARVED = 0.8, 0.1
 _WHAT_IS_NEEDED = "With --recipe or --run it is told whether that is enough"
-_SMALLER = "pack the images smaller (`vit-dist data pack --resize-shorter 320`)"
+_SMALLER_PX = 320
+_SMALLER = f"pack the images smaller (`vit-dist data pack --resize-shorter {_SMALLER_PX}`)"
+_MOST_CORES = 512
+"""That a machine has."""
+_TOO_SMALL = (
+    "No machine has so many cores: arithmetic says nothing of a model this small, whose steps take as long as it takes "
+    "to launch them; --run RUN says what its devices take"
+)
 
 
 def table(name: str, figures: Figures, config: DataConfig) -> str:
     """The set, the machine, and a line for each stage."""
     each, size = format_bytes(figures.image_bytes), format_bytes(figures.range_bytes)
-    told = f"{figures.images:,} images in {figures.shards:,} shards, {each} an image, read in ranges of {size}"
+    images, shards = counted(figures.images, "image"), counted(figures.shards, "shard")
+    told = f"{images} in {shards}, {each} an image, read in ranges of {size}"
     lines = [
         _fact("set", f"{name}: {told}"),
         _fact("machine", f"{figures.cpus} CPU{'' if figures.cpus == 1 else 's'} for this process{_busy(figures)}"),
@@ -152,16 +160,29 @@ def judge(figures: Figures, need: Need | None, devices: int) -> tuple[str, str]:
         return "fine", f"{given} of {wanted}{room}"
     if too_slow and (reading or own.images_per_s >= need.images_per_s):
         at = figures.best_read.at_once
-        more = f"ask for more at once (data.read_threads={at} was the fastest), " if at > 1 else ""
-        return "read bound", f"{given} of {wanted}; {reads}. Bring the set nearer, {more}or {_SMALLER}"
+        advice = ["Bring the set nearer", *_smaller(figures)]
+        if at > 1:
+            advice.insert(1, f"ask for more at once (data.read_threads={at} was the fastest)")
+        return "read bound", f"{given} of {wanted}; {reads}. {_either(advice)}"
     also = ", which is too little as well" if too_slow else ""
     cores = cores_a_device(figures, need, devices)
+    if cores > _MOST_CORES and need.assumed:
+        return "decode bound", f"{given} of {wanted}; {reads}{also}. {_TOO_SMALL}"
     more = (
         f"Give a device {cores:,} CPU cores"
         if cores * devices > figures.cpus
         else f"Try more decode {_kind(figures, 2)}"
     )
-    return "decode bound", f"{given} of {wanted}; {reads}{also}. {more}, or {_SMALLER}"
+    return "decode bound", f"{given} of {wanted}; {reads}{also}. {_either([more, *_smaller(figures)])}"
+
+
+def _smaller(figures: Figures) -> list[str]:
+    """The advice to pack images smaller, where they are not small already."""
+    return [_SMALLER] if figures.shorter_side > _SMALLER_PX else []
+
+
+def _either(advice: list[str]) -> str:
+    return ", or ".join([", ".join(advice[:-1]), advice[-1]] if len(advice) > 1 else advice)
 
 
 def facts(figures: Figures, need: Need | None, devices: int) -> dict[str, Any]:

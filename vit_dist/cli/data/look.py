@@ -140,9 +140,11 @@ def verify_main(argv: list[str]) -> int:
             # Of sizes and indexes alone no bytes are read.
             progress.advance(1, 0 if args.fast else int(manifest.sizes[shard]))
     if broken:
+        one = broken == 1
+        holds = "holds" if one else "hold"
         raise DataError(
-            f"{args.manifest}: {broken:,} of {counted(len(manifest.shards), 'shard is', 'shards are')} not what the "
-            f"manifest says{', or hold bad images' if args.images else ''}"
+            f"{args.manifest}: {broken:,} of {counted(len(manifest.shards), 'shard')} {'is' if one else 'are'} not "
+            f"what the manifest says{f', or {holds} bad images' if args.images else ''}"
         )
     checked = "sizes and indexes" if args.fast else f"bytes{', images' if args.images else ''} and indexes"
     out(

@@ -137,6 +137,10 @@ def _store(one: Loading) -> tuple[str, str]:
     )
     if interval.read.what:
         why += f"; the slowest read took {interval.read.seconds:.2g} s: {interval.read.what}"
+    if counts.retries > counts.requests / 2:
+        return why, (
+            "Most requests failed at first: nothing in the recipe mends that; the lines on what was asked again say why"
+        )
     return why, (
         f"Ask for more at once (data.read_threads, now {interval.readers}), bring the set nearer, or pack its images "
         f"smaller (`vit-dist data pack --resize-shorter 320`)"

@@ -142,6 +142,8 @@ def rank(wait: float = 0.5, busy: float = 0.9, starved: float = 0.1, cpus: int =
         (rank(counts=Counts(images=10, decode_s=10.0, decode_cpu_s=4.0)), "decode", ["share 8 CPUs"]),
         (rank(busy=0.2, starved=0.8), "store", ["no bytes 80% of the time, at 20.0 MB/s in 40 requests, 3 of them",
                                                  f"took 4.2 s: 3.1 MB of {URL}", "data.read_threads, now 4"]),
+        (rank(busy=0.0, starved=1.0, counts=Counts(requests=26, retries=21)), "store",
+         ["26 requests, 21 of them asked again", "Most requests failed at first: nothing in the recipe mends that"]),
         (rank(busy=0.1, starved=0.1), "host", ["idle 80% of the time"]),
         (rank(busy=0.5, starved=0.5), "decode", []),
         (rank(counts=Counts()), "decode", ["0.0 ms an image"]),
