@@ -115,6 +115,7 @@ def open_stream(
             "iterate over the stream itself, it reads and decodes ahead in threads of its own"
         )
     _check_arguments(batch, epochs, decode, transform, manifest, shuffle=shuffle, drop_last=drop_last)
+    _check_numbers(seed, rank, world_size, device)
     world = _world(rank, world_size)
     unknown = sorted(data.keys() - _KEYS)
     if unknown:
@@ -188,6 +189,17 @@ def _check_arguments(
         raise ConfigError(f"manifest={manifest!r}: {expected} of names to such; see help(open_stream)")
     if drop_last and epochs is None:
         raise ConfigError("drop_last=True: without `epochs` the stream has no last batch; leave it out")
+
+
+def _check_numbers(seed: object, rank: object, world_size: object, device: object) -> None:
+    for name, value in (("seed", seed), ("rank", rank), ("world_size", world_size)):
+        # A float would be cut off to the order of another seed.
+        if (value is not None or name == "seed") and not hasattr(value, "__index__"):
+            raise ConfigError(f"{name}={value!r}: expected a whole number")
+    try:
+        torch.device(device) if device is not None else None  # type: ignore[call-overload]
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"device={device!r}: not a device of torch's: {str(error).splitlines()[0]:.200}") from None
 
 
 def _world(rank: int | None, world_size: int | None) -> World:

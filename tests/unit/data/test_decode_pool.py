@@ -244,11 +244,11 @@ class Cudart:
         patch.setattr(torch.cuda, "synchronize", lambda: self.asked.append("wait for copies"))
         patch.setattr(shared_memory, "_forget_refusal", lambda: self.asked.append("forget"))
 
-    def cudaHostRegister(self, at: int, size: int, flags: int) -> int:  # noqa: N802
+    def cudaHostRegister(self, at: int, size: int, flags: int) -> int:
         self.asked.append("pin")
         return self._code
 
-    def cudaHostUnregister(self, at: int) -> int:  # noqa: N802
+    def cudaHostUnregister(self, at: int) -> int:
         assert shared_by_this_process()
         self.asked.append("unpin")
         return 0
