@@ -10,9 +10,11 @@ import torch
 
 from tests.streams import recipe
 from vit_dist.config.schema import LossConfig, MixupConfig
+from vit_dist.core.errors import ConfigError
 from vit_dist.core.world import World
 from vit_dist.data.mixup import draw_mix, mix_images, mix_targets
 from vit_dist.data.sets import open_training_set
+from vit_dist.data.shared_memory import Layout, SharedMemory
 from vit_dist.data.stream import TrainStream
 from vit_dist.train.feed import Feed
 from vit_dist.train.losses import make_targets
@@ -42,6 +44,17 @@ def test_pinned_batches_arrive_whole_through_a_hundred_overlapping_copies(
             arrived.append((torch.cat(images).flatten().long() * weights).sum())
     assert torch.stack(arrived).tolist() == expected
     assert len(set(expected)) > 90
+
+
+def test_a_refusal_to_pin_is_not_taken_for_an_error_of_the_next_kernel(device: torch.device) -> None:
+    if device.type != "cuda":
+        pytest.skip("a CPU pins nothing")
+    memory = SharedMemory(Layout(1, 2, 2, 28, 1))
+    memory.pin()
+    with pytest.raises(ConfigError, match=r"cannot be pinned for the GPU \(cudaHostRegister: error"):
+        memory.pin()
+    assert int(torch.ones(3, device=device).sum()) == 3
+    memory.release()
 
 
 @pytest.mark.parametrize("settings", [{"alpha": 0.8}, {"cutmix_alpha": 1.0}, {"alpha": 0.8, "cutmix_alpha": 1.0}])

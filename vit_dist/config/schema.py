@@ -24,6 +24,7 @@ from vit_dist.config.finetune import FinetuneConfig
 from vit_dist.config.held_out import HeldOut, check_beside
 from vit_dist.config.lengths import Share, lengths_of
 from vit_dist.config.loss import LossConfig
+from vit_dist.core.connections import CONNECTIONS
 from vit_dist.core.marks import LAYOUT, NON_IDENTITY, WHEN_SET, NonIdentity
 from vit_dist.core.metrics import Metric, known_metric, nearest, undeclared
 from vit_dist.core.registry import AnyPlace, Config, LocalPath, Plugin
@@ -110,7 +111,9 @@ class DataConfig(Config):
     decode_workers: Annotated[int | None, Field(ge=0, le=128), NON_IDENTITY, WHEN_SET] = Field(
         None, description="processes that decode for a rank; 0: threads do; left out: by its CPUs beside a GPU"
     )
-    read_threads: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(8, description="byte ranges asked for at once")
+    read_threads: Annotated[int, Field(ge=1, le=CONNECTIONS), NON_IDENTITY] = Field(
+        8, description="byte ranges asked for at once"
+    )
     prefetch_batches: Annotated[int, Field(ge=1), NON_IDENTITY] = Field(4, description="batches made ready ahead")
     memory_limit: Annotated[Bytes, NON_IDENTITY] = Field(4 << 30, description="read-ahead a rank may hold")
     cache: Annotated[CacheConfig | None, NON_IDENTITY, WHEN_SET] = Field(

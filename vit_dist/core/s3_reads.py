@@ -22,7 +22,7 @@ import urllib3
 
 from vit_dist.core.errors import DataError
 from vit_dist.core.store_errors import is_answer, is_expired, is_past_the_end, refuse_web_page, wait_s, whole_number
-from vit_dist.core.stores import CONNECTIONS, MOST_RENEWALS, storage_options
+from vit_dist.core.stores import MOST_RENEWALS, storage_options
 from vit_dist.core.urls import is_s3, redact, split_url
 from vit_dist.core.versions import Versions
 from vit_dist.core.web_answers import Transient, ask, check_range, connections, finish, no_ranges, read_into, some
@@ -58,7 +58,13 @@ def reads(url: str) -> bool:
 def s3_reads() -> S3Reads:
     """The one client of this process for the settings of now: connections and credentials are shared."""
     # A forked process must not speak over the connections of its parent.
-    return _client(repr(sorted(storage_options("s3").items())), os.getpid())
+    wanted = repr(sorted(storage_options("s3").items())), os.getpid()
+    # All readers ask at once at the start: else each would make one, and look for credentials.
+    with _making:
+        return _client(*wanted)
+
+
+_making = threading.Lock()
 
 
 @cache
@@ -270,9 +276,7 @@ class S3Reads:
                 if proxy and "://" not in proxy:
                     proxy = f"http://{proxy}"
                 # Whoever is given keys is not taken for one that drips.
-                self._pools[server] = connections(
-                    CONNECTIONS, trusted=self._account.trusted(), proxy=proxy, bounded=False
-                )
+                self._pools[server] = connections(trusted=self._account.trusted(), proxy=proxy, bounded=False)
             return self._pools[server]
 
     def _moved(self, bucket: str, asked: str, error: Exception) -> bool:

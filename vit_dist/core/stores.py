@@ -14,6 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vit_dist.core.connections import CONNECTIONS
 from vit_dist.core.errors import DataError, did_you_mean
 from vit_dist.core.places import check_server
 from vit_dist.core.store_errors import is_answer, is_expired, is_past_the_end, is_untold, says_why, told, wait_s
@@ -28,8 +29,6 @@ from vit_dist.core.store_patience import (
 )
 from vit_dist.core.urls import SCHEMES, local_path, redact, split_url
 
-CONNECTIONS = 64
-"""To one server that are kept: the libraries' own 10 would make the other readers wait, or connect anew each time."""
 MOST_RENEWALS = 3
 """Times that one question is asked with other credentials, since those before were refused."""
 _REMOVALS_IN_FLIGHT = 16

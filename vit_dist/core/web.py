@@ -46,7 +46,7 @@ class WebClient:
     """HTTP and HTTPS with kept connections, redirects and certificates, in threads."""
 
     def __init__(self, timeout_s: float) -> None:
-        self._pool = connections(32)
+        self._pool = connections()
         self._timeout_s = timeout_s
 
     def fetch(self, url: str, start: int, into: memoryview, versions: Versions) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 
 import urllib3
 
+from vit_dist.core.connections import CONNECTIONS
 from vit_dist.core.errors import DataError
 from vit_dist.core.store_errors import wait_s, whole_number
 from vit_dist.core.urls import redact
@@ -120,20 +121,17 @@ class _HttpsPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _Https
 
 
-def connections(
-    size: int, *, trusted: ssl.SSLContext | None = None, proxy: str = "", bounded: bool = True
-) -> urllib3.PoolManager:
-    """Connections that are kept, `size` to each server.
+def connections(*, trusted: ssl.SSLContext | None = None, proxy: str = "", bounded: bool = True) -> urllib3.PoolManager:
+    """Connections that are kept, to each server as many as may ask at once.
 
     Args:
-        size: as many as ask at once.
         trusted: certificates; those of the system where left out.
         proxy: URL of what stands between.
         bounded: the head of each answer has a deadline (`answer_by`), at the price of a thread; else each byte of it.
     """
     # Redirects are followed, and failures asked again, by whoever asks.
     retries = urllib3.Retry(0, redirect=False, raise_on_status=False, respect_retry_after_header=False)
-    options: dict[str, Any] = {"num_pools": 32, "maxsize": size, "retries": retries}
+    options: dict[str, Any] = {"num_pools": 32, "maxsize": CONNECTIONS, "retries": retries}
     if trusted is not None:
         options["ssl_context"] = trusted
     pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)

@@ -113,12 +113,15 @@ class DecodePool:
         slots: batches that are at work or with whoever takes them.
         read_threads: byte ranges asked for at once, by all processes together; each has two at least.
         pace: where what they do is counted.
+        pinned: beside a GPU, which copies out of the slots themselves.
 
     Raises:
         ConfigError: there is not so much memory, or it cannot be pinned.
     """
 
-    def __init__(self, rows: RowsOf, wanted: Processes, slots: int, read_threads: int, pace: Pace) -> None:
+    def __init__(
+        self, rows: RowsOf, wanted: Processes, slots: int, read_threads: int, pace: Pace, *, pinned: bool = False
+    ) -> None:
         layout = Layout(wanted.count, slots, wanted.batch, rows.image_size, rows.max_labels)
         self._wanted, self._pace = wanted, pace
         self._memory = SharedMemory(layout)
@@ -136,7 +139,7 @@ class DecodePool:
         self._looked: Future[Filled] | None = None
         self._lock, self._ready = threading.Lock(), threading.Event()
         try:
-            if torch.cuda.is_available():
+            if pinned and torch.cuda.is_available():
                 self._memory.pin()
             self._control, self._workers = start(self._memory.fd, wanted.count)
         except OSError as error:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, TypeVar
 
 from vit_dist.core.errors import DataError
@@ -73,6 +73,7 @@ class RangeReader:
     def __init__(self, *, tries: int = 9, first_wait_s: float = 0.2, timeout_s: float = 30.0) -> None:
         self.pace = Pace()
         self._tries, self._first_wait_s, self._timeout_s = tries, first_wait_s, timeout_s
+        self._http = WebClient(timeout_s)
         self._told = -_TOLD_S
         self._files: OrderedDict[str, int] = OrderedDict()
         self._versions = Versions()
@@ -159,12 +160,7 @@ class RangeReader:
         with self._lock:
             while self._files:
                 os.close(self._files.popitem()[1])
-        if "_http" in vars(self):
-            self._http.close()
-
-    @cached_property
-    def _http(self) -> WebClient:
-        return WebClient(self._timeout_s)
+        self._http.close()
 
     def _local_into(self, url: str, start: int, into: memoryview) -> int:
         with self._lock:

@@ -57,7 +57,7 @@ class Reader:
         self._threads = threads = self._config.decode_threads or default_decode_threads()
         self._rows = Rows(of, readers)
         self.pace = self._rows.pace
-        self._pool = None if processes is None else _processes(of, processes, count, self.pace)
+        self._pool = None if processes is None else _processes(of, processes, count, self.pace, pinned=reuse)
         self.pace.processes = self._pool is not None
         decoders = processes.count if processes is not None and self._pool is not None else threads
         self.pace.readers, self.pace.decoders = readers, decoders
@@ -126,10 +126,10 @@ class Reader:
         return batch, lambda: _all(tasks)
 
 
-def _processes(of: RowsOf, wanted: Processes, slots: int, pace: Pace) -> DecodePool | None:
+def _processes(of: RowsOf, wanted: Processes, slots: int, pace: Pace, *, pinned: bool) -> DecodePool | None:
     """Those that decode; None where the system has no memory for them and the recipe has not asked for them."""
     try:
-        return DecodePool(of, wanted, slots, of.config.read_threads, pace)
+        return DecodePool(of, wanted, slots, of.config.read_threads, pace, pinned=pinned)
     except ConfigError as error:
         if of.config.decode_workers is not None:
             raise

@@ -109,6 +109,7 @@ class SharedMemory:
         cuda: Any = torch.cuda
         code = int(cuda.cudart().cudaHostRegister(whole.data_ptr(), whole.numel(), 0))
         if code:
+            _forget_refusal()
             limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
             allowed = "unlimited" if limit == resource.RLIM_INFINITY else format_bytes(limit)
             raise ConfigError(
@@ -146,6 +147,13 @@ class SharedMemory:
         length = int.from_bytes(self._memory[at : at + _NOTE_LENGTH], "little")
         at += _NOTE_LENGTH
         return self._memory[at : at + length].decode("utf-8", "replace")
+
+
+def _forget_refusal() -> None:
+    """CUDA keeps an error of this thread, and the next launch of a kernel, wherever it is, would be told of it."""
+    # torch has no way to ask for it: a launch of our own takes it. AssertionError: a torch without CUDA.
+    with contextlib.suppress(RuntimeError, AssertionError):
+        torch.empty(1, device="cuda").zero_()
 
 
 def _paged(size: int) -> int:

@@ -22,7 +22,7 @@ from vit_dist.core import store_patience
 from vit_dist.core.errors import ConfigError, DataError
 from vit_dist.core.process import lives, wait_until
 from vit_dist.core.world import World
-from vit_dist.data import decode_pool, decode_start
+from vit_dist.data import decode_pool, decode_start, shared_memory
 from vit_dist.data.decode_pool import DecodePool, Processes, num_processes
 from vit_dist.data.pace import Pace
 from vit_dist.data.reader import Reader
@@ -232,6 +232,77 @@ def test_memory_that_cannot_be_had_is_refused_with_the_number() -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert open_files() == files
+
+
+class Cudart:
+    """Stands for CUDA's own, which a CPU has not: what it is asked, in order; `code` is its answer."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, code: int = 0) -> None:
+        self.asked, self._code = list[str](), code
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "cudart", lambda: self)
+        patch.setattr(torch.cuda, "synchronize", lambda: self.asked.append("wait for copies"))
+        patch.setattr(shared_memory, "_forget_refusal", lambda: self.asked.append("forget"))
+
+    def cudaHostRegister(self, at: int, size: int, flags: int) -> int:
+        self.asked.append("pin")
+        return self._code
+
+    def cudaHostUnregister(self, at: int) -> int:
+        assert shared_by_this_process()
+        self.asked.append("unpin")
+        return 0
+
+
+def test_memory_that_may_not_be_locked_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, before = Cudart(monkeypatch, code=2), resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    memory = SharedMemory(Layout(2, 5, 2, 200, 1))
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (64 << 10, before[1]))
+    try:
+        with pytest.raises(ConfigError, match=r"1\.\d+ MiB of batches, .* \(cudaHostRegister: error 2\); .* 64\.0 KiB"):
+            memory.pin()
+    finally:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, before)
+    memory.release()
+    assert cuda.asked == ["pin", "forget"]
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_memory_that_a_gpu_copies_out_of_is_pinned_until_its_copies_are_done(
+    small_set: str, monkeypatch: pytest.MonkeyPatch, reuse: bool
+) -> None:
+    config = recipe(small_set, "data.decode_workers=1")
+    data = open_training_set(config)
+    cuda = Cudart(monkeypatch)
+    with TrainStream(data, config, World(), 0, reuse=reuse):
+        assert cuda.asked == ["pin"] * reuse
+    assert cuda.asked == ["pin", "wait for copies", "unpin"] * reuse
+
+
+class Copy:
+    """A copy out of a batch's memory that a device has not done yet."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+
+    def synchronize(self) -> None:
+        self.done.wait(30)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_is_written_over_only_once_it_is_copied(small_set: str, workers: int) -> None:
+    config = recipe(small_set, f"data.decode_workers={workers}", "data.prefetch_batches=1")
+    with TrainStream(open_training_set(config), config, World(), 0, reuse=True, at_once=True) as stream:
+        batches, copy = iter(stream), Copy()
+        first, second = next(batches)[0], next(batches)[0]
+        before = first.images.clone()
+        first.give_back(copy)
+        second.give_back()
+        assert not wait_until(lambda: not torch.equal(first.images, before), 1, 0.05)
+        copy.done.set()
+        third = next(batches)[0]
+        assert third.images.data_ptr() == first.images.data_ptr()
+        assert not torch.equal(first.images, before)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +34,7 @@ class Store(ThreadingHTTPServer):
     """A file server with ranges. `troubles` are taken one a request: what to do instead of serving it well."""
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, files: dict[str, bytes], folder: Path | None = None) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -40,6 +43,11 @@ class Store(ThreadingHTTPServer):
         self.asked: list[tuple[str, str]] = []
         self.headers: list[dict[str, str]] = []
         self.lock = threading.Lock()
+        self.connections = 0
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections += 1
+        super().process_request(request, client_address)
 
     @property
     def url(self) -> str:
@@ -321,6 +329,43 @@ def test_s3_is_read_with_the_certificates_that_it_is_told(tmp_path: Path, amazon
         assert reader.read("s3://bkt/a.tar", 3, 9) == CONTENT[3:9]
         s3_reads._client.cache_clear()
         reader.close()
+
+
+@pytest.mark.parametrize("where", ["web", "s3"])
+def test_as_many_connections_are_kept_as_there_are_readers(
+    store: Store, amazon: pytest.MonkeyPatch, where: str
+) -> None:
+    amazon.setenv("AWS_ENDPOINT_URL_S3", store.url)
+    store.files["bkt/a.tar"] = CONTENT
+    url, readers = "s3://bkt/a.tar" if where == "s3" else f"{store.url}/bkt/a.tar", 72
+    store.troubles = ["sleep 0", *["sleep 0.1"] * 3 * readers]
+    together = threading.Barrier(readers)
+
+    def read(number: int) -> None:
+        for _ in range(3):
+            together.wait(30)
+            assert ranges.read(url, number, number + 9) == CONTENT[number : number + 9]
+
+    with contextlib.closing(RangeReader()) as ranges, ThreadPoolExecutor(readers) as pool:
+        # Nobody looks whether the server is there from here on.
+        ranges.read(url, 0, 9)
+        store.connections = 1
+        list(pool.map(read, range(readers)))
+    assert store.connections <= readers
+
+
+def test_readers_that_begin_together_share_one_client_of_s3(amazon: pytest.MonkeyPatch) -> None:
+    s3_reads._client.cache_clear()
+    amazon.setenv("AWS_ENDPOINT_URL_S3", "http://s3.invalid")
+    together = threading.Barrier(8)
+
+    def client(_: int) -> s3_reads.S3Reads:
+        together.wait(30)
+        return s3_reads.s3_reads()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(client, range(8)))) == 1
+    s3_reads._client.cache_clear()
 
 
 ASKED = {
