@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Iterator
@@ -26,8 +27,12 @@ class FaultyS3(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self._scheme = "http" if tls is None else "https"
+        if tls is not None:
+            # Hands are shaken in the thread of the connection: whoever does not is waited for by nobody else.
+            self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.target, self.troubles = target, list[str]()
         self.asked: list[tuple[str, str, str]] = []
         self.lock, self.over = threading.Lock(), threading.Event()
@@ -36,7 +41,7 @@ class FaultyS3(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        return f"{self._scheme}://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request: object, client_address: object) -> None:
         pass  # a client that hangs up on a broken answer
@@ -87,10 +92,11 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def _handed_on(self, kind: str, value: str) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
         to = http.client.HTTPConnection(urlsplit(self.server.target).netloc, timeout=30)
         # All that is signed stays, Host too.
-        to.request(self.command, self.path, body, {k: v for k, v in self.headers.items() if k.lower() != "connection"})
+        dropped = {"connection", "transfer-encoding"}
+        to.request(self.command, self.path, body, {k: v for k, v in self.headers.items() if k.lower() not in dropped})
         response = to.getresponse()
         content = response.read()
         told = {name: response.headers[name] for name in _KEPT if name in response.headers}
@@ -112,6 +118,16 @@ class _Handler(BaseHTTPRequestHandler):
         elif kind == "longer":
             told["Content-Range"] = told["Content-Range"].partition("/")[0] + "/987654321"
         self._answer(response.status, told, content, kind if kind in {"break", "reset", "stall"} else "", value)
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes, harm: str = "", after: str = "0") -> None:
         self.send_response(status)
@@ -136,9 +152,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def faulty(target: str) -> Iterator[FaultyS3]:
-    """The proxy, while it runs."""
-    with FaultyS3(target) as server:
+def faulty(target: str, tls: ssl.SSLContext | None = None) -> Iterator[FaultyS3]:
+    """The proxy, while it runs; behind certificates where some are given."""
+    with FaultyS3(target, tls) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

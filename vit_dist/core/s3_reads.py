@@ -12,7 +12,6 @@ import ssl
 import threading
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -20,6 +19,7 @@ from xml.etree import ElementTree
 
 import urllib3
 
+from vit_dist.core.certificates import trusted_for_s3
 from vit_dist.core.errors import DataError
 from vit_dist.core.store_errors import is_answer, is_expired, is_past_the_end, refuse_web_page, wait_s, whole_number
 from vit_dist.core.stores import CONNECTIONS, MOST_RENEWALS, storage_options
@@ -126,12 +126,9 @@ class _Account:
         """AWS_CA_BUNDLE or its like alone, as for all tools of Amazon; else the system's, and those of botocore."""
         from botocore.httpsession import get_cert_path
 
-        bundle = self._session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
+        bundle = trusted_for_s3(self._session)
         if bundle:
-            is_folder = Path(bundle).is_dir()
-            return ssl.create_default_context(
-                cafile=None if is_folder else bundle, capath=bundle if is_folder else None
-            )
+            return ssl.create_default_context(cafile=bundle)
         context = ssl.create_default_context()
         context.load_verify_locations(get_cert_path(True))
         return context

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
 
+from vit_dist.core import certificates
 from vit_dist.core.errors import AwayError, DataError, MissingError, RefusedError, VitDistError
 from vit_dist.core.store_patience import NoAnswerError, asked_at
 from vit_dist.core.store_refusals import CREDENTIALS_REFUSED, NO_BUCKET, REFUSALS, credentials_from, refused
@@ -55,7 +56,6 @@ _FINAL = {
     *("FileNotFoundError", "FileExistsError", "PermissionError", "IsADirectoryError", "NotADirectoryError"),
     "VitDistError",
 }
-_FINAL_TEXTS = ("certificate verify failed", "certificate_verify_failed", "wrong_version_number")
 _MAY_PASS_NUMBERS = frozenset(
     {errno.EBUSY, errno.EIO, errno.EAGAIN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ECONNRESET}
     | {getattr(errno, "EREMOTEIO", errno.EIO)}
@@ -85,7 +85,7 @@ def explained(url: str, doing: str) -> Iterator[None]:
 
     Raises:
         MissingError: the file is not there.
-        RefusedError: it may not be had with these credentials, or there are none.
+        RefusedError: it may not be had with these credentials, there are none, or the server is not trusted.
         AwayError: its store does not answer, or fails.
         DataError: any other OSError.
     """
@@ -107,6 +107,8 @@ def explained(url: str, doing: str) -> Iterator[None]:
         if not isinstance(error, OSError) and not _is_of_a_library(error):
             raise
         _raise_refusal(url, doing, error)
+        if secure := certificates.trouble(url, _texts(error)):
+            raise RefusedError(f"{redact(url)}: cannot be {doing}: {secure}") from None
         if isinstance(error, OSError) and (problem := disk_problem(error)):
             raise DataError(f"{redact(url)}: cannot be {doing}: {problem}") from None
         text = f"{redact(url)}: cannot be {doing}: {told(error)}"
@@ -167,8 +169,8 @@ def wait_s(error: BaseException) -> float | None:
 
 
 def _least_wait_s(chain: list[BaseException]) -> float | None:
-    texts = " ".join(f"{type(e).__name__}: {e}" for e in chain)
-    if any(sign in texts.lower() for sign in _FINAL_TEXTS):
+    texts = _texts(chain[0])
+    if certificates.is_of_a_certificate(texts):
         return None
     if any(_code(e) in _BUSY_CODES for e in chain):
         return SLOW_DOWN_S if any(sign in texts for sign in _SLOW_DOWN) else 0.0
@@ -259,6 +261,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         yield error
         reason = getattr(error, "reason", None)
         error = error.__cause__ or (reason if isinstance(reason, BaseException) else None)
+
+
+def _texts(error: BaseException) -> str:
+    return " ".join(f"{type(e).__name__}: {e}" for e in _chain(error))
 
 
 def _families(error: BaseException) -> set[str]:

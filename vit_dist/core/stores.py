@@ -14,6 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vit_dist.core.certificates import is_of_a_certificate, trusted_for_s3
 from vit_dist.core.errors import DataError, did_you_mean
 from vit_dist.core.places import check_server
 from vit_dist.core.store_errors import is_answer, is_expired, is_past_the_end, is_untold, says_why, told, wait_s
@@ -228,8 +229,11 @@ class Store:
             logger = logging.getLogger(name)
             if not logger.handlers:
                 logger.addHandler(logging.NullHandler())
+        options = storage_options(self._scheme)
+        if self._scheme in {"s3", "s3a"}:
+            options["session"] = _session()
         # fsspec's own cache would give the instance with the old credentials.
-        return fsspec.filesystem(self._scheme, skip_instance_cache=True, **storage_options(self._scheme))
+        return fsspec.filesystem(self._scheme, skip_instance_cache=True, **options)
 
     def _renew(self, refused: Any) -> bool:
         """Whether there are other credentials than those that were refused; from then on they are used."""
@@ -248,6 +252,22 @@ class Store:
                 return False
             self._system = fresh
             return True
+
+
+def _session() -> Any:
+    """A session of aiobotocore that asks no second time where no secure connection can come to be."""
+    from aiobotocore.session import AioSession
+
+    session = AioSession()
+    trusted_for_s3(session)
+
+    def once(caught_exception: Exception | None = None, **_: Any) -> None:
+        if caught_exception is not None and is_of_a_certificate(str(caught_exception)):
+            raise caught_exception
+
+    # Asked before botocore's own, which would try five times.
+    session.register("needs-retry.s3", once)
+    return session
 
 
 def _reason(system: Any, path: str) -> Exception | None:
