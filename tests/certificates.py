@@ -20,7 +20,9 @@ def signed(folder: Path) -> tuple[str, ssl.SSLContext]:
     _openssl("req", "-x509", *_KEY, "-subj", "/CN=Test authority", "-keyout", f"{authority}.key", "-out", authority)
     names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
     of = ("-CA", authority, "-CAkey", f"{authority}.key", "-addext", "basicConstraints=CA:FALSE")
-    _openssl("req", "-x509", *_KEY, "-subj", "/CN=localhost", "-addext", names, *of, "-keyout", f"{own}.key", "-out", own)
+    _openssl(
+        "req", "-x509", *_KEY, "-subj", "/CN=localhost", "-addext", names, *of, "-keyout", f"{own}.key", "-out", own
+    )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(own, f"{own}.key")
     return authority, context

@@ -10,6 +10,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import urlsplit
 
 _KEPT = ("Content-Type", "Content-Range", "ETag", "Last-Modified", "Accept-Ranges", "x-amz-request-id")
@@ -35,13 +36,20 @@ class FaultyS3(ThreadingHTTPServer):
             self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.target, self.troubles = target, list[str]()
         self.asked: list[tuple[str, str, str]] = []
+        self.connections = 0
         self.lock, self.over = threading.Lock(), threading.Event()
+        # Whether those are refused who do not say that they pay; what was asked of others, and of those.
+        self.payer, self.paid, self.unpaid = False, list[str](), list[str]()
         # Of those who are turned away to another region: none is, before so many are.
         self.together: threading.Barrier | None = None
 
     @property
     def url(self) -> str:
         return f"{self._scheme}://127.0.0.1:{self.server_port}"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections += 1
+        super().process_request(request, client_address)
 
     def handle_error(self, request: object, client_address: object) -> None:
         pass  # a client that hangs up on a broken answer
@@ -58,6 +66,10 @@ class _Handler(BaseHTTPRequestHandler):
             with self.server.lock:
                 self.server.asked.append((self.path, asked, self.headers.get("Authorization", "")))
                 trouble = self.server.troubles.pop(0) if self.server.troubles else ""
+        if self.server.payer:
+            pays = self.headers.get("x-amz-request-payer") == "requester"
+            (self.server.paid if pays else self.server.unpaid).append(f"{self.command} {self.path}")
+            trouble = trouble if pays else "denied"
         kind, _, value = trouble.partition(" ")
         if not self._refused(kind, value):
             self._handed_on(kind, value)
@@ -85,6 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {"Retry-After": value} if value and kind == "503" else {}
             headers |= {"x-amz-bucket-region": value} if kind == "region" else {}
             headers |= {"Location": f"{self.server.target}{self.path}"} if kind == "redirect" else {}
+            self._body()
             body = f"<Error><Code>{code}</Code><Message>because of a test</Message></Error>"
             self._answer(status, headers, body.encode())
         else:

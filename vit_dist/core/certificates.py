@@ -13,7 +13,9 @@ from vit_dist.core.errors import DataError
 from vit_dist.core.store_patience import asked_at, endpoint
 from vit_dist.core.urls import is_s3, is_web, redact
 
-_UNTRUSTED = re.compile(r"certificate[ _]verify[ _]failed\]?(?:[ :]+certificate verify failed)?(?:: )?(.*)", re.IGNORECASE)
+_UNTRUSTED = re.compile(
+    r"certificate[ _]verify[ _]failed\]?(?:[ :]+certificate verify failed)?(?:: )?(.*)", re.IGNORECASE
+)
 _PLAIN = re.compile(r"wrong[ _]version[ _]number", re.IGNORECASE)
 _WHERE_IN_C = re.compile(r"\s*\(_ssl\.c:\d+\).*")
 _WEB_VARIABLE = "SSL_CERT_FILE"

@@ -17,7 +17,7 @@ from email.utils import parsedate_to_datetime
 from vit_dist.core import certificates
 from vit_dist.core.errors import AwayError, DataError, MissingError, RefusedError, VitDistError
 from vit_dist.core.store_patience import NoAnswerError, asked_at
-from vit_dist.core.store_refusals import CREDENTIALS_REFUSED, NO_BUCKET, REFUSALS, credentials_from, refused
+from vit_dist.core.store_refusals import CREDENTIALS_REFUSED, NO_BUCKET, REFUSALS, asked_as, refused
 from vit_dist.core.urls import is_remote, is_web, redact
 
 _LIBRARIES = frozenset(
@@ -350,6 +350,6 @@ def _credentials_advice(url: str, error: BaseException) -> str:
             "`aws sso login`), or look at AWS_PROFILE and ~/.aws"
         )
     at = asked_at(url)
-    who = f"; asked was {at}, with credentials from {credentials_from()}" if at else ""
+    who = f"; asked was {at}, {asked_as()}" if at else ""
     untold = " (the store does not say what is wrong: they may have expired)" if is_untold(error) else ""
     return f"check permissions or credentials{untold}{who}"

@@ -27,6 +27,7 @@ from vit_dist.core.store_patience import (
     has_answered,
     is_known,
 )
+from vit_dist.core.store_refusals import is_anonymous, pays
 from vit_dist.core.urls import SCHEMES, local_path, redact, split_url
 
 CONNECTIONS = 64
@@ -74,9 +75,9 @@ def storage_options(scheme: str) -> dict[str, Any]:
         # Left to itself, botocore takes path style for some addresses.
         config["s3"] = {"addressing_style": "path" if style == "1" else "virtual"}
     options["config_kwargs"] = config
-    if env.get("VIT_DIST_S3_REQUESTER_PAYS") == "1":
+    if pays():
         options["requester_pays"] = True
-    if env.get("VIT_DIST_S3_ANONYMOUS") == "1":
+    if is_anonymous():
         options["anon"] = True
     return options
 
