@@ -188,7 +188,7 @@ def test_trust_in_another_authority_or_under_another_name_is_told_as_that(
         with pytest.raises(RefusedError, match=r"(?i)hostname mismatch.*; ask by a name that the certificate holds"):
             RangeReader().read(shard, 0, 10)
     settings.setenv("AWS_ENDPOINT_URL_S3", secure.target.replace("http:", "https:"))
-    with pytest.raises(RefusedError, match="does not speak TLS.*is its address http:// in place of https://"):
+    with pytest.raises(RefusedError, match=r"does not speak TLS.*is its address http:// in place of https://"):
         RangeReader().read(shard, 0, 10)
 
 

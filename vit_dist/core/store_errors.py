@@ -107,8 +107,6 @@ def explained(url: str, doing: str) -> Iterator[None]:
         if not isinstance(error, OSError) and not _is_of_a_library(error):
             raise
         _raise_refusal(url, doing, error)
-        if secure := certificates.trouble(url, _texts(error)):
-            raise RefusedError(f"{redact(url)}: cannot be {doing}: {secure}") from None
         if isinstance(error, OSError) and (problem := disk_problem(error)):
             raise DataError(f"{redact(url)}: cannot be {doing}: {problem}") from None
         text = f"{redact(url)}: cannot be {doing}: {told(error)}"
@@ -139,7 +137,9 @@ def says_why(error: BaseException) -> bool:
 
 
 def _raise_refusal(url: str, doing: str, error: BaseException) -> None:
-    """Raise what the store's code says, where it is known."""
+    """Raise what the store's code says, where it is known, and what is wrong with its certificate."""
+    if problem := certificates.trouble(url, _texts(error)):
+        raise RefusedError(f"{redact(url)}: cannot be {doing}: {problem}") from None
     for one in _chain(error):
         found = refused(url, doing, _code(one), _own_text(error))
         if found is not None:
@@ -174,7 +174,7 @@ def _least_wait_s(chain: list[BaseException]) -> float | None:
         return None
     if any(_code(e) in _BUSY_CODES for e in chain):
         return SLOW_DOWN_S if any(sign in texts for sign in _SLOW_DOWN) else 0.0
-    status = next((s for e in chain if (s := _status(e))), 0)
+    status = next((s for e in chain if (s := status_of(e))), 0)
     if any(sign in texts for sign in _SLOW_DOWN) and (not status or status in BUSY_STATUSES):
         return SLOW_DOWN_S
     if status:
@@ -210,7 +210,7 @@ def whole_number(text: str) -> int | None:
 def is_answer(error: BaseException) -> bool:
     """Whether an error is what a store has said, so that it is there."""
     told = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
-    return any(isinstance(e, told) or _status(e) or _code(e) for e in _chain(error))
+    return any(isinstance(e, told) or status_of(e) or _code(e) for e in _chain(error))
 
 
 def is_expired(error: BaseException) -> bool:
@@ -299,7 +299,7 @@ def _headers(error: BaseException) -> dict[str, str]:
     return {name.title(): str(value) for name, value in (found or {}).items()}
 
 
-def _status(error: BaseException) -> int:
+def status_of(error: BaseException) -> int:
     """The HTTP status that an error tells; 0 where it tells none."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):

@@ -17,7 +17,16 @@ from typing import Any, TypeVar
 from vit_dist.core.certificates import is_of_a_certificate, trusted_for_s3
 from vit_dist.core.errors import DataError, did_you_mean
 from vit_dist.core.places import check_server
-from vit_dist.core.store_errors import is_answer, is_expired, is_past_the_end, is_untold, says_why, told, wait_s
+from vit_dist.core.store_errors import (
+    is_answer,
+    is_expired,
+    is_past_the_end,
+    is_untold,
+    says_why,
+    status_of,
+    told,
+    wait_s,
+)
 from vit_dist.core.store_patience import (
     NoAnswerError,
     NobodyThereError,
@@ -37,6 +46,7 @@ MOST_RENEWALS = 3
 _REMOVALS_IN_FLIGHT = 16
 _AGAIN_S = 1.0
 _SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_OF_THE_WEB = frozenset({"http", "https"})
 _WITH_FOLDERS = frozenset({"", "file", "local"})
 _TALKATIVE = ("botocore", "aiobotocore", "s3fs", "fsspec", "urllib3", "gcsfs", "google")
 
@@ -53,7 +63,7 @@ def storage_options(scheme: str) -> dict[str, Any]:
     Raises:
         DataError: the endpoint is not the URL of a server, or credentials that cannot be any.
     """
-    if scheme in {"http", "https"}:
+    if scheme in _OF_THE_WEB:
         from vit_dist.core.web import bounded_client
 
         return {"get_client": bounded_client}
@@ -142,10 +152,14 @@ class Store:
 
     def exists(self, path: str) -> bool:
         """Whether a file or folder is there."""
+        if self._scheme in _OF_THE_WEB:
+            return self._ask(path, lambda system: _is_on_the_web(system, path))
         return bool(self._ask(path, lambda system: system.exists(path)))
 
     def isdir(self, path: str) -> bool:
         """Whether a folder is there."""
+        if self._scheme in _OF_THE_WEB:
+            return self._ask(path, lambda system: _is_folder_on_the_web(system, path))
         return bool(self._ask(path, lambda system: system.isdir(path)))
 
     def ls(self, path: str) -> list[dict[str, Any]]:
@@ -253,6 +267,29 @@ class Store:
                 return False
             self._system = fresh
             return True
+
+
+def _is_on_the_web(system: Any, path: str) -> bool:
+    """Whether a server has a file. Left to itself fsspec says that it has not, too, where it is not reached."""
+    try:
+        return bool(system.exists(path, strict=True))
+    except Exception as error:
+        # Servers also say 403 of what is not there.
+        if 400 <= status_of(error) < 500:
+            return False
+        raise
+
+
+def _is_folder_on_the_web(system: Any, path: str) -> bool:
+    try:
+        return bool(system.ls(path, detail=False))
+    except FileNotFoundError:
+        return False
+    # A certificate that is not trusted is one of these, too.
+    except ValueError as error:
+        if is_of_a_certificate(str(error)):
+            raise
+        return False
 
 
 def _session() -> Any:
