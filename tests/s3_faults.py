@@ -22,7 +22,7 @@ class FaultyS3(ThreadingHTTPServer):
     They are: `break N` and `reset N` (after N bytes of the body), `stall N` (silent after N bytes), `500`, `503 [S]`
     (SlowDown, with Retry-After), `short N` (a smaller part, and says so), `cut N` (no more than N bytes, as if it were
     all), `other N` (a part N bytes further on), `garbage` (no HTTP at all), `tag` (another ETag), `longer` (another
-    length of the file), `expired` and `denied` (403), `redirect` (to the server itself), `region NAME` (301), `page`
+    length of the file), `expired` and `denied` (403), `deleted` (404, by a marker, of which SeaweedFS says nothing), `redirect` (to the server itself), `region NAME` (301), `page`
     (a login).
     """
 
@@ -83,6 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
             "expired": (403, "ExpiredToken"),
             "denied": (403, "AccessDenied"),
             "region": (301, "PermanentRedirect"),
+            "deleted": (404, "NoSuchKey"),
             "redirect": (307, "TemporaryRedirect"),
         }
         if kind == "garbage":
@@ -95,6 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.together.wait(20)
             status, code = errors[kind]
             headers = {"Retry-After": value} if value and kind == "503" else {}
+            headers |= {"x-amz-delete-marker": "true"} if kind == "deleted" else {}
             headers |= {"x-amz-bucket-region": value} if kind == "region" else {}
             headers |= {"Location": f"{self.server.target}{self.path}"} if kind == "redirect" else {}
             self._body()

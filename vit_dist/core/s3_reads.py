@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 import urllib3
 
 from vit_dist.core.certificates import trusted_for_s3
-from vit_dist.core.errors import DataError
+from vit_dist.core.errors import DataError, MissingError
 from vit_dist.core.store_errors import is_answer, is_expired, is_past_the_end, refuse_web_page, wait_s, whole_number
 from vit_dist.core.stores import CONNECTIONS, MOST_RENEWALS, storage_options
 from vit_dist.core.urls import is_s3, redact, split_url
@@ -205,7 +205,7 @@ class S3Reads:
                 may_renew = is_expired(error) and renewals <= MOST_RENEWALS
                 fresh = self._renewed(account, credentials) if may_renew else None
                 if fresh is None:
-                    raise _told(error) from error
+                    raise _told(url, error) from error
                 account = fresh
 
     def _fetch(self, asked: _Ask, versions: Versions) -> int:
@@ -356,7 +356,7 @@ def _said(body: bytes) -> dict[str, str]:
     return {child.tag.rpartition("}")[2]: (child.text or "").strip() for child in root}
 
 
-def _told(error: Exception) -> Exception:
+def _told(url: str, error: Exception) -> Exception:
     """What to raise for an error: something to wait for, or what no waiting mends, in Python's own kinds."""
     if isinstance(error, DataError):
         return error
@@ -366,6 +366,11 @@ def _told(error: Exception) -> Exception:
     # Where a redirect that is not followed leads does not change.
     if wait is not None and status not in _MOVED:
         return Transient(redact(f"{type(error).__name__}: {error}"), wait, answered=is_answer(error))
+    if status == 404 and response["ResponseMetadata"]["HTTPHeaders"].get("x-amz-delete-marker") == "true":
+        return MissingError(
+            f"{redact(url)}: was deleted: its newest version is a delete marker; remove it (`aws s3api delete-object "
+            f"--version-id`, with the id that `list-object-versions` says), or write the file again"
+        )
     if status == 404:
         return FileNotFoundError(str(error))
     return PermissionError(str(error)) if status in {401, 403} else error

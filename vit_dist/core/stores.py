@@ -47,6 +47,7 @@ _REMOVALS_IN_FLIGHT = 16
 _AGAIN_S = 1.0
 _SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _OF_THE_WEB = frozenset({"http", "https"})
+_VERSION = "?versionId="
 _WITH_FOLDERS = frozenset({"", "file", "local"})
 _TALKATIVE = ("botocore", "aiobotocore", "s3fs", "fsspec", "urllib3", "gcsfs", "google")
 
@@ -350,6 +351,12 @@ def file_system(url: str) -> tuple[Store, str]:
     if scheme in {"", "file"}:
         # Not resolved: a link is what it is called.
         return _store("file", ()), os.path.abspath(local_path(url))  # noqa: PTH100
+    if scheme in {"s3", "s3a"} and _VERSION in rest:
+        # s3fs would read the newest one, without a word.
+        raise DataError(
+            f"{redact(url)}: names one version of an object ({_VERSION}...), and versions are not read: copy it to a "
+            f"key of its own (`aws s3api copy-object --copy-source BUCKET/KEY{_VERSION}ID`)"
+        )
     try:
         options = tuple(sorted((k, repr(v)) for k, v in storage_options(scheme).items()))
         store = _store(scheme, options)
