@@ -22,8 +22,8 @@ class FaultyS3(ThreadingHTTPServer):
     They are: `break N` and `reset N` (after N bytes of the body), `stall N` (silent after N bytes), `500`, `503 [S]`
     (SlowDown, with Retry-After), `short N` (a smaller part, and says so), `cut N` (no more than N bytes, as if it were
     all), `other N` (a part N bytes further on), `garbage` (no HTTP at all), `tag` (another ETag), `longer` (another
-    length of the file), `expired` and `denied` (403), `deleted` (404, by a marker, of which SeaweedFS says nothing), `redirect` (to the server itself), `region NAME` (301), `page`
-    (a login).
+    length of the file), `expired` and `denied` (403), `deleted` (404, by a marker, of which SeaweedFS says nothing),
+    `redirect` (to the server itself), `region NAME` (301), `page` (a login).
     """
 
     daemon_threads = True
