@@ -361,12 +361,14 @@ def _told(url: str, error: Exception) -> Exception:
     if isinstance(error, DataError):
         return error
     response = getattr(error, "response", None)
-    status = response["ResponseMetadata"]["HTTPStatusCode"] if isinstance(response, dict) else 0
+    nothing: dict[str, Any] = {"HTTPStatusCode": 0, "HTTPHeaders": {}}
+    answer: dict[str, Any] = response["ResponseMetadata"] if isinstance(response, dict) else nothing
+    status = answer["HTTPStatusCode"]
     wait = wait_s(error)
     # Where a redirect that is not followed leads does not change.
     if wait is not None and status not in _MOVED:
         return Transient(redact(f"{type(error).__name__}: {error}"), wait, answered=is_answer(error))
-    if status == 404 and response["ResponseMetadata"]["HTTPHeaders"].get("x-amz-delete-marker") == "true":
+    if status == 404 and answer["HTTPHeaders"].get("x-amz-delete-marker") == "true":
         return MissingError(
             f"{redact(url)}: was deleted: its newest version is a delete marker; remove it (`aws s3api delete-object "
             f"--version-id`, with the id that `list-object-versions` says), or write the file again"
