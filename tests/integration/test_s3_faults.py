@@ -220,7 +220,7 @@ def test_whoever_may_read_without_a_name_sends_none(
     monkeypatch.setenv("VIT_DIST_S3_ANONYMOUS", "1")
     reader = RangeReader(tries=2, first_wait_s=0.01)
     write_name = f"{s3}-open/a.tar"
-    with pytest.raises(DataError, match="may not do this"):
+    with pytest.raises(DataError, match="without credentials this may not be done"):
         reader.read(url, 0, 10)
     monkeypatch.delenv("VIT_DIST_S3_ANONYMOUS")
     from vit_dist.core.files import file_system

@@ -12,7 +12,6 @@ import ssl
 import threading
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -20,7 +19,8 @@ from xml.etree import ElementTree
 
 import urllib3
 
-from vit_dist.core.errors import DataError
+from vit_dist.core.certificates import trusted_for_s3
+from vit_dist.core.errors import DataError, MissingError
 from vit_dist.core.store_errors import is_answer, is_expired, is_past_the_end, refuse_web_page, wait_s, whole_number
 from vit_dist.core.stores import MOST_RENEWALS, storage_options
 from vit_dist.core.urls import is_s3, redact, split_url
@@ -132,12 +132,9 @@ class _Account:
         """AWS_CA_BUNDLE or its like alone, as for all tools of Amazon; else the system's, and those of botocore."""
         from botocore.httpsession import get_cert_path
 
-        bundle = self._session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
+        bundle = trusted_for_s3(self._session)
         if bundle:
-            is_folder = Path(bundle).is_dir()
-            return ssl.create_default_context(
-                cafile=None if is_folder else bundle, capath=bundle if is_folder else None
-            )
+            return ssl.create_default_context(cafile=bundle)
         context = ssl.create_default_context()
         context.load_verify_locations(get_cert_path(True))
         return context
@@ -214,7 +211,7 @@ class S3Reads:
                 may_renew = is_expired(error) and renewals <= MOST_RENEWALS
                 fresh = self._renewed(account, credentials) if may_renew else None
                 if fresh is None:
-                    raise _told(error) from error
+                    raise _told(url, error) from error
                 account = fresh
 
     def _fetch(self, asked: _Ask, versions: Versions) -> int:
@@ -363,16 +360,23 @@ def _said(body: bytes) -> dict[str, str]:
     return {child.tag.rpartition("}")[2]: (child.text or "").strip() for child in root}
 
 
-def _told(error: Exception) -> Exception:
+def _told(url: str, error: Exception) -> Exception:
     """What to raise for an error: something to wait for, or what no waiting mends, in Python's own kinds."""
     if isinstance(error, DataError):
         return error
     response = getattr(error, "response", None)
-    status = response["ResponseMetadata"]["HTTPStatusCode"] if isinstance(response, dict) else 0
+    nothing: dict[str, Any] = {"HTTPStatusCode": 0, "HTTPHeaders": {}}
+    answer: dict[str, Any] = response["ResponseMetadata"] if isinstance(response, dict) else nothing
+    status = answer["HTTPStatusCode"]
     wait = wait_s(error)
     # Where a redirect that is not followed leads does not change.
     if wait is not None and status not in _MOVED:
         return Transient(redact(f"{type(error).__name__}: {error}"), wait, answered=is_answer(error))
+    if status == 404 and answer["HTTPHeaders"].get("x-amz-delete-marker") == "true":
+        return MissingError(
+            f"{redact(url)}: was deleted: its newest version is a delete marker; remove it (`aws s3api delete-object "
+            f"--version-id`, with the id that `list-object-versions` says), or write the file again"
+        )
     if status == 404:
         return FileNotFoundError(str(error))
     return PermissionError(str(error)) if status in {401, 403} else error

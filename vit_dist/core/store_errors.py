@@ -14,9 +14,10 @@ import time
 from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
 
+from vit_dist.core import certificates
 from vit_dist.core.errors import AwayError, DataError, MissingError, RefusedError, VitDistError
 from vit_dist.core.store_patience import NoAnswerError, asked_at
-from vit_dist.core.store_refusals import CREDENTIALS_REFUSED, NO_BUCKET, REFUSALS, credentials_from, refused
+from vit_dist.core.store_refusals import CREDENTIALS_REFUSED, NO_BUCKET, REFUSALS, asked_as, refused
 from vit_dist.core.urls import is_remote, is_web, redact
 
 _LIBRARIES = frozenset(
@@ -55,7 +56,6 @@ _FINAL = {
     *("FileNotFoundError", "FileExistsError", "PermissionError", "IsADirectoryError", "NotADirectoryError"),
     "VitDistError",
 }
-_FINAL_TEXTS = ("certificate verify failed", "certificate_verify_failed", "wrong_version_number")
 _MAY_PASS_NUMBERS = frozenset(
     {errno.EBUSY, errno.EIO, errno.EAGAIN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ECONNRESET}
     | {getattr(errno, "EREMOTEIO", errno.EIO)}
@@ -85,7 +85,7 @@ def explained(url: str, doing: str) -> Iterator[None]:
 
     Raises:
         MissingError: the file is not there.
-        RefusedError: it may not be had with these credentials, or there are none.
+        RefusedError: it may not be had with these credentials, there are none, or the server is not trusted.
         AwayError: its store does not answer, or fails.
         DataError: any other OSError.
     """
@@ -137,7 +137,9 @@ def says_why(error: BaseException) -> bool:
 
 
 def _raise_refusal(url: str, doing: str, error: BaseException) -> None:
-    """Raise what the store's code says, where it is known."""
+    """Raise what the store's code says, where it is known, and what is wrong with its certificate."""
+    if problem := certificates.trouble(url, _texts(error)):
+        raise RefusedError(f"{redact(url)}: cannot be {doing}: {problem}") from None
     for one in _chain(error):
         found = refused(url, doing, _code(one), _own_text(error))
         if found is not None:
@@ -167,12 +169,12 @@ def wait_s(error: BaseException) -> float | None:
 
 
 def _least_wait_s(chain: list[BaseException]) -> float | None:
-    texts = " ".join(f"{type(e).__name__}: {e}" for e in chain)
-    if any(sign in texts.lower() for sign in _FINAL_TEXTS):
+    texts = _texts(chain[0])
+    if certificates.is_of_a_certificate(texts):
         return None
     if any(_code(e) in _BUSY_CODES for e in chain):
         return SLOW_DOWN_S if any(sign in texts for sign in _SLOW_DOWN) else 0.0
-    status = next((s for e in chain if (s := _status(e))), 0)
+    status = next((s for e in chain if (s := status_of(e))), 0)
     if any(sign in texts for sign in _SLOW_DOWN) and (not status or status in BUSY_STATUSES):
         return SLOW_DOWN_S
     if status:
@@ -208,7 +210,7 @@ def whole_number(text: str) -> int | None:
 def is_answer(error: BaseException) -> bool:
     """Whether an error is what a store has said, so that it is there."""
     told = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
-    return any(isinstance(e, told) or _status(e) or _code(e) for e in _chain(error))
+    return any(isinstance(e, told) or status_of(e) or _code(e) for e in _chain(error))
 
 
 def is_expired(error: BaseException) -> bool:
@@ -261,6 +263,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (reason if isinstance(reason, BaseException) else None)
 
 
+def _texts(error: BaseException) -> str:
+    return " ".join(f"{type(e).__name__}: {e}" for e in _chain(error))
+
+
 def _families(error: BaseException) -> set[str]:
     return {cls.__name__ for cls in type(error).__mro__}
 
@@ -293,7 +299,7 @@ def _headers(error: BaseException) -> dict[str, str]:
     return {name.title(): str(value) for name, value in (found or {}).items()}
 
 
-def _status(error: BaseException) -> int:
+def status_of(error: BaseException) -> int:
     """The HTTP status that an error tells; 0 where it tells none."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
@@ -344,6 +350,6 @@ def _credentials_advice(url: str, error: BaseException) -> str:
             "`aws sso login`), or look at AWS_PROFILE and ~/.aws"
         )
     at = asked_at(url)
-    who = f"; asked was {at}, with credentials from {credentials_from()}" if at else ""
+    who = f"; asked was {at}, {asked_as()}" if at else ""
     untold = " (the store does not say what is wrong: they may have expired)" if is_untold(error) else ""
     return f"check permissions or credentials{untold}{who}"

@@ -32,6 +32,7 @@ class Refusal:
     kind: type[DataError] = RefusedError
 
 
+ANONYMOUS_VARIABLE, PAYS_VARIABLE = "VIT_DIST_S3_ANONYMOUS", "VIT_DIST_S3_REQUESTER_PAYS"
 NO_BUCKET = "NoSuchBucket"
 _WRONG_SECRET = Refusal(
     "the secret key does not belong to the access key",
@@ -54,6 +55,14 @@ _NOT_ALLOWED = Refusal(
     "these credentials are known, and may not do this",
     "let whoever runs bucket {bucket!r} allow it (s3:GetObject, s3:PutObject, s3:DeleteObject, s3:ListBucket), or use "
     "other credentials",
+)
+_NOT_PAID = Refusal(
+    _NOT_ALLOWED.what,
+    f"{_NOT_ALLOWED.advice}; where whoever asks is to pay for it (requester pays), set {PAYS_VARIABLE}=1",
+)
+_NOT_FOR_ALL = Refusal(
+    "without credentials this may not be done",
+    f"unset {ANONYMOUS_VARIABLE} and give credentials, or let whoever runs bucket {{bucket!r}} open it to everybody",
 )
 _CLOCK = Refusal(
     "the clock of this machine is not the store's",
@@ -116,13 +125,34 @@ def refused(url: str, doing: str, code: str, text: str) -> DataError | None:
     refusal = REFUSALS.get(code)
     if refusal is None:
         return None
+    if refusal is _NOT_ALLOWED:
+        refusal = _NOT_FOR_ALL if is_anonymous() else refusal if pays() else _NOT_PAID
     bucket = split_url(url)[1].partition("/")[0]
     at = asked_at(url)
     asked = f"; asked was {at}" if at else ""
-    who = f", with credentials from {credentials_from()}" if refusal.of_credentials and at else ""
+    who = f", {asked_as()}" if refusal.of_credentials and at else ""
     what, advice = (words.format(bucket=bucket) for words in (refusal.what, refusal.advice))
     told = "" if not text or text == code else f": {text}"
     return refusal.kind(f"{redact(url)}: cannot be {doing}: {what} ({code}{told}){asked}{who}; {advice}")
+
+
+def is_anonymous() -> bool:
+    """Whether S3 is asked without credentials."""
+    return os.environ.get(ANONYMOUS_VARIABLE) == "1"
+
+
+def pays() -> bool:
+    """Whether S3 is told with each request that whoever asks pays for it."""
+    return os.environ.get(PAYS_VARIABLE) == "1"
+
+
+def asked_as() -> str:
+    """With whose credentials S3 is asked, for people."""
+    return (
+        f"without credentials ({ANONYMOUS_VARIABLE}=1)"
+        if is_anonymous()
+        else f"with credentials from {credentials_from()}"
+    )
 
 
 def credentials_from() -> str:

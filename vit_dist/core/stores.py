@@ -14,10 +14,20 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vit_dist.core.certificates import is_of_a_certificate, trusted_for_s3
 from vit_dist.core.connections import CONNECTIONS
 from vit_dist.core.errors import DataError, did_you_mean
 from vit_dist.core.places import check_server
-from vit_dist.core.store_errors import is_answer, is_expired, is_past_the_end, is_untold, says_why, told, wait_s
+from vit_dist.core.store_errors import (
+    is_answer,
+    is_expired,
+    is_past_the_end,
+    is_untold,
+    says_why,
+    status_of,
+    told,
+    wait_s,
+)
 from vit_dist.core.store_patience import (
     NoAnswerError,
     NobodyThereError,
@@ -27,6 +37,7 @@ from vit_dist.core.store_patience import (
     has_answered,
     is_known,
 )
+from vit_dist.core.store_refusals import is_anonymous, pays
 from vit_dist.core.urls import SCHEMES, local_path, redact, split_url
 
 MOST_RENEWALS = 3
@@ -34,6 +45,8 @@ MOST_RENEWALS = 3
 _REMOVALS_IN_FLIGHT = 16
 _AGAIN_S = 1.0
 _SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_OF_THE_WEB = frozenset({"http", "https"})
+_VERSION = "?versionId="
 _WITH_FOLDERS = frozenset({"", "file", "local"})
 _TALKATIVE = ("botocore", "aiobotocore", "s3fs", "fsspec", "urllib3", "gcsfs", "google")
 
@@ -50,7 +63,7 @@ def storage_options(scheme: str) -> dict[str, Any]:
     Raises:
         DataError: the endpoint is not the URL of a server, or credentials that cannot be any.
     """
-    if scheme in {"http", "https"}:
+    if scheme in _OF_THE_WEB:
         from vit_dist.core.web import bounded_client
 
         return {"get_client": bounded_client}
@@ -72,9 +85,9 @@ def storage_options(scheme: str) -> dict[str, Any]:
         # Left to itself, botocore takes path style for some addresses.
         config["s3"] = {"addressing_style": "path" if style == "1" else "virtual"}
     options["config_kwargs"] = config
-    if env.get("VIT_DIST_S3_REQUESTER_PAYS") == "1":
+    if pays():
         options["requester_pays"] = True
-    if env.get("VIT_DIST_S3_ANONYMOUS") == "1":
+    if is_anonymous():
         options["anon"] = True
     return options
 
@@ -139,10 +152,14 @@ class Store:
 
     def exists(self, path: str) -> bool:
         """Whether a file or folder is there."""
+        if self._scheme in _OF_THE_WEB:
+            return self._ask(path, lambda system: _is_on_the_web(system, path))
         return bool(self._ask(path, lambda system: system.exists(path)))
 
     def isdir(self, path: str) -> bool:
         """Whether a folder is there."""
+        if self._scheme in _OF_THE_WEB:
+            return self._ask(path, lambda system: _is_folder_on_the_web(system, path))
         return bool(self._ask(path, lambda system: system.isdir(path)))
 
     def ls(self, path: str) -> list[dict[str, Any]]:
@@ -227,8 +244,11 @@ class Store:
             logger = logging.getLogger(name)
             if not logger.handlers:
                 logger.addHandler(logging.NullHandler())
+        options = storage_options(self._scheme)
+        if self._scheme in {"s3", "s3a"}:
+            options["session"] = _session()
         # fsspec's own cache would give the instance with the old credentials.
-        return fsspec.filesystem(self._scheme, skip_instance_cache=True, **storage_options(self._scheme))
+        return fsspec.filesystem(self._scheme, skip_instance_cache=True, **options)
 
     def _renew(self, refused: Any) -> bool:
         """Whether there are other credentials than those that were refused; from then on they are used."""
@@ -247,6 +267,45 @@ class Store:
                 return False
             self._system = fresh
             return True
+
+
+def _is_on_the_web(system: Any, path: str) -> bool:
+    """Whether a server has a file. Left to itself fsspec says that it has not, too, where it is not reached."""
+    try:
+        return bool(system.exists(path, strict=True))
+    except Exception as error:
+        # Servers also say 403 of what is not there.
+        if 400 <= status_of(error) < 500:
+            return False
+        raise
+
+
+def _is_folder_on_the_web(system: Any, path: str) -> bool:
+    try:
+        return bool(system.ls(path, detail=False))
+    except FileNotFoundError:
+        return False
+    # A certificate that is not trusted is one of these, too.
+    except ValueError as error:
+        if is_of_a_certificate(str(error)):
+            raise
+        return False
+
+
+def _session() -> Any:
+    """A session of aiobotocore that asks no second time where no secure connection can come to be."""
+    from aiobotocore.session import AioSession
+
+    session = AioSession()
+    trusted_for_s3(session)
+
+    def once(caught_exception: Exception | None = None, **_: Any) -> None:
+        if caught_exception is not None and is_of_a_certificate(str(caught_exception)):
+            raise caught_exception
+
+    # Asked before botocore's own, which would try five times.
+    session.register("needs-retry.s3", once)
+    return session
 
 
 def _reason(system: Any, path: str) -> Exception | None:
@@ -291,6 +350,12 @@ def file_system(url: str) -> tuple[Store, str]:
     if scheme in {"", "file"}:
         # Not resolved: a link is what it is called.
         return _store("file", ()), os.path.abspath(local_path(url))  # noqa: PTH100
+    if scheme in {"s3", "s3a"} and _VERSION in rest:
+        # s3fs would read the newest one, without a word.
+        raise DataError(
+            f"{redact(url)}: names one version of an object ({_VERSION}...), and versions are not read: copy it to a "
+            f"key of its own (`aws s3api copy-object --copy-source BUCKET/KEY{_VERSION}ID`)"
+        )
     try:
         options = tuple(sorted((k, repr(v)) for k, v in storage_options(scheme).items()))
         store = _store(scheme, options)

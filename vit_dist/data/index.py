@@ -20,6 +20,9 @@ from vit_dist.core.small_files import DamagedError
 F32 = NDArray[np.float32]
 _FORMAT = 1
 _BLOCK = 512
+MOST_SAMPLE_BYTES = 2 << 30
+"""From a sample's first header to the end of its image, which is what is read of it: the largest image that is taken
+has 1.5 GB, without any compression."""
 _TYPES = {"label_weights": np.dtype(np.float32), "key_bytes": np.dtype(np.uint8)}
 
 
@@ -214,6 +217,8 @@ def _check_places(index: ShardIndex, num_bytes: int | None) -> None:
     images, sizes = index.image_offsets, index.image_bytes
     _refuse(index, "image_offsets", (images < begins) | (images > ends), "does not lie in its sample")
     _refuse(index, "image_bytes", (sizes < 0) | (sizes > ends - images), "leads beyond its sample")
+    far = images - begins + sizes > MOST_SAMPLE_BYTES
+    _refuse(index, "image_bytes", far, f"ends more than {MOST_SAMPLE_BYTES:,} bytes behind the begin of its sample")
 
 
 def _check_labels(index: ShardIndex) -> None:

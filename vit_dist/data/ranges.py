@@ -110,6 +110,10 @@ class RangeReader:
                 f"is cut off or is not the one that was indexed; restore it, or index it again"
             )
 
+    def expect(self, url: str, num_bytes: int) -> None:
+        """Take a file for another one than was indexed, which is an error where it is read, if it is not so long."""
+        self._versions.expect(url, num_bytes)
+
     def read_all(self, url: str, max_bytes: int = MAX_WHOLE_BYTES) -> bytes:
         """All bytes of a small file, such as an index; as patient as `read`.
 
@@ -174,6 +178,8 @@ class RangeReader:
             duplicate = os.dup(handle)
         self.pace.mine.requests += 1
         try:
+            if self._versions.expects(url):
+                self._versions.check(url, total=os.fstat(duplicate).st_size)
             got = 0
             while got < len(into) and (count := os.preadv(duplicate, [into[got:]], start + got)):
                 got += count
@@ -212,7 +218,7 @@ class RangeReader:
             return partial(self._http.fetch, versions=versions)
         if read_by_s3(url):
             return partial(self._fetch_from_s3, versions=versions)
-        return _fetch_with_fsspec
+        return partial(_fetch_with_fsspec, versions=versions)
 
     def _fetch_from_s3(self, url: str, start: int, into: memoryview, versions: Versions) -> int:
         def ask() -> int:
@@ -334,8 +340,11 @@ class _RemoteFile(io.RawIOBase):
         super().close()
 
 
-def _fetch_with_fsspec(url: str, start: int, into: memoryview) -> int:
+def _fetch_with_fsspec(url: str, start: int, into: memoryview, versions: Versions) -> int:
     """As `WebClient.fetch`, for every other scheme; at most 8 MiB at once, which is what a broken connection costs."""
+    if versions.is_due(url):
+        info = _patiently(lambda: _info(url))
+        versions.check(url, tag=str(info.get("ETag") or info.get("etag") or ""), total=info.get("size"))
     size = min(len(into), _PART_BYTES)
     content = _ask_fsspec(url, start, start + size)
     if len(content) > size:
@@ -350,13 +359,34 @@ def _fetch_with_fsspec(url: str, start: int, into: memoryview) -> int:
     return len(content)
 
 
+def _info(url: str) -> dict[str, Any]:
+    system, path = file_system(url)
+    # A listing may be older than what is there now.
+    system.invalidate_cache()
+    return system.info(path)
+
+
 def _ask_fsspec(url: str, start: int | None, end: int | None) -> bytes:
     system, path = file_system(url)
     try:
-        return system.cat_file(path, start=start, end=end)
+        return _patiently(lambda: system.cat_file(path, start=start, end=end))
     except Exception as error:
         if is_past_the_end(error):
             return b""
+        raise
+
+
+def _patiently(question: Callable[[], T]) -> T:
+    """What a question to fsspec gives.
+
+    Raises:
+        Transient: what it raises may go better the next time.
+    """
+    try:
+        return question()
+    except Exception as error:
+        if is_past_the_end(error):
+            raise
         wait = wait_s(error)
         if wait is None:
             raise

@@ -210,6 +210,7 @@ class SegmentReader:
         return self.pace.hold(piece, sum(end - begin for begin, end in spans))
 
     def _into(self, part: Part, shard: int) -> Into:
+        self._ranges.expect(part.manifest.shard_url(shard), part.manifest.shards[shard].num_bytes)
         cached = self._cache.read(part, shard, self._ranges.read)
         if cached is None:
             return partial(self._ranges.read_into, part.manifest.shard_url(shard))

@@ -13,7 +13,7 @@ from typing import NoReturn
 import xxhash
 
 from vit_dist.core.errors import DataError
-from vit_dist.data.index import IndexedSample, ShardIndex, build_index
+from vit_dist.data.index import MOST_SAMPLE_BYTES, IndexedSample, ShardIndex, build_index
 from vit_dist.data.labels import LabelRule
 from vit_dist.data.members import image_of, part_of_sample, split_name
 from vit_dist.data.tarheader import BLOCK, HeaderParser, Member, TarFormatError
@@ -234,6 +234,7 @@ class TarScanner:
             self._places[sample.key] = sample.offset, frozenset(sample.members.values())
         try:
             image = image_of(sample.members, self.rule.image)
+            _check_size(sample, image)
             labels, weights = self.rule.labels(sample.labels)
         except ValueError as error:
             reason = self._reason(sample, error)
@@ -254,3 +255,21 @@ class TarScanner:
         if self._link[0] == sample.key:
             reason += f" ({self._link[1]!r} is a link; write the tar with --dereference and --hard-dereference)"
         return reason
+
+
+def _check_size(sample: _Sample, image: str) -> None:
+    """Refuse a sample of which too much would have to be read.
+
+    Raises:
+        ValueError: the image is too large, or lies behind what is.
+    """
+    offset, size = sample.members[image]
+    if size > MOST_SAMPLE_BYTES:
+        raise ValueError(
+            f"has an image of {size:,} bytes, in {image!r}; {MOST_SAMPLE_BYTES:,} are the most that is read"
+        )
+    if offset + size - sample.offset > MOST_SAMPLE_BYTES:
+        raise ValueError(
+            f"has its image, {image!r}, {offset - sample.offset:,} bytes behind its begin, and {MOST_SAMPLE_BYTES:,} "
+            f"are the most that is read; put the image before its other members"
+        )

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -19,13 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.certificates import signed
 from tests.shards import write_set
 from tests.streams import digest, global_batches, recipe
 from vit_dist.core import s3_reads
-from vit_dist.core.errors import DataError
-from vit_dist.core.files import read_bytes
+from vit_dist.core.errors import DataError, RefusedError
+from vit_dist.core.files import exists, read_bytes
+from vit_dist.data.manifest import read_manifest
 from vit_dist.data.ranges import RangeReader, file_size, open_file
 from vit_dist.data.segments import coalesce
+from vit_dist.data.tars import find_tars
 
 CONTENT = np.random.default_rng(0).bytes(1 << 20)
 
@@ -268,26 +268,14 @@ def test_training_from_a_flaky_server_gives_the_batches_of_the_disk(
 
 @contextlib.contextmanager
 def serving_tls(tmp_path: Path, files: dict[str, bytes]) -> Iterator[tuple[str, str]]:
-    """The URL of a server with a certificate of its own, and that."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    paths = {name: str(tmp_path / name) for name in ("key.pem", "cert.pem")}
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=DNS:localhost", "-keyout", paths["key.pem"], "-out", paths["cert.pem"]),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    """The URL of a server, and the certificate of the authority that has signed its own."""
+    authority, context = signed(tmp_path)
     with Store(files) as server:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(paths["cert.pem"], paths["key.pem"])
         server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            yield f"https://localhost:{server.server_port}", paths["cert.pem"]
+            yield f"https://localhost:{server.server_port}", authority
         finally:
             server.shutdown()
             thread.join()
@@ -297,8 +285,20 @@ def test_https_works_with_the_certificates_that_the_system_trusts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving_tls(tmp_path, {"a.tar": CONTENT}) as (url, certificate):
-        distrustful = RangeReader(tries=1)
-        with pytest.raises(DataError, match=r"(?i)certificate"):
+        server = url.removeprefix("https://")
+        words = rf"the certificate of {server} is not trusted \(.*local issuer.*\); "
+        monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+        distrustful = RangeReader(first_wait_s=60)
+        for ask in (
+            lambda: distrustful.read(f"{url}/a.tar", 3, 9),
+            lambda: exists(f"{url}/a.tar"),
+            lambda: read_manifest(f"{url}/manifest.json"),
+            lambda: find_tars([f"{url}/"]),
+        ):
+            with pytest.raises(RefusedError, match=words + r"set SSL_CERT_FILE to a file \(PEM\)"):
+                ask()
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+        with pytest.raises(RefusedError, match=words + r".*SSL_CERT_FILE names .*none\.pem, which is not there"):
             distrustful.read(f"{url}/a.tar", 3, 9)
         distrustful.close()
         monkeypatch.setenv("SSL_CERT_FILE", certificate)
