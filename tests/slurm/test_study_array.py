@@ -44,8 +44,12 @@ recipe: RECIPE
 models: [vit-test]
 subsets: [all]
 seeds: [0, 1]
-overrides: {horizon: 6 steps, schedule: {name: constant, warmup: 1 step}, checkpoint: {every: 4 steps, keep_every: 4 steps},
-    engine: plain, precision: fp32}
+overrides:
+  horizon: 6 steps
+  schedule: {name: constant, warmup: 1 step}
+  checkpoint: {every: 4 steps, keep_every: 4 steps}
+  engine: plain
+  precision: fp32
 branches:
   five: {at: 4 steps, set: {horizon: 5 steps, schedule.cooldown: 1 step}}
 """
