@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 
 from tests.slurm.cluster import wait_for
+from vit_dist.cli.models.options import model_config
 from vit_dist.core.events.reader import read_run
 from vit_dist.core.run.log import VAL_TOP1
+from vit_dist.models.weights.files import write_weights
+from vit_dist.train.checkpoint.weights import fresh_weights
 
 pytestmark = pytest.mark.distributed
 
@@ -77,6 +80,33 @@ def test_a_run_is_evaluated_here_and_by_slurm_with_the_same_result(
     # A study still reads the run as one that is done, with its last value at its last step.
     after = read_run(str(run / "tb")).scalars[VAL_TOP1]
     assert after.steps[-1] == logged.steps[-1] == 8
+
+
+@pytest.mark.slurm
+def test_weights_are_evaluated_by_slurm_as_they_are_here(
+    slurm: Any, tmp_path: Path, small_set: str, small_val: str, vit_dist: Callable[..., Any]
+) -> None:
+    weights = tmp_path / "w.safetensors"
+    write_weights(fresh_weights(model_config("vit-test"), 4, 28, 3), weights)
+    knn = json.dumps({"name": "knn", "set": "small", "train": small_set, "test": small_val})
+    asked = [str(weights), "--evaluator", "classification", "--evaluator", knn, f"data.val={small_val}"]
+    here = tmp_path / "here.json"
+    done = vit_dist("evaluate", *asked, "--out", str(here))
+    assert done.returncode == 0, done.stderr
+
+    there = tmp_path / "there.json"
+    done = vit_dist("evaluate", *asked, "--out", str(there), "--cluster", "dev", "--nodes", "2")
+    assert done.returncode == 0, done.stderr
+    assert f"values will be in {there}" in done.stdout
+
+    def logs() -> str:
+        return "\n".join(p.read_text() for p in tmp_path.glob("there.evaluate/*.log*"))
+
+    wait_for("no job", lambda: not slurm.run("squeue", "-h").stdout.strip(), 200, logs)
+    assert there.is_file(), logs()
+    expected, found = (json.loads(out.read_text())["values"] for out in (here, there))
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert {"val/top1", "val/loss", "knn/small_20nn"} == found.keys()
 
 
 def test_a_dry_run_prints_a_script_and_needs_no_slurm(vit_dist: Callable[..., Any], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tests.slurm.jobs import SLOW_S, Site, last_step, vit_dist
 from vit_dist.core.run import history
 from vit_dist.scaling.collect import collect
 
-pytestmark = [pytest.mark.drill, pytest.mark.slurm, pytest.mark.distributed]
+pytestmark = [pytest.mark.slurm, pytest.mark.distributed]
 
 STEPS = 60
 RECIPE = f"""
@@ -38,12 +38,28 @@ evaluations:
   - {name: fewshot, set: small, shots: [5], crop: 1.0}
 """
 
+BRANCHED = """
+name: horizons
+recipe: RECIPE
+models: [vit-test]
+subsets: [all]
+seeds: [0, 1]
+overrides:
+  horizon: 6 steps
+  schedule: {name: constant, warmup: 1 step}
+  checkpoint: {every: 4 steps, keep_every: 4 steps}
+  engine: plain
+  precision: fp32
+branches:
+  five: {at: 4 steps, set: {horizon: 5 steps, schedule.cooldown: 1 step}}
+"""
 
-def study_file(folder: Path, train: str, val: str) -> Path:
+
+def study_file(folder: Path, train: str, val: str, study: str = STUDY) -> Path:
     recipe = folder / "base.yaml"
     recipe.write_text(RECIPE.replace("TRAIN", train).replace("VAL", val))
     path = folder / "grid.yaml"
-    path.write_text(STUDY.replace("RECIPE", str(recipe)))
+    path.write_text(study.replace("RECIPE", str(recipe)))
     return path
 
 
@@ -65,6 +81,7 @@ def states(study: Path, runs: Path) -> dict[str, str]:
     return {record["run"]: record["state"] for record in json.loads(done.stdout)}
 
 
+@pytest.mark.drill
 @pytest.mark.timeout(2400)
 def test_a_study_with_a_node_killed_in_the_middle_gives_the_same_table(
     slurm, tmp_path: Path, small_set: str, small_val: str
@@ -107,3 +124,32 @@ def test_a_study_with_a_node_killed_in_the_middle_gives_the_same_table(
     slurm.revive(node)
     done = vit_dist(*submit)
     assert "0 runs to train, 0 done runs to evaluate, 4 done" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.timeout(400)
+def test_branches_are_an_array_behind_that_of_their_trunks(
+    slurm, tmp_path: Path, small_set: str, small_val: str
+) -> None:
+    study = study_file(tmp_path, small_set, small_val, BRANCHED)
+    site, runs = Site(slurm, tmp_path, small_set, tmp_path), tmp_path / "runs"
+    submit = ["study", "submit", str(study), "--cluster", str(site.cluster_file())]
+    done = vit_dist(*submit)
+    assert done.returncode == 0, done.stdout + done.stderr
+    waiting = slurm.run("squeue", "-h", "-r", "-t", "PD", "-o", "%E").stdout.split()
+    assert sum("aftercorr" in why for why in waiting) == 2, waiting
+
+    def over() -> bool:
+        return not slurm.run("squeue", "-h").stdout.strip()
+
+    wait_for("all jobs have ended", over, 300, lambda: slurm.run("squeue").stdout + str(states(study, runs)))
+    assert states(study, runs) == dict.fromkeys(
+        ["vit-test-all-s0", "vit-test-all-s0-five", "vit-test-all-s1", "vit-test-all-s1-five"], "done"
+    )
+    found = {(o.run, o.trunk, o.step) for o in collect(str(runs / "horizons")).observations}
+    assert found == {
+        (f"vit-test-all-{seed}{branch}", branch and f"vit-test-all-{seed}@4", step)
+        for seed in ("s0", "s1")
+        for branch, step in (("", 6), ("-five", 5))
+    }
+    done = vit_dist(*submit)
+    assert "0 runs to train" in done.stdout, done.stdout + done.stderr

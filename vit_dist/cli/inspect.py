@@ -251,9 +251,10 @@ def _facts(weights: Weights) -> dict[str, str]:
 
 
 def _say(look: Look, files: Sequence[Path]) -> None:
+    from vit_dist.core.units import counted
     from vit_dist.inspect.write import by_reason
 
-    lines = [f"{look.name}, {look.num_images} images of {look.image_size} pixels"]
+    lines = [f"{look.name}, {counted(look.num_images, 'image')} of {look.image_size} pixels"]
     if look.attended is not None:
         first, last = look.attended.distance[0], look.attended.distance[-1]
         lines.append(

@@ -71,6 +71,28 @@ def _branched(group: Sequence[Observation]) -> dict[str, str]:
     return {one.directory: "" if not one.lineage else said[one.directory] if several else ", branched" for one in group}
 
 
+def by_trunk(observations: Iterable[Observation]) -> dict[str, list[Observation]]:
+    """Branches that left one trunk and differ in how long they are, {label: observations, shortest first}.
+
+    The label is the trunk's name; beside it the model, the subset or the beginning of the recipe's hash, whichever
+    tells lines of one name apart.
+    """
+    groups: dict[tuple[str, str, str, int], list[Observation]] = {}
+    for one in sorted(observations, key=lambda o: (o.cell, o.examples_seen, o.directory)):
+        if one.lineage:
+            trunk = one.lineage[-1]
+            groups.setdefault((trunk.run, trunk.recipe_hash, one.model, one.subset), []).append(one)
+    lines = {key: found for key, found in groups.items() if len({one.examples_seen for one in found}) > 1}
+    result = {}
+    for key, found in lines.items():
+        run, recipe_hash, model, subset = key
+        alike = list(zip(*(other for other in lines if other[0] == run), strict=True))
+        said = [run, model, f"{subset:,} images", recipe_hash]
+        told_apart = [True, *(len(set(alike[at])) > 1 for at in (2, 3, 1))]
+        result[", ".join(text for text, tells in zip(said, told_apart, strict=True) if tells)] = found
+    return result
+
+
 def means(observations: Iterable[Observation]) -> list[Mean]:
     """The mean over seeds of every series and subset size, by series and size."""
     result = []

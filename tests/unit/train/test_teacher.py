@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from tests.conftest import trains_here
-from tests.laws.test_resume import recipe_file
+from tests.laws.test_resume import finish, recipe_file, start, tensors
 from tests.plugins import model_config
 from tests.streams import recipe_of
 from vit_dist.config.load import load_recipe
 from vit_dist.core.errors import RefusalError, VitDistError
+from vit_dist.core.events.reader import read_run
 from vit_dist.core.run.checkpoints import committed
 from vit_dist.core.run.directory import RunDir
 from vit_dist.core.world import World
@@ -33,6 +34,14 @@ from vit_dist.train.teacher import TeacherWeights
 NAMES = ("hat", "tie", "cap", "bag")
 CPU = torch.device("cpu")
 FP32 = ["precision=fp32", "guards.hang=0s", "engine.name=plain"]
+VIT = [
+    "model.layer_scale=0.1",
+    "model.qk_norm=true",
+    "model.registers=2",
+    "model.mlp=swiglu",
+    "model.patch_dropout=0.3",
+]
+VIT += ["model.position_embedding=rope"]
 
 
 @pytest.fixture
@@ -131,14 +140,15 @@ def end(run_dir: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in committed(RunDir(run_dir).checkpoints)[0].glob("*.safetensors")}
 
 
-def test_a_run_with_a_teacher_resumes_bit_for_bit_and_knows_it(
+def test_a_run_with_a_teacher_and_an_average_and_all_that_a_vit_can_have_resumes_bit_for_bit(
     alone: None, tmp_path: Path, small_set: str, small_val: str
 ) -> None:
     path, file = recipe_file(tmp_path, small_set, small_val), tmp_path / "t.safetensors"
     write_weights(weights(), file)
 
     def train(name: str, *overrides: str) -> dict[str, bytes]:
-        recipe = load_recipe(str(path), [*FP32, "horizon=6 steps", "eval.every=0 steps", *overrides])
+        settings = [*FP32, *VIT, "ema={decay: 0.8, start: 2 steps}", "horizon=6 steps", "eval.every=0 steps"]
+        recipe = load_recipe(str(path), [*settings, *overrides])
         attempt(recipe, tmp_path / name, World())
         return end(tmp_path / name)
 
@@ -157,6 +167,24 @@ def test_a_run_with_a_teacher_resumes_bit_for_bit_and_knows_it(
     write_weights(weights(seed=1), moved)
     with pytest.raises(RefusalError, match=r"holds another run: teacher_weights: '[0-9a-f]{32}' here, '[0-9a-f]{32}'"):
         train("cut", f"loss.teacher.weights={moved}", mixup)
+
+
+@pytest.mark.distributed
+def test_on_two_ranks_a_teacher_teaches_what_it_does_on_one(
+    alone: None, tmp_path: Path, small_set: str, small_val: str
+) -> None:
+    path, file = recipe_file(tmp_path, small_set, small_val), tmp_path / "t.safetensors"
+    write_weights(weights(), file)
+    options = [*FP32, "horizon=6 steps", "eval.every=0 steps", "model.dropout=0.0", "data.mixup.alpha=0.5"]
+    options += [f"loss.teacher.weights={file}"]
+    attempt(load_recipe(str(path), options), tmp_path / "one", World())
+    finish(start(path, tmp_path / "two", *options, nproc=2))
+    one, two = (read_run(str(tmp_path / name / "tb")).scalars["train/loss"].values for name in ("one", "two"))
+    assert len(one) == 6
+    assert two.tolist() == pytest.approx(one.tolist(), rel=1e-5)
+    ends = [tensors(committed(RunDir(tmp_path / name).checkpoints)[0]) for name in ("one", "two")]
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(ends[1][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_a_teacher_that_is_a_run_teaches_its_student(

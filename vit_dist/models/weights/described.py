@@ -44,18 +44,23 @@ _NOT_OF_A_MODEL = ("pretrained", "checkpoint", "cache_dir", "scriptable", "expor
 
 FACTS = ("recipe", "recipe_hash", "step", "examples", "seed", "name", "average_steps")
 """What a file of ours may say beside the model; average_steps: how many steps count in it, of an average."""
+EVALUATION = "evaluation"
+"""Of notes and headers: how evaluation sees images, as `viewed.said_beside` has it."""
 _COUNTS = ("step", "examples", "seed", "average_steps")
 _MOST_DIGITS = 18
 
 
 @dataclass(frozen=True)
 class Stated:
-    """What a header of ours says: the model as plain data or None, pixels or 0, names of classes, and `FACTS`."""
+    """What a header of ours says: the model as plain data or None, pixels or 0, names of classes, `FACTS`, and how
+    evaluation sees images where no recipe among these says it, as plain data or None.
+    """
 
     model: Any
     image_size: int
     classes: tuple[str, ...]
     facts: dict[str, str]
+    evaluation: Any
 
 
 def stated(metadata: Mapping[str, str], where: str) -> Stated:
@@ -67,11 +72,11 @@ def stated(metadata: Mapping[str, str], where: str) -> Stated:
     facts = {key: metadata[key] for key in FACTS if key in metadata}
     for key in (key for key in _COUNTS if key in facts):
         _count(key, facts[key], where)
-    model, classes = (_json(metadata, key, where) for key in ("model", "classes"))
+    model, classes, evaluation = (_json(metadata, key, where) for key in ("model", "classes", EVALUATION))
     if classes is not None and not is_texts(classes):
         raise DataError(f"{_damaged(where)}: classes={shown(classes)}; expected a list of texts")
     size = check_image_size(_count("image_size", metadata.get("image_size", "0"), where), where)
-    return Stated(model, size, tuple(classes or ()), facts)
+    return Stated(model, size, tuple(classes or ()), facts, evaluation)
 
 
 def check_image_size(size: int, where: str) -> int:

@@ -24,7 +24,7 @@ from vit_dist.models import ModelConfig
 from vit_dist.models._positions import Resampling
 from vit_dist.models.weights.adapt import Head, fit, shapes_of
 from vit_dist.models.weights.colours import warn_of_colours
-from vit_dist.models.weights.described import config_of, stated
+from vit_dist.models.weights.described import EVALUATION, config_of, stated
 from vit_dist.models.weights.forms import CONFIG, FOLDER_FILES, check_readable, form_to_write
 from vit_dist.models.weights.google import RULES, check_google, from_google, to_google
 from vit_dist.models.weights.huggingface import from_hugging_face, to_hugging_face
@@ -42,7 +42,14 @@ from vit_dist.models.weights.opened import opened
 from vit_dist.models.weights.promised import Promised
 from vit_dist.models.weights.promised import State as Promises
 from vit_dist.models.weights.timm_form import from_timm, kind_of, to_timm, without_registers
-from vit_dist.models.weights.viewed import Viewed, view_said, viewed_beside, viewed_by_hugging_face, viewed_by_text
+from vit_dist.models.weights.viewed import (
+    Viewed,
+    said_beside,
+    view_said,
+    viewed_beside,
+    viewed_by_hugging_face,
+    viewed_by_text,
+)
 
 State = dict[str, Tensor]
 # Files of one folder, and classes of a head whose number nobody states.
@@ -193,7 +200,9 @@ def _from_named(tensors: Promises, metadata: Mapping[str, str], path: Path, opti
         size = _size_of(tensors, config)
     state = from_timm(tensors, config, str(path), new_head=options.head == "new", wording=options.wording)
     weights = _fitted(state, config, path, options, said.facts, stated_size=size, classes=said.classes)
-    return replace(weights, viewed=viewed_by_text(said.facts.get("recipe", ""), weights.image_size))
+    recipe = said.facts.get("recipe")
+    viewed = viewed_beside(said.evaluation) if recipe is None else viewed_by_text(recipe, weights.image_size)
+    return replace(weights, viewed=viewed)
 
 
 def _read_npz(path: Path, options: LoadOptions) -> Weights:
@@ -213,7 +222,7 @@ def _read_npz(path: Path, options: LoadOptions) -> Weights:
             raise DataError(f"{path}: not the weights of {config.name}: {error}") from None
         classes = said.get("classes", ())
         weights = _fitted(state, config, path, options, {}, classes=classes, missing=missing, extra=extra)
-        return replace(weights, viewed=viewed_beside(said.get("evaluation")))
+        return replace(weights, viewed=viewed_beside(said.get(EVALUATION)))
 
 
 def _read_hugging_face(path: Path, options: LoadOptions) -> Weights:
@@ -345,6 +354,8 @@ def _smallest(config: ModelConfig) -> int:
 
 
 def _metadata(weights: Weights) -> dict[str, str]:
+    # A recipe says it all. Weights of a run's copies on a store, and those of other forms, come without one.
+    said = said_beside(weights.viewed) if "recipe" not in weights.facts else {}
     return {
         "format": "pt",
         "vit_dist": __version__,
@@ -353,6 +364,7 @@ def _metadata(weights: Weights) -> dict[str, str]:
         "image_size": str(weights.image_size),
         "input": "RGB in [-1, 1]",
         **({"classes": json.dumps(weights.classes)} if any(weights.classes) else {}),
+        **({EVALUATION: json.dumps(said)} if said not in ({}, said_beside(Viewed())) else {}),
         **weights.facts,
     }
 
@@ -384,5 +396,5 @@ def _write_npz(weights: Weights, path: Path) -> None:
                 np.lib.format.write_array(member, array, allow_pickle=False)
     model = weights.config.model_dump(mode="json")
     said = {"model": model, "num_classes": weights.num_classes, "image_size": weights.image_size}
-    evaluation = {**view_said(weights.viewed), "loss": weights.viewed.loss}
-    write_sidecar(path, {**said, "classes": list(weights.classes), "evaluation": evaluation})
+    evaluation = said_beside(weights.viewed)
+    write_sidecar(path, {**said, "classes": list(weights.classes), EVALUATION: evaluation})

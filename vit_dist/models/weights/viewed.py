@@ -62,7 +62,7 @@ def viewed_by_text(text: str, image_size: int) -> Viewed:
 
 
 def viewed_beside(said: object) -> Viewed:
-    """What `view_said` has written beside weights; what is not there, or cannot be, as by default."""
+    """What `view_said` or `said_beside` has written beside weights; what is not there, or cannot be, as by default."""
     told: Mapping[str, Any] = said if isinstance(said, Mapping) else {}
     crop: Any = told.get("crop_pct")
     loss: Loss = "sigmoid" if told.get("loss") == "sigmoid" else "softmax"
@@ -73,6 +73,11 @@ def viewed_beside(said: object) -> Viewed:
 def view_said(viewed: Viewed) -> dict[str, Any]:
     """How evaluation sees images, for a file beside weights, by timm's name for the crop."""
     return {"crop_pct": viewed.crop, **({"upright": True} if viewed.upright else {})}
+
+
+def said_beside(viewed: Viewed) -> dict[str, Any]:
+    """The same with the loss, for notes and headers of ours."""
+    return {**view_said(viewed), "loss": viewed.loss}
 
 
 def viewed_by_hugging_face(folder: Path, described: object) -> Viewed:

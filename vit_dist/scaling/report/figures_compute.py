@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +13,7 @@ from vit_dist.scaling import paper
 from vit_dist.scaling.fit.diagnostics import says_something
 from vit_dist.scaling.fit.frontiers import Frontier
 from vit_dist.scaling.report.figure_style import (
+    AXIS,
     COLOURS,
     INK,
     MARKERS,
@@ -28,6 +31,7 @@ from vit_dist.scaling.report.figure_style import (
 )
 from vit_dist.scaling.report.figures import metric_name
 from vit_dist.scaling.results import Results
+from vit_dist.scaling.summary import by_trunk
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,6 +61,7 @@ def compute_figure(results: Results) -> Drawing | None:
         placed = [(at, error) for at, one in zip(x, members, strict=True) if (error := results.error(one.value))]
         if placed:
             bottom.plot(*zip(*placed, strict=True), **how)  # type: ignore[arg-type]
+    joined = _join_branches(panels, results, factor)
     drawn = _frontier(bottom, results.frontier, factor) if errors else "All errors are 0: no frontier."
     behind = results.rule.is_accuracy and factor == 1
     for axes in panels:
@@ -76,10 +81,25 @@ def compute_figure(results: Results) -> Drawing | None:
     legend(figure, top)
     caption = (
         f"Each mark is a run. {_RULE} {drawn}"
+        + (" Thin grey lines join the branches of one trunk." if joined else "")
         + (" Runs whose error is 0 stand in the upper panel alone." if errors and len(errors) < len(xs) else "")
         + (f" Dashed grey: the paper's Table 6, ImageNet top-1 after fine-tuning ({paper.SOURCE})." if behind else "")
     )
     return Drawing("compute", "Compute", caption, figure)
+
+
+def _join_branches(panels: Sequence[Axes], results: Results, factor: float) -> bool:
+    """Join the branches of each trunk, in the panel of values and in that of errors; whether there are any."""
+    lines = by_trunk(one for members in results.series.values() for one in members if one.exaflops)
+    for members in lines.values():
+        ends = sorted((factor * (one.exaflops or 0.0), one.value) for one in members)
+        at = [x for x, _ in ends]
+        panels[0].plot(at, [value * results.scale for _, value in ends], color=AXIS, lw=0.8, zorder=0.5)
+        if len(panels) > 1:
+            # An error of 0 has no place on a logarithmic axis.
+            errors = [results.error(value) or math.nan for _, value in ends]
+            panels[1].plot(at, errors, color=AXIS, lw=0.8, zorder=0.5)
+    return bool(lines)
 
 
 def _frontier(axes: Axes, best: Frontier, factor: float) -> str:

@@ -12,7 +12,7 @@ from vit_dist.core.units import format_count, format_flops
 from vit_dist.scaling.compute import total_exaflops
 from vit_dist.scaling.fit.diagnostics import whereabouts
 from vit_dist.scaling.observation import Observation
-from vit_dist.scaling.report import figures, figures_compute, figures_fit
+from vit_dist.scaling.report import figures, figures_branches, figures_compute, figures_fit
 from vit_dist.scaling.report.figure_style import Drawing, short, style
 from vit_dist.scaling.report.html import fill_page, shown_figures
 from vit_dist.scaling.results import Results
@@ -39,6 +39,7 @@ def draw_all(results: Results) -> list[Drawing]:
         drawings: list[Drawing | None] = [
             figures.examples_figure(results),
             figures.paper_data_figure(results),
+            figures_branches.horizons_figure(results),
             *figures.few_shot_figures(results),
             figures_fit.fit_figure(results),
             figures_fit.residual_figure(results),

@@ -209,7 +209,7 @@ def _fingerprint(collection: Collection) -> str:
     """What a report depends on: the logs' content, this code, and the libraries that fit and draw."""
     digest = hashlib.sha256()
     # Without the time of day: a set of logs that was copied or read again gives the same report.
-    observations = [repr(dataclasses.replace(one, finished=0.0)) for one in collection.observations]
+    observations = [repr((dataclasses.replace(one, finished=0.0), one.lineage)) for one in collection.observations]
     digest.update(
         json.dumps(
             [collection.study, collection.metric, repr(collection.rule), observations, collection.remarks]
