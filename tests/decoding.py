@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from vit_dist.data.decode_pool import Processes
 from vit_dist.data.reader import Reader
 from vit_dist.data.rows import RowsOf, View
 from vit_dist.data.sets import open_training_set
+from vit_dist.data.waits import told_to_nobody
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,18 @@ class Ends:
             if self.number < 0:
                 os._exit(-self.number)
             os.kill(os.getpid(), self.number)
+            time.sleep(60)
+        return image.whole()[:, :28, :28]
+
+
+@dataclass(frozen=True)
+class Hangs:
+    """As a decoder that does not come back from an image."""
+
+    ordinal: int
+
+    def __call__(self, image: Encoded, epoch: int, ordinal: int) -> torch.Tensor:
+        while ordinal == self.ordinal:
             time.sleep(60)
         return image.whole()[:, :28, :28]
 
@@ -68,13 +81,28 @@ class Raises:
         raise LocalError("a fault of the view")
 
 
-def reader(manifest: str, view: View, workers: int = 2, *, at_once: bool = True, prefetch: int = 4) -> Reader:
-    """Of a small set, batches of 12, by processes."""
-    config = recipe(manifest, f"data.prefetch_batches={prefetch}", f"data.decode_workers={workers}")
+def reader(
+    manifest: str,
+    view: View,
+    workers: int = 2,
+    *,
+    at_once: bool = True,
+    prefetch: int = 4,
+    timeout_s: float = 0.0,
+    told: Callable[[str], None] = told_to_nobody,
+) -> Reader:
+    """Of a small set, batches of 12, by processes; of no processes by two threads."""
+    config = recipe(
+        manifest,
+        f"data.prefetch_batches={prefetch}",
+        f"data.decode_workers={workers}",
+        "data.decode_threads=2",
+    )
     data = open_training_set(config)
     rows = RowsOf(data.parts, data.order, view, config.data, data.fits_in_memory)
     positions = (range(i, i + 12) for i in range(0, 1_000_000, 12))
-    return Reader(rows, positions, processes=Processes(workers, 12, None, at_once=at_once))
+    processes = Processes(workers, 12, None, at_once=at_once) if workers else None
+    return Reader(rows, positions, processes=processes, timeout_s=timeout_s, told=told)
 
 
 def descendants(pid: int) -> Iterator[int]:

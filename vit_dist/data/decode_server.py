@@ -28,7 +28,7 @@ MOST_PROCESSES = 128
 """Of a stream: as many file descriptors as go with one message, about half."""
 
 READY = "ready"
-"""What a keeper says once its processes are there; after it (process, pid, status) of each that ends."""
+"""What a keeper says once its processes are there, with their pids; after it (process, pid, status) of each that ends."""
 
 ALONE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """Each process is for one CPU, and what is to be forked may have no threads: libraries shall make none."""
@@ -131,7 +131,7 @@ def _watch(control: Connection, processes: dict[int, int]) -> None:
     for what in (control.fileno(), ended):
         waiting.register(what, select.POLLIN)
     with contextlib.suppress(OSError):
-        control.send(READY)
+        control.send((READY, list(processes)))
         while True:
             for pid, number in list(processes.items()):
                 gone, status = os.waitpid(pid, os.WNOHANG)

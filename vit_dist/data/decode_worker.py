@@ -7,6 +7,7 @@ from that alone. Tasks are looked at as they come, so that their bytes are on th
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pickle
 import queue
@@ -75,7 +76,7 @@ def work(setup: Setup, memory: SharedMemory, process: int, connection: Connectio
     torch.set_num_threads(1)
     know(setup.stores)
     slots = memory.buffers()
-    rows = Rows(setup.rows, setup.read_threads, lambda shard, key: memory.note(process, f"{key!r} of {shard}"))
+    rows = Rows(setup.rows, setup.read_threads, functools.partial(memory.note, process))
     todo: queue.SimpleQueue[tuple[Task, list[Place] | BaseException]] = queue.SimpleQueue()
 
     def fill() -> None:
@@ -89,7 +90,7 @@ def work(setup: Setup, memory: SharedMemory, process: int, connection: Connectio
             batch = Batch(buffers.images, buffers.labels, buffers.weights, unset, unset)
             batch.samples = [Sample("", "", -1, -1, -1)] * len(buffers.images)
             done = _done(task, places, batch, rows)
-            memory.note(process, "")
+            memory.note(process, "", "")
             _send(connection, done)
 
     threading.Thread(target=fill, name="decode", daemon=True).start()

@@ -6,8 +6,10 @@ and indexes are kept as long as they are of use.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -20,6 +22,7 @@ from vit_dist.core.files import redact
 from vit_dist.core.seeding import I64
 from vit_dist.data.batch import TAKEN_DOWN, Batch, Make, Replacement, Sample
 from vit_dist.data.decode import Encoded
+from vit_dist.data.doing import Stage
 from vit_dist.data.images import DecodeError
 from vit_dist.data.lookahead import Lookahead, Run
 from vit_dist.data.order import Segment, WindowId
@@ -30,8 +33,8 @@ from vit_dist.data.sets import Parts
 View = Callable[[Encoded, int, int], Tensor]
 """What an image becomes: (it, epoch, ordinal) -> uint8 [3, S, S]; raises DecodeError."""
 
-Decoding = Callable[[str, str], None]
-"""Told whose bytes come next, by URL of the shard and key: a decoder that ends the process leaves no other word."""
+Noting = Callable[[Stage, str], None]
+"""Told what becomes of which image as of now: a decoder that ends its process, or hangs, leaves no other word."""
 
 
 class Order(Protocol):
@@ -97,12 +100,21 @@ class _Window:
 
     def sample(self, slot: int) -> tuple[Piece, int]:
         """The piece of a place in the window, once it is here, and the sample as the piece's index counts it."""
+        number, place = self.run(slot)
+        piece = self._runs[number].piece.result()
+        return piece, int(piece.samples[self._runs[number].first + place])
+
+    def is_open(self, slot: int) -> bool:
+        """Whether the piece of a place is here, or cannot be had."""
+        return self._runs[self.run(slot)[0]].piece.done()
+
+    def run(self, slot: int) -> tuple[int, int]:
+        """Which run, as its segments are counted, and the place in that."""
         number = 0
         while slot >= self._runs[number].length:
             slot -= self._runs[number].length
             number += 1
-        piece = self._runs[number].piece.result()
-        return piece, int(piece.samples[self._runs[number].first + slot])
+        return number, slot
 
 
 class Place(NamedTuple):
@@ -119,14 +131,14 @@ class Rows:
     Args:
         of: what they hold.
         read_threads: byte ranges asked for at once.
-        decoding: told of each sample before its bytes go to a decoder.
+        noting: told of each sample before its bytes are waited for, and before they go to a decoder.
 
     Attributes:
         pace: what is done for them, counted.
     """
 
-    def __init__(self, of: RowsOf, read_threads: int, decoding: Decoding | None = None) -> None:
-        self._of, self._decoding = of, decoding
+    def __init__(self, of: RowsOf, read_threads: int, noting: Noting | None = None) -> None:
+        self._of, self._noting = of, noting
         self._windows: dict[int, _Window] = {}
         self._segments = SegmentReader(of.parts, read_threads, lambda: max(64, 2 * len(self._windows)), of.config.cache)
         self._lookahead = Lookahead(of.order, self._segments, of.windows_at_once, whole_shards=of.whole_shards)
@@ -167,13 +179,19 @@ class Rows:
         """
         if self._stopped:
             return
+        try:
+            self._fill(batch, row, place)
+        finally:
+            self.pace.thread.rests()
+
+    def _fill(self, batch: Batch, row: int, place: Place) -> None:
         position, window, turn = place
         first: Replacement | None = None
         tried, all_broken, begun = 0, False, window.identity
         while not all_broken:
             all_broken = True
             for candidate in self._candidates(window, turn):
-                self.pace.thread.wants()
+                self._wants(window, candidate)
                 piece, sample = window.sample(candidate)
                 key, tried = piece.index.key(sample), tried + 1
                 ordinal = piece.part.ordinal(piece.shard, sample)
@@ -205,8 +223,8 @@ class Rows:
         _check_header(piece, sample, which.key)
         content = piece.image(sample)
         self.pace.thread.has()
-        if self._decoding is not None:
-            self._decoding(_url(piece), which.key)
+        if self._noting is not None:
+            self._noting("decode", f"{which.key!r} of {_url(piece)}")
         try:
             if self._of.make is not None:
                 batch.made[row] = self._of.make(content, which)
@@ -216,10 +234,26 @@ class Rows:
         except DecodeError as error:
             return str(error) or "it cannot be decoded"
         finally:
-            self.pace.thread.decoded(lambda: f"{which.key!r} of {_url(piece)}")
+            self.pace.thread.decoded()
         self._fill_labels(batch, row, piece, sample, which.key)
         batch.ordinals[row], batch.samples[row] = which.ordinal, which
         return ""
+
+    def _wants(self, window: _Window, slot: int) -> None:
+        what = partial(self._named, window, slot)
+        self.pace.thread.wants(what)
+        if self._noting is not None:
+            self._noting("store", what())
+
+    def _named(self, window: _Window, slot: int) -> str:
+        """A sample, with its shard; while its index is not here the shard alone. Waits for nothing."""
+        if window.is_open(slot):
+            with contextlib.suppress(Exception):
+                piece, sample = window.sample(slot)
+                return f"{piece.index.key(sample)!r} of {_url(piece)}"
+        number, _ = window.run(slot)
+        part, shard = self._of.parts.find(self._of.order.window_segments(window.identity)[number].shard)
+        return f"a sample of {redact(part.manifest.shard_url(shard))}"
 
     def _candidates(self, window: _Window, slot: int) -> Iterator[int]:
         yield slot

@@ -114,6 +114,7 @@ class Stream(Iterator[tuple[StreamBatch, StreamPosition]]):
 
         Raises:
             DataError: a shard that cannot be read, or more undecodable samples on this rank than max_bad.
+            DataTimeoutError: a batch takes longer than `timeout`, and none comes after it. A TimeoutError, too.
         """
         if not self._close.alive:
             raise StopIteration
