@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
+import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from tests.streams import recipe
 from vit_dist.core.process import lives
@@ -47,6 +50,33 @@ class Hangs:
         while ordinal == self.ordinal:
             time.sleep(60)
         return image.whole()[:, :28, :28]
+
+
+@dataclass(frozen=True)
+class Grows:
+    """As an image that takes more memory than there is: of a process that may have so many bytes more, if limited."""
+
+    ordinal: int
+    limit: int = 0
+
+    def __call__(self, image: Encoded, epoch: int, ordinal: int) -> torch.Tensor:
+        if ordinal == self.ordinal:
+            if self.limit:
+                has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+                resource.setrlimit(resource.RLIMIT_AS, (has + self.limit, resource.RLIM_INFINITY))
+                image = Encoded(_large())
+            else:
+                torch.ones(_MORE_THAN_ALLOWED, dtype=torch.uint8)
+        return image.whole()[:, :28, :28]
+
+
+_MORE_THAN_ALLOWED = 1 << 30
+
+
+def _large() -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (6000, 6000)).save(content, "JPEG")
+    return content.getvalue()
 
 
 @dataclass(frozen=True)

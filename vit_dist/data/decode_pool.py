@@ -24,6 +24,7 @@ import torch
 
 from vit_dist.config.schema import DataConfig
 from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.memory import oom_kills
 from vit_dist.core.process import is_stopped
 from vit_dist.core.seeding import I64
 from vit_dist.core.store_patience import known
@@ -137,6 +138,7 @@ class DecodePool:
         self._jobs: dict[int, _Job] = {}
         self._submitted, self._closing = 0, False
         self._pids: list[int] = []
+        self._oom_kills = oom_kills()
         self._failure: Exception | None = None
         self._looked: Future[Filled] | None = None
         self._lock, self._ready = threading.Lock(), threading.Event()
@@ -318,7 +320,10 @@ class DecodePool:
                 f"file. Name the key in data.takedown to go on without it"
             )
         at = f" at the image {where}" if where else ""
-        why = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
+        why = ""
+        if code == -signal.SIGKILL:
+            killed = oom_kills() > self._oom_kills
+            why = ", by the kernel for want of memory" if killed else ", perhaps for want of memory"
         return DataError(
             f"decode process {process} (pid {pid}) {how}{at}{why}. Start the run again, with fewer data.decode_workers "
             f"where memory is short; data.decode_workers=0 decodes in threads"

@@ -7,6 +7,8 @@ and indexes are kept as long as they are of use.
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,7 +21,9 @@ from torch import Tensor
 from vit_dist.config.schema import DataConfig
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import redact
+from vit_dist.core.memory import is_shortage
 from vit_dist.core.seeding import I64
+from vit_dist.core.units import format_bytes
 from vit_dist.data.batch import TAKEN_DOWN, Batch, Make, Replacement, Sample
 from vit_dist.data.decode import Encoded
 from vit_dist.data.doing import Stage
@@ -29,6 +33,8 @@ from vit_dist.data.order import Segment, WindowId
 from vit_dist.data.regions import RegionDecoder
 from vit_dist.data.segments import Piece, SegmentReader
 from vit_dist.data.sets import Parts
+
+_MOST_REASON = 200
 
 View = Callable[[Encoded, int, int], Tensor]
 """What an image becomes: (it, epoch, ordinal) -> uint8 [3, S, S]; raises DecodeError."""
@@ -233,6 +239,10 @@ class Rows:
                 batch.images[row].copy_(self._of.view(image, which.epoch, which.ordinal))
         except DecodeError as error:
             return str(error) or "it cannot be decoded"
+        except (MemoryError, RuntimeError) as error:
+            if is_shortage(error):
+                raise _short_of_memory(piece, which.key, len(content), error) from None
+            raise
         finally:
             self.pace.thread.decoded()
         self._fill_labels(batch, row, piece, sample, which.key)
@@ -286,6 +296,16 @@ class Rows:
 
 def _url(piece: Piece) -> str:
     return redact(piece.part.manifest.shard_url(piece.shard))
+
+
+def _short_of_memory(piece: Piece, key: str, num_bytes: int, error: BaseException) -> DataError:
+    why = str(error).split("\n", 1)[0][:_MOST_REASON] or type(error).__name__
+    return DataError(
+        f"{_url(piece)}: {key!r}, an image of {format_bytes(num_bytes)}: there is not enough memory to decode it in "
+        f"{threading.current_thread().name} (pid {os.getpid()}): {why}. Start the run again with more memory for each "
+        f"rank, or fewer data.decode_workers, data.decode_threads or data.prefetch_batches; name the key in "
+        f"data.takedown if it is the image that is too large"
+    )
 
 
 def _check_header(piece: Piece, sample: int, key: str) -> None:
