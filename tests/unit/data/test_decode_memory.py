@@ -12,6 +12,12 @@ import pytest
 from tests.decoding import Grows, descendants, reader
 from vit_dist.core.errors import DataError
 from vit_dist.core.process import wait_until
+from vit_dist.data.reader import Reader
+
+def take(batches: Reader, count: int) -> None:
+    for _ in range(count):
+        assert batches.next() is not None
+
 
 _GROUPS = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 
@@ -25,8 +31,7 @@ def test_an_image_for_which_there_is_no_memory_is_an_error_and_not_a_broken_imag
             match=r"shard-000000\.tar: 'k000007', an image of .*: there is not enough memory to decode it in "
             r"decode process 0 \(pid \d+\): .*fewer data\.decode_workers.*data\.takedown",
         ):
-            for _ in range(40):
-                batches.next()
+            take(batches, 40)
     finally:
         batches.close()
 
@@ -63,8 +68,7 @@ def test_a_process_that_the_kernel_kills_for_want_of_memory_is_told_and_leaves_n
             match=rf"decode process 0 \(pid {pid}\) was ended by SIGKILL at the image 'k000007' of .*tar, by the "
             r"kernel for want of memory\. Start the run again, with fewer data\.decode_workers",
         ):
-            for _ in range(40):
-                batches.next()
+            take(batches, 40)
     finally:
         batches.close()
     assert wait_until(lambda: pid not in set(descendants(os.getpid())), 10, 0.05)
