@@ -14,6 +14,7 @@ from vit_dist.core.errors import DataError
 from vit_dist.core.process import wait_until
 from vit_dist.data.reader import Reader
 
+
 def take(batches: Reader, count: int) -> None:
     for _ in range(count):
         assert batches.next() is not None
