@@ -40,6 +40,10 @@ class AwayError(DataError):
     """A store that does not answer, or not as one does: nothing is known of the file."""
 
 
+class DataTimeoutError(DataError, TimeoutError):
+    """A batch that does not come within the time that it was given; the text says what it waits for."""
+
+
 class CheckpointError(VitDistError):
     """A checkpoint that is missing, damaged or belongs to something else."""
 

@@ -1,12 +1,26 @@
-"""How much memory this process can still have, of machine and control groups (a Slurm job's); what pinning takes."""
+"""How much memory this process can still have, of machine and control groups (a Slurm job's); what pinning takes; how
+want of it shows."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+# torch's allocator, and libjpeg's; other cases of the latter are about what the file asks for.
+_WANT = re.compile(r"can(?:no|')t allocate memory|Insufficient memory \(case [24]\)", re.IGNORECASE)
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether something failed for want of memory: no fault of what it was done to."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _WANT.search(str(error)) is not None)
+
+
+def oom_kills(proc: Path = _PROC) -> int:
+    """How many processes of this machine the kernel has killed for want of memory since it began; 0: not told."""
+    return next((int(line.split()[1]) for line in _lines(proc / "vmstat") if line.startswith("oom_kill ")), 0)
 
 
 def available_memory(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:

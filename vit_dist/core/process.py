@@ -59,18 +59,27 @@ def wait_until(ready: Callable[[], bool], timeout_s: float, poll_s: float) -> bo
 def lives(pid: int) -> bool:
     """Whether a process of this machine is there and not on its way out: killed, though not yet gone. Linux only."""
     try:
-        # Its name may be any bytes.
-        status, stat = (
-            Path(f"/proc/{pid}/{file}").read_bytes().decode("ascii", "replace") for file in ("status", "stat")
-        )
-        # Behind the name: state, ppid, pgrp, session, tty, tpgid, flags.
-        flags = int(stat.rpartition(")")[2].split()[6])
+        status = Path(f"/proc/{pid}/status").read_bytes().decode("ascii", "replace")
+        flags = int(_stat(pid)[6])
     except (OSError, ValueError, IndexError):
         return False
     fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
     pending = int(fields.get("SigPnd", "0"), 16) | int(fields.get("ShdPnd", "0"), 16)
     killed = pending & (1 << (signal.SIGKILL - 1))
     return not (killed or flags & _PF_EXITING or fields.get("State", "Z").strip()[:1] in "ZX")
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process of this machine was stopped by a signal or a debugger. Linux only."""
+    try:
+        return _stat(pid)[0] in {"T", "t"}
+    except (OSError, IndexError):
+        return False
+
+
+def _stat(pid: int) -> list[str]:
+    """Of a process: state, ppid, pgrp, session, tty, tpgid, flags and more, behind its name, which may be any bytes."""
+    return Path(f"/proc/{pid}/stat").read_bytes().decode("ascii", "replace").rpartition(")")[2].split()
 
 
 @contextlib.contextmanager

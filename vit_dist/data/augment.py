@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
 
 from vit_dist.config.augment import AugmentConfig, EraseConfig, JitterConfig
 from vit_dist.config.schema import DataConfig
 from vit_dist.core.seeding import hash64, permutation, uniform, uniforms
 from vit_dist.data.decode import Encoded, resize
 from vit_dist.data.randaugment import GREY, Op, apply_op, draw_ops
+from vit_dist.data.torchvision_parts import functional as tv
 
 _TAG_CROP = 0x43524F50  # "CROP"
 _TAG_JITTER = 0x4A4954  # "JIT"
@@ -143,7 +142,7 @@ class Augment:
         if draw.jitter or draw.ops:
             picture = tv.to_pil_image(image)
             for name, factor in draw.jitter:
-                picture = _JITTER[name](picture, factor)
+                picture = getattr(tv, f"adjust_{name}")(picture, factor)
             for op in draw.ops:
                 picture = apply_op(picture, op)
             image = tv.pil_to_tensor(picture)
@@ -175,12 +174,7 @@ class Augment:
         return (height - h) // 2, (width - w) // 2, h, w
 
 
-_JITTER: dict[str, Any] = {
-    "brightness": tv.adjust_brightness,
-    "contrast": tv.adjust_contrast,
-    "saturation": tv.adjust_saturation,
-    "hue": tv.adjust_hue,
-}
+_JITTER = ("brightness", "contrast", "saturation", "hue")
 """In the order in which torchvision's ColorJitter counts them."""
 
 
@@ -195,7 +189,7 @@ def _draw_jitter(config: JitterConfig, key: int) -> tuple[tuple[str, float], ...
     }
     drawn = []
     for number in permutation(len(_JITTER), key, 1).tolist():
-        name = list(_JITTER)[number]
+        name = _JITTER[number]
         strength = strengths[name]
         low, high = (-strength, strength) if name == "hue" else (max(0.0, 1 - strength), 1 + strength)
         if strength:

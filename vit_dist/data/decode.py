@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms.v2 import functional as tv
 
+from vit_dist.core.memory import is_shortage
 from vit_dist.data.images import JPEG_BEGINS, DecodeError, check_jpeg, load, orientation
 from vit_dist.data.regions import RegionDecoder
+from vit_dist.data.torchvision_parts import decode_jpeg
+from vit_dist.data.torchvision_parts import functional as tv
 
 _LONG = 16
 _BETWEEN = 1 << 24  # pixels
-_BYTES_ARE_RESIZED = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+BYTES_ARE_RESIZED = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 """Whether torchvision has bytes resized as they are on this CPU; on some as floats, for what that gains."""
 
 
@@ -89,14 +91,15 @@ class Encoded:
         return asked and orientation(self._content) != 1
 
     def _decoded(self) -> Tensor:
-        pixels: Tensor
         if not self._is_jpeg:
             image = load(self._content, upright=self._upright).image
-            pixels = tv.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
-            return pixels
+            return torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB"))).permute(2, 0, 1)
         try:
-            pixels = decode_jpeg(torch.frombuffer(self._jpeg, dtype=torch.uint8), mode=ImageReadMode.RGB)
+            pixels = decode_jpeg(torch.frombuffer(self._jpeg, dtype=torch.uint8))
         except RuntimeError as error:
+            if is_shortage(error):
+                # Else an image would be taken for broken, and another one be trained on, by what else the machine does.
+                raise MemoryError(str(error).splitlines()[0]) from None
             raise DecodeError(str(error).splitlines()[0]) from None
         return _turned(pixels, orientation(self._content)) if self._lies else pixels
 
@@ -169,7 +172,7 @@ def _resized(image: Tensor, height: int, width: int) -> Tensor:
     if image.stride(0) == 1:
         # A crop of pixels that lie as [H, W, 3]: packed, it is resized without being taken apart into planes.
         pixels = image.permute(1, 2, 0).contiguous()
-        if _BYTES_ARE_RESIZED:
+        if BYTES_ARE_RESIZED:
             # What torchvision comes to, too, on ways that cost a third of what this does.
             batch = pixels[None].permute(0, 3, 1, 2)
             return functional.interpolate(batch, size, mode="bilinear", align_corners=False, antialias=True)[0]

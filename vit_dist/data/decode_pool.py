@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ import torch
 
 from vit_dist.config.schema import DataConfig
 from vit_dist.core.errors import ConfigError, DataError
+from vit_dist.core.memory import oom_kills
+from vit_dist.core.process import is_stopped
 from vit_dist.core.seeding import I64
 from vit_dist.core.store_patience import known
 from vit_dist.core.world import rank_cpus
@@ -30,6 +33,7 @@ from vit_dist.data.batch import Replacement, Sample
 from vit_dist.data.decode_server import READY
 from vit_dist.data.decode_start import server_state, start
 from vit_dist.data.decode_worker import LOOK_ALONE, Done, Setup, Task
+from vit_dist.data.doing import Doing
 from vit_dist.data.pace import Pace
 from vit_dist.data.ring import Buffers
 from vit_dist.data.rows import RowsOf
@@ -99,6 +103,7 @@ class _Job:
 
     rows: dict[int, Sequence[int]]  # of each process
     samples: list[Sample]
+    begun: float = field(default_factory=time.monotonic)
     replaced: list[Replacement] = field(default_factory=list)
     failed: list[tuple[int, BaseException]] = field(default_factory=list)
     future: Future[Filled] = field(default_factory=Future)
@@ -123,7 +128,7 @@ class DecodePool:
         self, rows: RowsOf, wanted: Processes, slots: int, read_threads: int, pace: Pace, *, pinned: bool = False
     ) -> None:
         layout = Layout(wanted.count, slots, wanted.batch, rows.image_size, rows.max_labels)
-        self._wanted, self._pace = wanted, pace
+        self._wanted, self._pace, self._begun = wanted, pace, time.monotonic()
         self._memory = SharedMemory(layout)
         self._setup = Setup(rows, layout, max(2, -(-read_threads // wanted.count)), known())
         self._owner: dict[int, int] = {}
@@ -135,6 +140,8 @@ class DecodePool:
         self._beside = wanted.num_lanes // round_of_all * round_of_all
         self._jobs: dict[int, _Job] = {}
         self._submitted, self._closing = 0, False
+        self._pids: list[int] = []
+        self._oom_kills = oom_kills()
         self._failure: Exception | None = None
         self._looked: Future[Filled] | None = None
         self._lock, self._ready = threading.Lock(), threading.Event()
@@ -188,6 +195,25 @@ class DecodePool:
                 self._workers[process].send(Task(number, slot, rows, [positions[row] for row in rows]))
         return job.future
 
+    def doing(self) -> list[Doing]:
+        """What the processes are at that have rows to fill."""
+        if not self._ready.is_set():
+            who, since = f"the decode processes (their server: {server_state()})", time.monotonic() - self._begun
+            return [Doing(who, "", "have not begun", since)] if self._wanted.at_once else []
+        begun: dict[int, float] = {}
+        with self._lock:
+            # Nobody waits for a look ahead.
+            for job in (job for job in self._jobs.values() if job.future is not self._looked):
+                for process in list(job.rows):
+                    begun.setdefault(process, job.begun)
+        return [self._doing(process, since) for process, since in sorted(begun.items())]
+
+    def _doing(self, process: int, begun: float) -> Doing:
+        pid, note = self._pids[process], self._memory.noted(process)
+        seconds = time.monotonic() - (note.since if note.stage else begun)
+        who = f"decode process {process} (pid {pid})"
+        return Doing(who, note.stage, note.text, seconds, pid if is_stopped(pid) else 0)
+
     def close(self) -> None:
         """End the processes; batches at work are dropped."""
         self._closing = True
@@ -227,7 +253,8 @@ class DecodePool:
         try:
             self._control.send((sys.path, dict(os.environ)))
             self._control.send(self._setup)
-            if self._control.recv() == READY:
+            said, self._pids = self._control.recv()
+            if said == READY:
                 self._ready.set()
                 self._receive()
         except (EOFError, OSError) as error:
@@ -288,14 +315,18 @@ class DecodePool:
 
     def _process_gone(self, process: int, pid: int, code: int) -> DataError:
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        where = self._memory.noted(process)
+        note = self._memory.noted(process)
+        where = note.text if note.stage == "decode" else ""
         if where and code != -signal.SIGKILL:
             return DataError(
                 f"decode process {process} (pid {pid}) {how} at the image {where}: its decoder does not survive that "
                 f"file. Name the key in data.takedown to go on without it"
             )
         at = f" at the image {where}" if where else ""
-        why = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
+        why = ""
+        if code == -signal.SIGKILL:
+            killed = oom_kills() > self._oom_kills
+            why = ", by the kernel for want of memory" if killed else ", perhaps for want of memory"
         return DataError(
             f"decode process {process} (pid {pid}) {how}{at}{why}. Start the run again, with fewer data.decode_workers "
             f"where memory is short; data.decode_workers=0 decodes in threads"

@@ -28,7 +28,7 @@ MOST_PROCESSES = 128
 """Of a stream: as many file descriptors as go with one message, about half."""
 
 READY = "ready"
-"""What a keeper says once its processes are there; after it (process, pid, status) of each that ends."""
+"""What a keeper says, with their pids, once its processes are there; then (process, pid, status) of each that ends."""
 
 ALONE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """Each process is for one CPU, and what is to be forked may have no threads: libraries shall make none."""
@@ -87,7 +87,7 @@ def _run(parent: int, work: Callable[[], object], not_its: Sequence[int]) -> NoR
 
 def _keep(control_fd: int, memory_fd: int, worker_fds: list[int]) -> None:
     """Fork the processes of a stream, and end them when the stream says so or is gone."""
-    from vit_dist.data.decode_worker import Setup, work
+    from vit_dist.data.decode_worker import Setup, prepare, work
     from vit_dist.data.shared_memory import SharedMemory
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -101,6 +101,8 @@ def _keep(control_fd: int, memory_fd: int, worker_fds: list[int]) -> None:
         setup: Setup = control.recv()
     except (EOFError, OSError):
         return
+    with heavy_imports():
+        prepare(setup.rows)
     memory = SharedMemory(setup.layout, memory_fd)
     processes: dict[int, int] = {}
     try:
@@ -131,7 +133,7 @@ def _watch(control: Connection, processes: dict[int, int]) -> None:
     for what in (control.fileno(), ended):
         waiting.register(what, select.POLLIN)
     with contextlib.suppress(OSError):
-        control.send(READY)
+        control.send((READY, list(processes)))
         while True:
             for pid, number in list(processes.items()):
                 gone, status = os.waitpid(pid, os.WNOHANG)

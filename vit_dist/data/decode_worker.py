@@ -7,6 +7,7 @@ from that alone. Tasks are looked at as they come, so that their bytes are on th
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pickle
 import queue
@@ -18,9 +19,13 @@ from typing import NamedTuple
 
 import torch
 
+from vit_dist.config.schema import DataConfig
 from vit_dist.core.errors import DataError
 from vit_dist.core.store_patience import Known, know
+from vit_dist.core.urls import is_s3
+from vit_dist.data import torchvision_parts
 from vit_dist.data.batch import Batch, Replacement, Sample
+from vit_dist.data.decode import BYTES_ARE_RESIZED
 from vit_dist.data.pace import Interval
 from vit_dist.data.rows import Place, Rows, RowsOf
 from vit_dist.data.shared_memory import Layout, SharedMemory
@@ -75,7 +80,7 @@ def work(setup: Setup, memory: SharedMemory, process: int, connection: Connectio
     torch.set_num_threads(1)
     know(setup.stores)
     slots = memory.buffers()
-    rows = Rows(setup.rows, setup.read_threads, lambda shard, key: memory.note(process, f"{key!r} of {shard}"))
+    rows = Rows(setup.rows, setup.read_threads, functools.partial(memory.note, process))
     todo: queue.SimpleQueue[tuple[Task, list[Place] | BaseException]] = queue.SimpleQueue()
 
     def fill() -> None:
@@ -89,10 +94,10 @@ def work(setup: Setup, memory: SharedMemory, process: int, connection: Connectio
             batch = Batch(buffers.images, buffers.labels, buffers.weights, unset, unset)
             batch.samples = [Sample("", "", -1, -1, -1)] * len(buffers.images)
             done = _done(task, places, batch, rows)
-            memory.note(process, "")
+            memory.note(process, "", "")
             _send(connection, done)
 
-    threading.Thread(target=fill, name="decode", daemon=True).start()
+    threading.Thread(target=fill, name=f"decode process {process}", daemon=True).start()
     while True:
         try:
             task = connection.recv()
@@ -104,6 +109,18 @@ def work(setup: Setup, memory: SharedMemory, process: int, connection: Connectio
         except Exception as error:
             places = error
         todo.put((task, places))
+
+
+def prepare(of: RowsOf) -> None:
+    """Import what the processes of a stream will need, before they are forked, so that none of them has to."""
+    torchvision_parts.load(functional=_needs_torchvision(of.config))
+    if any(is_s3(part.manifest.shard_url(0)) for part in of.parts):
+        import botocore.session  # noqa: F401
+
+
+def _needs_torchvision(config: DataConfig) -> bool:
+    changes = config.augment
+    return config.upright or not BYTES_ARE_RESIZED or any((changes.jitter, changes.randaugment, changes.erase))
 
 
 def _send(connection: Connection, done: Done) -> None:

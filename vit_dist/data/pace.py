@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
 from vit_dist.core.urls import redact
+from vit_dist.data.doing import Doing, Stage
 
 T = TypeVar("T")
 
@@ -97,36 +98,57 @@ class Interval:
 
 
 class Tally:
-    """What one thread counts; and the clock of one that decodes, which costs two microseconds an image.
+    """What one thread counts; of one that decodes, a clock, which costs two microseconds an image, and what it is at.
 
     Attributes:
+        thread: its name.
         counts: its numbers.
         read: its slowest read since somebody looked.
         image: the slowest stage of an image.
     """
 
-    __slots__ = ("_at", "_cpu", "counts", "image", "read")
+    __slots__ = ("_at", "_cpu", "_stage", "_what", "counts", "image", "read", "thread")
 
     def __init__(self) -> None:
         self.counts, self.read, self.image = Counts(), Slowest(), Slowest()
+        self.thread = threading.current_thread().name
         self._at, self._cpu = 0.0, time.thread_time()
+        self._stage: Stage = ""
+        self._what: Callable[[], str] = str
 
-    def wants(self) -> None:
-        """From now on this thread waits for the bytes of a sample."""
-        self._at = time.perf_counter()
+    def wants(self, what: Callable[[], str]) -> None:
+        """From now on this thread waits for the bytes of a sample.
+
+        Args:
+            what: which image, with its shard; asked only where it is slow.
+        """
+        self._what, self._at, self._stage = what, time.perf_counter(), "store"
 
     def has(self) -> None:
         """They are here, and are decoded from now on."""
         now = time.perf_counter()
         self.counts.waited_s += now - self._at
-        self._at = now
+        self._at, self._stage = now, "decode"
 
-    def did(self, what: Callable[[], str]) -> None:
-        """What was done since the last such word, but for waiting, was a stage of an image's way.
+    def decodes(self, what: Callable[[], str]) -> None:
+        """From now on this thread goes through a stage of an image's way behind its bytes.
 
         Args:
-            what: which image, with its shard; asked only if none was slower.
+            what: which image, with its shard.
         """
+        self._what, self._stage = what, "decode"
+
+    def rests(self) -> None:
+        """It has nothing to do."""
+        self._stage, self._what = "", str
+
+    def doing(self) -> Doing | None:
+        """What it is at; asked by another thread."""
+        stage, what, at = self._stage, self._what, self._at
+        return Doing(f"thread {self.thread}", stage, what(), time.perf_counter() - at) if stage else None
+
+    def did(self) -> None:
+        """What was done since the last such word, but for waiting, was a stage of an image's way."""
         # One question a stage, not two, at a microsecond each: waiting takes no CPU time.
         now, cpu = time.perf_counter(), time.thread_time()
         spent = cpu - self._cpu
@@ -134,7 +156,7 @@ class Tally:
         self.counts.decode_cpu_s += spent
         self._at, self._cpu = now, cpu
         if spent > self.image.seconds:
-            self.image = Slowest(spent, what())
+            self.image = Slowest(spent, self._what())
 
 
 class Pace:
@@ -192,6 +214,10 @@ class Pace:
         own.counts.add(others.counts)
         own.read = max(own.read, others.read, key=lambda slow: slow.seconds)
         own.image = max(own.image, others.image, key=lambda slow: slow.seconds)
+
+    def doing(self) -> list[Doing]:
+        """What those threads that decode are at."""
+        return [doing for one in list(self._threads) if (doing := one.doing()) is not None]
 
     def _free(self, num_bytes: int) -> None:
         self.mine.freed_bytes += num_bytes

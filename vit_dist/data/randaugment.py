@@ -12,10 +12,9 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torchvision.transforms.v2 import functional as tv
-
 from vit_dist.config.augment import RandAugmentConfig
 from vit_dist.core.seeding import uniform
+from vit_dist.data.torchvision_parts import functional as tv
 
 GREY = 128
 """What a model gets as 0.004: big_vision's filling of what comes in from outside of an image."""

@@ -6,24 +6,35 @@ One planner thread walks the order ahead. Threads of this process read and decod
 
 from __future__ import annotations
 
-import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from vit_dist.core.errors import ConfigError
+from vit_dist.core.errors import ConfigError, DataTimeoutError
 from vit_dist.core.log import WARNING, log
 from vit_dist.core.world import rank_cpus
 from vit_dist.data.batch import Batch
 from vit_dist.data.decode_pool import MOST_DECODERS, DecodePool, Filled, Processes
+from vit_dist.data.decode_threads import DecodeThreads
+from vit_dist.data.doing import Doing, waited_for
 from vit_dist.data.pace import Pace
 from vit_dist.data.ring import Buffers, Ring
 from vit_dist.data.rows import TOGETHER, Failed, Rows, RowsOf
+from vit_dist.data.waits import Waits, told_to_nobody
 
-_Planned = tuple[Batch, Callable[[], None]]
+_Planned = tuple[Batch, Callable[[Waits], None]]
 """A batch, and what waits until its rows are filled."""
+
+_CLOSING_S, _CLOSING_LATE_S = 10.0, 1.0
+_open: weakref.WeakSet[Reader] = weakref.WeakSet()
+
+
+def waits_now() -> str:
+    """What batches of this process are waited for at this moment, in words; '' where none is."""
+    return "; ".join(filter(None, (reader.waits_for() for reader in list(_open))))
 
 
 class Reader:
@@ -34,6 +45,8 @@ class Reader:
         positions: of each batch to come; the planner thread takes them.
         reuse: whoever takes a batch gives it back (Batch.give_back), and its memory is written again.
         processes: that decode in place of threads, once they are there; None: none.
+        timeout_s: of a batch, from when it is asked for; 0: none.
+        told: called with what a long wait is for, in words, and with '' once it is over.
 
     Attributes:
         pace: what its threads and processes do, counted.
@@ -49,6 +62,8 @@ class Reader:
         *,
         reuse: bool = False,
         processes: Processes | None = None,
+        timeout_s: float = 0.0,
+        told: Callable[[str], None] = told_to_nobody,
     ) -> None:
         self._of, self._positions, self._config = of, positions, of.config
         # As many as are ahead, and the one that is taken.
@@ -62,7 +77,7 @@ class Reader:
         decoders = processes.count if processes is not None and self._pool is not None else threads
         self.pace.readers, self.pace.decoders = readers, decoders
         try:
-            self._decoders = _decoders(threads)
+            self._decoders = DecodeThreads(threads)
         except RuntimeError:
             if self._pool is not None:
                 self._pool.close()
@@ -71,6 +86,8 @@ class Reader:
         self._copies = self._pool is not None and not reuse
         self._planner = ThreadPoolExecutor(1, "plan")
         self._ahead: deque[Future[_Planned | None]] = deque()
+        self._waits, self._late = Waits(lambda seconds: waited_for(self.doing(), seconds), timeout_s, told), ""
+        _open.add(self)
         for _ in range(self._config.prefetch_batches):
             self._ahead.append(self._planner.submit(self._plan_batch))
 
@@ -79,30 +96,54 @@ class Reader:
 
         Raises:
             DataError: what a thread or a process met: a shard that cannot be read, or does not fit its index.
+            DataTimeoutError: it does not come in time; nor does any after it.
         """
-        planned = self._ahead.popleft().result()
-        if planned is None:
-            return None
-        self._ahead.append(self._planner.submit(self._plan_batch))
-        batch, finish = planned
-        finish()
+        if self._late:
+            raise DataTimeoutError(self._late)
+        self._waits.begin()
+        try:
+            planned = self._waits.result(self._ahead.popleft())
+            if planned is None:
+                return None
+            self._ahead.append(self._planner.submit(self._plan_batch))
+            batch, finish = planned
+            finish(self._waits)
+        except DataTimeoutError as error:
+            self._late = str(error)
+            raise
+        finally:
+            self._waits.end()
         # Rows are filled in any order; the list is the same in every run.
         batch.replaced.sort(key=lambda r: r.ordinal)
         self.pace.mine.replaced += len(batch.replaced)
         return batch.in_memory_of_its_own() if self._copies else batch
 
+    def doing(self) -> list[Doing]:
+        """What those who decode, and have something to do, are at."""
+        return [*self.pace.doing(), *(self._pool.doing() if self._pool is not None else ())]
+
+    def waits_for(self) -> str:
+        """What a batch is waited for at this moment, in words; '' where none is. For another thread."""
+        return self._waits.now()
+
     def close(self) -> None:
-        """Stop the threads and processes; what is in flight is dropped."""
+        """Stop the threads and processes; what is in flight is dropped.
+
+        A thread that is at an image for longer than that takes is left behind: nothing else waits for it.
+        """
+        _open.discard(self)
         # What is read first: a decode thread that waits for bytes must get its error, or the pools never end.
         if self._ring is not None:
             self._ring.close()
         self._rows.stop()
         if self._pool is not None:
             self._pool.close()
-        for pool in (self._planner, self._decoders):
-            pool.shutdown(wait=False, cancel_futures=True)
-        for pool in (self._planner, self._decoders):
-            pool.shutdown(wait=True)
+        self._decoders.stop()
+        self._planner.shutdown(wait=True, cancel_futures=True)
+        at = self.pace.doing()
+        left = self._decoders.join(_CLOSING_S if not self._late else _CLOSING_LATE_S)
+        if left:
+            log(f"  a stream was closed, and {left} of its threads do not end: {waited_for(at, 0)}", WARNING)
         self._rows.close()
 
     def _plan_batch(self) -> _Planned | None:
@@ -117,13 +158,13 @@ class Reader:
         if self._pool is not None and self._pool.takes_over(positions):
             self._rows.retire()
             filled = self._pool.submit(buffers.slot, positions)
-            return batch, lambda: _told(batch, filled)
+            return batch, lambda waits: _told(batch, waits.result(filled))
         places = [self._rows.find(position) for position in positions]
         # Rows in a row go to one thread, a few at once; a batch that is small for so many threads, fewer.
         some = max(1, min(TOGETHER, -(-n // self._threads)))
         parts = (range(n)[first : first + some] for first in range(0, n, some))
         tasks = [self._decoders.submit(self._rows.fill, batch, rows, [places[row] for row in rows]) for rows in parts]
-        return batch, lambda: _all(tasks)
+        return batch, lambda waits: _all(tasks, waits)
 
 
 def _processes(of: RowsOf, wanted: Processes, slots: int, pace: Pace, *, pinned: bool) -> DecodePool | None:
@@ -137,41 +178,18 @@ def _processes(of: RowsOf, wanted: Processes, slots: int, pace: Pace, *, pinned:
         return None
 
 
-def _all(tasks: Sequence[Future[Failed | None]]) -> None:
+def _all(tasks: Sequence[Future[Failed | None]], waits: Waits) -> None:
     for task in tasks:
-        failed = task.result()
+        failed = waits.result(task)
         if failed is not None:
             raise failed.error
 
 
-def _told(batch: Batch, filled: Future[Filled]) -> None:
-    batch.samples, batch.replaced = filled.result()
+def _told(batch: Batch, filled: Filled) -> None:
+    batch.samples, batch.replaced = filled
     batch.ordinals.copy_(torch.tensor([sample.ordinal for sample in batch.samples], dtype=torch.int64))
 
 
 def default_decode_threads() -> int:
     """All CPUs of the rank but one for the thread that trains and one for those that plan and read: 2 to 32."""
     return min(MOST_DECODERS, max(2, rank_cpus() - 2))
-
-
-def _decoders(threads: int) -> ThreadPoolExecutor:
-    """A pool whose threads resize images themselves, without a team of OpenMP threads each."""
-    own = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, "decode", initializer=_alone)
-    # torch.set_num_threads() is for the thread that calls it, and for all that use torch for the first time later. So
-    # the pool's threads all begin now, and the number for later ones is set back by this one, whose own it is.
-    begun = threading.Barrier(threads + 1)
-    try:
-        for _ in range(threads):
-            pool.submit(begun.wait)
-        begun.wait()
-    except RuntimeError:  # the system gives no more threads: those that wait must not wait for ever
-        begun.abort()
-        raise
-    torch.set_num_threads(own)
-    return pool
-
-
-def _alone() -> None:
-    torch.get_num_threads()  # a thread's first use of torch takes the number of the process, over what was set before
-    torch.set_num_threads(1)

@@ -6,8 +6,12 @@ and indexes are kept as long as they are of use.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,15 +21,20 @@ from torch import Tensor
 from vit_dist.config.schema import DataConfig
 from vit_dist.core.errors import DataError
 from vit_dist.core.files import redact
+from vit_dist.core.memory import is_shortage
 from vit_dist.core.seeding import I64
+from vit_dist.core.units import format_bytes
 from vit_dist.data.batch import TAKEN_DOWN, Batch, Make, Replacement, Sample
 from vit_dist.data.decode import Encoded
+from vit_dist.data.doing import Stage
 from vit_dist.data.images import DecodeError
 from vit_dist.data.lookahead import Lookahead, Run
 from vit_dist.data.order import Segment, WindowId
 from vit_dist.data.regions import RegionDecoder
 from vit_dist.data.segments import Piece, SegmentReader
 from vit_dist.data.sets import Parts
+
+_MOST_REASON = 200
 
 Stages = Generator[int, None, Tensor]
 """An image on its way to uint8 [3, S, S], which is returned; it stops between drawing, decoding and what is done to its
@@ -39,8 +48,8 @@ TOGETHER = 8
 other stages finds code and tables gone from the nearest caches, which costs a tenth of an image's time."""
 _TOGETHER_BYTES = 8 << 20
 
-Decoding = Callable[[str, str], None]
-"""Told whose bytes come next, by URL of the shard and key: a decoder that ends the process leaves no other word."""
+Noting = Callable[[Stage, str], None]
+"""Told what becomes of which image as of now: a decoder that ends its process, or hangs, leaves no other word."""
 
 
 class Order(Protocol):
@@ -106,12 +115,21 @@ class _Window:
 
     def sample(self, slot: int) -> tuple[Piece, int]:
         """The piece of a place in the window, once it is here, and the sample as the piece's index counts it."""
+        number, place = self.run(slot)
+        piece = self._runs[number].piece.result()
+        return piece, int(piece.samples[self._runs[number].first + place])
+
+    def is_open(self, slot: int) -> bool:
+        """Whether the piece of a place is here, or cannot be had."""
+        return self._runs[self.run(slot)[0]].piece.done()
+
+    def run(self, slot: int) -> tuple[int, int]:
+        """Which run, as its segments are counted, and the place in that."""
         number = 0
         while slot >= self._runs[number].length:
             slot -= self._runs[number].length
             number += 1
-        piece = self._runs[number].piece.result()
-        return piece, int(piece.samples[self._runs[number].first + slot])
+        return number, slot
 
 
 class Place(NamedTuple):
@@ -135,14 +153,14 @@ class Rows:
     Args:
         of: what they hold.
         read_threads: byte ranges asked for at once.
-        decoding: told of each sample before its bytes go to a decoder.
+        noting: told of each sample before its bytes are waited for, and before they go to a decoder.
 
     Attributes:
         pace: what is done for them, counted.
     """
 
-    def __init__(self, of: RowsOf, read_threads: int, decoding: Decoding | None = None) -> None:
-        self._of, self._decoding = of, decoding
+    def __init__(self, of: RowsOf, read_threads: int, noting: Noting | None = None) -> None:
+        self._of, self._noting = of, noting
         self._windows: dict[int, _Window] = {}
         self._segments = SegmentReader(of.parts, read_threads, lambda: max(64, 2 * len(self._windows)), of.config.cache)
         self._lookahead = Lookahead(of.order, self._segments, of.windows_at_once, whole_shards=of.whole_shards)
@@ -210,6 +228,7 @@ class Rows:
                 finish()
                 held = 0
         finish()
+        self.pace.thread.rests()
         return min(failed, default=None, key=lambda one: one.row)
 
     def _example(self, batch: Batch, row: int, place: Place) -> Generator[int]:
@@ -224,7 +243,7 @@ class Rows:
         while not all_broken:
             all_broken = True
             for candidate in self._candidates(window, turn):
-                self.pace.thread.wants()
+                self._wants(window, candidate)
                 piece, sample = window.sample(candidate)
                 key, tried = piece.index.key(sample), tried + 1
                 ordinal = piece.part.ordinal(piece.shard, sample)
@@ -264,8 +283,12 @@ class Rows:
                 batch.images[row].copy_(pixels)
         except DecodeError as error:
             return str(error) or "it cannot be decoded"
+        except (MemoryError, RuntimeError) as error:
+            if is_shortage(error):
+                raise _short_of_memory(piece, which.key, len(content), error) from None
+            raise
         finally:
-            self.pace.thread.did(lambda: _told(piece, which))
+            self.pace.thread.did()
             self.pace.mine.images += 1
         self._fill_labels(batch, row, piece, sample, which.key)
         batch.ordinals[row], batch.samples[row] = which.ordinal, which
@@ -274,17 +297,37 @@ class Rows:
     def _pixels(self, piece: Piece, content: bytes | memoryview, which: Sample) -> Stages:
         """The stages of a sample's view, each counted as work, with word to whoever wants to know whose it is."""
         image = Encoded(content, upright=self._of.config.upright, regions=self._regions)
-        stages = self._of.view(image, which.epoch, which.ordinal)
+        stages, what = self._of.view(image, which.epoch, which.ordinal), partial(_told, piece, which)
         while True:
-            if self._decoding is not None:
-                self._decoding(_url(piece), which.key)
+            self._decodes(what)
             try:
                 held = next(stages)
             except StopIteration as done:
                 pixels: Tensor = done.value
                 return pixels
-            self.pace.thread.did(lambda: _told(piece, which))
+            self.pace.thread.did()
             yield held
+
+    def _decodes(self, what: Callable[[], str]) -> None:
+        self.pace.thread.decodes(what)
+        if self._noting is not None:
+            self._noting("decode", what())
+
+    def _wants(self, window: _Window, slot: int) -> None:
+        what = partial(self._named, window, slot)
+        self.pace.thread.wants(what)
+        if self._noting is not None:
+            self._noting("store", what())
+
+    def _named(self, window: _Window, slot: int) -> str:
+        """A sample, with its shard; while its index is not here the shard alone. Waits for nothing."""
+        if window.is_open(slot):
+            with contextlib.suppress(Exception):
+                piece, sample = window.sample(slot)
+                return f"{piece.index.key(sample)!r} of {_url(piece)}"
+        number, _ = window.run(slot)
+        part, shard = self._of.parts.find(self._of.order.window_segments(window.identity)[number].shard)
+        return f"a sample of {redact(part.manifest.shard_url(shard))}"
 
     def _candidates(self, window: _Window, slot: int) -> Iterator[int]:
         yield slot
@@ -321,6 +364,16 @@ def _told(piece: Piece, which: Sample) -> str:
 
 def _url(piece: Piece) -> str:
     return redact(piece.part.manifest.shard_url(piece.shard))
+
+
+def _short_of_memory(piece: Piece, key: str, num_bytes: int, error: BaseException) -> DataError:
+    why = str(error).split("\n", 1)[0][:_MOST_REASON] or type(error).__name__
+    return DataError(
+        f"{_url(piece)}: {key!r}, an image of {format_bytes(num_bytes)}: there is not enough memory to decode it in "
+        f"{threading.current_thread().name} (pid {os.getpid()}): {why}. Start the run again with more memory for each "
+        f"rank, or fewer data.decode_workers, data.decode_threads or data.prefetch_batches; name the key in "
+        f"data.takedown if it is the image that is too large"
+    )
 
 
 def _check_header(piece: Piece, sample: int, key: str) -> None:

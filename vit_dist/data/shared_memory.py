@@ -12,8 +12,11 @@ import math
 import mmap
 import os
 import resource
+import struct
+import sys
+import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,14 +24,24 @@ from torch import Tensor
 from vit_dist.core.errors import ConfigError
 from vit_dist.core.memory import available_memory
 from vit_dist.core.units import format_bytes
+from vit_dist.data.doing import Stage
 from vit_dist.data.ring import Buffers
 
 _NOTE_BYTES = 4096
-_NOTE_LENGTH = 4  # bytes, before the text
+_NOTE_HEAD = struct.Struct("=IId")  # bytes of the text, stage, time
+_STAGES: tuple[Stage, ...] = ("", "store", "decode")
 _TYPES = ((torch.uint8, 1), (torch.int64, 8), (torch.float32, 4))
 
 AVAILABLE = hasattr(os, "memfd_create")
 """Whether this system has such memory."""
+
+
+class Note(NamedTuple):
+    """What a process was at, in words, and since when, by the clock that all of a machine share (time.monotonic)."""
+
+    stage: Stage
+    text: str
+    since: float
 
 
 @dataclass(frozen=True)
@@ -132,21 +145,23 @@ class SharedMemory:
             os.close(self.fd)
             self.fd = -1
 
-    def note(self, process: int, text: str) -> None:
+    def note(self, process: int, stage: Stage, text: str) -> None:
         """Leave a text that outlives this process."""
-        content = text.encode("utf-8", "replace")[: _NOTE_BYTES - _NOTE_LENGTH]
-        at = process * _NOTE_BYTES
-        self._memory[at : at + _NOTE_LENGTH] = bytes(_NOTE_LENGTH)
-        self._memory[at + _NOTE_LENGTH : at + _NOTE_LENGTH + len(content)] = content
-        # Last: a process may end between any two of these.
-        self._memory[at : at + _NOTE_LENGTH] = len(content).to_bytes(_NOTE_LENGTH, "little")
+        content = text.encode("utf-8", "replace")[: _NOTE_BYTES - _NOTE_HEAD.size]
+        at, behind = process * _NOTE_BYTES, process * _NOTE_BYTES + _NOTE_HEAD.size
+        self._memory[at : at + 4] = bytes(4)
+        self._memory[behind : behind + len(content)] = content
+        # Its length comes last: a process may end between any two of these.
+        self._memory[at + 4 : behind] = _NOTE_HEAD.pack(0, _STAGES.index(stage), time.monotonic())[4:]
+        self._memory[at : at + 4] = len(content).to_bytes(4, sys.byteorder)
 
-    def noted(self, process: int) -> str:
-        """The text that a process has left; '' where it has left none."""
+    def noted(self, process: int) -> Note:
+        """What a process has left; without a text where it has left none."""
         at = process * _NOTE_BYTES
-        length = int.from_bytes(self._memory[at : at + _NOTE_LENGTH], "little")
-        at += _NOTE_LENGTH
-        return self._memory[at : at + length].decode("utf-8", "replace")
+        length, stage, since = _NOTE_HEAD.unpack(self._memory[at : at + _NOTE_HEAD.size])
+        at += _NOTE_HEAD.size
+        text = self._memory[at : at + length].decode("utf-8", "replace")
+        return Note(_STAGES[stage] if text else "", text, since)
 
 
 def _forget_refusal() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import operator
 import os
 import re
@@ -82,6 +83,7 @@ def open_stream(
     world_size: int | None = None,
     device: str | int | torch.device | None = None,
     workers: int | None = None,
+    timeout: float = 0,
     **data: Any,
 ) -> Stream:
     """Open one rank's stream of examples: `for batch, state in vit_dist.open_stream(...)`.
@@ -112,6 +114,7 @@ def open_stream(
         world_size: ranks.
         device: where labels, weights and images are copied to, from pinned memory without waiting; None: they stay.
         workers: threads that decode; None: the CPUs of the rank less two, 2 to 32.
+        timeout: seconds that a batch may take, from when it is asked for, as of a DataLoader; 0: as long as it takes.
         **data: keys of a recipe's `data` section: subset, subset_seed, lanes, window, crop_area, crop_aspect, max_bad,
             takedown, upright, decoder, decode_workers, read_threads, prefetch_batches, memory_limit, cache
             (docs/recipe.md).
@@ -127,7 +130,7 @@ def open_stream(
             "open_stream inside a worker process of a DataLoader: each worker would give all examples of the rank; "
             "iterate over the stream itself, it reads and decodes ahead in threads of its own"
         )
-    _check_arguments(batch, epochs, decode, transform, manifest, shuffle=shuffle, drop_last=drop_last)
+    _check_arguments(batch, epochs, decode, transform, manifest, timeout, shuffle=shuffle, drop_last=drop_last)
     seed = _whole_seed(seed)
     to = _device(device)
     world = _world(rank, world_size)
@@ -167,6 +170,7 @@ def open_stream(
         make=make,
         taken_down=left_out(taken),
         labelled=False,
+        timeout_s=timeout,
     )
     return Stream(start, opened, wanted, world, at, end, taken, shuffle=shuffle, device=to)
 
@@ -177,10 +181,13 @@ def _check_arguments(
     decode: str,
     transform: object,
     manifest: object,
+    timeout: object,
     *,
     shuffle: bool,
     drop_last: bool,
 ) -> None:
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 <= timeout < math.inf:
+        raise ConfigError(f"timeout={timeout!r}: expected seconds, or 0 for none")
     for name, value in (("batch", batch), ("epochs", epochs)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ConfigError(f"{name}={value!r}: expected a whole number from 1")

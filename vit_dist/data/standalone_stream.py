@@ -138,6 +138,7 @@ class Stream(Iterator[tuple[StreamBatch, StreamPosition]]):
         Raises:
             DataError: a shard that cannot be read, or more undecodable samples on this rank than max_bad.
             ConfigError: this process was forked from the one that opened it, whose threads it has not.
+            DataTimeoutError: a batch takes longer than `timeout`, and none comes after it. A TimeoutError, too.
         """
         if self._ended:
             raise StopIteration

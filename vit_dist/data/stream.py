@@ -33,6 +33,7 @@ from vit_dist.data.rows import Order, RowsOf, Stages
 from vit_dist.data.sets import Part, Parts, TrainingSet, Wanted
 from vit_dist.data.subset import Subset, select
 from vit_dist.data.takedown import taken_in
+from vit_dist.data.waits import told_to_nobody
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class TrainStream:
         taken_down: see RowsOf.
         labelled: see RowsOf.
         at_once: where processes decode, the first batch waits for them; else threads begin.
+        timeout_s: see Reader.
+        told: see Reader.
 
     Raises:
         ConfigError: the ranks do not divide the batch, the read-ahead is over the memory limit, or the decoder is not
@@ -83,6 +86,8 @@ class TrainStream:
         taken_down: Mapping[int, int] | None = None,
         labelled: bool = True,
         at_once: bool = False,
+        timeout_s: float = 0.0,
+        told: Callable[[str], None] = told_to_nobody,
     ) -> None:
         config, batch = recipe.data, recipe.global_batch
         if config.decoder == "nvimgcodec":
@@ -128,6 +133,8 @@ class TrainStream:
             _positions(position, batch, world, end),
             reuse=reuse,
             processes=Processes(processes, rank_batch, lanes, num_lanes, at_once) if processes else None,
+            timeout_s=timeout_s,
+            told=told,
         )
 
     def __iter__(self) -> Iterator[tuple[Batch, StreamState]]:

@@ -29,6 +29,7 @@ from vit_dist.core.run.directory import RunDir, wait_for_stores
 from vit_dist.core.run.lineage import Lineage
 from vit_dist.core.units import counted, format_bytes
 from vit_dist.core.world import World
+from vit_dist.data.reader import waits_now
 from vit_dist.data.sets import TrainingSet, idle_outputs
 from vit_dist.engines._average import averaging_of, check_averages
 from vit_dist.engines._collectives import broadcast_object
@@ -126,7 +127,12 @@ def watched(limits: Patience, directory: RunDir, world: World, record: AttemptRe
     """Notice ranks that die or hang, for as long as the block lasts. A collective."""
     monitor: list[Monitor] = []
 
+    def say_waits() -> None:
+        if now := waits_now():
+            record.waits(now)
+
     def ended(reason: str) -> None:
+        say_waits()
         record.end("failed", reason)
 
     def send(message: str) -> None:
@@ -139,11 +145,13 @@ def watched(limits: Patience, directory: RunDir, world: World, record: AttemptRe
         return from_main
 
     def dump_stacks() -> None:
+        say_waits()
         watchdog.dump()
 
-    watchdog = Watchdog(limits, directory.stacks, world.rank, send, ended)
+    watchdog = Watchdog(limits, directory.stacks, world.rank, send, ended, waits_now)
     if world.size > 1:
-        monitor.append(Monitor(world, exchange, leave_after_grace(world, ended), dump_stacks))
+        monitor.append(Monitor(world, exchange, leave_after_grace(world, ended), dump_stacks, record.rank_waits))
+        record.pass_on = lambda text: send(f"waits {text}")
     yield watchdog
     # Not in a `finally`: a rank that fails must not send its `bye`, so that the others learn of it from the connection
     # that its end closes and leave the collective they wait in.

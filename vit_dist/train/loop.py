@@ -97,6 +97,7 @@ def _train_until_rewind(run: Run) -> bool:
             run.state.position,
             reuse=True,
             taken_down=left_out(run.state.taken_down),
+            told=run.record.waits,
         ) as stream,
         Progress(
             "  training", plan.total_steps, "step", quiet=not run.world.is_main, done=run.state.step, summary=False

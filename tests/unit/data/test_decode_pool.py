@@ -319,15 +319,15 @@ def test_slots_are_apart_and_two_mappings_are_one_memory(batch: int, size: int, 
         buffers.labels.fill_(number + 10)
         buffers.weights.fill_(number + 0.5)
     for process in range(3):
-        one.note(process, f"é{process}" * 3000)
+        one.note(process, "decode", f"é{process}" * 3000)
     for number, buffers in enumerate(other.buffers()):
         assert bool((buffers.images == number + 1).all())
         assert bool((buffers.labels == number + 10).all())
         assert bool((buffers.weights == number + 0.5).all())
         assert (buffers.labels.dtype, buffers.weights.dtype) == (torch.int64, torch.float32)
-    assert [other.noted(process)[:4] for process in range(3)] == ["é0é0", "é1é1", "é2é2"]
-    one.note(1, "")
-    assert other.noted(1) == ""
+    assert [other.noted(process).text[:4] for process in range(3)] == ["é0é0", "é1é1", "é2é2"]
+    one.note(1, "", "")
+    assert other.noted(1)[:2] == ("", "")
     one.release()
     other.release()
 

@@ -162,7 +162,8 @@ def test_threads_count_for_themselves_and_none_is_lost() -> None:
         begun.wait()
         for _ in range(2000):
             pace.mine.requests += 1
-            pace.thread.did(lambda: "an image")
+            pace.thread.wants(str)
+            pace.thread.did()
             pace.mine.images += 1
 
     threads = [threading.Thread(target=work) for _ in range(8)]

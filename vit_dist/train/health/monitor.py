@@ -37,6 +37,7 @@ _CONNECT_S = 60.0
 _TRIES = 5
 _PAUSE_S = 0.5
 _WELCOME = "welcome"
+_WAITS = b"waits"
 # Beside one for each rank.
 _BACKLOG = 64
 
@@ -48,7 +49,7 @@ Place = tuple[str, int, str]
 class _Peer:
     """What rank 0 knows of a rank that is linked to it."""
 
-    name: str
+    rank: int
     leaving: bool = False
     pending: bytes = b""
 
@@ -61,6 +62,7 @@ class Monitor:
         exchange: gives rank 0's (host, port, token) to every rank: a collective.
         lost: called once, from a thread, with what happened; it ends the process.
         dump_stacks: called from a thread when another rank hangs.
+        heard: on rank 0, called from a thread with a rank and what it waits for, in words; '' when it no longer does.
     """
 
     def __init__(
@@ -69,8 +71,9 @@ class Monitor:
         exchange: Callable[[Place | None], Place],
         lost: Callable[[str], None],
         dump_stacks: Callable[[], None],
+        heard: Callable[[int, str], None] = lambda _rank, _text: None,
     ) -> None:
-        self._world, self._lost, self._dump_stacks = world, lost, dump_stacks
+        self._world, self._lost, self._dump_stacks, self._heard = world, lost, dump_stacks, heard
         self._closing = False
         self._links: list[socket.socket] = []
         if world.is_main:
@@ -176,7 +179,7 @@ class Monitor:
         self._links.append(link)
         with contextlib.suppress(OSError):
             link.sendall(f"{_WELCOME}\n".encode())
-        peer = _Peer(f"rank {rank}")
+        peer = _Peer(rank)
         self._take(peer, said)
         return peer
 
@@ -192,8 +195,8 @@ class Monitor:
         self._links.remove(link)
         # Whoever closed its connection without a `bye` before has died.
         if not peer.leaving and not self._closing:
-            self.send(f"lost {peer.name} is gone")
-            self._lost(f"{peer.name} is gone")
+            self.send(f"lost rank {peer.rank} is gone")
+            self._lost(f"rank {peer.rank} is gone")
         return False
 
     def _take(self, peer: _Peer, received: bytes) -> None:
@@ -204,6 +207,8 @@ class Monitor:
             elif line == b"stacks":
                 self.send("stacks")
                 self._dump_stacks()
+            elif line.startswith(_WAITS):
+                self._heard(peer.rank, line[len(_WAITS) :].decode(errors="replace").strip())
 
 
 def _keep_alive(link: socket.socket) -> None:
@@ -224,12 +229,20 @@ class Watchdog:
         rank: of this process.
         send: passes "stacks" on to the other ranks.
         ended: called before the process ends, with what happened.
+        waits: what this rank waits for at the moment, in words; '' where it does not.
     """
 
     def __init__(
-        self, patience: Patience, stacks: Path, rank: int, send: Callable[[str], None], ended: Callable[[str], None]
+        self,
+        patience: Patience,
+        stacks: Path,
+        rank: int,
+        send: Callable[[str], None],
+        ended: Callable[[str], None],
+        waits: Callable[[], str] = str,
     ) -> None:
         self._patience, self._stacks, self._rank, self._send, self._ended = patience, stacks, rank, send, ended
+        self._waits = waits
         self._last, self._limit, self._closed = time.monotonic(), patience.other_work_s, threading.Event()
         self._dumped = False
         if patience.hang_s > 0:
@@ -256,6 +269,7 @@ class Watchdog:
                 self._stacks.mkdir(parents=True, exist_ok=True)
                 with path.open("w") as file:
                     file.write(f"rank {self._rank}, process {os.getpid()} on {socket.gethostname()}, {time.ctime()}\n")
+                    file.write(f"{waits}\n" if (waits := self._waits()) else "")
                     file.flush()
                     faulthandler.dump_traceback(file, all_threads=True)
             # Last, since it asks libraries that may hang themselves.
@@ -275,17 +289,20 @@ class Watchdog:
             waited, limit = now - self._last, self._limit
             if waited > limit:
                 what = "step" if limit == hang else "evaluation, checkpoint or start"
+                waits = self._waits()
                 path = self.dump()
                 self._send("stacks")
                 reason = (
                     f"rank {self._rank} has hung for {format_seconds(waited)} in one {what} (guards.hang="
                     f"{format_seconds(hang)}); every rank's stacks are in {path.parent}"
                 )
-                log(reason, ERROR)
+                log(f"{reason}. It waits for data: {waits}" if waits else reason, ERROR)
+                # The others write their stacks meanwhile, and say what they wait for. Then without clean-up: the main
+                # thread hangs, in a collective or a driver, and neither destroying the process group nor an exception
+                # would ever get through.
+                time.sleep(_GRACE_S / 2)
                 self._ended(reason)
-                # The others write their stacks meanwhile. Then without clean-up: the main thread hangs, in a collective
-                # or a driver, and neither destroying the process group nor an exception would ever get through.
-                time.sleep(_GRACE_S)
+                time.sleep(_GRACE_S / 2)
                 os._exit(HUNG)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from vit_dist.core.errors import VitDistError
@@ -31,6 +31,7 @@ class AttemptRecord:
         attempt: attempt number (1-based); 0 before `begin`, and always on ranks other than 0.
         token: fencing token of the attempt, see core/run/history.
         before: word of the attempt before.
+        pass_on: on other ranks, what this one waits for: tells rank 0.
     """
 
     def __init__(self, directory: RunDir, world: World) -> None:
@@ -41,6 +42,8 @@ class AttemptRecord:
         self._goodput: Mapping[str, float] = {}
         self._timeline: Goodput | None = None
         self.total_steps, self.examples_per_s, self.metrics, self.stall = 0, 0.0, dict[str, float](), ""
+        self._waits: dict[int, str] = {}
+        self.pass_on: Callable[[str], None] = lambda _: None
         self._heartbeat: Heartbeat | None = None
         # Loop and heartbeat write one file: of two at once the older would win as often as not.
         self._writing = threading.Lock()
@@ -111,6 +114,22 @@ class AttemptRecord:
         else:
             self._failing = False
 
+    def waits(self, text: str) -> None:
+        """What this rank waits for, in words: told by `status`, and behind the reason of a failure. '': no longer."""
+        if self._world.is_main:
+            self.rank_waits(0, text)
+        else:
+            self.pass_on(text)
+
+    def rank_waits(self, rank: int, text: str) -> None:
+        """The same of any rank; on rank 0."""
+        who = f" on rank {rank}" if self._world.size > 1 else ""
+        self._waits[rank] = f"training waits for data{who}: {text}" if text else ""
+        self.stall = self._all_waits()
+
+    def _all_waits(self) -> str:
+        return "; ".join(filter(None, self._waits.values()))
+
     def end(
         self,
         status: Literal["done", "stopped", "failed"],
@@ -139,7 +158,8 @@ class AttemptRecord:
         self._goodput, self._timeline = self._goodput if goodput is None else goodput, None
         with contextlib.suppress(VitDistError):
             if not self.look_up_owner():
-                saved = newest_step(self._path)
+                saved, waits = newest_step(self._path), self._all_waits()
+                reason = f"{reason}. {waits[0].upper()}{waits[1:]}" if status == "failed" and waits else reason
                 history.end(self._path, status, self._progress(), reason=reason, saved=saved, refused=refused)
 
     def set_progress(self, step: int, examples: int) -> None:
