@@ -30,7 +30,7 @@ the trunk's, so that curves join in TensorBoard; horizon and warm-up are of the 
 
 examples:
   vit-dist branch runs/trunk@300 horizon="400 steps" schedule.cooldown="100 steps"   the end of a constant rate
-  vit-dist branch demo-a1a0a30b@latest horizon="60k examples" --nproc 2         go on for longer, and train it here
+  vit-dist branch demo-934dabdd@latest horizon="60k examples" --nproc 2         go on for longer, and train it here
   vit-dist branch vit-l16@90k optim.lr=1e-4 name=lower-rate                     a lower rate after trouble
   vit-dist branch vit-l16@90k 'optim={name: lion, lr: 1e-4}' branch.optimizer=new      another one, without moments
   vit-dist branch vit-l16@best data.image_size=384 horizon="110k steps"         positions are resampled

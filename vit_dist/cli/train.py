@@ -28,7 +28,7 @@ here. In a world of one, as a shell on a compute node is (`srun --pty bash`), --
 examples:
   vit-dist train demo --nproc 2
   vit-dist train demo model=bit-demo optim.lr=2e-3 --run-dir runs/bit
-  vit-dist train demo engine.name=plain precision=fp32
+  vit-dist train demo engine.name=plain
   vit-dist train demo --profile 10:13          a trace of steps 10 to 13 in RUN-DIR/profile, for ui.perfetto.dev
   srun --ntasks-per-node=8 vit-dist train vit-l16-jft300m --run-dir /shared/runs/l16
 

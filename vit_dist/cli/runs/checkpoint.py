@@ -10,7 +10,7 @@ from wherever the run's directory can be written; Slurm is not needed for it.
 
 examples:
   vit-dist checkpoint vit-l16
-  vit-dist checkpoint runs/demo-a1a0a30b --no-wait
+  vit-dist checkpoint runs/demo-934dabdd --no-wait
 
 prints the checkpoint's directory
 """

@@ -26,8 +26,8 @@ examples:
   vit-dist resume vit-l16
   vit-dist resume vit-l16 --nodes 4
   vit-dist resume vit-l16 --time 2h --site partition=hi log.every="100 steps"
-  vit-dist resume runs/demo-a1a0a30b --nproc 4
-  vit-dist resume runs/demo-a1a0a30b --cluster dgx-h100 --nodes 2
+  vit-dist resume runs/demo-934dabdd --nproc 4
+  vit-dist resume runs/demo-934dabdd --cluster dgx-h100 --nodes 2
 """
 
 
