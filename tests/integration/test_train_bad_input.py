@@ -88,7 +88,7 @@ def test_tars_that_do_not_fit_their_manifest_end_the_run(vit_dist: Command, reci
     content = shard.read_bytes()
     train = ("train", recipe, f"data.train={manifest}", "--nproc", "2", "--run-dir", str(tmp_path / "run"))
     shard.write_bytes(content[:7000])
-    refused(vit_dist(*train), "shard-000001.tar: ends at byte 7000", "index it again", code=1, at_most=2)
+    refused(vit_dist(*train), "shard-000001.tar: has 7,000 bytes", "index it again", code=1, at_most=2)
     shard.write_bytes(content[1024:] + bytes(1024))
     refused(vit_dist(*train), "shard-000001.tar", "does not match its tars", code=1, at_most=2)
     text = (tmp_path / "set" / "manifest.json").read_text()

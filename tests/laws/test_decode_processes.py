@@ -187,8 +187,8 @@ def _nothing(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("hurt", "says"),
     [
-        (_cut, r"shard-000001\.tar: ends at byte 9000, but its index reaches"),
-        (_swapped, "the manifest does not match its tars"),
+        (_cut, r"shard-000001\.tar: has 9,000 bytes, and its manifest says"),
+        (_swapped, r"shard-000002\.tar: has 192,160 bytes, and its manifest says 92,160"),
         (_missing, r"shard-000001\.tar: no such file"),
         (_damaged_index, r"shard-000001\.idx\.npz: the index has checksum"),
         (_all_broken, r"none of the \d+ samples around 'k\d+' can be decoded"),

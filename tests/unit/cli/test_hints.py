@@ -24,6 +24,8 @@ PROGRAMS = {
     *("--mem", "--mem-per-cpu", "--mem-per-gpu", "--mpi", "--no-kill", "--nodelist", "--ntasks", "--ntasks-per-node"),
     *("--output", "--overlap", "--parsable", "--partition", "--pty", "--qos", "--quiet", "--requeue", "--reservation"),
     *("--switches", "--test-only", "--unbuffered", "--version", "--wait", "--wckey"),
+    # aws
+    *("--copy-source", "--version-id"),
     # apptainer, docker, nvidia-smi, git, tar, tensorboard
     *("--bind", "--nv", "--ipc", "--shm-size", "--format", "--query-gpu", "--porcelain", "--untracked-files"),
     *("--dereference", "--hard-dereference", "--logdir"),

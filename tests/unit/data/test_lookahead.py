@@ -112,5 +112,5 @@ def test_a_broken_read_of_windows_together_is_told(tmp_path: Path, monkeypatch: 
     for shard in tmp_path.glob("*.tar"):
         shard.write_bytes(shard.read_bytes()[:3000])
     monkeypatch.setattr(TrainingSet, "windows_at_once", lambda *_: 4)
-    with pytest.raises(DataError, match="ends at byte 3000, but its index reaches"):
+    with pytest.raises(DataError, match="has 3,000 bytes, and its manifest says"):
         global_batches(recipe(local, "data.lanes=2", "data.window=4"), 1, 0, 6)
