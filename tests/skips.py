@@ -6,6 +6,9 @@ _WATCH = "tests/unit/train/test_monitor.py"
 MAY_BE_SKIPPED = {
     # Mounting needs root, and a container may forbid it to root too.
     "tests/integration/test_train_bad_input.py::test_a_full_disk_leaves_no_checkpoint_that_looks_whole",
+    "tests/integration/test_full_cache.py::test_two_jobs_go_on_without_a_cache_whose_disk_is_full",
+    # A control group of one's own needs root, and a system that lets it be made.
+    "tests/unit/data/test_decode_memory.py::test_a_process_that_the_kernel_kills_for_want_of_memory_is_told_and_leaves_nothing",
     # A machine, or a container, without IPv6.
     "tests/unit/core/test_network.py::test_a_socket_that_listens_does_so_by_both_families",
     "tests/unit/core/test_network.py::test_a_port_is_free_where_neither_family_holds_it",
